@@ -1,0 +1,154 @@
+"""Artifacts on disk: ``prompt.safetensors`` and ``manifest.json`` in one folder."""
+
+import errno
+import hashlib
+from pathlib import Path
+from typing import assert_never
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from softprompt.artifact.agree import HEAD, PROMPT, contradictions, disagreements
+from softprompt.artifact.aside import aside
+from softprompt.artifact.files import MANIFEST, TENSORS, find, read
+from softprompt.artifact.manifest import Manifest, dump, parse
+from softprompt.artifact.source import Source
+from softprompt.artifact.value import Artifact
+from softprompt.errors import ArtifactError
+from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# How a zip archive starts, as torch.save writes it, and a bare pickle of protocol 2 to 5.
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def save(artifact: Artifact, folder: Path) -> Path:
+    """Write an artifact, which is then whole on disk or not there at all.
+
+    Args:
+        artifact: what to keep. Its tensors are written in their own precision, wherever they are.
+        folder: where to; an artifact that stands there is replaced, and stays if anything fails.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArtifactError: the artifact could not be loaded again (NaN, a precision or value that is
+            not stored, a manifest that does not fit the tensors), the folder holds other files, or
+            it cannot be written.
+    """
+    source = Source(f"the artifact for {folder}", "Correct it; nothing was written.")
+    tensors = artifact.tensors()
+    _check(dump(artifact.manifest, "0" * 64, source=source), tensors, source)
+    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    raw = safetensors.torch.save(own)
+    manifest = dump(artifact.manifest, hashlib.sha256(raw).hexdigest(), source=source)
+    try:
+        _check_replaceable(folder)
+        with aside(folder) as fresh:
+            (fresh / TENSORS).write_bytes(raw)
+            (fresh / MANIFEST).write_bytes(manifest)
+    except OSError as error:
+        raise ArtifactError(_unwritten(folder, error, len(raw) + len(manifest))) from error
+    return folder
+
+
+def load(path: Path) -> Artifact:
+    """Read an artifact, and check all of it before anything is made of it.
+
+    Args:
+        path: the artifact's folder, or a run folder, which holds it under the name ``artifact``.
+
+    Returns:
+        The artifact, its tensors on the CPU, bit for bit as they were saved.
+
+    Raises:
+        ArtifactError: anything is missing, damaged, changed, of another version, or no number.
+    """
+    try:
+        folder = find(path)
+        source = Source(str(folder), "Restore the folder from a copy, or train again.")
+        described = read(folder, MANIFEST, source=source)
+        raw = read(folder, TENSORS, source=source)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}. Give a folder that this user may read."
+        raise ArtifactError(msg) from error
+    _, digest = parse(described, source=source)
+    tensors = _tensors(raw, source)
+    actual = hashlib.sha256(raw).hexdigest()
+    if actual != digest:
+        msg = (
+            f"{TENSORS} has the SHA-256 {actual}, but the manifest says {digest}: one of the two "
+            "files was changed, or they are of different artifacts."
+        )
+        raise source.fault(msg)
+    manifest = _check(described, tensors, source)
+    head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
+    return Artifact(manifest, _prompt(manifest, tensors), head)
+
+
+def _check(described: bytes, tensors: dict[str, Tensor], source: Source) -> Manifest:
+    manifest, _ = parse(described, source=source)
+    found = contradictions(manifest) or disagreements(manifest, tensors)
+    if found:
+        raise source.faults(found)
+    return manifest
+
+
+def _tensors(raw: bytes, source: Source) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(raw)
+    except (SafetensorError, KeyError) as error:
+        if raw.startswith(_PICKLES):
+            msg = (
+                f"{source.name}: {TENSORS} is a pickle or an archive of torch.save, which is "
+                "refused: reading one can run any code. Convert it to safetensors where you trust "
+                "it, or train again."
+            )
+            raise ArtifactError(msg) from error
+        # A whole file starts with the length of a JSON header in eight bytes, and then the header.
+        begun = raw[8:9] in {b"", b"{"}
+        how = "cut short or damaged" if begun else "no safetensors file"
+        msg = f"{TENSORS} ({len(raw):,} bytes) is {how}: {error}."
+        raise source.fault(msg) from error
+
+
+def _prompt(manifest: Manifest, tensors: dict[str, Tensor]) -> Prompt:
+    match manifest.kind:
+        case "input":
+            return InputPrompt(tensors[f"{PROMPT}vectors"])
+        case "kv":
+            keys, values = tensors[f"{PROMPT}keys"], tensors[f"{PROMPT}values"]
+            layers = (*(manifest.layers or ()),)
+            return KVPrefix(keys, values, layers, shifted=manifest.shifted is True)
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Do not replace a folder that holds anything but an artifact."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        msg = f"{folder} is a file, but an artifact is a folder. Save to another name."
+        raise ArtifactError(msg)
+    others = sorted(
+        entry.name for entry in folder.iterdir() if entry.name not in {MANIFEST, TENSORS}
+    )
+    if others:
+        msg = (
+            f"{folder} also holds {', '.join(others[:5])}, which saving an artifact there would "
+            "remove. Save to a folder of its own."
+        )
+        raise ArtifactError(msg)
+
+
+def _unwritten(folder: Path, error: OSError, size: int) -> str:
+    remedy = "Save to a folder that can be written."
+    if error.errno in _FULL:
+        remedy = "Free some space, or save to another disk."
+    return (
+        f"the artifact ({size:,} bytes) could not be written to {folder}: {error.strerror}. What "
+        f"was there before is unchanged. {remedy}"
+    )

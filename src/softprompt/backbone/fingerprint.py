@@ -1,0 +1,48 @@
+"""What tells one model from another, whatever precision it is loaded in."""
+
+import hashlib
+
+import torch
+from torch import nn
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+_SAMPLES = 512
+_PROBE = "A soft prompt, 0123 tokens \u2013 für alle!\n\tEnd."
+
+
+def fingerprint(body: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Two hashes, ``stable-weights``.
+
+    Both are over the signs of evenly spaced entries, which rounding from fp32 to bf16 or fp16
+    leaves alone and which any fine-tuning flips somewhere. ``weights`` covers the matrices;
+    quantisation replaces those, and it then reads ``quantised``. ``stable`` covers the names and
+    shapes of everything that quantisation leaves alone, the input table and the tokenizer.
+    """
+    stable, weights = hashlib.sha256(), hashlib.sha256()
+    probe: list[int] = tokenizer(_PROBE)["input_ids"]
+    stable.update(repr(probe).encode())
+    quantised = False
+    for name, parameter in sorted(body.named_parameters(), key=lambda item: item[0]):
+        floating = parameter.is_floating_point() and type(parameter) is nn.Parameter
+        quantised = quantised or not floating
+        if floating and (parameter.ndim == 1 or "embed" in name or "wte" in name):
+            stable.update(f"{name}{tuple(parameter.shape)}".encode() + _signs(parameter))
+        elif floating:
+            weights.update(f"{name}{tuple(parameter.shape)}".encode() + _signs(parameter))
+    return f"{stable.hexdigest()[:16]}-{'quantised' if quantised else weights.hexdigest()[:16]}"
+
+
+def same_model(first: str, second: str) -> bool:
+    """Whether two fingerprints can be of the same model, one of them perhaps quantised."""
+    stable_1, _, weights_1 = first.partition("-")
+    stable_2, _, weights_2 = second.partition("-")
+    return stable_1 == stable_2 and (
+        weights_1 == weights_2 or "quantised" in {weights_1, weights_2}
+    )
+
+
+def _signs(parameter: torch.Tensor) -> bytes:
+    flat = parameter.detach().flatten()
+    index = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64)
+    signs = (flat[index.long().to(flat.device)] > 0).to("cpu", torch.uint8)
+    return signs.numpy().tobytes()

@@ -1,0 +1,137 @@
+"""Read a model's shapes off the model itself: a dry forward where that can be, else its config."""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
+
+from softprompt.backbone import seam
+from softprompt.backbone.model import Geometry, Kind, accepts
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One attention call of a forward pass.
+
+    Args:
+        module: whose call it was.
+        heads: N, key/value heads.
+        head_size: D.
+    """
+
+    module: nn.Module
+    heads: int
+    head_size: int
+
+
+def body_of(model: PreTrainedModel, kind: Kind) -> nn.Module:
+    """What is run to fingerprint and to measure; the whole, where the body has two halves."""
+    return model if kind == "encoder-decoder" else model.base_model
+
+
+def table_of(model: PreTrainedModel) -> nn.Embedding:
+    """The input embedding table."""
+    return cast("nn.Embedding", model.get_input_embeddings())
+
+
+def probe_ids(model: PreTrainedModel) -> Int[Tensor, "1 3"]:
+    """Three ordinary ids; the highest of the first hundred, clear of most special ones."""
+    weight = table_of(model).weight
+    top = min(100, weight.shape[0]) - 1
+    return torch.tensor([[top, top - 1, top - 2]], device=weight.device)
+
+
+@torch.no_grad()
+def dry_run(
+    model: PreTrainedModel, kind: Kind, *, open_attention: bool
+) -> tuple[list[Site], Float[Tensor, "1 3 H"]]:
+    """Run the model once.
+
+    Returns:
+        Its attention calls in order (none where its attention is not open), and the last states.
+    """
+    recorder = seam.Recorder()
+    with seam.listening(recorder):
+        states = _states(model, kind)
+    sites = [Site(module, *key.shape[1::2]) for module, key, _ in recorder.calls]
+    return sites if open_attention else [], states
+
+
+def measure(
+    model: PreTrainedModel, kind: Kind, *, calls: list[Site], states: Float[Tensor, "1 3 H"]
+) -> Geometry:
+    """The geometry of a model, from what a dry run gave."""
+    vocabulary, embedding_size = table_of(model).weight.shape
+    return Geometry(
+        kind=kind,
+        family=model.config.model_type,
+        hidden_size=states.shape[-1],
+        embedding_size=embedding_size,
+        vocabulary=vocabulary,
+        positions=_positions(model),
+        sites=len(calls),
+        heads=calls[0].heads if calls else 0,
+        head_size=calls[0].head_size if calls else 0,
+        window=_window(model),
+        position_offset=_position_offset(model, kind),
+        embedding_rms=_embedding_rms(model),
+    )
+
+
+def _states(model: PreTrainedModel, kind: Kind, *, positions: Tensor | None = None) -> Tensor:
+    ids = probe_ids(model)
+    mask = torch.ones_like(ids)
+    if kind == "encoder-decoder":
+        states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        return _last(model.get_decoder()(input_ids=ids, encoder_hidden_states=states))
+    explicit = {} if positions is None else {"position_ids": positions}
+    return _last(model.base_model(input_ids=ids, attention_mask=mask, **explicit))
+
+
+def _last(output: object) -> Tensor:
+    states: Tensor = output.last_hidden_state  # type: ignore[attr-defined]  # transformers' output
+    return states
+
+
+@torch.no_grad()
+def _position_offset(model: PreTrainedModel, kind: Kind) -> int | None:
+    """Found by trial: which explicit position ids give what none give."""
+    if kind == "encoder-decoder" or not accepts(model.base_model, "position_ids"):
+        return None
+    bare = _states(model, kind)
+    pad = getattr(model.config, "pad_token_id", None)
+    for offset in (0, (pad or 0) + 1):
+        ids = torch.arange(bare.shape[1], device=bare.device)[None] + offset
+        if torch.equal(bare, _states(model, kind, positions=ids)):
+            return offset
+    return None
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or model.config.model_type in {"t5", "mt5", "bloom"}:
+        return None
+    # RoBERTa's table begins with rows for padding that no token may use.
+    return limit - (2 if model.config.model_type in {"roberta", "xlm-roberta"} else 0)
+
+
+def _window(model: PreTrainedModel) -> int | None:
+    config = model.config
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    window = getattr(config, "sliding_window", None)
+    return int(window) if isinstance(window, int) else None
+
+
+@torch.no_grad()
+def _embedding_rms(model: PreTrainedModel) -> float:
+    """Over the first rows of a large table: enough for a scale, without a copy of the table."""
+    table = table_of(model)
+    rows = torch.arange(min(4096, table.num_embeddings), device=table.weight.device)
+    embedded: Tensor = table(rows)
+    return math.sqrt(embedded.float().pow(2).mean().item())

@@ -1,0 +1,173 @@
+"""Where prompts get into a transformers model: its input table and its attention function.
+
+The seam knows no prompt. It asks the current :class:`Listener`, if there is one, and is otherwise
+the bare model. The listener stands in a context variable, so threads do not see each other's; at
+the model's entrance it is turned into a keyword argument, which gradient checkpointing keeps for
+the second forward pass that it runs when the context is long gone.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+NAME = "softprompt"
+_KEYWORD = "softprompt_call"
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """What one attention site is about to attend to.
+
+    Args:
+        query: ``[B, heads, T, D]``.
+        key: ``[B, N, Tk, D]``, after any rotary embedding, before grouped heads are repeated.
+        value: likewise.
+        mask: ``[B or 1, 1, T, Tk]``, boolean or additive; None where nothing need be masked but,
+            if ``causal``, the future.
+        causal: whether a missing mask stands for a causal one.
+        bias: T5's position bias ``[1 or B, heads, T, Tk]``.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    causal: bool
+    bias: Tensor | None
+
+
+# What a listener does in one pass through the model: change what a module attends to.
+AttentionCall = Callable[[nn.Module, Attention], Attention]
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """What changes the embeddings and the attention of a model while it runs."""
+
+    def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
+        """Embed ids, soft ones included; ``table`` embeds the backbone's own."""
+
+    def call(self) -> AttentionCall:
+        """Begin one pass through the model."""
+
+
+_current: ContextVar[Listener | None] = ContextVar("softprompt_listener", default=None)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Let ``listener`` change every pass that starts in this context."""
+    token = _current.set(listener)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def install(model: PreTrainedModel) -> bool:
+    """Open the seam in a model, once, at load.
+
+    Returns:
+        Whether its attention goes through transformers' attention interface. Where it does not
+        (DeBERTa, BLOOM), only the input table is opened.
+    """
+    for table in _tables(model):
+        table.forward = partial(_embed, table.forward)
+    if not model._can_set_attn_implementation():  # noqa: SLF001  # transformers' only way to ask
+        return False
+    model.set_attn_implementation(NAME)
+    for entrance in _entrances(model):
+        entrance.register_forward_pre_hook(_pass_on, with_kwargs=True)
+    return True
+
+
+def _stacks(model: PreTrainedModel) -> list[PreTrainedModel]:
+    """The encoder and decoder of a model that has both."""
+    if not model.config.is_encoder_decoder:
+        return []
+    return [model.get_encoder(), model.get_decoder()]
+
+
+def _tables(model: PreTrainedModel) -> list[nn.Module]:
+    tables = [m.get_input_embeddings() for m in (model, *_stacks(model))]
+    return list({id(t): t for t in tables}.values())
+
+
+def _entrances(model: PreTrainedModel) -> list[nn.Module]:
+    return list({id(m): m for m in (model, model.base_model, *_stacks(model))}.values())
+
+
+def _embed(table: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+    listener = _current.get()
+    return table(ids) if listener is None else listener.embed(ids, table)
+
+
+def _pass_on(
+    _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    listener = _current.get()
+    if listener is None or _KEYWORD in kwargs:
+        return None
+    return args, kwargs | {_KEYWORD: listener.call()}
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,  # noqa: ANN401  # transformers' own keyword arguments, passed on untouched
+) -> tuple[Tensor, None]:
+    call: AttentionCall | None = kwargs.pop(_KEYWORD, None)
+    if call is not None:
+        is_causal = kwargs.get("is_causal")
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        bias = kwargs.get("position_bias")
+        plain = Attention(query, key, value, attention_mask, bool(causal), bias)
+        seen = call(module, plain)
+        key, value, attention_mask = seen.key, seen.value, seen.mask
+        if seen.bias is not None:
+            kwargs["position_bias"] = seen.bias
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return output, None
+
+
+@dataclass
+class Recorder:
+    """A listener that changes nothing and keeps the keys and values that each site is given.
+
+    Args:
+        below: another listener that goes first; None for the bare model.
+    """
+
+    below: Listener | None = None
+
+    def __post_init__(self) -> None:
+        self.calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
+        """Embed as the listener below does."""
+        return table(ids) if self.below is None else self.below.embed(ids, table)
+
+    def call(self) -> AttentionCall:
+        """Record one pass."""
+        return partial(self._record, None if self.below is None else self.below.call())
+
+    def _record(
+        self, below: AttentionCall | None, module: nn.Module, attention: Attention
+    ) -> Attention:
+        self.calls.append((module, attention.key, attention.value))
+        return replace(attention) if below is None else below(module, attention)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

@@ -1,0 +1,87 @@
+"""Turn a transformers model into a backbone: freeze it, open the seam, measure it."""
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from softprompt.backbone import seam
+from softprompt.backbone.fingerprint import fingerprint
+from softprompt.backbone.head import Head
+from softprompt.backbone.measure import Site, body_of, dry_run, measure, probe_ids
+from softprompt.backbone.model import Backbone, Inputs, Kind
+from softprompt.errors import BackboneError
+
+_IDS = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"}
+
+
+def wrap(
+    name: str,
+    model: PreTrainedModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    revision: str | None = None,
+    headless: bool = False,
+) -> Backbone:
+    """Freeze a model, open its seam and read its shapes off a dry forward.
+
+    Args:
+        name: what to call it in messages and artifacts.
+        model: is changed: frozen, in eval mode, with the seam open.
+        kind: which tokens see which.
+        revision: the Hub commit, when there is one.
+        headless: the checkpoint has no language-model head, so the model's is random.
+
+    Raises:
+        BackboneError: its attention sites do not share one shape.
+    """
+    model.requires_grad_(requires_grad=False)
+    model.eval()
+    _forget_generation(model)
+    mark = fingerprint(body_of(model, kind), tokenizer)
+    calls, states = dry_run(model, kind, open_attention=seam.install(model))
+    shapes = sorted({(site.heads, site.head_size) for site in calls})
+    if len(shapes) > 1:
+        msg = (
+            f"backbone {name!r} has attention layers of different shapes (heads, head size): "
+            f"{shapes}. A prefix needs one shape on all layers; this family is not supported yet."
+        )
+        raise BackboneError(msg)
+    return Backbone(
+        name=name,
+        revision=revision,
+        model=model,
+        tokenizer=tokenizer,
+        geometry=measure(model, kind, calls=calls, states=states),
+        fingerprint=mark,
+        head=None if headless else Head(model),
+        site_of=_numbered(calls),
+    )
+
+
+def _forget_generation(model: PreTrainedModel) -> None:
+    """Keep the special ids only: transformers fills whatever is not asked for from this.
+
+    A checkpoint's habits (Qwen's repetition penalty) would change answers behind our back.
+    """
+    habits = getattr(model, "generation_config", None)  # encoders have none
+    if habits is not None:
+        kept = {name: value for name, value in habits.to_dict().items() if name in _IDS}
+        model.generation_config = GenerationConfig(**kept)
+
+
+def _numbered(calls: list[Site]) -> dict[nn.Module, tuple[int, ...]]:
+    """ALBERT calls one module for many layers, so a module may serve several sites."""
+    sites: dict[nn.Module, tuple[int, ...]] = {}
+    for number, site in enumerate(calls):
+        sites[site.module] = (*sites.get(site.module, ()), number)
+    return sites
+
+
+def example(backbone: Backbone) -> Inputs:
+    """A short row that every backbone can run; for proofs and dry runs."""
+    ids = probe_ids(backbone.model)
+    decoder = ids.clone() if backbone.geometry.kind == "encoder-decoder" else None
+    return Inputs(ids=ids, mask=torch.ones_like(ids), decoder_ids=decoder)

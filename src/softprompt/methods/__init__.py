@@ -1,0 +1,110 @@
+"""The list of methods: the only place that names them all.
+
+A method costs its file and one line here; the contract tests pick it up by themselves.
+"""
+
+from typing import Any
+
+import torch
+
+from softprompt.backbone.model import Backbone
+from softprompt.errors import PromptError
+from softprompt.initialise import FromRandom, Initial, initial_prompt
+from softprompt.injection.rows import check
+from softprompt.methods.base import Method, fit
+from softprompt.methods.p_tuning import PTuning
+from softprompt.methods.p_tuning_v2 import PTuningV2
+from softprompt.methods.prefix_tuning import PrefixTuning
+from softprompt.methods.prompt_tuning import PromptTuning
+
+MethodSettings = PromptTuning | PTuning | PrefixTuning | PTuningV2
+
+METHODS: dict[str, type[Any]] = {
+    settings.name: settings for settings in (PromptTuning, PTuning, PrefixTuning, PTuningV2)
+}
+
+
+def build_method(
+    backbone: Backbone,
+    settings: MethodSettings,
+    *,
+    soft_length: int,
+    initial: Initial,
+    seed: int,
+) -> Method:
+    """A method at its start, for a backbone.
+
+    Args:
+        soft_length: how many soft tokens the template has (0 for keys and values).
+        initial: what the prompt is before its first step. Methods with an encoder are fitted to
+            it, except to ``FromRandom``, which leaves them as the papers draw them.
+        seed: decides everything random, on every machine.
+
+    Raises:
+        PromptError: the method does not fit the backbone or the initial value.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if settings.shape == "kv" and not backbone.geometry.sites:
+        _refuse(backbone, settings.name)
+    length, layers = soft_length, tuple[int, ...]()
+    if isinstance(settings, PrefixTuning | PTuningV2):
+        length, layers = settings.length, sites(settings.layers, backbone.geometry.sites)
+    start = initial_prompt(
+        backbone,
+        initial,
+        shape=settings.shape,
+        length=length,
+        layers=layers,
+        generator=generator,
+    )
+    check(backbone.geometry, start)
+    method: Method = settings.build(backbone.geometry, start, generator=generator)  # type: ignore[arg-type]  # `shape` pairs them
+    if not settings.direct and not isinstance(initial, FromRandom):
+        fit(method, start)
+    return method
+
+
+def sites(text: str, count: int) -> tuple[int, ...]:
+    """The attention sites that ``"all"``, ``"12:"``, ``":6"``, ``"3:9"`` or ``"-4:"`` names.
+
+    Raises:
+        PromptError: it is no such thing, or names none of the ``count`` sites.
+    """
+    begin, colon, end = (":" if text == "all" else text).partition(":")
+    try:
+        chosen = tuple(range(count))[slice(_bound(begin), _bound(end))] if colon else ()
+    except ValueError:
+        chosen = ()
+    if not chosen:
+        msg = (
+            f'layers = {text!r} names none of the {count} layers of this backbone. Write "all", '
+            f'or a slice from 0 to {count}, such as "{count // 2}:".'
+        )
+        raise PromptError(msg)
+    return chosen
+
+
+def _bound(text: str) -> int | None:
+    return int(text) if text else None
+
+
+def _refuse(backbone: Backbone, method: str) -> None:
+    msg = (
+        f"{method} trains keys and values, but {backbone.geometry.family} has an attention of its "
+        "own, which they cannot enter. Use prompt-tuning or p-tuning, or another backbone."
+    )
+    raise PromptError(msg)
+
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodSettings",
+    "PTuning",
+    "PTuningV2",
+    "PrefixTuning",
+    "PromptTuning",
+    "build_method",
+    "fit",
+    "sites",
+]

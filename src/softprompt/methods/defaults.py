@@ -1,0 +1,78 @@
+"""What a recipe leaves unsaid: good settings by method and backbone, each with its source."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from softprompt.backbone.model import Geometry
+from softprompt.errors import unknown
+from softprompt.initialise import FromRandom, FromVocabulary, Initial
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Settings of a run.
+
+    Args:
+        optimizer: ``adamw``, ``adafactor``, or a class of ``torch.optim``.
+        learning_rate: of the prompt, at its highest.
+        weight_decay: of the prompt.
+        schedule: how the rate falls.
+        warmup: the share of all steps in which it rises first.
+        initial: what the prompt is before its first step, if there are no label words or text.
+        source: where this is from.
+    """
+
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    schedule: Schedule
+    warmup: float
+    initial: Initial
+    source: str
+
+
+_T5 = {"t5", "mt5", "umt5"}
+
+
+def defaults(method: str, geometry: Geometry) -> Defaults:
+    """Good settings for a method on a backbone.
+
+    Raises:
+        KeyError: a method without an entry here; the contract tests forbid it.
+    """
+    match method:
+        case "prompt-tuning" if geometry.family in _T5:
+            return Defaults(
+                "adafactor", 0.3, 1e-5, "constant", 0.0, FromVocabulary(),
+                "Lester et al. 2021: Adafactor at 0.3, parameter scaling off, weight decay 1e-5",
+            )  # fmt: skip
+        case "prompt-tuning" if geometry.kind == "encoder":
+            return Defaults(
+                "adamw", 1e-2, 1e-5, "linear", 0.0, FromVocabulary(),
+                "Liu et al. 2022 (P-tuning v2's code): 5e-3 to 3e-2 for BERT and RoBERTa",
+            )  # fmt: skip
+        case "prompt-tuning":
+            return Defaults(
+                "adamw", 1e-2, 0.0, "linear", 0.03, FromVocabulary(),
+                "measured here: benchmarks/quality, SmolLM2-135M from text at 1e-2",
+            )  # fmt: skip
+        case "p-tuning":
+            return Defaults(
+                "adamw", 1e-3, 1e-2, "linear", 0.03, FromRandom(),
+                "PEFT's MRPC example: AdamW at 1e-3, decay 0.01; 1e-5 to 1e-3 in the papers",
+            )  # fmt: skip
+        case "prefix-tuning":
+            rate = 1e-4 if geometry.kind == "encoder" else 5e-5
+            return Defaults(
+                "adamw", rate, 0.0, "linear", 0.0, FromRandom(),
+                "Li & Liang 2021: AdamW at 5e-5; P-tuning v2's code: 1e-4 with projection on BERT",
+            )  # fmt: skip
+        case "p-tuning-v2":
+            return Defaults(
+                "adamw", 7e-3, 0.0, "linear", 0.0, FromRandom(),
+                "Liu et al. 2022: 5e-3, 7e-3 or 1e-2 in most scripts, linear decay",
+            )  # fmt: skip
+        case _:
+            raise KeyError(unknown("method", method, options=["prompt-tuning"]))

@@ -1,0 +1,18 @@
+"""What is asked of a backbone's output: the loss and the answer, whatever the prompt."""
+
+from softprompt.tasks.base import Answer, Classifier, Example, Loss, Task
+from softprompt.tasks.bind import bind
+from softprompt.tasks.settings import TASKS, Classify, Generate, TaskSettings
+
+__all__ = [
+    "TASKS",
+    "Answer",
+    "Classifier",
+    "Classify",
+    "Example",
+    "Generate",
+    "Loss",
+    "Task",
+    "TaskSettings",
+    "bind",
+]

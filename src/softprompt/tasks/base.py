@@ -1,0 +1,179 @@
+"""What every task is: rows in, a loss or answers out, whatever the prompt and the method."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from softprompt.backbone.model import Backbone, Inputs
+from softprompt.data.batch import Side, collate
+from softprompt.data.tokenise import Tokenised
+from softprompt.prompt import Prompt
+
+Row = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as a task runs it.
+
+    Args:
+        variants: the row as the backbone sees it, once or in several continuations.
+        points: for each variant the positions whose hidden states are needed.
+        target: the label's index, or the ids to be written; None where nothing is known.
+    """
+
+    variants: tuple[Tokenised, ...]
+    points: tuple[tuple[int, ...], ...]
+    target: int | tuple[int, ...] | None
+
+    @property
+    def length(self) -> int:
+        """The tokens of the longest variant, for batches of like length."""
+        return max(len(v.ids) for v in self.variants)
+
+    @property
+    def cut(self) -> bool:
+        """Whether a field was truncated."""
+        return any(v.cut for v in self.variants)
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A sum over scored tokens and how many there were, so that any split of a batch adds up.
+
+    Args:
+        total: the summed loss, with its graph.
+        count: the scored tokens; for classification the rows.
+    """
+
+    total: Float[Tensor, ""]
+    count: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a task says of a row.
+
+    Args:
+        label: the likeliest label, or the text.
+        probabilities: of every label, summing to one; empty for text.
+    """
+
+    label: str
+    probabilities: Mapping[str, float]
+
+
+class Task(ABC):
+    """What is asked of a backbone's output, bound to one backbone."""
+
+    backbone: Backbone
+    labels: tuple[str, ...]
+
+    @property
+    def head(self) -> nn.Module | None:
+        """A module that is trained with the prompt; None for most tasks."""
+        return None
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a row must have to be answered."""
+
+    @property
+    @abstractmethod
+    def target_column(self) -> str:
+        """The column that a row must have as well to be learnt from."""
+
+    @abstractmethod
+    def example(self, row: Row, *, target: bool = True) -> Example:
+        """Render a row; with ``target`` also what it should be answered."""
+
+    @abstractmethod
+    def loss(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> Loss:
+        """The summed loss of a batch."""
+
+    @abstractmethod
+    def answer(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> list[Answer]:
+        """Answer a batch."""
+
+
+class Classifier(Task):
+    """A task whose answers are probabilities of labels."""
+
+    @abstractmethod
+    def scores(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B C"]:
+        """Unnormalised log-probabilities of the labels, in fp32."""
+
+    def loss(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> Loss:
+        """Cross-entropy over the labels."""
+        scores = self.scores(examples, prompts, rows=rows)
+        targets = torch.tensor([e.target for e in examples], device=scores.device)
+        total = nn.functional.cross_entropy(scores, targets, reduction="sum")
+        return Loss(total, len(examples))
+
+    @torch.no_grad()
+    def answer(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> list[Answer]:
+        """The likeliest label of each row and the probabilities of all."""
+        return self.answers(self.scores(examples, prompts, rows=rows))
+
+    def answers(self, scores: Float[Tensor, "B C"]) -> list[Answer]:
+        """Scores as probabilities and the likeliest label."""
+        answers = []
+        for row in scores.softmax(dim=-1).tolist():
+            by_label = dict(zip(self.labels, row, strict=True))
+            answers.append(Answer(max(by_label, key=by_label.__getitem__), by_label))
+        return answers
+
+
+def padded(backbone: Backbone, rows: Sequence[Tokenised], *, side: Side = "right") -> Inputs:
+    """Rows as one batch on the backbone's device."""
+    batch = collate(rows, range(len(rows)), pad=backbone.pad, side=side).to(backbone.device)
+    return Inputs(ids=batch.ids, mask=batch.mask, types=batch.types)
+
+
+def with_decoder(inputs: Inputs, decoder: Sequence[Sequence[int]]) -> Inputs:
+    """The same batch with what its decoder is fed; short rows are padded, which nothing sees."""
+    width = max(len(row) for row in decoder)
+    laid = [[*row, *[0] * (width - len(row))] for row in decoder]
+    return replace(inputs, decoder_ids=torch.tensor(laid, device=inputs.ids.device))
+
+
+def picked(states: Float[Tensor, "B T H"], points: Sequence[Sequence[int]]) -> Float[Tensor, "S H"]:
+    """The hidden states at each row's points, one after the other."""
+    row = [b for b, at in enumerate(points) for _ in at]
+    column = [position for at in points for position in at]
+    return states[row, column]

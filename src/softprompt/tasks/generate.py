@@ -1,0 +1,141 @@
+"""Write text: a causal backbone goes on, an encoder-decoder answers."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from softprompt.backbone.head import Head
+from softprompt.backbone.model import Backbone
+from softprompt.data.batch import Side
+from softprompt.data.tokenise import Renderer, Tokenised
+from softprompt.errors import DataError
+from softprompt.injection.generate import Decoding, generate
+from softprompt.injection.run import run
+from softprompt.prompt import Prompt
+from softprompt.tasks.base import Answer, Example, Loss, Row, Task, padded, picked, with_decoder
+
+
+class Writer(Task):
+    """Text in, text out; with ``choices`` nothing else can come out.
+
+    Args:
+        choices: the only answers there are; empty for any text.
+        decoding: how answers are generated.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head,
+        *,
+        renderer: Renderer,
+        target_column: str,
+        choices: Sequence[str],
+        decoding: Decoding,
+    ) -> None:
+        self.backbone = backbone
+        self.labels = tuple(choices)
+        self._head = head
+        self._renderer = renderer
+        self._target_column = target_column
+        answers = tuple(self._tokens(choice) for choice in choices) or None
+        self._decoding = replace(decoding, answers=answers)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The template's fields."""
+        return self._renderer.template.fields
+
+    @property
+    def target_column(self) -> str:
+        """Where the text to be written stands."""
+        return self._target_column
+
+    def example(self, row: Row, *, target: bool = True) -> Example:
+        """Render a row; its target is the text to be written and its end."""
+        source = self._renderer.render(row)
+        if not target:
+            return Example((source,), ((),), None)
+        written = (*self._tokens(str(row[self._target_column])), *self.backbone.ends[:1])
+        room = self._room(source)
+        if len(written) > room:
+            msg = (
+                f"a text to be written has {len(written)} tokens, but {room} positions are left "
+                f"for it: {str(row[self._target_column])[:60]!r}… Lower data.max_length, which "
+                "makes room, or leave the row out."
+            )
+            raise DataError(msg)
+        return Example((source,), ((),), written)
+
+    def loss(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> Loss:
+        """Cross-entropy on the targets' tokens, and on no others."""
+        targets = [_written(e) for e in examples]
+        if self.backbone.geometry.kind == "causal":
+            sources = [_continued(e.variants[0], t) for e, t in zip(examples, targets, strict=True)]
+            states = run(self.backbone, padded(self.backbone, sources), prompts=prompts, rows=rows)
+            begins = [len(e.variants[0].ids) - 1 for e in examples]
+        else:
+            inputs = padded(self.backbone, [e.variants[0] for e in examples])
+            decoder = [[self.backbone.decoder_start, *t[:-1]] for t in targets]
+            states = run(self.backbone, with_decoder(inputs, decoder), prompts=prompts, rows=rows)
+            begins = [0 for _ in examples]
+        points = [range(b, b + len(t)) for b, t in zip(begins, targets, strict=True)]
+        logits = self._head(picked(states, points)).float()
+        wanted = torch.tensor([token for t in targets for token in t], device=logits.device)
+        return Loss(F.cross_entropy(logits, wanted, reduction="sum"), len(wanted))
+
+    def answer(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> list[Answer]:
+        """Generate each row's text."""
+        side: Side = "left" if self.backbone.geometry.kind == "causal" else "right"
+        inputs = padded(self.backbone, [e.variants[0] for e in examples], side=side)
+        texts = generate(
+            self.backbone,
+            inputs,
+            prompts=prompts,
+            rows=rows,
+            decoding=self._decoding,
+        )
+        return [Answer(self._text(ids), {}) for ids in texts]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.backbone.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        """A causal backbone's answer begins with the space that parts it from the row."""
+        space = " " if self.backbone.geometry.kind == "causal" and text[:1].strip() else ""
+        return tuple(self.backbone.tokenizer(space + text, add_special_tokens=False)["input_ids"])
+
+    def _room(self, source: Tokenised) -> int:
+        positions = self.backbone.geometry.positions
+        if positions is None:
+            return 1 << 30
+        return positions - (len(source.ids) if self.backbone.geometry.kind == "causal" else 0)
+
+
+def _continued(source: Tokenised, target: Sequence[int]) -> Tokenised:
+    """The row with its target behind it, but for the last token, which nothing follows."""
+    ids = (*source.ids, *target[:-1])
+    return Tokenised(ids, (*source.types, *[0] * (len(target) - 1)), source.masks, source.cut)
+
+
+def _written(example: Example) -> tuple[int, ...]:
+    if not isinstance(example.target, tuple):
+        msg = "an example without its target has no loss. Render it with target=True."
+        raise DataError(msg)
+    return example.target

@@ -1,0 +1,65 @@
+"""What a task is before it meets a backbone: ``[task]`` of a recipe; an artifact keeps it too."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from softprompt.tasks.pool import HeadKind
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Choose one of the labels.
+
+    Args:
+        template: what a row looks like; None joins the text columns.
+        label_column: where the label stands.
+        verbalizer: for each label its word or words, which the language-model head scores. None
+            trains a head instead, and reads the labels from the data.
+        head: ``linear``, or ``mlp`` (dense, tanh, linear, as BERT's own).
+    """
+
+    kind: ClassVar = "classify"
+
+    template: str | None = None
+    label_column: str = "label"
+    verbalizer: Mapping[str, str | Sequence[str]] | None = None
+    head: HeadKind = "linear"
+
+    def words(self) -> dict[str, tuple[str, ...]]:
+        """For each label its words."""
+        given = self.verbalizer or {}
+        return {k: (v,) if isinstance(v, str) else tuple(v) for k, v in given.items()}
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Write text.
+
+    Args:
+        template: what a row looks like; None joins the text columns.
+        target_column: the text to be written.
+        choices: ``any`` text, the targets that occur in the training ``data``, or a list.
+        max_new_tokens: the longest answer.
+        beams: 1 is greedy.
+        sample: draw instead of taking the best.
+        temperature: divides the logits when sampling.
+        top_k: sample from the k likeliest; 0 for all.
+        top_p: sample from the smallest set with this probability.
+    """
+
+    kind: ClassVar = "generate"
+
+    template: str | None = None
+    target_column: str = "target"
+    choices: Literal["any", "data"] | Sequence[str] = "any"
+    max_new_tokens: int = 32
+    beams: int = 1
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+TaskSettings = Classify | Generate
+TASKS: dict[str, type[Classify] | type[Generate]] = {t.kind: t for t in (Classify, Generate)}

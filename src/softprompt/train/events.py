@@ -1,0 +1,84 @@
+"""What a training run says while it runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from softprompt.evaluate.predict import Report
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step.
+
+    Args:
+        step: counted from 1.
+        epoch: with its fraction.
+        loss: per scored token, of the step's rows.
+        rows: how many rows it saw.
+        learning_rate: of the prompt.
+        norm: of the gradient before clipping.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    rows: int
+    learning_rate: float
+    norm: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One validation.
+
+    Args:
+        step: after which step; 0 is the start.
+        epoch: with its fraction.
+        train_loss: per scored token since the last validation; None at the start.
+        report: loss and metrics on the validation rows.
+        best: whether no earlier one was better.
+        prompt_norm: of the prompt, relative to what it started from.
+        moved: how far the prompt is from its start, relative to the start's norm.
+    """
+
+    step: int
+    epoch: float
+    train_loss: float | None
+    report: Report
+    best: bool
+    prompt_norm: float
+    moved: float
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The validation metrics."""
+        return self.report.metrics
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something looks wrong; the run goes on.
+
+    Args:
+        step: after which step.
+        message: the fact and what to try.
+    """
+
+    step: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over.
+
+    Args:
+        step: the last one.
+        reason: why it stopped.
+    """
+
+    step: int
+    reason: str
+
+
+Event = Step | Evaluation | Warned | Finished

@@ -1,0 +1,84 @@
+"""Train from Python, on rows in memory, without a recipe file or a run's folder."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+
+from softprompt.backbone.model import Backbone
+from softprompt.evaluate.model import Model, bring
+from softprompt.initialise import Initial
+from softprompt.methods import MethodSettings, PromptTuning
+from softprompt.recipe import make_recipe
+from softprompt.tasks import TaskSettings
+from softprompt.train.events import Event
+from softprompt.train.prepare import prepare
+from softprompt.train.run import artifact_of, backbone_mode, make_trainer
+
+Row = Mapping[str, object]
+
+MEMORY = "memory"
+
+
+def fit(  # noqa: PLR0913  # a recipe has as many tables
+    backbone: Backbone,
+    task: TaskSettings,
+    *,
+    rows: Sequence[Row],
+    validation: Sequence[Row] | None = None,
+    method: MethodSettings | None = None,
+    initial: Initial | None = None,
+    seed: int = 42,
+    watch: Callable[[Event], None] | None = None,
+    **training: Any,  # noqa: ANN401  # checked by the recipe
+) -> Model:
+    """Train a prompt on rows in memory.
+
+    Args:
+        task: :class:`Classify` or :class:`Generate`.
+        rows: with the template's fields and the target column.
+        validation: to choose the best prompt by; None sets a tenth of ``rows`` aside.
+        method: prompt tuning by default.
+        initial: what the prompt starts from; label words by default.
+        watch: told every event.
+        training: the keys of a recipe's ``[train]``, such as ``epochs=4, learning_rate=0.01``.
+
+    Returns:
+        The best prompt at work; ``save`` keeps it.
+
+    Raises:
+        RecipeError: a training key is unknown or wrong.
+        SoftpromptError: rows, task, method and backbone do not fit; the message says what to do.
+    """
+    method = method or PromptTuning()
+    recipe = make_recipe(
+        {
+            "seed": seed,
+            "backbone": {"name": backbone.name},
+            "data": {"train": MEMORY, "shares": {"train": 0.9, "validation": 0.1, "test": 0.0}},
+            "task": {"kind": task.kind, **_given(task)},
+            "method": {"name": method.name, **_given(method)},
+            "train": training,
+        }
+    )
+    tables = {"train": Dataset.from_list([dict(row) for row in rows])}
+    if validation is not None:
+        tables["validation"] = Dataset.from_list([dict(row) for row in validation])
+    torch.manual_seed(seed)
+    prepared = prepare(recipe, backbone=backbone, tables=tables, start=initial)
+    accelerator = Accelerator(
+        cpu=backbone.device.type == "cpu", mixed_precision=recipe.train.mixed_precision
+    )
+    with backbone_mode(prepared):
+        trainer = make_trainer(prepared, accelerator)
+        for event in trainer.run():
+            if watch is not None:
+                watch(event)
+    return bring(artifact_of(prepared, trainer.chosen()), backbone)
+
+
+def _given(settings: TaskSettings | MethodSettings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if value is not None}

@@ -1,0 +1,125 @@
+"""A run's folder: the recipe as run, what happened, the metrics, a picture, the artifact."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from softprompt.artifact import Artifact, save
+from softprompt.errors import ArtifactError, TrainingError
+from softprompt.recipe import Recipe, read_recipe
+from softprompt.train.events import Event, Step
+from softprompt.train.state import load_state, save_state
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; made when first written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def artifact(self) -> Path:
+        """Where the best prompt lies."""
+        return self.path / "artifact"
+
+    @property
+    def picture(self) -> Path:
+        """The curve of losses and metrics."""
+        return self.path / "curve.png"
+
+    @property
+    def _events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    def begin(self, recipe: Recipe) -> None:
+        """Write the recipe as run.
+
+        Raises:
+            TrainingError: the folder holds another run.
+        """
+        if (self.path / "recipe.toml").exists():
+            msg = (
+                f"{self.path} holds a run already. Go on with it (softprompt resume {self.path}), or "
+                "give another folder with --output."
+            )
+            raise TrainingError(msg)
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = tomli_w.dumps(recipe.as_data())
+        (self.path / "recipe.toml").write_text(text, encoding="utf-8")
+
+    def recipe(self) -> Recipe:
+        """The recipe as run.
+
+        Raises:
+            ArtifactError: this is no run's folder.
+        """
+        path = self.path / "recipe.toml"
+        if not path.exists():
+            msg = (
+                f"{self.path} is no run's folder: it has no recipe.toml. Give the folder of a run."
+            )
+            raise ArtifactError(msg)
+        return read_recipe(path)
+
+    def note(self, event: Event, **more: float) -> None:
+        """Append an event as one JSON line."""
+        line = {"event": type(event).__name__.lower(), **_plain(event), **more}
+        with self._events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The events so far; a line that was cut off by a kill is left out."""
+        if not self._events.exists():
+            return
+        for line in self._events.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Write the whole state; the old checkpoint stays whole until then."""
+        save_state(dict(state), self.path / "checkpoint")
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state to go on from; None if the run was stopped before its first checkpoint."""
+        folder = self.path / "checkpoint"
+        old = folder.with_name(".checkpoint-old")
+        return load_state(folder) if folder.exists() or old.exists() else None
+
+    def forget_after(self, step: int) -> None:
+        """Drop the events that a resumed run will go through again."""
+        kept = [e for e in self.events() if e["step"] <= step and e["event"] != "finished"]
+        lines = "".join(json.dumps(event) + "\n" for event in kept)
+        self._events.write_text(lines, encoding="utf-8")
+
+    def finish(self, artifact: Artifact, metrics: Mapping[str, Any]) -> None:
+        """Write the artifact and the metrics."""
+        save(artifact, self.artifact)
+        text = json.dumps(metrics, indent=2) + "\n"
+        (self.path / "metrics.json").write_text(text, encoding="utf-8")
+
+
+def free_folder(stem: str, *, root: Path) -> Path:
+    """The first of ``root/stem``, ``root/stem-2``, … that is not there yet."""
+    candidate, number = root / stem, 1
+    while candidate.exists():
+        number += 1
+        candidate = root / f"{stem}-{number}"
+    return candidate
+
+
+def _plain(event: Event) -> dict[str, Any]:
+    if isinstance(event, Step):
+        return asdict(event)
+    found = asdict(event)
+    report = found.pop("report", None)
+    return found if report is None else found | report

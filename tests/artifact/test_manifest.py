@@ -1,0 +1,223 @@
+"""The manifest is strict, can be read by people, and says what is wrong with it."""
+
+import json
+from dataclasses import fields
+from importlib.metadata import version
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softprompt.artifact import SCHEMA, Manifest, load
+from softprompt.artifact.manifest import dump, parse
+from softprompt.artifact.source import Source
+from softprompt.errors import ArtifactError
+
+REMEDY = "Restore the folder from a copy, or train again."
+SOURCE = Source("mood", "Mend it.")
+
+
+def refusal(stored) -> str:
+    """What loading says, without the folder in front and the remedy behind."""
+    with pytest.raises(ArtifactError) as error:
+        load(stored.folder)
+    said = str(error.value)
+    assert said.startswith(f"{stored.folder}: ")
+    assert said.endswith(REMEDY)
+    return said.removeprefix(f"{stored.folder}: ").removesuffix(REMEDY).strip()
+
+
+def test_it_is_json_that_people_can_read(stored):
+    text = stored.manifest.read_text("utf-8")
+    assert "\\u" not in text
+    assert '\n  "template": "{soft:3} {text} – war es gut? {mask}",\n' in text
+    assert text.endswith("}\n")
+    assert [*json.loads(text)] == [*(field.name for field in fields(Manifest)), "digest"]
+
+
+def test_it_says_what_the_tensors_tell(stored, stored_prefix):
+    assert stored_prefix.folder == stored.folder  # the prefix was saved over the other
+    content = json.loads(stored_prefix.manifest.read_text("utf-8"))
+    assert (
+        content
+        | {
+            "schema": SCHEMA,
+            "softprompt": version("softprompt"),
+            "kind": "kv",
+            "length": 3,
+            "shapes": {"prompt.keys": [2, 4, 3, 5], "prompt.values": [2, 4, 3, 5]},
+            "dtype": "float32",
+            "layers": [1, 3],
+            "shifted": True,
+        }
+        == content
+    )
+
+
+NEITHER = {key: st.none() for key in ("layers", "shifted")}
+inner = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
+    max_leaves=6,
+)
+table = st.dictionaries(st.text(), inner, max_size=3)
+manifests = st.builds(
+    Manifest,
+    schema=st.just(SCHEMA),
+    backbone=st.fixed_dictionaries(
+        {
+            "name": st.text(),
+            "revision": st.none() | st.text(),
+            "fingerprint": st.text(),
+            "family": st.text(),
+        }
+    ),
+    **{name: table for name in ("task", "data", "recipe", "metrics")},
+)
+
+
+@given(manifest=manifests)
+@settings(deadline=None, max_examples=150)
+def test_what_is_written_is_read(manifest):
+    assert parse(dump(manifest, "a" * 64, source=SOURCE), source=SOURCE) == (manifest, "a" * 64)
+
+
+def test_a_manifest_that_is_no_text_is_told(stored):
+    stored.manifest.write_bytes('{"schema": "ü"}'.encode("latin-1"))
+    assert refusal(stored) == "its manifest.json is not UTF-8: byte 0xfc at offset 12."
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not JSON: Expecting value: line 1 column 1 (char 0)."),
+        ('{"schema": 1,\n "kind": }', "is not JSON: Expecting value: line 2 column 10 (char 23)."),
+        ("[1, 2]", "holds a list, but a table of keys is needed."),
+        ('{"schema": 1, "schema": 1}', "is not JSON: the key 'schema' stands twice."),
+        ("[" * 100_000, "is not JSON: maximum recursion depth exceeded"),
+        ('{"schema": ' + "1" * 5000 + "}", "is not JSON: Exceeds the limit (4300 digits)"),
+    ],
+)
+def test_a_manifest_that_is_no_table_is_told(stored, text, message):
+    stored.manifest.write_text(text, "utf-8")
+    assert message in refusal(stored)
+
+
+def test_a_newer_schema_is_told_with_the_way_to_update(stored):
+    stored.edit(schema=SCHEMA + 1, softprompt="9.8.7", brand_new=True)
+    with pytest.raises(ArtifactError) as error:
+        load(stored.folder)
+    assert str(error.value) == (
+        f"{stored.folder}: softprompt 9.8.7 wrote it with schema {SCHEMA + 1}, but softprompt "
+        f"{version('softprompt')} reads schema {SCHEMA}. Update: pip install -U softprompt"
+    )
+
+
+@pytest.mark.parametrize("schema", [0, -1, "1", None, [1]])
+def test_a_schema_that_never_was_is_told(stored, schema):
+    stored.edit(schema=schema)
+    assert (
+        refusal(stored) == f"its manifest.json says schema {schema!r}, but there is only schema 1."
+    )
+
+
+@pytest.mark.parametrize("schema", [True, 1.0])
+def test_a_schema_that_is_no_whole_number_is_told(stored, schema):
+    stored.edit(schema=schema)
+    assert f"schema in manifest.json is {schema}. Input should be a valid integer" in refusal(
+        stored
+    )
+
+
+@pytest.mark.parametrize(
+    "key", [field.name for field in fields(Manifest) if field.name != "schema"]
+)
+def test_every_missing_key_is_told(stored, key):
+    stored.drop(key)
+    assert refusal(stored) == f"manifest.json lacks the key {key!r}."
+
+
+def test_a_missing_key_of_the_backbone_is_told(stored):
+    stored.edit(backbone={"name": "x", "fingerprint": "a-b", "family": "bert"})
+    assert refusal(stored) == "manifest.json lacks the key 'backbone.revision'."
+
+
+def test_unknown_keys_are_told_with_the_options(stored):
+    stored.edit(lenght=3)
+    said = refusal(stored)
+    assert said.startswith(
+        "manifest.json has an unknown key 'lenght'. Options: backbone, data, digest,"
+    )
+    assert said.endswith("Did you mean 'length'?")
+    stored.drop("lenght")
+    names = ("name", "revision", "fingerprint", "family", "revison")
+    stored.edit(backbone=dict.fromkeys(names, "x"))
+    assert refusal(stored) == (
+        "manifest.json has an unknown key of backbone 'revison'. Options: family, fingerprint, name, "
+        "revision. Did you mean 'revision'?"
+    )
+
+
+WRONG = {
+    "softprompt": (1, "1. Input should be a valid string."),
+    "kind": ("kvs", "'kvs'. Input should be 'input' or 'kv'."),
+    "length": ("3", "'3'. Input should be a valid integer."),
+    "shapes": ([3, 8], "[3, 8]. Input should be an object."),
+    "dtype": (32, "32. Input should be a valid string."),
+    "layers": ("all", "'all'. Input should be a valid array."),
+    "shifted": (1, "1. Input should be a valid boolean."),
+    "template": (None, "None. Input should be a valid string."),
+    "max_length": (64.5, "64.5. Input should be a valid integer."),
+    "task": ("classify", "'classify'. Input should be an object."),
+    "labels": ("good", "'good'. Input should be a valid array."),
+    "backbone": ("bert", "'bert'. Input should be an object."),
+    "data": (None, "None. Input should be an object."),
+    "recipe": (list(range(99)), f"{str(list(range(99)))[:60]}…. Input should be an object."),
+    "metrics": (0.5, "0.5. Input should be an object."),
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_value_of_a_wrong_type_is_told(stored, key):
+    value, message = WRONG[key]
+    stored.edit(**{key: value})
+    assert refusal(stored) == f"{key} in manifest.json is {message}"
+
+
+def test_every_key_is_tried_with_a_wrong_type():
+    assert {*WRONG} == {field.name for field in fields(Manifest)} - {"schema"}
+
+
+def test_several_faults_are_told_at_once(stored):
+    stored.edit(length="3", dtype=32)
+    assert refusal(stored) == (
+        "2 faults:\n  - length in manifest.json is '3'. Input should be a valid integer.\n"
+        "  - dtype in manifest.json is 32. Input should be a valid string."
+    )
+
+
+@pytest.mark.parametrize("digest", ["", "ab" * 31, "AB" * 32, "g" * 64, 7, None])
+def test_a_digest_of_another_form_is_told(stored, digest):
+    stored.edit(digest=digest)
+    assert refusal(stored) == (
+        f"digest in manifest.json is {digest!r}, not 64 hexadecimal digits (SHA-256)."
+    )
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_are_none_are_told(stored, number):
+    text = stored.manifest.read_text("utf-8")
+    stored.manifest.write_text(text.replace("0.875", number), "utf-8")
+    assert "its manifest.json cannot be read (Out of range float values" in refusal(stored)
+
+
+def test_what_nests_too_deep_is_told(stored):
+    nested: list[object] = []
+    for _ in range(500):
+        nested = [nested]
+    stored.edit(recipe={"x": nested})
+    assert "manifest.json cannot be read. Invalid JSON: recursion limit exceeded" in refusal(stored)

@@ -1,0 +1,139 @@
+# A message is easiest to check on one line.
+# ruff: noqa: E501
+
+import re
+from string import Formatter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softprompt.data.template import (
+    Field,
+    Literal,
+    Mask,
+    Separator,
+    Soft,
+    check_fields,
+    parse,
+)
+from softprompt.errors import TemplateError
+
+NAMES = st.from_regex(r"[a-z][a-z_0-9 ]*[a-z]", fullmatch=True).filter(
+    lambda name: name not in ("mask", "sep", "soft")
+)
+PIECES = st.one_of(
+    st.text(min_size=1).map(Literal),
+    NAMES.map(Field),
+    st.integers(1, 99).map(Soft),
+)
+
+
+def written(piece):
+    match piece:
+        case Literal(text):
+            return text.replace("{", "{{").replace("}", "}}")
+        case Field(name):
+            return f"{{{name}}}"
+        case Soft(count):
+            return f"{{soft:{count}}}"
+        case Mask():
+            return "{mask}"
+        case Separator():
+            return "{sep}"
+
+
+def test_every_kind_of_piece():
+    template = parse("Review: {text}{soft:10} It was {mask}.{sep}{{{title}}}")
+    assert template.pieces == (
+        Literal("Review: "),
+        Field("text"),
+        Soft(10),
+        Literal(" It was "),
+        Mask(),
+        Literal("."),
+        Separator(),
+        Literal("{"),
+        Field("title"),
+        Literal("}"),
+    )
+    assert template.fields == ("text", "title")
+    assert (template.soft_length, template.masks, template.pair) == (10, 1, True)
+
+
+def test_counts_over_the_whole_template():
+    template = parse("{soft:3}{b}{soft:4}{a}{b}")
+    assert template.fields == ("b", "a")
+    assert (template.soft_length, template.masks, template.pair) == (7, 0, False)
+
+
+@given(st.lists(PIECES), NAMES)
+def test_writing_a_template_and_parsing_it_gives_the_pieces_back(pieces, name):
+    source = "".join(map(written, [*pieces, Field(name)]))
+    template = parse(source)
+    assert "".join(map(written, template.pieces)) == source
+    assert template.text == source
+    # Neighbouring literals are one: apart from that, nothing is lost and nothing moves.
+    assert [p for p in template.pieces if not isinstance(p, Literal)] == [
+        p for p in [*pieces, Field(name)] if not isinstance(p, Literal)
+    ]
+
+
+@given(st.text(alphabet="ab{} "))
+def test_braces_mean_what_they_mean_to_python(source):
+    """str.format's own parser is the oracle for which braces are literal."""
+    try:
+        theirs = [(text, name) for text, name, *_ in Formatter().parse(source)]
+    except ValueError:
+        theirs = None
+    try:
+        template = parse(source + "{x}")
+    except TemplateError:
+        # Empty or padded names are fine with Python only.
+        assert theirs is None or re.search(r"\{\s*\}|\{\s|\s\}|\{.*\{", source)
+        return
+    if theirs is None:
+        pytest.fail(f"Python refuses {source!r}")
+    names = [name for _, name in theirs if name is not None]
+    assert [p.name for p in template.pieces if isinstance(p, Field)] == [*names, "x"]
+    literals = "".join(text for text, _ in theirs)
+    assert "".join(p.text for p in template.pieces if isinstance(p, Literal)) == literals
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("good {text", "has a '{' without its partner at character 6. Write '{{' for"),
+        ("good text}", "has a '}' without its partner at character 10. Write '}}' for"),
+        ("{a}{b{c}}", "has a '{' without its partner at character 4."),
+        ("{text} {}", "empty braces at character 8"),
+        ("{text} {  }", "empty braces at character 8"),
+        ("{ text }", "spaces inside the braces at character 1 of the template '{ text }'. Write {text}."),
+        ("{text}{soft}", "{soft} at character 7 of the template '{text}{soft}' does not say how many. Write {soft:N}"),
+        ("{text}{soft:0}", "{soft:0} at character 7"),
+        ("{text}{soft:-3}", "{soft:-3} at character 7"),
+        ("{text}{soft:ten}", "Write {soft:N} with N from 1 up."),
+        ("{text}{soft:²}", "Write {soft:N} with N from 1 up."),
+        ("{text}{sotf:10}", "only soft tokens take a number. Write {soft:N} or {sotf}."),
+        ("{soft:10} It was {mask}.", "has no field, so every row would look the same. Name a column"),
+        ("", "has no field"),
+        ("{text}{mask}{mask}", "has {mask} 2 times; at most one is possible"),
+        ("{a}{sep}{b}{sep}{c}", "has {sep} 2 times; at most one is possible"),
+    ],
+)  # fmt: skip
+def test_a_malformed_template_says_what_and_where(source, message):
+    with pytest.raises(TemplateError, match=re.escape(message)):
+        parse(source)
+
+
+def test_a_field_that_is_no_column_names_the_nearest():
+    with pytest.raises(TemplateError) as caught:
+        check_fields(parse("{text} {titel}"), ["text", "title", "label"])
+    assert str(caught.value) == (
+        "in the template '{text} {titel}': unknown field 'titel'. "
+        "Options: label, text, title. Did you mean 'title'?"
+    )
+
+
+def test_fields_that_are_columns_pass():
+    assert check_fields(parse("{text} {title}"), ["text", "title", "label"]) is None

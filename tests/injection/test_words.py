@@ -1,0 +1,139 @@
+"""Proof 1: a soft prompt made of real words acts like those words, wherever it stands."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from softprompt.backbone import Inputs
+from softprompt.errors import PromptError
+from softprompt.injection import bake, capture, run
+from softprompt.prompt import InputPrompt, KVPrefix
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+# Where three soft tokens stand in rows of 9 and of 6 tokens.
+PLACES = {"front": (0, 1, 2), "middle": (2, 3, 4), "end": (-3, -2, -1), "apart": (0, 2, 5)}
+
+
+def logits(plain, row: Tensor, decoder: Tensor | None) -> Tensor:
+    """What transformers' own model says to one row without padding."""
+    given = {} if decoder is None else {"decoder_input_ids": decoder[:1]}
+    with torch.no_grad():
+        return plain(input_ids=row[None], **given).logits[0]
+
+
+def check(backbone, inputs: Inputs, expected: list[Tensor], **prompts: object) -> None:
+    """Compare at the real tokens (or the decoder's)."""
+    said = backbone.head(run(backbone, inputs, **prompts))
+    for b, wanted in enumerate(expected):
+        real = said[b] if inputs.decoder_ids is not None else said[b][inputs.mask[b].bool()]
+        assert_close(real, wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_words_as_soft_tokens_act_like_words(backbone, plain, maker, family, place, side):
+    own, make = backbone(family), maker(family)
+    words = make.words(3)
+    hard = [maker(family, 1).words(9), maker(family, 2).words(6 if side != "none" else 9)]
+    soft = [row.clone() for row in hard]
+    for row, twin in zip(hard, soft, strict=True):
+        row[list(PLACES[place])] = words
+        twin[list(PLACES[place])] = make.soft(3)
+    inputs = make.batch(*soft, side="right" if side == "none" else side, extra=2 * (side != "none"))
+    expected = [logits(plain(family), row, inputs.decoder_ids) for row in hard]
+    check(own, inputs, expected, prompts=[InputPrompt(own.embed(words))])
+
+
+def test_words_around_a_mask(backbone, plain, maker, encoder):
+    own, make = backbone(encoder), maker(encoder)
+    words = make.words(4)
+    hard = maker(encoder, 1).words(9)
+    hard[4] = own.tokenizer.mask_token_id
+    soft = hard.clone()
+    hard[[2, 3, 5, 6]], soft[[2, 3, 5, 6]] = words, make.soft(4)
+    expected = [logits(plain(encoder), hard, None)]
+    check(own, make.batch(soft), expected, prompts=[InputPrompt(own.embed(words))])
+
+
+def test_the_order_of_soft_tokens_is_the_templates(backbone, plain, maker, family):
+    own, make = backbone(family), maker(family)
+    words, hard = make.words(2), maker(family, 1).words(6)
+    soft = hard.clone()
+    hard[[1, 4, 5]] = words[[1, 0, 1]]
+    soft[[1, 4, 5]] = make.soft(2)[[1, 0, 1]]
+    inputs = make.batch(soft)
+    expected = [logits(plain(family), hard, inputs.decoder_ids)]
+    check(own, inputs, expected, prompts=[InputPrompt(own.embed(words))])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_baked_head_acts_like_its_words(backbone, plain, maker, baked, side):
+    own, make = backbone(baked), maker(baked)
+    words = make.words(3)
+    head, soft = torch.tensor([0, *words.tolist()]), torch.cat([torch.tensor([0]), make.soft(3)])
+    tails = [maker(baked, 1).words(4), maker(baked, 2).words(2)]
+    prefix = bake(own, InputPrompt(own.embed(words)), head=soft, longest=4)
+    assert prefix.shifted
+    assert prefix.length == 4
+    expected = [logits(plain(baked), torch.cat([head, t]), None)[4:] for t in tails]
+    check(own, make.batch(*tails, side=side, extra=1), expected, prompts=[prefix])
+
+
+def test_a_prompt_baked_with_a_text_acts_as_before(backbone, maker, baked):
+    own, make = backbone(baked), maker(baked)
+    prompt = make.input_prompt(2)
+    head = torch.cat([make.words(2), make.soft(2)])
+    tail = maker(baked, 1).words(4)
+    prefix = bake(own, prompt, head=head, longest=4)
+    whole = run(own, make.batch(torch.cat([head, tail])), prompts=[prompt])[0, 4:]
+    assert_close(run(own, make.batch(tail), prompts=[prefix])[0], whole, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("family", "length", "message"),
+    [
+        ("bert", 4, "a prompt for bert cannot be baked: its tokens see what comes after them"),
+        ("t5", 4, "a prompt for t5 cannot be baked: its tokens see what comes after them"),
+        ("bloom", 4, "a prompt for bloom cannot be baked: it takes no position ids"),
+        (
+            "mistral",
+            5,
+            "head (4 tokens) + row (5) = 9 tokens, but mistral has a sliding window of 8, which "
+            "would forget the head. Run it with its soft tokens, or with shorter rows.",
+        ),
+        ("gemma3", 5, "gemma3_text has a sliding window of 8"),
+    ],
+)
+def test_what_cannot_be_baked_is_refused(backbone, maker, family, length, message):
+    make = maker(family)
+    with pytest.raises(PromptError) as error:
+        bake(backbone(family), make.input_prompt(4), head=make.soft(4), longest=length)
+    assert message in str(error.value)
+
+
+def test_a_text_captured_stands_in_front(backbone, plain, maker, baked):
+    """Keys and values of a text, with positions moved up, are that text."""
+    own, make = backbone(baked), maker(baked)
+    text, row = make.words(3), maker(baked, 1).words(5)
+    found = capture(own, text)
+    assert not found.shifted
+    moved = KVPrefix(found.keys, found.values, found.layers, shifted=True)
+    expected = [logits(plain(baked), torch.cat([text, row]), None)[3:]]
+    check(own, make.batch(row), expected, prompts=[moved])
+
+
+@pytest.mark.parametrize("family", ["bloom", "deberta_v2"])
+def test_keys_of_an_attention_of_its_own_cannot_be_read(backbone, maker, family):
+    with pytest.raises(PromptError, match="an attention of its own, whose keys and values cannot"):
+        capture(backbone(family), maker(family).words(3))
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "albert"])
+def test_capturing_through_a_prompt_reads_what_the_prompt_makes(backbone, maker, family):
+    """Soft tokens of real words have those words' keys and values."""
+    own, make = backbone(family), maker(family)
+    words = make.words(3)
+    hard = capture(own, words)
+    soft = capture(own, make.soft(3), prompt=InputPrompt(own.embed(words)))
+    assert_close(soft.keys, hard.keys, **CLOSE)
+    assert_close(soft.values, hard.values, **CLOSE)

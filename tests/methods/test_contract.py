@@ -1,0 +1,200 @@
+"""Proof 4, for every method and family: an effect and a gradient, and nothing else moves."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from softprompt.backbone import Inputs
+from softprompt.errors import PromptError
+from softprompt.initialise import FromRandom, FromText
+from softprompt.injection import run
+from softprompt.methods import Method, build_method
+from softprompt.prompt import InputPrompt, KVPrefix
+
+SOFT = 3
+
+
+def built(own, settings, *, seed: int = 0) -> Method:
+    return build_method(own, settings, soft_length=SOFT, initial=FromRandom(), seed=seed)
+
+
+def batch(make, settings) -> Inputs:
+    return make.batch(*make.rows(settings.shape, 8, 6, length=SOFT))
+
+
+def loss_of(own, method: Method, inputs: Inputs) -> Tensor:
+    """A plain cross-entropy against one word at the real tokens, through the head."""
+    states = run(own, inputs, prompts=[method()])
+    real = states.flatten(0, 1) if inputs.decoder_ids is not None else states[inputs.mask.bool()]
+    logits = own.head(real).float()
+    return nn.functional.cross_entropy(logits, torch.full((len(logits),), 30))
+
+
+def gradients(own, method: Method, inputs: Inputs) -> dict[str, Tensor]:
+    method.zero_grad()
+    loss_of(own, method, inputs).backward()
+    return {name: p.grad.clone() for name, p in method.named_parameters()}
+
+
+def test_it_has_an_effect_and_a_gradient_everywhere(backbone, maker, settings, method, family):
+    own, make, chosen = backbone(family), maker(family), settings[method]
+    made, inputs = built(own, chosen), batch(make, chosen)
+    first = run(own, inputs, prompts=[made()])
+    other = run(own, inputs, prompts=[built(own, chosen, seed=1)()])
+    assert (first - other).abs().max() > 1e-4
+    found = gradients(own, made, inputs)
+    for name, gradient in found.items():
+        assert gradient.isfinite().all(), name
+        assert gradient.any(), name
+    # Every soft token on every layer is reached.
+    prompt = made()
+    wanted = torch.autograd.grad(
+        nn.functional.mse_loss(run(own, inputs, prompts=[prompt]), torch.ones_like(first)),
+        list(prompt.tensors().values()),
+    )
+    for gradient in wanted:
+        assert gradient.flatten(-1).any(dim=-1).all()
+
+
+def test_one_step_moves_the_method_alone(backbone, maker, settings, method, family):
+    own, make, chosen = backbone(family), maker(family), settings[method]
+    made, inputs = built(own, chosen), batch(make, chosen)
+    before = {name: t.clone() for name, t in own.model.state_dict().items()}
+    start = {name: p.detach().clone() for name, p in made.named_parameters()}
+    optimiser = torch.optim.SGD(made.parameters(), lr=0.1)
+    at_start = loss_of(own, made, inputs)
+    at_start.backward()
+    optimiser.step()
+    assert all(p.grad is None and not p.requires_grad for p in own.model.parameters())
+    after = own.model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert all(not torch.equal(p, start[name]) for name, p in made.named_parameters())
+
+
+def test_a_pass_without_gradient_leaves_no_trace(backbone, maker, settings, method, family):
+    own, make, chosen = backbone(family), maker(family), settings[method]
+    made, inputs = built(own, chosen), batch(make, chosen)
+    before = gradients(own, made, inputs)
+    with torch.no_grad():
+        run(own, inputs, prompts=[made()])
+    with torch.inference_mode():
+        loss_of(own, made, batch(make, chosen))
+    after = gradients(own, made, inputs)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@contextmanager
+def checkpointing(model: nn.Module) -> Iterator[None]:
+    model.train()
+    model.activation_checkpointing_enable()
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
+        model.disable_input_require_grads()
+        model.eval()
+
+
+@contextmanager
+def counting(module: nn.Module) -> Iterator[list[int]]:
+    calls: list[int] = []
+    hook = module.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+def inner_part(model: nn.Module) -> nn.Module:
+    """Some part of the second layer that runs once a pass."""
+    return next(
+        module
+        for name, module in model.named_modules()
+        if re.search(r"\.(layer|layers|h|block)\.1\.", name)
+        and not list(module.children())
+        and list(module.parameters())
+    )
+
+
+def test_gradient_checkpointing_changes_nothing(backbone, maker, settings, method, family):
+    own, make, chosen = backbone(family), maker(family), settings[method]
+    if not own.model.supports_gradient_checkpointing:
+        assert family == "albert"
+        return
+    made, inputs = built(own, chosen).eval(), batch(make, chosen)
+    loss, plain = loss_of(own, made, inputs).item(), gradients(own, made, inputs)
+    with checkpointing(own.model), counting(inner_part(own.model)) as calls:
+        again = loss_of(own, made, inputs).item()
+        before = len(calls)
+        checked = gradients(own, made, inputs)
+        # Transformers makes every embedding ask for a gradient now; a start may not.
+        assert not own.embed(make.words(3)).requires_grad
+    assert len(calls) == 3 * before, "the layers were not run a second time"
+    assert again == pytest.approx(loss, rel=1e-6)
+    for name, gradient in plain.items():
+        assert_close(checked[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_in_bf16_it_learns_in_the_same_direction(backbone, maker, settings, method, family):
+    """The backbone in bf16, the method in fp32: about the gradient of fp32."""
+    whole, half = backbone(family), backbone(family, torch.bfloat16)
+    make, chosen = maker(family), settings[method]
+    inputs = batch(make, chosen)
+    made = built(whole, chosen)
+    exact, rounded = gradients(whole, made, inputs), gradients(half, made, inputs)
+    assert half.dtype == torch.bfloat16
+    for name, gradient in rounded.items():
+        assert gradient.dtype == torch.float32
+        assert gradient.isfinite().all()
+        assert gradient.any(), name
+    one, two = (torch.cat([g.flatten() for g in found.values()]) for found in (exact, rounded))
+    assert torch.cosine_similarity(one, two, dim=0) > 0.97
+
+
+def test_a_seed_decides_the_start(backbone, settings, method):
+    own = backbone("gpt2")
+    torch.manual_seed(1)
+    first = built(own, settings[method]).state_dict()
+    torch.manual_seed(2)
+    again = built(own, settings[method]).state_dict()
+    other = built(own, settings[method], seed=1).state_dict()
+    assert first
+    for name, tensor in first.items():
+        assert torch.equal(tensor, again[name])
+        assert not torch.equal(tensor, other[name])
+        assert tensor.dtype == torch.float32
+
+
+def test_it_starts_at_what_it_was_given(backbone, settings, method):
+    """Direct methods exactly, the others as near as their encoder was fitted."""
+    own, chosen = backbone("llama"), settings[method]
+    start = FromText("the movie was great")
+    direct = {"input": "prompt-tuning", "kv": "p-tuning-v2"}[chosen.shape]
+    given = {"soft_length": SOFT, "initial": start, "seed": 0}
+    wanted = build_method(own, settings[direct], **given)().tensors()
+    got = build_method(own, chosen, **given)()
+    assert isinstance(got, InputPrompt if chosen.shape == "input" else KVPrefix)
+    for name, tensor in got.tensors().items():
+        error = (tensor - wanted[name]).pow(2).mean().sqrt() / wanted[name].pow(2).mean().sqrt()
+        assert error <= (0 if chosen.direct else 0.15)
+
+
+def test_its_settings_are_listed_under_its_name(settings, method):
+    assert settings[method].name == method
+
+
+@pytest.mark.parametrize("family", ["deberta_v2", "bloom"])
+@pytest.mark.parametrize("method", ["prefix-tuning", "p-tuning-v2"])
+def test_keys_and_values_are_refused_where_they_cannot_enter(backbone, settings, method, family):
+    own = backbone(family)
+    with pytest.raises(PromptError) as error:
+        built(own, settings[method])
+    assert str(error.value) == (
+        f"{method} trains keys and values, but {own.geometry.family} has an attention of its own, "
+        "which they cannot enter. Use prompt-tuning or p-tuning, or another backbone."
+    )
