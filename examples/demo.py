@@ -84,7 +84,7 @@ def _hard_prompt(prepared: Prepared) -> Report:
     )
     tables = read_splits(prepared.recipe.data, seed=prepared.recipe.seed)
     test = render(task, tables["test"], where="the test data")
-    return report(task, [judge(task, test.examples, test.truth, prompt=None)])
+    return report(task, [judge(task, test.examples, truth=test.truth, prompt=None)])
 
 
 def _table(console: Console, commonest: float, hard: Report, trained: Report) -> None:

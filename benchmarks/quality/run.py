@@ -72,7 +72,7 @@ def full_arm(prepared: Prepared, *, epochs: int, rate: float) -> dict[str, Any]:
 
 
 def _judged(task: Any, rows: Any) -> Mapping[str, float]:
-    return report(task, [judge(task, rows.examples, rows.truth, prompt=None)]).metrics
+    return report(task, [judge(task, rows.examples, truth=rows.truth, prompt=None)]).metrics
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ prompts "not converge" (Lester et al. 2021, Fig. 3b; `reference` in docs/explana
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 import torch
@@ -102,6 +102,12 @@ def initial_prompt(
             ids = _cycled(_tokens(backbone, text), length)
         case FromLabels(words=words) if shape == "input":
             return InputPrompt(_label_vectors(backbone, words, length, generator))
+        case FromLabels(words=()):
+            msg = (
+                "keys and values cannot start from label words, as there are none. Add a "
+                "verbalizer, or start from text or vocabulary."
+            )
+            raise PromptError(msg)
         case FromLabels(words=words):
             tokens = torch.cat([_tokens(backbone, word) for word in words])
             ids = _cycled(tokens, length)
@@ -130,7 +136,10 @@ def _given(prompt: Prompt, shape: Shape, length: int, layers: Sequence[int]) -> 
             )
             raise PromptError(msg)
         index = [prompt.layers.index(layer) for layer in layers]
-        return detached(KVPrefix(prompt.keys[index], prompt.values[index], tuple(layers)))
+        chosen = replace(
+            prompt, keys=prompt.keys[index], values=prompt.values[index], layers=tuple(layers)
+        )
+        return detached(chosen)
     return detached(prompt)
 
 
@@ -162,7 +171,8 @@ def _cycled(ids: Int[Tensor, " n"], length: int) -> Int[Tensor, " P"]:
 
 def _sampled(backbone: Backbone, length: int, generator: torch.Generator) -> Int[Tensor, " P"]:
     special = set(backbone.tokenizer.all_special_ids)
-    top = min(_COMMON, backbone.geometry.vocabulary)
+    # A table may have rows to spare behind the tokenizer's last token; they are no words.
+    top = min(_COMMON, backbone.geometry.vocabulary, len(backbone.tokenizer))
     usual = torch.tensor([i for i in range(top) if i not in special])
     order = torch.randperm(len(usual), generator=generator)
     return _cycled(usual[order], length)

@@ -14,7 +14,7 @@ from softprompt.artifact import Artifact, Origin, assemble, save
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
 ORIGIN: Origin = {
-    "template": "{soft:3} {text} – war es gut? {mask}",
+    "template": "{soft:3} {text} – war es schön? {mask}",  # noqa: RUF001  # a real dash
     "max_length": 64,
     "task": {"kind": "classify", "verbalizer": {"gut": "good", "schlecht": ["bad", "awful"]}},
     "labels": ["gut", "schlecht"],
@@ -125,6 +125,8 @@ def same() -> Callable[[Artifact, Artifact], bool]:
 
     def equal(first: Artifact, second: Artifact) -> bool:
         pairs = [{n: bits(t) for n, t in one.tensors().items()} for one in (first, second)]
-        return first.manifest == second.manifest and pairs[0] == pairs[1]
+        # What the values themselves say of kind, layers and shift, whatever their manifests say.
+        told = [assemble(one.prompt, one.head, **ORIGIN).manifest for one in (first, second)]
+        return first.manifest == second.manifest and pairs[0] == pairs[1] and told[0] == told[1]
 
     return equal

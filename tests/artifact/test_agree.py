@@ -24,7 +24,7 @@ INPUT = {
     "axes": ({"shapes": {"prompt.vectors": [3, 8, 1]}}, "but it must be [3, at least 1]."),
     "no tensors": (
         {"shapes": {}},
-        "shapes name nothing; kind 'input' has prompt.vectors, and beside them only names in 'head.'",
+        "shapes name nothing; kind 'input' has prompt.vectors, and beside them only names in",
     ),
     "a head of no size": (
         {"shapes": {"prompt.vectors": [3, 8], "head.w": [2, -1]}},

@@ -76,26 +76,28 @@ class Failing:
         return result
 
 
-def patched(monkeypatch, owner: object, name: str, **how) -> Failing:
-    failing = Failing(getattr(owner, name), **how)
-    # A plain function, so that it becomes a method where it stands for one.
-    monkeypatch.setattr(owner, name, lambda *arguments: failing(*arguments))
+def patched(monkeypatch, step: tuple[object, str, int], *, late: bool, error=OSError) -> Failing:
+    owner, name, at = step
+    failing = Failing(getattr(owner, name), at=at, late=late, error=error)
+
+    def stand_in(*arguments):  # a plain function becomes a method where it stands for one
+        return failing(*arguments)
+
+    monkeypatch.setattr(owner, name, stand_in)
     return failing
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(
-    ("owner", "name", "at"),
+    "step",
     # two files, two folders, the parent; the old folder out of the way, the new one in its place
     [*((os, "fsync", n) for n in range(1, 6)), (Path, "rename", 1), (Path, "rename", 2)],
 )
-def test_whichever_step_fails_the_old_folder_is_there(
-    tmp_path, monkeypatch, owner, name, at, late, error
-):
+def test_whichever_step_fails_the_old_folder_is_there(tmp_path, monkeypatch, step, late, error):
     write(tmp_path / "x", "old")
     with monkeypatch.context() as patch:
-        failing = patched(patch, owner, name, at=at, late=late, error=error)
+        failing = patched(patch, step, late=late, error=error)
         with pytest.raises(error):
             write(tmp_path / "x", "new")
     assert failing.left <= 0
@@ -107,7 +109,7 @@ def test_whichever_step_fails_a_folder_that_was_not_there_is_not_half_there(
     tmp_path, monkeypatch, at
 ):
     with monkeypatch.context() as patch:
-        patched(patch, os, "fsync", at=at, late=False, error=OSError)
+        patched(patch, (os, "fsync", at), late=False)
         with pytest.raises(OSError):  # noqa: PT011  # it says nothing
             write(tmp_path / "x", "new")
     assert content(tmp_path) == {}
@@ -118,16 +120,16 @@ def test_everything_is_on_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     steps: list[str] = []
     rename, fsync = Path.rename, os.fsync
 
-    def named(path: str) -> str:
-        top, *rest = Path(path).relative_to(tmp_path).parts or ("",)
+    def named(path: Path) -> str:
+        top, *rest = path.relative_to(tmp_path).parts or ("",)
         return "/".join(["new" if top.startswith(".x.") else top, *rest])
 
     def noted_rename(path: Path, goal: Path) -> Path:
-        steps.append(f"rename {named(str(path))}")
+        steps.append(f"rename {named(path)}")
         return rename(path, goal)
 
     def noted_fsync(descriptor: int) -> None:
-        steps.append(f"sync {named(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        steps.append(f"sync {named(Path(f'/proc/self/fd/{descriptor}').readlink())}")
         fsync(descriptor)
 
     monkeypatch.setattr(Path, "rename", noted_rename)
@@ -148,7 +150,7 @@ def test_what_a_power_cut_left_aside_comes_back_when_a_save_fails(tmp_path, monk
     write(tmp_path / "x", "old")
     (tmp_path / "x").rename(tmp_path / ".x.previous")
     with monkeypatch.context() as patch:
-        patched(patch, Path, "rename", at=1, late=False, error=OSError)
+        patched(patch, (Path, "rename", 1), late=False)
         with pytest.raises(OSError):  # noqa: PT011  # it says nothing
             write(tmp_path / "x", "new")
     assert content(tmp_path) == OLD

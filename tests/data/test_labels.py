@@ -64,7 +64,7 @@ def test_a_label_unseen_in_training():
 
 
 def test_known_labels_pass_also_when_some_do_not_occur():
-    assert check_labels(rows(1, 1), "label", ["0", "1"], split="test") is None
+    assert check_labels(rows(1, 1), "label", known=["0", "1"], split="test") is None
 
 
 def test_a_missing_label_column_names_the_nearest():

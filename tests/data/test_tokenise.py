@@ -190,13 +190,21 @@ def test_special_strings_in_a_row_are_tokenised_as_any_text(gpt, text):
     assert list(render("{text}", gpt, {"text": text}).ids) == expected
 
 
-def test_spaces_that_no_token_stands_for_are_cut_too(closing):
-    offsets = closing(" " * 40, add_special_tokens=False, return_offsets_mapping=True)
+@pytest.mark.parametrize("count", [1, 40])
+def test_spaces_that_no_token_stands_for_are_cut_too(closing, count):
+    offsets = closing(" " * count, add_special_tokens=False, return_offsets_mapping=True)
     assert all(start == end for start, end in offsets["offset_mapping"])
-    row = render("{soft:2}{text}", closing, {"text": " " * 40}, max_length=8)
+    row = render("{soft:2}{text}", closing, {"text": " " * count}, max_length=4)
     assert row.cut
-    assert soft_of(row, closing) == [0, 1]
-    assert len(row.ids) <= 8
+    assert row.ids == render("{soft:2}{text}", closing, {"text": ""}).ids
+
+
+@pytest.mark.parametrize("limit", range(3, 7))
+def test_a_cut_leaves_no_space_behind(closing, limit):
+    """Where offsets leave spaces out, a cut before a word would leave its space as a token."""
+    text = "film film film film"
+    expected = closing(text, truncation=True, max_length=limit)["input_ids"]
+    assert list(render("{text}", closing, {"text": text}, max_length=limit).ids) == expected
 
 
 def test_many_special_strings_in_a_row_are_no_trouble(t5):

@@ -45,7 +45,7 @@ def test_three_labels_have_no_f1_of_one():
     assert scores == {
         "accuracy": close(2 / 3),
         "macro_f1": close((1 + 2 / 3 + 0) / 3),
-        # Gorodkin's covariances: (2·3 − 3) / √((9 − 1 − 4) (9 − 3))
+        # Gorodkin's covariances; of the rows 1 + 1 + 1, of the answers 1 + 4 + 0, subtracted from 9
         "matthews": close(3 / math.sqrt(4 * 6)),
     }
 
@@ -108,7 +108,7 @@ def test_as_scikit_learn_counts(pairs):
 @settings(deadline=None, max_examples=40)
 def test_neither_the_order_of_rows_nor_the_names_matter(pairs, seed):
     scores = classification(*zip(*pairs, strict=True), labels=LABELS)
-    new = dict(zip(LABELS, seed.sample(["α", "other", "", "b c"], 4), strict=True))
+    new = dict(zip(LABELS, seed.sample(["ä", "other", "", "b c"], 4), strict=True))
     renamed = [(new[truth], new.get(answer, "no label")) for truth, answer in pairs]
     seed.shuffle(renamed)
     other = classification(*zip(*renamed, strict=True), labels=seed.sample([*new.values()], 4))
@@ -163,8 +163,7 @@ def test_confusion_counts_every_row_once(pairs):
             ["a", "c", "d", "c"],
             ["a"] * 4,
             ["a", "b"],
-            "the true labels 'c', 'd' are not among the labels 'a', 'b'. Add them, or leave out their "
-            "rows.",
+            "the true labels 'c', 'd' are not among the labels 'a', 'b'. Add them, or leave out",
         ),
     ],
 )
@@ -229,7 +228,7 @@ def test_rouge_is_blind_to_other_scripts_and_chrf_is_not():
     assert scores["chrf"] == pytest.approx(100)
 
 
-words = st.lists(st.sampled_from("the a cat dog sat ran on mat . ,".split()), max_size=12)
+words = st.lists(st.sampled_from([*"abc", "the", "cat", "sat", "on", ".", ","]), max_size=12)
 sentences = st.lists(st.tuples(words.map(" ".join), words.map(" ".join)), min_size=1, max_size=4)
 
 

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 from softprompt.backbone import Inputs, wrap
-from softprompt.errors import PromptError
+from softprompt.errors import PromptError, RecipeError
 from softprompt.injection import Decoding, generate, run
 
 NEW = 6
@@ -88,7 +88,10 @@ def test_rows_with_different_prompts_write_as_if_alone(backbone, maker, writer):
         (make.input_prompt(1), make.rows("input", 6, length=1)[0]),
     ]
     if own.geometry.sites:
-        cases += [(make.prefix(4), make.rows("kv", 7)[0]), (make.prefix(2, layers=(1,)), make.words(4))]
+        cases += [
+            (make.prefix(4), make.rows("kv", 7)[0]),
+            (make.prefix(2, layers=(1,)), make.words(4)),
+        ]
     prompts, rows = zip(*cases, strict=True)
     inputs = make.batch(*rows, side=side_of(make))
     for beams in (1, 3):
@@ -187,8 +190,14 @@ def test_a_checkpoints_habits_do_not_slip_in(new_model, tokenizer, backbone, mak
     make = maker(writer)
     model = new_model(writer)
     model.generation_config = GenerationConfig(
-        repetition_penalty=9.0, no_repeat_ngram_size=1, do_sample=True, temperature=9.0, top_k=3,
-        min_length=20, eos_token_id=2, suppress_tokens=list(range(5, 300)),
+        repetition_penalty=9.0,
+        no_repeat_ngram_size=1,
+        do_sample=True,
+        temperature=9.0,
+        top_k=3,
+        min_length=20,
+        eos_token_id=2,
+        suppress_tokens=list(range(5, 300)),
     )
     kind = backbone(writer).geometry.kind
     habitual = wrap(writer, model, tokenizer=tokenizer(kind), kind=kind)
@@ -207,3 +216,27 @@ def test_padding_on_the_right_is_refused(backbone, maker):
     assert str(error.value) == (
         "a row to be continued is padded on the right. Pad on the left: collate(side='left')."
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens = 0: at least 1."),
+        ({"beams": 0}, "beams = 0: 1 is greedy, more are a search."),
+        ({"beams": 3, "sample": True}, "beams = 3 and sample = true: beams look for the likeliest"),
+        ({"temperature": 0.0}, "temperature = 0.0: more than 0."),
+        ({"top_k": -1}, "top_k = -1: at least 1, or 0 for all."),
+        ({"top_p": 0.0}, "top_p = 0.0: more than 0 and at most 1."),
+        ({"top_p": 1.5}, "top_p = 1.5: more than 0 and at most 1."),
+    ],
+)
+def test_decoding_that_is_not_possible(settings, fault):
+    with pytest.raises(RecipeError) as error:
+        Decoding(**settings)
+    assert [found[: len(fault)] for found in error.value.faults] == [fault]
+
+
+def test_all_faults_of_decoding_at_once():
+    with pytest.raises(RecipeError) as error:
+        Decoding(beams=0, top_p=2.0, max_new_tokens=-1)
+    assert len(error.value.faults) == 3

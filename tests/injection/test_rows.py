@@ -175,4 +175,11 @@ class TestFit:
             backbone("llama"), prefix
         )
 
-
+    @pytest.mark.parametrize("family", ["t5", "bart"])
+    def test_positions_that_cannot_be_moved(self, backbone, maker, family):
+        """They are not left where they are in silence."""
+        message = self.message(backbone(family), maker(family).prefix(3, shifted=True))
+        assert message == (
+            f"the prefix was made with positions moved up by 3, but {family} takes no position "
+            "ids. Train a prefix for it here instead."
+        )

@@ -94,6 +94,7 @@ def _tensor_faults(name: str, tensor: Tensor, manifest: Manifest) -> Iterator[st
     shape, wanted = [*tensor.shape], manifest.shapes[name]
     if shape != wanted:
         yield f"{name} has the shape {shape}, but the manifest says {wanted}."
+        return
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         yield f"{name} is {dtype}; a tensor must be one of {', '.join(DTYPES)}."

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Literal
 
-from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 only
 
@@ -71,12 +71,12 @@ class Manifest:
     shifted: bool | None
     template: str
     max_length: int | None
-    task: dict[str, JsonValue]
+    task: dict[str, object]
     labels: list[str]
     backbone: BackboneName
-    data: dict[str, JsonValue]
-    recipe: dict[str, JsonValue]
-    metrics: dict[str, JsonValue]
+    data: dict[str, object]
+    recipe: dict[str, object]
+    metrics: dict[str, object]
 
 
 _ADAPTER = TypeAdapter(Manifest)
@@ -134,7 +134,7 @@ def parse(raw: bytes, *, source: Source) -> tuple[Manifest, str]:
     return manifest, digest
 
 
-def _table(raw: bytes, source: Source) -> dict[str, JsonValue]:
+def _table(raw: bytes, source: Source) -> dict[str, object]:
     try:
         content = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
     except UnicodeDecodeError as error:
@@ -150,7 +150,7 @@ def _table(raw: bytes, source: Source) -> dict[str, JsonValue]:
     return content
 
 
-def _once(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
@@ -159,7 +159,7 @@ def _once(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     return table
 
 
-def _check_schema(content: Mapping[str, JsonValue], source: Source) -> None:
+def _check_schema(content: Mapping[str, object], source: Source) -> None:
     schema, writer = content.get("schema"), content.get("softprompt")
     if isinstance(schema, int) and schema > SCHEMA:
         msg = (

@@ -19,6 +19,8 @@ from softprompt.errors import ArtifactError
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# The last ones come from torch, for types and sizes that it lacks and a made-up header may have.
+_UNREADABLE = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
 # How a zip archive starts, as torch.save writes it, and a bare pickle of protocol 2 to 5.
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -40,17 +42,18 @@ def save(artifact: Artifact, folder: Path) -> Path:
     """
     source = Source(f"the artifact for {folder}", "Correct it; nothing was written.")
     tensors = artifact.tensors()
-    _check(dump(artifact.manifest, "0" * 64, source=source), tensors, source)
+    manifest, _ = _manifest(dump(artifact.manifest, "0" * 64, source=source), source)
+    _compare(manifest, tensors, source)
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     raw = safetensors.torch.save(own)
-    manifest = dump(artifact.manifest, hashlib.sha256(raw).hexdigest(), source=source)
+    described = dump(manifest, hashlib.sha256(raw).hexdigest(), source=source)
     try:
         _check_replaceable(folder)
         with aside(folder) as fresh:
             (fresh / TENSORS).write_bytes(raw)
-            (fresh / MANIFEST).write_bytes(manifest)
+            (fresh / MANIFEST).write_bytes(described)
     except OSError as error:
-        raise ArtifactError(_unwritten(folder, error, len(raw) + len(manifest))) from error
+        raise ArtifactError(_unwritten(folder, error, len(raw) + len(described))) from error
     return folder
 
 
@@ -74,7 +77,7 @@ def load(path: Path) -> Artifact:
     except OSError as error:
         msg = f"{path} cannot be read: {error.strerror}. Give a folder that this user may read."
         raise ArtifactError(msg) from error
-    _, digest = parse(described, source=source)
+    manifest, digest = _manifest(described, source)
     tensors = _tensors(raw, source)
     actual = hashlib.sha256(raw).hexdigest()
     if actual != digest:
@@ -83,23 +86,29 @@ def load(path: Path) -> Artifact:
             "files was changed, or they are of different artifacts."
         )
         raise source.fault(msg)
-    manifest = _check(described, tensors, source)
+    _compare(manifest, tensors, source)
     head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
     return Artifact(manifest, _prompt(manifest, tensors), head)
 
 
-def _check(described: bytes, tensors: dict[str, Tensor], source: Source) -> Manifest:
-    manifest, _ = parse(described, source=source)
-    found = contradictions(manifest) or disagreements(manifest, tensors)
+def _manifest(described: bytes, source: Source) -> tuple[Manifest, str]:
+    manifest, digest = parse(described, source=source)
+    found = contradictions(manifest)
     if found:
         raise source.faults(found)
-    return manifest
+    return manifest, digest
+
+
+def _compare(manifest: Manifest, tensors: dict[str, Tensor], source: Source) -> None:
+    found = disagreements(manifest, tensors)
+    if found:
+        raise source.faults(found)
 
 
 def _tensors(raw: bytes, source: Source) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(raw)
-    except (SafetensorError, KeyError) as error:
+    except _UNREADABLE as error:
         if raw.startswith(_PICKLES):
             msg = (
                 f"{source.name}: {TENSORS} is a pickle or an archive of torch.save, which is "
@@ -110,7 +119,8 @@ def _tensors(raw: bytes, source: Source) -> dict[str, Tensor]:
         # A whole file starts with the length of a JSON header in eight bytes, and then the header.
         begun = raw[8:9] in {b"", b"{"}
         how = "cut short or damaged" if begun else "no safetensors file"
-        msg = f"{TENSORS} ({len(raw):,} bytes) is {how}: {error}."
+        first, *_ = str(error).split("\n")
+        msg = f"{TENSORS} ({len(raw):,} bytes) is {how}: {first}."
         raise source.fault(msg) from error
 
 

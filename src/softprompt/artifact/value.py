@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Literal, TypedDict, Unpack, assert_never
 
-from pydantic import JsonValue
 from torch import Tensor
 
 from softprompt.artifact.agree import HEAD, PROMPT
@@ -39,12 +38,12 @@ class Origin(TypedDict):
 
     template: str
     max_length: int | None
-    task: dict[str, JsonValue]
+    task: dict[str, object]
     labels: list[str]
     backbone: BackboneName
-    data: dict[str, JsonValue]
-    recipe: dict[str, JsonValue]
-    metrics: dict[str, JsonValue]
+    data: dict[str, object]
+    recipe: dict[str, object]
+    metrics: dict[str, object]
 
 
 def assemble(prompt: Prompt, head: Mapping[str, Tensor], **origin: Unpack[Origin]) -> Artifact:

@@ -4,13 +4,14 @@ import hashlib
 
 import torch
 from torch import nn
+from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 _SAMPLES = 512
 _PROBE = "A soft prompt, 0123 tokens \u2013 für alle!\n\tEnd."
 
 
-def fingerprint(body: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint(body: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """Two hashes, ``stable-weights``.
 
     Both are over the signs of evenly spaced entries, which rounding from fp32 to bf16 or fp16
@@ -21,11 +22,12 @@ def fingerprint(body: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
     stable, weights = hashlib.sha256(), hashlib.sha256()
     probe: list[int] = tokenizer(_PROBE)["input_ids"]
     stable.update(repr(probe).encode())
+    table = body.get_input_embeddings().weight
     quantised = False
     for name, parameter in sorted(body.named_parameters(), key=lambda item: item[0]):
         floating = parameter.is_floating_point() and type(parameter) is nn.Parameter
         quantised = quantised or not floating
-        if floating and (parameter.ndim == 1 or "embed" in name or "wte" in name):
+        if floating and (parameter.ndim == 1 or parameter is table or "embed" in name):
             stable.update(f"{name}{tuple(parameter.shape)}".encode() + _signs(parameter))
         elif floating:
             weights.update(f"{name}{tuple(parameter.shape)}".encode() + _signs(parameter))
@@ -44,5 +46,6 @@ def same_model(first: str, second: str) -> bool:
 def _signs(parameter: torch.Tensor) -> bytes:
     flat = parameter.detach().flatten()
     index = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64)
-    signs = (flat[index.long().to(flat.device)] > 0).to("cpu", torch.uint8)
-    return signs.numpy().tobytes()
+    # fp16 makes zeros of what is smaller still, so that has no sign in any precision.
+    some = flat[index.long().to(flat.device)].to(torch.float16)
+    return (some > 0).to("cpu", torch.uint8).numpy().tobytes()

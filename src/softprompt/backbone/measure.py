@@ -28,9 +28,9 @@ class Site:
     head_size: int
 
 
-def body_of(model: PreTrainedModel, kind: Kind) -> nn.Module:
+def body_of(model: PreTrainedModel, kind: Kind) -> PreTrainedModel:
     """What is run to fingerprint and to measure; the whole, where the body has two halves."""
-    return model if kind == "encoder-decoder" else model.base_model
+    return model if kind == "encoder-decoder" else cast("PreTrainedModel", model.base_model)
 
 
 def table_of(model: PreTrainedModel) -> nn.Embedding:

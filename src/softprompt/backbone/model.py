@@ -11,6 +11,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softprompt.backbone.head import Head
+from softprompt.errors import BackboneError
 
 Kind = Literal["causal", "encoder", "encoder-decoder"]
 
@@ -57,14 +58,16 @@ class Inputs:
     Args:
         ids: token ids, soft ones (>= V) included.
         mask: 1 on real tokens, 0 on padding, on whichever side that is.
-        types: token types of sentence pairs; None where there are none.
-        decoder_ids: what an encoder-decoder's decoder is fed; None elsewhere.
+        types: token types of sentence pairs; None where there are none. Encoders alone take them:
+            GPT-2 would add the embedding of token 0 to every token.
+        decoder_ids: what an encoder-decoder's decoder is fed; None elsewhere. There may be several
+            of these rows, side by side, for each row of ``ids``.
     """
 
     ids: Int[Tensor, "B T"]
     mask: Int[Tensor, "B T"]
     types: Int[Tensor, "B T"] | None = None
-    decoder_ids: Int[Tensor, "B Td"] | None = None
+    decoder_ids: Int[Tensor, "Bd Td"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +147,7 @@ class Backbone:
 
     def hidden(
         self, inputs: Inputs, *, positions: Int[Tensor, "B T"] | None = None
-    ) -> Float[Tensor, "B Ts H"]:
+    ) -> Float[Tensor, "Bs Ts H"]:
         """The last hidden states: of the row, or of the decoder where there is one."""
         if self.geometry.kind == "encoder-decoder":
             states = self.encode(inputs)
@@ -158,13 +161,16 @@ class Backbone:
         output = encoder(input_ids=inputs.ids, attention_mask=inputs.mask)
         return cast("Tensor", output.last_hidden_state)
 
-    def decode(self, inputs: Inputs, *, states: Float[Tensor, "B T H"]) -> Float[Tensor, "B Td H"]:
-        """The decoder's output over the encoder's."""
-        decoder = self.model.get_decoder()
-        output = decoder(
+    def decode(self, inputs: Inputs, *, states: Float[Tensor, "B T H"]) -> Float[Tensor, "Bd Td H"]:
+        """The decoder's output over the encoder's, of which each row may have several."""
+        if inputs.decoder_ids is None:
+            msg = f"{self.geometry.family} decodes, but was given nothing to decode."
+            raise BackboneError(msg)
+        each = len(inputs.decoder_ids) // len(states)
+        output = self.model.get_decoder()(
             input_ids=inputs.decoder_ids,
-            encoder_hidden_states=states,
-            encoder_attention_mask=inputs.mask,
+            encoder_hidden_states=states.repeat_interleave(each, dim=0),
+            encoder_attention_mask=inputs.mask.repeat_interleave(each, dim=0),
             use_cache=False,
         )
         return cast("Tensor", output.last_hidden_state)
@@ -173,10 +179,10 @@ class Backbone:
         arguments: dict[str, Any] = {"input_ids": inputs.ids, "attention_mask": inputs.mask}
         if positions is not None:
             arguments["position_ids"] = positions
-        if inputs.types is not None and accepts(self.model.base_model, "token_type_ids"):
-            arguments["token_type_ids"] = inputs.types
         if self.geometry.kind == "causal":
             arguments["use_cache"] = False
+        elif inputs.types is not None and accepts(self.model.base_model, "token_type_ids"):
+            arguments["token_type_ids"] = inputs.types
         return arguments
 
 

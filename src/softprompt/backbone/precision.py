@@ -19,7 +19,7 @@ def best_device() -> str:
 def has_bfloat16(device: str) -> bool:
     """Whether a device multiplies in bf16 in hardware; where not, bf16 is slower than fp32."""
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.startswith("cpu"):
         able = torch.cpu.get_capabilities()
         return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))

@@ -32,7 +32,7 @@ def labels_of(rows: Rows, column: str) -> tuple[str, ...]:
     return tuple(sorted(counts))
 
 
-def check_labels(rows: Rows, column: str, known: Iterable[str], *, split: str) -> None:
+def check_labels(rows: Rows, column: str, *, known: Iterable[str], split: str) -> None:
     """Make sure that another part of the data has no label that training does not have.
 
     Args:

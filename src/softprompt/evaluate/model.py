@@ -9,12 +9,12 @@ from typing import Any
 from softprompt.artifact import Artifact, Manifest, check_backbone, load, save
 from softprompt.backbone.load import Loading
 from softprompt.backbone.model import Backbone
-from softprompt.backbone.precision import best_device, dtype_of
-from softprompt.errors import ArtifactError
+from softprompt.backbone.precision import DTYPES, best_device, dtype_of
+from softprompt.errors import ArtifactError, DataError, unknown
 from softprompt.evaluate.predict import Report, judge, predict, report
 from softprompt.injection.load import load_backbone
 from softprompt.prompt import Prompt, cast
-from softprompt.tasks import TASKS, Answer, Example, Task, TaskSettings, bind
+from softprompt.tasks import TASKS, Answer, Classifier, Example, Task, TaskSettings, bind
 
 _WINDOW = 2048
 
@@ -52,8 +52,7 @@ class Model:
             rows: texts, if the template has a single field; else mappings of the fields.
 
         Raises:
-            ArtifactError: a text is given, but the template has several fields.
-            DataError: a field is missing.
+            DataError: a field is missing, or a text is given, but the template has several fields.
         """
         stream = iter(rows)
         while window := list(islice(stream, _WINDOW)):
@@ -62,21 +61,40 @@ class Model:
             yield from (ready[i] for i in range(len(window)))
 
     def evaluate(self, rows: Sequence[Mapping[str, object]], *, batch_size: int = 32) -> Report:
-        """Loss and metrics on rows whose right answers are known."""
+        """Loss and metrics on rows whose right answers are known.
+
+        Raises:
+            DataError: there are no rows, or one lacks a field or its right answer.
+        """
+        truth = [self._truth(row, at) for at, row in enumerate(rows)]
         examples = [self.task.example(row) for row in rows]
-        truth = [str(row[self.task.target_column]) for row in rows]
         return self.judge(examples, truth, batch_size=batch_size)
 
     def judge(
         self, examples: Sequence[Example], truth: Sequence[str], *, batch_size: int = 32
     ) -> Report:
         """Loss and metrics on rows that are rendered already."""
-        found = judge(self.task, examples, truth, prompt=self.prompt, batch_size=batch_size)
+        found = judge(self.task, examples, truth=truth, prompt=self.prompt, batch_size=batch_size)
         return report(self.task, [found])
 
     def save(self, folder: str | Path) -> Path:
         """Write the artifact."""
         return save(self.artifact, Path(folder))
+
+    def _truth(self, row: Mapping[str, object], at: int) -> str:
+        column = self.task.target_column
+        if row.get(column) is None:
+            msg = (
+                f"row {at} (counted from 0) has no {column!r}, so its answer cannot be judged. It "
+                f"has: {', '.join(sorted(row)) or 'nothing'}. Add it, or use predict."
+            )
+            raise DataError(msg)
+        truth = str(row[column])
+        if isinstance(self.task, Classifier) and truth not in self.labels:
+            fault = unknown("label", truth, options=self.labels)
+            msg = f"row {at} (counted from 0), column {column!r}: {fault}"
+            raise DataError(msg)
+        return truth
 
     def _row(self, row: str | Mapping[str, object]) -> Mapping[str, object]:
         if not isinstance(row, str):
@@ -87,7 +105,7 @@ class Model:
                 f"a row of this artifact has the fields {', '.join(fields)}, but a single text was "
                 'given. Give an object with all of them: {"' + '": …, "'.join(fields) + '": …}.'
             )
-            raise ArtifactError(msg)
+            raise DataError(msg)
         return {fields[0]: row}
 
 
@@ -158,12 +176,14 @@ def task_settings(manifest: Manifest) -> TaskSettings:
 
 
 def _usual(artifact: Artifact) -> Loading:
-    section = dict(artifact.manifest.recipe.get("backbone", {}))
-    device = best_device()
+    """As the recipe loaded it, but on this machine's device, and never with remote code."""
+    table = artifact.manifest.recipe.get("backbone")
+    section = table if isinstance(table, dict) else {}
+    dtype, device, spread = section.get("dtype"), best_device(), section.get("device_map")
     return Loading(
-        revision=artifact.manifest.backbone.get("revision"),
-        dtype=dtype_of(str(section.get("dtype", "auto")), device),
+        revision=artifact.manifest.backbone["revision"],
+        dtype=dtype_of(dtype if isinstance(dtype, str) and dtype in DTYPES else "auto", device),
         device=device,
-        device_map=section.get("device_map"),
+        device_map=spread if isinstance(spread, str) else None,
         quantization=section.get("quantization"),
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from softprompt.data.batch import like_length
 from softprompt.errors import DataError
@@ -71,8 +71,8 @@ def predict(
 def judge(
     task: Task,
     examples: Sequence[Example],
-    truth: Sequence[str],
     *,
+    truth: Sequence[str],
     prompt: Prompt | None,
     batch_size: int = 32,
 ) -> Judged:

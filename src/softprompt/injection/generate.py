@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from zlib import crc32
 
 import torch
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from softprompt.backbone.model import Backbone, Inputs
-from softprompt.errors import PromptError
+from softprompt.errors import PromptError, RecipeError, unknown
 from softprompt.injection.run import injected, positions
 from softprompt.prompt import Prompt
 
@@ -41,6 +41,9 @@ class Decoding:
         seed: of the sampling. A row's draws depend on it and on the row, not on its batch mates.
         cache: transformers' cache kind: ``dynamic``, ``static``, or ``none``.
         answers: token ids of all the answers that are allowed; None for any text.
+
+    Raises:
+        RecipeError: numbers that are not possible, or not together; all of them at once.
     """
 
     max_new_tokens: int = 20
@@ -52,6 +55,23 @@ class Decoding:
     seed: int = 0
     cache: CacheKind = "dynamic"
     answers: Sequence[Sequence[int]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache not in get_args(CacheKind):
+            raise RecipeError([unknown("cache", self.cache, options=get_args(CacheKind))])
+        beams, top_p = self.beams, self.top_p
+        possible = {
+            f"max_new_tokens = {self.max_new_tokens}: at least 1.": self.max_new_tokens >= 1,
+            f"beams = {beams}: 1 is greedy, more are a search.": beams >= 1,
+            f"beams = {beams} and sample = true: beams look for the likeliest text and sampling "
+            "draws one. Choose one of them.": beams <= 1 or not self.sample,
+            f"temperature = {self.temperature}: more than 0.": self.temperature > 0,
+            f"top_k = {self.top_k}: at least 1, or 0 for all.": self.top_k >= 0,
+            f"top_p = {top_p}: more than 0 and at most 1.": 0 < top_p <= 1,
+        }
+        faults = [fault for fault, fine in possible.items() if not fine]
+        if faults:
+            raise RecipeError(faults)
 
 
 class _Noise(LogitsProcessor):

@@ -145,7 +145,7 @@ def _check_prefix(geometry: Geometry, prefix: KVPrefix) -> None:
             "prompt was trained for."
         )
         raise PromptError(msg)
-    if prefix.shifted and geometry.position_offset is None and geometry.kind != "encoder-decoder":
+    if prefix.shifted and geometry.position_offset is None:
         msg = (
             f"the prefix was made with positions moved up by {prefix.length}, but "
             f"{geometry.family} takes no position ids. Train a prefix for it here instead."

@@ -20,7 +20,7 @@ def run(
     *,
     prompts: Sequence[Prompt | None],
     rows: Int[Tensor, " B"] | None = None,
-) -> Float[Tensor, "B Ts H"]:
+) -> Float[Tensor, "Bs Ts H"]:
     """The last hidden states of a batch, each row with its own prompt.
 
     Args:

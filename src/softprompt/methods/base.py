@@ -34,6 +34,8 @@ def fit(method: Method, target: Prompt, *, steps: int = 500, learning_rate: floa
     optimiser = torch.optim.Adam(method.parameters(), lr=learning_rate)
     wanted = target.tensors()
     scale = torch.stack([t.pow(2).mean() for t in wanted.values()]).sum()
+    training = method.training
+    method.eval()  # its dropout would draw from the global generator
     with torch.enable_grad():
         for _ in range(steps):
             got = method().tensors()
@@ -43,4 +45,5 @@ def fit(method: Method, target: Prompt, *, steps: int = 500, learning_rate: floa
             loss.backward()
             optimiser.step()
     optimiser.zero_grad()
+    method.train(training)
     return float(loss.detach().sqrt())

@@ -10,6 +10,10 @@ from softprompt.initialise import FromRandom, FromVocabulary, Initial
 Schedule = Literal["constant", "linear", "cosine"]
 
 
+# Families that normalise what they are given: their prompts take, and need, a hundredfold rate.
+T5 = {"t5", "mt5", "umt5"}
+
+
 @dataclass(frozen=True)
 class Defaults:
     """Settings of a run.
@@ -33,9 +37,6 @@ class Defaults:
     source: str
 
 
-_T5 = {"t5", "mt5", "umt5"}
-
-
 def defaults(method: str, geometry: Geometry) -> Defaults:
     """Good settings for a method on a backbone.
 
@@ -43,7 +44,7 @@ def defaults(method: str, geometry: Geometry) -> Defaults:
         KeyError: a method without an entry here; the contract tests forbid it.
     """
     match method:
-        case "prompt-tuning" if geometry.family in _T5:
+        case "prompt-tuning" if geometry.family in T5:
             return Defaults(
                 "adafactor", 0.3, 1e-5, "constant", 0.0, FromVocabulary(),
                 "Lester et al. 2021: Adafactor at 0.3, parameter scaling off, weight decay 1e-5",

@@ -46,11 +46,12 @@ class PTuningV2Method(Method):
 
     def __init__(self, start: KVPrefix, dropout: float) -> None:
         super().__init__()
-        self.layers = start.layers
+        self.layers, self.shifted = start.layers, start.shifted
         self.keys = nn.Parameter(start.keys.detach().float().clone())
         self.values = nn.Parameter(start.values.detach().float().clone())
         self.dropout = nn.Dropout(dropout)
 
     def forward(self) -> Prompt:
         """Keys and values, as they are (through dropout in training, if asked)."""
-        return KVPrefix(self.dropout(self.keys), self.dropout(self.values), self.layers)
+        keys, values = self.dropout(self.keys), self.dropout(self.values)
+        return KVPrefix(keys, values, self.layers, shifted=self.shifted)

@@ -51,7 +51,7 @@ class PrefixTuningMethod(Method):
     ) -> None:
         super().__init__()
         layers, heads, length, size = start.keys.shape
-        self.layers = start.layers
+        self.layers, self.shifted = start.layers, start.shifted
         self.shape = (length, layers, 2, heads, size)
         self.embedding = nn.Parameter(torch.randn(length, width, generator=generator))
         self.mlp = nn.Sequential(
@@ -65,4 +65,4 @@ class PrefixTuningMethod(Method):
         """The MLP's output, cut into keys and values; it runs once a step, not once a row."""
         pairs = self.mlp(self.embedding).view(self.shape)
         keys, values = pairs.permute(2, 1, 3, 0, 4)
-        return KVPrefix(keys, values, self.layers)
+        return KVPrefix(keys, values, self.layers, shifted=self.shifted)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from softprompt.backbone.model import Backbone, Inputs
 from softprompt.data.batch import Side, collate
 from softprompt.data.tokenise import Tokenised
+from softprompt.errors import DataError, unknown
 from softprompt.prompt import Prompt
 
 Row = Mapping[str, object]
@@ -115,6 +116,19 @@ class Task(ABC):
 
 class Classifier(Task):
     """A task whose answers are probabilities of labels."""
+
+    def target(self, row: Row) -> int:
+        """The index of a row's label.
+
+        Raises:
+            DataError: the row has no label, or an unknown one.
+        """
+        if self.target_column not in row:
+            raise DataError(unknown("column", self.target_column, options=row))
+        label = str(row[self.target_column])
+        if label not in self.labels:
+            raise DataError(unknown("label", label, options=self.labels))
+        return self.labels.index(label)
 
     @abstractmethod
     def scores(

@@ -6,7 +6,7 @@ from softprompt.backbone.head import Head
 from softprompt.backbone.model import Backbone
 from softprompt.data.template import Template, parse
 from softprompt.data.tokenise import Renderer, renderer
-from softprompt.errors import TemplateError
+from softprompt.errors import DataError, TemplateError
 from softprompt.injection.generate import Decoding
 from softprompt.tasks.base import Task
 from softprompt.tasks.generate import Writer
@@ -80,6 +80,12 @@ class _Binding:
                 'which is missing. Add one to [task]: verbalizer = { yes = "yes", no = "no" }.'
             )
             raise TemplateError(msg)
+        if len(labels) < 2:  # noqa: PLR2004  # a choice
+            msg = (
+                f"a trained head needs at least 2 labels to choose from, but was given "
+                f"{len(labels)}. Read them from the training data."
+            )
+            raise DataError(msg)
         width = self.backbone.geometry.hidden_size
         head = ClassifierHead(width, len(labels), kind=settings.head, seed=seed)
         return Pooled(
@@ -92,7 +98,8 @@ class _Binding:
 
     def by_words(self, settings: Classify) -> CausalWords | MaskedWords | AnswerWords:
         """Label words."""
-        head = self._lm_head("score label words")
+        remedy = "Leave the verbalizer out, which trains a head, or choose another backbone."
+        head = self._lm_head("score label words", remedy=remedy)
         end = self.backbone.ends[0] if self.backbone.ends and self.kind != "encoder" else None
         words = read_words(
             self.backbone.tokenizer,
@@ -128,19 +135,18 @@ class _Binding:
         )
         return Writer(
             self.backbone,
-            self._lm_head("write text"),
+            self._lm_head("write text", remedy="Choose another backbone."),
             renderer=self.renderer(reserve=settings.max_new_tokens),
             target_column=settings.target_column,
             choices=choices,
             decoding=decoding,
         )
 
-    def _lm_head(self, purpose: str) -> Head:
+    def _lm_head(self, purpose: str, *, remedy: str) -> Head:
         if self.backbone.head is None:
             msg = (
                 f"backbone {self.backbone.name!r} has no language-model head in its checkpoint, so "
-                f"it cannot {purpose}. Leave the verbalizer out, which trains a head, or choose "
-                "another backbone."
+                f"it cannot {purpose}. {remedy}"
             )
             raise TemplateError(msg)
         return self.backbone.head

@@ -12,7 +12,7 @@ from softprompt.backbone.head import Head
 from softprompt.backbone.model import Backbone
 from softprompt.data.batch import Side
 from softprompt.data.tokenise import Renderer, Tokenised
-from softprompt.errors import DataError
+from softprompt.errors import DataError, unknown
 from softprompt.injection.generate import Decoding, generate
 from softprompt.injection.run import run
 from softprompt.prompt import Prompt
@@ -43,6 +43,7 @@ class Writer(Task):
         self._renderer = renderer
         self._target_column = target_column
         answers = tuple(self._tokens(choice) for choice in choices) or None
+        _check_choices(choices, answers or (), longest=decoding.max_new_tokens)
         self._decoding = replace(decoding, answers=answers)
 
     @property
@@ -60,6 +61,8 @@ class Writer(Task):
         source = self._renderer.render(row)
         if not target:
             return Example((source,), ((),), None)
+        if self._target_column not in row:
+            raise DataError(unknown("column", self._target_column, options=row))
         written = (*self._tokens(str(row[self._target_column])), *self.backbone.ends[:1])
         room = self._room(source)
         if len(written) > room:
@@ -126,6 +129,19 @@ class Writer(Task):
         if positions is None:
             return 1 << 30
         return positions - (len(source.ids) if self.backbone.geometry.kind == "causal" else 0)
+
+
+def _check_choices(
+    choices: Sequence[str], answers: Sequence[tuple[int, ...]], *, longest: int
+) -> None:
+    for choice, answer in zip(choices, answers, strict=True):
+        if len(answer) > longest:
+            msg = (
+                f"the choice {choice!r} has {len(answer)} tokens, but max_new_tokens is {longest}, "
+                "so it could never be the answer. Raise task.max_new_tokens to at least "
+                f"{max(map(len, answers))}."
+            )
+            raise DataError(msg)
 
 
 def _continued(source: Tokenised, target: Sequence[int]) -> Tokenised:

@@ -86,7 +86,7 @@ class Pooled(Classifier):
 
     def example(self, row: Row, *, target: bool = True) -> Example:
         """Render a row; its point is its first token, or its last."""
-        label = self.labels.index(str(row[self._target_column])) if target else None
+        label = self.target(row) if target else None
         variant = self._renderer.render(row)
         point = 0 if self.backbone.geometry.kind == "encoder" else len(variant.ids) - 1
         return Example((variant,), ((point,),), label)

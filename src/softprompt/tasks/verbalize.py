@@ -56,7 +56,7 @@ class _ByWords(Classifier):
 
     def example(self, row: Row, *, target: bool = True) -> Example:
         """Render a row in each of its variants."""
-        label = self.labels.index(str(row[self._target_column])) if target else None
+        label = self.target(row) if target else None
         variants = self._variants(row)
         return Example(variants, self._points(variants), label)
 

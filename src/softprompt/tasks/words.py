@@ -67,9 +67,10 @@ def read_words(
         always_end: end every word with it, as a text-to-text model was trained to.
 
     Raises:
-        DataError: a word has no tokens; two labels share a word; one word begins another and
-            there is no end token.
+        DataError: a word has no tokens; a word stands there twice; a label has none; there is one
+            label only; one word begins another and there is no end token.
     """
+    _check_choice(verbalizer)
     tokens = {
         label: tuple(_ids(tokenizer, w, label) for w in ws) for label, ws in verbalizer.items()
     }
@@ -105,13 +106,35 @@ def _check_distinct(
     owner: dict[tuple[int, ...], tuple[str, str]] = {}
     for label, words in tokens.items():
         for text, word in zip(verbalizer[label], words, strict=True):
-            other, spelled = owner.setdefault(word, (label, text))
-            if other != label:
-                msg = (
-                    f"labels {other!r} and {label!r} have the same word for this tokenizer: "
-                    f"{spelled!r} and {text!r} are both tokens {list(word)}. Choose distinct words."
-                )
-                raise DataError(msg)
+            if word in owner:
+                raise DataError(_twice(owner[word], (label, text), word))
+            owner[word] = label, text
+
+
+def _twice(first: tuple[str, str], second: tuple[str, str], word: tuple[int, ...]) -> str:
+    (label, text), (other, spelled) = first, second
+    if label == other:
+        return (
+            f"label {label!r} has the word {text!r} twice (tokens {list(word)}), and it would "
+            "count twice. Write it once."
+        )
+    return (
+        f"labels {label!r} and {other!r} have the same word for this tokenizer: {text!r} and "
+        f"{spelled!r} are both tokens {list(word)}. Choose distinct words."
+    )
+
+
+def _check_choice(verbalizer: Mapping[str, Sequence[str]]) -> None:
+    if len(verbalizer) < 2:  # noqa: PLR2004  # a choice
+        msg = (
+            f"a verbalizer needs at least 2 labels to choose from, but this one has "
+            f"{len(verbalizer)}. Add the others."
+        )
+        raise DataError(msg)
+    for label, words in verbalizer.items():
+        if not words:
+            msg = f"label {label!r} has no word, so it could never be the answer. Give it one."
+            raise DataError(msg)
 
 
 def label_scores(

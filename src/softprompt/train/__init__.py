@@ -3,7 +3,8 @@
 from softprompt.train.events import Evaluation, Event, Finished, Step, Warned
 from softprompt.train.folder import RunFolder, free_folder
 from softprompt.train.prepare import Prepared, prepare
-from softprompt.train.run import artifact_of, make_trainer, train
+from softprompt.train.result import artifact_of, plain
+from softprompt.train.run import Watcher, make_trainer, train
 from softprompt.train.settings import Training
 from softprompt.train.trainer import Trainer
 
@@ -17,9 +18,11 @@ __all__ = [
     "Trainer",
     "Training",
     "Warned",
+    "Watcher",
     "artifact_of",
     "free_folder",
     "make_trainer",
+    "plain",
     "prepare",
     "train",
 ]

@@ -1,12 +1,14 @@
 """The best prompt so far, apart from the method that goes on changing."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, assert_never
 
 from torch import Tensor, nn
 
-from softprompt.prompt import Prompt, cast, detached
+from softprompt.errors import RecipeError, TrainingError, unknown
+from softprompt.prompt import InputPrompt, KVPrefix, Prompt, cast, detached
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,24 @@ class Best:
         }
 
 
+def score_of(metrics: Mapping[str, float], *, select: str, step: int) -> float:
+    """What to choose by: a metric as it is, or the loss turned round, so that more is better.
+
+    Raises:
+        RecipeError: there is no such metric.
+        TrainingError: it is no number.
+    """
+    if select not in metrics:
+        raise RecipeError([f"train.select: {unknown('metric', select, options=metrics)}"])
+    if math.isnan(metrics[select]):
+        msg = (
+            f"validation after step {step}: {select} is no number, so no prompt can be chosen by "
+            'it. The precision may be too low: try backbone.dtype = "float32".'
+        )
+        raise TrainingError(msg)
+    return -metrics[select] if select == "loss" else metrics[select]
+
+
 def snapshot(
     prompt: Prompt, head: nn.Module | None, *, score: float, step: int, metrics: Mapping[str, float]
 ) -> Best:
@@ -55,4 +75,10 @@ def restored(state: Mapping[str, Any], *, like: Prompt) -> Best:
 
 def with_tensors(like: Prompt, tensors: Mapping[str, Tensor]) -> Prompt:
     """A prompt of the same kind with other tensors."""
-    return replace(like, **tensors)
+    match like:
+        case InputPrompt():
+            return InputPrompt(tensors["vectors"])
+        case KVPrefix():
+            return replace(like, keys=tensors["keys"], values=tensors["values"])
+        case _:
+            assert_never(like)

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-from accelerate import Accelerator
 from datasets import Dataset
 
 from softprompt.backbone.model import Backbone
@@ -15,8 +13,10 @@ from softprompt.methods import MethodSettings, PromptTuning
 from softprompt.recipe import make_recipe
 from softprompt.tasks import TaskSettings
 from softprompt.train.events import Event
+from softprompt.train.launch import checkpointing, make_accelerator
 from softprompt.train.prepare import prepare
-from softprompt.train.run import artifact_of, backbone_mode, make_trainer
+from softprompt.train.result import artifact_of
+from softprompt.train.run import make_trainer
 
 Row = Mapping[str, object]
 
@@ -67,12 +67,10 @@ def fit(  # noqa: PLR0913  # a recipe has as many tables
     tables = {"train": Dataset.from_list([dict(row) for row in rows])}
     if validation is not None:
         tables["validation"] = Dataset.from_list([dict(row) for row in validation])
-    torch.manual_seed(seed)
     prepared = prepare(recipe, backbone=backbone, tables=tables, start=initial)
-    accelerator = Accelerator(
-        cpu=backbone.device.type == "cpu", mixed_precision=recipe.train.mixed_precision
-    )
-    with backbone_mode(prepared):
+    cpu = backbone.device.type == "cpu"
+    accelerator = make_accelerator(recipe.train, cpu=cpu, folder=None)
+    with checkpointing(backbone, wanted=recipe.train.gradient_checkpointing):
         trainer = make_trainer(prepared, accelerator)
         for event in trainer.run():
             if watch is not None:

@@ -11,8 +11,8 @@ import tomli_w
 from softprompt.artifact import Artifact, save
 from softprompt.errors import ArtifactError, TrainingError
 from softprompt.recipe import Recipe, read_recipe
-from softprompt.train.events import Event, Step
-from softprompt.train.state import load_state, save_state
+from softprompt.train.events import Event
+from softprompt.train.state import has_state, load_state, save_state
 
 
 class RunFolder:
@@ -39,21 +39,39 @@ class RunFolder:
     def _events(self) -> Path:
         return self.path / "events.jsonl"
 
+    def check_free(self) -> None:
+        """Make sure that no other run is here.
+
+        Raises:
+            TrainingError: the folder holds one, or is a file.
+        """
+        if (self.path / "recipe.toml").exists():
+            msg = (
+                f"{self.path} holds a run already. Go on with it (softprompt resume {self.path}), "
+                "or give another folder with --output."
+            )
+            raise TrainingError(msg)
+        if self.path.exists() and not self.path.is_dir():
+            msg = f"{self.path} is a file, but a run needs a folder. Give another with --output."
+            raise TrainingError(msg)
+
     def begin(self, recipe: Recipe) -> None:
         """Write the recipe as run.
 
         Raises:
-            TrainingError: the folder holds another run.
+            TrainingError: the folder holds another run, or cannot be written.
         """
-        if (self.path / "recipe.toml").exists():
-            msg = (
-                f"{self.path} holds a run already. Go on with it (softprompt resume {self.path}), or "
-                "give another folder with --output."
-            )
-            raise TrainingError(msg)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.check_free()
         text = tomli_w.dumps(recipe.as_data())
-        (self.path / "recipe.toml").write_text(text, encoding="utf-8")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "recipe.toml").write_text(text, encoding="utf-8")
+        except OSError as error:
+            msg = (
+                f"{self.path} cannot be written: {error.strerror}. Give another folder with "
+                "--output."
+            )
+            raise TrainingError(msg) from error
 
     def recipe(self) -> Recipe:
         """The recipe as run.
@@ -68,6 +86,22 @@ class RunFolder:
             )
             raise ArtifactError(msg)
         return read_recipe(path)
+
+    def metrics(self) -> dict[str, Any] | None:
+        """What came of the run; None while it is not finished.
+
+        Raises:
+            ArtifactError: ``metrics.json`` was damaged.
+        """
+        path = self.path / "metrics.json"
+        if not path.exists():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            msg = f"{path} is not JSON ({error}). Take it away and resume the run, which writes it."
+            raise ArtifactError(msg) from error
+        return found
 
     def note(self, event: Event, **more: float) -> None:
         """Append an event as one JSON line."""
@@ -87,19 +121,25 @@ class RunFolder:
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Write the whole state; the old checkpoint stays whole until then."""
-        save_state(dict(state), self.path / "checkpoint")
+        save_state(state, self.path / "checkpoint")
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state to go on from; None if the run was stopped before its first checkpoint."""
         folder = self.path / "checkpoint"
-        old = folder.with_name(".checkpoint-old")
-        return load_state(folder) if folder.exists() or old.exists() else None
+        return load_state(folder) if has_state(folder) else None
 
-    def forget_after(self, step: int) -> None:
-        """Drop the events that a resumed run will go through again."""
-        kept = [e for e in self.events() if e["step"] <= step and e["event"] != "finished"]
+    def rewind(self, count: int) -> float:
+        """Keep the first events; a resumed run goes through the others again.
+
+        Returns:
+            The seconds that the run had gone on by then.
+        """
+        kept = [e for e in list(self.events())[:count] if e["event"] != "finished"]
         lines = "".join(json.dumps(event) + "\n" for event in kept)
-        self._events.write_text(lines, encoding="utf-8")
+        fresh = self._events.with_suffix(".new")
+        fresh.write_text(lines, encoding="utf-8")
+        fresh.replace(self._events)
+        return float(kept[-1]["seconds"]) if kept else 0.0
 
     def finish(self, artifact: Artifact, metrics: Mapping[str, Any]) -> None:
         """Write the artifact and the metrics."""
@@ -118,8 +158,6 @@ def free_folder(stem: str, *, root: Path) -> Path:
 
 
 def _plain(event: Event) -> dict[str, Any]:
-    if isinstance(event, Step):
-        return asdict(event)
-    found = asdict(event)
-    report = found.pop("report", None)
-    return found if report is None else found | report
+    found: dict[str, Any] = asdict(event)
+    report: dict[str, Any] = found.pop("report", {})
+    return found | report

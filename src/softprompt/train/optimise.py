@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,9 @@ from transformers.optimization import Adafactor, get_scheduler
 
 from softprompt.errors import RecipeError, unknown
 from softprompt.train.settings import Training
+
+# What a recipe sets by keys of their own.
+_OWN = {"params", "lr", "weight_decay"}
 
 
 def optimiser(
@@ -31,16 +35,18 @@ def optimiser(
     kind, usual = _kind(training.optimizer)
     options = usual | dict(training.optimizer_options or {})
     known = set(inspect.signature(kind).parameters)
-    wrong = [key for key in options if key not in known]
+    wrong = sorted(options.keys() - (known - _OWN))
     if wrong:
-        options_of = known - {"params", "lr", "weight_decay"}
-        raise RecipeError(
-            [f"train.optimizer_options: {unknown('option', wrong[0], options=options_of)}"]
-        )
+        fault = unknown(f"option of {training.optimizer}", wrong[0], options=known - _OWN)
+        raise RecipeError([f"train.optimizer_options: {fault}"])
     groups = [group for group in groups if group["params"]]
     if "weight_decay" not in known:
         groups = [{k: v for k, v in group.items() if k != "weight_decay"} for group in groups]
-    return kind(groups, **options)
+    try:
+        return kind(groups, **options)
+    except (TypeError, ValueError) as error:
+        msg = f"train.optimizer: {training.optimizer} cannot be made: {error} Correct its options."
+        raise RecipeError([msg]) from error
 
 
 def names() -> list[str]:
@@ -57,14 +63,17 @@ def schedule(optimizer: torch.optim.Optimizer, *, training: Training, steps: int
     """The rates over all steps: a rise over the warm-up, then the schedule."""
     kind = "constant_with_warmup" if training.schedule == "constant" else training.schedule
     rising = round(training.warmup * steps)
-    return get_scheduler(kind, optimizer, num_warmup_steps=rising, num_training_steps=steps)
+    made: LRScheduler = get_scheduler(
+        kind, optimizer, num_warmup_steps=rising, num_training_steps=steps
+    )
+    return made
 
 
-def _kind(name: str) -> tuple[type[torch.optim.Optimizer], dict[str, object]]:
+def _kind(name: str) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     if name == "adafactor":
         # Lester et al. 2021: parameter scaling off, a rate of its own, decay exponent 0.8.
         return Adafactor, {"scale_parameter": False, "relative_step": False, "decay_rate": -0.8}
-    by_name = {key.lower(): kind for key, kind in vars(torch.optim).items()}
     if name not in names():
         raise RecipeError([f"train.optimizer: {unknown('optimiser', name, options=names())}"])
+    by_name = {key.lower(): kind for key, kind in vars(torch.optim).items()}
     return by_name[name], {}

@@ -1,9 +1,14 @@
 """A run's curve: losses on the left, metrics on the right."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_Event: TypeAlias = Mapping[str, Any]
 _SHOWN = ("accuracy", "macro_f1", "exact_match", "rougeL")
 
 
@@ -20,38 +25,45 @@ def draw(events: Iterable[Mapping[str, Any]], path: Path, *, title: str) -> None
     found = [e for e in listed if e["event"] == "evaluation"]
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(*_smooth(steps), color="#b8c4d6", linewidth=1, label="training, each step")
-    seen = [e for e in found if e["train_loss"] is not None]
-    left.plot(
-        [e["epoch"] for e in seen],
-        [e["train_loss"] for e in seen],
-        marker="o",
-        color="#33527a",
-        label="training",
-    )
-    epochs = [e["epoch"] for e in found]
-    losses = [e["metrics"]["loss"] for e in found]
-    left.plot(epochs, losses, marker="o", color="#c2512e", label="validation")
-    left.set(xlabel="epoch", ylabel="loss per scored token")
-    left.legend()
-    names = [n for n in _SHOWN if found and n in found[0]["metrics"]]
-    for name in names:
-        values = [e["metrics"][name] for e in found]
-        right.plot(epochs, values, marker="o", label=name)
-    right.set(xlabel="epoch", ylabel="on validation rows")
-    if names:
-        right.legend()
+    _losses(left, steps, found)
+    _metrics(right, found)
     for axes in (left, right):
+        axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    # A folder may be named with dollar signs, which are not meant as mathematics.
+    figure.suptitle(title, parse_math=False)
+    figure.savefig(path, dpi=120, format="png")
 
 
-def _smooth(steps: list[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+def _losses(axes: "Axes", steps: Sequence[_Event], found: Sequence[_Event]) -> None:
+    epochs, means = _smooth(steps)
+    axes.plot(epochs, means, color="#b8c4d6", linewidth=1, label="training, each step")
+    pairs = [(e["epoch"], e["train_loss"]) for e in found if e["train_loss"] is not None]
+    _line(axes, pairs, color="#33527a", label="training")
+    pairs = [(e["epoch"], e["metrics"]["loss"]) for e in found]
+    _line(axes, pairs, color="#c2512e", label="validation")
+    axes.set_ylabel("loss per scored token")
+
+
+def _metrics(axes: "Axes", found: Sequence[_Event]) -> None:
+    for name in [n for n in _SHOWN if found and n in found[0]["metrics"]]:
+        _line(axes, [(e["epoch"], e["metrics"][name]) for e in found], label=name)
+    axes.set_ylabel("on validation rows")
+
+
+def _line(axes: "Axes", pairs: Sequence[tuple[float, float]], **style: str) -> None:
+    if pairs:
+        epochs, values = zip(*pairs, strict=True)
+        (line,) = axes.plot(epochs, values, marker="o")
+        line.set(**style)
+
+
+def _smooth(steps: Sequence[_Event]) -> tuple[list[float], list[float]]:
     """A running mean over a fiftieth of the run."""
     window = max(1, len(steps) // 50)
-    losses = [e["loss"] for e in steps]
-    means = [
-        sum(losses[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(losses))
-    ]
+    sums = [0.0, *accumulate(e["loss"] for e in steps)]
+    begins = [max(0, end - window) for end in range(1, len(sums))]
+    means = [(sums[end] - sums[begin]) / (end - begin) for end, begin in enumerate(begins, start=1)]
     return [e["epoch"] for e in steps], means

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from softprompt.artifact import load
 from softprompt.backbone.load import Loading
-from softprompt.backbone.model import Backbone
+from softprompt.backbone.model import Backbone, Kind
 from softprompt.backbone.precision import best_device, dtype_of
 from softprompt.data import Rows as Table
 from softprompt.data import Template, check_fields, parse
@@ -84,24 +84,17 @@ def prepare(
     given = read_sources(recipe.data) if tables is None else tables
     tables = complete(given, recipe.data, seed=recipe.seed)
     labels = find_labels(settings, tables["train"])
-    check_tables(tables, settings, labels)
+    check_tables(tables, settings, labels=labels)
     if backbone is None:
         backbone = open_section(recipe.backbone)
-    template = fitting_template(recipe, tables["train"], backbone)
-    task = bind(
-        settings,
-        backbone,
-        template=template.text,
-        labels=labels,
-        max_length=recipe.data.max_length,
-        seed=recipe.seed,
-    )
+    template = fitting_template(recipe, backbone, table=tables["train"])
+    task = _task(recipe, backbone, template=template, labels=labels)
     usual = defaults(recipe.method.name, backbone.geometry)
     method = build_method(
         backbone,
         recipe.method_settings,
         soft_length=template.soft_length,
-        initial=start or initial(recipe, settings, labels, usual),
+        initial=start or initial(recipe, labels=labels, usual=usual),
         seed=recipe.seed,
     )
     columns = [*task.columns, task.target_column]
@@ -111,10 +104,23 @@ def prepare(
         task=task,
         method=method,
         template=template.text,
-        training=resolve(recipe.train, usual, seed=recipe.seed),
+        training=resolve(recipe, usual),
         usual=usual,
         rows={name: render(task, t, where=f"the {name} data") for name, t in tables.items()},
         hashes={name: digest(table, columns) for name, table in tables.items()},
+    )
+
+
+def _task(
+    recipe: Recipe, backbone: Backbone, *, template: Template, labels: tuple[str, ...]
+) -> Task:
+    return bind(
+        recipe.task_settings,
+        backbone,
+        template=template.text,
+        labels=labels,
+        max_length=recipe.data.max_length,
+        seed=recipe.seed,
     )
 
 
@@ -133,7 +139,7 @@ def open_section(section: BackboneSection) -> Backbone:
     return load_backbone(section.name, loading)
 
 
-def fitting_template(recipe: Recipe, table: Table, backbone: Backbone) -> Template:
+def fitting_template(recipe: Recipe, backbone: Backbone, *, table: Table) -> Template:
     """The recipe's template or the default one, checked against method and columns.
 
     Raises:
@@ -142,7 +148,7 @@ def fitting_template(recipe: Recipe, table: Table, backbone: Backbone) -> Templa
     settings, method = recipe.task_settings, recipe.method_settings
     text = settings.template
     if text is None:
-        text = default_template(table, settings, backbone)
+        text = default_template(table, settings, kind=backbone.geometry.kind)
         text = (f"{{soft:{SOFT_TOKENS}}}" if method.shape == "input" else "") + text
     template = parse(text)
     check_soft(template, method.name, soft=method.shape == "input")
@@ -166,7 +172,7 @@ def check_soft(template: Template, method: str, *, soft: bool) -> None:
         raise TemplateError(msg)
 
 
-def default_template(table: Table, settings: TaskSettings, backbone: Backbone) -> str:
+def default_template(table: Table, settings: TaskSettings, *, kind: Kind) -> str:
     """The text columns, one or two, in the data's order.
 
     Raises:
@@ -175,24 +181,23 @@ def default_template(table: Table, settings: TaskSettings, backbone: Backbone) -
     target = target_column(settings)
     texts = [
         name
-        for name, feature in table.features.items()
-        if name != target and getattr(feature, "dtype", "") in {"string", "large_string"}
+        for name in table.column_names
+        if name != target and "string" in {*str(table.data.schema.field(name).type).split("_")}
     ]
     if len(texts) not in {1, 2}:
+        example = f"{{{(texts or ['text'])[0]}}}"
         msg = (
-            f"without a template there must be one or two text columns beside {target!r}, but there "
-            f'are {len(texts)}: {texts}. Write task.template, such as "{{{(texts or ["text"])[0]}}}".'
+            f"without a template there must be one or two text columns beside {target!r}, but "
+            f"there are {len(texts)}: {texts}. Write task.template, such as {example!r}."
         )
         raise TemplateError(msg)
-    join = "{sep}" if backbone.geometry.kind == "encoder" else "\n"
+    join = "{sep}" if kind == "encoder" else "\n"
     return join.join(f"{{{name}}}" for name in texts)
 
 
-def initial(
-    recipe: Recipe, settings: TaskSettings, labels: tuple[str, ...], usual: Defaults
-) -> Initial:
+def initial(recipe: Recipe, *, labels: tuple[str, ...], usual: Defaults) -> Initial:
     """What the prompt starts from: the recipe's word, else label words, else the default."""
-    words = labels
+    words, settings = labels, recipe.task_settings
     if isinstance(settings, Classify) and settings.verbalizer is not None:
         words = tuple(word for of_label in settings.words().values() for word in of_label)
     section = recipe.method.initialise

@@ -98,13 +98,13 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
 
 
 def check_tables(
-    tables: Mapping[str, Table], settings: TaskSettings, labels: Sequence[str]
+    tables: Mapping[str, Table], settings: TaskSettings, *, labels: Sequence[str]
 ) -> None:
     """Check that every split has the target column, and no label that is not known."""
     column = target_column(settings)
     for name, table in tables.items():
         if isinstance(settings, Classify):
-            check_labels(table, column, labels, split=name)
+            check_labels(table, column, known=labels, split=name)
         else:
             check_columns(table, [column], where=f"the {name} data")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from softprompt.methods.defaults import Defaults, Schedule
-from softprompt.recipe import TrainSection
+from softprompt.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Training:
         evaluate_every: steps between validations; None for once an epoch.
         patience: stop after so many validations without a better one; None for never.
         select: the validation metric that decides which prompt is best; ``loss`` is minimised.
-        mixed_precision: autocast of the forward pass.
+        dropout: whether the backbone's own dropout is at work in training.
+        gradient_checkpointing: whether the backbone runs each layer again in the backward pass.
     """
 
     seed: int = 42
@@ -50,13 +51,20 @@ class Training:
     evaluate_every: int | None = None
     patience: int | None = None
     select: str = "loss"
+    dropout: bool = False
+    gradient_checkpointing: bool = False
+
+    @property
+    def awake(self) -> bool:
+        """Whether the backbone is in training mode while it trains, which checkpointing needs."""
+        return self.dropout or self.gradient_checkpointing
 
 
-def resolve(section: TrainSection, usual: Defaults, *, seed: int) -> Training:
+def resolve(recipe: Recipe, usual: Defaults) -> Training:
     """The recipe's settings, completed by the method's defaults."""
     own = {
         name: value
-        for name, value in section
+        for name, value in recipe.train
         if value is not None and name in Training.__dataclass_fields__
     }
     given: dict[str, Any] = {
@@ -65,7 +73,10 @@ def resolve(section: TrainSection, usual: Defaults, *, seed: int) -> Training:
         "weight_decay": usual.weight_decay,
         "schedule": usual.schedule,
         "warmup": usual.warmup,
-        "clip": section.clip,
-        "seed": seed,
     }
-    return Training(**(given | own))
+    fixed = {
+        "seed": recipe.seed,
+        "clip": recipe.train.clip or None,
+        "dropout": recipe.backbone.dropout,
+    }
+    return Training(**(given | own | fixed))

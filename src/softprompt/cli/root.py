@@ -1,0 +1,65 @@
+"""The application: its commands and its entry point. torch is imported by the commands alone."""
+
+import io
+import sys
+from collections.abc import Callable
+from importlib.metadata import version as version_of
+from typing import Annotated
+
+import typer
+
+from softprompt.cli.check import check
+from softprompt.cli.evaluate import evaluate
+from softprompt.cli.init import init
+from softprompt.cli.predict import predict
+from softprompt.cli.resume import resume
+from softprompt.cli.say import told
+from softprompt.cli.show import show
+from softprompt.cli.train import train
+
+_EXAMPLES: dict[Callable[..., None], str] = {
+    init: "softprompt init train.jsonl",
+    check: "softprompt check recipe.toml --set train.epochs=3",
+    train: "softprompt train recipe.toml --set train.learning_rate=0.003 --output runs/slow",
+    resume: "softprompt resume runs/recipe",
+    evaluate: "softprompt evaluate runs/recipe reviews.csv --json",
+    predict: 'softprompt predict runs/recipe "Moving and funny." "Dull."',
+    show: "softprompt show runs/recipe",
+}
+
+# Plain text throughout: messages are read by people and by programs, in terminals and in logs.
+app = typer.Typer(
+    name="softprompt",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command, _example in _EXAMPLES.items():
+    app.command(epilog=f"Example: {_example}")(told(_command))
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"softprompt {version_of('softprompt')}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Begin with: softprompt init DATA")
+def root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Say which it is."),
+    ] = False,
+) -> None:
+    """Train, keep and use soft prompts for a frozen language model."""
+
+
+def main() -> None:
+    """Run the command line, and exit with its status."""
+    for stream in (sys.stdout, sys.stderr):
+        # JSON is UTF-8 whatever the locale; a half character in a message must not stop it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    app()

@@ -1,0 +1,30 @@
+"""Everything that decides a run, as one strict TOML file, with all its faults at once."""
+
+from softprompt.recipe.make import make_recipe
+from softprompt.recipe.read import read_data, read_recipe
+from softprompt.recipe.sections import (
+    BackboneSection,
+    DataSection,
+    InitialiseSection,
+    Limit,
+    MethodSection,
+    Recipe,
+    Shares,
+    TaskSection,
+    TrainSection,
+)
+
+__all__ = [
+    "BackboneSection",
+    "DataSection",
+    "InitialiseSection",
+    "Limit",
+    "MethodSection",
+    "Recipe",
+    "Shares",
+    "TaskSection",
+    "TrainSection",
+    "make_recipe",
+    "read_data",
+    "read_recipe",
+]

@@ -1,0 +1,91 @@
+"""The gradient of one step: the same whatever the split into parts and processes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import ceil
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from softprompt.methods import Method
+from softprompt.tasks import Example, Task
+
+# Far more processes than a run has.
+_PROCESSES = 4096
+
+
+def gradients(
+    task: Task,
+    method: Method,
+    *,
+    batch: Sequence[Example],
+    parts: int,
+    accelerator: Accelerator,
+) -> tuple[float, int]:
+    """Leave the gradient of the batch's mean loss per scored token at the parameters.
+
+    How many tokens are scored is known before anything runs, so each part is divided by the
+    whole's count, not by its own.
+
+    Args:
+        batch: of all processes; each runs its share.
+        parts: how many parts a process runs its share in.
+
+    Returns:
+        The mean loss, and the number of scored tokens.
+    """
+    count = sum(_scored(example) for example in batch)
+    total = torch.zeros((), device=accelerator.device)
+    own = batch[accelerator.process_index :: accelerator.num_processes]
+    for part in _parts(own, parts):
+        # In full precision: the prompt is small, and it is what is trained.
+        prompt = method()
+        with accelerator.autocast():
+            loss = task.loss(part, [prompt])
+        accelerator.backward(loss.total / count)
+        total += loss.total.detach().to(total)
+    if accelerator.num_processes > 1:
+        total = _summed(total, trained(task, method), accelerator)
+    return float(total) / count, count
+
+
+def trained(task: Task, method: Method) -> list[nn.Parameter]:
+    """Everything that a run trains."""
+    head = [] if task.head is None else task.head.parameters()
+    return [*method.parameters(), *head]
+
+
+@contextmanager
+def seeded(seed: int, *, step: int, process: int, device: torch.device) -> Iterator[None]:
+    """Dropout draws from torch's own generators; here they depend on seed, step and process alone.
+
+    So nothing that ran before, in this run or in another, changes a step.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed((seed * 1_000_003 + step) * _PROCESSES + process)
+        yield
+
+
+def _summed(total: Tensor, given: Sequence[nn.Parameter], accelerator: Accelerator) -> Tensor:
+    """Add up losses and gradients of all processes: a prompt is small, so one message does."""
+    flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in given]
+    message = torch.cat([total.reshape(1), *(g.flatten().to(total) for g in flat)])
+    message = accelerator.reduce(message, "sum")
+    sizes = [1, *(p.numel() for p in given)]
+    first: Tensor
+    first, *rest = message.split(sizes)
+    for parameter, gradient in zip(given, rest, strict=True):
+        parameter.grad = gradient.view_as(parameter).to(parameter).clone()
+    return first
+
+
+def _scored(example: Example) -> int:
+    return len(example.target) if isinstance(example.target, tuple) else 1
+
+
+def _parts(batch: Sequence[Example], count: int) -> Iterator[Sequence[Example]]:
+    size = max(1, ceil(len(batch) / count))
+    for begin in range(0, len(batch), size):
+        yield batch[begin : begin + size]

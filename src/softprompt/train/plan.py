@@ -1,0 +1,126 @@
+"""What a run would do, before it does it."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from softprompt.data import Field, Soft, Template, parse
+from softprompt.methods.defaults import Defaults
+from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+from softprompt.train.prepare import Prepared, initial
+from softprompt.train.rows import Rows
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one split.
+
+    Args:
+        rows: how many.
+        labels: how many of each; empty for free text.
+        mean_tokens: of a row, soft tokens included.
+        max_tokens: likewise.
+        cut: rows that are too long and lose text.
+    """
+
+    rows: int
+    labels: Mapping[str, int]
+    mean_tokens: float
+    max_tokens: int
+    cut: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of the run and who decided it."""
+
+    value: object
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Args:
+        backbone: its name, family and kind.
+        parameters: of the backbone.
+        method: its name.
+        template: as used, also where the recipe leaves it to its default.
+        soft_tokens: P.
+        where: they stand.
+        trainable: parameters, a trained head's included.
+        splits: by name.
+        settings: by name, with the source of each.
+        steps: in all.
+    """
+
+    backbone: str
+    parameters: int
+    method: str
+    template: str
+    soft_tokens: int
+    where: str
+    trainable: int
+    splits: Mapping[str, Split]
+    settings: Mapping[str, Setting]
+    steps: int
+
+
+def plan(prepared: Prepared, *, steps: int) -> Plan:
+    """What the run of these parts would do.
+
+    Args:
+        steps: of its optimiser, in all.
+    """
+    backbone, task = prepared.backbone, prepared.task
+    prompt = prepared.method()
+    trained = [*prepared.method.parameters()]
+    trained += [] if task.head is None else [*task.head.parameters()]
+    dtype = str(backbone.dtype).removeprefix("torch.")
+    geometry = backbone.geometry
+    return Plan(
+        backbone=f"{backbone.name} ({geometry.family}, {geometry.kind}, {dtype})",
+        parameters=sum(p.numel() for p in backbone.model.parameters()),
+        method=prepared.recipe.method.name,
+        template=prepared.template,
+        soft_tokens=prompt.length,
+        where=_where(prompt, parse(prepared.template), sites=geometry.sites),
+        trainable=sum(p.numel() for p in trained),
+        splits={n: _split(rows, labelled=bool(task.labels)) for n, rows in prepared.rows.items()},
+        settings=_settings(prepared),
+        steps=steps,
+    )
+
+
+def _split(rows: Rows, *, labelled: bool) -> Split:
+    lengths = [example.length for example in rows.examples]
+    counts = dict(sorted(Counter(rows.truth).items())) if labelled else {}
+    return Split(len(lengths), counts, sum(lengths) / len(lengths), max(lengths), rows.cut)
+
+
+def _where(prompt: Prompt, template: Template, *, sites: int) -> str:
+    match prompt:
+        case KVPrefix(layers=layers):
+            return f"as keys and values on {len(layers)} of {sites} layers"
+        case InputPrompt():
+            pass
+    soft = [at for at, piece in enumerate(template.pieces) if isinstance(piece, Soft)]
+    text = [at for at, piece in enumerate(template.pieces) if isinstance(piece, Field)]
+    if max(soft) < min(text):
+        return "in front of the row's text"
+    return "behind the row's text" if min(soft) > max(text) else "around the row's text"
+
+
+def _settings(prepared: Prepared) -> dict[str, Setting]:
+    recipe, usual = prepared.recipe, prepared.usual
+    given = {k for k in recipe.train.model_fields_set if dict(recipe.train)[k] is not None}
+    by_method = {f.name for f in fields(Defaults)}
+    start = type(initial(recipe, labels=prepared.task.labels, usual=usual)).__name__
+    own = recipe.method.initialise is not None
+    found = {"initialise": Setting(start, "recipe" if own else "default: words where there are some")}
+    for name in (f.name for f in fields(prepared.training)):
+        source = usual.source if name in by_method else "default"
+        decided = name in given or (name == "seed" and "seed" in recipe.model_fields_set)
+        found[name] = Setting(vars(prepared.training)[name], "recipe" if decided else source)
+    return found

@@ -1,0 +1,59 @@
+"""What comes of a run: the artifact and the numbers."""
+
+from dataclasses import asdict
+from typing import Any
+
+from softprompt.artifact import Artifact, assemble, name_of
+from softprompt.evaluate.model import Model
+from softprompt.evaluate.predict import Report
+from softprompt.train.best import Best
+from softprompt.train.prepare import Prepared
+from softprompt.train.trainer import Trainer
+
+
+def artifact_of(prepared: Prepared, best: Best) -> Artifact:
+    """What inference needs of a run, and how it came about."""
+    settings, recipe = prepared.recipe.task_settings, prepared.recipe
+    return assemble(
+        best.prompt,
+        best.head,
+        template=prepared.template,
+        max_length=recipe.data.max_length,
+        task={"kind": settings.kind, **asdict(settings), "template": prepared.template},
+        labels=list(prepared.task.labels),
+        backbone=name_of(prepared.backbone),
+        data={
+            name: {"rows": len(prepared.rows[name].truth), "sha256": digest}
+            for name, digest in prepared.hashes.items()
+        },
+        recipe=recipe.as_data(),
+        metrics={"validation": dict(best.metrics), "step": best.step},
+    )
+
+
+def results(model: Model, trainer: Trainer, *, prepared: Prepared) -> dict[str, Any]:
+    """The numbers of a finished run; the test rows are judged here and nowhere else."""
+    best, test = trainer.chosen(), prepared.rows.get("test")
+    found: dict[str, Any] = {"validation": dict(best.metrics)}
+    if test is not None:
+        size = prepared.training.batch_size
+        found["test"] = plain(model.judge(test.examples, test.truth, batch_size=size))
+    settings = asdict(prepared.training)
+    return found | {
+        "best_step": best.step,
+        "steps": trainer.step,
+        "cut_rows": {name: rows.cut for name, rows in prepared.rows.items()},
+        "trainable_parameters": sum(p.numel() for p in trainer.modules.parameters()),
+        "backbone_parameters": sum(p.numel() for p in prepared.backbone.model.parameters()),
+        "template": prepared.template,
+        "training": {name: value for name, value in settings.items() if value is not None},
+        "defaults_from": prepared.usual.source,
+    }
+
+
+def plain(report: Report) -> dict[str, Any]:
+    """A report as JSON has it: the metrics by name, the rows and the confusion."""
+    found: dict[str, Any] = {"rows": report.rows, **report.metrics}
+    if report.confusion is not None:
+        found["confusion"] = asdict(report.confusion)
+    return found

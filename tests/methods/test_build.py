@@ -1,0 +1,90 @@
+"""Building a method: layers by name, and how near a fit comes."""
+
+import pytest
+import torch
+
+from softprompt.errors import PromptError
+from softprompt.initialise import FromText
+from softprompt.methods import (
+    METHODS,
+    PrefixTuning,
+    PTuning,
+    build_method,
+    fit,
+    sites,
+)
+from softprompt.prompt import InputPrompt, KVPrefix
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("all", range(24)),
+        (":", range(24)),
+        ("12:", range(12, 24)),
+        (":6", range(6)),
+        ("3:9", range(3, 9)),
+        ("-4:", range(20, 24)),
+        (":-20", range(4)),
+    ],
+)
+def test_layers_by_name(text, expected):
+    assert sites(text, 24) == tuple(expected)
+
+
+@pytest.mark.parametrize("text", ["24:", "9:3", "", "last", "3", "a:b", "1:2:3", "all:", "-30:-25"])
+def test_layers_that_are_none(text):
+    with pytest.raises(PromptError) as error:
+        sites(text, 24)
+    assert str(error.value) == (
+        f'layers = {text!r} names none of the 24 layers of this backbone. Write "all", or a slice '
+        'from 0 to 24, such as "12:".'
+    )
+
+
+def test_the_list_is_by_name():
+    assert list(METHODS) == ["prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2"]
+    assert all(settings.name == name for name, settings in METHODS.items())
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+def test_an_encoder_of_vectors_reaches_its_target(backbone, encoder):
+    geometry = backbone("gpt2").geometry
+    target = InputPrompt(torch.randn(5, 32, generator=torch.Generator().manual_seed(3)) * 0.2)
+    settings = PTuning(encoder=encoder, hidden_size=32)
+    method = settings.build(geometry, target, generator=torch.Generator().manual_seed(0))
+    left = fit(method, target)
+    assert left < 0.01
+    error = (method().vectors - target.vectors).pow(2).mean().sqrt()
+    assert error / target.vectors.pow(2).mean().sqrt() < 0.01
+    assert all(p.grad is None for p in method.parameters())
+
+
+def test_the_error_that_is_left_is_what_it_says(backbone, maker):
+    """Relative root mean square over keys and values together, before the last step."""
+    target: KVPrefix = maker("llama").prefix(4)
+    settings = PrefixTuning(length=4, hidden_size=64)
+    generator = torch.Generator().manual_seed(0)
+    method = settings.build(backbone("llama").geometry, target, generator=generator)
+    before = method()
+    left = fit(method, target, steps=1)
+    wrong = (before.keys - target.keys).pow(2).mean() + (before.values - target.values).pow(
+        2
+    ).mean()
+    scale = target.keys.pow(2).mean() + target.values.pow(2).mean()
+    assert left == pytest.approx((wrong / scale).sqrt().item(), rel=1e-5)
+    assert fit(method, target) < 0.02
+
+
+def test_a_fit_also_where_no_gradient_is_wanted(backbone):
+    with torch.no_grad():
+        method = build_method(
+            backbone("gpt2"),
+            PTuning(encoder="mlp", hidden_size=16),
+            soft_length=2,
+            initial=FromText("good"),
+            seed=0,
+        )
+    wanted = backbone("gpt2").embed(torch.tensor(backbone("gpt2").tokenizer("good")["input_ids"]))
+    assert wanted.isfinite().all()
+    assert all(p.requires_grad for p in method.parameters())

@@ -1,0 +1,152 @@
+"""Golden numbers: PEFT 0.21.2's own random weights, put into our prompts, on unpadded input.
+
+PEFT puts its prompt before everything, BOS included, and moves positions up by its prefix. Both are
+taken over here, so that the numbers can be the same.
+"""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from softprompt.backbone import Inputs
+from softprompt.injection import run
+from softprompt.methods import PrefixTuning, PTuning
+from softprompt.prompt import InputPrompt, KVPrefix
+
+peft = pytest.importorskip("peft")
+
+# of transformers, about names that PEFT still uses
+pytestmark = pytest.mark.filterwarnings("ignore:.*will be removed in v6:FutureWarning")
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+LENGTH = 4
+DECODERS = ["gpt2", "llama", "qwen3", "gpt_neox", "phi3"]
+WITH_INPUTS = [*DECODERS, "bloom", "gemma3", "t5", "bart"]
+
+
+def wrapped(model, config):
+    """A PEFT model over a fresh copy of the backbone's weights, its own weights random."""
+    torch.manual_seed(0)
+    return peft.get_peft_model(model, config).eval()
+
+
+def arguments(family: str, **more: object) -> dict[str, object]:
+    kind = "SEQ_2_SEQ_LM" if family in {"t5", "bart"} else "CAUSAL_LM"
+    return {"task_type": kind, "num_virtual_tokens": LENGTH} | more
+
+
+def saved(theirs) -> torch.Tensor:
+    """What PEFT writes to disk; of a seq2seq prompt only the first half is ever read."""
+    return theirs.get_prompt_embedding_to_save("default")
+
+
+def said(theirs, inputs: Inputs) -> torch.Tensor:
+    given = {} if inputs.decoder_ids is None else {"decoder_input_ids": inputs.decoder_ids}
+    with torch.no_grad():
+        return theirs(input_ids=inputs.ids, attention_mask=inputs.mask, **given).logits
+
+
+def compare_inputs(own, make, theirs, vectors) -> None:
+    """Their prompt before the words, and our soft tokens there."""
+    words = [make.words(7), make.words(7).flip(0)]
+    soft = make.batch(*(torch.cat([make.soft(LENGTH), row]) for row in words))
+    ours = own.head(run(own, soft, prompts=[InputPrompt(vectors[:LENGTH])]))
+    assert_close(ours, said(theirs, make.batch(*words)), **CLOSE)
+
+
+@pytest.mark.parametrize("family", WITH_INPUTS)
+def test_prompt_tuning(backbone, maker, new_model, family):
+    config = peft.PromptTuningConfig(**arguments(family))
+    theirs = wrapped(new_model(family), config)
+    compare_inputs(backbone(family), maker(family), theirs, saved(theirs))
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bart"])
+def test_p_tuning(backbone, maker, new_model, family, encoder):
+    own = backbone(family)
+    config = peft.PromptEncoderConfig(
+        **arguments(family, encoder_reparameterization_type=encoder.upper(), encoder_hidden_size=12)
+    )
+    theirs = wrapped(new_model(family), config)
+    encoding = theirs.prompt_encoder["default"]
+    rows = encoding.embedding.num_embeddings
+    settings = PTuning(encoder=encoder, hidden_size=12)
+    start = InputPrompt(torch.zeros(rows, own.geometry.embedding_size))
+    method = settings.build(own.geometry, start, generator=torch.Generator())
+    names = {"embedding.weight": "embedding", "mlp_head.": "mlp.", "lstm_head.": "lstm."}
+    state = {}
+    for name, tensor in encoding.state_dict().items():
+        for old, new in names.items():
+            if name.startswith(old):
+                state[name.replace(old, new)] = tensor
+    method.load_state_dict(state)
+    vectors = method().vectors.detach()
+    assert_close(vectors, saved(theirs), **CLOSE)
+    compare_inputs(own, maker(family), theirs, vectors)
+
+
+def laid_out(flat: torch.Tensor, own, layers: tuple[int, ...]) -> KVPrefix:
+    """PEFT's ``[P, 2·L·N·D]``: keys of the first layer, its values, keys of the second."""
+    g = own.geometry
+    pairs = flat.detach().view(LENGTH, len(layers), 2, g.heads, g.head_size)
+    keys, values = pairs.permute(2, 1, 3, 0, 4)
+    return KVPrefix(keys, values, layers, shifted=True)
+
+
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("family", [*DECODERS, "opt"])
+def test_prefix_tuning(backbone, maker, new_model, family, projection):
+    own, make = backbone(family), maker(family)
+    config = peft.PrefixTuningConfig(
+        **arguments(family, prefix_projection=projection, encoder_hidden_size=12)
+    )
+    theirs = wrapped(new_model(family), config)
+    inputs = make.batch(make.words(7), make.words(7).flip(0))
+    ours = own.head(run(own, inputs, prompts=[laid_out(saved(theirs), own, (0, 1))]))
+    assert_close(ours, said(theirs, inputs), **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_prefix_tunings_mlp(backbone, new_model, family):
+    """Their MLP's weights in our method make their keys and values."""
+    own = backbone(family)
+    config = peft.PrefixTuningConfig(
+        **arguments(family, prefix_projection=True, encoder_hidden_size=12)
+    )
+    theirs = wrapped(new_model(family), config)
+    wanted = laid_out(saved(theirs), own, (0, 1))
+    settings = PrefixTuning(length=LENGTH, hidden_size=12)
+    method = settings.build(own.geometry, wanted, generator=torch.Generator())
+    state = theirs.prompt_encoder["default"].state_dict()
+    method.load_state_dict(
+        {
+            n.replace("transform", "mlp").replace("embedding.weight", "embedding"): t
+            for n, t in state.items()
+        }
+    )
+    assert_close(method().keys, wanted.keys, **CLOSE)
+    assert_close(method().values, wanted.values, **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+def test_prefix_of_an_encoder(backbone, maker, new_model, family):
+    own, make = backbone(family), maker(family)
+    config = peft.PrefixTuningConfig(
+        task_type="FEATURE_EXTRACTION", num_virtual_tokens=LENGTH, prefix_projection=False
+    )
+    theirs = wrapped(new_model(family).base_model, config)
+    inputs = make.batch(make.words(7), make.words(7).flip(0))
+    with torch.no_grad():
+        wanted = theirs(input_ids=inputs.ids, attention_mask=inputs.mask).last_hidden_state
+    ours = run(own, inputs, prompts=[laid_out(saved(theirs), own, (0, 1))])
+    assert_close(ours, wanted, **CLOSE)
+
+
+def test_the_flag_on_positions_matters(backbone, maker):
+    """Without it the comparisons above could not hold."""
+    own, make = backbone("llama"), maker("llama")
+    moved, still = (make.prefix(LENGTH, shifted=s) for s in (True, False))
+    inputs = make.batch(make.words(7))
+    states = [run(own, inputs, prompts=[prefix]) for prefix in (moved, still)]
+    assert (states[0] - states[1]).abs().max() > 1e-2

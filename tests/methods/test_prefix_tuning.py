@@ -1,0 +1,51 @@
+"""Prefix tuning: the MLP by hand and the order in which it lays out keys and values."""
+
+from torch.testing import assert_close
+
+from softprompt.initialise import FromRandom
+from softprompt.methods import PrefixTuning, build_method
+
+
+def made(backbone, **settings):
+    return build_method(
+        backbone, PrefixTuning(**settings), soft_length=0, initial=FromRandom(), seed=0
+    )
+
+
+def test_the_mlp_by_hand_and_its_layout(backbone, kv):
+    """Of a token's row: the first layer's keys, head by head, its values; then the next layer's."""
+    own = backbone(kv)
+    g = own.geometry
+    method = made(own, length=5, hidden_size=7)
+    state = method.state_dict()
+    hidden = (state["embedding"] @ state["mlp.0.weight"].T + state["mlp.0.bias"]).tanh()
+    flat = hidden @ state["mlp.2.weight"].T + state["mlp.2.bias"]
+    step = g.heads * g.head_size
+    prefix = method()
+    assert prefix.keys.shape == (g.sites, g.heads, 5, g.head_size)
+    for layer in range(g.sites):
+        for which, found in enumerate((prefix.keys, prefix.values)):
+            begin = (2 * layer + which) * step
+            for head in range(g.heads):
+                at = begin + head * g.head_size
+                assert_close(found[layer, head], flat[:, at : at + g.head_size])
+
+
+def test_the_number_of_parameters(backbone):
+    """``P·H + (H·m + m) + (m·2LND + 2LND)``."""
+    method = made(backbone("llama"), length=10, hidden_size=7)
+    outputs = 2 * 2 * 2 * 10
+    expected = 10 * 32 + (32 * 7 + 7) + (7 * outputs + outputs)
+    assert sum(p.numel() for p in method.parameters()) == expected
+
+
+def test_some_layers_only(backbone):
+    method = made(backbone("llama"), length=3, hidden_size=7, layers="1:")
+    prefix = method()
+    assert prefix.layers == (1,)
+    assert prefix.keys.shape == (1, 2, 3, 10)
+    assert not prefix.shifted
+
+
+def test_the_papers_defaults():
+    assert (PrefixTuning().length, PrefixTuning().hidden_size) == (10, 512)

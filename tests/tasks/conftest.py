@@ -1,0 +1,78 @@
+"""Tasks bound to tiny backbones, and rows whose tokens can be told by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from softprompt.prompt import InputPrompt
+from softprompt.tasks import bind
+
+ROWS = [
+    {"text": "the movie was great", "label": "up"},
+    {"text": "it was a bad film and boring", "label": "down"},
+    {"text": "good", "label": "up"},
+]
+# What soft tokens are made of, so that any row can be written out in plain tokens.
+SOFT = "a film fresh"
+
+
+@pytest.fixture
+def rows() -> list[dict[str, str]]:
+    return ROWS
+
+
+@pytest.fixture
+def bound(backbone):
+    """A task on a family, with one template or one for each kind; more as of ``bind``."""
+
+    def make(family: str, settings, template: str | dict[str, str], **more: object):
+        own = backbone(family)
+        chosen = template if isinstance(template, str) else template[own.geometry.kind]
+        return bind(settings, own, template=chosen, **more)
+
+    return make
+
+
+@pytest.fixture
+def words(backbone):
+    """The prompt whose three soft tokens are the words of SOFT."""
+
+    def make(family: str) -> InputPrompt:
+        own = backbone(family)
+        return InputPrompt(own.embed(ids_of(own, SOFT)))
+
+    return make
+
+
+def ids_of(own, text: str) -> Tensor:
+    return torch.tensor(own.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.fixture
+def spelled(backbone):
+    """Parts of a row as ids: text, "soft" for the words of SOFT, "mask" for one mask.
+
+    With the special tokens of the kind around them.
+    """
+
+    def make(family: str, *parts: str, masks: int = 1) -> Tensor:
+        own = backbone(family)
+        found = []
+        for part in parts:
+            if part == "soft":
+                found.append(ids_of(own, SOFT))
+            elif part == "mask":
+                found.append(torch.full((masks,), own.tokenizer.mask_token_id))
+            else:
+                found.append(ids_of(own, part))
+        begin, end = torch.tensor([0]), torch.tensor([2])
+        match own.geometry.kind:
+            case "encoder":
+                found = [begin, *found, end]
+            case "causal":
+                found = [begin, *found]
+            case "encoder-decoder":
+                found = [*found, end]
+        return torch.cat(found)
+
+    return make

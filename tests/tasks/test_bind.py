@@ -1,0 +1,161 @@
+"""Task, template and backbone fit each other, or a message says what does not."""
+
+from dataclasses import replace
+
+import pytest
+
+from softprompt.errors import DataError, TemplateError
+from softprompt.tasks import TASKS, Classify, Generate, bind
+from softprompt.tasks.generate import Writer
+from softprompt.tasks.pool import Pooled
+from softprompt.tasks.verbalize import AnswerWords, CausalWords, MaskedWords
+
+VERBALIZER = {"up": " good", "down": (" bad", " boring")}
+
+
+def message(own, settings, template: str, *, error=TemplateError, **more: object) -> str:
+    with pytest.raises(error) as found:
+        bind(settings, own, template=template, **more)
+    return str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "template", "kind"),
+    [
+        ("bert", Classify(), "{text}", Pooled),
+        ("llama", Classify(), "{text}", Pooled),
+        ("bert", Classify(verbalizer=VERBALIZER), "{text}{mask}", MaskedWords),
+        ("llama", Classify(verbalizer=VERBALIZER), "{text}", CausalWords),
+        ("t5", Classify(verbalizer=VERBALIZER), "{text}", AnswerWords),
+        ("llama", Generate(), "{text}", Writer),
+        ("bart", Generate(), "{text}", Writer),
+    ],
+)
+def test_the_way_to_read_the_answer(backbone, family, settings, template, kind):
+    task = bind(settings, backbone(family), template=template, labels=("up", "down"))
+    assert type(task) is kind
+    assert task.backbone is backbone(family)
+
+
+def test_an_encoder_cannot_write(backbone):
+    assert message(backbone("bert"), Generate(), "{text}") == (
+        "bert is an encoder and cannot write text. Use task kind 'classify', or a causal or "
+        "encoder-decoder backbone."
+    )
+
+
+def test_a_word_needs_a_mask_in_an_encoder(backbone):
+    assert message(backbone("bert"), Classify(verbalizer=VERBALIZER), "{text}") == (
+        "the template has no {mask}, but bert says its label word at one. Write {mask} where the "
+        "word would stand, or leave the verbalizer out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "family"),
+    [
+        (Classify(verbalizer=VERBALIZER), "llama"),
+        (Classify(verbalizer=VERBALIZER), "t5"),
+        (Classify(), "llama"),
+        (Generate(), "llama"),
+    ],
+)
+def test_a_mask_is_for_masked_models(backbone, settings, family):
+    assert message(backbone(family), settings, "{text}{mask}") == (
+        f"the template has a {{mask}}, but {family} is no masked language model. Take {{mask}} out."
+    )
+
+
+def test_a_trained_head_reads_no_mask(backbone):
+    assert message(backbone("bert"), Classify(), "{text}{mask}") == (
+        "the template has a {mask}, but a trained head reads [CLS], not the mask. Take {mask} out."
+    )
+
+
+def test_a_text_to_text_model_needs_words(backbone):
+    assert message(backbone("t5"), Classify(), "{text}") == (
+        "t5 answers in words, so it needs a verbalizer, which is missing. Add one to [task]: "
+        'verbalizer = { yes = "yes", no = "no" }.'
+    )
+
+
+def test_words_need_a_language_model_head(backbone):
+    headless = replace(backbone("bert"), head=None)
+    assert message(headless, Classify(verbalizer=VERBALIZER), "{text}{mask}") == (
+        "backbone 'bert' has no language-model head in its checkpoint, so it cannot score label "
+        "words. Leave the verbalizer out, which trains a head, or choose another backbone."
+    )
+
+
+def test_writing_needs_a_language_model_head(backbone):
+    headless = replace(backbone("llama"), head=None)
+    assert message(headless, Generate(), "{text}") == (
+        "backbone 'llama' has no language-model head in its checkpoint, so it cannot write text. "
+        "Choose another backbone."
+    )
+
+
+def test_colliding_words(backbone):
+    settings = Classify(verbalizer={"up": " good", "down": " good"})
+    text = message(backbone("llama"), settings, "{text}", error=DataError)
+    assert text.startswith("labels 'up' and 'down' have the same word for this tokenizer")
+
+
+def test_words_that_begin_others_in_an_encoder(backbone):
+    settings = Classify(verbalizer={"up": " great", "down": " greatly"})
+    text = message(backbone("bert"), settings, "{text}{mask}", error=DataError)
+    assert "the label word ' great' begins the label word ' greatly'" in text
+
+
+def test_a_template_that_is_malformed(backbone):
+    assert "without its partner" in message(backbone("bert"), Classify(), "{text")
+
+
+def test_a_head_needs_classes(backbone):
+    assert message(backbone("bert"), Classify(), "{text}", labels=("up",), error=DataError) == (
+        "a trained head needs at least 2 labels to choose from, but was given 1. Read them from "
+        "the training data."
+    )
+
+
+def test_a_prompt_that_leaves_no_room(backbone):
+    text = message(backbone("llama"), Classify(), "{soft:70}{text}", labels=("up", "down"))
+    assert text == (
+        "prompt (70 soft tokens) + fixed text (1 tokens) = 71 positions, but the backbone has 64 "
+        "for them. Shorten the prompt to 63."
+    )
+
+
+def test_label_words_have_their_positions_kept(backbone):
+    """64 positions, of which a word of three tokens takes two: the last is only predicted."""
+    settings = Classify(verbalizer={"up": " wonderfully", "down": " bad"})
+    task = bind(settings, backbone("llama"), template="{text}")
+    longest = max(len(word) for word in task.words.all)
+    assert longest > 2
+    example = task.example({"text": "good " * 99}, target=False)
+    assert example.cut
+    assert example.length == 64
+
+
+def test_a_shorter_row_may_be_asked_for(backbone):
+    task = bind(Classify(), backbone("llama"), template="{text}", labels="ab", max_length=10)
+    assert task.example({"text": "good " * 99}, target=False).length == 10
+
+
+def test_relative_positions_have_no_limit(backbone):
+    task = bind(Classify(verbalizer=VERBALIZER), backbone("t5"), template="{text}")
+    example = task.example({"text": "good " * 999}, target=False)
+    assert not example.cut
+    assert example.length > 999
+
+
+def test_words_may_be_one_or_several():
+    assert Classify(verbalizer=VERBALIZER).words() == {
+        "up": (" good",),
+        "down": (" bad", " boring"),
+    }
+    assert Classify().words() == {}
+
+
+def test_the_list_of_tasks_is_by_kind():
+    assert {"classify": Classify, "generate": Generate} == TASKS

@@ -1,0 +1,188 @@
+"""Writing text: the loss is on the target alone, and choices are the only answers."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from softprompt.errors import DataError
+from softprompt.injection import Decoding, generate
+from softprompt.tasks import Generate
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+ROWS = [
+    {"text": "the movie was great", "target": "yes it was good"},
+    {"text": "a bad film", "target": "no"},
+    {"text": "it was boring and not good", "target": "wonderful"},
+]
+CHOICES = ("good", "greatly", "wonderful", "great")
+
+
+@pytest.fixture
+def writing(bound):
+    def make(
+        family: str, template: str = "{text}{soft:3} it was", *, labels=(), **settings: object
+    ):
+        given = {"max_new_tokens": 6} | settings
+        return bound(family, Generate(**given), template, labels=labels)
+
+    return make
+
+
+def target_ids(own, text: str) -> list[int]:
+    """With the space that parts it from a causal row, and the end."""
+    space = " " if own.geometry.kind == "causal" else ""
+    return [*own.tokenizer(space + text, add_special_tokens=False)["input_ids"], 2]
+
+
+def test_the_loss_is_the_cross_entropy_of_the_target(
+    backbone, plain, writing, words, spelled, writer
+):
+    own = backbone(writer)
+    task = writing(writer)
+    total, count = 0.0, 0
+    for row in ROWS:
+        ids = spelled(writer, row["text"], "soft", " it was")
+        target = torch.tensor(target_ids(own, row["target"]))
+        if own.geometry.kind == "causal":
+            given = {"input_ids": torch.cat([ids, target])[None]}
+            begin = len(ids) - 1
+        else:
+            decoder = torch.tensor([own.decoder_start, *target[:-1]])
+            given, begin = {"input_ids": ids[None], "decoder_input_ids": decoder[None]}, 0
+        with torch.no_grad():
+            said = plain(writer)(**given).logits[0].log_softmax(-1)
+        total -= said[range(begin, begin + len(target)), target].sum()
+        count += len(target)
+    loss = task.loss([task.example(row) for row in ROWS], [words(writer)])
+    assert loss.count == count
+    assert_close(loss.total, total, **CLOSE)
+
+
+def test_the_loss_is_a_sum_whatever_the_split(writing, words, writer):
+    """Per scored token, not per row: the rows' targets are of different lengths."""
+    task = writing(writer)
+    examples = [task.example(row) for row in ROWS]
+    whole = task.loss(examples, [words(writer)])
+    parts = [task.loss([example], [words(writer)]) for example in examples]
+    assert whole.count == sum(part.count for part in parts)
+    assert len({part.count for part in parts}) > 1
+    assert_close(whole.total, sum(part.total for part in parts), **CLOSE)
+
+
+def test_rows_with_different_prompts_lose_as_if_alone(backbone, writing, maker, writer):
+    own, make = backbone(writer), maker(writer)
+    soft, hard = writing(writer), writing(writer, "{text} it was")
+    prompts = [make.input_prompt(3), make.prefix(2) if own.geometry.sites else None, None]
+    examples = [soft.example(ROWS[0]), *(hard.example(row) for row in ROWS[1:])]
+    together = soft.loss(examples, prompts, rows=torch.tensor([0, 1, 2]))
+    alone = [soft.loss([e], [p]) for e, p in zip(examples, prompts, strict=True)]
+    assert_close(together.total, sum(one.total for one in alone), **CLOSE)
+
+
+def test_the_loss_has_a_gradient(writing, maker, writer):
+    task, prompt = writing(writer), maker(writer).input_prompt(3)
+    prompt.vectors.requires_grad_()
+    task.loss([task.example(row) for row in ROWS], [prompt]).total.backward()
+    assert prompt.vectors.grad.any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"beams": 3}, {"sample": True, "temperature": 2.0, "top_k": 30, "top_p": 0.95}],
+)
+def test_answers_are_what_generate_writes(backbone, writing, words, maker, writer, settings):
+    own, task = backbone(writer), writing(writer, **settings)
+    examples = [task.example(row, target=False) for row in ROWS]
+    answers = task.answer(examples, [words(writer)])
+    for example, answer in zip(examples, answers, strict=True):
+        inputs = maker(writer).batch(torch.tensor(example.variants[0].ids))
+        decoding = Decoding(max_new_tokens=6, **settings)
+        (ids,) = generate(own, inputs, prompts=[words(writer)], decoding=decoding)
+        text = own.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert (answer.label, answer.probabilities) == (text, {})
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_choices_are_the_only_answers(backbone, writing, maker, writer, beams):
+    """However random the backbone and the prompt: many prompts, and no other text."""
+    task = writing(writer, labels=CHOICES, beams=beams)
+    prompts = [maker(writer, seed).input_prompt(3) for seed in range(6)]
+    examples = [task.example(ROWS[0], target=False)] * 6
+    answers = task.answer(examples, prompts, rows=torch.arange(6))
+    said = [answer.label for answer in answers]
+    assert {*said} <= {*CHOICES}
+    assert task.labels == CHOICES
+
+
+def test_the_choice_is_the_likeliest_continuation(backbone, plain, writing, spelled):
+    """One token each, so greedy decoding takes the arg-max of two logits."""
+    own = backbone("llama")
+    task = writing("llama", "{text}", labels=("good", "bad"))
+    columns = [target_ids(own, word)[0] for word in ("good", "bad")]
+    for row in ROWS:
+        ids = spelled("llama", row["text"])
+        with torch.no_grad():
+            best = plain("llama")(input_ids=ids[None]).logits[0, -1, columns].argmax()
+        (answer,) = task.answer([task.example(row, target=False)], [None])
+        assert answer.label == ("good", "bad")[best]
+
+
+def test_a_choice_too_long_to_be_written(writing):
+    with pytest.raises(DataError) as error:
+        writing("llama", labels=("good", "wonderful terrible"), max_new_tokens=3)
+    assert str(error.value) == (
+        "the choice 'wonderful terrible' has 4 tokens, but max_new_tokens is 3, so it could never "
+        "be the answer. Raise task.max_new_tokens to at least 4."
+    )
+
+
+def test_a_choice_of_exactly_that_length(writing, words):
+    task = writing("llama", labels=("wonderful terrible", "greatly"), max_new_tokens=4)
+    (answer,) = task.answer([task.example(ROWS[0], target=False)], [words("llama")])
+    assert answer.label in task.labels
+
+
+@pytest.mark.parametrize(("family", "room"), [("llama", 64 - 4), ("gpt2", 64 - 4), ("bart", 64)])
+def test_a_target_too_long_for_the_positions(writing, family, room):
+    task = writing(family, "{text}")
+    row = {"text": "a bad film", "target": "no" + " no" * room}
+    with pytest.raises(DataError) as error:
+        task.example(row)
+    text = str(error.value)
+    assert f"a text to be written has {room + 2} tokens, but {room} positions are left" in text
+    assert "Lower data.max_length, which makes room, or leave the row out." in text
+    fits = {"text": "a bad film", "target": "no" + " no" * (room - 2)}
+    assert len(task.example(fits).target) == room
+
+
+def test_only_relative_positions_leave_room_for_any_target(writing):
+    row = {"text": "a bad film", "target": "no" + " no" * 300}
+    assert len(writing("t5", "{text}").example(row).target) == 302
+
+
+def test_rows_are_cut_to_leave_room_for_the_answer(writing):
+    """64 positions, 6 of them for what is written."""
+    row = {"text": "good " * 100, "target": "no"}
+    example = writing("llama", "{text}{soft:3} it was").example(row)
+    assert example.length == 64 - 6
+    assert example.cut
+    assert not writing("llama", "{text}").example(ROWS[0]).cut
+
+
+def test_without_its_target_there_is_no_loss(writing):
+    task = writing("llama", "{text}")
+    with pytest.raises(DataError, match="an example without its target has no loss"):
+        task.loss([task.example(ROWS[0], target=False)], [None])
+
+
+def test_a_row_without_its_target(writing):
+    with pytest.raises(DataError) as error:
+        writing("llama", "{text}").example({"text": "x", "targets": "y"})
+    assert str(error.value) == (
+        "unknown column 'target'. Options: targets, text. Did you mean 'targets'?"
+    )
+
+
+def test_columns(writing):
+    task = writing("llama", "{a}{b}{a}", target_column="c")
+    assert (task.columns, task.target_column, task.head) == (("a", "b"), "c", None)

@@ -1,0 +1,82 @@
+"""The two prompt values: their shapes hold, and copies are copies."""
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from softprompt.errors import PromptError
+from softprompt.prompt import InputPrompt, KVPrefix, cast, detached
+
+
+def prefix(**more: object) -> KVPrefix:
+    keys, values = torch.randn(2, 2, 4, 3, 8)
+    return KVPrefix(keys.requires_grad_(), values, (0, 5), **more)
+
+
+def test_length_is_the_number_of_soft_tokens():
+    assert InputPrompt(torch.zeros(7, 4)).length == 7
+    assert prefix().length == 3
+
+
+def test_tensors_by_name():
+    given = prefix()
+    assert given.tensors() == {"keys": given.keys, "values": given.values}
+    vectors = torch.zeros(7, 4)
+    assert InputPrompt(vectors).tensors() == {"vectors": vectors}
+
+
+@pytest.mark.parametrize("layers", [(0,), (0, 1, 2), ()])
+def test_one_slice_a_layer(layers):
+    keys = torch.zeros(2, 4, 3, 8)
+    with pytest.raises(PromptError) as error:
+        KVPrefix(keys, keys, layers)
+    assert str(error.value) == (
+        f"keys (2, 4, 3, 8), values (2, 4, 3, 8) and {len(layers)} layers do not agree: keys and "
+        "values must both be [L,N,P,D] with one slice per layer."
+    )
+
+
+def test_shapes_are_checked_in_the_tests():
+    """Of keys against values, and of the number of axes: by jaxtyping, which users do not pay."""
+    with pytest.raises((PromptError, TypeCheckError)):
+        KVPrefix(torch.zeros(2, 4, 3, 8), torch.zeros(2, 4, 5, 8), (0, 1))
+    with pytest.raises(TypeCheckError):
+        InputPrompt(torch.zeros(2, 4, 3))
+
+
+def test_a_cast_keeps_the_graph_and_the_rest():
+    given = prefix(shifted=True)
+    low = cast(given, dtype=torch.bfloat16)
+    assert (low.keys.dtype, low.values.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert (low.layers, low.shifted) == ((0, 5), True)
+    low.keys.float().sum().backward()
+    assert torch.equal(given.keys.grad, torch.ones_like(given.keys))
+
+
+def test_a_cast_to_what_it_is_copies_nothing():
+    vectors = torch.zeros(2, 4)
+    assert cast(InputPrompt(vectors), dtype=torch.float32).vectors is vectors
+
+
+def test_a_detached_copy_shares_nothing():
+    given = prefix()
+    copy = detached(given)
+    assert torch.equal(copy.keys, given.keys)
+    assert not copy.keys.requires_grad
+    with torch.no_grad():
+        given.keys.zero_()
+    assert copy.keys.any()
+    assert copy.layers == given.layers
+
+
+def test_prompts_are_values_that_do_not_change():
+    with pytest.raises(AttributeError):
+        prefix().layers = (1, 2)
+
+
+def test_prompts_can_be_told_apart_and_put_in_a_set():
+    """By identity: comparing tensors has no one answer."""
+    first, second = prefix(), prefix()
+    assert len({first, second, first}) == 2
+    assert first == first  # noqa: PLR0124
+    assert first != second
