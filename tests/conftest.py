@@ -405,8 +405,10 @@ class Maker:
         return Inputs(ids, mask, decoder_ids=decoder)
 
     def input_prompt(self, length: int = 3) -> InputPrompt:
+        """Vectors at the scale of the table; those of another length begin otherwise."""
         geometry = self.backbone.geometry
-        noise = torch.randn(length, geometry.embedding_size, generator=self.generator)
+        generator = torch.Generator().manual_seed(100 * self.seed + length)
+        noise = torch.randn(length, geometry.embedding_size, generator=generator)
         return InputPrompt(noise * geometry.embedding_rms)
 
     def prompt(self, shape: str, length: int = 3) -> Prompt:
@@ -426,7 +428,7 @@ class Maker:
         geometry = self.backbone.geometry
         layers = tuple(range(geometry.sites)) if layers is None else layers
         size = (len(layers), geometry.heads, length, geometry.head_size)
-        generator = self.generator
+        generator = torch.Generator().manual_seed(100 * self.seed + length)
         keys, values = (torch.randn(size, generator=generator) for _ in range(2))
         return KVPrefix(keys, values, layers, shifted=shifted)
 

@@ -16,16 +16,16 @@ from typer.testing import CliRunner
 
 from softprompt.cli import app
 
-GOOD = "good great wonderful love funny bright happy".split()
-BAD = "bad awful terrible hate boring dull sad".split()
-PLAIN = "the a film movie story actor scene music".split()
+GOOD = ["good", "great", "wonderful", "love", "funny", "bright", "happy"]
+BAD = ["bad", "awful", "terrible", "hate", "boring", "dull", "sad"]
+PLAIN = ["the", "a", "film", "movie", "story", "actor", "scene", "music"]
 COUNTS = {"train": 40, "validation": 12, "test": 12}
 KINDS = {"llama": "causal", "bert": "encoder", "t5": "encoder-decoder"}
 
 
 def reviews(count: int, *, seed: int) -> list[dict[str, Any]]:
     """Reviews whose words tell their label, both labels in turn."""
-    draw = random.Random(seed)
+    draw = random.Random(seed)  # noqa: S311  # words, not keys
     rows = []
     for number in range(count):
         telling = GOOD if number % 2 else BAD

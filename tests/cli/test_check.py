@@ -104,7 +104,10 @@ def change(home, **changes: Any) -> None:
 # What is wrong, and what must be said of it: the fact, the limit or the remedy.
 MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown key": ({"train__epoks": 3}, ["train.epoks: unknown key 'epoks'", "mean 'epochs'"]),
-    "unknown method": ({"method__name": "p-tunin"}, ["unknown method 'p-tunin'", "mean 'p-tuning'"]),
+    "unknown method": (
+        {"method__name": "p-tunin"},
+        ["unknown method 'p-tunin'", "mean 'p-tuning'"],
+    ),
     "unknown task": ({"task__kind": "clasify"}, ["unknown task 'clasify'", "mean 'classify'"]),
     "wrong type": ({"train__epochs": "many"}, ["train.epochs: ", "'many'"]),
     "unknown field": (
@@ -166,7 +169,11 @@ def test_a_mistake_is_told_with_its_remedy_before_and_at_training(home, run, nam
 
 FILES: dict[str, tuple[str, bytes, list[str]]] = {
     "empty": ("train", b"", ["train.jsonl has no rows", "At least one row"]),
-    "not UTF-8": ("train", b'{"text": "\xff"}\n', ["not valid UTF-8: byte 0xff", "line 1", "UTF-8"]),
+    "not UTF-8": (
+        "train",
+        b'{"text": "\xff"}\n',
+        ["not valid UTF-8: byte 0xff", "line 1", "UTF-8"],
+    ),
     "not JSON": ("test", b'{"text": "a"\n', ["line 1 of", "not valid JSON"]),
     "one class": (
         "train",
@@ -273,5 +280,3 @@ def test_what_is_sound_is_kept_of_a_faulty_recipe(home) -> None:
     assert recipe is not None
     assert (recipe.train.batch_size, recipe.train.epochs) == (16, 5)
     assert salvaged({"data": {}}, ["backbone: is missing."]) is None
-
-

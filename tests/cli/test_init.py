@@ -16,7 +16,11 @@ from softprompt.cli.held import hold
 from softprompt.data import check_labels, split
 from softprompt.errors import DataError
 
-LONG = ["the film is a slow but moving story", "nobody could hate this music", "dull from end to end"]
+LONG = [
+    "the film is a slow but moving story",
+    "nobody could hate this music",
+    "dull from end to end",
+]
 
 
 def made(rows: int = 24, **columns: Any) -> Dataset:
@@ -59,17 +63,37 @@ KNOWN = {
         None,
     ),
     "agnews": ({"text": text, "label": ["world", "sports"]}, "label", ("text",), None),
-    "yelp": ({"stars": [1, 2, 3, 4, 5], "user": list("abcdefghijkl"), "text": text}, "stars", ("text",), "user"),
+    "yelp": (
+        {"stars": [1, 2, 3, 4, 5], "user": list("abcdefghijkl"), "text": text},
+        "stars",
+        ("text",),
+        "user",
+    ),
     "films": (
         {"text": text, "label": ["fresh", "rotten"], "film": [f"film {i}" for i in range(12)]},
         "label",
         ("text",),
         "film",
     ),
-    "intents": ({"utterance": text, "intent": [f"i{i}" for i in range(12)]}, "intent", ("utterance",), None),
+    "intents": (
+        {"utterance": text, "intent": [f"i{i}" for i in range(12)]},
+        "intent",
+        ("utterance",),
+        None,
+    ),
     "unnamed": ({"a": text, "b": ["x", "y", "z"], "c": int}, "b", ("a",), None),
-    "scored": ({"review": text, "title": lambda i: f"t{i}", "score": [0.5], "kind": ["ham", "spam"]}, "kind", ("review",), None),
-    "pair": ({"source": text, "reply": lambda i: text(i + 7), "class": ["no", "yes"]}, "class", ("source", "reply"), None),
+    "scored": (
+        {"review": text, "title": lambda i: f"t{i}", "score": [0.5], "kind": ["ham", "spam"]},
+        "kind",
+        ("review",),
+        None,
+    ),
+    "pair": (
+        {"source": text, "reply": lambda i: text(i + 7), "class": ["no", "yes"]},
+        "class",
+        ("source", "reply"),
+        None,
+    ),
 }
 
 
@@ -82,12 +106,14 @@ def test_columns_are_what_they_were_made_for(name: str) -> None:
 
 
 def test_what_cannot_be_guessed_is_told() -> None:
-    with pytest.raises(DataError, match="no column of a.csv looks like a label.*'text' 24 values") as e:
+    with pytest.raises(
+        DataError, match=r"no column of a\.csv looks like a label.*'text' 24 values"
+    ) as e:
         guess(made(text=text, n=int), "a.csv")
     assert "Call the label's column 'label'" in str(e.value)
     with pytest.raises(DataError, match="all 24 rows of the training data have the label 'x'"):
         guess(made(text=text, label=["x"]), "a.csv")
-    with pytest.raises(DataError, match="no column of text beside 'label'.*Rename it"):
+    with pytest.raises(DataError, match=r"no column of text beside 'label'.*Rename it"):
         guess(made(**{"a:b": text, "label": ["x", "y"]}), "a.csv")
     with pytest.raises(DataError, match="differ in whitespace alone"):
         guess(made(text=text, label=["x", "x ", "y"]), "a.csv")
@@ -144,13 +170,26 @@ def test_files_beside_the_data_are_named(home, run, backbones) -> None:
     }
     Path("validation.jsonl").rename("dev.jsonl")
     home.write("test", [{"text": "a film", "label": "neutral"}])
-    said = run("init", "train.jsonl", "--backbone", backbones["llama"], "--output", "sub/other.toml")
+    said = run(
+        "init", "train.jsonl", "--backbone", backbones["llama"], "--output", "sub/other.toml"
+    )
     data = written(Path("sub/other.toml"))["data"]
     assert (data["train"], data["validation"]) == ("../train.jsonl", "../dev.jsonl")
     assert "test" not in data
     assert "test.jsonl is left out" in said.err
     assert "neutral" in said.err
     assert run("check", "sub/other.toml").status == 0
+
+
+def test_a_column_that_holds_rows_together_is_offered(home, run) -> None:
+    rows = [row | {"film": f"film {i // 2}"} for i, row in enumerate(home.rows())]
+    home.path.joinpath("rows.csv").write_text(
+        "text,label,film\n" + "".join(f"{r['text']},{r['label']},{r['film']}\n" for r in rows)
+    )
+    said = run("init", "rows.csv")
+    assert "rows may belong together by 'film'" in said.err
+    assert '# group = "film"' in Path("recipe.toml").read_text("utf-8")
+    assert "group" not in written()["data"]
 
 
 def test_every_setting_has_a_comment(home, run) -> None:
@@ -215,15 +254,13 @@ def tables(draw: st.DrawFn) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("family", ["llama", "bert", "t5"])
 @settings(
-    max_examples=4,
+    max_examples=3,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # each try is a run: do not shrink
 )
 @given(rows=tables())
-def test_what_is_written_can_be_run_as_it_stands(
-    family: str, rows, home, run, backbones
-) -> None:
+def test_what_is_written_can_be_run_as_it_stands(family: str, rows, home, run, backbones) -> None:
     home.path.joinpath("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = run("init", "rows.jsonl", "--backbone", backbones[family], "--force")
     if said.status == 2:  # a label such as " a" beside "a": told, and nothing is written

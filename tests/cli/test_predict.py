@@ -20,7 +20,9 @@ def model(trained) -> Model:
 def expected(model: Model, texts: list[str]) -> list[tuple[str, dict[str, float]]]:
     """Each text alone, as Python answers it."""
     return [
-        (answer.label, dict(answer.probabilities)) for text in texts for answer in model.predict([text])
+        (answer.label, dict(answer.probabilities))
+        for text in texts
+        for answer in model.predict([text])
     ]
 
 
@@ -103,7 +105,9 @@ def test_input_that_is_not_there_is_named(trained, run, tmp_path: Path) -> None:
 
 def test_rows_of_several_fields_need_objects(home, run) -> None:
     for split in ("train", "validation", "test"):
-        home.write(split, [{"a": r["text"], "b": "film", "label": r["label"]} for r in home.rows(split)])
+        home.write(
+            split, [{"a": r["text"], "b": "film", "label": r["label"]} for r in home.rows(split)]
+        )
     home.data["task"]["template"] = "{a} and {b}{soft:4}"
     run("train", home.recipe, "--output", "out", "--quiet")
     said = run("predict", "out", "--input", "-", given='{"a": "good", "b": 3, "c": 1}\ngood\n')

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy, deepcopy
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -108,9 +110,23 @@ def rows() -> Callable[..., list[Row]]:
     return lambda count, seed=0: reviews(count, seed=seed)
 
 
+def renewed(prepared: Prepared) -> Prepared:
+    """The same parts with a method and a head of their own, as they were at the start."""
+    task = copy(prepared.task)
+    if task.head is not None:
+        task._head = deepcopy(task.head)
+    return replace(prepared, task=task, method=deepcopy(prepared.method))
+
+
+@pytest.fixture(scope="session")
+def kept() -> dict[str, Prepared]:
+    """Parts that were made already: rendering takes longer than training."""
+    return {}
+
+
 @pytest.fixture
-def parts(backbone) -> Make:
-    """All the parts of a small run; the method is new each time.
+def parts(backbone, kept) -> Make:
+    """All the parts of a small run; what is trained is new each time.
 
     ``sizes`` are the rows of each split, ``own`` a backbone of one's own.
     """
@@ -129,9 +145,15 @@ def parts(backbone) -> Make:
             for seed, (name, count) in enumerate(zip(names, sizes, strict=False))
         }
         listed = drawn | (tables or {})
+        key = f"{recipe} {listed}"
+        if own is None and key in kept:
+            return renewed(kept[key])
         made = {name: Dataset.from_list(part) for name, part in listed.items()}
         chosen = own or backbone(recipe.backbone.name)
-        return prepare(recipe, backbone=chosen, tables=made)
+        prepared = prepare(recipe, backbone=chosen, tables=made)
+        if own is None:
+            kept[key] = renewed(prepared)
+        return prepared
 
     return make
 

@@ -104,8 +104,8 @@ def _held(guess: Guess, held: Held, beside: Mapping[str, str]) -> Iterator[str]:
         shares = ", ".join(f"{name} = {share:g}" for name, share in held.shares.items())
         yield _beside(f"shares = {{ {shares} }}", "how the rows are split, where no file is named")
         yield '# validation = "validation.jsonl"  # or name files of their own'
-        group = guess.group or "film"
-        yield f"# {_line('group', group, 'rows that share this column stay in one split')}"
+        if guess.group is not None:
+            yield f"# {_line('group', guess.group, 'keeps its rows together, in one split')}"
 
 
 def _words(words: Mapping[str, str] | None) -> Iterator[str]:

@@ -49,6 +49,8 @@ def init(
     output.write_text(text, encoding="utf-8")
     texts = " and ".join(map(repr, guessed.texts))
     print(f"wrote {output}: {texts} classified by {guessed.label!r} ({len(guessed.labels)} labels)")
+    if guessed.group is not None and "validation" not in held.files:
+        note(f"rows may belong together by {guessed.group!r}: see group in the recipe")
     note(f"\nNext:\n  softprompt check {output}\n  softprompt train {output}")
 
 

@@ -64,7 +64,8 @@ def gather(recipe: Recipe, backbone: Backbone | None, *, found: Findings) -> Non
     _method(recipe, backbone, template, labels or (), found)
     task = _task(recipe, backbone, template, labels, found)
     if task is not None:
-        for name, table in sound.items():
+        whole = {n: t for n, t in sound.items() if {*template.fields} <= {*t.column_names}}
+        for name, table in whole.items():
             found.attempt(render, task, table, where=f"the {name} data")
 
 

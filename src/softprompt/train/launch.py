@@ -27,16 +27,19 @@ def make_accelerator(section: TrainSection, *, cpu: bool, folder: Path | None) -
     """
     _forget_earlier_runs()
     wanted = [] if folder is None else [*section.trackers]
-    try:
-        made = Accelerator(
-            mixed_precision=section.mixed_precision,
-            log_with=wanted or None,
-            project_dir=folder,
-            cpu=cpu,
+    made = Accelerator(
+        mixed_precision=section.mixed_precision,
+        log_with=wanted or None,
+        project_dir=folder,
+        cpu=cpu,
+    )
+    # Accelerate computes in fp32 then, and does not say so.
+    if section.mixed_precision == "fp16" and made.scaler is None:
+        msg = (
+            f"train.mixed_precision: fp16 needs a GPU, but this runs on {made.device.type}. Use "
+            '"bf16", or "no".'
         )
-    except ValueError as error:
-        msg = f"train.mixed_precision: {error} Use bf16, or no."
-        raise RecipeError([msg]) from error
+        raise RecipeError([msg])
     there = {str(tracker) for tracker in made.log_with}
     lacking = [name for name in wanted if name not in there]
     if lacking:
@@ -78,12 +81,12 @@ def checkpointing(backbone: Backbone, *, wanted: bool) -> Iterator[None]:
         )
         raise RecipeError([msg])
     if wanted:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable()
     try:
         yield
     finally:
         if wanted:
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()
         model.eval()
 
 

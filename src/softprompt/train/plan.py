@@ -118,7 +118,9 @@ def _settings(prepared: Prepared) -> dict[str, Setting]:
     by_method = {f.name for f in fields(Defaults)}
     start = type(initial(recipe, labels=prepared.task.labels, usual=usual)).__name__
     own = recipe.method.initialise is not None
-    found = {"initialise": Setting(start, "recipe" if own else "default: words where there are some")}
+    found = {
+        "initialise": Setting(start, "recipe" if own else "default: words where there are some")
+    }
     for name in (f.name for f in fields(prepared.training)):
         source = usual.source if name in by_method else "default"
         decided = name in given or (name == "seed" and "seed" in recipe.model_fields_set)

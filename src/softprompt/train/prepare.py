@@ -124,9 +124,14 @@ def _task(
     )
 
 
+def device_of(section: BackboneSection) -> str:
+    """The device that a recipe names, or the best that there is."""
+    return best_device() if section.device == "auto" else section.device
+
+
 def open_section(section: BackboneSection) -> Backbone:
     """Load the backbone that a recipe names, on the best device and in the best precision."""
-    device = best_device() if section.device == "auto" else section.device
+    device = device_of(section)
     loading = Loading(
         revision=section.revision,
         dtype=dtype_of(section.dtype, device),

@@ -12,7 +12,7 @@ from softprompt.train.events import Evaluation, Event
 from softprompt.train.folder import RunFolder
 from softprompt.train.launch import checkpointing, make_accelerator, track
 from softprompt.train.picture import draw
-from softprompt.train.prepare import Prepared, prepare
+from softprompt.train.prepare import Prepared, device_of, prepare
 from softprompt.train.result import artifact_of, plain, results
 from softprompt.train.resume import restore, whole_state
 from softprompt.train.trainer import Trainer
@@ -51,7 +51,8 @@ def train(
     run = RunFolder(folder)
     if not resume:
         run.check_free()
-    accelerator = make_accelerator(recipe.train, cpu=recipe.backbone.device == "cpu", folder=folder)
+    device = device_of(recipe.backbone)
+    accelerator = make_accelerator(recipe.train, cpu=device.startswith("cpu"), folder=folder)
     parts = prepared or prepare(recipe)
     with checkpointing(parts.backbone, wanted=recipe.train.gradient_checkpointing):
         trainer = make_trainer(parts, accelerator)

@@ -1,0 +1,69 @@
+"""Two processes and one come to the same numbers, in batches that cannot be halved too."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from torch.testing import assert_close
+
+from softprompt.artifact import load
+from softprompt.recipe import read_recipe
+from softprompt.train import train
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from softprompt.recipe import read_recipe
+from softprompt.train import train
+
+def watch(event, trainer):
+    assert trainer.accelerator.num_processes == 2
+
+train(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), watch=watch)
+"""
+# Without mpirun, accelerate starts several processes on a machine without GPUs only if it is told
+# --multi_gpu; with --cpu it starts a single one, whatever --num_processes says.
+LAUNCH = (
+    "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 "
+    "--mixed_precision no --dynamo_backend no --main_process_port 0"
+)
+
+
+def read(folder, kind: str) -> list[dict[str, Any]]:
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    return [event for line in lines if (event := json.loads(line))["event"] == kind]
+
+
+def test_two_processes_are_one(written, tmp_path):
+    """11 rows in batches of 5, so one step has a single row for both; 3 to validate by."""
+    path = written(
+        "bert", "p-tuning-v2", task="head", sizes=(11, 3, 5), batch_size=5, accumulate=2,
+        backbone={"device": "auto"},
+    )  # fmt: skip
+    script = tmp_path / "launched.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, *LAUNCH.split(), str(script), str(path), str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    train(read_recipe(path), tmp_path / "one")
+    for kind, keys in (("step", ("loss", "norm")), ("evaluation", ("train_loss", "moved"))):
+        one, two = read(tmp_path / "one", kind), read(tmp_path / "two", kind)
+        assert [e["step"] for e in two] == [e["step"] for e in one]
+        for key in keys:
+            assert [e[key] for e in two] == pytest.approx([e[key] for e in one], abs=1e-5)
+    rows = [event["rows"] for event in read(tmp_path / "two", "step")]
+    assert sorted(rows[:3]) == [1, 5, 5]
+    first, second = (
+        json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two")
+    )
+    for part in ("validation", "test"):
+        confusion = first[part].pop("confusion", None), second[part].pop("confusion", None)
+        assert confusion[0] == confusion[1]
+        assert second[part] == pytest.approx(first[part], abs=1e-5)
+    one, two = load(tmp_path / "one").tensors(), load(tmp_path / "two").tensors()
+    for name, tensor in one.items():
+        assert_close(two[name], tensor, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,311 @@
+"""Proof 5: stopped anywhere and resumed, a run ends as if nobody had stopped it, to the last bit."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from softprompt.artifact import load
+from softprompt.errors import ArtifactError
+from softprompt.evaluate import load_model
+from softprompt.recipe import read_recipe
+from softprompt.train import RunFolder, train
+from softprompt.train.state import load_state, save_state
+
+KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "prompt-tuning": (("llama", "prompt-tuning"), {}),
+    "lstm with dropout": (
+        ("llama", "p-tuning"),
+        {"settings": {"dropout": 0.4}, "accumulate": 2, "evaluate_every": 2},
+    ),
+    "prefix, adafactor": (
+        ("llama", "prefix-tuning"),
+        {"task": "generate", "optimizer": "adafactor", "schedule": "cosine", "warmup": 0.3},
+    ),
+    "v2 with a head, dropout in the backbone": (
+        ("bert", "p-tuning-v2"),
+        {"task": "head", "backbone": {"dropout": True}, "settings": {"dropout": 0.3}},
+    ),
+    "head, adafactor": (("bert", "p-tuning"), {"task": "head", "optimizer": "adafactor"}),
+    "best early, stopped early": (
+        ("llama", "prompt-tuning"),
+        {"learning_rate": 3.0, "epochs": 9, "patience": 2},
+    ),
+    "warnings": (("llama", "prompt-tuning"), {"optimizer": "sgd", "learning_rate": 1e-30}),
+}
+
+
+class Crash(Exception):
+    """Something that no one expected."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Pictures and waiting for the disk take most of the time, and are tested elsewhere."""
+    monkeypatch.setattr("softprompt.train.run.draw", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr("os.fsync", lambda _descriptor: None)
+
+
+@pytest.fixture
+def new(parts, new_backbone):
+    """The parts of one of the kinds, new each time."""
+    wet = cache(lambda family: new_backbone(family, dropout=True))
+
+    def make(name: str, **changes: Any) -> Any:
+        args, settings = KINDS[name]
+        own = {"own": wet(args[0])} if "backbone" in settings else {}
+        return parts(*args, **{**settings, **own, **changes})
+
+    return make
+
+
+def go(
+    prepared,
+    folder: Path,
+    *,
+    stop: int | None = None,
+    fault: type[BaseException] = KeyboardInterrupt,
+    resume: bool = False,
+) -> int:
+    """Train, until the event with this number; the number of events seen."""
+    seen = 0
+
+    def watch(_event: Any, _trainer: Any) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == stop:
+            raise fault
+
+    if stop is None:
+        train(prepared.recipe, folder, watch=watch, resume=resume, prepared=prepared)
+    else:
+        with pytest.raises(fault):
+            train(prepared.recipe, folder, watch=watch, resume=resume, prepared=prepared)
+    return seen
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "events.jsonl").read_text("utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    """Every number of two finished runs is the same: equal, not near."""
+    assert events(folder) == events(whole)
+    assert json.loads((folder / "metrics.json").read_text()) == json.loads(
+        (whole / "metrics.json").read_text()
+    )
+    first, second = load(folder), load(whole)
+    assert first.manifest == second.manifest
+    for name, tensor in second.tensors().items():
+        assert torch.equal(first.tensors()[name], tensor), name
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_stopped_after_any_event_and_resumed(new, tmp_path, name):
+    count = go(new(name), tmp_path / "whole")
+    for stop in range(1, count + 1):
+        folder = tmp_path / f"stopped-{stop}"
+        go(new(name), folder, stop=stop)
+        assert not (folder / "artifact").exists()
+        go(new(name), folder, resume=True)
+        assert_same(folder, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["lstm with dropout", "warnings"])
+def test_crashed_after_any_event_and_resumed(new, tmp_path, name):
+    """Without a chance to save: it goes on from the last checkpoint, over the same numbers."""
+    count = go(new(name), tmp_path / "whole")
+    for stop in range(1, count + 1):
+        folder = tmp_path / f"crashed-{stop}"
+        go(new(name), folder, stop=stop, fault=Crash)
+        go(new(name), folder, resume=True)
+        assert_same(folder, tmp_path / "whole")
+
+
+def test_stopped_again_and_again(new, tmp_path):
+    name = "lstm with dropout"
+    count = go(new(name), tmp_path / "whole")
+    folder = tmp_path / "stopped"
+    go(new(name), folder, stop=1)
+    for _ in range(count - 1):
+        go(new(name), folder, stop=1, resume=True)
+    go(new(name), folder, resume=True)
+    assert_same(folder, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["prefix, adafactor", "v2 with a head, dropout in the backbone"])
+def test_an_abandoned_loop_goes_on_in_another(new, trainer_of, tmp_path, name):
+    """The loop alone, its state through the disk, from every event."""
+
+    def run(trainer) -> Iterator[Any]:
+        yield from trainer.run()
+        trainer.task.backbone.model.eval()
+
+    whole = list(run(trainer_of(new(name))))
+    for stop in range(1, len(whole)):
+        first = trainer_of(new(name))
+        events = run(first)
+        seen = [next(events) for _ in range(stop)]
+        save_state(first.state(), tmp_path / "state")
+        events.close()
+        torch.rand(stop)
+        second = trainer_of(new(name))
+        second.load(load_state(tmp_path / "state"))
+        assert [*seen, *run(second)] == whole
+
+
+def test_a_finished_run_ends_again_the_same(new, tmp_path):
+    go(new("prompt-tuning"), tmp_path / "whole")
+    go(new("prompt-tuning"), tmp_path / "again")
+    seen = go(new("prompt-tuning"), tmp_path / "again", resume=True)
+    assert seen == 1
+    assert_same(tmp_path / "again", tmp_path / "whole")
+
+
+def test_two_runs_of_one_recipe_are_the_same(new, tmp_path):
+    """Whatever was drawn from torch's generators before."""
+    go(new("lstm with dropout"), tmp_path / "first")
+    torch.rand(17)
+    go(new("lstm with dropout"), tmp_path / "second")
+    assert_same(tmp_path / "second", tmp_path / "first")
+
+
+def test_stopped_before_its_first_checkpoint_it_begins_anew(new, tmp_path):
+    go(new("prompt-tuning"), tmp_path / "whole")
+    folder = tmp_path / "stopped"
+    RunFolder(folder).begin(new("prompt-tuning").recipe)
+    go(new("prompt-tuning"), folder, resume=True)
+    assert_same(folder, tmp_path / "whole")
+
+
+def test_the_seconds_go_on(new, tmp_path):
+    go(new("prompt-tuning"), tmp_path / "run", stop=6)
+    go(new("prompt-tuning"), tmp_path / "run", resume=True)
+    lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    seconds = [json.loads(line)["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert seconds[0] >= 0
+
+
+def test_a_line_cut_off_by_a_kill_is_dropped(new, tmp_path):
+    go(new("prompt-tuning"), tmp_path / "whole")
+    folder = tmp_path / "stopped"
+    go(new("prompt-tuning"), folder, stop=4)
+    with (folder / "events.jsonl").open("a") as file:
+        file.write('{"event": "step", "st')
+    go(new("prompt-tuning"), folder, resume=True)
+    assert_same(folder, tmp_path / "whole")
+
+
+def test_other_data_are_refused(new, tmp_path):
+    folder = tmp_path / "run"
+    go(new("prompt-tuning"), folder, stop=4)
+    row = {"text": "a film", "label": "positive", "answer": "good"}
+    changed = new("prompt-tuning", tables={"train": [row, row | {"label": "negative"}] * 5 + [row]})
+    with pytest.raises(ArtifactError) as caught:
+        train(changed.recipe, folder, resume=True, prepared=changed)
+    assert str(caught.value) == (
+        f"the train data is not what the run in {folder} began with, so it cannot go on with the "
+        "same numbers. Put the data back, or train anew."
+    )
+    missing = new("prompt-tuning", sizes=(11, 5))
+    with pytest.raises(ArtifactError, match="the test data is not what the run in"):
+        train(missing.recipe, folder, resume=True, prepared=missing)
+
+
+def test_another_backbone_is_refused(new, tmp_path, new_model, new_backbone, tokenizer):
+    from softprompt.backbone import wrap
+
+    folder = tmp_path / "run"
+    go(new("prompt-tuning"), folder, stop=4)
+    model = new_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.neg_()
+    other = wrap("tuned", model, tokenizer=tokenizer("causal"), kind="causal")
+    prepared = new("prompt-tuning", own=other)
+    with pytest.raises(ArtifactError) as caught:
+        train(prepared.recipe, folder, resume=True, prepared=prepared)
+    message = str(caught.value)
+    assert message.startswith(f"tuned (fingerprint {other.fingerprint}) is not the backbone that")
+    assert message.endswith("Give the same revision, or train anew.")
+
+
+def test_a_checkpoint_of_another_method_is_refused(new, parts, tmp_path):
+    folder = tmp_path / "run"
+    go(new("prompt-tuning"), folder, stop=4)
+    other = parts("llama", "p-tuning")
+    with pytest.raises(ArtifactError) as caught:
+        train(other.recipe, folder, resume=True, prepared=other)
+    assert f"the checkpoint in {folder} does not fit its recipe" in str(caught.value)
+    assert "Put it back, or train anew." in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", '{"dict": []}', '{"dict": [["hashes", {"value": 3}]]}'])
+def test_a_damaged_checkpoint_is_refused(new, tmp_path, text):
+    folder = tmp_path / "run"
+    go(new("prompt-tuning"), folder, stop=4)
+    (folder / "checkpoint" / "state.json").write_text(text)
+    prepared = new("prompt-tuning")
+    with pytest.raises(ArtifactError, match=r"train.* anew"):
+        train(prepared.recipe, folder, resume=True, prepared=prepared)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from softprompt.recipe import read_recipe
+from softprompt.train import train
+
+seen = 0
+def watch(event, trainer):
+    global seen
+    seen += 1
+    if seen == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), watch=watch)
+"""
+
+
+def test_killed_outright_and_resumed_in_another_process(written, tmp_path):
+    """From files alone, with a prompt encoder that has dropout, as a user's machine does it."""
+    path = written("llama", "p-tuning", settings={"dropout": 0.4}, epochs=3)
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    done = subprocess.run(
+        [sys.executable, str(script), str(path), str(tmp_path / "killed")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(events(tmp_path / "killed")) == 6
+    stopped = RunFolder(tmp_path / "killed")
+    train(stopped.recipe(), stopped.path, resume=True)
+    train(read_recipe(path), tmp_path / "whole")
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stop", [None, 7])
+def test_the_best_of_a_run_has_its_own_loss_after_all(new, backbone, tmp_path, stop):
+    """P-tuning's best prompt, validated early, stopped or not, saved and read again."""
+    prepared = new("lstm with dropout", learning_rate=2.0, epochs=4)
+    folder = tmp_path / "run"
+    if stop is not None:
+        go(new("lstm with dropout", learning_rate=2.0, epochs=4), folder, stop=stop)
+    go(prepared, folder, resume=stop is not None)
+    found = [e for e in events(folder) if e["event"] == "evaluation"]
+    best = min(found, key=lambda e: e["metrics"]["loss"])
+    held = prepared.rows["validation"]
+    model = load_model(folder, backbone("llama"))
+    size = prepared.training.batch_size
+    assert dict(model.judge(held.examples, held.truth, batch_size=size).metrics) == best["metrics"]
+    assert model.artifact.manifest.metrics["step"] == best["step"]
