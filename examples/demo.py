@@ -4,6 +4,7 @@ Trains on reviews of some films and answers reviews of others, beside what it mu
 majority class, and the same words as a hard prompt, untrained.
 """
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -64,12 +65,13 @@ def main() -> None:
     console.print("answering the test films with the trained prompt …")
     trained = model.judge(test.examples, test.truth)
     _table(console, commonest, hard, trained)
+    _keep(commonest, hard, trained, seconds=perf_counter() - began)
     for review, answer in zip(REVIEWS, model.predict(REVIEWS), strict=True):
         console.print(f"{answer.label} {answer.probabilities[answer.label]:.0%}  {review}")
     size = sum(file.stat().st_size for file in (FOLDER / "artifact").iterdir())
     console.print(
-        f"\n{perf_counter() - began:.0f} seconds. The run lies in {FOLDER}: the curve is curve.png, "
-        f"the prompt is artifact/ ({size / 1000:.0f} kB).\n"
+        f"\n{perf_counter() - began:.0f} seconds. The run lies in {FOLDER}: the curve is "
+        f"curve.png, the prompt is artifact/ ({size / 1000:.0f} kB).\n"
         f"Go on with: .venv/bin/softprompt predict {FOLDER} 'your own review'"
     )
 
@@ -97,6 +99,19 @@ def _table(console: Console, commonest: float, hard: Report, trained: Report) ->
         row = found.metrics
         table.add_row(name, f"{row['accuracy']:.1%}", f"{row['macro_f1']:.1%}")
     console.print(table)
+
+
+def _keep(commonest: float, hard: Report, trained: Report, *, seconds: float) -> None:
+    """The comparison as data, beside the run."""
+    found = {
+        "rows": trained.rows,
+        "majority": {"accuracy": commonest},
+        "hard prompt, untrained": dict(hard.metrics),
+        "soft prompt, trained": dict(trained.metrics),
+        "seconds": round(seconds),
+    }
+    text = json.dumps(found, indent=2) + "\n"
+    (FOLDER / "comparison.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

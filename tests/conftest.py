@@ -294,9 +294,12 @@ def make_model(
     return model.to(dtype).eval()
 
 
-def make_backbone(family: str, *, dtype: torch.dtype = torch.float32) -> Backbone:
+def make_backbone(
+    family: str, *, dtype: torch.dtype = torch.float32, dropout: bool = False
+) -> Backbone:
     kind = kind_of(family)
-    return wrap(family, make_model(family, dtype=dtype), tokenizer=make_tokenizer(kind), kind=kind)
+    model = make_model(family, dtype=dtype, dropout=dropout)
+    return wrap(family, model, tokenizer=make_tokenizer(kind), kind=kind)
 
 
 def checksum(backbone: Backbone) -> str:

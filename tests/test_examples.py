@@ -12,7 +12,10 @@ from softprompt.recipe import make_recipe, read_recipe
 from softprompt.train import prepare, train
 
 ROOT = Path(__file__).parents[1]
-RECIPES = [*sorted((ROOT / "examples").rglob("*.toml")), *sorted((ROOT / "benchmarks").rglob("*.toml"))]
+RECIPES = [
+    *sorted((ROOT / "examples").rglob("*.toml")),
+    *sorted((ROOT / "benchmarks").rglob("*.toml")),
+]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

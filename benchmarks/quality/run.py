@@ -1,11 +1,13 @@
-"""What the prompts are worth on reviews of films never seen, beside full fine-tuning and no training.
+"""What prompts are worth on reviews of films never seen, beside fine-tuning and no training.
 
-    scripts/bench quality [--only minilm|smollm2]
+scripts/bench quality [--only minilm|demo]
 """
 
 import argparse
 import json
 import platform
+import subprocess
+import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +20,12 @@ import torch
 from softprompt.data import like_length
 from softprompt.evaluate import judge, majority, report
 from softprompt.recipe import Recipe, read_recipe
+from softprompt.tasks import Task
 from softprompt.train import Prepared, prepare, train
+from softprompt.train.rows import Rows
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 
 
 def prompt_arm(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
@@ -71,35 +76,48 @@ def full_arm(prepared: Prepared, *, epochs: int, rate: float) -> dict[str, Any]:
     }
 
 
-def _judged(task: Any, rows: Any) -> Mapping[str, float]:
+def _judged(task: Task, rows: Rows) -> Mapping[str, float]:
     return report(task, [judge(task, rows.examples, truth=rows.truth, prompt=None)]).metrics
 
 
+def minilm() -> dict[str, Any]:
+    """P-tuning v2 with a trained head beside full fine-tuning, on all training reviews."""
+    recipe = read_recipe(HERE / "minilm.toml")
+    prepared = prepare(recipe)
+    train_truth, test_truth = (prepared.rows[name].truth for name in ("train", "test"))
+    return {
+        "arms": {
+            "majority class": {"metrics": {"accuracy": majority(train_truth, test_truth)}},
+            "P-tuning v2, trained head": prompt_arm(recipe, prepared),
+            "full fine-tuning": full_arm(prepare(recipe), epochs=3, rate=5e-5),
+        },
+        "rows": {split: len(rows.truth) for split, rows in prepared.rows.items()},
+        "recipe": recipe.as_data(),
+    }
+
+
+def demo() -> dict[str, Any]:
+    """The demonstration, as scripts/demo runs it."""
+    subprocess.run([sys.executable, ROOT / "examples" / "demo.py"], check=True)
+    found: dict[str, Any] = json.loads((ROOT / "runs/demo/comparison.json").read_text("utf-8"))
+    return found
+
+
 def main() -> None:
-    """Run the arms and write the result of each backbone."""
+    """Run the arms and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("minilm", "smollm2"))
+    parser.add_argument("--only", choices=("minilm", "demo"))
     only = parser.parse_args().only
-    for name in ("minilm", "smollm2"):
+    for name, measure in (("minilm", minilm), ("demo", demo)):
         if only not in (None, name):
             continue
-        recipe = read_recipe(HERE / f"{name}.toml")
-        prepared = prepare(recipe)
-        truth = prepared.rows["test"].truth
-        arms = {"majority": {"metrics": {"accuracy": majority(prepared.rows["train"].truth, truth)}}}
-        arms["prompt"] = prompt_arm(recipe, prepared)
-        if name == "minilm":
-            arms["full fine-tuning"] = full_arm(prepare(recipe), epochs=3, rate=5e-5)
-        found = {
-            "arms": arms,
-            "rows": {split: len(rows.truth) for split, rows in prepared.rows.items()},
-            "recipe": recipe.as_data(),
+        found = measure() | {
             "machine": {"threads": torch.get_num_threads(), "python": platform.python_version()},
             "versions": {n: version(n) for n in ("softprompt", "torch", "transformers")},
         }
         target = HERE / "results" / f"{name}.json"
         target.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        print(json.dumps({arm: value["metrics"]["accuracy"] for arm, value in arms.items()}))
+    subprocess.run([sys.executable, HERE.parent / "tables.py"], check=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Training speed beside PEFT in its best setting and the bare backbone, all in one run.
 
-The arms take turns on the same batches of the same reviews; each figure is a median over rounds, and
-only ratios within the run are quoted. Prints one JSON object as its last line.
+The arms take turns on the same batches of the same reviews; each figure is a median over rounds,
+and only ratios within the run are quoted. Prints one JSON object as its last line.
 
     scripts/bench speed [--quick]
 """
@@ -10,6 +10,8 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +22,8 @@ from accelerate import Accelerator
 from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from softprompt.backbone.load import _converted
 from softprompt.backbone.builtin import resolve
+from softprompt.backbone.load import converted
 from softprompt.data import like_length
 from softprompt.recipe import make_recipe
 from softprompt.train import Trainer, make_trainer, prepare
@@ -59,15 +61,15 @@ def ours(trainer: Trainer) -> Arm:
     """One optimiser step of our loop on given rows."""
 
     def step(batch: Sequence[int]) -> None:
-        trainer.at = 0
-        trainer.one_step([batch])
+        trainer.batches, trainer.at = [list(batch)], 0
+        trainer.one_step()
 
     return step
 
 
 def peft_arm(trainer: Trainer, tokens: int) -> Arm:
     """One step as PEFT does it best: bf16, rows of like length, labels elsewhere ignored."""
-    folder = _converted(resolve(BACKBONE), torch.bfloat16)
+    folder = converted(resolve(BACKBONE), torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     config = PromptTuningConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -180,6 +182,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     target = HERE / "results" / f"train-{device}{'-quick' if quick else ''}.json"
     target.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    subprocess.run([sys.executable, HERE.parent / "tables.py"], check=True)
     print(json.dumps(found["ratios"]))
 
 

@@ -176,7 +176,7 @@ def test_gradient_checkpointing_changes_no_number(parts, loaded, family, method,
         second.prompt().tensors().values(), second.start.tensors().values(), strict=True
     ):
         assert (tensor != start).flatten(1).any(dim=1).all(), "part of the prompt did not move"
-    assert not own.model.is_gradient_checkpointing
+    assert not own.model.is_activation_checkpointing
     assert not own.model.training
 
 
@@ -185,8 +185,10 @@ def test_a_family_that_cannot_checkpoint_is_refused(parts, tmp_path):
     with pytest.raises(RecipeError) as caught:
         train(prepared.recipe, tmp_path / "run", prepared=prepared)
     assert caught.value.faults == (
-        "train.gradient_checkpointing: albert does not support it. Set it to false, and "
-        "train.accumulate higher if memory is short.",
+        (
+            "train.gradient_checkpointing: albert does not support it. Set it to false, and "
+            "train.accumulate higher if memory is short."
+        ),
     )
     assert not (tmp_path / "run").exists()
 

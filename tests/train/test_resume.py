@@ -1,4 +1,4 @@
-"""Proof 5: stopped anywhere and resumed, a run ends as if nobody had stopped it, to the last bit."""
+"""Proof 5: stopped anywhere and resumed, a run ends as if nobody had, to the last bit."""
 
 import json
 import signal
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from softprompt.artifact import load
+from softprompt.backbone import Backbone, wrap
 from softprompt.errors import ArtifactError
 from softprompt.evaluate import load_model
 from softprompt.recipe import read_recipe
@@ -42,7 +43,7 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """Something that no one expected."""
 
 
@@ -54,9 +55,13 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
-def new(parts, new_backbone):
+def new(parts, new_model, tokenizer):
     """The parts of one of the kinds, new each time."""
-    wet = cache(lambda family: new_backbone(family, dropout=True))
+
+    @cache
+    def wet(family: str) -> Backbone:
+        model = new_model(family, dropout=True)
+        return wrap(family, model, tokenizer=tokenizer("encoder"), kind="encoder")
 
     def make(name: str, **changes: Any) -> Any:
         args, settings = KINDS[name]
@@ -125,7 +130,7 @@ def test_crashed_after_any_event_and_resumed(new, tmp_path, name):
     count = go(new(name), tmp_path / "whole")
     for stop in range(1, count + 1):
         folder = tmp_path / f"crashed-{stop}"
-        go(new(name), folder, stop=stop, fault=Crash)
+        go(new(name), folder, stop=stop, fault=CrashError)
         go(new(name), folder, resume=True)
         assert_same(folder, tmp_path / "whole")
 
@@ -222,8 +227,6 @@ def test_other_data_are_refused(new, tmp_path):
 
 
 def test_another_backbone_is_refused(new, tmp_path, new_model, new_backbone, tokenizer):
-    from softprompt.backbone import wrap
-
     folder = tmp_path / "run"
     go(new("prompt-tuning"), folder, stop=4)
     model = new_model("llama")

@@ -34,7 +34,7 @@ def done(parts, tmp_path):
 
 
 def test_what_a_run_leaves(done):
-    folder, prepared, seen, model = done()
+    folder, prepared, seen, _ = done()
     assert {path.name for path in folder.iterdir()} == {
         "recipe.toml", "events.jsonl", "metrics.json", "curve.png", "artifact", "checkpoint",
     }  # fmt: skip

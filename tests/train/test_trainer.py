@@ -1,5 +1,6 @@
 """The loop: what it yields, what it chooses, what it leaves alone."""
 
+import itertools
 import math
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_an_unknown_metric_is_refused_with_the_known_ones(parts, trainer_of):
 def test_the_best_prompt_has_its_own_loss(parts, trainer_of, monkeypatch, family, method, task):
     """Proof 5: what is kept is what was validated, and not the last state."""
     monkeypatch.setattr(
-        "softprompt.train.trainer.score_of", lambda _metrics, *, select, step: -abs(step - 3)
+        "softprompt.train.trainer.score_of", lambda _metrics, *, step, **_: -abs(step - 3)
     )
     prepared = parts(family, method, task=task, evaluate_every=1)
     trainer = trainer_of(prepared)
@@ -153,7 +154,7 @@ def test_patience_counts_from_the_last_better_one(parts, trainer_of):
     found = of(Evaluation, list(trainer.run()))
     flags = [e.best for e in found]
     assert flags[-2:] == [False, False]
-    pairs = zip(flags, flags[1:], strict=False)
+    pairs = itertools.pairwise(flags)
     assert (False, False) not in list(pairs)[:-1]
 
 

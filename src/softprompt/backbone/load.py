@@ -100,7 +100,7 @@ def _place(name: str, loading: Loading) -> _Place:
                 raise BackboneError(msg)
             return _Place(name, arguments | {"revision": loading.revision})
     if path.suffix == ".gguf":
-        path = _converted(path, loading.dtype or torch.bfloat16)
+        path = converted(path, loading.dtype or torch.bfloat16)
     return _Place(str(path), arguments)
 
 
@@ -184,7 +184,7 @@ def _without_dropout(config: PreTrainedConfig) -> None:
             setattr(config, key, 0.0)
 
 
-def _converted(path: Path, dtype: torch.dtype) -> Path:
+def converted(path: Path, dtype: torch.dtype) -> Path:
     """A GGUF file as a folder of safetensors, kept in the user's cache: reading GGUF is slow."""
     state = path.stat()
     key = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{dtype}"

@@ -1,7 +1,7 @@
 """Prompts of a batch, row by row, as the seam's listener: the one place where they enter."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -179,15 +179,7 @@ def _expanded(rows: Int[Tensor, " B"], batch: int) -> Int[Tensor, " b"]:
 
 def _extended(attention: Attention, prefix: SitePrefix, rows: Int[Tensor, " B"]) -> Attention:
     """The row's keys and values with its prefix before them; the mask and bias to match."""
-    batch, _, queries, _ = attention.query.shape
-    if attention.mask is None and attention.causal and queries > 1:
-        # A static cache is longer than what it holds; the rest is not to be seen.
-        attention = replace(
-            attention,
-            key=attention.key[:, :, :queries],
-            value=attention.value[:, :, :queries],
-            bias=None if attention.bias is None else attention.bias[..., :queries],
-        )
+    batch = attention.query.shape[0]
     which = _expanded(rows, batch)
     length = prefix.keys.shape[2]
     if len(prefix.keys) == 1:

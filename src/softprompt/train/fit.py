@@ -23,15 +23,13 @@ Row = Mapping[str, object]
 MEMORY = "memory"
 
 
-def fit(  # noqa: PLR0913  # a recipe has as many tables
+def fit(
     backbone: Backbone,
     task: TaskSettings,
     *,
-    rows: Sequence[Row],
-    validation: Sequence[Row] | None = None,
+    rows: Sequence[Row] | Mapping[str, Sequence[Row]],
     method: MethodSettings | None = None,
     initial: Initial | None = None,
-    seed: int = 42,
     watch: Callable[[Event], None] | None = None,
     **training: Any,  # noqa: ANN401  # checked by the recipe
 ) -> Model:
@@ -39,12 +37,13 @@ def fit(  # noqa: PLR0913  # a recipe has as many tables
 
     Args:
         task: :class:`Classify` or :class:`Generate`.
-        rows: with the template's fields and the target column.
-        validation: to choose the best prompt by; None sets a tenth of ``rows`` aside.
+        rows: with the template's fields and the target column; by split as
+            ``{"train": …, "validation": …}``, or a tenth is set aside to choose the best prompt by.
         method: prompt tuning by default.
         initial: what the prompt starts from; label words by default.
         watch: told every event.
-        training: the keys of a recipe's ``[train]``, such as ``epochs=4, learning_rate=0.01``.
+        training: the keys of a recipe's ``[train]``, such as ``epochs=4, learning_rate=0.01``,
+            and its ``seed``.
 
     Returns:
         The best prompt at work; ``save`` keeps it.
@@ -56,7 +55,7 @@ def fit(  # noqa: PLR0913  # a recipe has as many tables
     method = method or PromptTuning()
     recipe = make_recipe(
         {
-            "seed": seed,
+            "seed": training.pop("seed", 42),
             "backbone": {"name": backbone.name},
             "data": {"train": MEMORY, "shares": {"train": 0.9, "validation": 0.1, "test": 0.0}},
             "task": {"kind": task.kind, **_given(task)},
@@ -64,9 +63,8 @@ def fit(  # noqa: PLR0913  # a recipe has as many tables
             "train": training,
         }
     )
-    tables = {"train": Dataset.from_list([dict(row) for row in rows])}
-    if validation is not None:
-        tables["validation"] = Dataset.from_list([dict(row) for row in validation])
+    split = rows if isinstance(rows, Mapping) else {"train": rows}
+    tables = {name: Dataset.from_list([dict(r) for r in part]) for name, part in split.items()}
     prepared = prepare(recipe, backbone=backbone, tables=tables, start=initial)
     cpu = backbone.device.type == "cpu"
     accelerator = make_accelerator(recipe.train, cpu=cpu, folder=None)

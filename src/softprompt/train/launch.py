@@ -87,6 +87,8 @@ def checkpointing(backbone: Backbone, *, wanted: bool) -> Iterator[None]:
     finally:
         if wanted:
             model.activation_checkpointing_disable()
+            # Left behind by it: a hook that makes every later pass build a graph.
+            model.disable_input_require_grads()
         model.eval()
 
 

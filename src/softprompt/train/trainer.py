@@ -134,7 +134,7 @@ class Trainer:
         if self.due and self.validation is not None:
             return self._validate(self.validation)
         reason = self._ended()
-        return self._one_step() if reason is None else Finished(self.step, reason)
+        return self.one_step() if reason is None else Finished(self.step, reason)
 
     def _ended(self) -> str | None:
         """Why the run is over, if it is."""
@@ -146,7 +146,8 @@ class Trainer:
         cut = self.step == self.training.steps
         return f"all {self.step} steps done" if cut else f"all {self.epoch} epochs done"
 
-    def _one_step(self) -> Step:
+    def one_step(self) -> Step:
+        """One optimiser step on the next batch."""
         batch = [self.rows.examples[i] for i in self.batches[self.at]]
         which, device = self.accelerator.process_index, self.task.backbone.device
         self._wake(awake=True)

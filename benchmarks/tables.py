@@ -1,0 +1,155 @@
+"""Write the tables of results into the documents, from the result files alone."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+
+
+def main() -> None:
+    """Write benchmarks/*/README.md and the block in README.md."""
+    quality, speed = _quality(), _speed()
+    (HERE / "quality" / "README.md").write_text(quality, encoding="utf-8")
+    (HERE / "speed" / "README.md").write_text(speed, encoding="utf-8")
+    page = ROOT / "README.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    block = f"{BEGIN}\n{_headline()}\n{END}"
+    page.write_text(f"{before}{block}{after}", encoding="utf-8")
+
+
+def _read(path: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((HERE / path).read_text(encoding="utf-8"))
+    return found
+
+
+def _demo_rows() -> list[str]:
+    demo = _read("quality/results/demo.json")
+    names = ("majority", "hard prompt, untrained", "soft prompt, trained")
+    return [f"| {name} | {demo[name]['accuracy']:.1%} |" for name in names]
+
+
+def _headline() -> str:
+    demo, minilm = _read("quality/results/demo.json"), _read("quality/results/minilm.json")
+    ratios = _read("speed/results/train-cpu.json")["ratios"]
+    lines = [
+        "## Measured",
+        "",
+        (
+            f"`./scripts/demo`, SmolLM2-135M, {demo['rows']:,} reviews of films never seen "
+            f"({demo['seconds']} seconds on two cores, all in):"
+        ),
+        "",
+        "| | accuracy |",
+        "|---|---|",
+        *_demo_rows(),
+        "",
+        (
+            "`scripts/bench quality`, MiniLM (22 M parameters), "
+            f"{minilm['rows']['test']:,} reviews of films never seen:"
+        ),
+        "",
+        *_arms(minilm),
+        "",
+        (
+            "`scripts/bench speed`, training SmolLM2-135M, samples per second over PEFT's in "
+            "its best setting (bf16, batches of like length), in the same run:"
+        ),
+        "",
+        *_ratios(ratios),
+    ]
+    return "\n".join(lines)
+
+
+def _arms(minilm: dict[str, Any]) -> list[str]:
+    lines = ["| | accuracy | trained parameters | seconds |", "|---|---|---|---|"]
+    for name, arm in minilm["arms"].items():
+        trained = f"{arm['trainable']:,}" if "trainable" in arm else ""
+        seconds = arm.get("seconds", "")
+        lines.append(f"| {name} | {arm['metrics']['accuracy']:.1%} | {trained} | {seconds} |")
+    return lines
+
+
+def _ratios(ratios: dict[str, float]) -> list[str]:
+    named = {
+        "train_front_20_over_peft": "20 soft tokens in front ÷ PEFT",
+        "train_front_100_over_peft": "100 in front ÷ PEFT",
+        "train_behind_10_over_peft": "10 behind the text ÷ PEFT's 10 in front",
+        "train_front_20_over_floor": "20 in front ÷ the bare backbone, forward and backward",
+        "train_front_100_over_floor": "100 in front ÷ the bare backbone",
+    }
+    rows = [f"| {text} | {ratios[key]:.2f} |" for key, text in named.items()]
+    return ["| | ratio |", "|---|---|", *rows]
+
+
+def _quality() -> str:
+    demo, minilm = _read("quality/results/demo.json"), _read("quality/results/minilm.json")
+    return "\n".join(
+        [
+            "# Quality",
+            "",
+            "Made by `scripts/bench quality` from [the results](results); no number is typed in.",
+            "",
+            f"## SmolLM2-135M, prompt tuning: {demo['rows']:,} reviews of films never seen",
+            "",
+            (
+                "Recipe: [examples/demo.toml](../../examples/demo.toml). "
+                f"{demo['seconds']} seconds, loading and evaluation included."
+            ),
+            "",
+            "| | accuracy |",
+            "|---|---|",
+            *_demo_rows(),
+            "",
+            f"## MiniLM: {minilm['rows']['test']:,} reviews of films never seen",
+            "",
+            (
+                f"Recipe: [minilm.toml](minilm.toml), {minilm['rows']['train']:,} training rows. "
+                "The best of three epochs by validation, in both arms."
+            ),
+            "",
+            *_arms(minilm),
+            "",
+        ]
+    )
+
+
+def _speed() -> str:
+    found = _read("speed/results/train-cpu.json")
+    setting = found["setting"]
+    lines = [
+        "# Speed",
+        "",
+        (
+            "Made by `scripts/bench speed` from [the results](results); no number is typed in. "
+            "Arms take turns on the same batches; a figure is a median over rounds. Absolute ones "
+            "depend on the machine and on its other guests: read the ratios."
+        ),
+        "",
+        (
+            f"SmolLM2-135M in bf16, critics' reviews, batches of {setting['batch']} rows of like "
+            f"length, {setting['batches']} batches, {setting['rounds']} rounds. "
+            "PEFT in its best setting: bf16, batches of like length, loss on the label only."
+        ),
+        "",
+        "| arm | samples/s |",
+        "|---|---|",
+        *(
+            f"| {name} | {statistics.median(values):.1f} |"
+            for name, values in found["samples_per_second"].items()
+        ),
+        "",
+        *_ratios(found["ratios"]),
+        "",
+        "On a GPU: not measured.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

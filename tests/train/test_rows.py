@@ -1,0 +1,202 @@
+"""A recipe's rows: read, split, limited, checked, hashed and rendered."""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from softprompt.errors import DataError
+from softprompt.recipe import DataSection
+from softprompt.tasks import Classify, Generate
+from softprompt.train.rows import (
+    check_tables,
+    digest,
+    find_labels,
+    read_source,
+    read_splits,
+    render,
+    target_column,
+)
+
+FILM = [
+    {"text": f"film {n // 3}, line {n}", "label": n % 2, "film": f"film {n // 3}", "score": n / 4}
+    for n in range(30)
+]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    match path.suffix:
+        case ".jsonl":
+            path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+        case ".csv" | ".tsv":
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(
+                    file, [*rows[0]], delimiter="," if path.suffix == ".csv" else "\t"
+                )
+                writer.writeheader()
+                writer.writerows(rows)
+        case _:
+            Dataset.from_list(rows).to_parquet(str(path))
+    return str(path)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return lambda name, rows=FILM: write(tmp_path / name, rows)
+
+
+def sizes(data: DataSection, seed: int = 0) -> dict[str, int]:
+    return {name: len(table) for name, table in read_splits(data, seed=seed).items()}
+
+
+def test_one_file_is_split_by_its_shares(file):
+    assert sizes(DataSection(train=file("a.csv"))) == {"train": 24, "validation": 3, "test": 3}
+    shares = {"train": 0.5, "validation": 0.5, "test": 0.0}
+    data = DataSection.model_validate({"train": file("a.csv"), "shares": shares})
+    assert sizes(data) == {"train": 15, "validation": 15}
+
+
+def test_the_splits_part_the_rows_the_same_way_each_time(file):
+    data = DataSection(train=file("a.csv"))
+    first, again, other = (read_splits(data, seed=s) for s in (0, 0, 1))
+    texts = [text for table in first.values() for text in table["text"]]
+    assert sorted(texts) == sorted(row["text"] for row in FILM)
+    assert {n: t["text"][:] for n, t in first.items()} == {
+        n: t["text"][:] for n, t in again.items()
+    }
+    assert first["test"]["text"][:] != other["test"]["text"][:]
+
+
+def test_no_film_is_on_two_sides(file):
+    found = read_splits(DataSection(train=file("a.csv"), group="film"), seed=0)
+    sides = [{*table["film"]} for table in found.values()]
+    assert len(sides) == 3
+    assert sum(map(len, sides)) == len(set().union(*sides)) == 10
+
+
+@pytest.mark.parametrize(
+    ("named", "wanted"),
+    [
+        ({"validation", "test"}, {"train": 30, "validation": 10, "test": 10}),
+        ({"validation"}, {"train": 30, "validation": 10}),
+        ({"test"}, {"train": 27, "validation": 3, "test": 10}),
+    ],
+)
+def test_what_is_named_is_not_split_off(file, named, wanted):
+    held = {name: file(f"{name}.jsonl", FILM[:10]) for name in named}
+    found = read_splits(DataSection(train=file("a.csv"), **held), seed=0)
+    assert {name: len(table) for name, table in found.items()} == wanted
+
+
+def test_limits_sample_each_split(file):
+    data = {"train": file("a.csv"), "limit": {"train": 5, "test": 2, "validation": 100}}
+    section = DataSection.model_validate(data)
+    assert sizes(section) == {"train": 5, "validation": 3, "test": 2}
+    whole = read_splits(DataSection(train=data["train"]), seed=0)
+    less = read_splits(section, seed=0)
+    assert {*less["train"]["text"]} < {*whole["train"]["text"]}
+    again = read_splits(section, seed=0)
+    assert again["train"]["text"][:] == less["train"]["text"][:]
+
+
+def test_a_file_has_no_parts_but_itself(file):
+    path = file("a.csv")
+    assert len(read_source(f"{path}[train]")) == 30
+    with pytest.raises(DataError, match="is one table and has no split 'test'"):
+        read_source(f"{path}[test]")
+
+
+def test_the_hash_is_of_the_rows_and_not_of_the_file(file):
+    names = ("a.csv", "a.tsv", "a.jsonl", "a.parquet")
+    columns = ["text", "label", "score"]
+    found = {digest(read_source(file(name)), columns) for name in names}
+    assert len(found) == 1
+
+
+def test_the_hash_sees_every_change_and_no_other_column():
+    plain = [{"text": "a", "label": "x", "more": 1}, {"text": "b", "label": "y", "more": 2}]
+    same = [{"more": 9, "label": r["label"], "text": r["text"]} for r in plain]
+    columns = ["text", "label"]
+
+    def of(rows: list[dict[str, Any]]) -> str:
+        return digest(Dataset.from_list(rows), columns)
+
+    assert of(same) == of(plain)
+    assert digest(Dataset.from_list(plain), ["label", "text", "text"]) == of(plain)
+    others = [
+        plain[::-1],
+        plain[:1],
+        [plain[0], plain[1] | {"text": "c"}],
+        [plain[0], plain[1] | {"label": "x"}],
+        [{"text": "ab", "label": "x"}, {"text": "", "label": "y"}],
+    ]
+    assert len({of(rows) for rows in [plain, *others]}) == 6
+
+
+def table(*labels: str) -> Dataset:
+    return Dataset.from_list([{"text": "a", "label": label, "target": label} for label in labels])
+
+
+def test_labels_come_from_data_verbalizer_or_list():
+    data = table("b", "a", "b")
+    assert find_labels(Classify(), data) == ("a", "b")
+    assert find_labels(Classify(verbalizer={"b": "x", "a": "y", "c": "z"}), data) == ("b", "a", "c")
+    assert find_labels(Generate(), data) == ()
+    assert find_labels(Generate(choices="data"), data) == ("a", "b")
+    assert find_labels(Generate(choices=["z", "a"]), data) == ("z", "a")
+
+
+def test_a_label_without_a_word_is_refused():
+    with pytest.raises(DataError) as caught:
+        find_labels(Classify(verbalizer={"a": "x", "c": "y"}), table("a", "b", "d"))
+    assert str(caught.value) == (
+        "column 'label' of the training data has labels without a word in the verbalizer: 'b', "
+        "'d'. The verbalizer has 'a', 'c'. Add a word for each label."
+    )
+
+
+def test_one_label_only_is_refused():
+    with pytest.raises(DataError, match="all 2 rows of the training data have the label 'a'"):
+        find_labels(Classify(), table("a", "a"))
+
+
+def test_a_label_that_training_never_saw_is_refused():
+    tables = {"train": table("a", "b"), "validation": table("a", "c")}
+    with pytest.raises(DataError, match=r"the validation data has labels that the training data"):
+        check_tables(tables, Classify(), labels=("a", "b"))
+
+
+def test_unlabelled_rows_are_refused():
+    bare = Dataset.from_list([{"text": "a"}])
+    with pytest.raises(DataError, match="the test data has no column 'label'"):
+        check_tables({"test": bare}, Classify(), labels=("a", "b"))
+    with pytest.raises(DataError, match="the test data has no column 'answer'"):
+        check_tables({"test": bare}, Generate(target_column="answer"), labels=())
+
+
+def test_where_the_answer_stands():
+    assert target_column(Classify(label_column="y")) == "y"
+    assert target_column(Generate(target_column="z")) == "z"
+
+
+def test_rows_are_rendered_with_their_answers_and_the_cut_are_counted(parts):
+    short = {"text": "a film", "label": "positive", "answer": "good"}
+    long = short | {"text": "film " * 200, "label": "negative"}
+    prepared = parts("llama", tables={"train": [short, long, short, long, long]})
+    found = prepared.rows["train"]
+    assert found.truth == ["positive", "negative", "positive", "negative", "negative"]
+    assert [e.target for e in found.examples] == [1, 0, 1, 0, 0]
+    assert found.cut == 3
+    positions = prepared.backbone.geometry.positions
+    assert Counter(e.length for e in found.examples)[positions] == 3
+
+
+def test_a_gap_in_a_column_is_refused(parts):
+    task = parts("llama").task
+    rows = [{"text": "a", "label": "positive"}, {"text": None, "label": "negative"}]
+    with pytest.raises(DataError, match="1 row has no value in column 'text' of the train data"):
+        render(task, Dataset.from_list(rows), where="the train data")
