@@ -12,6 +12,8 @@ from softprompt.backbone.model import Backbone, Inputs
 from softprompt.data.batch import Side, collate
 from softprompt.data.tokenise import Tokenised
 from softprompt.errors import DataError, unknown
+from softprompt.injection.run import run
+from softprompt.injection.segments import cut, run_cut
 from softprompt.prompt import Prompt
 
 Row = Mapping[str, object]
@@ -184,6 +186,31 @@ def with_decoder(inputs: Inputs, decoder: Sequence[Sequence[int]]) -> Inputs:
     width = max(len(row) for row in decoder)
     laid = [[*row, *[0] * (width - len(row))] for row in decoder]
     return replace(inputs, decoder_ids=torch.tensor(laid, device=inputs.ids.device))
+
+
+def states_at(
+    backbone: Backbone,
+    rows: Sequence[Tokenised],
+    *,
+    points: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt | None],
+    which: Int[Tensor, " B"] | None,
+) -> Float[Tensor, "S H"]:
+    """The hidden states at each row's points; what no answer needs is not run.
+
+    Args:
+        which: for each row the index of its prompt.
+    """
+    if which is None and len(prompts) == 1:
+        ids = [row.ids for row in rows]
+        needed = min(min(at, default=0) for at in points)
+        where = cut(backbone, ids, prompt=prompts[0], needed=needed)
+        if where is not None:
+            states = run_cut(backbone, ids, where=where)
+            behind = [[p - at for p in ps] for ps, at in zip(points, where.at, strict=True)]
+            return picked(states, behind)
+    states = run(backbone, padded(backbone, rows), prompts=prompts, rows=which)
+    return picked(states, points)
 
 
 def picked(states: Float[Tensor, "B T H"], points: Sequence[Sequence[int]]) -> Float[Tensor, "S H"]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +16,17 @@ from softprompt.errors import DataError, unknown
 from softprompt.injection.generate import Decoding, generate
 from softprompt.injection.run import run
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import Answer, Example, Loss, Row, Task, padded, picked, with_decoder
+from softprompt.tasks.base import (
+    Answer,
+    Example,
+    Loss,
+    Row,
+    Task,
+    padded,
+    picked,
+    states_at,
+    with_decoder,
+)
 
 
 class Writer(Task):
@@ -83,17 +93,8 @@ class Writer(Task):
     ) -> Loss:
         """Cross-entropy on the targets' tokens, and on no others."""
         targets = [_written(e) for e in examples]
-        if self.backbone.geometry.kind == "causal":
-            sources = [_continued(e.variants[0], t) for e, t in zip(examples, targets, strict=True)]
-            states = run(self.backbone, padded(self.backbone, sources), prompts=prompts, rows=rows)
-            begins = [len(e.variants[0].ids) - 1 for e in examples]
-        else:
-            inputs = padded(self.backbone, [e.variants[0] for e in examples])
-            decoder = [[self.backbone.decoder_start, *t[:-1]] for t in targets]
-            states = run(self.backbone, with_decoder(inputs, decoder), prompts=prompts, rows=rows)
-            begins = [0 for _ in examples]
-        points = [range(b, b + len(t)) for b, t in zip(begins, targets, strict=True)]
-        logits = self._head(picked(states, points)).float()
+        found = self._states(examples, targets, prompts=prompts, rows=rows)
+        logits = self._head(found).float()
         wanted = torch.tensor([token for t in targets for token in t], device=logits.device)
         return Loss(F.cross_entropy(logits, wanted, reduction="sum"), len(wanted))
 
@@ -118,6 +119,26 @@ class Writer(Task):
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.backbone.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def _states(
+        self,
+        examples: Sequence[Example],
+        targets: Sequence[tuple[int, ...]],
+        *,
+        prompts: Sequence[Prompt | None],
+        rows: Int[Tensor, " B"] | None,
+    ) -> Float[Tensor, "S H"]:
+        """The hidden states that predict the targets' tokens."""
+        sources = [e.variants[0] for e in examples]
+        if self.backbone.geometry.kind == "causal":
+            whole = [_continued(s, t) for s, t in zip(sources, targets, strict=True)]
+            begins = [len(source.ids) - 1 for source in sources]
+            points = [range(b, b + len(t)) for b, t in zip(begins, targets, strict=True)]
+            return states_at(self.backbone, whole, points=points, prompts=prompts, which=rows)
+        inputs = padded(self.backbone, sources)
+        decoder = [[self.backbone.decoder_start, *t[:-1]] for t in targets]
+        states = run(self.backbone, with_decoder(inputs, decoder), prompts=prompts, rows=rows)
+        return picked(states, [range(len(t)) for t in targets])
 
     def _tokens(self, text: str) -> tuple[int, ...]:
         """A causal backbone's answer begins with the space that parts it from the row."""

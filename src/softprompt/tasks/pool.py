@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from softprompt.backbone.model import Backbone
 from softprompt.data.tokenise import Renderer
-from softprompt.injection.run import run
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import Classifier, Example, Row, padded, picked
+from softprompt.tasks.base import Classifier, Example, Row, states_at
 
 HeadKind = Literal["linear", "mlp"]
 
@@ -99,8 +98,12 @@ class Pooled(Classifier):
         rows: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B C"]:
         """The head's scores at each row's point."""
-        inputs = padded(self.backbone, [e.variants[0] for e in examples])
-        states = run(self.backbone, inputs, prompts=prompts, rows=rows)
-        pooled = picked(states, [e.points[0] for e in examples]).float()
-        scores: Tensor = self._head(pooled)
+        pooled = states_at(
+            self.backbone,
+            [e.variants[0] for e in examples],
+            points=[e.points[0] for e in examples],
+            prompts=prompts,
+            which=rows,
+        )
+        scores: Tensor = self._head(pooled.float())
         return scores

@@ -13,7 +13,7 @@ from softprompt.backbone.model import Backbone
 from softprompt.data.tokenise import Renderer, Tokenised
 from softprompt.injection.run import run
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import Classifier, Example, Row, padded, picked, with_decoder
+from softprompt.tasks.base import Classifier, Example, Row, padded, picked, states_at, with_decoder
 from softprompt.tasks.words import Words, label_scores
 
 
@@ -88,10 +88,8 @@ class _ByWords(Classifier):
         points = list(chain.from_iterable(e.points for e in examples))
         each = len(variants) // len(examples)
         of_variant = None if rows is None else rows.repeat_interleave(each)
-        states = run(
-            self.backbone, padded(self.backbone, variants), prompts=prompts, rows=of_variant
-        )
-        return self._label_scores(picked(states, points).unflatten(0, (len(examples), -1)))
+        found = states_at(self.backbone, variants, points=points, prompts=prompts, which=of_variant)
+        return self._label_scores(found.unflatten(0, (len(examples), -1)))
 
 
 class _ByContinuation(_ByWords):
