@@ -7,9 +7,11 @@ majority class, and the same words as a hard prompt, untrained.
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -20,6 +22,8 @@ from softprompt.recipe import read_recipe
 from softprompt.tasks import bind
 from softprompt.train import Evaluation, Event, Prepared, Step, Trainer, Warned, prepare, train
 from softprompt.train.rows import read_splits, render
+
+Metrics = Mapping[str, Any]
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parent / "runs" / "demo"
@@ -62,10 +66,10 @@ def main() -> None:
                     pass
 
         model = train(recipe, FOLDER, watch=watch, prepared=prepared)
-    console.print("answering the test films with the trained prompt …")
-    trained = model.judge(test.examples, test.truth)
-    _table(console, commonest, hard, trained)
-    _keep(commonest, hard, trained, seconds=perf_counter() - began)
+    metrics = json.loads((FOLDER / "metrics.json").read_text(encoding="utf-8"))
+    trained = metrics["test"]
+    _table(console, commonest, hard.metrics, trained)
+    _keep(commonest, hard.metrics, trained, seconds=perf_counter() - began)
     for review, answer in zip(REVIEWS, model.predict(REVIEWS), strict=True):
         console.print(f"{answer.label} {answer.probabilities[answer.label]:.0%}  {review}")
     size = sum(file.stat().st_size for file in (FOLDER / "artifact").iterdir())
@@ -89,25 +93,24 @@ def _hard_prompt(prepared: Prepared) -> Report:
     return report(task, [judge(task, test.examples, truth=test.truth, prompt=None)])
 
 
-def _table(console: Console, commonest: float, hard: Report, trained: Report) -> None:
-    table = Table(title=f"{trained.rows:,} reviews of films never seen")
+def _table(console: Console, commonest: float, hard: Metrics, trained: Metrics) -> None:
+    table = Table(title=f"{trained['rows']:,} reviews of films never seen")
     table.add_column("")
     table.add_column("accuracy", justify="right")
     table.add_column("macro F1", justify="right")
     table.add_row("majority class", f"{commonest:.1%}", "")
-    for name, found in (("hard prompt, untrained", hard), ("soft prompt, trained", trained)):
-        row = found.metrics
+    for name, row in (("hard prompt, untrained", hard), ("soft prompt, trained", trained)):
         table.add_row(name, f"{row['accuracy']:.1%}", f"{row['macro_f1']:.1%}")
     console.print(table)
 
 
-def _keep(commonest: float, hard: Report, trained: Report, *, seconds: float) -> None:
+def _keep(commonest: float, hard: Metrics, trained: Metrics, *, seconds: float) -> None:
     """The comparison as data, beside the run."""
     found = {
-        "rows": trained.rows,
+        "rows": trained["rows"],
         "majority": {"accuracy": commonest},
-        "hard prompt, untrained": dict(hard.metrics),
-        "soft prompt, trained": dict(trained.metrics),
+        "hard prompt, untrained": dict(hard),
+        "soft prompt, trained": dict(trained),
         "seconds": round(seconds),
     }
     text = json.dumps(found, indent=2) + "\n"

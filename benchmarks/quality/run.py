@@ -89,7 +89,7 @@ def minilm() -> dict[str, Any]:
         "arms": {
             "majority class": {"metrics": {"accuracy": majority(train_truth, test_truth)}},
             "P-tuning v2, trained head": prompt_arm(recipe, prepared),
-            "full fine-tuning": full_arm(prepare(recipe), epochs=3, rate=5e-5),
+            "full fine-tuning": full_arm(prepare(recipe), epochs=2, rate=5e-5),
         },
         "rows": {split: len(rows.truth) for split, rows in prepared.rows.items()},
         "recipe": recipe.as_data(),

@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     quick = parser.parse_args().quick
     batch = parser.parse_args().batch
-    count, rounds = (4, 3) if quick else (8, 5)
+    count, rounds = (2, 3) if quick else (2, 5)
     shape = {"rows": 40 * batch, "batch": batch}
     front = our_trainer("{soft:20}Review: {text}\nSentiment:", **shape)
     front_100 = our_trainer("{soft:100}Review: {text}\nSentiment:", **shape)
