@@ -29,7 +29,7 @@ def test_every_recipe_is_whole(path: Path):
 
 @pytest.mark.slow
 def test_a_real_encoder_learns_from_real_reviews(tmp_path: Path):
-    """2,500 reviews are enough for MiniLM to leave the majority class well behind on other films."""
+    """2,500 reviews are enough for MiniLM to leave the majority class behind on other films."""
     recipe = make_recipe(
         {
             "backbone": {"name": "builtin:minilm", "dtype": "float32"},

@@ -51,7 +51,7 @@ def loss_and_gradient(task, rows, start: torch.Tensor):
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("settings", TASKS.values(), ids=TASKS)
-def test_loss_and_gradient_are_those_of_whole_rows(
+def test_loss_and_gradient_are_those_of_whole_rows(  # noqa: PLR0917  # fixtures
     causal, settings, template, bound, words, rows, monkeypatch
 ):
     task = bound(causal, settings, template, labels=("down", "up"))
