@@ -56,7 +56,7 @@ def test_a_label_without_value():
 
 def test_a_label_unseen_in_training():
     data = rows("fresh", "stale", "odd", "stale")
-    assert message(check_labels, data, "label", ["fresh", "rotten"], split="validation") == (
+    assert message(check_labels, data, "label", known=["fresh", "rotten"], split="validation") == (
         "column 'label' of the validation data has labels that the training data has not: "
         "'odd' (1 row), 'stale' (2 rows). Known labels: fresh, rotten. "
         "Correct them, leave those rows out, or split the data anew."
