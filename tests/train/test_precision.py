@@ -11,7 +11,6 @@ from softprompt.backbone import Loading
 from softprompt.errors import RecipeError, TrainingError
 from softprompt.evaluate.model import bring
 from softprompt.injection import load_backbone
-from softprompt.tasks import base
 from softprompt.train import Evaluation, Step, artifact_of, train
 from softprompt.train.launch import checkpointing, make_accelerator
 from softprompt.train.run import make_trainer
@@ -167,12 +166,8 @@ def watched(own, prepared) -> tuple[list[Any], int, Any]:
         ("t5", "prefix-tuning", "generate"),
     ],
 )
-def test_gradient_checkpointing_changes_no_number(
-    parts, loaded, family, method, task, monkeypatch
-):
+def test_gradient_checkpointing_changes_no_number(parts, loaded, family, method, task):
     """Proof 4: PEFT's prefix on BERT then trains the head alone, without a word."""
-    # Rows are run whole under checkpointing, so a layer's passes can be counted.
-    monkeypatch.setattr(base, "cut", lambda *_args, **_more: None)
     own = loaded(family)
     plain, once, first = watched(own, parts(family, method, task=task, own=own))
     again, twice, second = watched(
