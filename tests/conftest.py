@@ -172,16 +172,19 @@ SETTINGS: dict[str, MethodSettings] = {
 BAKED = tuple(name for name in CAUSAL if name != "bloom")
 # BART counts positions from the first column, padding or not, and takes no others.
 LEFT = tuple(name for name in FAMILIES if name != "bart")
-OF_SHAPE = {"input": FAMILIES, "kv": KV}
+# "late" is an input prompt that enters at the second layer
+OF_SHAPE = {"input": FAMILIES, "kv": KV, "late": KV}
+# A sliding window's cache forgets where the soft tokens stood that enter late.
+OF_WRITER = OF_SHAPE | {"late": tuple(f for f in KV if f not in {"mistral", "gemma3"})}
 OF_SIDE = {"none": FAMILIES, "right": FAMILIES, "left": LEFT}
 PAIRS = {
     ("method", "family"): [(m, f) for m, s in SETTINGS.items() for f in OF_SHAPE[s.shape]],
     ("shape", "family"): [(shape, f) for shape, names in OF_SHAPE.items() for f in names],
     ("shape", "writer"): [
-        (shape, f) for shape, names in OF_SHAPE.items() for f in names if f not in ENCODERS
+        (shape, f) for shape, names in OF_WRITER.items() for f in names if f not in ENCODERS
     ],
     ("shape", "causal"): [
-        (shape, f) for shape, names in OF_SHAPE.items() for f in names if f in CAUSAL
+        (shape, f) for shape, names in OF_WRITER.items() for f in names if f in CAUSAL
     ],
     ("side", "family"): [(side, f) for side, names in OF_SIDE.items() for f in names],
 }
@@ -334,6 +337,14 @@ def plain() -> Callable[[str], tf.PreTrainedModel]:
     return cache(make_model)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is read from the user's cache, or written there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOFTPROMPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def new_model() -> Callable[..., tf.PreTrainedModel]:
     """Models of one's own, to spoil, by family."""
@@ -414,13 +425,25 @@ class Maker:
         noise = torch.randn(length, geometry.embedding_size, generator=generator)
         return InputPrompt(noise * geometry.embedding_rms)
 
+    def late_prompt(self, length: int = 3, *, layer: int = 1) -> InputPrompt:
+        """Vectors that enter at a later layer, at the scale of its states."""
+        generator = torch.Generator().manual_seed(100 * self.seed + length)
+        noise = torch.randn(length, self.backbone.geometry.block_size, generator=generator)
+        return InputPrompt(noise * 2, layer)
+
     def prompt(self, shape: str, length: int = 3) -> Prompt:
-        return self.input_prompt(length) if shape == "input" else self.prefix(length)
+        match shape:
+            case "input":
+                return self.input_prompt(length)
+            case "late":
+                return self.late_prompt(length)
+            case _:
+                return self.prefix(length)
 
     def rows(self, shape: str, *lengths: int, length: int = 3) -> list[Tensor]:
         """Rows of words; for an input prompt all of its soft tokens stand behind the first."""
         rows = [Maker(self.backbone, self.seed + 1 + b).words(n) for b, n in enumerate(lengths)]
-        if shape == "input":
+        if shape != "kv":
             for row in rows:
                 row[1 : 1 + length] = self.soft(length)
         return rows

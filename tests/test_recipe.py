@@ -102,8 +102,8 @@ def test_all_faults_at_once():
     )
     wanted = [
         (
-            "sede: unknown key 'sede'. Options: backbone, data, method, seed, task, train. Did you "
-            "mean 'seed'?"
+            "sede: unknown key 'sede'. Options: backbone, cache, data, method, seed, task, train. "
+            "Did you mean 'seed'?"
         ),
         "backbone.name: is missing. Add it.",
         "backbone.dtype: input should be 'auto', 'float32', 'bfloat16' or 'float16', not 'bf16'.",

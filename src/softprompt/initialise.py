@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from softprompt.backbone.model import Backbone
+from softprompt.backbone.model import Backbone, Inputs
 from softprompt.errors import PromptError
 from softprompt.injection.capture import capture
+from softprompt.injection.kept import lines_of
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt, detached
 
 Shape = Literal["input", "kv"]
@@ -81,27 +82,27 @@ def initial_prompt(
     Args:
         shape: vectors among the inputs, or keys and values.
         length: P.
-        layers: the attention sites of a prefix.
+        layers: the attention sites of a prefix, or the layers that see vectors; none for all.
         generator: on the CPU; the same seed gives the same prompt on every machine.
 
     Raises:
         PromptError: the text has no tokens, or the given prompt has another kind or shape.
     """
+    layer = min(layers, default=0) if shape == "input" else 0
     match initial:
         case FromPrompt(prompt=prompt):
             return _given(prompt, shape, length, layers)
         case FromRandom() if shape == "kv":
             return _random_prefix(backbone, length, layers, generator)
         case FromRandom():
-            size = (length, backbone.geometry.embedding_size)
-            noise = torch.randn(size, generator=generator) * backbone.geometry.embedding_rms
-            return InputPrompt(noise)
+            return _random_vectors(backbone, length, layer, generator)
         case FromVocabulary():
             ids = _sampled(backbone, length, generator)
         case FromText(text=text):
             ids = _cycled(_tokens(backbone, text), length)
         case FromLabels(words=words) if shape == "input":
-            return InputPrompt(_label_vectors(backbone, words, length, generator))
+            made = _label_vectors(backbone, words, length, generator=generator, layer=layer)
+            return InputPrompt(made, layer)
         case FromLabels(words=()):
             msg = (
                 "keys and values cannot start from label words, as there are none. Add a "
@@ -114,7 +115,7 @@ def initial_prompt(
         case _:
             assert_never(initial)
     if shape == "input":
-        return InputPrompt(backbone.embed(ids).cpu())
+        return InputPrompt(_vectors(backbone, ids, layer), layer)
     return _on_layers(capture(backbone, ids), layers)
 
 
@@ -140,7 +141,39 @@ def _given(prompt: Prompt, shape: Shape, length: int, layers: Sequence[int]) -> 
             prompt, keys=prompt.keys[index], values=prompt.values[index], layers=tuple(layers)
         )
         return detached(chosen)
+    wanted = min(layers, default=0)
+    if prompt.layer != wanted:
+        msg = (
+            f"the artifact to start from enters at layer {prompt.layer}, but the method's enters "
+            f'at {wanted}. Set method.layers = "{prompt.layer}:", or "all" for layer 0.'
+        )
+        raise PromptError(msg)
     return detached(prompt)
+
+
+def _vectors(backbone: Backbone, ids: Int[Tensor, " P"], layer: int) -> Float[Tensor, "P W"]:
+    """Tokens as the input embeds them, or as a later layer is given them."""
+    if not layer:
+        return backbone.embed(ids).cpu()
+    # One token goes first: models pour extreme values into the first state of any row.
+    own = (backbone.tokenizer.bos_token_id, backbone.tokenizer.cls_token_id)
+    first = next((token for token in own if token is not None), int(ids[0]))
+    row = torch.cat([torch.tensor([first]), ids])[None].to(backbone.device)
+    decoder = row if backbone.geometry.kind == "encoder-decoder" else None
+    inputs = Inputs(ids=row, mask=torch.ones_like(row), decoder_ids=decoder)
+    return lines_of(backbone, inputs, layer=layer, prompt=None)[0, 1:].float().cpu()
+
+
+def _random_vectors(
+    backbone: Backbone, length: int, layer: int, generator: torch.Generator
+) -> InputPrompt:
+    geometry = backbone.geometry
+    scale, width = geometry.embedding_rms, geometry.embedding_size
+    if layer:
+        words = _vectors(backbone, _sampled(backbone, 32, generator), layer)
+        scale, width = float(words.pow(2).mean().sqrt()), geometry.block_size
+    noise = torch.randn(length, width, generator=generator)
+    return InputPrompt(noise * scale, layer)
 
 
 def _random_prefix(
@@ -179,9 +212,15 @@ def _sampled(backbone: Backbone, length: int, generator: torch.Generator) -> Int
 
 
 def _label_vectors(
-    backbone: Backbone, words: Sequence[str], length: int, generator: torch.Generator
-) -> Float[Tensor, "P E"]:
-    means = [backbone.embed(_tokens(backbone, word)).mean(dim=0).cpu() for word in words][:length]
+    backbone: Backbone,
+    words: Sequence[str],
+    length: int,
+    *,
+    generator: torch.Generator,
+    layer: int,
+) -> Float[Tensor, "P W"]:
+    tokens = [_tokens(backbone, word) for word in words][:length]
+    means = [_vectors(backbone, ids, layer).mean(dim=0) for ids in tokens]
     rest = length - len(means)
-    sampled = backbone.embed(_sampled(backbone, max(rest, 1), generator)).cpu()[:rest]
+    sampled = _vectors(backbone, _sampled(backbone, max(rest, 1), generator), layer)[:rest]
     return torch.cat([torch.stack(means), sampled]) if means else sampled

@@ -20,11 +20,17 @@ from softprompt.errors import PromptError
 class InputPrompt:
     """Vectors that stand among the input embeddings wherever the template puts soft tokens.
 
+    With a ``layer`` they enter later, among the hidden states that this layer is given; the layers
+    below see none of them (Liu et al. 2022, "Late prompt tuning").
+
     Args:
-        vectors: one a soft token, at the width of the backbone's embedding table.
+        vectors: one a soft token, at the width of the backbone's embedding table; for a later
+            layer at its hidden size.
+        layer: the first one that sees them.
     """
 
-    vectors: Float[Tensor, "P E"]
+    vectors: Float[Tensor, "P W"]
+    layer: int = 0
 
     @property
     def length(self) -> int:
@@ -37,7 +43,7 @@ class InputPrompt:
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "InputPrompt":
         """The same prompt with ``change`` done to each of its tensors."""
-        return InputPrompt(change(self.vectors))
+        return replace(self, vectors=change(self.vectors))
 
 
 @dataclass(frozen=True, eq=False)

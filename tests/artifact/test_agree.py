@@ -7,8 +7,9 @@ from softprompt.artifact.agree import contradictions
 from softprompt.errors import ArtifactError
 
 INPUT = {
-    "layers": ({"layers": [0]}, "kind is 'input', which has neither layers nor shifted"),
-    "shifted": ({"shifted": False}, "kind is 'input', which has neither layers nor shifted"),
+    "layer 0": ({"layers": [0]}, "layers are [0]; an input prompt enters at one, from 1 up, or at"),
+    "two layers": ({"layers": [1, 2]}, "layers are [1, 2]; an input prompt enters at one"),
+    "shifted": ({"shifted": False}, "shifted is False; positions of an input prompt are not"),
     "length": (
         {"length": 4},
         "shapes say [3, 8] for prompt.vectors, but it must be [4, at least 1].",

@@ -72,7 +72,8 @@ def test_the_recorder_sees_every_site_once(backbone, kv):
         own.hidden(example(own))
     g = own.geometry
     assert len(recorder.calls) == g.sites
-    assert all(k.shape == v.shape == (1, g.heads, 3, g.head_size) for _, k, v in recorder.calls)
+    shapes = [(seen.key.shape, seen.value.shape) for _, seen in recorder.calls]
+    assert shapes == [((1, g.heads, 3, g.head_size),) * 2] * g.sites
 
 
 def test_a_model_whose_layers_differ_is_refused(tokenizer):

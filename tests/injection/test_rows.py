@@ -25,6 +25,7 @@ def cases(make) -> list[tuple[object, torch.Tensor]]:
             (make.prefix(4), make.rows("kv", 4)[0]),
             (make.prefix(2, layers=(sites - 1,)), make.rows("kv", 6)[0]),
             (make.prefix(1, layers=(0,)), make.rows("kv", 7)[0]),
+            (make.late_prompt(2), make.rows("input", 6, length=2)[0]),
         ]
     if sites and make.backbone.geometry.position_offset is not None:
         found.append((make.prefix(2, shifted=True), make.rows("kv", 5)[0]))

@@ -43,7 +43,7 @@ def test_the_split_into_parts_changes_nothing(parts, family, method, task):
     for count in (2, 3, 5, 7, 100):
         again, same, pieces = split(prepared, count)
         assert same == scored
-        assert again == pytest.approx(loss, abs=1e-6)
+        assert again == pytest.approx(loss, rel=1e-6)
         assert_close(pieces, whole, atol=1e-6, rtol=1e-4)
 
 

@@ -174,7 +174,9 @@ def test_gradient_checkpointing_changes_no_number(parts, loaded, family, method,
         own, parts(family, method, task=task, own=own, gradient_checkpointing=True)
     )
     steps, same = of(Step, plain), of(Step, again)
-    assert (once, twice) == (0, len(steps)), "a layer must be run again once a step"
+    # Where all rows begin alike, that beginning is run apart.
+    passes = 2 if (method, own.geometry.kind) == ("prompt-tuning", "causal") else 1
+    assert (once, twice) == (0, passes * len(steps)), "a layer must be run again once a pass"
     assert [e.loss for e in same] == pytest.approx([e.loss for e in steps], abs=1e-6)
     assert [e.norm for e in same] == pytest.approx([e.norm for e in steps], abs=1e-5)
     for name, parameter in first.modules.named_parameters():

@@ -47,8 +47,13 @@ def _kind_faults(manifest: Manifest) -> Iterator[str]:
     layers = manifest.layers
     match manifest.kind:
         case "input":
-            if layers is not None or manifest.shifted is not None:
-                yield "kind is 'input', which has neither layers nor shifted: both must be null."
+            if manifest.shifted is not None:
+                yield (
+                    f"shifted is {manifest.shifted}; positions of an input prompt are not moved: "
+                    "it must be null."
+                )
+            if layers is not None and (len(layers) != 1 or layers[0] < 1):
+                yield f"layers are {layers}; an input prompt enters at one, from 1 up, or at null."
         case "kv":
             if layers is None or manifest.shifted is None:
                 yield "kind is 'kv', which needs layers and shifted: neither may be null."

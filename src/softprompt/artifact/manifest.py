@@ -49,7 +49,8 @@ class Manifest:
         length: P, the number of soft tokens.
         shapes: of every tensor in the file, by its name there (``prompt.…``, ``head.…``).
         dtype: of the prompt's tensors.
-        layers: the attention sites of a prefix; None for an input prompt.
+        layers: the attention sites of a prefix; for an input prompt the one layer that it enters
+            at, None for the input.
         shifted: whether a prefix moves the row's positions up by P; None for an input prompt.
         template: what a row looks like.
         max_length: the longest row in tokens that training let pass; None for the backbone's limit.

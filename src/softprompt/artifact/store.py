@@ -127,7 +127,7 @@ def _tensors(raw: bytes, source: Source) -> dict[str, Tensor]:
 def _prompt(manifest: Manifest, tensors: dict[str, Tensor]) -> Prompt:
     match manifest.kind:
         case "input":
-            return InputPrompt(tensors[f"{PROMPT}vectors"])
+            return InputPrompt(tensors[f"{PROMPT}vectors"], *(manifest.layers or ()))
         case "kv":
             keys, values = tensors[f"{PROMPT}keys"], tensors[f"{PROMPT}values"]
             layers = (*(manifest.layers or ()),)

@@ -58,7 +58,7 @@ def assemble(prompt: Prompt, head: Mapping[str, Tensor], **origin: Unpack[Origin
     kind: Literal["input", "kv"]
     match prompt:
         case InputPrompt():
-            kind, layers, shifted = "input", None, None
+            kind, layers, shifted = "input", [prompt.layer] if prompt.layer else None, None
         case KVPrefix():
             kind, layers, shifted = "kv", [*prompt.layers], prompt.shifted
         case unreachable:

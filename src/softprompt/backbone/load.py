@@ -28,7 +28,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from softprompt.backbone.builtin import PREFIX, cache_folder, resolve
-from softprompt.backbone.model import Backbone, Kind
+from softprompt.backbone.model import Backbone, Kind, dropout_rates
 from softprompt.backbone.wrap import wrap
 from softprompt.errors import BackboneError
 
@@ -178,10 +178,8 @@ def _is_headless(name: str, model: PreTrainedModel, missing: list[str]) -> bool:
 
 def _without_dropout(config: PreTrainedConfig) -> None:
     """Switch every dropout off, so that training mode (for checkpointing) changes nothing."""
-    for key, value in vars(config).items():
-        rate = "dropout" in key or "pdrop" in key or "layerdrop" in key
-        if rate and isinstance(value, float):
-            setattr(config, key, 0.0)
+    for key in dropout_rates(config):
+        setattr(config, key, 0.0)
 
 
 def converted(path: Path, dtype: torch.dtype) -> Path:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from softprompt.backbone import seam
+from softprompt.backbone.blocks import Block, find_blocks
 from softprompt.backbone.model import Geometry, Kind, accepts
 
 
@@ -21,11 +22,13 @@ class Site:
         module: whose call it was.
         heads: N, key/value heads.
         head_size: D.
+        window: how far back it sees, if it says so.
     """
 
     module: nn.Module
     heads: int
     head_size: int
+    window: int | None
 
 
 def body_of(model: PreTrainedModel, kind: Kind) -> PreTrainedModel:
@@ -57,12 +60,32 @@ def dry_run(
     recorder = seam.Recorder()
     with seam.listening(recorder):
         states = _states(model, kind)
-    sites = [Site(module, *key.shape[1::2]) for module, key, _ in recorder.calls]
+    sites = [
+        Site(module, seen.key.shape[1], seen.key.shape[3], seen.window)
+        for module, seen in recorder.calls
+    ]
     return sites if open_attention else [], states
 
 
+@torch.no_grad()
+def layers(model: PreTrainedModel, kind: Kind, *, calls: list[Site]) -> list[Block]:
+    """The layers that a row goes through, an encoder-decoder's encoder's, in order.
+
+    None where they cannot be told, or are not one for each attention call.
+    """
+    body = model.get_encoder() if kind == "encoder-decoder" else model.base_model
+    inside = {id(module) for module in body.modules()}
+    attentions = [site.module for site in calls if id(site.module) in inside]
+    return find_blocks(body, attentions, run=lambda: _states(model, kind))
+
+
 def measure(
-    model: PreTrainedModel, kind: Kind, *, calls: list[Site], states: Float[Tensor, "1 3 H"]
+    model: PreTrainedModel,
+    kind: Kind,
+    *,
+    calls: list[Site],
+    blocks: list[Block],
+    states: Float[Tensor, "1 3 H"],
 ) -> Geometry:
     """The geometry of a model, from what a dry run gave."""
     vocabulary, embedding_size = table_of(model).weight.shape
@@ -74,9 +97,12 @@ def measure(
         vocabulary=vocabulary,
         positions=_positions(model),
         sites=len(calls),
+        blocks=len(blocks),
+        block_size=blocks[0].width if blocks else 0,
         heads=calls[0].heads if calls else 0,
         head_size=calls[0].head_size if calls else 0,
         window=_window(model),
+        window_told=any(site.window is not None for site in calls),
         position_offset=_position_offset(model, kind),
         embedding_rms=_embedding_rms(model),
     )

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -29,9 +30,13 @@ class Geometry:
         positions: how many positions the backbone has; None where they are only relative.
         sites: L, how many attention sites take keys and values; 0 where the backbone has an
             attention of its own.
+        blocks: how many layers a row's hidden states go through, an encoder-decoder's encoder's;
+            0 where the backbone has an attention of its own.
+        block_size: the width of the states that the layers are given (OPT-350M: not H).
         heads: N, key/value heads a site.
         head_size: D.
         window: the narrowest sliding window of its attention, None without one.
+        window_told: whether attention calls say which window is theirs.
         position_offset: what to add to 0, 1, 2 … for explicit position ids (RoBERTa counts from
             2); None where the backbone takes no position ids.
         embedding_rms: root mean square of the table's entries, the scale of a real token.
@@ -44,9 +49,12 @@ class Geometry:
     vocabulary: int
     positions: int | None
     sites: int
+    blocks: int
+    block_size: int
     heads: int
     head_size: int
     window: int | None
+    window_told: bool
     position_offset: int | None
     embedding_rms: float
 
@@ -83,6 +91,7 @@ class Backbone:
         fingerprint: what tells this model from others, whatever precision it is loaded in.
         head: the language-model head alone; None if the checkpoint has none.
         site_of: for each attention module, the sites it serves in the order of its calls.
+        block_of: for each layer, likewise which of the blocks it is.
     """
 
     name: str
@@ -93,6 +102,7 @@ class Backbone:
     fingerprint: str
     head: Head | None
     site_of: dict[nn.Module, tuple[int, ...]] = field(repr=False)
+    block_of: dict[nn.Module, tuple[int, ...]] = field(repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -103,6 +113,11 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         """The precision that the backbone computes in."""
         return self.model.dtype
+
+    @property
+    def dropout(self) -> bool:
+        """Whether the model draws dropout in training mode."""
+        return any(rate > 0 for rate in dropout_rates(self.model.config).values())
 
     @property
     def table(self) -> nn.Embedding:
@@ -184,6 +199,12 @@ class Backbone:
         elif inputs.types is not None and accepts(self.model.base_model, "token_type_ids"):
             arguments["token_type_ids"] = inputs.types
         return arguments
+
+
+def dropout_rates(config: PreTrainedConfig) -> dict[str, float]:
+    """The dropout rates of a configuration by name."""
+    named = {k: v for k, v in vars(config).items() if "drop" in k}
+    return {k: v for k, v in named.items() if isinstance(v, float)}
 
 
 def accepts(module: nn.Module, argument: str) -> bool:

@@ -6,56 +6,50 @@ the model's entrance it is turned into a keyword argument, which gradient checkp
 the second forward pass that it runs when the context is long gone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor, nn, no_grad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+from softprompt.backbone.attention import Attention, attend
+from softprompt.backbone.blocks import Block
 
 NAME = "softprompt"
 _KEYWORD = "softprompt_call"
 
 
-@dataclass(frozen=True, eq=False)
-class Attention:
-    """What one attention site is about to attend to.
+@runtime_checkable
+class Pass(Protocol):
+    """One pass through the model, as a listener changes it.
 
     Args:
-        query: ``[B, heads, T, D]``.
-        key: ``[B, N, Tk, D]``, after any rotary embedding, before grouped heads are repeated.
-        value: likewise.
-        mask: ``[B or 1, 1, T, Tk]``, boolean or additive; None where nothing need be masked but,
-            if ``causal``, the future.
-        causal: whether a missing mask stands for a causal one.
-        bias: T5's position bias ``[1 or B, heads, T, Tk]``.
+        more: what the first layer that was left out hands on beside its states, for the others.
     """
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    causal: bool
-    bias: Tensor | None
+    more: list[Any]
 
+    def attend(self, module: nn.Module, attention: Attention) -> Attention:
+        """What this attention module attends to instead."""
 
-# What a listener does in one pass through the model: change what a module attends to.
-AttentionCall = Callable[[nn.Module, Attention], Attention]
+    def enter(self, block: nn.Module, states: Tensor) -> tuple[Tensor, bool]:
+        """What a block is given instead, and whether it is run or hands that on as it is."""
 
 
 @runtime_checkable
 class Listener(Protocol):
-    """What changes the embeddings and the attention of a model while it runs."""
+    """What changes the embeddings, the blocks and the attention of a model while it runs."""
 
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
         """Embed ids, soft ones included; ``table`` embeds the backbone's own."""
 
-    def call(self) -> AttentionCall:
+    def call(self) -> Pass:
         """Begin one pass through the model."""
 
 
@@ -89,6 +83,12 @@ def install(model: PreTrainedModel) -> bool:
     return True
 
 
+def open_blocks(blocks: Sequence[Block]) -> None:
+    """Let listeners change what these layers are given, and leave layers out."""
+    for block in {id(b.module): b for b in blocks}.values():
+        block.module.forward = partial(_block, block.module.forward, block)
+
+
 def _stacks(model: PreTrainedModel) -> list[PreTrainedModel]:
     """The encoder and decoder of a model that has both."""
     if not model.config.is_encoder_decoder:
@@ -119,6 +119,27 @@ def _pass_on(
     return args, kwargs | {_KEYWORD: listener.call()}
 
 
+def _block(
+    forward: Callable[..., Any],
+    block: Block,
+    states: Tensor,
+    *args: Any,  # noqa: ANN401  # transformers' own arguments, passed on untouched
+    **kwargs: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    call: Pass | None = kwargs.get(_KEYWORD)
+    if call is None:
+        return forward(states, *args, **kwargs)
+    states, awake = call.enter(block.module, states)
+    if awake:
+        return forward(states, *args, **kwargs)
+    if not block.more:
+        return states
+    if not call.more:
+        with no_grad():
+            _, *call.more = forward(states, *args, **kwargs)
+    return (states, *call.more)
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -127,16 +148,13 @@ def _attention(
     attention_mask: Tensor | None,
     **kwargs: Any,  # noqa: ANN401  # transformers' own keyword arguments, passed on untouched
 ) -> tuple[Tensor, None]:
-    call: AttentionCall | None = kwargs.pop(_KEYWORD, None)
+    call: Pass | None = kwargs.pop(_KEYWORD, None)
     if call is not None:
         is_causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        bias = kwargs.get("position_bias")
-        plain = Attention(query, key, value, attention_mask, bool(causal), bias)
-        seen = call(module, plain)
-        key, value, attention_mask = seen.key, seen.value, seen.mask
-        if seen.bias is not None:
-            kwargs["position_bias"] = seen.bias
+        bias, window = kwargs.get("position_bias"), kwargs.get("sliding_window")
+        plain = Attention(query, key, value, attention_mask, bool(causal), bias, window)
+        return attend(module, call.attend(module, plain), options=kwargs), None
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output, None
 
@@ -152,21 +170,29 @@ class Recorder:
     below: Listener | None = None
 
     def __post_init__(self) -> None:
-        self.calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+        self.calls: list[tuple[nn.Module, Attention]] = []
 
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
         """Embed as the listener below does."""
         return table(ids) if self.below is None else self.below.embed(ids, table)
 
-    def call(self) -> AttentionCall:
+    def call(self) -> Pass:
         """Record one pass."""
-        return partial(self._record, None if self.below is None else self.below.call())
+        return _Recorded(self.calls, None if self.below is None else self.below.call())
 
-    def _record(
-        self, below: AttentionCall | None, module: nn.Module, attention: Attention
-    ) -> Attention:
-        self.calls.append((module, attention.key, attention.value))
-        return replace(attention) if below is None else below(module, attention)
+
+@dataclass
+class _Recorded:
+    calls: list[tuple[nn.Module, Attention]]
+    below: Pass | None
+    more: list[Any] = field(default_factory=list)
+
+    def attend(self, module: nn.Module, attention: Attention) -> Attention:
+        self.calls.append((module, attention))
+        return replace(attention) if self.below is None else self.below.attend(module, attention)
+
+    def enter(self, block: nn.Module, states: Tensor) -> tuple[Tensor, bool]:
+        return (states, True) if self.below is None else self.below.enter(block, states)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)

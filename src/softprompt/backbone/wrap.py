@@ -9,7 +9,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from softprompt.backbone import seam
 from softprompt.backbone.fingerprint import fingerprint
 from softprompt.backbone.head import Head
-from softprompt.backbone.measure import Site, body_of, dry_run, measure, probe_ids
+from softprompt.backbone.measure import body_of, dry_run, layers, measure, probe_ids
 from softprompt.backbone.model import Backbone, Inputs, Kind
 from softprompt.errors import BackboneError
 
@@ -49,15 +49,18 @@ def wrap(
             f"{shapes}. A prefix needs one shape on all layers; this family is not supported yet."
         )
         raise BackboneError(msg)
+    blocks = layers(model, kind, calls=calls)
+    seam.open_blocks(blocks)
     return Backbone(
         name=name,
         revision=revision,
         model=model,
         tokenizer=tokenizer,
-        geometry=measure(model, kind, calls=calls, states=states),
+        geometry=measure(model, kind, calls=calls, blocks=blocks, states=states),
         fingerprint=mark,
         head=None if headless else Head(model),
-        site_of=_numbered(calls),
+        site_of=_numbered([site.module for site in calls]),
+        block_of=_numbered([block.module for block in blocks]),
     )
 
 
@@ -72,12 +75,12 @@ def _forget_generation(model: PreTrainedModel) -> None:
         model.generation_config = GenerationConfig(**kept)
 
 
-def _numbered(calls: list[Site]) -> dict[nn.Module, tuple[int, ...]]:
-    """ALBERT calls one module for many layers, so a module may serve several sites."""
-    sites: dict[nn.Module, tuple[int, ...]] = {}
-    for number, site in enumerate(calls):
-        sites[site.module] = (*sites.get(site.module, ()), number)
-    return sites
+def _numbered(calls: list[nn.Module]) -> dict[nn.Module, tuple[int, ...]]:
+    """ALBERT calls one module for many layers, so a module may have several numbers."""
+    numbers: dict[nn.Module, tuple[int, ...]] = {}
+    for number, module in enumerate(calls):
+        numbers[module] = (*numbers.get(module, ()), number)
+    return numbers
 
 
 def example(backbone: Backbone) -> Inputs:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from softprompt.train.events import Evaluation, Event, Finished, Step, Warned
+from softprompt.train.events import Caching, Evaluation, Event, Finished, Step, Warned
 
 if TYPE_CHECKING:
     from softprompt.train import Trainer
@@ -40,6 +40,7 @@ class Progress:
         self._task: TaskID | None = None
         self._before = 0.0
         self._rows, self._seconds = 0, 0.0
+        self._total, self._cached = 0, False
         self._names: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
@@ -66,6 +67,8 @@ class Progress:
             self._begin(trainer)
         now = perf_counter()
         match event:
+            case Caching():
+                self._caching(event)
             case Step():
                 self._step(event, seconds=now - self._before)
             case Evaluation():
@@ -85,7 +88,7 @@ class Progress:
 
     def _begin(self, trainer: "Trainer") -> None:
         trained = sum(p.numel() for p in trainer.modules.parameters() if p.requires_grad)
-        rows = len(trainer.rows.examples)
+        rows, self._total = len(trainer.rows.examples), trainer.total
         self._say(
             f"{trained:,} trainable parameters, {rows:,} training rows, {trainer.total:,} steps"
         )
@@ -104,7 +107,15 @@ class Progress:
         rate = f", {self._rows / self._seconds:.1f} samples/s" if self._seconds else ""
         state = f"step {event.step}, epoch {event.epoch:.2f}, loss {event.loss:.4f}{rate}"
         if self._task is not None:
-            self._bars.update(self._task, completed=event.step, state=state)
+            self._bars.update(self._task, total=self._total, completed=event.step, state=state)
+
+    def _caching(self, event: Caching) -> None:
+        if not self._cached:
+            self._cached = True
+            size = f"{event.size / 1e9:.2f} GB"
+            self._say(f"computing once what no step changes: {event.total:,} tokens, {size}")
+        if self._task is not None:
+            self._bars.update(self._task, total=event.total, completed=event.done, state="once")
 
     def _row(self, event: Evaluation, select: str) -> None:
         if not self._names:

@@ -33,7 +33,7 @@ def show(
     match loaded.prompt:
         case KVPrefix() as prefix:
             sites = sizes(prefix)
-        case InputPrompt() as prompt if not no_backbone:
+        case InputPrompt() as prompt if not (no_backbone or prompt.layer):
             tokens = _nearest(artifact, prompt)
     if as_json:
         print_json(_facts(loaded, artifact) | _look(tokens, sites))
@@ -81,6 +81,8 @@ def _said(facts: dict[str, Any]) -> dict[str, str]:
     kind = "vectors among the input embeddings"
     if facts["kind"] == "kv":
         kind = f"keys and values on {len(facts['layers'])} layers"
+    elif facts["layers"]:
+        kind = f"vectors among the hidden states at layer {facts['layers'][0]}"
     revision = f", revision {backbone['revision']}" if backbone["revision"] else ""
     data = "\n".join(
         f"{name}: {about['rows']:,} rows, sha256 {about['sha256'][:16]}…"

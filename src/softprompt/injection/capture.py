@@ -5,9 +5,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from softprompt.backbone.model import Backbone, Inputs
-from softprompt.backbone.seam import Recorder, listening
 from softprompt.errors import PromptError
-from softprompt.injection.run import assign, positions
+from softprompt.injection.kept import keys_and_values
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
 
@@ -31,13 +30,10 @@ def capture(
     row = ids.to(backbone.device)[None]
     decoder = row if backbone.geometry.kind == "encoder-decoder" else None
     inputs = Inputs(ids=row, mask=torch.ones_like(row), decoder_ids=decoder)
-    given = assign(backbone, inputs, prompts=[prompt])
-    recorder = Recorder(below=given)
-    with listening(recorder):
-        backbone.hidden(inputs, positions=positions(backbone, inputs, given=given))
-    keys = torch.cat([key.float() for _, key, _ in recorder.calls])
-    values = torch.cat([value.float() for _, _, value in recorder.calls])
-    return KVPrefix(keys, values, tuple(range(len(recorder.calls))))
+    found = keys_and_values(backbone, inputs, prompt=prompt)
+    keys = torch.cat([keys.float() for keys, _ in found])
+    values = torch.cat([values.float() for _, values in found])
+    return KVPrefix(keys, values, tuple(range(len(found))))
 
 
 def bake(
@@ -61,6 +57,12 @@ def bake(
             sliding window before the row ends.
     """
     geometry = backbone.geometry
+    if prompt.layer:
+        msg = (
+            f"a prompt that enters at layer {prompt.layer} cannot be baked: below it there are no "
+            "keys and values of it. Run it with its soft tokens."
+        )
+        raise PromptError(msg)
     if geometry.kind != "causal":
         msg = (
             f"a prompt for {geometry.family} cannot be baked: its tokens see what comes after "

@@ -22,7 +22,7 @@ from transformers import (
 from softprompt.backbone.model import Backbone, Inputs
 from softprompt.errors import PromptError, RecipeError, unknown
 from softprompt.injection.run import injected, positions
-from softprompt.prompt import Prompt
+from softprompt.prompt import InputPrompt, Prompt
 
 CacheKind = Literal["dynamic", "static", "none"]
 
@@ -117,9 +117,11 @@ def generate(
         The new ids of each row, without the end token and what follows it.
 
     Raises:
-        PromptError: a causal row is padded on the right.
+        PromptError: a causal row is padded on the right, or a prompt enters late in a backbone
+            with a sliding window.
     """
     decoding = decoding or Decoding()
+    _check_late(backbone, prompts)
     causal = backbone.geometry.kind == "causal"
     if causal and not bool(inputs.mask[:, -1].all()):
         msg = "a row to be continued is padded on the right. Pad on the left: collate(side='left')."
@@ -135,6 +137,17 @@ def generate(
             **_extra(positions(backbone, inputs, given=given) if causal else None, past),
         )
     return [_until(row[begin:].tolist(), backbone.ends) for row in written]
+
+
+def _check_late(backbone: Backbone, prompts: Sequence[Prompt | None]) -> None:
+    window = backbone.geometry.window
+    if window is not None and any(isinstance(p, InputPrompt) and p.layer for p in prompts):
+        msg = (
+            f"{backbone.geometry.family} has a sliding window of {window}, whose cache forgets "
+            "where soft tokens stand that enter at a later layer, so it cannot write with them. "
+            'Use layers = "all", or keys and values: prefix-tuning or p-tuning-v2.'
+        )
+        raise PromptError(msg)
 
 
 def _extra(explicit: Tensor | None, past: Cache | None) -> dict[str, Any]:

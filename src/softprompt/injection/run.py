@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +11,8 @@ from torch import Tensor
 from softprompt.backbone.model import Backbone, Inputs
 from softprompt.backbone.seam import listening
 from softprompt.errors import PromptError
-from softprompt.injection.rows import RowPrompts, gather
+from softprompt.injection.gather import gather
+from softprompt.injection.rows import Given, RowPrompts
 from softprompt.prompt import InputPrompt, Prompt
 
 
@@ -20,6 +22,7 @@ def run(
     *,
     prompts: Sequence[Prompt | None],
     rows: Int[Tensor, " B"] | None = None,
+    given: Given | None = None,
 ) -> Float[Tensor, "Bs Ts H"]:
     """The last hidden states of a batch, each row with its own prompt.
 
@@ -27,6 +30,7 @@ def run(
         inputs: ids in which soft token k of a row's prompt is ``V + k``.
         prompts: the prompts in play; None stands for none, which is the bare backbone.
         rows: for each row the index of its prompt; may be left out if there is just one.
+        given: states of the rows at a layer that no prompt reaches from below.
 
     Returns:
         Hidden states of the row, or of the decoder of an encoder-decoder.
@@ -35,8 +39,11 @@ def run(
         PromptError: a prompt does not fit the backbone, or a row asks for soft tokens that its
             prompt does not have.
     """
-    with injected(backbone, inputs, prompts=prompts, rows=rows) as given:
-        return backbone.hidden(inputs, positions=positions(backbone, inputs, given=given))
+    laid = replace(assign(backbone, inputs, prompts=prompts, rows=rows), given=given)
+    with listening(laid):
+        if given is not None and given.layer == backbone.geometry.blocks:
+            return backbone.decode(inputs, states=given.states)
+        return backbone.hidden(inputs, positions=positions(backbone, inputs, given=laid))
 
 
 @contextmanager
@@ -67,7 +74,7 @@ def assign(
             raise PromptError(msg)
         rows = torch.zeros(inputs.ids.shape[0], dtype=torch.long, device=inputs.ids.device)
     _check_rows(backbone, inputs, prompts, rows)
-    return gather(backbone.geometry, prompts, rows=rows, site_of=backbone.site_of)
+    return gather(backbone, prompts, rows=rows, ids=inputs.ids)
 
 
 def positions(

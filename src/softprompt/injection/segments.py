@@ -2,8 +2,9 @@
 
 In a causal backbone nothing that comes later changes what came before. So the beginning that all
 rows have in common is run once for the batch, with its graph; and text that no soft token precedes
-is run without one, since no gradient ends there. Both then stand before the rest of a row as keys
-and values, at the positions that they had. The numbers are those of running the rows whole.
+is run without one, since no gradient ends there, or is not run at all where its keys and values
+are kept. Both then stand before the rest of a row as keys and values, at the positions that they
+had. The numbers are those of running the rows whole.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.backbone.model import Backbone, Inputs
-from softprompt.backbone.seam import Recorder, listening
-from softprompt.injection.rows import SitePrefix
+from softprompt.backbone.seam import listening
+from softprompt.injection.attend import SitePrefix
+from softprompt.injection.kept import Kept, key_of, keys_and_values
 from softprompt.injection.run import assign, positions
 from softprompt.prompt import InputPrompt, Prompt
 
 Ids = Sequence[int]
+
+_SHARE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,43 +34,54 @@ class Cut:
         at: for each row, how many of its tokens go first.
         shared: whether these are the same in all rows, soft tokens among them.
         prompt: the prompt of all rows.
+        lines: keys and values of what goes first, where they are kept.
     """
 
     at: tuple[int, ...]
     shared: bool
     prompt: InputPrompt
+    lines: Float[Tensor, "B T W"] | None = None
 
 
 def cut(
-    backbone: Backbone, rows: Sequence[Ids], *, prompt: Prompt | None, needed: int
+    backbone: Backbone,
+    rows: Sequence[Ids],
+    *,
+    prompt: Prompt | None,
+    needed: Sequence[int],
+    kept: Kept | None = None,
 ) -> Cut | None:
     """Where cutting the rows saves work; None if they are to be run whole.
 
     Args:
         rows: ids in which soft token k is ``V + k``.
         prompt: the one prompt of all rows.
-        needed: the first position whose hidden state is asked for in any row.
+        needed: for each row, the first position whose hidden state is asked for.
+        kept: keys and values that were computed before.
     """
-    if not isinstance(prompt, InputPrompt) or not _can_be_cut(backbone):
+    if not isinstance(prompt, InputPrompt) or not can_be_cut(backbone):
         return None
     vocabulary = backbone.geometry.vocabulary
-    common = min(_common(rows), needed)
-    if len(rows) > 1 and any(i >= vocabulary for i in rows[0][:common]):
+    common = min(_common(rows), *needed)
+    soft = any(i >= vocabulary for i in rows[0][:common])
+    if len(rows) > 1 and soft and not prompt.layer:
         return Cut((common,) * len(rows), shared=True, prompt=prompt)
-    if torch.is_grad_enabled() and prompt.vectors.requires_grad:
-        first = tuple(next((at for at, i in enumerate(r) if i >= vocabulary), 0) for r in rows)
-        return Cut(first, shared=False, prompt=prompt) if min(first) > 0 else None
-    return None
+    text = tuple(_text(row, vocabulary) for row in rows)
+    if not all(0 < at <= first for at, first in zip(text, needed, strict=True)):
+        return None
+    lines = None
+    if kept is not None and kept.layer is None:
+        keys = [key_of(row[:at]) for row, at in zip(rows, text, strict=True)]
+        lines = kept.find(keys, device=backbone.device)
+    learning = torch.is_grad_enabled() and prompt.vectors.requires_grad
+    # A pass of its own is worth it where it spares a good part of the rows their graph.
+    if lines is None and not (learning and _SHARE * sum(text) > sum(map(len, rows))):
+        return None
+    return Cut(text, shared=False, prompt=prompt, lines=lines)
 
 
 def run_cut(backbone: Backbone, rows: Sequence[Ids], *, where: Cut) -> Float[Tensor, "B T H"]:
     """The last hidden states of what stands behind the cut, padded on the right."""
-    firsts = [row[:at] for row, at in zip(rows, where.at, strict=True)]
-    if where.shared:
-        sites = _sites(backbone, [firsts[0]], prompt=where.prompt)
-    else:
-        with torch.no_grad():
-            sites = _sites(backbone, firsts, prompt=None)
     inputs = _padded(backbone, [row[at:] for row, at in zip(rows, where.at, strict=True)])
     device = inputs.ids.device
     prompts = 1 if where.shared else len(rows)
@@ -75,24 +90,33 @@ def run_cut(backbone: Backbone, rows: Sequence[Ids], *, where: Cut) -> Float[Ten
     given = replace(
         whole,
         rows=which,
-        offsets=whole.offsets.expand(prompts),
-        sites=sites,
+        entrances={
+            at: replace(e, offsets=e.offsets.expand(prompts), enters=e.enters.expand(prompts))
+            for at, e in whole.entrances.items()
+        },
+        sites=_before(backbone, rows, where),
         shift=torch.tensor(where.at[:prompts], device=device),
     )
-    with listening(given):
-        return backbone.hidden(inputs, positions=positions(backbone, inputs, given=given))
+    own = positions(backbone, inputs, given=given)
+    with listening(replace(given, positions=own)):
+        return backbone.hidden(inputs, positions=own)
 
 
-def _can_be_cut(backbone: Backbone) -> bool:
-    """A sliding window would forget what stands before the cut; dropout would not be the same."""
+def can_be_cut(backbone: Backbone) -> bool:
+    """Whether a row's beginning can be run apart; dropout would not be the same."""
     geometry = backbone.geometry
     return (
         geometry.kind == "causal"
         and geometry.sites > 0
         and geometry.position_offset is not None
-        and geometry.window is None
-        and not backbone.model.training
+        and (geometry.window is None or geometry.window_told)
+        and not (backbone.model.training and backbone.dropout)
     )
+
+
+def _text(row: Ids, vocabulary: int) -> int:
+    """How many tokens stand before the first soft one; 0 if there is none."""
+    return next((at for at, i in enumerate(row) if i >= vocabulary), 0)
 
 
 def _common(rows: Sequence[Ids]) -> int:
@@ -104,19 +128,23 @@ def _common(rows: Sequence[Ids]) -> int:
     return shortest
 
 
-def _sites(
-    backbone: Backbone, rows: Sequence[Ids], *, prompt: Prompt | None
-) -> dict[int, SitePrefix]:
-    """The keys and values of these tokens at every attention site, with their graph, if any."""
-    inputs = _padded(backbone, rows)
-    recorder = Recorder(below=(given := assign(backbone, inputs, prompts=[prompt])))
-    with listening(recorder):
-        backbone.hidden(inputs, positions=positions(backbone, inputs, given=given))
+def _before(backbone: Backbone, rows: Sequence[Ids], where: Cut) -> dict[int, SitePrefix]:
+    """What stands before the cut, as keys and values at every attention site."""
+    firsts = [row[:at] for row, at in zip(rows, where.at, strict=True)]
+    inputs = _padded(backbone, firsts[:1] if where.shared else firsts)
+    if where.lines is not None:
+        geometry = backbone.geometry
+        shape = (geometry.sites, 2, geometry.heads, geometry.head_size)
+        # [B, T, L, 2, N, D] to [L, 2, B, N, T, D]
+        pairs = where.lines.unflatten(2, shape).permute(2, 3, 0, 4, 1, 5)
+        found = [(keys, values) for keys, values in pairs]
+    elif where.shared:
+        found = keys_and_values(backbone, inputs, prompt=where.prompt)
+    else:
+        with torch.no_grad():
+            found = keys_and_values(backbone, inputs)
     visible = None if bool(inputs.mask.all()) else inputs.mask.bool()
-    return {
-        site: SitePrefix(keys, values, visible)
-        for site, (_, keys, values) in enumerate(recorder.calls)
-    }
+    return {at: SitePrefix(*pair, visible, text=True) for at, pair in enumerate(found)}
 
 
 def _padded(backbone: Backbone, rows: Sequence[Ids]) -> Inputs:

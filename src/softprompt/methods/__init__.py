@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from softprompt.backbone.model import Backbone
+from softprompt.backbone.model import Backbone, Geometry
 from softprompt.errors import PromptError
 from softprompt.initialise import FromRandom, Initial, initial_prompt
-from softprompt.injection.rows import check
+from softprompt.injection.check import check, check_layer
 from softprompt.methods.base import Method, fit
 from softprompt.methods.p_tuning import PTuning
 from softprompt.methods.p_tuning_v2 import PTuningV2
@@ -46,9 +46,12 @@ def build_method(
     generator = torch.Generator().manual_seed(seed)
     if settings.shape == "kv" and not backbone.geometry.sites:
         _refuse(backbone, settings.name)
-    length, layers = soft_length, tuple[int, ...]()
-    if isinstance(settings, PrefixTuning | PTuningV2):
-        length, layers = settings.length, sites(settings.layers, backbone.geometry.sites)
+    geometry = backbone.geometry
+    match settings:
+        case PrefixTuning() | PTuningV2():
+            length, layers = settings.length, sites(settings.layers, geometry.sites)
+        case PromptTuning() | PTuning():
+            length, layers = soft_length, _from(settings.layers, geometry)
     start = initial_prompt(
         backbone,
         initial,
@@ -57,8 +60,8 @@ def build_method(
         layers=layers,
         generator=generator,
     )
-    check(backbone.geometry, start)
-    method: Method = settings.build(backbone.geometry, start, generator=generator)  # type: ignore[arg-type]  # `shape` pairs them
+    check(geometry, start)
+    method: Method = settings.build(geometry, start, generator=generator)  # type: ignore[arg-type]  # `shape` pairs them
     if not settings.direct and not isinstance(initial, FromRandom):
         fit(method, start)
     return method
@@ -79,6 +82,26 @@ def sites(text: str, count: int) -> tuple[int, ...]:
         msg = (
             f'layers = {text!r} names none of the {count} layers of this backbone. Write "all", '
             f'or a slice from 0 to {count}, such as "{count // 2}:".'
+        )
+        raise PromptError(msg)
+    return chosen
+
+
+def _from(text: str, geometry: Geometry) -> tuple[int, ...]:
+    """The layers that see soft tokens: all from one on.
+
+    Raises:
+        PromptError: it leaves the last ones out, or they cannot enter late.
+    """
+    if text == "all":
+        return ()
+    if not geometry.blocks:
+        check_layer(geometry, 1)
+    chosen = sites(text, geometry.blocks)
+    if chosen[-1] != geometry.blocks - 1:
+        msg = (
+            f"layers = {text!r} leaves out the last of the {geometry.blocks} layers, but soft "
+            f'tokens stay once they have entered. Write "{chosen[0]}:".'
         )
         raise PromptError(msg)
     return chosen

@@ -26,6 +26,7 @@ class PTuning:
             for the LSTM (the LAMA code), the whole for the MLP.
         encoder_layers: LSTM layers, or hidden layers of the MLP (two: the LAMA code; NeMo).
         dropout: between LSTM layers (0 in the LAMA code).
+        layers: the ones that see the soft tokens: ``"all"``, or ``"12:"`` for those from there on.
     """
 
     name: ClassVar = "p-tuning"
@@ -36,24 +37,25 @@ class PTuning:
     hidden_size: int | None = None
     encoder_layers: int = 2
     dropout: float = 0.0
+    layers: str = "all"
 
     def build(
-        self, geometry: Geometry, start: InputPrompt, *, generator: torch.Generator
+        self, _geometry: Geometry, start: InputPrompt, *, generator: torch.Generator
     ) -> "PTuningMethod":
         """An encoder whose output has the shape of ``start``."""
-        size = (start.length, geometry.embedding_size)
-        return PTuningMethod(self, size, generator=generator)
+        return PTuningMethod(self, start, generator=generator)
 
 
 class PTuningMethod(Method):
     """Embedding ``[P, E]``, N(0, 1), through a bidirectional LSTM and an MLP, or an MLP alone."""
 
     def __init__(
-        self, settings: PTuning, size: tuple[int, int], *, generator: torch.Generator
+        self, settings: PTuning, start: InputPrompt, *, generator: torch.Generator
     ) -> None:
         super().__init__()
-        _, width = size
-        self.embedding = nn.Parameter(torch.randn(size, generator=generator))
+        self.layer = start.layer
+        width = start.vectors.shape[1]
+        self.embedding = nn.Parameter(torch.randn(start.vectors.shape, generator=generator))
         match settings.encoder:
             case "lstm":
                 hidden = settings.hidden_size or width // 2
@@ -79,7 +81,7 @@ class PTuningMethod(Method):
         states = self.embedding
         if self.lstm is not None:
             states = self.lstm(states[None])[0][0]
-        return InputPrompt(self.mlp(states))
+        return InputPrompt(self.mlp(states), self.layer)
 
 
 def _mlp(given: int, hidden: int, wanted: int, *, layers: int) -> nn.Sequential:

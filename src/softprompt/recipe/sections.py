@@ -127,6 +127,13 @@ class TrainSection(Section):
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
 
 
+class CacheSection(Section):
+    """How much may be kept of what no step changes, in gigabytes of 10^9 bytes."""
+
+    memory: NonNegativeFloat = Field(2.0, description="up to here it is held in memory")
+    disk: NonNegativeFloat = Field(16.0, description="of all runs; the longest unused makes room")
+
+
 class Recipe(Section):
     """Everything that decides a run."""
 
@@ -137,6 +144,7 @@ class Recipe(Section):
     task: TaskSection
     method: MethodSection
     train: TrainSection = TrainSection()
+    cache: CacheSection = CacheSection()
 
     @property
     def method_settings(self) -> MethodSettings:

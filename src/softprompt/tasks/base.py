@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +13,8 @@ from softprompt.backbone.model import Backbone, Inputs
 from softprompt.data.batch import Side, collate
 from softprompt.data.tokenise import Tokenised
 from softprompt.errors import DataError, unknown
+from softprompt.injection.kept import Kept, first_layer, key_of
+from softprompt.injection.rows import Given
 from softprompt.injection.run import run
 from softprompt.injection.segments import cut, run_cut
 from softprompt.prompt import Prompt
@@ -75,6 +78,53 @@ class Task(ABC):
 
     backbone: Backbone
     labels: tuple[str, ...]
+    kept: Kept | None = None
+
+    def keeping(self, kept: Kept) -> "Task":
+        """The same task, which finds there what was computed of rows before."""
+        twin = copy(self)
+        twin.kept = kept
+        return twin
+
+    def rows_run(self, example: Example) -> tuple[Tokenised, ...]:
+        """What the backbone is run on to learn from a row."""
+        return example.variants
+
+    def given(self, rows: Sequence[Tokenised], prompts: Sequence[Prompt | None]) -> Given | None:
+        """The states of rows at the layer where they are kept, if no prompt reaches below it."""
+        kept = self.kept
+        if kept is None or kept.layer is None:
+            return None
+        reached = [first_layer(prompt) for prompt in prompts]
+        if any(layer is not None and layer < kept.layer for layer in reached):
+            return None
+        found = kept.find([key_of(r.ids, r.types) for r in rows], device=self.backbone.device)
+        return None if found is None else Given(kept.layer, found)
+
+    def states_at(
+        self,
+        rows: Sequence[Tokenised],
+        *,
+        points: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt | None],
+        which: Int[Tensor, " B"] | None,
+    ) -> Float[Tensor, "S H"]:
+        """The hidden states at each row's points; what no answer needs is not run.
+
+        Args:
+            which: for each row the index of its prompt.
+        """
+        if which is None and len(prompts) == 1:
+            ids = [row.ids for row in rows]
+            needed = [min(at, default=0) for at in points]
+            where = cut(self.backbone, ids, prompt=prompts[0], needed=needed, kept=self.kept)
+            if where is not None:
+                states = run_cut(self.backbone, ids, where=where)
+                behind = [[p - at for p in ps] for ps, at in zip(points, where.at, strict=True)]
+                return picked(states, behind)
+        given = self.given(rows, prompts)
+        inputs = padded(self.backbone, rows)
+        return picked(run(self.backbone, inputs, prompts=prompts, rows=which, given=given), points)
 
     @property
     def head(self) -> nn.Module | None:
@@ -186,31 +236,6 @@ def with_decoder(inputs: Inputs, decoder: Sequence[Sequence[int]]) -> Inputs:
     width = max(len(row) for row in decoder)
     laid = [[*row, *[0] * (width - len(row))] for row in decoder]
     return replace(inputs, decoder_ids=torch.tensor(laid, device=inputs.ids.device))
-
-
-def states_at(
-    backbone: Backbone,
-    rows: Sequence[Tokenised],
-    *,
-    points: Sequence[Sequence[int]],
-    prompts: Sequence[Prompt | None],
-    which: Int[Tensor, " B"] | None,
-) -> Float[Tensor, "S H"]:
-    """The hidden states at each row's points; what no answer needs is not run.
-
-    Args:
-        which: for each row the index of its prompt.
-    """
-    if which is None and len(prompts) == 1:
-        ids = [row.ids for row in rows]
-        needed = min(min(at, default=0) for at in points)
-        where = cut(backbone, ids, prompt=prompts[0], needed=needed)
-        if where is not None:
-            states = run_cut(backbone, ids, where=where)
-            behind = [[p - at for p in ps] for ps, at in zip(points, where.at, strict=True)]
-            return picked(states, behind)
-    states = run(backbone, padded(backbone, rows), prompts=prompts, rows=which)
-    return picked(states, points)
 
 
 def picked(states: Float[Tensor, "B T H"], points: Sequence[Sequence[int]]) -> Float[Tensor, "S H"]:

@@ -24,7 +24,6 @@ from softprompt.tasks.base import (
     Task,
     padded,
     picked,
-    states_at,
     with_decoder,
 )
 
@@ -117,6 +116,12 @@ class Writer(Task):
         )
         return [Answer(self._text(ids), {}) for ids in texts]
 
+    def rows_run(self, example: Example) -> tuple[Tokenised, ...]:
+        """With its target behind it, where the backbone goes on."""
+        if self.backbone.geometry.kind != "causal":
+            return example.variants
+        return (_continued(example.variants[0], _written(example)),)
+
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.backbone.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
@@ -134,10 +139,11 @@ class Writer(Task):
             whole = [_continued(s, t) for s, t in zip(sources, targets, strict=True)]
             begins = [len(source.ids) - 1 for source in sources]
             points = [range(b, b + len(t)) for b, t in zip(begins, targets, strict=True)]
-            return states_at(self.backbone, whole, points=points, prompts=prompts, which=rows)
-        inputs = padded(self.backbone, sources)
+            return self.states_at(whole, points=points, prompts=prompts, which=rows)
+        inputs, given = padded(self.backbone, sources), self.given(sources, prompts)
         decoder = [[self.backbone.decoder_start, *t[:-1]] for t in targets]
-        states = run(self.backbone, with_decoder(inputs, decoder), prompts=prompts, rows=rows)
+        fed = with_decoder(inputs, decoder)
+        states = run(self.backbone, fed, prompts=prompts, rows=rows, given=given)
         return picked(states, [range(len(t)) for t in targets])
 
     def _tokens(self, text: str) -> tuple[int, ...]:

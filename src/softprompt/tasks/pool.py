@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from softprompt.backbone.model import Backbone
 from softprompt.data.tokenise import Renderer
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import Classifier, Example, Row, states_at
+from softprompt.tasks.base import Classifier, Example, Row
 
 HeadKind = Literal["linear", "mlp"]
 
@@ -98,8 +98,7 @@ class Pooled(Classifier):
         rows: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B C"]:
         """The head's scores at each row's point."""
-        pooled = states_at(
-            self.backbone,
+        pooled = self.states_at(
             [e.variants[0] for e in examples],
             points=[e.points[0] for e in examples],
             prompts=prompts,

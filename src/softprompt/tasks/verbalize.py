@@ -13,7 +13,7 @@ from softprompt.backbone.model import Backbone
 from softprompt.data.tokenise import Renderer, Tokenised
 from softprompt.injection.run import run
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import Classifier, Example, Row, padded, picked, states_at, with_decoder
+from softprompt.tasks.base import Classifier, Example, Row, padded, picked, with_decoder
 from softprompt.tasks.words import Words, label_scores
 
 
@@ -88,7 +88,7 @@ class _ByWords(Classifier):
         points = list(chain.from_iterable(e.points for e in examples))
         each = len(variants) // len(examples)
         of_variant = None if rows is None else rows.repeat_interleave(each)
-        found = states_at(self.backbone, variants, points=points, prompts=prompts, which=of_variant)
+        found = self.states_at(variants, points=points, prompts=prompts, which=of_variant)
         return self._label_scores(found.unflatten(0, (len(examples), -1)))
 
 
@@ -161,10 +161,12 @@ class AnswerWords(_ByContinuation):
         rows: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B C"]:
         """Encode every row once; decode it in every continuation."""
-        inputs = padded(self.backbone, [e.variants[0] for e in examples])
+        variants = [e.variants[0] for e in examples]
+        inputs, given = padded(self.backbone, variants), self.given(variants, prompts)
         start = self.backbone.decoder_start
         decoder = [[start, *context] for _ in examples for context in self._contexts]
-        states = run(self.backbone, with_decoder(inputs, decoder), prompts=prompts, rows=rows)
+        fed = with_decoder(inputs, decoder)
+        states = run(self.backbone, fed, prompts=prompts, rows=rows, given=given)
         points = [new_points(self._contexts, which) for which in range(len(self._contexts))]
         found = picked(states, points * len(examples))
         return self._label_scores(found.unflatten(0, (len(examples), -1)))

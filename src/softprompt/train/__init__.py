@@ -1,6 +1,6 @@
 """Training: a loop that yields steps, and the run folder around it."""
 
-from softprompt.train.events import Evaluation, Event, Finished, Step, Warned
+from softprompt.train.events import Caching, Evaluation, Event, Finished, Step, Warned
 from softprompt.train.folder import RunFolder, free_folder
 from softprompt.train.prepare import Prepared, prepare
 from softprompt.train.result import artifact_of, plain
@@ -9,6 +9,7 @@ from softprompt.train.settings import Training
 from softprompt.train.trainer import Trainer
 
 __all__ = [
+    "Caching",
     "Evaluation",
     "Event",
     "Finished",

@@ -7,6 +7,23 @@ from softprompt.evaluate.predict import Report
 
 
 @dataclass(frozen=True)
+class Caching:
+    """What no step changes is computed once, before the first one.
+
+    Args:
+        done: tokens.
+        total: tokens.
+        size: bytes, when it is done.
+        step: before which it happens.
+    """
+
+    done: int
+    total: int
+    size: int
+    step: int = 0
+
+
+@dataclass(frozen=True)
 class Step:
     """One optimiser step.
 
@@ -81,4 +98,4 @@ class Finished:
     reason: str
 
 
-Event = Step | Evaluation | Warned | Finished
+Event = Caching | Step | Evaluation | Warned | Finished

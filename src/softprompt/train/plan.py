@@ -107,9 +107,11 @@ def _where(prompt: Prompt, template: Template, *, sites: int) -> str:
             pass
     soft = [at for at, piece in enumerate(template.pieces) if isinstance(piece, Soft)]
     text = [at for at, piece in enumerate(template.pieces) if isinstance(piece, Field)]
+    late = f", from layer {prompt.layer} on" if prompt.layer else ""
     if max(soft) < min(text):
-        return "in front of the row's text"
-    return "behind the row's text" if min(soft) > max(text) else "around the row's text"
+        return f"in front of the row's text{late}"
+    place = "behind" if min(soft) > max(text) else "around"
+    return f"{place} the row's text{late}"
 
 
 def _settings(prepared: Prepared) -> dict[str, Setting]:

@@ -1,0 +1,168 @@
+"""Attention over what stands before a row and over the row itself.
+
+torch's fused kernel is the rule. Its backward pass on CPUs is slow where the sequences are short
+(in bf16 five times as slow as the plain products), so there, in training, the products are made
+one by one, in fp32; `benchmarks/speed/attention.py` measures both.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+# Scores that plain attention may hold at once: 4 MB of fp32 for each layer.
+PLAIN = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """What one attention site is about to attend to.
+
+    Args:
+        query: ``[B, heads, T, D]``.
+        key: ``[B, N, Tk, D]``, after any rotary embedding, before grouped heads are repeated.
+        value: likewise.
+        mask: ``[B or 1, 1, T, P + Tk]``, boolean or additive; None where nothing need be masked
+            but, if ``causal``, the future.
+        causal: whether a missing mask stands for a causal one.
+        bias: T5's position bias ``[1 or B, heads, T, P + Tk]``.
+        window: how far back a position sees at this site; None for all the way.
+        before: keys and values ``[B or 1, N, P, D]`` that stand before the row's own.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    causal: bool
+    bias: Tensor | None
+    window: int | None = None
+    before: tuple[Tensor, Tensor] | None = None
+
+
+def attend(module: nn.Module, seen: Attention, *, options: dict[str, Any]) -> Tensor:
+    """The attention's output ``[B, T, heads, D]``.
+
+    Args:
+        options: transformers' own keyword arguments of the call.
+    """
+    if _is_short(seen, options):
+        return _plain(seen, options.get("scaling"))
+    key, value = seen.key, seen.value
+    if seen.before is not None:
+        batch = key.shape[0]
+        keys, values = (t.expand(batch, -1, -1, -1).to(key.dtype) for t in seen.before)
+        key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+    if seen.bias is not None:
+        options = options | {"position_bias": seen.bias}
+    output: Tensor
+    output, _ = sdpa_attention_forward(module, seen.query, key, value, seen.mask, **options)
+    return output
+
+
+def _is_short(seen: Attention, options: dict[str, Any]) -> bool:
+    tensors = (seen.query, seen.key, seen.value, *(seen.before or ()))
+    if seen.query.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    if options.get("dropout") or options.get("softcap") is not None:
+        return False
+    batch, heads, queries, _ = seen.query.shape
+    length = 0 if seen.before is None else seen.before[0].shape[2]
+    scores = batch * heads * queries * (length + seen.key.shape[2])
+    return scores <= PLAIN and any(t.requires_grad for t in tensors)
+
+
+def _plain(seen: Attention, scaling: float | None) -> Tensor:
+    batch, heads, queries, size = seen.query.shape
+    groups = seen.key.shape[1]
+    added = _added(seen, groups)
+    before = seen.before or (seen.key[:1, :, :0], seen.value[:1, :, :0])
+    scale = size**-0.5 if scaling is None else scaling
+    query = seen.query.reshape(batch, groups, -1, size)
+    made = _Plain.apply((added, scale), query, *before, seen.key, seen.value)  # type: ignore[no-untyped-call]  # torch's own
+    found: Tensor = made.unflatten(2, (heads // groups, queries))
+    return found.permute(0, 3, 1, 2, 4).reshape(batch, queries, heads, -1)
+
+
+def _added(seen: Attention, groups: int) -> Tensor | None:
+    """Mask and bias as one number for each score: ``[1 or N, B or 1, 1 or heads/N, T, P + Tk]``."""
+    queries, keys = seen.query.shape[2], seen.key.shape[2]
+    mask = seen.mask
+    if mask is None and seen.causal and queries > 1:
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool).tril()
+    added: Tensor | None = None
+    if mask is not None:
+        added = mask.float()
+        if mask.dtype == torch.bool:
+            added = torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
+        added = added[:, :, None].transpose(0, 1)
+    if seen.bias is None:
+        return added
+    bias: Tensor = seen.bias.float().unflatten(1, (groups, -1)).transpose(0, 1)
+    return bias if added is None else bias + added
+
+
+class _Plain(torch.autograd.Function):
+    """softmax(q kᵀ · scale + added) v in fp32, over two parts of keys and values.
+
+    Inside, axes are ``[N, B, heads/N · T, D]``: what all rows share is one product for the batch.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        options: tuple[Tensor | None, float],
+        *tensors: Tensor,
+    ) -> Tensor:
+        added, scale = options
+        query, first_key, first_value, key, value = tensors
+        q = query.transpose(0, 1).float() * scale
+        scores = torch.cat([_times(q, k, turn=True) for k in (first_key, key)], dim=-1)
+        if added is not None:
+            queries = added.shape[-2]
+            scores = (scores.unflatten(2, (-1, queries)) + added).flatten(2, 3)
+        shares = scores.softmax(dim=-1)
+        length = first_key.shape[2]
+        parts = (shares[..., :length], first_value), (shares[..., length:], value)
+        before, own = (_times(p, v) for p, v in parts)
+        ctx.save_for_backward(query, first_key, first_value, key, value, shares)
+        ctx.scale = scale
+        return (before + own).transpose(0, 1).to(query.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        query, first_key, first_value, key, value, shares = ctx.saved_tensors
+        length = first_key.shape[2]
+        g = grad.transpose(0, 1).float()
+        q = query.transpose(0, 1).float() * ctx.scale
+        slopes = torch.cat([_times(g, v, turn=True) for v in (first_value, value)], dim=-1)
+        slopes = shares * (slopes - (slopes * shares).sum(dim=-1, keepdim=True))
+        need, found = ctx.needs_input_grad, list[Tensor | None]()
+        slope = _times(slopes[..., :length], first_key) + _times(slopes[..., length:], key)
+        found.append((slope * ctx.scale).transpose(0, 1).to(query.dtype) if need[1] else None)
+        cuts = slice(None, length), slice(length, None)
+        for at, k, v, number in ((cuts[0], first_key, first_value, 2), (cuts[1], key, value, 4)):
+            found.append(_summed(slopes[..., at], q, k) if need[number] else None)
+            found.append(_summed(shares[..., at], g, v) if need[number + 1] else None)
+        return (None, *found)
+
+
+def _times(left: Tensor, right: Tensor, *, turn: bool = False) -> Tensor:
+    """``[N, B, S, x]`` times ``[B or 1, N, x, y]``, the latter transposed first if asked."""
+    right = right.transpose(0, 1).float()
+    right = right.transpose(2, 3) if turn else right
+    if right.shape[1] == 1:
+        made: Tensor = (left.flatten(1, 2) @ right[:, 0]).unflatten(1, left.shape[1:3])
+        return made
+    return left @ right
+
+
+def _summed(weights: Tensor, given: Tensor, like: Tensor) -> Tensor:
+    """``weightsᵀ given`` as ``[B or 1, N, y, D]``; over all rows where they share it."""
+    if len(like) == 1:
+        weights, given = (t.flatten(1, 2)[:, None] for t in (weights, given))
+    return (weights.transpose(2, 3) @ given).transpose(0, 1).to(like.dtype)

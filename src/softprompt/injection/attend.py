@@ -1,0 +1,154 @@
+"""What stands before a row's own keys and values at an attention site, and the mask to match."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F  # torch's own convention
+
+from softprompt.backbone.attention import Attention
+
+
+@dataclass(frozen=True, eq=False)
+class SitePrefix:
+    """What the prompts of a batch add at one attention site.
+
+    Args:
+        keys: one prefix a prompt, padded to the longest.
+        values: likewise.
+        visible: False on padding and on prompts that say nothing at this site; None if all True.
+        text: whether these are tokens at the positions 0, 1, 2 …, which a sliding window forgets;
+            a prompt's own keys and values have no position and are always seen.
+    """
+
+    keys: Float[Tensor, "R N P D"]
+    values: Float[Tensor, "R N P D"]
+    visible: Bool[Tensor, "R P"] | None
+    text: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """Attention masks of one pass: most sites share one, so each is made once.
+
+    Args:
+        positions: of the row's own tokens, for sliding windows; None where no prefix is text.
+        made: by what they were made of, which is kept so that nothing else can take its identity.
+    """
+
+    positions: Int[Tensor, "B T"] | None = None
+    made: dict[tuple[int, ...], tuple[Tensor | None, tuple[object, ...]]] = field(
+        default_factory=dict
+    )
+
+    def hiding(
+        self,
+        attention: Attention,
+        columns: Bool[Tensor, "B Tc"],
+        *,
+        asking: Bool[Tensor, "B T"],
+        which: int,
+    ) -> Attention:
+        """The same without these columns, but for those of the same kind that ask.
+
+        Args:
+            columns: soft tokens that have not entered yet at this site.
+            asking: which positions of this pass are such.
+            which: a number that no other ``columns`` of this pass have.
+        """
+        key = (id(attention.mask), which, attention.key.shape[2])
+        if key not in self.made:
+            self.made[key] = _hidden(attention, columns, asking), (attention.mask,)
+        return replace(attention, mask=self.made[key][0])
+
+    def extended(
+        self, attention: Attention, prefix: SitePrefix, *, rows: Int[Tensor, " B"]
+    ) -> Attention:
+        """The row's keys and values with its prefix before them; the mask and bias to match."""
+        length = prefix.keys.shape[2]
+        which = repeated(rows, attention.query.shape[0])
+        before = (prefix.keys, prefix.values)
+        if len(prefix.keys) > 1:
+            before = (prefix.keys[which], prefix.values[which])
+        return replace(
+            attention,
+            before=before,
+            mask=self._mask(attention, prefix, which),
+            bias=None if attention.bias is None else F.pad(attention.bias, (length, 0)),
+        )
+
+    def _mask(
+        self, attention: Attention, prefix: SitePrefix, which: Int[Tensor, " b"]
+    ) -> Tensor | None:
+        length, window = prefix.keys.shape[2], attention.window if prefix.text else None
+        shape = (attention.query.shape[2], attention.key.shape[2], length)
+        key = (id(attention.mask), id(prefix.visible), attention.causal, window or 0, *shape)
+        if key not in self.made:
+            seen = None if prefix.visible is None else prefix.visible[which][:, None, None, :]
+            if window is not None and self.positions is not None:
+                near = _near(self.positions, length, window)
+                seen = near if seen is None else seen & near
+            made = _joined(attention, seen, length)
+            self.made[key] = made, (attention.mask, prefix.visible)
+        return self.made[key][0]
+
+
+def repeated(rows: Tensor, batch: int) -> Tensor:
+    """Beams and samples of a row stand side by side, so what is the row's is repeated for them."""
+    return rows if len(rows) == batch else rows.repeat_interleave(batch // len(rows), dim=0)
+
+
+def _near(positions: Int[Tensor, "B T"], length: int, window: int) -> Bool[Tensor, "B 1 T P"]:
+    columns = torch.arange(length, device=positions.device)
+    return (positions[:, None, :, None] - columns) < window
+
+
+def _own(attention: Attention) -> Tensor | None:
+    """The mask of the row's own columns; None where all of them are seen."""
+    if attention.mask is not None:
+        return attention.mask
+    queries, keys = attention.query.shape[2], attention.key.shape[2]
+    if not attention.causal or queries == 1:
+        return None
+    mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=attention.query.device)
+    return mask.tril()
+
+
+def _joined(
+    attention: Attention, seen: Bool[Tensor, "B 1 _ P"] | None, length: int
+) -> Tensor | None:
+    """The attention mask with columns for the prefix."""
+    own = _own(attention)
+    if own is None and seen is None:
+        return None
+    queries, keys = attention.query.shape[2], attention.key.shape[2]
+    device = attention.query.device
+    if own is None:
+        own = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
+    if seen is None:
+        seen = torch.ones(1, 1, 1, length, dtype=torch.bool, device=device)
+    batch = max(len(own), len(seen))
+    own = own.expand(batch, -1, -1, -1)
+    columns = seen.expand(batch, own.shape[1], queries, length)
+    if own.dtype != torch.bool:
+        lowest = torch.finfo(own.dtype).min
+        columns = torch.zeros_like(columns, dtype=own.dtype).masked_fill(~columns, lowest)
+    return torch.cat([columns, own], dim=-1)
+
+
+def _hidden(
+    attention: Attention, columns: Bool[Tensor, "B Tc"], asking: Bool[Tensor, "B T"]
+) -> Tensor:
+    batch, _, queries, _ = attention.query.shape
+    keys = attention.key.shape[2]
+    own = _own(attention)
+    if own is None:
+        own = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=attention.query.device)
+    # Soft tokens go on seeing one another: a row of nothing but masks would be no number.
+    hidden = F.pad(columns, (0, keys - columns.shape[1]))[:, None, None, :]
+    hidden = hidden & ~asking[:, None, :, None]
+    own = own.expand(batch, -1, -1, -1)
+    if own.dtype == torch.bool:
+        return own & ~hidden
+    return own.masked_fill(hidden, torch.finfo(own.dtype).min)

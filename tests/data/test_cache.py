@@ -1,0 +1,142 @@
+"""Files of lines: what is read is what was written, or it is computed again."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from softprompt.data.cache import Shape, Shelf
+
+SHAPE = Shape(lines=7, width=5, dtype=torch.float32)
+MARK = "0" * 32
+
+
+@pytest.fixture
+def shelf(tmp_path) -> Shelf:
+    return Shelf(tmp_path / "states", limit=12_000)
+
+
+def lines(shape: Shape = SHAPE) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(shape.lines, shape.width, generator=generator).to(shape.dtype)
+
+
+def filled(shelf: Shelf, mark: str = MARK, shape: Shape = SHAPE) -> Path:
+    with shelf.locked(mark):
+        assert [*shelf.fill(mark, shape, parts=lines(shape).split(3))] == [3, 6, 7]
+    return shelf.folder / f"{mark}.safetensors"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_it_reads_what_it_wrote_and_so_does_safetensors(shelf, dtype):
+    shape = Shape(7, 5, dtype)
+    path = filled(shelf, shape=shape)
+    assert torch.equal(shelf.open(MARK, shape), lines(shape))
+    assert torch.equal(load_file(path)["lines"], lines(shape))
+    assert sorted(p.suffix for p in shelf.folder.iterdir()) == [".lock", ".safetensors"]
+
+
+def test_what_is_not_there_is_not_found(shelf):
+    assert shelf.open(MARK, SHAPE) is None
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    {
+        "a byte of a line": lambda raw: raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:],
+        "the end": lambda raw: raw[:-3],
+        "the header": lambda raw: raw[:9] + b"?" + raw[10:],
+        "all of it": lambda _raw: b"",
+        "more behind it": lambda raw: raw + b"\0",
+    }.values(),
+)
+def test_a_damaged_file_is_removed(shelf, spoil):
+    path = filled(shelf)
+    path.write_bytes(spoil(path.read_bytes()))
+    assert shelf.open(MARK, SHAPE) is None
+    assert not path.exists()
+
+
+def test_a_file_of_other_lines_is_none_of_ours(shelf):
+    filled(shelf)
+    assert shelf.open(MARK, Shape(7, 4, torch.float32)) is None
+    path = filled(shelf)
+    path.rename(path.with_name(f"{'1' * 32}.safetensors"))
+    assert shelf.open("1" * 32, SHAPE) is None
+
+
+def test_nothing_is_left_of_a_fill_that_fails(shelf):
+    def parts():
+        yield lines()[:3]
+        raise KeyboardInterrupt
+
+    with shelf.locked(MARK), pytest.raises(KeyboardInterrupt):
+        [*shelf.fill(MARK, SHAPE, parts=parts())]
+    assert [p.suffix for p in shelf.folder.iterdir()] == [".lock"]
+
+
+def test_the_longest_unused_make_room(shelf):
+    size = Shape(20, 20, torch.float32)
+    marks = [str(n) * 32 for n in range(7)]
+    for at, mark in enumerate(marks[:6]):
+        with shelf.locked(mark):
+            [*shelf.fill(mark, size, parts=[lines(size)])]
+        os.utime(shelf.folder / f"{mark}.safetensors", (at, at))
+    shelf.open(marks[0], size)
+    with shelf.locked(marks[6]):
+        [*shelf.fill(marks[6], size, parts=[lines(size)])]
+    left = {p.stem for p in shelf.folder.glob("*.safetensors")}
+    assert left == {marks[0], *marks[2:]}
+
+
+def test_what_is_larger_than_the_limit_does_not_fit(shelf):
+    assert shelf.fits(Shape(60, 50, torch.float32))
+    assert not shelf.fits(Shape(61, 50, torch.float32))
+
+
+def _fill_slowly(folder: Path, seconds: float, begun) -> None:
+    shelf = Shelf(folder, limit=10_000)
+    with shelf.locked(MARK):
+        if shelf.open(MARK, SHAPE) is None:
+            for _ in shelf.fill(MARK, SHAPE, parts=lines().split(1)):
+                begun.set()
+                time.sleep(seconds)
+            (folder / f"filled-by-{os.getpid()}").touch()
+
+
+@pytest.fixture
+def process():
+    """Another process that fills a shelf."""
+    context = multiprocessing.get_context("spawn")
+
+    def start(folder: Path, seconds: float):
+        begun = context.Event()
+        made = context.Process(target=_fill_slowly, args=(folder, seconds, begun))
+        made.start()
+        return made, begun
+
+    return start
+
+
+def test_a_kill_while_writing_leaves_nothing_to_be_read(shelf, process):
+    made, begun = process(shelf.folder, 60)
+    assert begun.wait(60)
+    os.kill(made.pid, signal.SIGKILL)
+    made.join()
+    assert shelf.open(MARK, SHAPE) is None
+    filled(shelf)
+    assert torch.equal(shelf.open(MARK, SHAPE), lines())
+    assert [*shelf.folder.glob(".*")] == []
+
+
+def test_of_two_processes_one_fills(shelf, process):
+    made = [process(shelf.folder, 0.05) for _ in range(2)]
+    for one, _ in made:
+        one.join()
+    assert len([*shelf.folder.glob("filled-by-*")]) == 1
+    assert torch.equal(shelf.open(MARK, SHAPE), lines())

@@ -1,0 +1,144 @@
+"""Soft tokens that enter at a later layer: below it the row is as if they were not there."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from softprompt.errors import PromptError
+from softprompt.injection import bake, run
+from softprompt.injection.kept import lines_of
+from softprompt.injection.rows import Given
+from softprompt.prompt import InputPrompt
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+LAYER = 1
+
+
+def block(own, plain, layer: int):
+    """The plain model's own layer, by its name in ours."""
+    names = {module: name for name, module in own.model.named_modules()}
+    module = next(m for m, numbers in own.block_of.items() if layer in numbers)
+    return plain.get_submodule(names[module])
+
+
+def passed(own, plain, inputs, *, mask, change, layer: int = LAYER):
+    """The last states of transformers' own model, ``change`` done to what a layer is given."""
+    calls = []
+    shared = len(own.block_of) < own.geometry.blocks  # ALBERT calls one module for every layer
+
+    def enter(_module, args):
+        calls.append(args[0])
+        if not shared or len(calls) == layer + 1:
+            return (change(args[0]), *args[1:])
+        return None
+
+    ids = inputs.ids.where(inputs.ids < own.geometry.vocabulary, 7)
+    given = {"attention_mask": mask}
+    offset = own.geometry.position_offset
+    if offset is not None:
+        given["position_ids"] = (torch.arange(ids.shape[1]) + offset).expand_as(ids)
+    hook = block(own, plain, layer).register_forward_pre_hook(enter)
+    try:
+        if inputs.decoder_ids is None:
+            return plain.base_model(input_ids=ids, **given)[0]
+        states = plain.get_encoder()(input_ids=ids, attention_mask=mask)[0]
+        return plain.get_decoder()(
+            input_ids=inputs.decoder_ids,
+            encoder_hidden_states=states,
+            encoder_attention_mask=torch.ones_like(mask),
+        )[0]
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def test_it_is_the_plain_model_in_two_halves(backbone, plain, maker, kv):
+    """Once with the soft tokens' places masked, then on with their vectors and all of them seen."""
+    own, make = backbone(kv), maker(kv)
+    prompt = make.late_prompt(3, layer=LAYER)
+    inputs = make.batch(make.rows("input", 9, length=3)[0])
+    soft = inputs.ids >= own.geometry.vocabulary
+    below = []
+    passed(own, plain(kv), inputs, mask=(~soft).long(), change=lambda s: below.append(s) or s)
+    entered = below[0].clone()
+    entered[soft] = prompt.vectors
+    whole = torch.ones_like(inputs.mask)
+    wanted = passed(own, plain(kv), inputs, mask=whole, change=lambda _: entered)
+    assert_close(run(own, inputs, prompts=[prompt]), wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("causal", ["gpt2", "opt", "gpt_neox", "llama", "mistral", "gemma3"])
+def test_words_that_enter_as_they_would_stand_change_nothing(backbone, maker, causal):
+    """Behind a causal row nothing below depends on them."""
+    own, make = backbone(causal), maker(causal)
+    row = make.words(9)
+    words = make.batch(row)
+    states = lines_of(own, words, layer=LAYER, prompt=None)
+    prompt = InputPrompt(states[0, 6:], LAYER)
+    row = torch.cat([row[:6], make.soft(3)])
+    found = run(own, make.batch(row), prompts=[prompt])
+    assert_close(found, run(own, words, prompts=[None]), **CLOSE)
+
+
+def test_given_states_are_those_that_would_be_computed(backbone, maker, kv):
+    own, make = backbone(kv), maker(kv)
+    for shape in ("late", "kv"):
+        prompt = make.prompt(shape)
+        if shape == "kv":
+            prompt = make.prefix(layers=tuple(range(LAYER, own.geometry.sites)))
+        prompt = prompt.changed(lambda t: t.requires_grad_())
+        inputs = make.batch(*make.rows(shape, 9, 6))
+        whole = run(own, inputs, prompts=[prompt])
+        states = lines_of(own, inputs, layer=LAYER, prompt=prompt)
+        found = run(own, inputs, prompts=[prompt], given=Given(LAYER, states))
+        real = ... if make.decodes else inputs.mask.bool()
+        assert_close(found[real], whole[real], **CLOSE)
+        leaves = list(prompt.tensors().values())
+        once = torch.autograd.grad(found[real].square().sum(), leaves)
+        again = torch.autograd.grad(whole[real].square().sum(), leaves)
+        assert all(g.any() for g in again)
+        assert_close(once, again, rtol=1e-4, atol=1e-4)
+
+
+def test_the_layers_below_are_not_run(backbone, maker, kv):
+    """T5's first layer is: it makes the position bias that all others use."""
+    own, make = backbone(kv), maker(kv)
+    prompt, inputs = make.late_prompt(), make.batch(*make.rows("late", 9, 6))
+    given = Given(LAYER, lines_of(own, inputs, layer=LAYER, prompt=prompt))
+    calls = []
+    first = next(module for module, sites in own.site_of.items() if 0 in sites)
+    hook = first.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        run(own, inputs, prompts=[prompt], given=given)
+    finally:
+        hook.remove()
+    assert len(calls) == (1 if kv in {"t5", "albert"} else 0)
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "said"),
+    [
+        ("bloom", 1, "soft tokens cannot enter bloom at layer 1: its attention is its own"),
+        ("llama", 2, "soft tokens cannot enter at layer 2: llama has the layers 0 to 1."),
+    ],
+)
+def test_where_they_cannot_enter(backbone, maker, family, layer, said):
+    own, make = backbone(family), maker(family)
+    prompt = InputPrompt(torch.zeros(3, 32), layer)
+    with pytest.raises(PromptError) as error:
+        run(own, make.batch(make.rows("input", 6)[0]), prompts=[prompt])
+    assert said in str(error.value)
+
+
+def test_vectors_of_another_width_are_refused(backbone, maker):
+    own, make = backbone("llama"), maker("llama")
+    with pytest.raises(PromptError) as error:
+        run(own, make.batch(make.rows("input", 6)[0]), prompts=[InputPrompt(torch.zeros(3, 8), 1)])
+    assert "8 wide, but llama has hidden states of 32" in str(error.value)
+
+
+def test_it_cannot_be_baked(backbone, maker):
+    own, make = backbone("llama"), maker("llama")
+    with pytest.raises(PromptError) as error:
+        bake(own, make.late_prompt(), head=make.soft(3), longest=5)
+    assert "enters at layer 1 cannot be baked" in str(error.value)
