@@ -9,6 +9,7 @@ from softprompt.prompt import InputPrompt
 from softprompt.tasks import Classify, Generate, base
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+WHOLE = ("movie", "film", "yes", "no", "fresh", "great")
 TEMPLATES = {
     "front": "{soft:3}{text} it was",
     "front, with words": "the film{soft:3} was {text} it was",
@@ -108,3 +109,30 @@ def test_a_cut_never_takes_what_is_asked_for(backbone):
     where = segments.cut(own, rows, prompt=prompt, needed=[2, 2])
     assert where is not None
     assert where.at == (2, 2)
+
+
+@pytest.mark.parametrize("settings", TASKS.values(), ids=TASKS)
+def test_what_many_rows_begin_with_is_run_once_for_all(causal, settings, bound, words, passes):
+    task = bound(causal, settings, "the film{soft:3} was {text} it was", labels=("down", "up"))
+    prompt = words(causal)
+    texts = [f"{a} {b} {c}" for a in ("a", "the", "it") for b in ("good", "bad") for c in WHOLE]
+    examples = [task.example({"text": text, "label": "up"}) for text in texts]
+    many = task.answering(examples, prompt)
+    if not segments.can_be_cut(task.backbone):
+        assert many is task
+        return
+    assert many.kept.head >= 3
+    seen = passes(task.backbone)
+    found = many.loss(examples[:40], [prompt])
+    count = len(examples[0].variants) * 40
+    own = max(e.length + len(e.target if isinstance(e.target, tuple) else ()) for e in examples)
+    assert len(seen) == 1
+    assert sum(seen) <= count * (own - many.kept.head)
+    with torch.no_grad():
+        whole = task.loss(examples[:40], [prompt])
+    assert_close(found.total, whole.total, **CLOSE)
+    other = InputPrompt(prompt.vectors * 2)
+    with torch.no_grad():
+        assert_close(
+            many.loss(examples, [other]).total, task.loss(examples, [other]).total, **CLOSE
+        )

@@ -62,6 +62,7 @@ def predict(
     Yields:
         The row's index and its answer, in the order in which they are ready.
     """
+    task = task.answering(examples, prompt)
     for batch in like_length([e.length for e in examples], size=batch_size, seed=None):
         with torch.no_grad():
             answers = task.answer([examples[i] for i in batch], [prompt])
@@ -83,6 +84,7 @@ def judge(
     """
     total, count = 0.0, 0
     answers: dict[int, Answer] = {}
+    task = task.answering(examples, prompt)
     for batch in like_length([e.length for e in examples], size=batch_size, seed=None):
         chosen = [examples[i] for i in batch]
         with torch.no_grad():

@@ -26,11 +26,16 @@ class Kept:
             the keys and values of all attention sites.
         places: where the lines of a row begin and how many there are, by :func:`key_of`.
         lines: may lie in a memory-mapped file.
+        head: how many tokens, soft ones among them, the lines are that every row begins with; 0 if
+            they are of many rows.
+        prompt: whose soft tokens these are.
     """
 
     layer: int | None
     places: Mapping[bytes, tuple[int, int]]
     lines: Float[Tensor, "S W"]
+    head: int = 0
+    prompt: Prompt | None = None
 
     def find(self, keys: Sequence[bytes], *, device: torch.device) -> Tensor | None:
         """The lines of these rows ``[B, T, W]``, padded with zeros on the right.
@@ -82,7 +87,8 @@ def lines_of(
         prompt: whose soft tokens the rows have, though none enters before ``layer``.
     """
     if layer is None:
-        pairs = [torch.stack(pair, dim=1) for pair in keys_and_values(backbone, inputs)]
+        found = keys_and_values(backbone, inputs, prompt=prompt)
+        pairs = [torch.stack(pair, dim=1) for pair in found]
         # [B, L, 2, N, T, D] to [B, T, L, 2, N, D]
         return torch.stack(pairs, dim=1).permute(0, 4, 1, 2, 3, 5).flatten(2)
     given = assign(backbone, inputs, prompts=[prompt])

@@ -17,7 +17,7 @@ from torch import Tensor
 from softprompt.backbone.model import Backbone, Inputs
 from softprompt.backbone.seam import listening
 from softprompt.injection.attend import SitePrefix
-from softprompt.injection.kept import Kept, key_of, keys_and_values
+from softprompt.injection.kept import Kept, key_of, keys_and_values, lines_of
 from softprompt.injection.run import assign, positions
 from softprompt.prompt import InputPrompt, Prompt
 
@@ -61,6 +61,8 @@ def cut(
     """
     if not isinstance(prompt, InputPrompt) or not can_be_cut(backbone):
         return None
+    if kept is not None and kept.head and kept.prompt is prompt:
+        return _behind_head(rows, kept, prompt=prompt, needed=needed)
     vocabulary = backbone.geometry.vocabulary
     common = min(_common(rows), *needed)
     soft = any(i >= vocabulary for i in rows[0][:common])
@@ -112,6 +114,37 @@ def can_be_cut(backbone: Backbone) -> bool:
         and (geometry.window is None or geometry.window_told)
         and not (backbone.model.training and backbone.dropout)
     )
+
+
+@torch.no_grad()
+def keep_head(backbone: Backbone, rows: Sequence[Ids], *, prompt: Prompt) -> Kept | None:
+    """The keys and values of what all these rows begin with, for answering many more like them.
+
+    Args:
+        rows: at least two, unlike ones.
+
+    Returns:
+        None where rows cannot be cut, or no soft token is among what they share.
+    """
+    if not isinstance(prompt, InputPrompt) or prompt.layer or not can_be_cut(backbone):
+        return None
+    head = rows[0][: _common(rows)]
+    if not any(i >= backbone.geometry.vocabulary for i in head):
+        return None
+    lines = lines_of(backbone, _padded(backbone, [head]), layer=None, prompt=prompt)[0]
+    return Kept(None, {key_of(head): (0, len(head))}, lines, head=len(head), prompt=prompt)
+
+
+def _behind_head(
+    rows: Sequence[Ids], kept: Kept, *, prompt: InputPrompt, needed: Sequence[int]
+) -> Cut | None:
+    """A cut behind the head that is kept, if all rows begin with it."""
+    keys = {key_of(row[: kept.head]) for row in rows}
+    if keys != {*kept.places} or any(len(row) <= kept.head for row in rows):
+        return None
+    if min(needed) < kept.head:
+        return None
+    return Cut((kept.head,) * len(rows), shared=True, prompt=prompt, lines=kept.lines[None])
 
 
 def _text(row: Ids, vocabulary: int) -> int:

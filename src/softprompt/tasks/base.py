@@ -3,23 +3,26 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from softprompt.backbone.model import Backbone, Inputs
-from softprompt.data.batch import Side, collate
+from softprompt.backbone.model import Backbone
 from softprompt.data.tokenise import Tokenised
 from softprompt.errors import DataError, unknown
 from softprompt.injection.kept import Kept, first_layer, key_of
 from softprompt.injection.rows import Given
 from softprompt.injection.run import run
-from softprompt.injection.segments import cut, run_cut
+from softprompt.injection.segments import cut, keep_head, run_cut
 from softprompt.prompt import Prompt
+from softprompt.tasks.layout import padded, picked
 
 Row = Mapping[str, object]
+
+# Fewer rows are one batch, which shares its beginning anyway.
+_MANY = 33
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,14 @@ class Task(ABC):
         twin = copy(self)
         twin.kept = kept
         return twin
+
+    def answering(self, examples: Sequence[Example], prompt: Prompt | None) -> "Task":
+        """The same task, which runs what these rows begin with once for all of them."""
+        rows = [variant.ids for example in examples for variant in example.variants]
+        if self.kept is not None or prompt is None or len(rows) < _MANY:
+            return self
+        head = keep_head(self.backbone, rows, prompt=prompt)
+        return self if head is None else self.keeping(head)
 
     def rows_run(self, example: Example) -> tuple[Tokenised, ...]:
         """What the backbone is run on to learn from a row."""
@@ -223,23 +234,3 @@ class Classifier(Task):
             by_label = dict(zip(self.labels, row, strict=True))
             answers.append(Answer(max(by_label, key=by_label.__getitem__), by_label))
         return answers
-
-
-def padded(backbone: Backbone, rows: Sequence[Tokenised], *, side: Side = "right") -> Inputs:
-    """Rows as one batch on the backbone's device."""
-    batch = collate(rows, range(len(rows)), pad=backbone.pad, side=side).to(backbone.device)
-    return Inputs(ids=batch.ids, mask=batch.mask, types=batch.types)
-
-
-def with_decoder(inputs: Inputs, decoder: Sequence[Sequence[int]]) -> Inputs:
-    """The same batch with what its decoder is fed; short rows are padded, which nothing sees."""
-    width = max(len(row) for row in decoder)
-    laid = [[*row, *[0] * (width - len(row))] for row in decoder]
-    return replace(inputs, decoder_ids=torch.tensor(laid, device=inputs.ids.device))
-
-
-def picked(states: Float[Tensor, "B T H"], points: Sequence[Sequence[int]]) -> Float[Tensor, "S H"]:
-    """The hidden states at each row's points, one after the other."""
-    row = [b for b, at in enumerate(points) for _ in at]
-    column = [position for at in points for position in at]
-    return states[row, column]

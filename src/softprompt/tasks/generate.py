@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from softprompt.backbone.head import Head
 from softprompt.backbone.model import Backbone
@@ -26,6 +25,7 @@ from softprompt.tasks.base import (
     picked,
     with_decoder,
 )
+from softprompt.tasks.score import summed_loss
 
 
 class Writer(Task):
@@ -93,9 +93,10 @@ class Writer(Task):
         """Cross-entropy on the targets' tokens, and on no others."""
         targets = [_written(e) for e in examples]
         found = self._states(examples, targets, prompts=prompts, rows=rows)
-        logits = self._head(found).float()
-        wanted = torch.tensor([token for t in targets for token in t], device=logits.device)
-        return Loss(F.cross_entropy(logits, wanted, reduction="sum"), len(wanted))
+        wanted = torch.tensor([token for t in targets for token in t], device=found.device)
+        vocabulary = self.backbone.geometry.vocabulary
+        total = summed_loss(self._head, found, wanted=wanted, vocabulary=vocabulary)
+        return Loss(total, len(wanted))
 
     def answer(
         self,
