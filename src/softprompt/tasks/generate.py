@@ -15,16 +15,8 @@ from softprompt.errors import DataError, unknown
 from softprompt.injection.generate import Decoding, generate
 from softprompt.injection.run import run
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import (
-    Answer,
-    Example,
-    Loss,
-    Row,
-    Task,
-    padded,
-    picked,
-    with_decoder,
-)
+from softprompt.tasks.base import Answer, Example, Loss, Row, Task
+from softprompt.tasks.layout import padded, picked, with_decoder
 from softprompt.tasks.score import summed_loss
 
 

@@ -13,7 +13,8 @@ from softprompt.backbone.model import Backbone
 from softprompt.data.tokenise import Renderer, Tokenised
 from softprompt.injection.run import run
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import Classifier, Example, Row, padded, picked, with_decoder
+from softprompt.tasks.base import Classifier, Example, Row
+from softprompt.tasks.layout import padded, picked, with_decoder
 from softprompt.tasks.words import Words, label_scores
 
 

@@ -20,7 +20,7 @@ from softprompt.injection.kept import Kept, first_layer, key_of, lines_of, width
 from softprompt.injection.segments import can_be_cut
 from softprompt.prompt import InputPrompt, Prompt, detached
 from softprompt.tasks import Example, Task
-from softprompt.tasks.base import padded
+from softprompt.tasks.layout import padded
 from softprompt.train.events import Caching, Warned
 from softprompt.train.order import Order
 from softprompt.train.prepare import Prepared
