@@ -35,7 +35,6 @@ def _demo_rows() -> list[str]:
 
 def _headline() -> str:
     demo, minilm = _read("quality/results/demo.json"), _read("quality/results/minilm.json")
-    ratios = _read("speed/results/train-cpu.json")["ratios"]
     lines = [
         "## Measured",
         "",
@@ -56,11 +55,11 @@ def _headline() -> str:
         *_arms(minilm),
         "",
         (
-            "`scripts/bench speed`, training SmolLM2-135M, samples per second over PEFT's in "
-            "its best setting (bf16, batches of like length), in the same run:"
+            "`scripts/bench speed`, samples per second over PEFT's in its best setting (bf16, "
+            "batches of like length) and over the bare backbone's, in the same run:"
         ),
         "",
-        *_ratios(ratios),
+        *_ratios("cpu"),
     ]
     return "\n".join(lines)
 
@@ -73,16 +72,31 @@ def _arms(minilm: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _ratios(ratios: dict[str, float]) -> list[str]:
-    named = {
-        "train_front_20_over_peft": "20 soft tokens in front ÷ PEFT",
-        "train_front_100_over_peft": "100 in front ÷ PEFT",
-        "train_behind_10_over_peft": "10 behind the text ÷ PEFT's 10 in front",
-        "train_front_20_over_floor": "20 in front ÷ the bare backbone, forward and backward",
-        "train_front_100_over_floor": "100 in front ÷ the bare backbone",
-    }
-    rows = [f"| {text} | {ratios[key]:.2f} |" for key, text in named.items()]
-    return ["| | ratio |", "|---|---|", *rows]
+PARTS = ("train", "long", "late", "predict", "memory")
+NAMES = {
+    "train_front_20_over_peft": "training, 20 soft tokens in front ÷ PEFT",
+    "train_front_100_over_peft": "training, 100 in front ÷ PEFT",
+    "train_behind_10_over_peft": "training, 10 behind the text ÷ PEFT's 10 in front",
+    "train_behind_10_long_over_peft": "the same on texts of 256 tokens",
+    "train_front_20_over_floor": "training, 20 in front ÷ the bare backbone, forward and backward",
+    "train_front_100_over_floor": "training, 100 in front ÷ the bare backbone",
+    "late_over_all_smollm2": "prefix from the middle layer on ÷ on all layers, SmolLM2-135M",
+    "late_over_all_minilm": "likewise, MiniLM",
+    "predict_20_over_bare": "answering, 20 in front ÷ the bare backbone on the same texts",
+    "predict_100_over_bare": "answering, 100 in front ÷ the bare backbone",
+    "memory_over_peft": "peak memory of training, 20 in front, batch 32 ÷ PEFT's (less is better)",
+    "added_memory_over_peft": "what training adds to that ÷ what PEFT's adds (less is better)",
+}
+
+
+def _ratios(device: str) -> list[str]:
+    found: dict[str, float] = {}
+    for part in PARTS:
+        path = f"speed/results/{part}-{device}.json"
+        if (HERE / path).exists():
+            found |= _read(path)["ratios"]
+    rows = [f"| {text} | {found[key]:.2f} |" for key, text in NAMES.items() if key in found]
+    return ["| | ratio |", "|---|---|", *rows] if rows else ["Not measured."]
 
 
 def _quality() -> str:
@@ -125,15 +139,24 @@ def _speed() -> str:
         "",
         (
             "Made by `scripts/bench speed` from [the results](results); no number is typed in. "
-            "Arms take turns on the same batches; a figure is a median over rounds. Absolute ones "
-            "depend on the machine and on its other guests: read the ratios."
+            "Arms take turns on the same batches; a figure is the median over rounds of the ratio "
+            "within a round. Absolute speeds depend on the machine and on its other guests: read "
+            "the ratios."
         ),
         "",
         (
             f"SmolLM2-135M in bf16, critics' reviews, batches of {setting['batch']} rows of like "
-            f"length, {setting['batches']} batches, {setting['rounds']} rounds. "
-            "PEFT in its best setting: bf16, batches of like length, loss on the label only."
+            f"length, {setting['batches']} batches, {setting['rounds']} rounds, "
+            f"{found['machine']['threads']} threads. PEFT in its best setting: bf16, batches of "
+            "like length, loss on the label only. The bare backbone is transformers' own, forward "
+            "and backward to its input on the same real tokens; it can be passed because torch's "
+            "fused attention is slow in short rows' backward pass on CPUs. What is run once per "
+            "data set is not in these figures, which are of an epoch after the first."
         ),
+        "",
+        *_ratios("cpu"),
+        "",
+        "Training, samples per second, medians:",
         "",
         "| arm | samples/s |",
         "|---|---|",
@@ -142,12 +165,27 @@ def _speed() -> str:
             for name, values in found["samples_per_second"].items()
         ),
         "",
-        *_ratios(found["ratios"]),
+        *_growth(),
+        "On a GPU:",
         "",
-        "On a GPU: not measured.",
+        *_ratios("cuda"),
         "",
     ]
     return "\n".join(lines)
+
+
+def _growth() -> list[str]:
+    if not (HERE / "speed/results/growth-cpu.json").exists():
+        return []
+    return [
+        (
+            "Milliseconds a row as soft tokens, text and rows grow (the last with tokenising "
+            "and eight steps, over all rows):"
+        ),
+        "",
+        "![growth](results/growth-cpu.png)",
+        "",
+    ]
 
 
 if __name__ == "__main__":

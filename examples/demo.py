@@ -27,7 +27,7 @@ Metrics = Mapping[str, Any]
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parent / "runs" / "demo"
-WORDS = "Review: {text}\nSentiment: Overall, the sentiment of the review is"
+WORDS = "Review: {text}\nSentiment: Overall, the sentiment is"
 REVIEWS = (
     "A tender, funny and quietly devastating film, and the best of the year.",
     "Two hours of noise in search of a story; even the popcorn was bored.",
@@ -57,7 +57,7 @@ def main() -> None:
                     progress.update(bar, completed=event.step, description=text)
                 case Evaluation():
                     console.print(
-                        f"epoch {event.epoch:.0f}: validation loss {event.metrics['loss']:.3f}, "
+                        f"epoch {event.epoch:.2f}: validation loss {event.metrics['loss']:.3f}, "
                         f"accuracy {event.metrics['accuracy']:.1%}"
                     )
                 case Warned():

@@ -29,7 +29,7 @@ import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
-from softprompt.backbone import Backbone, Inputs, Kind, wrap
+from softprompt.backbone import Backbone, Inputs, Kind, cache_folder, wrap
 from softprompt.methods import METHODS, MethodSettings
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
@@ -341,7 +341,10 @@ def plain() -> Callable[[str], tf.PreTrainedModel]:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing is read from the user's cache, or written there."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SOFTPROMPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        own, users = tmp_path_factory.mktemp("cache"), cache_folder() / "gguf"
+        users.mkdir(parents=True, exist_ok=True)
+        (own / "gguf").symlink_to(users)  # but for converted models, which take long to make
+        patch.setenv("SOFTPROMPT_CACHE", str(own))
         yield
 
 

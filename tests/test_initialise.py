@@ -226,3 +226,41 @@ def test_a_text_without_tokens_is_refused(start):
 def test_the_types_are_the_prompts(start):
     assert isinstance(start("llama", FromRandom()), InputPrompt)
     assert isinstance(start("llama", FromRandom(), shape="kv", layers=(0,)), KVPrefix)
+
+
+class TestLate:
+    """Vectors that enter at a later layer start as that layer is given words."""
+
+    def test_words_are_that_layers_states(self, backbone, plain, start, causal):
+        own = backbone(causal)
+        if not own.geometry.blocks:
+            with pytest.raises(PromptError):
+                start(causal, FromText("a good movie"), layers=(1,))
+            return
+        ids = torch.cat([torch.tensor([0]), ids_of(own, "the movie was great")])  # <s> goes first
+        with torch.no_grad():
+            said = plain(causal).base_model(input_ids=ids[None], output_hidden_states=True)
+        states = said.hidden_states[1][0, 1:]
+        found = start(causal, FromText("the movie was great"), length=4, layers=(1,))
+        assert found.layer == 1
+        if found.vectors.shape == states.shape:  # OPT-350M hands its states out narrower
+            assert_close(found.vectors, states, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        "initial", [FromVocabulary(), FromLabels((" good", " bad")), FromRandom()]
+    )
+    def test_every_start_has_the_scale_of_its_states(self, backbone, start, kv, initial):
+        own = backbone(kv)
+        vectors = start(kv, initial, length=40, layers=(1,)).vectors
+        words = start(kv, FromText("the movie was great"), length=40, layers=(1,)).vectors
+        assert vectors.shape == (40, own.geometry.block_size)
+        assert 0.3 < vectors.pow(2).mean().sqrt() / words.pow(2).mean().sqrt() < 3
+
+    def test_an_artifact_of_another_layer_is_refused(self, start):
+        given = FromPrompt(InputPrompt(torch.zeros(6, 32), 1))
+        assert start("llama", given, layers=(1,)).layer == 1
+        with pytest.raises(PromptError) as error:
+            start("llama", given)
+        assert 'enters at layer 1, but the method\'s enters at 0. Set method.layers = "1:"' in str(
+            error.value
+        )

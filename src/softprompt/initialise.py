@@ -15,6 +15,7 @@ from torch import Tensor
 from softprompt.backbone.model import Backbone, Inputs
 from softprompt.errors import PromptError
 from softprompt.injection.capture import capture
+from softprompt.injection.check import check_layer
 from softprompt.injection.kept import lines_of
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt, detached
 
@@ -89,6 +90,7 @@ def initial_prompt(
         PromptError: the text has no tokens, or the given prompt has another kind or shape.
     """
     layer = min(layers, default=0) if shape == "input" else 0
+    check_layer(backbone.geometry, layer)
     match initial:
         case FromPrompt(prompt=prompt):
             return _given(prompt, shape, length, layers)

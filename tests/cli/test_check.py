@@ -71,6 +71,32 @@ def test_the_place_of_the_soft_tokens_is_said(home, run, method, template, place
     assert (plan["soft_tokens"], plan["where"]) == place
 
 
+SAVED = [
+    ("prompt-tuning", {}, "{text} sentiment{soft:4}", ["text before the prompt (train and valid"]),
+    ("prompt-tuning", {}, "{soft:3}{text}", ["the first 4 tokens, which all rows share, are run"]),
+    ("prompt-tuning", {"layers": "1:"}, "{soft:3}{text}", ["layers 0 to 0 (train and validation"]),
+    ("p-tuning-v2", {"layers": "1:"}, "{text}", ["layers 0 to 0 (train and validation rows, "]),
+    ("p-tuning-v2", {}, "{text}", []),
+]
+
+
+@pytest.mark.parametrize(("method", "settings", "template", "saved"), SAVED)
+def test_what_is_saved_is_said(home, run, method, settings, template, saved) -> None:
+    home.data["method"] = {"name": method} | settings
+    home.data["task"]["template"] = template
+    found = run("check", home.recipe, "--json").json["plan"]["savings"]
+    *first, scored = [*found, ""] if len(found) == len(saved) else found
+    assert len(first) == len(saved)
+    assert all(line.startswith(text) for line, text in zip(first, saved, strict=True))
+    assert not scored or scored.endswith("words are scored, at one position a row")
+
+
+def test_what_cannot_be_kept_is_said(home, run) -> None:
+    home.data["cache"] = {"memory": 0.0, "disk": 0.0}
+    [line, *_] = run("check", home.recipe, "--json").json["plan"]["savings"]
+    assert "is run in every step: kept, it would take 0.00 GB, more than cache.memory" in line
+
+
 def test_the_plan_can_be_read(home, run) -> None:
     home.write("train", [*home.rows(), {"text": "film " * 90, "label": "positive"}])
     said = run("check", home.recipe)

@@ -88,3 +88,29 @@ def test_a_fit_also_where_no_gradient_is_wanted(backbone):
     wanted = backbone("gpt2").embed(torch.tensor(backbone("gpt2").tokenizer("good")["input_ids"]))
     assert wanted.isfinite().all()
     assert all(p.requires_grad for p in method.parameters())
+
+
+@pytest.mark.parametrize("made", [METHODS["prompt-tuning"], PTuning])
+class TestLateSoftTokens:
+    def build(self, own, made, layers: str):
+        settings = made(layers=layers)
+        start = FromText("the movie was great")
+        return build_method(own, settings, soft_length=4, initial=start, seed=0)
+
+    def test_they_enter_where_they_are_told(self, backbone, made, kv):
+        own = backbone(kv)
+        prompt = self.build(own, made, "1:")()
+        assert prompt.layer == 1
+        assert prompt.vectors.shape == (4, own.geometry.block_size)
+
+    def test_once_in_they_stay(self, backbone, made):
+        with pytest.raises(PromptError) as error:
+            self.build(backbone("llama"), made, ":1")
+        assert 'layers = ":1" leaves out the last of the 2 layers' in str(error.value).replace(
+            "':1'", '":1"'
+        )
+
+    def test_a_backbone_with_its_own_attention_is_refused(self, backbone, made):
+        with pytest.raises(PromptError) as error:
+            self.build(backbone("bloom"), made, "1:")
+        assert "soft tokens cannot enter bloom at layer 1" in str(error.value)

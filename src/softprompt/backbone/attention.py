@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-# Scores that plain attention may hold at once: 4 MB of fp32 for each layer.
-PLAIN = 1 << 20
+# Queries times keys up to which plain products are the faster.
+PLAIN = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +69,8 @@ def _is_short(seen: Attention, options: dict[str, Any]) -> bool:
         return False
     if options.get("dropout") or options.get("softcap") is not None:
         return False
-    batch, heads, queries, _ = seen.query.shape
     length = 0 if seen.before is None else seen.before[0].shape[2]
-    scores = batch * heads * queries * (length + seen.key.shape[2])
+    scores = seen.query.shape[2] * (length + seen.key.shape[2])
     return scores <= PLAIN and any(t.requires_grad for t in tensors)
 
 
@@ -117,38 +116,45 @@ class _Plain(torch.autograd.Function):
         options: tuple[Tensor | None, float],
         *tensors: Tensor,
     ) -> Tensor:
-        added, scale = options
         query, first_key, first_value, key, value = tensors
-        q = query.transpose(0, 1).float() * scale
-        scores = torch.cat([_times(q, k, turn=True) for k in (first_key, key)], dim=-1)
-        if added is not None:
-            queries = added.shape[-2]
-            scores = (scores.unflatten(2, (-1, queries)) + added).flatten(2, 3)
-        shares = scores.softmax(dim=-1)
+        _, shares = _shares(query, first_key, key, options=options)
         length = first_key.shape[2]
         parts = (shares[..., :length], first_value), (shares[..., length:], value)
         before, own = (_times(p, v) for p, v in parts)
-        ctx.save_for_backward(query, first_key, first_value, key, value, shares)
-        ctx.scale = scale
+        ctx.save_for_backward(*tensors)
+        ctx.options = options
         return (before + own).transpose(0, 1).to(query.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        query, first_key, first_value, key, value, shares = ctx.saved_tensors
+        query, first_key, first_value, key, value = ctx.saved_tensors
         length = first_key.shape[2]
         g = grad.transpose(0, 1).float()
-        q = query.transpose(0, 1).float() * ctx.scale
+        # Made again: kept, they would be most of what a short row's layer keeps.
+        q, shares = _shares(query, first_key, key, options=ctx.options)
         slopes = torch.cat([_times(g, v, turn=True) for v in (first_value, value)], dim=-1)
         slopes = shares * (slopes - (slopes * shares).sum(dim=-1, keepdim=True))
         need, found = ctx.needs_input_grad, list[Tensor | None]()
         slope = _times(slopes[..., :length], first_key) + _times(slopes[..., length:], key)
-        found.append((slope * ctx.scale).transpose(0, 1).to(query.dtype) if need[1] else None)
+        found.append((slope * ctx.options[1]).transpose(0, 1).to(query.dtype) if need[1] else None)
         cuts = slice(None, length), slice(length, None)
         for at, k, v, number in ((cuts[0], first_key, first_value, 2), (cuts[1], key, value, 4)):
             found.append(_summed(slopes[..., at], q, k) if need[number] else None)
             found.append(_summed(shares[..., at], g, v) if need[number + 1] else None)
         return (None, *found)
+
+
+def _shares(
+    query: Tensor, first_key: Tensor, key: Tensor, *, options: tuple[Tensor | None, float]
+) -> tuple[Tensor, Tensor]:
+    """The scaled queries, and how much of each value every one of them takes."""
+    added, scale = options
+    q = query.transpose(0, 1).float() * scale
+    scores = torch.cat([_times(q, k, turn=True) for k in (first_key, key)], dim=-1)
+    if added is not None:
+        scores = (scores.unflatten(2, (-1, added.shape[-2])) + added).flatten(2, 3)
+    return q, scores.softmax(dim=-1)
 
 
 def _times(left: Tensor, right: Tensor, *, turn: bool = False) -> Tensor:

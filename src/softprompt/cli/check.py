@@ -60,6 +60,8 @@ def _said(plan: "Plan") -> str:
         "template": repr(plan.template),
         "steps": f"{plan.steps:,}",
     }
+    if plan.savings:
+        facts["saved"] = "\n".join(plan.savings)
     head = ["", "rows", "mean tokens", "most", "cut"]
     splits = [
         [name, f"{s.rows:,}", f"{s.mean_tokens:.1f}", str(s.max_tokens), f"{s.cut:,}"]

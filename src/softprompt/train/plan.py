@@ -9,6 +9,7 @@ from softprompt.methods.defaults import Defaults
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 from softprompt.train.prepare import Prepared, initial
 from softprompt.train.rows import Rows
+from softprompt.train.savings import savings
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Plan:
         splits: by name.
         settings: by name, with the source of each.
         steps: in all.
+        savings: what is run once for many steps or rows, and what is not scored.
     """
 
     backbone: str
@@ -65,6 +67,7 @@ class Plan:
     splits: Mapping[str, Split]
     settings: Mapping[str, Setting]
     steps: int
+    savings: tuple[str, ...]
 
 
 def plan(prepared: Prepared, *, steps: int) -> Plan:
@@ -90,6 +93,7 @@ def plan(prepared: Prepared, *, steps: int) -> Plan:
         splits={n: _split(rows, labelled=bool(task.labels)) for n, rows in prepared.rows.items()},
         settings=_settings(prepared),
         steps=steps,
+        savings=savings(prepared),
     )
 
 
