@@ -165,6 +165,7 @@ def _speed() -> str:
             for name, values in found["samples_per_second"].items()
         ),
         "",
+        *_attention(),
         *_growth(),
         "On a GPU:",
         "",
@@ -172,6 +173,19 @@ def _speed() -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _attention() -> list[str]:
+    found = _read("speed/results/attention-cpu.json")["milliseconds"]
+    rows = [f"| {size} | {ms['fused']:.2f} | {ms['plain']:.2f} |" for size, ms in found.items()]
+    return [
+        "Attention at one site, forward and backward, sixteen rows in bf16, milliseconds:",
+        "",
+        "| queries x keys | fused | plain products |",
+        "|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 def _growth() -> list[str]:

@@ -46,7 +46,7 @@ def train(*, quick: bool) -> dict[str, Any]:
         "behind_10": ours(trainer_of(recipe_of(BEHIND.format(10), rows=ROWS))),
         "floor": floor_arm(front),
     }
-    count, rounds = (3, 5) if quick else (4, 9)
+    count, rounds = (2, 5) if quick else (3, 5)
     speeds = measure(arms, batches_of(front, size=16, count=count), rounds=rounds)
     return {
         "ratios": {

@@ -19,6 +19,7 @@ from typing import Any
 import parts
 import torch
 from arms import CUDA
+from attention import attention
 
 HERE = Path(__file__).parent
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -27,6 +28,7 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "late": parts.late,
     "predict": parts.predict,
     "memory": parts.memory,
+    "attention": attention,
     "growth": parts.growth,
 }
 

@@ -2,7 +2,7 @@
 
 torch's fused kernel is the rule. Its backward pass on CPUs is slow where the sequences are short
 (in bf16 five times as slow as the plain products), so there, in training, the products are made
-one by one, in fp32; `benchmarks/speed/attention.py` measures both.
+one by one, in fp32; `scripts/bench speed --only attention` measures both.
 """
 
 from dataclasses import dataclass

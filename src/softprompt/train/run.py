@@ -1,6 +1,7 @@
 """Train to the end and keep what comes of it: the edge between the loop and the world."""
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 
@@ -8,7 +9,7 @@ from accelerate import Accelerator
 
 from softprompt.evaluate.model import Model, bring
 from softprompt.recipe import Recipe
-from softprompt.train.events import Evaluation, Event
+from softprompt.train.events import Evaluation, Event, Planned
 from softprompt.train.folder import RunFolder
 from softprompt.train.keep import keep
 from softprompt.train.launch import checkpointing, make_accelerator, track
@@ -16,6 +17,7 @@ from softprompt.train.picture import draw
 from softprompt.train.prepare import Prepared, device_of, prepare
 from softprompt.train.result import artifact_of, plain, results
 from softprompt.train.resume import restore, whole_state
+from softprompt.train.savings import savings
 from softprompt.train.trainer import Trainer
 
 CHECKPOINT_EVERY = 50
@@ -101,7 +103,8 @@ class _Loop:
         """Go to the end."""
         self.noted = noted
         before = self.run.rewind(noted) if self.main else 0.0
-        for told in keep(self.trainer, self.prepared):
+        said = Planned(savings(self.prepared))
+        for told in chain([said], keep(self.trainer, self.prepared)):
             if watch is not None:
                 watch(told, self.trainer)
         began = perf_counter() - before
