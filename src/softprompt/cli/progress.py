@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from softprompt.train.events import Caching, Evaluation, Event, Finished, Planned, Step, Warned
+from softprompt.train.events import Caching, Evaluation, Event, Finished, Step, Warned
 
 if TYPE_CHECKING:
     from softprompt.train import Trainer
@@ -67,9 +67,6 @@ class Progress:
             self._begin(trainer)
         now = perf_counter()
         match event:
-            case Planned():
-                for text in event.savings:
-                    self._say(text)
             case Caching():
                 self._caching(event)
             case Step():

@@ -7,19 +7,6 @@ from softprompt.evaluate.predict import Report
 
 
 @dataclass(frozen=True)
-class Planned:
-    """What the run need not compute.
-
-    Args:
-        savings: a sentence for each.
-        step: before which it is said.
-    """
-
-    savings: tuple[str, ...]
-    step: int = 0
-
-
-@dataclass(frozen=True)
 class Caching:
     """What no step changes is computed once, before the first one.
 
@@ -111,4 +98,4 @@ class Finished:
     reason: str
 
 
-Event = Planned | Caching | Step | Evaluation | Warned | Finished
+Event = Caching | Step | Evaluation | Warned | Finished

@@ -1,7 +1,6 @@
 """Train to the end and keep what comes of it: the edge between the loop and the world."""
 
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from time import perf_counter
 
@@ -9,7 +8,7 @@ from accelerate import Accelerator
 
 from softprompt.evaluate.model import Model, bring
 from softprompt.recipe import Recipe
-from softprompt.train.events import Evaluation, Event, Planned
+from softprompt.train.events import Evaluation, Event
 from softprompt.train.folder import RunFolder
 from softprompt.train.keep import keep
 from softprompt.train.launch import checkpointing, make_accelerator, track
@@ -17,7 +16,6 @@ from softprompt.train.picture import draw
 from softprompt.train.prepare import Prepared, device_of, prepare
 from softprompt.train.result import artifact_of, plain, results
 from softprompt.train.resume import restore, whole_state
-from softprompt.train.savings import savings
 from softprompt.train.trainer import Trainer
 
 CHECKPOINT_EVERY = 50
@@ -103,8 +101,7 @@ class _Loop:
         """Go to the end."""
         self.noted = noted
         before = self.run.rewind(noted) if self.main else 0.0
-        said = Planned(savings(self.prepared))
-        for told in chain([said], keep(self.trainer, self.prepared)):
+        for told in keep(self.trainer, self.prepared):
             if watch is not None:
                 watch(told, self.trainer)
         began = perf_counter() - before
