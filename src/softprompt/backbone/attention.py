@@ -1,7 +1,7 @@
 """Attention over what stands before a row and over the row itself.
 
 torch's fused kernel is the rule. Its backward pass on CPUs is slow where the sequences are short
-(in bf16 five times as slow as the plain products), so there, in training, the products are made
+(in bf16 up to three times as slow as plain products), so there, in training, the products are made
 one by one, in fp32; `scripts/bench speed --only attention` measures both.
 """
 
