@@ -30,6 +30,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor, nn
 
 from softprompt.backbone import Backbone, Inputs, Kind, cache_folder, wrap
+from softprompt.backbone.model import dropout_rates
 from softprompt.methods import METHODS, MethodSettings
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
@@ -283,7 +284,7 @@ def make_model(
             auto = tf.AutoModelForSeq2SeqLM
     config = CONFIGS[family]()
     if not dropout:
-        for key in [k for k, v in vars(config).items() if "drop" in k and isinstance(v, float)]:
+        for key in dropout_rates(config):
             setattr(config, key, 0.0)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -18,7 +18,7 @@ from softprompt.backbone.load import converted
 from softprompt.data import like_length, read
 from softprompt.recipe import make_recipe
 from softprompt.train import Trainer, make_trainer, prepare
-from softprompt.train.keep import keep
+from softprompt.train.savings import begin
 
 SMOLLM, MINILM = "builtin:smollm2-135m-instruct", "builtin:minilm"
 TEXT = "Overall, the sentiment of the review is"
@@ -61,7 +61,7 @@ def trainer_of(data: Mapping[str, Any], *, texts: Sequence[Mapping[str, str]] = 
         tables = {name: Dataset.from_list([dict(r) for r in part]) for name, part in parts.items()}
     prepared = prepare(make_recipe(data), tables=tables)
     trainer = make_trainer(prepared, Accelerator(cpu=not CUDA))
-    for _ in keep(trainer, prepared):
+    for _ in begin(trainer, prepared):
         pass
     return trainer
 

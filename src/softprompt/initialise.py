@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from softprompt.backbone.model import Backbone, Inputs
+from softprompt.backbone.model import Backbone
 from softprompt.errors import PromptError
 from softprompt.injection.capture import capture
 from softprompt.injection.check import check_layer
@@ -160,10 +160,8 @@ def _vectors(backbone: Backbone, ids: Int[Tensor, " P"], layer: int) -> Float[Te
     # One token goes first: models pour extreme values into the first state of any row.
     own = (backbone.tokenizer.bos_token_id, backbone.tokenizer.cls_token_id)
     first = next((token for token in own if token is not None), int(ids[0]))
-    row = torch.cat([torch.tensor([first]), ids])[None].to(backbone.device)
-    decoder = row if backbone.geometry.kind == "encoder-decoder" else None
-    inputs = Inputs(ids=row, mask=torch.ones_like(row), decoder_ids=decoder)
-    return lines_of(backbone, inputs, layer=layer, prompt=None)[0, 1:].float().cpu()
+    row = backbone.one_row(torch.cat([torch.tensor([first]), ids]))
+    return lines_of(backbone, row, layer=layer, prompt=None)[0, 1:].float().cpu()
 
 
 def _random_vectors(

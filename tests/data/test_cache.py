@@ -1,9 +1,8 @@
 """Files of lines: what is read is what was written, or it is computed again."""
 
-import multiprocessing
 import os
-import signal
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,44 +98,42 @@ def test_what_is_larger_than_the_limit_does_not_fit(shelf):
     assert not shelf.fits(Shape(61, 50, torch.float32))
 
 
-def _fill_slowly(folder: Path, seconds: float, begun) -> None:
-    shelf = Shelf(folder, limit=10_000)
-    with shelf.locked(MARK):
-        if shelf.open(MARK, SHAPE) is None:
-            for _ in shelf.fill(MARK, SHAPE, parts=lines().split(1)):
-                begun.set()
-                time.sleep(seconds)
-            (folder / f"filled-by-{os.getpid()}").touch()
+FILL_SLOWLY = """
+import sys, time
+from pathlib import Path
+import torch
+from softprompt.data.cache import Shape, Shelf
+
+folder, mark, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+shape = Shape(lines=7, width=5, dtype=torch.float32)
+lines = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
+shelf = Shelf(folder, limit=10_000)
+with shelf.locked(mark):
+    if shelf.open(mark, shape) is None:
+        for _ in shelf.fill(mark, shape, parts=lines.split(1)):
+            print("begun", flush=True)
+            time.sleep(seconds)
+        print("filled", flush=True)
+"""
 
 
-@pytest.fixture
-def process():
-    """Another process that fills a shelf."""
-    context = multiprocessing.get_context("spawn")
-
-    def start(folder: Path, seconds: float):
-        begun = context.Event()
-        made = context.Process(target=_fill_slowly, args=(folder, seconds, begun))
-        made.start()
-        return made, begun
-
-    return start
+def filling(shelf: Shelf, seconds: float) -> subprocess.Popen[str]:
+    """Another process that fills the shelf, waiting after each line."""
+    arguments = [sys.executable, "-c", FILL_SLOWLY, str(shelf.folder), MARK, str(seconds)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_kill_while_writing_leaves_nothing_to_be_read(shelf, process):
-    made, begun = process(shelf.folder, 60)
-    assert begun.wait(60)
-    os.kill(made.pid, signal.SIGKILL)
-    made.join()
+def test_a_kill_while_writing_leaves_nothing_to_be_read(shelf):
+    with filling(shelf, 60) as other:
+        assert other.stdout.readline() == "begun\n"
+        other.kill()
     assert shelf.open(MARK, SHAPE) is None
     filled(shelf)
     assert torch.equal(shelf.open(MARK, SHAPE), lines())
     assert [*shelf.folder.glob(".*")] == []
 
 
-def test_of_two_processes_one_fills(shelf, process):
-    made = [process(shelf.folder, 0.05) for _ in range(2)]
-    for one, _ in made:
-        one.join()
-    assert len([*shelf.folder.glob("filled-by-*")]) == 1
+def test_of_two_processes_one_fills(shelf):
+    said = [other.communicate()[0].split() for other in [filling(shelf, 0.05) for _ in range(2)]]
+    assert sorted(said, key=len) == [[], [*["begun"] * 7, "filled"]]
     assert torch.equal(shelf.open(MARK, SHAPE), lines())

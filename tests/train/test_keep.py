@@ -7,10 +7,11 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.data.cache import Shelf
-from softprompt.train import Caching, Step, Warned
+from softprompt.train import Caching, Planned, Step, Warned
 from softprompt.train import keep as module
 from softprompt.train.gradient import gradients
-from softprompt.train.keep import keep, worth_keeping
+from softprompt.train.keep import worth_keeping
+from softprompt.train.savings import begin
 
 LATE = {"layers": "1:"}
 # family, method, task, settings, the layer that is kept
@@ -35,7 +36,9 @@ def case(request, parts):
 
 
 def kept(trainer, prepared) -> list[object]:
-    return [*keep(trainer, prepared)]
+    planned, *found = begin(trainer, prepared)
+    assert isinstance(planned, Planned)
+    return found
 
 
 def test_loss_and_gradient_are_those_of_whole_rows(case, trainer_of, monkeypatch):

@@ -67,26 +67,28 @@ def test_without_a_template_there_must_be_one_or_two_texts(columns):
     )
 
 
-def test_soft_tokens_must_be_there_for_a_method_that_trains_them(data, backbone):
-    recipe = data("llama", "prompt-tuning")
-    recipe["task"]["template"] = "{text} is"
-    with pytest.raises(TemplateError) as caught:
-        made(recipe, backbone("llama"))
-    assert str(caught.value) == (
-        "the template has no soft tokens, but prompt-tuning trains them. Write {soft:10} where "
-        "they shall stand."
-    )
+SOFT_TOKENS = {
+    "missing": (
+        ("prompt-tuning", "{text} is"),
+        "the template has no soft tokens, but prompt-tuning trains them.",
+        "Write {soft:10} where they shall stand.",
+    ),
+    "too many": (
+        ("p-tuning-v2", "{soft:4}{text} is"),
+        "the template has 4 soft tokens, but p-tuning-v2 trains keys and values and none of them.",
+        "Take {soft:N} out, and set method.length instead.",
+    ),
+}
 
 
-def test_soft_tokens_must_not_be_there_for_a_method_that_trains_none(data, backbone):
-    recipe = data("llama", "p-tuning-v2")
-    recipe["task"]["template"] = "{soft:4}{text} is"
+@pytest.mark.parametrize(("given", "fact", "remedy"), SOFT_TOKENS.values(), ids=SOFT_TOKENS)
+def test_soft_tokens_are_there_if_the_method_trains_them(data, backbone, given, fact, remedy):
+    method, template = given
+    recipe = data("llama", method)
+    recipe["task"]["template"] = template
     with pytest.raises(TemplateError) as caught:
         made(recipe, backbone("llama"))
-    assert str(caught.value) == (
-        "the template has 4 soft tokens, but p-tuning-v2 trains keys and values and none of them. "
-        "Take {soft:N} out, and set method.length instead."
-    )
+    assert str(caught.value) == f"{fact} {remedy}"
 
 
 def test_a_field_that_is_no_column_is_refused(data, backbone):

@@ -15,6 +15,7 @@ from softprompt.evaluate import load_model
 from softprompt.recipe import read_recipe
 from softprompt.train import Evaluation, RunFolder, Step, free_folder, train
 from softprompt.train.folder import RunFolder as Folder
+from softprompt.train.plan import plan
 
 
 @pytest.fixture
@@ -34,7 +35,9 @@ def done(parts, tmp_path):
 
 
 def test_what_a_run_leaves(done):
-    folder, prepared, seen, _ = done()
+    folder, prepared, (planned, *seen), _ = done()
+    assert planned.savings == plan(prepared, steps=1).savings
+    assert any("words are scored" in line for line in planned.savings)
     assert {path.name for path in folder.iterdir()} == {
         "recipe.toml", "events.jsonl", "metrics.json", "curve.png", "artifact", "checkpoint",
     }  # fmt: skip

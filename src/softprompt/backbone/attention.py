@@ -42,6 +42,19 @@ class Attention:
     window: int | None = None
     before: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def hides(self) -> bool:
+        """Whether anything is masked."""
+        return self.mask is not None or (self.causal and self.query.shape[2] > 1)
+
+    def written(self) -> Tensor:
+        """The mask, also where it goes without saying: ``[B or 1, 1, T, Tk]``."""
+        if self.mask is not None:
+            return self.mask
+        shape = (1, 1, self.query.shape[2], self.key.shape[2])
+        mask = torch.ones(shape, dtype=torch.bool, device=self.query.device)
+        return mask.tril() if self.hides else mask
+
 
 def attend(module: nn.Module, seen: Attention, *, options: dict[str, Any]) -> Tensor:
     """The attention's output ``[B, T, heads, D]``.
@@ -88,12 +101,9 @@ def _plain(seen: Attention, scaling: float | None) -> Tensor:
 
 def _added(seen: Attention, groups: int) -> Tensor | None:
     """Mask and bias as one number for each score: ``[1 or N, B or 1, 1 or heads/N, T, P + Tk]``."""
-    queries, keys = seen.query.shape[2], seen.key.shape[2]
-    mask = seen.mask
-    if mask is None and seen.causal and queries > 1:
-        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool).tril()
     added: Tensor | None = None
-    if mask is not None:
+    if seen.hides:
+        mask = seen.written()
         added = mask.float()
         if mask.dtype == torch.bool:
             added = torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
@@ -117,27 +127,26 @@ class _Plain(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         query, first_key, first_value, key, value = tensors
-        _, shares = _shares(query, first_key, key, options=options)
+        shares = _shares(query, first_key, key, options=options)
         length = first_key.shape[2]
         parts = (shares[..., :length], first_value), (shares[..., length:], value)
         before, own = (_times(p, v) for p, v in parts)
-        ctx.save_for_backward(*tensors)
-        ctx.options = options
+        ctx.save_for_backward(*tensors, shares.to(query.dtype))
+        ctx.scale = options[1]
         return (before + own).transpose(0, 1).to(query.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        query, first_key, first_value, key, value = ctx.saved_tensors
+        query, first_key, first_value, key, value, shares = ctx.saved_tensors
         length = first_key.shape[2]
-        g = grad.transpose(0, 1).float()
-        # Made again: kept, they would be most of what a short row's layer keeps.
-        q, shares = _shares(query, first_key, key, options=ctx.options)
+        g, shares = grad.transpose(0, 1).float(), shares.float()
+        q = query.transpose(0, 1).float() * ctx.scale
         slopes = torch.cat([_times(g, v, turn=True) for v in (first_value, value)], dim=-1)
         slopes = shares * (slopes - (slopes * shares).sum(dim=-1, keepdim=True))
         need, found = ctx.needs_input_grad, list[Tensor | None]()
         slope = _times(slopes[..., :length], first_key) + _times(slopes[..., length:], key)
-        found.append((slope * ctx.options[1]).transpose(0, 1).to(query.dtype) if need[1] else None)
+        found.append((slope * ctx.scale).transpose(0, 1).to(query.dtype) if need[1] else None)
         cuts = slice(None, length), slice(length, None)
         for at, k, v, number in ((cuts[0], first_key, first_value, 2), (cuts[1], key, value, 4)):
             found.append(_summed(slopes[..., at], q, k) if need[number] else None)
@@ -147,14 +156,14 @@ class _Plain(torch.autograd.Function):
 
 def _shares(
     query: Tensor, first_key: Tensor, key: Tensor, *, options: tuple[Tensor | None, float]
-) -> tuple[Tensor, Tensor]:
-    """The scaled queries, and how much of each value every one of them takes."""
+) -> Tensor:
+    """How much of each value every query takes."""
     added, scale = options
     q = query.transpose(0, 1).float() * scale
     scores = torch.cat([_times(q, k, turn=True) for k in (first_key, key)], dim=-1)
     if added is not None:
         scores = (scores.unflatten(2, (-1, added.shape[-2])) + added).flatten(2, 3)
-    return q, scores.softmax(dim=-1)
+    return scores.softmax(dim=-1)
 
 
 def _times(left: Tensor, right: Tensor, *, turn: bool = False) -> Tensor:

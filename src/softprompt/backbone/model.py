@@ -160,6 +160,12 @@ class Backbone:
         # With gradient checkpointing on, a hook of transformers' makes it ask for a gradient.
         return embedded.detach().float()
 
+    def one_row(self, ids: Int[Tensor, " T"]) -> Inputs:
+        """A row of these ids alone; an encoder-decoder's decoder is fed the same."""
+        row = ids.to(self.device)[None]
+        decoder = row if self.geometry.kind == "encoder-decoder" else None
+        return Inputs(ids=row, mask=torch.ones_like(row), decoder_ids=decoder)
+
     def hidden(
         self, inputs: Inputs, *, positions: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "Bs Ts H"]:

@@ -161,16 +161,18 @@ def _attention(
 
 @dataclass
 class Recorder:
-    """A listener that changes nothing and keeps the keys and values that each site is given.
+    """A listener that changes nothing and keeps each attention call.
 
     Args:
         below: another listener that goes first; None for the bare model.
+        until: the first block that is left out, what it is given being kept instead; None to run
+            them all.
     """
 
     below: Listener | None = None
-
-    def __post_init__(self) -> None:
-        self.calls: list[tuple[nn.Module, Attention]] = []
+    until: int | None = None
+    calls: list[tuple[nn.Module, Attention]] = field(default_factory=list, init=False)
+    given: list[Tensor] = field(default_factory=list, init=False)
 
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
         """Embed as the listener below does."""
@@ -178,20 +180,28 @@ class Recorder:
 
     def call(self) -> Pass:
         """Record one pass."""
-        return _Recorded(self.calls, None if self.below is None else self.below.call())
+        return _Recorded(self, None if self.below is None else self.below.call())
 
 
 @dataclass
 class _Recorded:
-    calls: list[tuple[nn.Module, Attention]]
+    recorder: Recorder
     below: Pass | None
     more: list[Any] = field(default_factory=list)
+    entered: int = 0
 
     def attend(self, module: nn.Module, attention: Attention) -> Attention:
-        self.calls.append((module, attention))
+        if self.recorder.until is None:
+            self.recorder.calls.append((module, attention))
         return replace(attention) if self.below is None else self.below.attend(module, attention)
 
     def enter(self, block: nn.Module, states: Tensor) -> tuple[Tensor, bool]:
+        number, until = self.entered, self.recorder.until
+        self.entered += 1
+        if number == until:
+            self.recorder.given.append(states)
+        if until is not None and number >= until:
+            return states, False
         return (states, True) if self.below is None else self.below.enter(block, states)
 
 

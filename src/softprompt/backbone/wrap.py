@@ -1,6 +1,5 @@
 """Turn a transformers model into a backbone: freeze it, open the seam, measure it."""
 
-import torch
 from torch import nn
 from transformers import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -85,6 +84,4 @@ def _numbered(calls: list[nn.Module]) -> dict[nn.Module, tuple[int, ...]]:
 
 def example(backbone: Backbone) -> Inputs:
     """A short row that every backbone can run; for proofs and dry runs."""
-    ids = probe_ids(backbone.model)
-    decoder = ids.clone() if backbone.geometry.kind == "encoder-decoder" else None
-    return Inputs(ids=ids, mask=torch.ones_like(ids), decoder_ids=decoder)
+    return backbone.one_row(probe_ids(backbone.model)[0])

@@ -8,7 +8,15 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from softprompt.train.events import Caching, Evaluation, Event, Finished, Step, Warned
+from softprompt.train.events import (
+    Caching,
+    Evaluation,
+    Event,
+    Finished,
+    Planned,
+    Step,
+    Warned,
+)
 
 if TYPE_CHECKING:
     from softprompt.train import Trainer
@@ -67,6 +75,9 @@ class Progress:
             self._begin(trainer)
         now = perf_counter()
         match event:
+            case Planned():
+                for line in event.savings:
+                    self._say(f"saved: {line}")
             case Caching():
                 self._caching(event)
             case Step():

@@ -77,6 +77,11 @@ class Template:
         return sum(p.count for p in self.pieces if isinstance(p, Soft))
 
     @property
+    def soft_first(self) -> bool:
+        """Whether a soft token stands before the row's own text."""
+        return isinstance(next(p for p in self.pieces if isinstance(p, Soft | Field)), Soft)
+
+    @property
     def masks(self) -> int:
         """How many ``{mask}`` it has: 0 or 1."""
         return sum(isinstance(p, Mask) for p in self.pieces)

@@ -104,33 +104,18 @@ def _near(positions: Int[Tensor, "B T"], length: int, window: int) -> Bool[Tenso
     return (positions[:, None, :, None] - columns) < window
 
 
-def _own(attention: Attention) -> Tensor | None:
-    """The mask of the row's own columns; None where all of them are seen."""
-    if attention.mask is not None:
-        return attention.mask
-    queries, keys = attention.query.shape[2], attention.key.shape[2]
-    if not attention.causal or queries == 1:
-        return None
-    mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=attention.query.device)
-    return mask.tril()
-
-
 def _joined(
     attention: Attention, seen: Bool[Tensor, "B 1 _ P"] | None, length: int
 ) -> Tensor | None:
     """The attention mask with columns for the prefix."""
-    own = _own(attention)
-    if own is None and seen is None:
+    if seen is None and not attention.hides:
         return None
-    queries, keys = attention.query.shape[2], attention.key.shape[2]
-    device = attention.query.device
-    if own is None:
-        own = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
+    own = attention.written()
     if seen is None:
-        seen = torch.ones(1, 1, 1, length, dtype=torch.bool, device=device)
+        seen = torch.ones(1, 1, 1, length, dtype=torch.bool, device=own.device)
     batch = max(len(own), len(seen))
     own = own.expand(batch, -1, -1, -1)
-    columns = seen.expand(batch, own.shape[1], queries, length)
+    columns = seen.expand(batch, own.shape[1], own.shape[2], length)
     if own.dtype != torch.bool:
         lowest = torch.finfo(own.dtype).min
         columns = torch.zeros_like(columns, dtype=own.dtype).masked_fill(~columns, lowest)
@@ -140,15 +125,10 @@ def _joined(
 def _hidden(
     attention: Attention, columns: Bool[Tensor, "B Tc"], asking: Bool[Tensor, "B T"]
 ) -> Tensor:
-    batch, _, queries, _ = attention.query.shape
-    keys = attention.key.shape[2]
-    own = _own(attention)
-    if own is None:
-        own = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=attention.query.device)
+    own = attention.written().expand(len(attention.query), -1, -1, -1)
     # Soft tokens go on seeing one another: a row of nothing but masks would be no number.
-    hidden = F.pad(columns, (0, keys - columns.shape[1]))[:, None, None, :]
+    hidden = F.pad(columns, (0, own.shape[-1] - columns.shape[1]))[:, None, None, :]
     hidden = hidden & ~asking[:, None, :, None]
-    own = own.expand(batch, -1, -1, -1)
     if own.dtype == torch.bool:
         return own & ~hidden
     return own.masked_fill(hidden, torch.finfo(own.dtype).min)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from softprompt.backbone.model import Backbone, Inputs
+from softprompt.backbone.model import Backbone
 from softprompt.errors import PromptError
 from softprompt.injection.kept import keys_and_values
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
@@ -27,10 +27,7 @@ def capture(
             "be read. Use prompt-tuning or p-tuning."
         )
         raise PromptError(msg)
-    row = ids.to(backbone.device)[None]
-    decoder = row if backbone.geometry.kind == "encoder-decoder" else None
-    inputs = Inputs(ids=row, mask=torch.ones_like(row), decoder_ids=decoder)
-    found = keys_and_values(backbone, inputs, prompt=prompt)
+    found = keys_and_values(backbone, backbone.one_row(ids), prompt=prompt)
     keys = torch.cat([keys.float() for keys, _ in found])
     values = torch.cat([values.float() for _, values in found])
     return KVPrefix(keys, values, tuple(range(len(found))))

@@ -1,18 +1,16 @@
 """States that no prompt reaches: computed once, and found again by the rows' own tokens."""
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from softprompt.backbone.attention import Attention
 from softprompt.backbone.model import Backbone, Inputs
-from softprompt.backbone.seam import Pass, Recorder, listening
+from softprompt.backbone.seam import Recorder, listening
 from softprompt.injection.run import assign, positions
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
@@ -26,16 +24,11 @@ class Kept:
             the keys and values of all attention sites.
         places: where the lines of a row begin and how many there are, by :func:`key_of`.
         lines: may lie in a memory-mapped file.
-        head: how many tokens, soft ones among them, the lines are that every row begins with; 0 if
-            they are of many rows.
-        prompt: whose soft tokens these are.
     """
 
     layer: int | None
     places: Mapping[bytes, tuple[int, int]]
     lines: Float[Tensor, "S W"]
-    head: int = 0
-    prompt: Prompt | None = None
 
     def find(self, keys: Sequence[bytes], *, device: torch.device) -> Tensor | None:
         """The lines of these rows ``[B, T, W]``, padded with zeros on the right.
@@ -95,14 +88,14 @@ def lines_of(
     if layer == backbone.geometry.blocks:
         with listening(given):
             return backbone.encode(inputs)
-    upto = _Upto(given, layer)
+    recorder = Recorder(below=given, until=layer)
     where = positions(backbone, inputs, given=given)
-    with listening(upto):
+    with listening(recorder):
         if backbone.geometry.kind == "encoder-decoder":
             backbone.encode(inputs)
         else:
             backbone.hidden(inputs, positions=where)
-    return upto.states[0]
+    return recorder.given[0]
 
 
 def keys_and_values(
@@ -114,37 +107,3 @@ def keys_and_values(
     with listening(recorder):
         backbone.hidden(inputs, positions=positions(backbone, inputs, given=given))
     return [(seen.key, seen.value) for _, seen in recorder.calls]
-
-
-@dataclass(frozen=True, eq=False)
-class _Upto:
-    """Runs the layers below one, keeps what that is given, and leaves the others out."""
-
-    below: Any
-    layer: int
-    states: list[Tensor] = field(default_factory=list)
-
-    def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
-        embedded: Tensor = self.below.embed(ids, table)
-        return embedded
-
-    def call(self) -> Pass:
-        return _UptoPass(self, self.below.call())
-
-
-class _UptoPass:
-    def __init__(self, upto: _Upto, below: Pass) -> None:
-        self.upto, self.below = upto, below
-        self.more: list[Any] = []
-        self.entered = 0
-
-    def attend(self, module: nn.Module, attention: Attention) -> Attention:
-        return self.below.attend(module, attention)
-
-    def enter(self, block: nn.Module, states: Tensor) -> tuple[Tensor, bool]:
-        number, self.entered = self.entered, self.entered + 1
-        if number == self.upto.layer:
-            self.upto.states.append(states)
-        if number >= self.upto.layer:
-            return states, False
-        return self.below.enter(block, states)

@@ -39,8 +39,7 @@ def run(
         PromptError: a prompt does not fit the backbone, or a row asks for soft tokens that its
             prompt does not have.
     """
-    laid = replace(assign(backbone, inputs, prompts=prompts, rows=rows), given=given)
-    with listening(laid):
+    with injected(backbone, inputs, prompts=prompts, rows=rows, given=given) as laid:
         if given is not None and given.layer == backbone.geometry.blocks:
             return backbone.decode(inputs, states=given.states)
         return backbone.hidden(inputs, positions=positions(backbone, inputs, given=laid))
@@ -53,11 +52,12 @@ def injected(
     *,
     prompts: Sequence[Prompt | None],
     rows: Int[Tensor, " B"] | None = None,
+    given: Given | None = None,
 ) -> Iterator[RowPrompts]:
     """Let the prompts speak in every pass that starts in this context."""
-    given = assign(backbone, inputs, prompts=prompts, rows=rows)
-    with listening(given):
-        yield given
+    laid = replace(assign(backbone, inputs, prompts=prompts, rows=rows), given=given)
+    with listening(laid):
+        yield laid
 
 
 def assign(

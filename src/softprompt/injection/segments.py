@@ -43,13 +43,28 @@ class Cut:
     lines: Float[Tensor, "B T W"] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What many rows begin with, run once for all of them.
+
+    Args:
+        ids: soft tokens among them.
+        prompt: whose soft tokens these are.
+        lines: keys and values of all attention sites, one line a token.
+    """
+
+    ids: tuple[int, ...]
+    prompt: InputPrompt
+    lines: Float[Tensor, "T W"]
+
+
 def cut(
     backbone: Backbone,
     rows: Sequence[Ids],
     *,
     prompt: Prompt | None,
     needed: Sequence[int],
-    kept: Kept | None = None,
+    kept: Kept | Beginning | None = None,
 ) -> Cut | None:
     """Where cutting the rows saves work; None if they are to be run whole.
 
@@ -61,10 +76,10 @@ def cut(
     """
     if not isinstance(prompt, InputPrompt) or not can_be_cut(backbone):
         return None
-    if kept is not None and kept.head and kept.prompt is prompt:
-        return _behind_head(rows, kept, prompt=prompt, needed=needed)
+    if isinstance(kept, Beginning) and kept.prompt is prompt:
+        return _behind(rows, kept, needed=needed)
     vocabulary = backbone.geometry.vocabulary
-    common = min(_common(rows), *needed)
+    common = min(common_length(rows), *needed)
     soft = any(i >= vocabulary for i in rows[0][:common])
     if len(rows) > 1 and soft and not prompt.layer:
         return Cut((common,) * len(rows), shared=True, prompt=prompt)
@@ -72,7 +87,7 @@ def cut(
     if not all(0 < at <= first for at, first in zip(text, needed, strict=True)):
         return None
     lines = None
-    if kept is not None and kept.layer is None:
+    if isinstance(kept, Kept) and kept.layer is None:
         keys = [key_of(row[:at]) for row, at in zip(rows, text, strict=True)]
         lines = kept.find(keys, device=backbone.device)
     learning = torch.is_grad_enabled() and prompt.vectors.requires_grad
@@ -117,8 +132,8 @@ def can_be_cut(backbone: Backbone) -> bool:
 
 
 @torch.no_grad()
-def keep_head(backbone: Backbone, rows: Sequence[Ids], *, prompt: Prompt) -> Kept | None:
-    """The keys and values of what all these rows begin with, for answering many more like them.
+def begin(backbone: Backbone, rows: Sequence[Ids], *, prompt: Prompt) -> Beginning | None:
+    """Run what all these rows begin with, for answering many more like them.
 
     Args:
         rows: at least two, unlike ones.
@@ -128,37 +143,34 @@ def keep_head(backbone: Backbone, rows: Sequence[Ids], *, prompt: Prompt) -> Kep
     """
     if not isinstance(prompt, InputPrompt) or prompt.layer or not can_be_cut(backbone):
         return None
-    head = rows[0][: _common(rows)]
-    if not any(i >= backbone.geometry.vocabulary for i in head):
+    ids = tuple(rows[0][: common_length(rows)])
+    if not any(i >= backbone.geometry.vocabulary for i in ids):
         return None
-    lines = lines_of(backbone, _padded(backbone, [head]), layer=None, prompt=prompt)[0]
-    return Kept(None, {key_of(head): (0, len(head))}, lines, head=len(head), prompt=prompt)
+    lines = lines_of(backbone, _padded(backbone, [ids]), layer=None, prompt=prompt)[0]
+    return Beginning(ids, prompt, lines)
 
 
-def _behind_head(
-    rows: Sequence[Ids], kept: Kept, *, prompt: InputPrompt, needed: Sequence[int]
-) -> Cut | None:
-    """A cut behind the head that is kept, if all rows begin with it."""
-    keys = {key_of(row[: kept.head]) for row in rows}
-    if keys != {*kept.places} or any(len(row) <= kept.head for row in rows):
-        return None
-    if min(needed) < kept.head:
-        return None
-    return Cut((kept.head,) * len(rows), shared=True, prompt=prompt, lines=kept.lines[None])
-
-
-def _text(row: Ids, vocabulary: int) -> int:
-    """How many tokens stand before the first soft one; 0 if there is none."""
-    return next((at for at, i in enumerate(row) if i >= vocabulary), 0)
-
-
-def _common(rows: Sequence[Ids]) -> int:
+def common_length(rows: Sequence[Ids]) -> int:
     """How many tokens all rows begin with, leaving each at least one of its own."""
     shortest = min(len(row) for row in rows) - 1
     for at in range(shortest):
         if any(row[at] != rows[0][at] for row in rows):
             return at
     return shortest
+
+
+def _behind(rows: Sequence[Ids], beginning: Beginning, *, needed: Sequence[int]) -> Cut | None:
+    """A cut behind the beginning, if all rows have it and more."""
+    length = len(beginning.ids)
+    if min(needed) < length or any(tuple(row[:length]) != beginning.ids for row in rows):
+        return None
+    at = (length,) * len(rows)
+    return Cut(at, shared=True, prompt=beginning.prompt, lines=beginning.lines[None])
+
+
+def _text(row: Ids, vocabulary: int) -> int:
+    """How many tokens stand before the first soft one; 0 if there is none."""
+    return next((at for at, i in enumerate(row) if i >= vocabulary), 0)
 
 
 def _before(backbone: Backbone, rows: Sequence[Ids], where: Cut) -> dict[int, SitePrefix]:

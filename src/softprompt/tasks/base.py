@@ -15,9 +15,9 @@ from softprompt.errors import DataError, unknown
 from softprompt.injection.kept import Kept, first_layer, key_of
 from softprompt.injection.rows import Given
 from softprompt.injection.run import run
-from softprompt.injection.segments import cut, keep_head, run_cut
+from softprompt.injection.segments import Beginning, begin, cut, run_cut
 from softprompt.prompt import Prompt
-from softprompt.tasks.layout import padded, picked
+from softprompt.tasks.layout import padded, picked, with_decoder
 
 Row = Mapping[str, object]
 
@@ -81,9 +81,9 @@ class Task(ABC):
 
     backbone: Backbone
     labels: tuple[str, ...]
-    kept: Kept | None = None
+    kept: Kept | Beginning | None = None
 
-    def keeping(self, kept: Kept) -> "Task":
+    def keeping(self, kept: Kept | Beginning) -> "Task":
         """The same task, which finds there what was computed of rows before."""
         twin = copy(self)
         twin.kept = kept
@@ -94,8 +94,8 @@ class Task(ABC):
         rows = [variant.ids for example in examples for variant in example.variants]
         if self.kept is not None or prompt is None or len(rows) < _MANY:
             return self
-        head = keep_head(self.backbone, rows, prompt=prompt)
-        return self if head is None else self.keeping(head)
+        beginning = begin(self.backbone, rows, prompt=prompt)
+        return self if beginning is None else self.keeping(beginning)
 
     def rows_run(self, example: Example) -> tuple[Tokenised, ...]:
         """What the backbone is run on to learn from a row."""
@@ -104,7 +104,7 @@ class Task(ABC):
     def given(self, rows: Sequence[Tokenised], prompts: Sequence[Prompt | None]) -> Given | None:
         """The states of rows at the layer where they are kept, if no prompt reaches below it."""
         kept = self.kept
-        if kept is None or kept.layer is None:
+        if not isinstance(kept, Kept) or kept.layer is None:
             return None
         reached = [first_layer(prompt) for prompt in prompts]
         if any(layer is not None and layer < kept.layer for layer in reached):
@@ -136,6 +136,19 @@ class Task(ABC):
         given = self.given(rows, prompts)
         inputs = padded(self.backbone, rows)
         return picked(run(self.backbone, inputs, prompts=prompts, rows=which, given=given), points)
+
+    def decoded(
+        self,
+        rows: Sequence[Tokenised],
+        *,
+        decoder: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt | None],
+        which: Int[Tensor, " B"] | None,
+    ) -> Float[Tensor, "Bd Td H"]:
+        """The decoder's hidden states over what it is fed, once or several times for each row."""
+        inputs = with_decoder(padded(self.backbone, rows), decoder)
+        given = self.given(rows, prompts)
+        return run(self.backbone, inputs, prompts=prompts, rows=which, given=given)
 
     @property
     def head(self) -> nn.Module | None:

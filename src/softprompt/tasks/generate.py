@@ -13,10 +13,9 @@ from softprompt.data.batch import Side
 from softprompt.data.tokenise import Renderer, Tokenised
 from softprompt.errors import DataError, unknown
 from softprompt.injection.generate import Decoding, generate
-from softprompt.injection.run import run
 from softprompt.prompt import Prompt
 from softprompt.tasks.base import Answer, Example, Loss, Row, Task
-from softprompt.tasks.layout import padded, picked, with_decoder
+from softprompt.tasks.layout import padded, picked
 from softprompt.tasks.score import summed_loss
 
 
@@ -133,10 +132,8 @@ class Writer(Task):
             begins = [len(source.ids) - 1 for source in sources]
             points = [range(b, b + len(t)) for b, t in zip(begins, targets, strict=True)]
             return self.states_at(whole, points=points, prompts=prompts, which=rows)
-        inputs, given = padded(self.backbone, sources), self.given(sources, prompts)
         decoder = [[self.backbone.decoder_start, *t[:-1]] for t in targets]
-        fed = with_decoder(inputs, decoder)
-        states = run(self.backbone, fed, prompts=prompts, rows=rows, given=given)
+        states = self.decoded(sources, decoder=decoder, prompts=prompts, which=rows)
         return picked(states, [range(len(t)) for t in targets])
 
     def _tokens(self, text: str) -> tuple[int, ...]:

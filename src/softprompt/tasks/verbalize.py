@@ -11,10 +11,9 @@ from torch import Tensor
 from softprompt.backbone.head import Head
 from softprompt.backbone.model import Backbone
 from softprompt.data.tokenise import Renderer, Tokenised
-from softprompt.injection.run import run
 from softprompt.prompt import Prompt
 from softprompt.tasks.base import Classifier, Example, Row
-from softprompt.tasks.layout import padded, picked, with_decoder
+from softprompt.tasks.layout import picked
 from softprompt.tasks.words import Words, label_scores
 
 
@@ -163,11 +162,9 @@ class AnswerWords(_ByContinuation):
     ) -> Float[Tensor, "B C"]:
         """Encode every row once; decode it in every continuation."""
         variants = [e.variants[0] for e in examples]
-        inputs, given = padded(self.backbone, variants), self.given(variants, prompts)
         start = self.backbone.decoder_start
         decoder = [[start, *context] for _ in examples for context in self._contexts]
-        fed = with_decoder(inputs, decoder)
-        states = run(self.backbone, fed, prompts=prompts, rows=rows, given=given)
+        states = self.decoded(variants, decoder=decoder, prompts=prompts, which=rows)
         points = [new_points(self._contexts, which) for which in range(len(self._contexts))]
         found = picked(states, points * len(examples))
         return self._label_scores(found.unflatten(0, (len(examples), -1)))

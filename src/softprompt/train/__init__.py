@@ -1,6 +1,6 @@
 """Training: a loop that yields steps, and the run folder around it."""
 
-from softprompt.train.events import Caching, Evaluation, Event, Finished, Step, Warned
+from softprompt.train.events import Caching, Evaluation, Event, Finished, Planned, Step, Warned
 from softprompt.train.folder import RunFolder, free_folder
 from softprompt.train.prepare import Prepared, prepare
 from softprompt.train.result import artifact_of, plain
@@ -13,6 +13,7 @@ __all__ = [
     "Evaluation",
     "Event",
     "Finished",
+    "Planned",
     "Prepared",
     "RunFolder",
     "Step",

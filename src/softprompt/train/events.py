@@ -7,6 +7,19 @@ from softprompt.evaluate.predict import Report
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What this run need not compute, before it begins.
+
+    Args:
+        savings: a line each; see :func:`softprompt.train.savings.savings`.
+        step: before which it is said.
+    """
+
+    savings: tuple[str, ...]
+    step: int = 0
+
+
+@dataclass(frozen=True)
 class Caching:
     """What no step changes is computed once, before the first one.
 
@@ -98,4 +111,4 @@ class Finished:
     reason: str
 
 
-Event = Caching | Step | Evaluation | Warned | Finished
+Event = Planned | Caching | Step | Evaluation | Warned | Finished

@@ -14,11 +14,11 @@ from softprompt.methods import MethodSettings, PromptTuning
 from softprompt.recipe import make_recipe
 from softprompt.tasks import TaskSettings
 from softprompt.train.events import Event
-from softprompt.train.keep import keep
 from softprompt.train.launch import checkpointing, make_accelerator
 from softprompt.train.prepare import prepare
 from softprompt.train.result import artifact_of
 from softprompt.train.run import make_trainer
+from softprompt.train.savings import begin
 
 Row = Mapping[str, object]
 
@@ -72,7 +72,7 @@ def fit(
     accelerator = make_accelerator(recipe.train, cpu=cpu, folder=None)
     with checkpointing(backbone, wanted=recipe.train.gradient_checkpointing):
         trainer = make_trainer(prepared, accelerator)
-        for event in chain(keep(trainer, prepared), trainer.run()):
+        for event in chain(begin(trainer, prepared), trainer.run()):
             if watch is not None:
                 watch(event)
     return bring(artifact_of(prepared, trainer.chosen()), backbone)

@@ -14,7 +14,7 @@ from torch import Tensor
 from softprompt.backbone.builtin import cache_folder
 from softprompt.data.batch import like_length
 from softprompt.data.cache import Shape, Shelf
-from softprompt.data.template import Field, Soft, parse
+from softprompt.data.template import parse
 from softprompt.data.tokenise import Tokenised
 from softprompt.injection.kept import Kept, first_layer, key_of, lines_of, width_of
 from softprompt.injection.segments import can_be_cut
@@ -74,14 +74,13 @@ def worth_keeping(prepared: Prepared) -> Keeping | None:
     return Keeping(layer, tuple(splits), pieces, shape, _place(prepared, shape))
 
 
-def keep(trainer: Trainer, prepared: Prepared) -> Iterator[Caching | Warned]:
+def keep(trainer: Trainer, prepared: Prepared, *, keeping: Keeping) -> Iterator[Caching | Warned]:
     """Let a trainer find what none of its steps changes; it is computed if no earlier run did.
 
     Yields:
         How far it is. If it cannot be kept, a warning: it is then computed in every step.
     """
-    keeping = worth_keeping(prepared)
-    if keeping is None or keeping.place == "nowhere":
+    if keeping.place == "nowhere":
         return
     try:
         lines = yield from _lines(prepared, keeping, trainer.accelerator)
@@ -128,18 +127,11 @@ def _layer(prepared: Prepared, prompt: Prompt) -> Literal["text", "none"] | int:
     backbone, training = prepared.backbone, prepared.training
     if training.awake and backbone.dropout:
         return "none"
-    if isinstance(prompt, InputPrompt) and can_be_cut(backbone) and _behind(prepared.template):
+    soft_first = parse(prepared.template).soft_first
+    if isinstance(prompt, InputPrompt) and can_be_cut(backbone) and not soft_first:
         return "text"
     first, blocks = first_layer(prompt), backbone.geometry.blocks
     return min(first, blocks) if first and blocks else "none"
-
-
-def _behind(template: str) -> bool:
-    """Whether a row's own text stands before the first soft token."""
-    pieces = parse(template).pieces
-    soft = [at for at, piece in enumerate(pieces) if isinstance(piece, Soft)]
-    fields = [at for at, piece in enumerate(pieces) if isinstance(piece, Field)]
-    return bool(soft and fields) and fields[0] < soft[0]
 
 
 def _again(prepared: Prepared, split: str) -> bool:

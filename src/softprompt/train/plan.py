@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from softprompt.data import Field, Soft, Template, parse
 from softprompt.methods.defaults import Defaults
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+from softprompt.train.keep import worth_keeping
 from softprompt.train.prepare import Prepared, initial
 from softprompt.train.rows import Rows
 from softprompt.train.savings import savings
@@ -93,7 +94,7 @@ def plan(prepared: Prepared, *, steps: int) -> Plan:
         splits={n: _split(rows, labelled=bool(task.labels)) for n, rows in prepared.rows.items()},
         settings=_settings(prepared),
         steps=steps,
-        savings=savings(prepared),
+        savings=savings(prepared, worth_keeping(prepared)),
     )
 
 

@@ -10,12 +10,12 @@ from softprompt.evaluate.model import Model, bring
 from softprompt.recipe import Recipe
 from softprompt.train.events import Evaluation, Event
 from softprompt.train.folder import RunFolder
-from softprompt.train.keep import keep
 from softprompt.train.launch import checkpointing, make_accelerator, track
 from softprompt.train.picture import draw
 from softprompt.train.prepare import Prepared, device_of, prepare
 from softprompt.train.result import artifact_of, plain, results
 from softprompt.train.resume import restore, whole_state
+from softprompt.train.savings import begin
 from softprompt.train.trainer import Trainer
 
 CHECKPOINT_EVERY = 50
@@ -101,7 +101,7 @@ class _Loop:
         """Go to the end."""
         self.noted = noted
         before = self.run.rewind(noted) if self.main else 0.0
-        for told in keep(self.trainer, self.prepared):
+        for told in begin(self.trainer, self.prepared):
             if watch is not None:
                 watch(told, self.trainer)
         began = perf_counter() - before

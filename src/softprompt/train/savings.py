@@ -1,33 +1,44 @@
-"""What a run need not compute, in words: `check` tells it before the run does it."""
+"""What a run need not compute: told by `check` and before the first step, then done."""
 
 from collections.abc import Iterator
 
 import torch
 
-from softprompt.data.template import Field, Soft, parse
-from softprompt.injection.segments import can_be_cut
+from softprompt.data.template import parse
+from softprompt.injection.segments import can_be_cut, common_length
 from softprompt.prompt import InputPrompt, Prompt
 from softprompt.tasks.verbalize import CausalWords
-from softprompt.train.keep import Keeping, worth_keeping
+from softprompt.train.events import Caching, Planned, Warned
+from softprompt.train.keep import Keeping, keep, worth_keeping
 from softprompt.train.prepare import Prepared
+from softprompt.train.trainer import Trainer
 
 
-def savings(prepared: Prepared) -> tuple[str, ...]:
-    """What is run once for many steps or many rows, and what is not scored."""
-    return tuple(_all(prepared))
-
-
-def _all(prepared: Prepared) -> Iterator[str]:
+def begin(trainer: Trainer, prepared: Prepared) -> Iterator[Planned | Caching | Warned]:
+    """What is said and done before a run's first step."""
+    if trainer.ended() is not None:
+        return
     keeping = worth_keeping(prepared)
+    yield Planned(savings(prepared, keeping), trainer.step)
+    if keeping is not None:
+        yield from keep(trainer, prepared, keeping=keeping)
+
+
+def savings(prepared: Prepared, keeping: Keeping | None) -> tuple[str, ...]:
+    """What is run once for many steps or many rows, and what is not scored."""
+    return tuple(_all(prepared, keeping))
+
+
+def _all(prepared: Prepared, keeping: Keeping | None) -> Iterator[str]:
     if keeping is not None:
         yield _kept(prepared, keeping)
     with torch.no_grad():
         prompt: Prompt = prepared.method()
     backbone = prepared.backbone
     in_front = isinstance(prompt, InputPrompt) and not prompt.layer
-    if in_front and can_be_cut(backbone) and _is_in_front(prepared.template):
-        head = _head(prepared)
-        yield f"the first {head} tokens, which all rows share, are run once a step"
+    if in_front and can_be_cut(backbone) and parse(prepared.template).soft_first:
+        rows = [v.ids for e in prepared.rows["train"].examples for v in e.variants]
+        yield f"the first {common_length(rows)} tokens, which all rows share, are run once a step"
     task = prepared.task
     if isinstance(task, CausalWords) and task.words.single:
         words, vocabulary = len({*task.words.all}), backbone.geometry.vocabulary
@@ -54,18 +65,3 @@ def _kept(prepared: Prepared, keeping: Keeping) -> str:
                 f"{rows} is run in every step: kept, it would take {size}, more than cache.memory "
                 "and cache.disk allow"
             )
-
-
-def _is_in_front(template: str) -> bool:
-    pieces = parse(template).pieces
-    return isinstance(next(p for p in pieces if isinstance(p, Soft | Field)), Soft)
-
-
-def _head(prepared: Prepared) -> int:
-    """How many tokens all training rows begin with."""
-    rows = [v.ids for e in prepared.rows["train"].examples for v in e.variants]
-    shortest = min(rows, key=len)
-    return next(
-        (at for at, token in enumerate(shortest) if any(row[at] != token for row in rows)),
-        len(shortest),
-    )

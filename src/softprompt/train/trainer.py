@@ -133,10 +133,10 @@ class Trainer:
             return self.pending.pop(0)
         if self.due and self.validation is not None:
             return self._validate(self.validation)
-        reason = self._ended()
+        reason = self.ended()
         return self.one_step() if reason is None else Finished(self.step, reason)
 
-    def _ended(self) -> str | None:
+    def ended(self) -> str | None:
         """Why the run is over, if it is."""
         patience = self.training.patience
         if patience is not None and self.stale >= patience:
