@@ -1,10 +1,14 @@
 """One model in any precision has one fingerprint; another model has another."""
 
+from copy import deepcopy
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from softprompt.backbone import same_model
-from softprompt.backbone.fingerprint import fingerprint
+from softprompt.backbone.fingerprint import exact_digest, fingerprint, tokenizer_digest
 
 
 def matrices(model) -> list[str]:
@@ -87,3 +91,33 @@ def test_matrices_replaced_by_quantisation_are_not_compared(new_model, tokenizer
 )
 def test_same_model(first, second, same):
     assert same_model(first, second) is same
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_bit_of_any_weight_changes_the_exact_digest(data, new_model):
+    model = new_model(data.draw(st.sampled_from(("llama", "bert", "t5"))), dtype=torch.bfloat16)
+    before = exact_digest(model)
+    parameters = [*model.parameters()]
+    chosen = parameters[data.draw(st.integers(0, len(parameters) - 1))]
+    raw = chosen.data.view(torch.int16).view(-1)
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 14))
+    assert exact_digest(model) != before
+
+
+def test_the_exact_digest_is_of_weights_and_settings_but_not_of_a_name(new_model):
+    model, twin = new_model("llama"), new_model("llama")
+    twin.config._name_or_path = "elsewhere"
+    assert exact_digest(twin) == exact_digest(model)
+    twin.config.rms_norm_eps *= 2
+    assert exact_digest(twin) != exact_digest(model)
+
+
+def test_any_change_of_a_tokenizer_changes_its_digest(tokenizer):
+    usual = tokenizer("causal")
+    one_more, other_end = deepcopy(usual), deepcopy(usual)
+    one_more.add_tokens(["unheard-of"])
+    other_end.eos_token = "film"  # noqa: S105  # no password
+    marks = {tokenizer_digest(t) for t in (usual, one_more, other_end, tokenizer("encoder"))}
+    assert len(marks) == 4
+    assert tokenizer_digest(deepcopy(usual)) == tokenizer_digest(usual)

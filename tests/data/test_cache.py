@@ -25,6 +25,10 @@ def lines(shape: Shape = SHAPE) -> torch.Tensor:
     return torch.randn(shape.lines, shape.width, generator=generator).to(shape.dtype)
 
 
+def opened(shelf: Shelf, shape: Shape = SHAPE) -> torch.Tensor | None:
+    return shelf.open(MARK, width=shape.width, dtype=shape.dtype)
+
+
 def filled(shelf: Shelf, mark: str = MARK, shape: Shape = SHAPE) -> Path:
     with shelf.locked(mark):
         assert [*shelf.fill(mark, shape, parts=lines(shape).split(3))] == [3, 6, 7]
@@ -35,13 +39,13 @@ def filled(shelf: Shelf, mark: str = MARK, shape: Shape = SHAPE) -> Path:
 def test_it_reads_what_it_wrote_and_so_does_safetensors(shelf, dtype):
     shape = Shape(7, 5, dtype)
     path = filled(shelf, shape=shape)
-    assert torch.equal(shelf.open(MARK, shape), lines(shape))
+    assert torch.equal(opened(shelf, shape), lines(shape))
     assert torch.equal(load_file(path)["lines"], lines(shape))
     assert sorted(p.suffix for p in shelf.folder.iterdir()) == [".lock", ".safetensors"]
 
 
 def test_what_is_not_there_is_not_found(shelf):
-    assert shelf.open(MARK, SHAPE) is None
+    assert opened(shelf) is None
 
 
 @pytest.mark.parametrize(
@@ -57,16 +61,16 @@ def test_what_is_not_there_is_not_found(shelf):
 def test_a_damaged_file_is_removed(shelf, spoil):
     path = filled(shelf)
     path.write_bytes(spoil(path.read_bytes()))
-    assert shelf.open(MARK, SHAPE) is None
+    assert opened(shelf) is None
     assert not path.exists()
 
 
 def test_a_file_of_other_lines_is_none_of_ours(shelf):
     filled(shelf)
-    assert shelf.open(MARK, Shape(7, 4, torch.float32)) is None
+    assert opened(shelf, Shape(7, 4, torch.float32)) is None
     path = filled(shelf)
     path.rename(path.with_name(f"{'1' * 32}.safetensors"))
-    assert shelf.open("1" * 32, SHAPE) is None
+    assert shelf.open("1" * 32, width=5, dtype=torch.float32) is None
 
 
 def test_nothing_is_left_of_a_fill_that_fails(shelf):
@@ -86,7 +90,7 @@ def test_the_longest_unused_make_room(shelf):
         with shelf.locked(mark):
             [*shelf.fill(mark, size, parts=[lines(size)])]
         os.utime(shelf.folder / f"{mark}.safetensors", (at, at))
-    shelf.open(marks[0], size)
+    shelf.open(marks[0], width=size.width, dtype=size.dtype)
     with shelf.locked(marks[6]):
         [*shelf.fill(marks[6], size, parts=[lines(size)])]
     left = {p.stem for p in shelf.folder.glob("*.safetensors")}
@@ -109,7 +113,7 @@ shape = Shape(lines=7, width=5, dtype=torch.float32)
 lines = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
 shelf = Shelf(folder, limit=10_000)
 with shelf.locked(mark):
-    if shelf.open(mark, shape) is None:
+    if shelf.open(mark, width=5, dtype=torch.float32) is None:
         for _ in shelf.fill(mark, shape, parts=lines.split(1)):
             print("begun", flush=True)
             time.sleep(seconds)
@@ -127,13 +131,13 @@ def test_a_kill_while_writing_leaves_nothing_to_be_read(shelf):
     with filling(shelf, 60) as other:
         assert other.stdout.readline() == "begun\n"
         other.kill()
-    assert shelf.open(MARK, SHAPE) is None
+    assert opened(shelf) is None
     filled(shelf)
-    assert torch.equal(shelf.open(MARK, SHAPE), lines())
+    assert torch.equal(opened(shelf), lines())
     assert [*shelf.folder.glob(".*")] == []
 
 
 def test_of_two_processes_one_fills(shelf):
     said = [other.communicate()[0].split() for other in [filling(shelf, 0.05) for _ in range(2)]]
     assert sorted(said, key=len) == [[], [*["begun"] * 7, "filled"]]
-    assert torch.equal(shelf.open(MARK, SHAPE), lines())
+    assert torch.equal(opened(shelf), lines())

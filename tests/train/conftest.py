@@ -76,6 +76,7 @@ def recipe_data(
     task: str = "words",
     settings: dict[str, Any] | None = None,
     backbone: dict[str, Any] | None = None,
+    cache: dict[str, float] | None = None,
     **train: Any,
 ) -> dict[str, Any]:
     """A recipe as plain data; ``train`` is its last table."""
@@ -89,6 +90,7 @@ def recipe_data(
         "task": task_table(task, family=family, soft=soft),
         "method": {"name": method} | SMALL[method] | (settings or {}),
         "train": usual | train,
+        "cache": cache or {},
     }
 
 

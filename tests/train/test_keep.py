@@ -152,7 +152,7 @@ def test_a_disk_that_cannot_be_written_is_told(parts, trainer_of, monkeypatch):
         yield
 
     monkeypatch.setattr(Shelf, "fill", full)
-    monkeypatch.setattr(Shelf, "open", lambda *_args: None)
+    monkeypatch.setattr(Shelf, "open", lambda *_args, **_more: None)
     prepared = parts("llama", "prompt-tuning", task="generate")
     trainer = trainer_of(prepared)
     [warned] = kept(trainer, prepared)
@@ -164,7 +164,7 @@ def test_a_disk_that_cannot_be_written_is_told(parts, trainer_of, monkeypatch):
 
 def test_how_far_it_is(parts, trainer_of, monkeypatch):
     monkeypatch.setattr(module, "_TOKENS", 8)
-    monkeypatch.setattr(Shelf, "open", lambda *_args: None)
+    monkeypatch.setattr(Shelf, "open", lambda *_args, **_more: None)
     prepared = limited(parts("llama", "prompt-tuning", task="generate"), disk=0.0)
     events = kept(trainer_of(prepared), prepared)
     assert all(isinstance(event, Caching) for event in events)

@@ -21,6 +21,8 @@ from softprompt.train import train
 
 def watch(event, trainer):
     assert trainer.accelerator.num_processes == 2
+    if event.step == 1:
+        sys.stdout.write("whole " if trainer.task.kept is None else "kept ")
 
 train(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), watch=watch)
 """
@@ -37,18 +39,29 @@ def read(folder, kind: str) -> list[dict[str, Any]]:
     return [event for line in lines if (event := json.loads(line))["event"] == kind]
 
 
-def test_two_processes_are_one(written, tmp_path):
+RUNS = {
+    "whole": (("bert", "p-tuning-v2"), {"task": "head"}),
+    "kept": (("llama", "prompt-tuning"), {"task": "generate"}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_are_one(written, tmp_path, monkeypatch, name):
     """11 rows in batches of 5, so one step has a single row for both; 3 to validate by."""
+    monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
+    args, changes = RUNS[name]
     path = written(
-        "bert", "p-tuning-v2", task="head", sizes=(11, 3, 5), batch_size=5, accumulate=2,
-        backbone={"device": "auto"},
-    )  # fmt: skip
+        *args, sizes=(11, 3, 5), batch_size=5, accumulate=2, backbone={"device": "auto"}, **changes
+    )
     script = tmp_path / "launched.py"
     script.write_text(SCRIPT)
     command = [sys.executable, *LAUNCH.split(), str(script), str(path), str(tmp_path / "two")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {name}
+    files = [*(tmp_path / "cache").rglob("*.safetensors")]
+    assert len(files) == (name == "kept"), "one for both, whole"
     train(read_recipe(path), tmp_path / "one")
     for kind, keys in (("step", ("loss", "norm")), ("evaluation", ("train_loss", "moved"))):
         one, two = read(tmp_path / "one", kind), read(tmp_path / "two", kind)
@@ -65,5 +78,5 @@ def test_two_processes_are_one(written, tmp_path):
         assert confusion[0] == confusion[1]
         assert second[part] == pytest.approx(first[part], abs=1e-5)
     one, two = load(tmp_path / "one").tensors(), load(tmp_path / "two").tensors()
-    for name, tensor in one.items():
-        assert_close(two[name], tensor, atol=1e-5, rtol=1e-4)
+    for part, tensor in one.items():
+        assert_close(two[part], tensor, atol=1e-5, rtol=1e-4)

@@ -39,6 +39,11 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("llama", "prompt-tuning"),
         {"learning_rate": 3.0, "epochs": 9, "patience": 2},
     ),
+    "kept text": (("llama", "prompt-tuning"), {"task": "generate", "cache": {"disk": 0.0}}),
+    "kept layers": (
+        ("bert", "p-tuning-v2"),
+        {"task": "head", "settings": {"layers": "1:"}, "cache": {"disk": 0.0}},
+    ),
     "warnings": (("llama", "prompt-tuning"), {"optimizer": "sgd", "learning_rate": 1e-30}),
 }
 

@@ -1,6 +1,7 @@
 """What tells one model from another, whatever precision it is loaded in."""
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -41,6 +42,37 @@ def same_model(first: str, second: str) -> bool:
     return stable_1 == stable_2 and (
         weights_1 == weights_2 or "quantised" in {weights_1, weights_2}
     )
+
+
+def exact_digest(model: PreTrainedModel) -> str:
+    """A hash of every bit of a model's weights and of its configuration but for its name."""
+    found = hashlib.blake2b(digest_size=16)
+    config = {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"}
+    found.update(repr(sorted(config.items())).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        for part in _plain_parts(tensor):
+            found.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            found.update(part.reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all that a fast tokenizer's ids depend on."""
+    facts = tokenizer.backend_tokenizer.to_str(), sorted(tokenizer.special_tokens_map.items())
+    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+
+
+def _plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A tensor, or those that a quantised one is made of."""
+    if not isinstance(tensor, torch.Tensor):
+        return
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor.detach()
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from _plain_parts(getattr(tensor, name))
 
 
 def _signs(parameter: torch.Tensor) -> bytes:

@@ -1,6 +1,6 @@
 """Numbers that are costly to compute, kept in files of the user's cache and mapped from there.
 
-A file is one safetensors tensor, one line a token. It is written aside and renamed, by one process
+A file is one safetensors tensor of lines. It is written aside and renamed, by one process
 at a time; it is verified whenever it is opened, and computed anew if it is not what was written.
 """
 
@@ -15,12 +15,19 @@ from zlib import crc32
 
 import torch
 from filelock import FileLock
-from jaxtyping import Float
+from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from softprompt.backbone.builtin import cache_folder
+
 _SCHEMA = "1"
-_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_TYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int32: "I32",
+}
 _CHUNK = 1 << 24
 _UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)
 
@@ -32,7 +39,7 @@ class Shape:
     Args:
         lines: how many.
         width: numbers in each.
-        dtype: fp32, bf16 or fp16.
+        dtype: fp32, bf16, fp16 or int32.
     """
 
     lines: int
@@ -72,7 +79,7 @@ class Shelf:
         with FileLock(self.folder / f"{mark}.lock"):
             yield
 
-    def open(self, mark: str, shape: Shape) -> Float[Tensor, "S W"] | None:
+    def open(self, mark: str, *, width: int, dtype: torch.dtype) -> Shaped[Tensor, "S W"] | None:
         """The lines, mapped from their file; None if there is none, or it is damaged.
 
         A damaged file is removed.
@@ -81,7 +88,7 @@ class Shelf:
         if not path.exists():
             return None
         try:
-            found = _read(path, mark, shape)
+            found = _read(path, mark, width=width, dtype=dtype)
         except _UNREADABLE:
             path.unlink(missing_ok=True)
             return None
@@ -134,6 +141,15 @@ class Shelf:
             path.with_suffix(".lock").unlink(missing_ok=True)
 
 
+def users_shelf(gigabytes: float) -> Shelf:
+    """The one in the user's cache.
+
+    Args:
+        gigabytes: of 10^9 bytes, that all files in it may take up.
+    """
+    return Shelf(cache_folder() / "states", int(gigabytes * 10**9))
+
+
 def _header(mark: str, shape: Shape, checksum: int) -> bytes:
     """The beginning of a safetensors file, of the same length whatever the checksum."""
     described = {
@@ -149,7 +165,7 @@ def _header(mark: str, shape: Shape, checksum: int) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _read(path: Path, mark: str, shape: Shape) -> Tensor:
+def _read(path: Path, mark: str, *, width: int, dtype: torch.dtype) -> Tensor:
     """Check a file against its header and its checksum, and map its lines.
 
     Raises:
@@ -158,13 +174,13 @@ def _read(path: Path, mark: str, shape: Shape) -> Tensor:
     with safe_open(path, framework="pt") as file:
         said = file.metadata()
         lines: Tensor = file.get_tensor("lines")
-    wanted = (shape.lines, shape.width), shape.dtype, _SCHEMA, mark
-    if (tuple(lines.shape), lines.dtype, said["schema"], said["mark"]) != wanted:
+    wanted = 2, width, dtype, _SCHEMA, mark
+    if (lines.ndim, lines.shape[-1], lines.dtype, said["schema"], said["mark"]) != wanted:
         msg = f"{path} is not what it should be."
         raise ValueError(msg)
     checksum = 0
     with path.open("rb") as raw:
-        raw.seek(len(_header(mark, shape, 0)))
+        raw.seek(len(_header(mark, Shape(len(lines), width, dtype), 0)))
         while chunk := raw.read(_CHUNK):
             checksum = crc32(chunk, checksum)
     if f"{checksum:08x}" != said["crc32"]:

@@ -8,19 +8,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import NamedTuple, cast
 
 from tokenizers.pre_tokenizers import Metaspace, PreTokenizer, Sequence
 from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One token of a text and the characters that it stands for, ``start`` to before ``end``."""
 
     id: int
     start: int
     end: int
+
+    def moved(self, by: int) -> "Token":
+        """The same token in a longer text."""
+        return Token(self.id, self.start + by, self.end + by)
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,8 @@ def _safe(
     cuts = [token.start + 1 for token in bad if token.end - token.start > 1]
     if not cuts:
         # One character that is a special token by itself can only be left out.
-        kept = (token for token in tokens if token not in bad)
-        yield from (Token(token.id, token.start + shift, token.end + shift) for token in kept)
+        kept = [token for token in tokens if token not in bad] if bad else tokens
+        yield from (token.moved(shift) for token in kept) if shift else kept
         return
     borders = [0, *cuts, len(text)]
     for number, (start, end) in enumerate(pairwise(borders)):

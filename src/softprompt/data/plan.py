@@ -118,7 +118,7 @@ def encoded(coder: Encoder, run: Run, *, values: Sequence[str]) -> Spanned:
     kept = joined.lstrip() if run.left else joined
     gone = len(joined) - len(kept)
     tokens = coder.encode(kept, first=run.first)
-    return Spanned(tuple(Token(t.id, t.start + gone, t.end + gone) for t in tokens), spans)
+    return Spanned(tuple(t.moved(gone) for t in tokens) if gone else tuple(tokens), spans)
 
 
 def _settled(coder: Encoder, part: Part) -> Part:

@@ -11,9 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from softprompt.backbone.builtin import cache_folder
+from softprompt.backbone.fingerprint import exact_digest
 from softprompt.data.batch import like_length
-from softprompt.data.cache import Shape, Shelf
+from softprompt.data.cache import Shape, Shelf, users_shelf
 from softprompt.data.template import parse
 from softprompt.data.tokenise import Tokenised
 from softprompt.injection.kept import Kept, first_layer, key_of, lines_of, width_of
@@ -111,11 +111,11 @@ def _lines(
         return lines
     shelf, mark = _shelf(prepared), _mark(prepared, keeping)
     with shelf.locked(mark):
-        found = shelf.open(mark, shape)
+        found = shelf.open(mark, width=shape.width, dtype=shape.dtype)
         if found is None:
             for done in shelf.fill(mark, shape, parts=parts):
                 yield Caching(done, shape.lines, shape.size)
-            found = shelf.open(mark, shape)
+            found = shelf.open(mark, width=shape.width, dtype=shape.dtype)
     if found is None:
         msg = "the file was not what was written to it"
         raise OSError(msg)
@@ -176,8 +176,7 @@ def _is_small(prepared: Prepared, shape: Shape) -> bool:
 
 
 def _shelf(prepared: Prepared) -> Shelf:
-    limit = int(prepared.recipe.cache.disk * _GIGA)
-    return Shelf(cache_folder() / "states", limit)
+    return users_shelf(prepared.recipe.cache.disk)
 
 
 def _mark(prepared: Prepared, keeping: Keeping) -> str:
@@ -185,8 +184,7 @@ def _mark(prepared: Prepared, keeping: Keeping) -> str:
     backbone = prepared.backbone
     facts = (
         _SCHEMA,
-        backbone.fingerprint,
-        backbone.dtype,
+        exact_digest(backbone.model),
         backbone.device.type,
         prepared.recipe.train.mixed_precision,
         prepared.recipe.backbone.quantization,

@@ -9,7 +9,7 @@ from softprompt.backbone.load import Loading
 from softprompt.backbone.model import Backbone, Kind
 from softprompt.backbone.precision import best_device, dtype_of
 from softprompt.data import Rows as Table
-from softprompt.data import Template, check_fields, parse
+from softprompt.data import Template, check_columns, check_fields, parse
 from softprompt.errors import TemplateError
 from softprompt.initialise import (
     FromLabels,
@@ -24,6 +24,7 @@ from softprompt.methods import Method, build_method
 from softprompt.methods.defaults import Defaults, defaults
 from softprompt.recipe import BackboneSection, Recipe
 from softprompt.tasks import Classify, Task, TaskSettings, bind
+from softprompt.train.rendered import rendered
 from softprompt.train.rows import (
     Rows,
     check_tables,
@@ -31,7 +32,6 @@ from softprompt.train.rows import (
     digest,
     find_labels,
     read_sources,
-    render,
     target_column,
 )
 from softprompt.train.settings import Training, resolve
@@ -98,6 +98,9 @@ def prepare(
         seed=recipe.seed,
     )
     columns = [*task.columns, task.target_column]
+    for name, table in tables.items():
+        check_columns(table, columns, where=f"the {name} data")
+    hashes = {name: digest(table, columns) for name, table in tables.items()}
     return Prepared(
         recipe=recipe,
         backbone=backbone,
@@ -106,8 +109,8 @@ def prepare(
         template=template.text,
         training=resolve(recipe, usual),
         usual=usual,
-        rows={name: render(task, t, where=f"the {name} data") for name, t in tables.items()},
-        hashes={name: digest(table, columns) for name, table in tables.items()},
+        rows=rendered(tables, task, recipe=recipe, template=template.text, hashes=hashes),
+        hashes=hashes,
     )
 
 

@@ -114,16 +114,22 @@ def target_column(settings: TaskSettings) -> str:
     return settings.label_column if isinstance(settings, Classify) else settings.target_column
 
 
-def render(task: Task, table: Table, *, where: str) -> Rows:
+def render(
+    task: Task, table: Table, *, where: str, examples: Sequence[Example] | None = None
+) -> Rows:
     """Render every row with its right answer.
+
+    Args:
+        examples: the rendered rows, where they are known already.
 
     Raises:
         DataError: a column is missing or has gaps.
     """
     check_columns(table, [*task.columns, task.target_column], where=where)
-    rows = table.select_columns([*{*task.columns, task.target_column}]).to_list()
-    examples = [task.example(row) for row in rows]
-    truth = [str(row[task.target_column]) for row in rows]
+    if examples is None:
+        rows = table.select_columns([*{*task.columns, task.target_column}]).to_list()
+        examples = [task.example(row) for row in rows]
+    truth = [str(answer) for answer in table[task.target_column]]
     return Rows(examples, truth, sum(e.cut for e in examples))
 
 
