@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.testing._internal.two_tensor import TwoTensor
 
 from softprompt.backbone import same_model
 from softprompt.backbone.fingerprint import exact_digest, fingerprint, tokenizer_digest
@@ -121,3 +122,16 @@ def test_any_change_of_a_tokenizer_changes_its_digest(tokenizer):
     marks = {tokenizer_digest(t) for t in (usual, one_more, other_end, tokenizer("encoder"))}
     assert len(marks) == 4
     assert tokenizer_digest(deepcopy(usual)) == tokenizer_digest(usual)
+
+
+def test_the_exact_digest_looks_into_tensors_that_are_made_of_others(new_model):
+    """As torchao's are."""
+    model = new_model("llama")
+    layer = model.base_model.layers[0].mlp.up_proj
+    found = set()
+    for factor in (1, 2, 1):
+        plain = layer.weight.data
+        layer.weight = torch.nn.Parameter(TwoTensor(plain, plain * factor), requires_grad=False)
+        found.add(exact_digest(model))
+        layer.weight = torch.nn.Parameter(plain, requires_grad=False)
+    assert len(found) == 2

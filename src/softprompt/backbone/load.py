@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from softprompt.backbone.builtin import PREFIX, cache_folder, resolve
 from softprompt.backbone.model import Backbone, Kind, dropout_rates
+from softprompt.backbone.quantise import check_installed
 from softprompt.backbone.wrap import wrap
 from softprompt.errors import BackboneError
 
@@ -42,7 +43,7 @@ class Loading:
         dtype: the precision to compute in; None for the checkpoint's own.
         device: where to put it; ignored with ``device_map``.
         device_map: passed to transformers, to spread a large model.
-        quantization: a quantisation configuration of transformers, as it takes it.
+        quantization: a quantisation configuration of transformers, as a table.
         dropout: keep the backbone's own dropout in training (default: none, which is better and
             faster for classification; SuperPos-Prompt 2024, OpenPrompt's ``plm_eval_mode``).
         trust_remote_code: run code that the checkpoint brings along; never unless asked.
@@ -52,7 +53,7 @@ class Loading:
     dtype: torch.dtype | None = None
     device: str | None = None
     device_map: str | Mapping[str, str | int] | None = None
-    quantization: object | None = None
+    quantization: Mapping[str, object] | None = None
     dropout: bool = False
     trust_remote_code: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -63,9 +64,12 @@ def open_backbone(name: str, loading: Loading | None = None) -> Backbone:
 
     Raises:
         BackboneError: it cannot be found, is of no supported kind, or parts of it would be random.
-        MissingPackageError: a ``builtin:`` name whose package is not installed.
+        MissingPackageError: the package of a ``builtin:`` name or of a quantisation is not
+            installed.
     """
     loading = loading or Loading()
+    if loading.quantization is not None:
+        check_installed(loading.quantization)
     place = _place(name, loading)
     with _quietly():
         config = _read(name, lambda: AutoConfig.from_pretrained(place.path, **place.arguments))
@@ -148,7 +152,7 @@ def _model(
     if loading.device_map is not None:
         arguments["device_map"] = loading.device_map
     if loading.quantization is not None:
-        arguments["quantization_config"] = loading.quantization
+        arguments["quantization_config"] = dict(loading.quantization)
     model, report = _read(
         name,
         lambda: _AUTO[kind].from_pretrained(

@@ -1,6 +1,7 @@
 """The application: its commands and its entry point. torch is imported by the commands alone."""
 
 import io
+import logging
 import sys
 from collections.abc import Callable
 from importlib.metadata import version as version_of
@@ -62,4 +63,6 @@ def main() -> None:
         # JSON is UTF-8 whatever the locale; a half character in a message must not stop it.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    # It warns at every product that bf16 is cast to fp16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     app()
