@@ -72,20 +72,23 @@ def _arms(minilm: dict[str, Any]) -> list[str]:
     return lines
 
 
-PARTS = ("train", "long", "late", "predict", "memory")
+PARTS = ("train", "long", "late", "predict", "memory", "reach")
 NAMES = {
     "train_front_20_over_peft": "training, 20 soft tokens in front ÷ PEFT",
+    "train_front_20_over_peft_documented": "the same ÷ PEFT as its guide has it",
     "train_front_100_over_peft": "training, 100 in front ÷ PEFT",
     "train_behind_10_over_peft": "training, 10 behind the text ÷ PEFT's 10 in front",
     "train_behind_10_long_over_peft": "the same on texts of 256 tokens",
     "train_front_20_over_floor": "training, 20 in front ÷ the bare backbone, forward and backward",
     "train_front_100_over_floor": "training, 100 in front ÷ the bare backbone",
+    "time_to_82_over_peft": "time to 82 % on unseen films ÷ PEFT's (less is better)",
     "late_over_all_smollm2": "prefix from the middle layer on ÷ on all layers, SmolLM2-135M",
     "late_over_all_minilm": "likewise, MiniLM",
     "predict_20_over_bare": "answering, 20 in front ÷ the bare backbone on the same texts",
     "predict_100_over_bare": "answering, 100 in front ÷ the bare backbone",
     "memory_over_peft": "peak memory of training, 20 in front, batch 32 ÷ PEFT's (less is better)",
     "added_memory_over_peft": "what training adds to that ÷ what PEFT's adds (less is better)",
+    "added_memory_262k_over_peft": "likewise, 100 in front, writing with 262,144 words",
 }
 
 
@@ -148,10 +151,11 @@ def _speed() -> str:
             f"SmolLM2-135M in bf16, critics' reviews, batches of {setting['batch']} rows of like "
             f"length, {setting['batches']} batches, {setting['rounds']} rounds, "
             f"{found['machine']['threads']} threads. PEFT in its best setting: bf16, batches of "
-            "like length, loss on the label only. The bare backbone is transformers' own, forward "
-            "and backward to its input on the same real tokens; it can be passed because torch's "
-            "fused attention is slow in short rows' backward pass on CPUs. What is run once per "
-            "data set is not in these figures, which are of an epoch after the first."
+            "like length, loss on the label only; as its guide has it: rows of any length, padded "
+            "to 64. The bare backbone is transformers' own, forward and backward to its input on "
+            "the same real tokens; it can be passed because torch's fused attention is slow in "
+            "short rows' backward pass on CPUs. What is run once per data set is not in these "
+            "figures, which are of an epoch after the first."
         ),
         "",
         *_ratios("cpu"),
@@ -165,8 +169,11 @@ def _speed() -> str:
             for name, values in found["samples_per_second"].items()
         ),
         "",
+        *_reach(),
+        *_startup(),
         *_attention(),
         *_growth(),
+        *_tried(),
         "On a GPU:",
         "",
         *_ratios("cuda"),
@@ -188,13 +195,53 @@ def _attention() -> list[str]:
     ]
 
 
+def _reach() -> list[str]:
+    found = _read("speed/results/reach-cpu.json")
+    setting, lines = found["setting"], []
+    for name, curve in found["curves"].items():
+        points = ", ".join(f"{p['accuracy']:.1%} at {p['seconds']:.0f} s" for p in curve)
+        lines.append(f"| {name} | {points} |")
+    return [
+        (
+            f"Learning, one epoch over {setting['train']:,} reviews in batches of "
+            f"{setting['batch']}, judged by {setting['test']} of unseen films: ours with "
+            f"{setting['tokens']} soft tokens behind the text, PEFT with as many in front; the "
+            "same rows, order, start and rate. Seconds are of training, without judging:"
+        ),
+        "",
+        "| arm | right |",
+        "|---|---|",
+        *lines,
+        "",
+    ]
+
+
+def _startup() -> list[str]:
+    found = _read("speed/results/startup-cpu.json")["seconds"]
+    rows = [f"| `{name}` | {seconds:.2f} |" for name, seconds in found.items()]
+    return ["Seconds until a command or an import is done:", "", "| | s |", "|---|---|", *rows, ""]
+
+
+def _tried() -> list[str]:
+    found = _read("speed/results/tried-cpu.json")
+    return [
+        (
+            "Tried and left out ([why](../../docs/decisions/0006-what-was-left-out-for-speed.md)): "
+            f"compiled layers train at {found['ratios']['compiled_over_plain']:.2f} of the speed "
+            "of plain ones; reading kept states is "
+            f"{found['share_of_host_work']:.1%} of a step, which is what prefetching could hide."
+        ),
+        "",
+    ]
+
+
 def _growth() -> list[str]:
     if not (HERE / "speed/results/growth-cpu.json").exists():
         return []
     return [
         (
-            "Milliseconds a row as soft tokens, text and rows grow (the last with tokenising "
-            "and eight steps, over all rows):"
+            "Milliseconds a row as soft tokens, text and rows grow (the last with a row's share of "
+            "all that comes before the first step):"
         ),
         "",
         "![growth](results/growth-cpu.png)",

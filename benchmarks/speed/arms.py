@@ -110,9 +110,26 @@ def peft_model(tokens: int) -> torch.nn.Module:
     return get_peft_model(model, config).to("cuda" if CUDA else "cpu")
 
 
-def peft_arm(trainer: Trainer, tokens: int) -> Arm:
+def peft_arm(trainer: Trainer, model: torch.nn.Module) -> Arm:
     """One step as PEFT does it best: bf16, rows of like length, labels elsewhere ignored."""
-    model = peft_model(tokens)
+    return _peft_steps(trainer, model, width=None)
+
+
+def documented_arm(trainer: Trainer, model: torch.nn.Module) -> Arm:
+    """One step as PEFT's guide to prompt-based methods has it: random rows, all 64 tokens wide."""
+    step = _peft_steps(trainer, model, width=64)
+    generator = torch.Generator().manual_seed(1)
+    order = torch.randperm(len(trainer.rows.examples), generator=generator).tolist()
+
+    def of_any_length(batch: Sequence[int]) -> None:
+        chosen = [order.pop() for _ in batch]
+        order[:0] = chosen
+        step(chosen)
+
+    return of_any_length
+
+
+def _peft_steps(trainer: Trainer, model: torch.nn.Module, *, width: int | None) -> Arm:
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     words = [trainer.task.words.tokens[i][0][0] for i in range(2)]
 
@@ -120,7 +137,7 @@ def peft_arm(trainer: Trainer, tokens: int) -> Arm:
         targets = [trainer.rows.examples[i].target for i in batch]
         pairs = zip(plain_texts(trainer, batch), targets, strict=True)
         texts = [[*text, words[target]] for text, target in pairs]
-        ids, mask = padded(texts)
+        ids, mask = padded(texts, width=width)
         labels = torch.full_like(ids, -100)
         for row, text in enumerate(texts):
             labels[row, len(text) - 1] = text[-1]
@@ -146,9 +163,11 @@ def floor_arm(trainer: Trainer) -> Arm:
     return step
 
 
-def padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, padded on the right."""
-    width = max(map(len, rows))
+def padded(
+    rows: Sequence[Sequence[int]], *, width: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, padded on the right to the longest row or to a width."""
+    width = max(width or 0, *map(len, rows))
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     mask = torch.tensor([[*[1] * len(row), *[0] * (width - len(row))] for row in rows])
     return (ids.cuda(), mask.cuda()) if CUDA else (ids, mask)

@@ -9,26 +9,25 @@ from typing import Any
 import torch
 from arms import (
     BEHIND,
-    CUDA,
     FRONT,
     MINILM,
     batches_of,
+    documented_arm,
     floor_arm,
     long_texts,
     measure,
     ours,
     padded,
     peft_arm,
+    peft_model,
     plain_texts,
     ratio,
     recipe_of,
     timed,
     trainer_of,
 )
-from picture import draw_growth
 
 from softprompt.evaluate.predict import predict as answered
-from softprompt.train import Trainer
 
 HERE = Path(__file__).parent
 ROWS = 640
@@ -38,11 +37,12 @@ def train(*, quick: bool) -> dict[str, Any]:
     """Twenty and a hundred soft tokens in front, ten behind, on critics' reviews."""
     front = trainer_of(recipe_of(FRONT.format(20), rows=ROWS))
     arms = {
-        "peft_front_20": peft_arm(front, 20),
+        "peft_front_20": peft_arm(front, peft_model(20)),
+        "peft_documented_20": documented_arm(front, peft_model(20)),
         "front_20": ours(front),
-        "peft_front_100": peft_arm(front, 100),
+        "peft_front_100": peft_arm(front, peft_model(100)),
         "front_100": ours(trainer_of(recipe_of(FRONT.format(100), rows=ROWS))),
-        "peft_10": peft_arm(front, 10),
+        "peft_10": peft_arm(front, peft_model(10)),
         "behind_10": ours(trainer_of(recipe_of(BEHIND.format(10), rows=ROWS))),
         "floor": floor_arm(front),
     }
@@ -51,6 +51,7 @@ def train(*, quick: bool) -> dict[str, Any]:
     return {
         "ratios": {
             "train_front_20_over_peft": ratio(speeds, "front_20", "peft_front_20"),
+            "train_front_20_over_peft_documented": ratio(speeds, "front_20", "peft_documented_20"),
             "train_front_100_over_peft": ratio(speeds, "front_100", "peft_front_100"),
             "train_behind_10_over_peft": ratio(speeds, "behind_10", "peft_10"),
             "train_front_20_over_floor": ratio(speeds, "front_20", "floor"),
@@ -66,7 +67,7 @@ def long(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # every part is cal
     short = trainer_of(recipe_of(BEHIND.format(10), rows=16))
     texts = long_texts(32, tokens=256, tokenizer=short.task.backbone.tokenizer)
     behind = trainer_of(recipe_of(BEHIND.format(10), rows=32), texts=texts)
-    arms = {"peft_10": peft_arm(behind, 10), "behind_10": ours(behind)}
+    arms = {"peft_10": peft_arm(behind, peft_model(10)), "behind_10": ours(behind)}
     speeds = measure(arms, batches_of(behind, size=16, count=1), rounds=5)
     return {
         "ratios": {"train_behind_10_long_over_peft": ratio(speeds, "behind_10", "peft_10")},
@@ -121,48 +122,31 @@ def predict(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # every part is 
 
 
 def memory(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # every part is called alike
-    """Peak memory of training with twenty soft tokens and batches of 32, a process for each."""
-    found = {}
-    for arm in ("ours", "peft", "floor"):
-        command = [sys.executable, HERE / "peak.py", arm]
-        made = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[arm] = json.loads(made.stdout.splitlines()[-1])
-    added = {arm: peak["peak"] - peak["before"] for arm, peak in found.items()}
+    """Peak memory of training, a process for each arm.
+
+    Twenty soft tokens in front of batches of 32; and a hundred, with texts to be written out of
+    262,144 words.
+    """
+    found = {arm: _peak("peak.py", arm) for arm in ("ours", "peft", "floor")}
+    many = {arm: _peak("vocabulary.py", arm) for arm in ("ours", "peft")}
     return {
         "ratios": {
             "memory_over_peft": round(found["ours"]["peak"] / found["peft"]["peak"], 3),
-            "added_memory_over_peft": round(added["ours"] / added["peft"], 3),
+            "added_memory_over_peft": _added(found),
+            "added_memory_262k_over_peft": _added(many),
         },
         "bytes": found,
+        "bytes_262k": many,
     }
 
 
-def growth(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # every part is called alike
-    """Seconds a row as rows, texts and prompts grow."""
-    by: dict[str, dict[int, float]] = {"soft tokens": {}, "tokens of text": {}, "rows": {}}
-    for tokens in (1, 5, 20, 50, 100, 200):
-        trainer = trainer_of(recipe_of(FRONT.format(tokens), rows=64))
-        by["soft tokens"][tokens] = _seconds(trainer)
-    tokenizer = trainer.task.backbone.tokenizer
-    for tokens in (16, 32, 64, 128, 256, 512):
-        texts = long_texts(16, tokens=tokens, tokenizer=tokenizer)
-        data = recipe_of(FRONT.format(20), rows=16)
-        by["tokens of text"][tokens] = _seconds(trainer_of(data, texts=texts))
-    rows = long_texts(1_000, tokens=1, tokenizer=tokenizer)
-    for count in (1_000, 10_000, 100_000):
-        texts = (rows * (count // len(rows)))[:count]
-        with timed() as spent:
-            trainer = trainer_of(
-                recipe_of(FRONT.format(20), rows=count) | {"train": {"epochs": 1, "steps": 8}},
-                texts=texts,
-            )
-            for _ in range(8):
-                trainer.one_step()
-        by["rows"][count] = spent[0] / count
-    draw_growth(by, HERE / "results" / f"growth-{'cuda' if CUDA else 'cpu'}.png")
-    return {"seconds_per_row": by}
+def _peak(script: str, arm: str) -> dict[str, int]:
+    command = [sys.executable, HERE / script, arm]
+    made = subprocess.run(command, check=True, capture_output=True, text=True)
+    peak: dict[str, int] = json.loads(made.stdout.splitlines()[-1])
+    return peak
 
 
-def _seconds(trainer: Trainer) -> float:
-    speeds = measure({"ours": ours(trainer)}, batches_of(trainer, size=16, count=1), rounds=3)
-    return 1 / sorted(speeds["ours"])[1]
+def _added(found: dict[str, dict[str, int]]) -> float:
+    added = {arm: peak["peak"] - peak["before"] for arm, peak in found.items()}
+    return round(added["ours"] / added["peft"], 3)

@@ -3,10 +3,22 @@
 import gc
 import json
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from arms import CUDA, FRONT, batches_of, floor_arm, ours, peft_arm, recipe_of, trainer_of
+from arms import (
+    CUDA,
+    FRONT,
+    batches_of,
+    floor_arm,
+    ours,
+    peft_arm,
+    peft_model,
+    recipe_of,
+    trainer_of,
+)
 
 PROCESS = Path("/proc/self")
 
@@ -20,11 +32,16 @@ def _now(field: str) -> int:
 def main() -> None:
     """Run the arm; print what was in use before its steps, and the most during them."""
     trainer = trainer_of(recipe_of(FRONT.format(20), rows=256, batch=32))
-    arm = {"ours": ours, "peft": lambda t: peft_arm(t, 20), "floor": floor_arm}[sys.argv[1]](
-        trainer
-    )
+    arms = {"ours": ours, "peft": lambda t: peft_arm(t, peft_model(20)), "floor": floor_arm}
+    arm = arms[sys.argv[1]](trainer)
     if sys.argv[1] != "ours":
         trainer.task.backbone.model.to("meta")
+    batches = batches_of(trainer, size=32, count=4)
+    print(json.dumps(peak_of([partial(arm, batch) for batch in batches])))
+
+
+def peak_of(steps: Sequence[Callable[[], object]]) -> dict[str, int]:
+    """Bytes in use before these steps, and the most during them."""
     gc.collect()
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
@@ -32,10 +49,12 @@ def main() -> None:
     else:
         (PROCESS / "clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
         before = _now("VmRSS")
-    for batch in batches_of(trainer, size=32, count=4):
-        arm(batch)
-    peak = torch.cuda.max_memory_allocated() if CUDA else _now("VmHWM")
-    print(json.dumps({"before": before, "peak": peak}))
+    for step in steps:
+        step()
+    return {
+        "before": before,
+        "peak": torch.cuda.max_memory_allocated() if CUDA else _now("VmHWM"),
+    }
 
 
 if __name__ == "__main__":

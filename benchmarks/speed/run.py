@@ -20,6 +20,10 @@ import parts
 import torch
 from arms import CUDA
 from attention import attention
+from growth import growth
+from reach import reach
+from startup import startup
+from tried import tried
 
 HERE = Path(__file__).parent
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -29,7 +33,10 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "predict": parts.predict,
     "memory": parts.memory,
     "attention": attention,
-    "growth": parts.growth,
+    "growth": growth,
+    "startup": startup,
+    "reach": reach,
+    "tried": tried,
 }
 
 

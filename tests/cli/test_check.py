@@ -78,6 +78,17 @@ SAVED = [
     ("p-tuning-v2", {"layers": "1:"}, "{text}", ["layers 0 to 0 (train and validation rows, "]),
     ("p-tuning-v2", {}, "{text}", []),
 ]
+ONE_EPOCH = [
+    "text before the prompt (validation rows",
+    "text before the prompt is run forward only",
+]
+
+
+def test_text_that_is_seen_once_has_no_backward_pass(home, run) -> None:
+    home.data["method"] = {"name": "prompt-tuning"}
+    home.data["task"]["template"] = "{text} sentiment{soft:4}"
+    found = run("check", home.recipe, "--json", "--set", "train.epochs=1").json["plan"]["savings"]
+    assert [line[: len(text)] for line, text in zip(found, ONE_EPOCH, strict=False)] == ONE_EPOCH
 
 
 @pytest.mark.parametrize(("method", "settings", "template", "saved"), SAVED)

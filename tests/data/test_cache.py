@@ -44,6 +44,10 @@ def test_it_reads_what_it_wrote_and_so_does_safetensors(shelf, dtype):
     assert sorted(p.suffix for p in shelf.folder.iterdir()) == [".lock", ".safetensors"]
 
 
+def test_the_folder_is_the_users_own(shelf):
+    assert filled(shelf).parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_what_is_not_there_is_not_found(shelf):
     assert opened(shelf) is None
 

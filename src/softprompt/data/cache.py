@@ -75,7 +75,8 @@ class Shelf:
     @contextmanager
     def locked(self, mark: str) -> Iterator[None]:
         """Only one process at a time is in this block; a killed one leaves it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        # The user's own: what is kept was made of rows that may be no one else's business.
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(self.folder / f"{mark}.lock"):
             yield
 

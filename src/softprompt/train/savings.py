@@ -35,10 +35,14 @@ def _all(prepared: Prepared, keeping: Keeping | None) -> Iterator[str]:
     with torch.no_grad():
         prompt: Prompt = prepared.method()
     backbone = prepared.backbone
-    in_front = isinstance(prompt, InputPrompt) and not prompt.layer
-    if in_front and can_be_cut(backbone) and parse(prepared.template).soft_first:
-        rows = [v.ids for e in prepared.rows["train"].examples for v in e.variants]
-        yield f"the first {common_length(rows)} tokens, which all rows share, are run once a step"
+    kept = keeping is not None and keeping.place != "nowhere" and "train" in keeping.splits
+    if isinstance(prompt, InputPrompt) and not prompt.layer and can_be_cut(backbone):
+        if parse(prepared.template).soft_first:
+            rows = [v.ids for e in prepared.rows["train"].examples for v in e.variants]
+            head = common_length(rows)
+            yield f"the first {head} tokens, which all rows share, are run once a step"
+        elif not kept:
+            yield "text before the prompt is run forward only"
     task = prepared.task
     if isinstance(task, CausalWords) and task.words.single:
         words, vocabulary = len({*task.words.all}), backbone.geometry.vocabulary
