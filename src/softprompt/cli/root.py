@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from softprompt.cli.check import check
+from softprompt.cli.compare import compare
 from softprompt.cli.evaluate import evaluate
 from softprompt.cli.init import init
 from softprompt.cli.predict import predict
@@ -23,6 +24,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     check: "softprompt check recipe.toml --set train.epochs=3",
     train: "softprompt train recipe.toml --set train.learning_rate=0.003 --output runs/slow",
     resume: "softprompt resume runs/recipe",
+    compare: "softprompt compare recipe.toml --methods prompt-tuning,p-tuning-v2 --seeds 3",
     evaluate: "softprompt evaluate runs/recipe reviews.csv --json",
     predict: 'softprompt predict runs/recipe "Moving and funny." "Dull."',
     show: "softprompt show runs/recipe",

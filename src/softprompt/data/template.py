@@ -76,6 +76,16 @@ class Template:
         """The number of soft tokens P, over all ``{soft:N}``."""
         return sum(p.count for p in self.pieces if isinstance(p, Soft))
 
+    def with_words(self, words: str) -> str:
+        """The source with words in place of its first soft tokens, and nothing of the others."""
+        left = [words.replace("{", "{{").replace("}", "}}")]
+
+        def spoken(found: re.Match[str]) -> str:
+            soft = (found["inside"] or "").startswith("soft:")
+            return (left.pop() if left else "") if soft else found[0]
+
+        return _TOKEN.sub(spoken, self.text)
+
     @property
     def soft_first(self) -> bool:
         """Whether a soft token stands before the row's own text."""

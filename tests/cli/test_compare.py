@@ -1,0 +1,113 @@
+"""``softprompt compare``: the same rows for all arms, the test rows once, stopped and gone on."""
+
+import json
+import signal
+
+import pytest
+
+from softprompt.evaluate import Model
+
+METHODS = "prompt-tuning,p-tuning-v2"
+
+
+@pytest.fixture
+def compare(home, run):
+    home.data["method"]["initialise"] = {"from": "text", "text": "good"}
+
+    def go(*args):
+        return run("compare", home.recipe, "--methods", METHODS, "--seeds", 2, *args)
+
+    return go
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()]
+
+
+def test_what_it_says_and_leaves(compare, home):
+    said = compare("--rates", "1,3", "--share", 0.5, "--output", "c", "--json")
+    assert said.status == 0, said.err
+    arms = {arm["arm"]: arm for arm in said.json["arms"]}
+    assert {*arms} == {"majority", "hard prompt", "prompt-tuning", "p-tuning-v2"}
+    assert arms["majority"]["mean"] == 0.5  # both labels in turn
+    folder = home.path / "c"
+    outcomes = [line for line in lines(folder) if line["event"] == "outcome"]
+    trained = [line for line in outcomes if line["seed"] is not None]
+    assert len(trained) == 4
+    assert {len(line["right"]) for line in outcomes} == {12}
+    rows = {"train": 40, "validation": 12}
+    hashes = set()
+    for path in folder.glob("*/artifact/manifest.json"):
+        data = json.loads(path.read_text())["data"]
+        assert {name: part["rows"] for name, part in data.items()} == rows
+        hashes.add(tuple(part["sha256"] for part in data.values()))
+    assert len(hashes) == 1, "every arm saw the same rows, and none the test rows"
+    steps = {line["steps"] for line in trained}
+    assert steps == {6}
+    searched = [line for line in lines(folder) if line["event"] == "searched"]
+    assert [[factor for factor, _ in s["scores"]] for s in searched] == [[1.0, 3.0]] * 2
+    assert (folder / "report.md").read_text().startswith("|  | right |")
+
+
+def test_the_test_rows_are_answered_once_by_each_trained_prompt(compare, monkeypatch):
+    answered, predict = [], Model.predict
+
+    def counted(self, rows, **more):
+        answered.append(len(rows))
+        return predict(self, rows, **more)
+
+    monkeypatch.setattr(Model, "predict", counted)
+    compare("--output", "c", "--share", 0.5)
+    assert answered == [12] * 4
+
+
+def test_the_same_command_trains_nothing_again(compare, home):
+    first = compare("--rates", "1", "--output", "c", "--json")
+    before = (home.path / "c" / "outcomes.jsonl").read_text()
+    second = compare("--rates", "1", "--output", "c", "--json")
+    assert second.json == first.json
+    assert (home.path / "c" / "outcomes.jsonl").read_text() == before
+    home.data["train"]["epochs"] = 3
+    assert compare("--output", "c").is_mistake("begun with another recipe")
+
+
+def test_a_stopped_comparison_ends_as_if_nobody_had_stopped_it(compare, home, start):
+    whole = compare("--rates", "1", "--output", "whole", "--json")
+    home.data["train"]["epochs"] = 2
+    command = ("compare", home.recipe, "--methods", METHODS, "--seeds", 2, "--rates", "1")
+    with start(*command, "--output", "c", cwd=home.path) as going:
+        for line in going.stderr:
+            if line.startswith("prompt-tuning, seed 42"):
+                going.send_signal(signal.SIGINT)
+                break
+        assert "the same command goes on where it was" in going.stderr.read()
+    assert going.returncode == 1
+    again = compare("--rates", "1", "--output", "c", "--json")
+    for one, other in zip(whole.json["arms"], again.json["arms"], strict=True):
+        assert (one["arm"], one["mean"], one["spread"]) == (
+            other["arm"],
+            other["mean"],
+            other["spread"],
+        )
+    right = {(x["arm"], x["seed"]): x["right"] for x in lines(home.path / "whole") if "right" in x}
+    assert right == {
+        (x["arm"], x["seed"]): x["right"] for x in lines(home.path / "c") if "right" in x
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--methods", "lora"), "unknown method 'lora'"),
+        (("--rates", "1,x"), "--rates '1,x' are no distinct positive numbers"),
+        (("--rates", "1,1"), "no distinct positive numbers"),
+        (("--rates", "-1"), "no distinct positive numbers"),
+    ],
+)
+def test_mistakes(home, run, options, message):
+    assert run("compare", home.recipe, *options).is_mistake(message)
+
+
+def test_without_test_rows_there_is_no_comparison(home, run):
+    del home.data["data"]["test"]
+    assert run("compare", home.recipe).is_mistake("a comparison needs test rows")

@@ -1,0 +1,145 @@
+"""Every arm sees the same rows and the test rows last; what was done is not done again."""
+
+import json
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+
+from softprompt.compare import Failed, Outcome, Protocol, Searched, Trained, compare, method_arms
+from softprompt.compare.controls import Majority
+from softprompt.errors import DataError, RecipeError, TrainingError
+from softprompt.methods import METHODS
+from softprompt.recipe import make_recipe
+
+TEST = [{"text": text, "label": label} for text, label in (("a", "x"), ("b", "y"), ("c", "x"))]
+BROKE = ("it broke",)
+RECIPE = {
+    "seed": 5,
+    "backbone": {"name": "none"},
+    "data": {"train": "memory"},
+    "task": {
+        "kind": "classify",
+        "template": "Is {text} good?{soft:3}",
+        "verbalizer": {"x": [" x"], "y": [" y"]},
+    },
+    "method": {"name": "prompt-tuning", "initialise": {"from": "text", "text": "say"}},
+    "train": {"learning_rate": 0.5},
+}
+
+
+@dataclass
+class FakeRuns:
+    """Trains nothing: the score falls with the distance of the factor from the best one."""
+
+    calls: list
+    best: float = 3.0
+    broken: str = ""
+
+    def __call__(self, recipe, name, *, share, factor):
+        self.calls.append((name, recipe.seed, share, factor))
+        if recipe.method.name == self.broken:
+            raise TrainingError(*BROKE)
+        model = SimpleNamespace(predict=lambda rows: [SimpleNamespace(label="x") for _ in rows])
+        return Trained(model, -abs(factor - self.best), {"loss": 1.0}, 0.5 * factor, 9, 80, 2.0, 6)
+
+
+def protocol(**changes) -> Protocol:
+    usual = {"seeds": 2, "factors": (0.3, 1.0, 3.0), "share": 0.1, "test": TEST, "target": "label"}
+    return Protocol(**{**usual, **changes})
+
+
+def go(path, runs, methods=("prompt-tuning", "p-tuning-v2"), **changes):
+    arms = method_arms(make_recipe(RECIPE), methods)
+    beside = {"majority": Majority("x")}
+    return [*compare(arms, beside, protocol=protocol(**changes), run=runs, path=path)]
+
+
+def test_the_order_of_things(tmp_path):
+    runs = FakeRuns([])
+    events = go(tmp_path / "outcomes.jsonl", runs)
+    assert [type(e) for e in events] == [Outcome, Searched, Outcome, Searched, *[Outcome] * 3]
+    searches = [(f"{arm}-search-{f:g}", 5, 0.1, f) for arm in ("prompt-tuning", "p-tuning-v2")
+                for f in (0.3, 1.0, 3.0)]  # fmt: skip
+    whole = [(f"{arm}-{seed}", seed, 1.0, 3.0) for seed in (5, 6)
+             for arm in ("prompt-tuning", "p-tuning-v2")]  # fmt: skip
+    assert sorted(runs.calls) == sorted(searches + whole)
+    outcomes = [e for e in events if isinstance(e, Outcome)]
+    assert {o.right for o in outcomes} == {(True, False, True)}
+    assert {(o.arm, o.seed) for o in outcomes} == {
+        ("majority", None), *((arm, s) for arm in ("prompt-tuning", "p-tuning-v2") for s in (5, 6)),
+    }  # fmt: skip
+    assert {o.rate for o in outcomes if o.seed} == {1.5}
+
+
+def test_a_single_factor_is_no_search(tmp_path):
+    runs = FakeRuns([])
+    go(tmp_path / "outcomes.jsonl", runs, factors=(1.0,), seeds=1)
+    assert {share for _, _, share, _ in runs.calls} == {1.0}
+    assert {factor for *_, factor in runs.calls} == {1.0}
+
+
+@pytest.mark.parametrize("stop", range(1, 8))
+def test_stopped_anywhere_it_goes_on(tmp_path, stop):
+    whole = go(tmp_path / "whole.jsonl", FakeRuns([]))
+    path, runs = tmp_path / "outcomes.jsonl", FakeRuns([])
+    arms = method_arms(make_recipe(RECIPE), ("prompt-tuning", "p-tuning-v2"))
+    going = compare(arms, {"majority": Majority("x")}, protocol=protocol(), run=runs, path=path)
+    for _ in range(stop):
+        next(going)
+    going.close()
+    before = len(runs.calls)
+    again = go(path, runs)
+    assert again == whole
+    assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert before + len(runs.calls[before:]) == 10, "nothing is trained twice"
+
+
+def test_a_broken_arm_takes_no_other_down_and_is_tried_again(tmp_path):
+    path = tmp_path / "outcomes.jsonl"
+    events = go(path, FakeRuns([], broken="p-tuning-v2"))
+    assert [e for e in events if isinstance(e, Failed)] == [Failed("p-tuning-v2", 5, "it broke")]
+    assert sum(isinstance(e, Outcome) for e in events) == 3
+    mended = go(path, FakeRuns([]))
+    assert not any(isinstance(e, Failed) for e in mended)
+    assert sum(isinstance(e, Outcome) for e in mended) == 5
+
+
+def test_other_test_rows_are_another_comparison(tmp_path):
+    path = tmp_path / "outcomes.jsonl"
+    go(path, FakeRuns([]))
+    with pytest.raises(DataError, match="begun with 3 test rows, but there are 2 now"):
+        go(path, FakeRuns([]), test=TEST[:2])
+
+
+def test_a_damaged_file_is_told(tmp_path):
+    path = tmp_path / "outcomes.jsonl"
+    go(path, FakeRuns([]))
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(DataError, match=r"outcomes.jsonl is damaged"):
+        go(path, FakeRuns([]))
+
+
+@pytest.mark.parametrize("first", METHODS)
+@pytest.mark.parametrize("second", METHODS)
+def test_another_method_gets_as_many_soft_tokens(first, second):
+    data = json.loads(json.dumps(RECIPE))
+    soft = METHODS[first].shape == "input"
+    data["method"] |= {"name": first} | ({} if soft else {"length": 3})
+    data["task"]["template"] = "Is {text} good?" + ("{soft:3}" if soft else "")
+    [arm] = method_arms(make_recipe(data), [second])
+    assert arm.name == arm.recipe.method.name == second
+    own = arm.recipe.method_settings
+    template = arm.recipe.task_settings.template
+    if METHODS[second].shape == "kv":
+        assert (own.length, template) == (3, "Is {text} good?")
+    else:
+        assert template == ("Is {text} good?{soft:3}" if soft else "{soft:3}Is {text} good?")
+    assert arm.recipe.train.learning_rate == (0.5 if first == second else None)
+    assert arm.recipe.data == make_recipe(data).data
+
+
+def test_methods_that_are_none_or_named_twice():
+    with pytest.raises(RecipeError, match=r"unknown method 'prompt-tunning'.*Did you mean") as one:
+        method_arms(make_recipe(RECIPE), ["prompt-tunning", "p-tuning", "p-tuning"])
+    assert "method 'p-tuning' is named twice" in str(one.value)

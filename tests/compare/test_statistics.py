@@ -1,0 +1,111 @@
+"""Means, spreads and differences are those of the numbers themselves."""
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from softprompt.compare import Outcome, markdown, summaries
+from softprompt.compare.outcome import Failed, Searched, as_line, from_line
+from softprompt.errors import DataError
+
+
+def outcome(arm: str, seed: int | None, right: str, **more) -> Outcome:
+    return Outcome(arm, seed, tuple(r == "1" for r in right), {}, **more)
+
+
+def test_mean_and_spread_over_seeds():
+    found = summaries(
+        [
+            outcome("majority", None, "1100"),
+            outcome("a", 1, "1110", rate=0.1),
+            outcome("b", 1, "1000", rate=0.1),
+            outcome("a", 2, "1111", rate=0.1),
+        ]
+    )
+    assert [s.arm for s in found] == ["majority", "a", "b"]
+    control, a, b = found
+    assert (control.mean, control.spread, control.difference) == (0.5, None, None)
+    assert a.mean == pytest.approx(0.875)
+    assert a.spread == pytest.approx(statistics.stdev([0.75, 1.0]))
+    assert a.difference.mean == pytest.approx(0.375)
+    assert b.difference.mean == pytest.approx(-0.25)
+    assert not control.trained
+    assert a.trained
+
+
+def test_the_best_control_is_what_is_to_be_beaten():
+    found = summaries(
+        [
+            outcome("majority", None, "1000"),
+            outcome("hard prompt", None, "1110"),
+            outcome("a", 1, "1111", rate=0.1),
+        ]
+    )
+    assert found[-1].difference.control == "hard prompt"
+    assert summaries([outcome("a", 1, "1111", rate=0.1)])[0].difference is None
+
+
+def test_the_interval_is_the_normal_one_where_rows_are_many():
+    """For a mean of independent rows the percentile interval is ±1.96 standard errors."""
+    generator = np.random.default_rng(3)
+    ours, theirs = (generator.random(2000) < share for share in (0.8, 0.7))
+    found = summaries(
+        [
+            Outcome("control", None, tuple(theirs.tolist()), {}),
+            Outcome("a", 1, tuple(ours.tolist()), {}, rate=0.1),
+        ]
+    )
+    difference = found[1].difference
+    by_row = ours.astype(float) - theirs
+    half = norm.ppf(0.975) * by_row.std(ddof=1) / math.sqrt(len(by_row))
+    assert difference.low == pytest.approx(by_row.mean() - half, abs=0.002)
+    assert difference.high == pytest.approx(by_row.mean() + half, abs=0.002)
+
+
+def test_pairing_matters():
+    """The same rows wrong in both: nothing is uncertain."""
+    found = summaries([outcome("control", None, "1100" * 9), outcome("a", 1, "1100" * 9)])
+    assert (found[1].difference.low, found[1].difference.high) == (0.0, 0.0)
+
+
+def test_outcomes_of_other_rows_are_not_compared():
+    with pytest.raises(DataError, match=r"of \[2, 3\] test rows"):
+        summaries([outcome("a", 1, "11"), outcome("b", 1, "111")])
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        outcome("a", 3, "0110", rate=0.1, trainable=7, size=9, seconds=1.5, steps=4),
+        outcome("majority", None, "0"),
+        Searched("a", {0.3: -0.5, 1.0: -0.25}, 1.0),
+        Searched("a", {}, 1.0),
+        Failed("a", 3, "no"),
+    ],
+)
+def test_an_event_is_written_and_read(event):
+    assert from_line(as_line(event)) == event
+
+
+@pytest.mark.parametrize("line", [{}, {"event": "outcome"}, {"event": "failed", "arm": "a"}])
+def test_a_damaged_line_is_told(line):
+    with pytest.raises(DataError, match="Take it out"):
+        from_line(line)
+
+
+def test_the_table_has_the_best_first():
+    table = markdown(
+        summaries(
+            [
+                outcome("majority", None, "1100"),
+                outcome("a", 1, "1110", rate=0.1, trainable=1234),
+                outcome("a", 2, "1111", rate=0.1, trainable=1234),
+            ]
+        )
+    ).splitlines()
+    assert table[2].startswith("| a | 87.5 ± 17.7 % | 2 | +37.5 (")
+    assert "| 1,234 |" in table[2]
+    assert table[3].startswith("| majority | 50.0 % |")
