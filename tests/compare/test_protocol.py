@@ -1,7 +1,7 @@
 """Every arm sees the same rows and the test rows last; what was done is not done again."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +70,28 @@ def test_the_order_of_things(tmp_path):
         ("majority", None), *((arm, s) for arm in ("prompt-tuning", "p-tuning-v2") for s in (5, 6)),
     }  # fmt: skip
     assert {o.rate for o in outcomes if o.seed} == {1.5}
+
+
+@pytest.mark.parametrize(
+    ("scores", "losses", "best"),
+    [
+        ({0.3: 1, 1.0: 2, 3.0: 0}, {0.3: 1, 1.0: 1, 3.0: 1}, 1.0),
+        ({0.3: 2, 1.0: 2, 3.0: 2}, {0.3: 3, 1.0: 2, 3.0: 1}, 3.0),
+        ({0.3: 2, 1.0: 2, 3.0: 2}, {0.3: 1, 1.0: 1, 3.0: 1}, 1.0),
+        ({0.3: 2, 1.0: 0, 3.0: 2}, {0.3: 1, 1.0: 9, 3.0: 2}, 0.3),
+    ],
+    ids=["the score", "else the loss", "else the usual rate", "not the worst score"],
+)
+def test_what_the_search_goes_by(tmp_path, scores, losses, best):
+    runs = FakeRuns([])
+
+    def run(recipe, name, *, share, factor):
+        made = runs(recipe, name, share=share, factor=factor)
+        return replace(made, score=float(scores[factor]), validation={"loss": losses[factor]})
+
+    [found] = [e for e in go(tmp_path / "o", run, ("p-tuning",)) if isinstance(e, Searched)]
+    assert found.factor == best
+    assert dict(found.scores) == scores
 
 
 def test_a_single_factor_is_no_search(tmp_path):

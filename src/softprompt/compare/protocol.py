@@ -5,6 +5,7 @@ its training is over; nothing is chosen by them.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,13 +146,20 @@ def _missing(
 def _searched(arm: Arm, protocol: Protocol, run: Runner) -> Searched:
     if len(protocol.factors) == 1:
         return Searched(arm.name, {}, protocol.factors[0])
-    scores = {
+    found = {
         factor: run(
             arm.recipe, f"{arm.name}-search-{factor:g}", share=protocol.share, factor=factor
-        ).score
+        )
         for factor in protocol.factors
     }
-    return Searched(arm.name, scores, max(scores, key=scores.__getitem__))
+
+    def worth(factor: float) -> tuple[float, float, float]:
+        """Few steps often leave a metric as it was: then the loss decides, then the usual rate."""
+        trained = found[factor]
+        return trained.score, -trained.validation["loss"], -abs(math.log(factor))
+
+    scores = {factor: trained.score for factor, trained in found.items()}
+    return Searched(arm.name, scores, max(found, key=worth))
 
 
 def _outcome(
