@@ -5,6 +5,7 @@ majority class, and the same words as a hard prompt, untrained.
 """
 
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ REVIEWS = (
 
 def main() -> None:
     """Run it all."""
+    # Installed for the tests, it speaks up whenever it is imported.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     console = Console()
     began = perf_counter()
     recipe = read_recipe(HERE / "demo.toml", sys.argv[1:])

@@ -95,6 +95,35 @@ def test_a_stopped_comparison_ends_as_if_nobody_had_stopped_it(compare, home, st
     }
 
 
+def test_a_broken_arm_is_told_and_the_others_go_on(compare, home):
+    home.data["method"]["layers"] = "7:"
+    said = compare("--rates", "1", "--output", "c", "--json")
+    assert said.status == 1
+    assert {arm["arm"] for arm in said.json["arms"]} == {"majority", "hard prompt", "p-tuning-v2"}
+    [failed] = said.json["failed"]
+    assert (failed["arm"], failed["seed"]) == ("prompt-tuning", 42)
+    assert "layers = '7:'" in failed["error"]
+    assert "prompt-tuning failed, the others go on" in said.err
+
+
+def test_the_search_alone(home, run):
+    command = ("find-lr", home.recipe, "--rates", "0.1,1,10", "--share", 0.5, "--output", "s")
+    found = run(*command, "--json").json
+    tried = {row["rate"]: row for row in found["tried"]}
+    assert [*tried] == pytest.approx([0.005, 0.05, 0.5])
+    assert {row["steps"] for row in tried.values()} == {3}
+    assert found["rate"] == min(tried, key=lambda rate: tried[rate]["loss"])
+    picture = home.path / "s" / "rates.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for path in (home.path / "s").glob("*/artifact/manifest.json"):
+        assert "test" not in json.loads(path.read_text())["data"]
+    again = run(*command)
+    assert again.out.splitlines()[0].split() == ["learning", "rate", "valid.", "loss"]
+    assert f"--set train.learning_rate={found['rate']:g}" in again.err
+    home.data["train"]["epochs"] = 5
+    assert run("find-lr", home.recipe, "--output", "s").is_mistake("begun with another recipe")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -108,6 +137,11 @@ def test_mistakes(home, run, options, message):
     assert run("compare", home.recipe, *options).is_mistake(message)
 
 
+def test_a_label_of_the_test_rows_that_nobody_can_answer(home, run):
+    home.write("test", [{"text": "good", "label": "neutral"}])
+    assert run("compare", home.recipe).is_mistake("neutral", "test")
+
+
 def test_without_test_rows_there_is_no_comparison(home, run):
     del home.data["data"]["test"]
-    assert run("compare", home.recipe).is_mistake("a comparison needs test rows")
+    assert run("compare", home.recipe).is_mistake("there are no test rows")

@@ -134,6 +134,14 @@ def test_other_test_rows_are_another_comparison(tmp_path):
         go(path, FakeRuns([]), test=TEST[:2])
 
 
+@pytest.mark.parametrize("change", [{"factors": (1.0,)}, {"share": 0.2}])
+def test_another_search_is_another_comparison(tmp_path, change):
+    path = tmp_path / "outcomes.jsonl"
+    go(path, FakeRuns([]))
+    with pytest.raises(DataError, match=r"begun with rates times 0.3, 1, 3, each for 10% of"):
+        go(path, FakeRuns([]), **change)
+
+
 def test_a_damaged_file_is_told(tmp_path):
     path = tmp_path / "outcomes.jsonl"
     go(path, FakeRuns([]))

@@ -81,8 +81,8 @@ def test_outcomes_of_other_rows_are_not_compared():
     [
         outcome("a", 3, "0110", rate=0.1, trainable=7, size=9, seconds=1.5, steps=4),
         outcome("majority", None, "0"),
-        Searched("a", {0.3: -0.5, 1.0: -0.25}, 1.0),
-        Searched("a", {}, 1.0),
+        Searched("a", {0.3: -0.5, 1.0: -0.25}, 1.0, 0.1),
+        Searched("a", {}, 1.0, 0.1),
         Failed("a", 3, "no"),
     ],
 )

@@ -16,14 +16,15 @@ from softprompt.compare import (
     Summary,
     Trained,
     compare,
-    controls,
+    controls_of,
     markdown,
     method_arms,
+    search,
     summaries,
 )
 from softprompt.compare.outcome import Event as Compared
 from softprompt.data import Rows as Table
-from softprompt.errors import DataError
+from softprompt.errors import DataError, RecipeError
 from softprompt.methods import METHODS
 from softprompt.recipe import Recipe
 from softprompt.recipe.sections import Limit
@@ -31,7 +32,7 @@ from softprompt.train import Event, RunFolder, Trainer, prepare, train
 from softprompt.train.best import score_of
 from softprompt.train.order import Order
 from softprompt.train.prepare import fitting_template, open_section
-from softprompt.train.rows import find_labels, read_splits, target_column
+from softprompt.train.rows import check_tables, find_labels, read_splits, target_column
 from softprompt.train.settings import resolve
 
 
@@ -41,24 +42,29 @@ def compared(
     *,
     methods: Sequence[str],
     seeds: int,
-    search: tuple[tuple[float, ...], float],
-) -> list[Summary]:
+    trial: tuple[tuple[float, ...], float],
+) -> tuple[list[Summary], list[Failed]]:
     """Run what is missing of a comparison, say how it goes, and write its report.
 
     Args:
         folder: of the comparison.
         methods: none for all.
         seeds: how many.
-        search: factors of the learning rate, and the share of the steps that each is tried for.
+        trial: factors of the learning rate, and the share of the steps that each is tried for.
+
+    Returns:
+        What came of the arms, and which of them failed.
     """
     arms = method_arms(_whole(base), methods or [*METHODS])
+    _remember(base, folder)
     tables = read_splits(base.data, seed=base.seed)
-    _check_splits(tables)
+    _check_splits(tables, needed=("validation", "test"))
+    settings = base.task_settings
+    check_tables(tables, settings, labels=find_labels(settings, tables["train"]))
     note("loading the backbone …")
     backbone = open_section(base.backbone)
-    protocol = Protocol(
-        seeds, *search, test=tables["test"].to_list(), target=target_column(base.task_settings)
-    )
+    test = tables["test"].to_list()
+    protocol = Protocol(seeds, *trial, test=test, target=target_column(settings))
     seen = {name: table for name, table in tables.items() if name != "test"}
     events = []
     with Stop() as stop:
@@ -70,7 +76,28 @@ def compared(
             events.append(event)
     found = summaries([event for event in events if isinstance(event, Outcome)])
     (folder / "report.md").write_text(markdown(found) + "\n", encoding="utf-8")
-    return found
+    return found, [event for event in events if isinstance(event, Failed)]
+
+
+def searched(
+    base: Recipe, folder: Path, *, factors: Sequence[float], share: float
+) -> dict[float, Trained]:
+    """Run what is missing of a search for a rate.
+
+    Args:
+        folder: of the search.
+        factors: of the recipe's rate, or of its method's default.
+        share: of the steps, for each.
+    """
+    _remember(base, folder)
+    tables = read_splits(base.data, seed=base.seed)
+    _check_splits(tables, needed=("validation",))
+    note("loading the backbone …")
+    backbone = open_section(base.backbone)
+    seen = {name: table for name, table in tables.items() if name != "test"}
+    with Stop() as stop:
+        runs = Runs(backbone, seen, folder=folder, watch=lambda _event, _trainer: stop.heed())
+        return search(_whole(base), base.method.name, factors=factors, share=share, run=runs)
 
 
 class Runs:
@@ -133,20 +160,32 @@ def _whole(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit": Limit()})})
 
 
-def _check_splits(tables: Mapping[str, Table]) -> None:
-    lacking = [name for name in ("validation", "test") if name not in tables]
+def _remember(recipe: Recipe, folder: Path) -> None:
+    """What was begun with a recipe goes on with it."""
+    kept = RunFolder(folder)
+    if not (folder / "recipe.toml").exists():
+        kept.begin(recipe)
+    elif kept.recipe() != recipe:
+        fault = (
+            f"what is in {folder} was begun with another recipe. Put that back, or name another "
+            "folder with --output."
+        )
+        raise RecipeError([fault])
+
+
+def _check_splits(tables: Mapping[str, Table], *, needed: Sequence[str]) -> None:
+    lacking = [name for name in needed if name not in tables]
     if lacking:
         msg = (
-            f"a comparison needs {' and '.join(lacking)} rows: prompts are chosen by validation "
-            "rows and judged by test rows. Name both in [data], or leave both out, to be split "
-            "off."
+            f"there are no {' and '.join(lacking)} rows, but prompts are chosen by validation rows "
+            "and compared by test rows. Name both in [data], or leave both out, to be split off."
         )
         raise DataError(msg)
 
 
 def _controls(base: Recipe, backbone: Backbone, table: Table) -> dict[str, Control]:
     settings = base.task_settings
-    return controls(
+    return controls_of(
         base,
         backbone,
         template=fitting_template(base, backbone, table=table).text,

@@ -12,6 +12,7 @@ import typer
 from softprompt.cli.check import check
 from softprompt.cli.compare import compare
 from softprompt.cli.evaluate import evaluate
+from softprompt.cli.find_lr import find_lr
 from softprompt.cli.init import init
 from softprompt.cli.predict import predict
 from softprompt.cli.resume import resume
@@ -24,6 +25,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     check: "softprompt check recipe.toml --set train.epochs=3",
     train: "softprompt train recipe.toml --set train.learning_rate=0.003 --output runs/slow",
     resume: "softprompt resume runs/recipe",
+    find_lr: "softprompt find-lr recipe.toml --share 0.05",
     compare: "softprompt compare recipe.toml --methods prompt-tuning,p-tuning-v2 --seeds 3",
     evaluate: "softprompt evaluate runs/recipe reviews.csv --json",
     predict: 'softprompt predict runs/recipe "Moving and funny." "Dull."',

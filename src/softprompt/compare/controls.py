@@ -44,7 +44,7 @@ class Untrained:
         return [found[at].label for at in range(len(rows))]
 
 
-def controls(
+def controls_of(
     recipe: Recipe,
     backbone: Backbone,
     *,

@@ -47,11 +47,18 @@ class Searched:
         arm: its name.
         scores: by the factor of the rate; the higher, the better.
         factor: the best one.
+        share: of the steps, that each was tried for.
     """
 
     arm: str
     scores: Mapping[float, float]
     factor: float
+    share: float
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """What was chosen from, in order; a single one is not tried."""
+        return tuple(sorted(self.scores)) or (self.factor,)
 
 
 @dataclass(frozen=True)

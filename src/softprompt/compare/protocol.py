@@ -5,7 +5,6 @@ its training is over; nothing is chosen by them.
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,49 +13,10 @@ from typing import Protocol as Interface
 
 from softprompt.compare.arms import Arm
 from softprompt.compare.outcome import Event, Failed, Outcome, Searched, as_line, from_line
+from softprompt.compare.rates import Runner, best_of, search
 from softprompt.errors import DataError, SoftpromptError
-from softprompt.evaluate import Model
-from softprompt.recipe import Recipe
 
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training gave.
-
-    Args:
-        model: the best prompt by validation, at work.
-        score: the higher, the better.
-        validation: all metrics of the best prompt.
-        rate: the learning rate that was used.
-        trainable: parameters.
-        size: bytes of the artifact.
-        seconds: of training.
-        steps: of the optimiser.
-    """
-
-    model: Model
-    score: float
-    validation: Mapping[str, float]
-    rate: float
-    trainable: int
-    size: int
-    seconds: float
-    steps: int
-
-
-class Runner(Interface):
-    """Trains a recipe; given by whoever may write folders."""
-
-    def __call__(self, recipe: Recipe, name: str, *, share: float, factor: float) -> Trained:
-        """Train, or go on where it was stopped.
-
-        Args:
-            name: of the run's folder.
-            share: of the recipe's steps.
-            factor: by which its learning rate is multiplied.
-        """
 
 
 class Control(Interface):
@@ -145,21 +105,10 @@ def _missing(
 
 def _searched(arm: Arm, protocol: Protocol, run: Runner) -> Searched:
     if len(protocol.factors) == 1:
-        return Searched(arm.name, {}, protocol.factors[0])
-    found = {
-        factor: run(
-            arm.recipe, f"{arm.name}-search-{factor:g}", share=protocol.share, factor=factor
-        )
-        for factor in protocol.factors
-    }
-
-    def worth(factor: float) -> tuple[float, float, float]:
-        """Few steps often leave a metric as it was: then the loss decides, then the usual rate."""
-        trained = found[factor]
-        return trained.score, -trained.validation["loss"], -abs(math.log(factor))
-
+        return Searched(arm.name, {}, protocol.factors[0], protocol.share)
+    found = search(arm.recipe, arm.name, factors=protocol.factors, share=protocol.share, run=run)
     scores = {factor: trained.score for factor, trained in found.items()}
-    return Searched(arm.name, scores, max(found, key=worth))
+    return Searched(arm.name, scores, best_of(found), protocol.share)
 
 
 def _outcome(
@@ -194,6 +143,16 @@ def _check(events: Sequence[Event], protocol: Protocol) -> None:
             f"{len(protocol.test)} now. Begin a new one in another folder."
         )
         raise DataError(msg)
+    wanted = tuple(sorted(protocol.factors)), protocol.share
+    for event in events:
+        if isinstance(event, Searched) and (event.factors, event.share) != wanted:
+            tried = ", ".join(f"{factor:g}" for factor in event.factors)
+            msg = (
+                f"the comparison was begun with rates times {tried}, each for {event.share:.0%} of "
+                "the steps. All arms get the same search: ask for that again, or begin a new "
+                "comparison in another folder."
+            )
+            raise DataError(msg)
 
 
 def _read(path: Path) -> list[Event]:
