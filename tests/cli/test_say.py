@@ -16,7 +16,9 @@ from softprompt.cli.say import aligned, listed, told
 from softprompt.cli.scores import confusion, scores
 from softprompt.errors import DataError, RecipeError
 
-COMMANDS = ["init", "check", "train", "resume", "evaluate", "predict", "show"]
+COMMANDS = [
+    "init", "check", "train", "resume", "find-lr", "compare", "evaluate", "predict", "show",
+]  # fmt: skip
 
 
 def raising(error: BaseException) -> Callable[[], None]:
