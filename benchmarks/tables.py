@@ -236,8 +236,6 @@ def _tried() -> list[str]:
 
 
 def _growth() -> list[str]:
-    if not (HERE / "speed/results/growth-cpu.json").exists():
-        return []
     return [
         (
             "Milliseconds a row as soft tokens, text and rows grow (the last with a row's share of "

@@ -137,3 +137,18 @@ def test_a_field_that_is_no_column_names_the_nearest():
 
 def test_fields_that_are_columns_pass():
     assert check_fields(parse("{text} {title}"), ["text", "title", "label"]) is None
+
+
+@pytest.mark.parametrize(
+    ("template", "words", "expected"),
+    [
+        ("Review: {text}\nSentiment:{soft:5}", "it is", "Review: {text}\nSentiment: it is"),
+        ("{soft:2}{text}{soft:3}", "say", "say {text}"),
+        ("a {soft:2} {text}", "say", "a say {text}"),
+        ("{{soft:2}} {text}{soft:1}", "{x}", "{{soft:2}} {text} {{x}}"),
+        ("a{soft:2}{text}{soft:1}b", "", "a{text}b"),
+        ("{text}", "say", "{text}"),
+    ],
+)
+def test_words_in_place_of_soft_tokens(template, words, expected):
+    assert parse(template).with_words(words) == expected

@@ -98,7 +98,7 @@ def test_any_change_renders_anew(fresh, new_backbone, rows):
         assert count() == 2 + number
 
 
-def test_without_a_cache_rows_are_rendered_every_time(fresh, monkeypatch):
+def test_without_a_cache_rows_are_rendered_every_time(fresh):
     first = fresh("llama", "prompt-tuning")
     (cache_folder() / "states").rename(cache_folder() / "elsewhere")
     (cache_folder() / "states").write_text("no folder")

@@ -1,6 +1,7 @@
 """A comparison as the terminal runs it: each arm in a folder of its own, on the same rows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -56,20 +57,12 @@ def compared(
         What came of the arms, and which of them failed.
     """
     arms = method_arms(_whole(base), methods or [*METHODS])
-    _remember(base, folder)
-    tables = read_splits(base.data, seed=base.seed)
-    _check_splits(tables, needed=("validation", "test"))
-    settings = base.task_settings
-    check_tables(tables, settings, labels=find_labels(settings, tables["train"]))
-    note("loading the backbone …")
-    backbone = open_section(base.backbone)
-    test = tables["test"].to_list()
-    protocol = Protocol(seeds, *trial, test=test, target=target_column(settings))
-    seen = {name: table for name, table in tables.items() if name != "test"}
+    tables = _begun(base, folder, needed=("validation", "test"))
+    test, target = tables["test"].to_list(), target_column(base.task_settings)
+    protocol = Protocol(seeds, *trial, test=test, target=target)
     events = []
-    with Stop() as stop:
-        runs = Runs(backbone, seen, folder=folder, watch=lambda _event, _trainer: stop.heed())
-        beside = _controls(base, backbone, tables["train"])
+    with _running(base, folder, tables) as runs:
+        beside = _controls(base, runs.backbone, tables["train"])
         path = folder / "outcomes.jsonl"
         for event in compare(arms, beside, protocol=protocol, run=runs, path=path):
             note(_said(event))
@@ -89,14 +82,8 @@ def searched(
         factors: of the recipe's rate, or of its method's default.
         share: of the steps, for each.
     """
-    _remember(base, folder)
-    tables = read_splits(base.data, seed=base.seed)
-    _check_splits(tables, needed=("validation",))
-    note("loading the backbone …")
-    backbone = open_section(base.backbone)
-    seen = {name: table for name, table in tables.items() if name != "test"}
-    with Stop() as stop:
-        runs = Runs(backbone, seen, folder=folder, watch=lambda _event, _trainer: stop.heed())
+    tables = _begun(base, folder, needed=("validation",))
+    with _running(base, folder, tables) as runs:
         return search(_whole(base), base.method.name, factors=factors, share=share, run=runs)
 
 
@@ -118,12 +105,12 @@ class Runs:
         folder: Path,
         watch: Callable[[Event, Trainer], None],
     ) -> None:
-        self._backbone, self._tables = backbone, tables
+        self.backbone, self._tables = backbone, tables
         self._folder, self._watch = folder, watch
 
     def __call__(self, recipe: Recipe, name: str, *, share: float, factor: float) -> Trained:
         """Train with a share of the steps and a multiple of the learning rate."""
-        prepared = prepare(recipe, backbone=self._backbone, tables=self._tables)
+        prepared = prepare(recipe, backbone=self.backbone, tables=self._tables)
         rate = prepared.training.learning_rate * factor
         changed: dict[str, float] = {"learning_rate": rate}
         if share < 1:
@@ -158,6 +145,26 @@ class Runs:
 def _whole(recipe: Recipe) -> Recipe:
     """The recipe without what chooses rows: they are chosen once, for all arms and seeds."""
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit": Limit()})})
+
+
+def _begun(base: Recipe, folder: Path, *, needed: Sequence[str]) -> dict[str, Table]:
+    """The rows by split, checked, of what is begun or gone on with in a folder."""
+    _remember(base, folder)
+    tables = read_splits(base.data, seed=base.seed)
+    _check_splits(tables, needed=needed)
+    settings = base.task_settings
+    check_tables(tables, settings, labels=find_labels(settings, tables["train"]))
+    return tables
+
+
+@contextmanager
+def _running(base: Recipe, folder: Path, tables: Mapping[str, Table]) -> Iterator[Runs]:
+    """Runs on one backbone, without the test rows, that Ctrl-C stops between two steps."""
+    note("loading the backbone …")
+    backbone = open_section(base.backbone)
+    seen = {name: table for name, table in tables.items() if name != "test"}
+    with Stop() as stop:
+        yield Runs(backbone, seen, folder=folder, watch=lambda _event, _trainer: stop.heed())
 
 
 def _remember(recipe: Recipe, folder: Path) -> None:

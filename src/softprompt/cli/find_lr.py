@@ -39,9 +39,6 @@ def find_lr(
         print_json({"rate": found[best].rate, "picture": str(picture), "tried": listed})
         return
     head = ["learning rate", *(f"valid. {name}" for name in names)]
-    print(
-        aligned(
-            [head, *([f"{t.rate:g}", *(f"{t.validation[n]:.4f}" for n in names)] for t in tried)]
-        )
-    )
+    rows = [[f"{t.rate:g}", *(f"{t.validation[name]:.4f}" for name in names)] for t in tried]
+    print(aligned([head, *rows]))
     note(f"\n{picture}\nNext:\n  --set train.learning_rate={found[best].rate:g}")

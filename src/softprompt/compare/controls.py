@@ -68,17 +68,8 @@ def controls_of(
         return found
     start = recipe.method.initialise
     words = start.text if start is not None and start.source == "text" else None
-    parsed = parse(template)
-    text = parsed.with_words(_spaced(words or "", parsed.text))
+    text = parse(template).with_words(words or "")
     task = bind(
         settings, backbone, template=text, labels=tuple(labels), max_length=recipe.data.max_length
     )
     return found | {"hard prompt": Untrained(task)}
-
-
-def _spaced(words: str, template: str) -> str:
-    """Soft tokens are no letters, but words need a space from what stands beside them."""
-    before, _, behind = template.partition("{soft:")
-    _, _, behind = behind.partition("}")
-    left = " " if words and before[-1:].strip() else ""
-    return f"{left}{words}{' ' if words and behind[:1].strip() else ''}"

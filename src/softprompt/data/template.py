@@ -77,12 +77,19 @@ class Template:
         return sum(p.count for p in self.pieces if isinstance(p, Soft))
 
     def with_words(self, words: str) -> str:
-        """The source with words in place of its first soft tokens, and nothing of the others."""
-        left = [words.replace("{", "{{").replace("}", "}}")]
+        """The source with words in place of its first soft tokens, and nothing of the others.
+
+        Soft tokens are no letters, but words are parted by a space from what stands beside them.
+        """
+        left = [words.replace("{", "{{").replace("}", "}}")] if words else []
 
         def spoken(found: re.Match[str]) -> str:
-            soft = (found["inside"] or "").startswith("soft:")
-            return (left.pop() if left else "") if soft else found[0]
+            if not (found["inside"] or "").startswith("soft:"):
+                return found[0]
+            if not left:
+                return ""
+            before, behind = self.text[: found.start()][-1:], self.text[found.end() :][:1]
+            return " " * bool(before.strip()) + left.pop() + " " * bool(behind.strip())
 
         return _TOKEN.sub(spoken, self.text)
 
