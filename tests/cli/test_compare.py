@@ -8,6 +8,7 @@ import pytest
 from softprompt.evaluate import Model
 
 METHODS = "prompt-tuning,p-tuning-v2"
+UNTRAINED = ("--controls", "majority,hard-prompt")
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def compare(home, run):
     home.data["method"]["initialise"] = {"from": "text", "text": "good"}
 
     def go(*args):
-        return run("compare", home.recipe, "--methods", METHODS, "--seeds", 2, *args)
+        return run("compare", home.recipe, "--methods", METHODS, "--seeds", 2, *UNTRAINED, *args)
 
     return go
 
@@ -28,13 +29,13 @@ def test_what_it_says_and_leaves(compare, home):
     said = compare("--rates", "1,3", "--share", 0.5, "--output", "c", "--json")
     assert said.status == 0, said.err
     arms = {arm["arm"]: arm for arm in said.json["arms"]}
-    assert {*arms} == {"majority", "hard prompt", "prompt-tuning", "p-tuning-v2"}
+    assert {*arms} == {"majority", "hard-prompt", "prompt-tuning", "p-tuning-v2"}
     assert arms["majority"]["mean"] == 0.5  # both labels in turn
     folder = home.path / "c"
     outcomes = [line for line in lines(folder) if line["event"] == "outcome"]
     trained = [line for line in outcomes if line["seed"] is not None]
     assert len(trained) == 4
-    assert {len(line["right"]) for line in outcomes} == {12}
+    assert {len(line["scores"]) for line in outcomes} == {12}
     rows = {"train": 40, "validation": 12}
     hashes = set()
     for path in folder.glob("*/artifact/manifest.json"):
@@ -42,11 +43,11 @@ def test_what_it_says_and_leaves(compare, home):
         assert {name: part["rows"] for name, part in data.items()} == rows
         hashes.add(tuple(part["sha256"] for part in data.values()))
     assert len(hashes) == 1, "every arm saw the same rows, and none the test rows"
-    steps = {line["steps"] for line in trained}
+    steps = {line["cost"]["steps"] for line in trained}
     assert steps == {6}
     searched = [line for line in lines(folder) if line["event"] == "searched"]
     assert [[factor for factor, _ in s["scores"]] for s in searched] == [[1.0, 3.0]] * 2
-    assert (folder / "report.md").read_text().startswith("|  | right |")
+    assert (folder / "report.md").read_text().startswith("|  | accuracy |")
 
 
 def test_the_test_rows_are_answered_once_by_each_trained_prompt(compare, monkeypatch):
@@ -74,7 +75,17 @@ def test_the_same_command_trains_nothing_again(compare, home):
 def test_a_stopped_comparison_ends_as_if_nobody_had_stopped_it(compare, home, start):
     whole = compare("--rates", "1", "--output", "whole", "--json")
     home.data["train"]["epochs"] = 2
-    command = ("compare", home.recipe, "--methods", METHODS, "--seeds", 2, "--rates", "1")
+    command = (
+        "compare",
+        home.recipe,
+        "--methods",
+        METHODS,
+        "--seeds",
+        2,
+        "--rates",
+        "1",
+        *UNTRAINED,
+    )
     with start(*command, "--output", "c", cwd=home.path) as going:
         for line in going.stderr:
             if line.startswith("prompt-tuning, seed 42"):
@@ -89,9 +100,15 @@ def test_a_stopped_comparison_ends_as_if_nobody_had_stopped_it(compare, home, st
             other["mean"],
             other["spread"],
         )
-    right = {(x["arm"], x["seed"]): x["right"] for x in lines(home.path / "whole") if "right" in x}
+    right = {
+        (x["arm"], x["seed"]): x["scores"]
+        for x in lines(home.path / "whole")
+        if x["event"] == "outcome"
+    }
     assert right == {
-        (x["arm"], x["seed"]): x["right"] for x in lines(home.path / "c") if "right" in x
+        (x["arm"], x["seed"]): x["scores"]
+        for x in lines(home.path / "c")
+        if x["event"] == "outcome"
     }
 
 
@@ -99,7 +116,7 @@ def test_a_broken_arm_is_told_and_the_others_go_on(compare, home):
     home.data["method"]["layers"] = "7:"
     said = compare("--rates", "1", "--output", "c", "--json")
     assert said.status == 1
-    assert {arm["arm"] for arm in said.json["arms"]} == {"majority", "hard prompt", "p-tuning-v2"}
+    assert {arm["arm"] for arm in said.json["arms"]} == {"majority", "hard-prompt", "p-tuning-v2"}
     [failed] = said.json["failed"]
     assert (failed["arm"], failed["seed"]) == ("prompt-tuning", 42)
     assert "layers = '7:'" in failed["error"]

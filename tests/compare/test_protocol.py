@@ -2,17 +2,29 @@
 
 import json
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import pytest
 
-from softprompt.compare import Failed, Outcome, Protocol, Searched, Trained, compare, method_arms
-from softprompt.compare.controls import Majority
+from softprompt.compare import (
+    Cost,
+    Exam,
+    Failed,
+    InOrder,
+    Outcome,
+    Protocol,
+    Searched,
+    Trained,
+    compare,
+    majority,
+    method_arms,
+    tuned_arms,
+)
 from softprompt.errors import DataError, RecipeError, TrainingError
 from softprompt.methods import METHODS
 from softprompt.recipe import make_recipe
 
 TEST = [{"text": text, "label": label} for text, label in (("a", "x"), ("b", "y"), ("c", "x"))]
+EXAM = Exam(TEST, ["x", "y", "x"], ("x", "y"))
 BROKE = ("it broke",)
 RECIPE = {
     "seed": 5,
@@ -35,37 +47,51 @@ class FakeRuns:
     calls: list
     best: float = 3.0
     broken: str = ""
+    fault: type[Exception] = TrainingError
 
-    def __call__(self, recipe, name, *, share, factor):
-        self.calls.append((name, recipe.seed, share, factor))
-        if recipe.method.name == self.broken:
-            raise TrainingError(*BROKE)
-        model = SimpleNamespace(predict=lambda rows: [SimpleNamespace(label="x") for _ in rows])
-        return Trained(model, -abs(factor - self.best), {"loss": 1.0}, 0.5 * factor, 9, 80, 2.0, 6)
+    def __call__(self, trial):
+        self.calls.append((trial.name, trial.seed, trial.share, trial.factor, trial.steps))
+        if trial.arm.name == self.broken:
+            raise self.fault(*BROKE)
+        return Trained(
+            answer=lambda rows: ["x" for _ in rows],
+            score=-abs(trial.factor - self.best),
+            validation={"loss": 1.0},
+            rate=0.5 * trial.factor,
+            pace=0.5,
+            cost=Cost(9, 100, 80, 2.0, 6),
+            run=trial.name,
+        )
 
 
 def protocol(**changes) -> Protocol:
-    usual = {"seeds": 2, "factors": (0.3, 1.0, 3.0), "share": 0.1, "test": TEST, "target": "label"}
+    usual = {"seeds": 2, "factors": (0.3, 1.0, 3.0), "share": 0.1, "exam": EXAM}
     return Protocol(**{**usual, **changes})
+
+
+BESIDE = {"majority": lambda: majority(["x", "y", "x"])}
 
 
 def go(path, runs, methods=("prompt-tuning", "p-tuning-v2"), **changes):
     arms = method_arms(make_recipe(RECIPE), methods)
-    beside = {"majority": Majority("x")}
-    return [*compare(arms, beside, protocol=protocol(**changes), run=runs, path=path)]
+    asked = protocol(**changes)
+    return [*compare(arms, BESIDE, protocol=asked, engine=InOrder(asked, runs), path=path)]
 
 
 def test_the_order_of_things(tmp_path):
     runs = FakeRuns([])
     events = go(tmp_path / "outcomes.jsonl", runs)
     assert [type(e) for e in events] == [Outcome, Searched, Outcome, Searched, *[Outcome] * 3]
-    searches = [(f"{arm}-search-{f:g}", 5, 0.1, f) for arm in ("prompt-tuning", "p-tuning-v2")
+    searches = [(f"{arm}-search-{f:g}", 5, 0.1, f, None) for arm in ("prompt-tuning", "p-tuning-v2")
                 for f in (0.3, 1.0, 3.0)]  # fmt: skip
-    whole = [(f"{arm}-{seed}", seed, 1.0, 3.0) for seed in (5, 6)
+    whole = [(f"{arm}-{seed}", seed, 1.0, 3.0, None) for seed in (5, 6)
              for arm in ("prompt-tuning", "p-tuning-v2")]  # fmt: skip
     assert sorted(runs.calls) == sorted(searches + whole)
     outcomes = [e for e in events if isinstance(e, Outcome)]
-    assert {o.right for o in outcomes} == {(True, False, True)}
+    assert {o.scores for o in outcomes} == {(1.0, 0.0, 1.0)}
+    assert {o.score for o in outcomes} == {2 / 3}
+    assert {o.metrics["accuracy"] for o in outcomes} == {2 / 3}
+    assert {o.confusion.counts for o in outcomes} == {((2, 0), (1, 0))}
     assert {(o.arm, o.seed) for o in outcomes} == {
         ("majority", None), *((arm, s) for arm in ("prompt-tuning", "p-tuning-v2") for s in (5, 6)),
     }  # fmt: skip
@@ -85,9 +111,9 @@ def test_the_order_of_things(tmp_path):
 def test_what_the_search_goes_by(tmp_path, scores, losses, best):
     runs = FakeRuns([])
 
-    def run(recipe, name, *, share, factor):
-        made = runs(recipe, name, share=share, factor=factor)
-        return replace(made, score=float(scores[factor]), validation={"loss": losses[factor]})
+    def run(trial):
+        score, loss = scores[trial.factor], losses[trial.factor]
+        return replace(runs(trial), score=float(score), validation={"loss": loss})
 
     [found] = [e for e in go(tmp_path / "o", run, ("p-tuning",)) if isinstance(e, Searched)]
     assert found.factor == best
@@ -97,8 +123,7 @@ def test_what_the_search_goes_by(tmp_path, scores, losses, best):
 def test_a_single_factor_is_no_search(tmp_path):
     runs = FakeRuns([])
     go(tmp_path / "outcomes.jsonl", runs, factors=(1.0,), seeds=1)
-    assert {share for _, _, share, _ in runs.calls} == {1.0}
-    assert {factor for *_, factor in runs.calls} == {1.0}
+    assert {(share, factor) for _, _, share, factor, _ in runs.calls} == {(1.0, 1.0)}
 
 
 @pytest.mark.parametrize("stop", range(1, 8))
@@ -106,7 +131,8 @@ def test_stopped_anywhere_it_goes_on(tmp_path, stop):
     whole = go(tmp_path / "whole.jsonl", FakeRuns([]))
     path, runs = tmp_path / "outcomes.jsonl", FakeRuns([])
     arms = method_arms(make_recipe(RECIPE), ("prompt-tuning", "p-tuning-v2"))
-    going = compare(arms, {"majority": Majority("x")}, protocol=protocol(), run=runs, path=path)
+    engine = InOrder(protocol(), runs)
+    going = compare(arms, BESIDE, protocol=protocol(), engine=engine, path=path)
     for _ in range(stop):
         next(going)
     going.close()
@@ -117,10 +143,15 @@ def test_stopped_anywhere_it_goes_on(tmp_path, stop):
     assert before + len(runs.calls[before:]) == 10, "nothing is trained twice"
 
 
-def test_a_broken_arm_takes_no_other_down_and_is_tried_again(tmp_path):
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [(TrainingError, "it broke"), (RuntimeError, "RuntimeError: it broke")],
+    ids=["ours", "anybody's"],
+)
+def test_a_broken_arm_takes_no_other_down_and_is_tried_again(tmp_path, fault, said):
     path = tmp_path / "outcomes.jsonl"
-    events = go(path, FakeRuns([], broken="p-tuning-v2"))
-    assert [e for e in events if isinstance(e, Failed)] == [Failed("p-tuning-v2", 5, "it broke")]
+    events = go(path, FakeRuns([], broken="p-tuning-v2", fault=fault))
+    assert [e for e in events if isinstance(e, Failed)] == [Failed("p-tuning-v2", None, said)]
     assert sum(isinstance(e, Outcome) for e in events) == 3
     mended = go(path, FakeRuns([]))
     assert not any(isinstance(e, Failed) for e in mended)
@@ -131,10 +162,10 @@ def test_other_test_rows_are_another_comparison(tmp_path):
     path = tmp_path / "outcomes.jsonl"
     go(path, FakeRuns([]))
     with pytest.raises(DataError, match="begun with 3 test rows, but there are 2 now"):
-        go(path, FakeRuns([]), test=TEST[:2])
+        go(path, FakeRuns([]), exam=Exam(TEST[:2], ["x", "y"], ("x", "y")))
 
 
-@pytest.mark.parametrize("change", [{"factors": (1.0,)}, {"share": 0.2}])
+@pytest.mark.parametrize("change", [{"factors": (1.0,)}, {"share": 0.2}, {"seconds": 9.0}])
 def test_another_search_is_another_comparison(tmp_path, change):
     path = tmp_path / "outcomes.jsonl"
     go(path, FakeRuns([]))
@@ -145,9 +176,43 @@ def test_another_search_is_another_comparison(tmp_path, change):
 def test_a_damaged_file_is_told(tmp_path):
     path = tmp_path / "outcomes.jsonl"
     go(path, FakeRuns([]))
-    path.write_text(path.read_text()[:-9])
+    path.write_text(path.read_text().replace("seed", "s\n", 1))
     with pytest.raises(DataError, match=r"outcomes.jsonl is damaged"):
         go(path, FakeRuns([]))
+
+
+def test_a_last_line_that_a_kill_cut_off_is_run_again(tmp_path):
+    path = tmp_path / "outcomes.jsonl"
+    whole = go(path, FakeRuns([]))
+    path.write_text(path.read_text()[:-9])
+    runs = FakeRuns([])
+    assert go(path, runs) == whole
+    assert [name for name, *_ in runs.calls] == ["p-tuning-v2-6"]
+
+
+def test_a_budget_of_seconds_is_one_of_steps_by_a_trial(tmp_path):
+    """A step takes half a second: nine seconds are eighteen steps, in searches a tenth of them."""
+    runs = FakeRuns([])
+    events = go(tmp_path / "o", runs, ("p-tuning",), seconds=9.0)
+    assert runs.calls[0] == ("p-tuning-pace", 5, 1.0, 1.0, 12)
+    assert {steps for *_, steps in runs.calls[1:]} == {18}
+    [found] = [e for e in events if isinstance(e, Searched)]
+    assert (found.seconds, found.steps) == (9.0, 18)
+    again = FakeRuns([])
+    go(tmp_path / "o", again, ("p-tuning",), seconds=9.0, seeds=3)
+    assert again.calls == [("p-tuning-7", 7, 1.0, 3.0, 18)], "what was found out stays"
+
+
+def test_what_changes_the_backbone_is_a_control_with_the_words_of_the_prompt(tmp_path):
+    recipe = make_recipe(RECIPE)
+    arms = tuned_arms(recipe, ["fine-tuning", "lora"])
+    assert [(arm.name, arm.kind) for arm in arms] == [("fine-tuning",) * 2, ("lora",) * 2]
+    assert arms[0].recipe.task_settings.template == "Is {text} good? say"
+    assert arms[0].recipe.train.learning_rate is None
+    asked = protocol()
+    engine = InOrder(asked, FakeRuns([]))
+    events = compare(arms, {}, protocol=asked, engine=engine, path=tmp_path / "o")
+    assert {e.control for e in events if isinstance(e, Outcome)} == {True}
 
 
 @pytest.mark.parametrize("first", METHODS)

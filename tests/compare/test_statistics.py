@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from softprompt.compare import Outcome, markdown, summaries
+from softprompt.compare import Cost, Outcome, markdown, summaries
 from softprompt.compare.outcome import Failed, Searched, as_line, from_line
 from softprompt.errors import DataError
 
 
 def outcome(arm: str, seed: int | None, right: str, **more) -> Outcome:
-    return Outcome(arm, seed, tuple(r == "1" for r in right), {}, **more)
+    scores = tuple(float(digit) for digit in right)
+    return Outcome(arm, seed, scores, **{"control": seed is None} | more)
 
 
 def test_mean_and_spread_over_seeds():
@@ -32,8 +33,8 @@ def test_mean_and_spread_over_seeds():
     assert a.spread == pytest.approx(statistics.stdev([0.75, 1.0]))
     assert a.difference.mean == pytest.approx(0.375)
     assert b.difference.mean == pytest.approx(-0.25)
-    assert not control.trained
-    assert a.trained
+    assert control.control
+    assert not a.control
 
 
 def test_the_best_control_is_what_is_to_be_beaten():
@@ -54,8 +55,8 @@ def test_the_interval_is_the_normal_one_where_rows_are_many():
     ours, theirs = (generator.random(2000) < share for share in (0.8, 0.7))
     found = summaries(
         [
-            Outcome("control", None, tuple(theirs.tolist()), {}),
-            Outcome("a", 1, tuple(ours.tolist()), {}, rate=0.1),
+            Outcome("control", None, tuple(theirs.astype(float)), control=True),
+            Outcome("a", 1, tuple(ours.astype(float)), rate=0.1),
         ]
     )
     difference = found[1].difference
@@ -71,6 +72,22 @@ def test_pairing_matters():
     assert (found[1].difference.low, found[1].difference.high) == (0.0, 0.0)
 
 
+def test_a_control_with_seeds_is_beaten_by_its_mean():
+    """By hand: 3/4 and 1/2 against a control of 1/2 and 1, whose mean is the same 3/4 - 1/8."""
+    found = summaries(
+        [
+            outcome("tuned", 1, "1100", control=True),
+            outcome("tuned", 2, "1111", control=True),
+            outcome("majority", None, "1100"),
+            outcome("a", 1, "1110"),
+            outcome("a", 2, "1010"),
+        ]
+    )
+    assert found[-1].difference.control == "tuned"
+    assert found[-1].difference.mean == pytest.approx(0.625 - 0.75)
+    assert found[0].difference is None
+
+
 def test_outcomes_of_other_rows_are_not_compared():
     with pytest.raises(DataError, match=r"of \[2, 3\] test rows"):
         summaries([outcome("a", 1, "11"), outcome("b", 1, "111")])
@@ -79,9 +96,11 @@ def test_outcomes_of_other_rows_are_not_compared():
 @pytest.mark.parametrize(
     "event",
     [
-        outcome("a", 3, "0110", rate=0.1, trainable=7, size=9, seconds=1.5, steps=4),
+        outcome("a", 3, "0110", rate=0.1, cost=Cost(7, 90, 9, 1.5, 4, 2.5, 1000), run="a-3"),
         outcome("majority", None, "0"),
+        Outcome("a", 3, (0.25, 1.0), metrics={"chrf": 62.5}),
         Searched("a", {0.3: -0.5, 1.0: -0.25}, 1.0, 0.1),
+        Searched("a", {0.3: -0.5, 1.0: -0.25}, 1.0, 0.1, 60.0, 240),
         Searched("a", {}, 1.0, 0.1),
         Failed("a", 3, "no"),
     ],
@@ -101,11 +120,12 @@ def test_the_table_has_the_best_first():
         summaries(
             [
                 outcome("majority", None, "1100"),
-                outcome("a", 1, "1110", rate=0.1, trainable=1234),
-                outcome("a", 2, "1111", rate=0.1, trainable=1234),
+                outcome("a", 1, "1110", rate=0.1, cost=Cost(1234, 20_000, 5_100, 2.0)),
+                outcome("a", 2, "1111", rate=0.1, cost=Cost(1234, 20_000, 5_100, 4.0)),
             ]
-        )
+        ),
+        measure="accuracy",
     ).splitlines()
     assert table[2].startswith("| a | 87.5 ± 17.7 % | 2 | +37.5 (")
-    assert "| 1,234 |" in table[2]
-    assert table[3].startswith("| majority | 50.0 % |")
+    assert "| 1,234 | 6.170% | 5.1 kB | 3 |" in table[2]
+    assert table[3].startswith("| *majority* | 50.0 % |")

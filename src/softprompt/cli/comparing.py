@@ -1,75 +1,87 @@
-"""A comparison as the terminal runs it: each arm in a folder of its own, on the same rows."""
+"""A comparison as the terminal runs it: the rows, the controls, the engine, and how it goes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from math import ceil
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 
 from softprompt.backbone.model import Backbone
+from softprompt.cli.runs import Runs
 from softprompt.cli.say import note
 from softprompt.cli.stop import Stop
 from softprompt.compare import (
+    Arm,
     Control,
+    Event,
+    Exam,
     Failed,
+    InOrder,
     Outcome,
     Protocol,
+    Reader,
     Summary,
     Trained,
+    Untrained,
     compare,
-    controls_of,
+    fit_probe,
+    hard_template,
+    majority,
     markdown,
-    method_arms,
     search,
     summaries,
 )
-from softprompt.compare.outcome import Event as Compared
+from softprompt.compare.plan import Plan
 from softprompt.data import Rows as Table
 from softprompt.errors import DataError, RecipeError
-from softprompt.methods import METHODS
 from softprompt.recipe import Recipe
 from softprompt.recipe.sections import Limit
-from softprompt.train import Event, RunFolder, Trainer, prepare, train
-from softprompt.train.best import score_of
-from softprompt.train.order import Order
-from softprompt.train.prepare import fitting_template, open_section
+from softprompt.tasks import Classify, bind
+from softprompt.train import RunFolder
+from softprompt.train.prepare import default_template, open_section
 from softprompt.train.rows import check_tables, find_labels, read_splits, target_column
-from softprompt.train.settings import resolve
 
 
-def compared(
-    base: Recipe,
-    folder: Path,
-    *,
-    methods: Sequence[str],
-    seeds: int,
-    trial: tuple[tuple[float, ...], float],
-) -> tuple[list[Summary], list[Failed]]:
+@dataclass(frozen=True)
+class Compared:
+    """What came of a comparison.
+
+    Args:
+        measure: what a score is called.
+        summaries: of the arms and controls.
+        failed: what could not be run.
+        report: the table in Markdown.
+    """
+
+    measure: str
+    summaries: Sequence[Summary]
+    failed: Sequence[Failed]
+    report: Path
+
+
+def compared(plan: Plan, folder: Path) -> Compared:
     """Run what is missing of a comparison, say how it goes, and write its report.
 
     Args:
         folder: of the comparison.
-        methods: none for all.
-        seeds: how many.
-        trial: factors of the learning rate, and the share of the steps that each is tried for.
-
-    Returns:
-        What came of the arms, and which of them failed.
     """
-    arms = method_arms(_whole(base), methods or [*METHODS])
+    base = plan.base
     tables = _begun(base, folder, needed=("validation", "test"))
-    test, target = tables["test"].to_list(), target_column(base.task_settings)
-    protocol = Protocol(seeds, *trial, test=test, target=target)
+    exam = _exam(base, tables)
+    protocol = Protocol(plan.seeds, plan.factors, plan.share, exam, plan.seconds)
+    arms = [replace(arm, recipe=_whole(arm.recipe)) for arm in plan.arms]
     events = []
     with _running(base, folder, tables) as runs:
-        beside = _controls(base, runs.backbone, tables["train"])
-        path = folder / "outcomes.jsonl"
-        for event in compare(arms, beside, protocol=protocol, run=runs, path=path):
-            note(_said(event))
+        beside = _Beside(base, runs.backbone, tables).named(plan.controls)
+        path, engine = folder / "outcomes.jsonl", InOrder(protocol, runs)
+        for event in compare(arms, beside, protocol=protocol, engine=engine, path=path):
+            note(_said(event, exam.measure))
             events.append(event)
     found = summaries([event for event in events if isinstance(event, Outcome)])
-    (folder / "report.md").write_text(markdown(found) + "\n", encoding="utf-8")
-    return found, [event for event in events if isinstance(event, Failed)]
+    report = folder / "report.md"
+    report.write_text(markdown(found, measure=exam.measure) + "\n", encoding="utf-8")
+    failed = [event for event in events if isinstance(event, Failed)]
+    return Compared(exam.measure, found, failed, report)
 
 
 def searched(
@@ -84,62 +96,77 @@ def searched(
     """
     tables = _begun(base, folder, needed=("validation",))
     with _running(base, folder, tables) as runs:
-        return search(_whole(base), base.method.name, factors=factors, share=share, run=runs)
+        arm = Arm(base.method.name, _whole(base))
+        return search(arm, factors=factors, share=share, run=runs)
 
 
-class Runs:
-    """Trains recipes; a run that was stopped goes on.
+@dataclass(frozen=True, eq=False)
+class _Beside:
+    """The controls that are not trained with steps.
 
     Args:
-        backbone: of all of them.
-        tables: the training and validation rows; no test rows, so that none can be looked at.
-        folder: of the runs.
-        watch: told every event.
+        base: the recipe.
+        backbone: that answers.
+        tables: rows by split.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        tables: Mapping[str, Table],
-        *,
-        folder: Path,
-        watch: Callable[[Event, Trainer], None],
-    ) -> None:
-        self.backbone, self._tables = backbone, tables
-        self._folder, self._watch = folder, watch
+    base: Recipe
+    backbone: Backbone
+    tables: Mapping[str, Table]
 
-    def __call__(self, recipe: Recipe, name: str, *, share: float, factor: float) -> Trained:
-        """Train with a share of the steps and a multiple of the learning rate."""
-        prepared = prepare(recipe, backbone=self.backbone, tables=self._tables)
-        rate = prepared.training.learning_rate * factor
-        changed: dict[str, float] = {"learning_rate": rate}
-        if share < 1:
-            lengths = [e.length for e in prepared.rows["train"].examples]
-            changed["steps"] = ceil(share * Order(lengths, prepared.training).steps())
-        section = recipe.train.model_copy(update=changed)
-        recipe = recipe.model_copy(update={"train": section})
-        prepared = replace(prepared, recipe=recipe, training=resolve(recipe, prepared.usual))
-        run = RunFolder(self._folder / name)
-        model = train(
-            recipe,
-            run.path,
-            watch=self._watch,
-            resume=(run.path / "recipe.toml").exists(),
-            prepared=prepared,
+    def named(self, names: Sequence[str]) -> dict[str, Callable[[], Control]]:
+        """Those that there are for the recipe, of the ones that are wanted.
+
+        A trained head has no hard prompt: untrained it would be random. Free text has no probe.
+        """
+        settings = self.base.task_settings
+        headed = isinstance(settings, Classify) and settings.verbalizer is None
+        labels = find_labels(settings, self.tables["train"])
+        made: dict[str, Callable[[], Control]] = {"majority": self._majority}
+        if not headed:
+            made["hard-prompt"] = self._hard_prompt
+        if labels:
+            made["linear-probe"] = self._probe
+        return {name: make for name, make in made.items() if name in names}
+
+    @property
+    def _target(self) -> str:
+        return target_column(self.base.task_settings)
+
+    @property
+    def _template(self) -> str:
+        settings, table = self.base.task_settings, self.tables["train"]
+        kind = self.backbone.geometry.kind
+        text = settings.template or default_template(table, settings, kind=kind)
+        return hard_template(self.base, text)
+
+    def _majority(self) -> Control:
+        return majority([str(answer) for answer in self.tables["train"][self._target]])
+
+    def _hard_prompt(self) -> Control:
+        settings = self.base.task_settings
+        task = bind(
+            settings,
+            self.backbone,
+            template=self._template,
+            labels=find_labels(settings, self.tables["train"]),
+            max_length=self.base.data.max_length,
         )
-        numbers = run.metrics() or {}
-        validation = numbers["validation"]
-        *_, last = run.events()
-        return Trained(
-            model=model,
-            score=score_of(validation, select=section.select, step=numbers["best_step"]),
-            validation=validation,
-            rate=rate,
-            trainable=numbers["trainable_parameters"],
-            size=sum(file.stat().st_size for file in run.artifact.iterdir()),
-            seconds=float(last["seconds"]),
-            steps=numbers["steps"],
-        )
+        return Untrained(task)
+
+    def _probe(self) -> Control:
+        began = perf_counter()
+        reader = Reader(self.backbone, self._template, self.base.data.max_length)
+        train, held = (self.tables[name].to_list() for name in ("train", "validation"))
+        probe = fit_probe(reader, train=train, validation=held, target=self._target)
+        seconds = round(perf_counter() - began, 1)
+        return replace(probe, cost=replace(probe.cost, seconds=seconds))
+
+
+def _exam(base: Recipe, tables: Mapping[str, Table]) -> Exam:
+    rows, target = tables["test"].to_list(), target_column(base.task_settings)
+    labels = find_labels(base.task_settings, tables["train"])
+    return Exam(rows, [str(row[target]) for row in rows], labels)
 
 
 def _whole(recipe: Recipe) -> Recipe:
@@ -164,7 +191,7 @@ def _running(base: Recipe, folder: Path, tables: Mapping[str, Table]) -> Iterato
     backbone = open_section(base.backbone)
     seen = {name: table for name, table in tables.items() if name != "test"}
     with Stop() as stop:
-        yield Runs(backbone, seen, folder=folder, watch=lambda _event, _trainer: stop.heed())
+        yield Runs(backbone, seen, folder=folder, heed=stop.heed)
 
 
 def _remember(recipe: Recipe, folder: Path) -> None:
@@ -190,26 +217,17 @@ def _check_splits(tables: Mapping[str, Table], *, needed: Sequence[str]) -> None
         raise DataError(msg)
 
 
-def _controls(base: Recipe, backbone: Backbone, table: Table) -> dict[str, Control]:
-    settings = base.task_settings
-    return controls_of(
-        base,
-        backbone,
-        template=fitting_template(base, backbone, table=table).text,
-        train=[str(answer) for answer in table[target_column(settings)]],
-        labels=find_labels(settings, table),
-    )
-
-
-def _said(event: Compared) -> str:
+def _said(event: Event, measure: str) -> str:
     match event:
         case Outcome(seed=None):
-            return f"{event.arm}: {event.accuracy:.1%} right"
+            return f"{event.arm}: {measure} {event.score:.1%}"
         case Outcome():
-            right, seconds = f"{event.accuracy:.1%} right", f"{event.seconds:.0f} s"
-            return f"{event.arm}, seed {event.seed}: {right}, {seconds}"
+            seconds = 0.0 if event.cost is None else event.cost.seconds
+            return f"{event.arm}, seed {event.seed}: {measure} {event.score:.1%}, {seconds:.0f} s"
         case Failed():
             return f"{event.arm} failed, the others go on: {event.error}"
         case _:
             tried = ", ".join(f"{f:g}: {s:.4f}" for f, s in event.scores.items())
-            return f"{event.arm}: learning rate times {event.factor:g}" + (tried and f" ({tried})")
+            steps = "" if event.steps is None else f", {event.steps:,} steps a run"
+            found = f"{event.arm}: learning rate times {event.factor:g}"
+            return found + (tried and f" ({tried})") + steps

@@ -35,7 +35,7 @@ def find_lr(
     names = list(dict.fromkeys(("loss", base.train.select)))
     tried = sorted(found.values(), key=lambda trained: trained.rate)
     if as_json:
-        listed = [{"rate": t.rate, "steps": t.steps, **t.validation} for t in tried]
+        listed = [{"rate": t.rate, "steps": t.cost.steps, **t.validation} for t in tried]
         print_json({"rate": found[best].rate, "picture": str(picture), "tried": listed})
         return
     head = ["learning rate", *(f"valid. {name}" for name in names)]

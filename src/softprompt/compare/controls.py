@@ -1,15 +1,29 @@
-"""Controls: what a trained prompt must beat, or its number means nothing."""
+"""Controls that nothing random is in: what a trained prompt must beat, or its number means nothing.
+
+Fine-tuning and LoRA are controls too, but they are trained like prompts: see
+:func:`softprompt.compare.arms.tuned_arms`.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol as Interface
 
-from softprompt.backbone.model import Backbone
-from softprompt.compare.protocol import Control, Row
-from softprompt.data import parse
+from softprompt.compare.exam import Row
+from softprompt.compare.outcome import Cost
 from softprompt.evaluate import predict
-from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Task, bind
+from softprompt.tasks import Task
+
+
+class Control(Interface):
+    """Answers test rows."""
+
+    @property
+    def cost(self) -> Cost | None:
+        """What it took; None where nothing was trained."""
+
+    def __call__(self, rows: Sequence[Row]) -> list[str]:
+        """One answer a row."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,7 @@ class Majority:
     """
 
     answer: str
+    cost: None = None
 
     def __call__(self, rows: Sequence[Row]) -> list[str]:
         """The same for every row."""
@@ -36,6 +51,7 @@ class Untrained:
     """
 
     task: Task
+    cost: None = None
 
     def __call__(self, rows: Sequence[Row]) -> list[str]:
         """The backbone's own answers."""
@@ -44,32 +60,7 @@ class Untrained:
         return [found[at].label for at in range(len(rows))]
 
 
-def controls_of(
-    recipe: Recipe,
-    backbone: Backbone,
-    *,
-    template: str,
-    train: Sequence[str],
-    labels: Sequence[str],
-) -> dict[str, Control]:
-    """The controls that there are for a recipe.
-
-    The hard prompt is the template with the words that the soft tokens start from in their place.
-    A trained head has none: untrained it would be random.
-
-    Args:
-        template: as used.
-        train: the right answers of the training rows.
-        labels: that are chosen from; none for free text.
-    """
-    found: dict[str, Control] = {"majority": Majority(Counter(train).most_common(1)[0][0])}
-    settings = recipe.task_settings
-    if isinstance(settings, Classify) and settings.verbalizer is None:
-        return found
-    start = recipe.method.initialise
-    words = start.text if start is not None and start.source == "text" else None
-    text = parse(template).with_words(words or "")
-    task = bind(
-        settings, backbone, template=text, labels=tuple(labels), max_length=recipe.data.max_length
-    )
-    return found | {"hard prompt": Untrained(task)}
+def majority(answers: Sequence[str]) -> Majority:
+    """The commonest of these; of equally common ones the first in alphabetical order."""
+    count = Counter(answers)
+    return Majority(min(count, key=lambda answer: (-count[answer], answer)))

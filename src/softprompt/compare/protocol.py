@@ -1,29 +1,21 @@
-"""The protocol: every arm gets the same rows, the same steps and the same search for a rate.
+"""The protocol: every arm gets the same rows, the same budget and the same search for a rate.
 
-Prompts are chosen by validation rows. The test rows are answered once by each trained prompt, after
-its training is over; nothing is chosen by them.
+What is trained is chosen by validation rows. The test rows are answered once by each trained arm,
+after its training is over; nothing is chosen by them.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from typing import Protocol as Interface
 
 from softprompt.compare.arms import Arm
-from softprompt.compare.outcome import Event, Failed, Outcome, Searched, as_line, from_line
-from softprompt.compare.rates import Runner, best_of, search
-from softprompt.errors import DataError, SoftpromptError
-
-Row = Mapping[str, Any]
-
-
-class Control(Interface):
-    """Answers test rows without training."""
-
-    def __call__(self, rows: Sequence[Row]) -> list[str]:
-        """One answer a row."""
+from softprompt.compare.controls import Control
+from softprompt.compare.exam import Exam
+from softprompt.compare.journal import Journal, check
+from softprompt.compare.outcome import Event, Failed, Outcome, Searched
+from softprompt.compare.rates import Runner, Trial, best_of, search, steps_within
+from softprompt.errors import SoftpromptError
 
 
 @dataclass(frozen=True)
@@ -34,28 +26,90 @@ class Protocol:
         seeds: how often each arm is trained.
         factors: of the rates in the search; a single one means no search.
         share: of the steps that a search takes for each.
-        test: the rows that answers are judged by.
-        target: the column of their right answers.
+        exam: the test rows.
+        seconds: of training steps for each run; None for the steps that the recipe says.
     """
 
     seeds: int
     factors: tuple[float, ...]
     share: float
-    test: Sequence[Row]
-    target: str
+    exam: Exam
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What can be run by itself: the search of an arm, or its training with a seed.
+
+    Args:
+        arm: whose.
+        order: seed by seed, so that a comparison that is stopped has something of every arm.
+        seed: None for the search.
+        searched: what the search found.
+    """
+
+    arm: Arm
+    order: tuple[int, int]
+    seed: int | None = None
+    searched: Searched | None = None
+
+
+class Engine(Interface):
+    """Runs jobs, wherever there is room."""
+
+    def next(self, jobs: Sequence[Job]) -> tuple[Job, Event]:
+        """Run at least one of the open jobs, and say what came of the first one that is done.
+
+        Args:
+            jobs: all that are open; one that is no longer among them is not wanted any more.
+        """
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """Runs one job after the other, here.
+
+    Args:
+        protocol: of the comparison.
+        run: trains.
+    """
+
+    protocol: Protocol
+    run: Runner
+
+    def next(self, jobs: Sequence[Job]) -> tuple[Job, Event]:
+        """Run the first job."""
+        job = min(jobs, key=lambda job: job.order)
+        return job, perform(job, protocol=self.protocol, run=self.run)
+
+
+def perform(job: Job, *, protocol: Protocol, run: Runner) -> Event:
+    """Run a job. Whatever goes wrong in it is told and takes no other down."""
+    try:
+        if job.seed is None or job.searched is None:
+            return _searched(job.arm, protocol, run)
+        return _outcome(job.arm, job.seed, job.searched, protocol=protocol, run=run)
+    except SoftpromptError as error:
+        return Failed(job.arm.name, job.seed, str(error))
+    except Exception as error:  # noqa: BLE001  # memory that ran out, a library's own fault
+        return Failed(job.arm.name, job.seed, f"{type(error).__name__}: {error}")
 
 
 def compare(
     arms: Sequence[Arm],
-    controls: Mapping[str, Control],
+    controls: Mapping[str, Callable[[], Control]],
     *,
     protocol: Protocol,
-    run: Runner,
+    engine: Engine,
     path: Path,
 ) -> Iterator[Event]:
     """Run everything that the file at ``path`` does not hold yet, and add it there line by line.
 
     An arm that fails is told, and the others go on; it is tried again the next time.
+
+    Args:
+        controls: made when they are needed, which may take a while.
+        engine: runs what is trained.
 
     Yields:
         What was found in the file, then what is new.
@@ -63,116 +117,97 @@ def compare(
     Raises:
         DataError: the file is damaged, or of other test rows.
     """
-    before = [e for e in _read(path) if not isinstance(e, Failed)]
-    _check(before, protocol)
-    _write(path, before)
+    journal = Journal(path)
+    before = [e for e in journal.read() if not isinstance(e, Failed)]
+    wanted = tuple(sorted(protocol.factors)), protocol.share, protocol.seconds
+    check(before, rows=len(protocol.exam.rows), wanted=wanted)
+    journal.write(before)
     yield from before
     done = {(e.arm, e.seed) for e in before if isinstance(e, Outcome)}
     rates = {e.arm: e for e in before if isinstance(e, Searched)}
-    for event in _missing(arms, controls, protocol=protocol, run=run, done=done, rates=rates):
-        _append(path, event)
+    for event in _controls(controls, protocol, done):
+        journal.add(event)
+        yield event
+    for event in _trained(arms, protocol, engine, done=done, rates=rates):
+        journal.add(event)
         yield event
 
 
-def _missing(
-    arms: Sequence[Arm],
-    controls: Mapping[str, Control],
-    *,
+def _controls(
+    controls: Mapping[str, Callable[[], Control]],
     protocol: Protocol,
-    run: Runner,
     done: set[tuple[str, int | None]],
-    rates: dict[str, Searched],
 ) -> Iterator[Event]:
-    for name, control in controls.items():
-        if (name, None) not in done:
-            yield Outcome(name, None, _right(control(protocol.test), protocol), {})
-    # Seed by seed, so that a comparison that is stopped has something of every arm.
-    broken: set[str] = set()
-    for number in range(protocol.seeds):
-        for arm in arms:
-            seed = arm.recipe.seed + number
-            if (arm.name, seed) in done or arm.name in broken:
-                continue
-            try:
-                if arm.name not in rates:
-                    rates[arm.name] = _searched(arm, protocol, run)
-                    yield rates[arm.name]
-                yield _outcome(arm, seed, rates[arm.name], protocol=protocol, run=run)
-            except SoftpromptError as error:
-                broken.add(arm.name)
-                yield Failed(arm.name, seed, str(error))
+    for name, make in controls.items():
+        if (name, None) in done:
+            continue
+        try:
+            control = make()
+            marks = protocol.exam.mark(control(protocol.exam.rows))
+            yield Outcome(name, None, **vars(marks), control=True, cost=control.cost)
+        except SoftpromptError as error:
+            yield Failed(name, None, str(error))
+
+
+def _trained(
+    arms: Sequence[Arm],
+    protocol: Protocol,
+    engine: Engine,
+    *,
+    done: set[tuple[str, int | None]],
+    rates: Mapping[str, Searched],
+) -> Iterator[Event]:
+    jobs: list[Job] = []
+    numbered = {arm.name: (at, arm) for at, arm in enumerate(arms)}
+    for at, arm in numbered.values():
+        wanted = [n for n in range(protocol.seeds) if (arm.name, arm.recipe.seed + n) not in done]
+        if arm.name in rates:
+            jobs += _of_seeds(arm, at, rates[arm.name], wanted)
+        elif wanted:
+            jobs.append(Job(arm, (wanted[0], at)))
+    while jobs:
+        job, event = engine.next(tuple(jobs))
+        jobs.remove(job)
+        yield event
+        match event:
+            case Searched():
+                at, arm = numbered[event.arm]
+                numbers = range(protocol.seeds)
+                wanted = [n for n in numbers if (arm.name, arm.recipe.seed + n) not in done]
+                jobs += _of_seeds(arm, at, event, wanted)
+            case Failed():
+                jobs = [job for job in jobs if job.arm.name != event.arm]
+            case Outcome():
+                pass
+
+
+def _of_seeds(arm: Arm, at: int, searched: Searched, numbers: Sequence[int]) -> list[Job]:
+    return [Job(arm, (n, at), arm.recipe.seed + n, searched) for n in numbers]
 
 
 def _searched(arm: Arm, protocol: Protocol, run: Runner) -> Searched:
-    if len(protocol.factors) == 1:
-        return Searched(arm.name, {}, protocol.factors[0], protocol.share)
-    found = search(arm.recipe, arm.name, factors=protocol.factors, share=protocol.share, run=run)
-    scores = {factor: trained.score for factor, trained in found.items()}
-    return Searched(arm.name, scores, best_of(found), protocol.share)
+    share, seconds = protocol.share, protocol.seconds
+    steps = None if seconds is None else steps_within(seconds, arm=arm, run=run)
+    scores, best = dict[float, float](), protocol.factors[0]
+    if len(protocol.factors) > 1:
+        found = search(arm, factors=protocol.factors, share=share, run=run, steps=steps)
+        scores, best = {factor: one.score for factor, one in found.items()}, best_of(found)
+    return Searched(arm.name, scores, best, share, seconds, steps)
 
 
 def _outcome(
     arm: Arm, seed: int, searched: Searched, *, protocol: Protocol, run: Runner
 ) -> Outcome:
-    recipe = arm.recipe.model_copy(update={"seed": seed})
-    trained = run(recipe, f"{arm.name}-{seed}", share=1.0, factor=searched.factor)
-    answers = [answer.label for answer in trained.model.predict(protocol.test)]
+    name, factor = f"{arm.folder}-{seed}", searched.factor
+    trained = run(Trial(arm, name, seed, factor=factor, steps=searched.steps))
+    marks = protocol.exam.mark(trained.answer(protocol.exam.rows))
     return Outcome(
         arm.name,
         seed,
-        _right(answers, protocol),
-        dict(trained.validation),
+        **vars(marks),
+        control=arm.kind != "prompt",
+        validation=dict(trained.validation),
         rate=trained.rate,
-        trainable=trained.trainable,
-        size=trained.size,
-        seconds=round(trained.seconds, 1),
-        steps=trained.steps,
+        cost=trained.cost,
+        run=trained.run,
     )
-
-
-def _right(answers: Sequence[str], protocol: Protocol) -> tuple[bool, ...]:
-    truth = [str(row[protocol.target]) for row in protocol.test]
-    return tuple(answer == wanted for answer, wanted in zip(answers, truth, strict=True))
-
-
-def _check(events: Sequence[Event], protocol: Protocol) -> None:
-    rows = {len(e.right) for e in events if isinstance(e, Outcome)}
-    if rows - {len(protocol.test)}:
-        msg = (
-            f"the comparison was begun with {rows.pop()} test rows, but there are "
-            f"{len(protocol.test)} now. Begin a new one in another folder."
-        )
-        raise DataError(msg)
-    wanted = tuple(sorted(protocol.factors)), protocol.share
-    for event in events:
-        if isinstance(event, Searched) and (event.factors, event.share) != wanted:
-            tried = ", ".join(f"{factor:g}" for factor in event.factors)
-            msg = (
-                f"the comparison was begun with rates times {tried}, each for {event.share:.0%} of "
-                "the steps. All arms get the same search: ask for that again, or begin a new "
-                "comparison in another folder."
-            )
-            raise DataError(msg)
-
-
-def _read(path: Path) -> list[Event]:
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    try:
-        return [from_line(json.loads(line)) for line in lines]
-    except ValueError as error:
-        msg = f"{path} is damaged ({error}). Take the damaged line out, and it is run again."
-        raise DataError(msg) from error
-
-
-def _write(path: Path, events: Sequence[Event]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".new")
-    aside.write_text("".join(json.dumps(as_line(e)) + "\n" for e in events), encoding="utf-8")
-    aside.replace(path)
-
-
-def _append(path: Path, event: Event) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(as_line(event)) + "\n")

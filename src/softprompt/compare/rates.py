@@ -1,12 +1,37 @@
 """The short search for a learning rate: the same few steps with each of several rates."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
-from softprompt.evaluate import Model
-from softprompt.recipe import Recipe
+from softprompt.compare.arms import Arm
+from softprompt.compare.exam import Row
+from softprompt.compare.outcome import Cost
+
+# Steps that tell how long one takes; the first ones, which take longer, are not counted.
+_PACING = 12
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of an arm.
+
+    Args:
+        arm: what is trained.
+        name: of the run.
+        seed: of what it starts from, and of the order of rows.
+        factor: by which the arm's learning rate is multiplied.
+        share: of the steps.
+        steps: of a whole run; None for as many as the recipe says.
+    """
+
+    arm: Arm
+    name: str
+    seed: int
+    factor: float = 1.0
+    share: float = 1.0
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -14,46 +39,49 @@ class Trained:
     """What training gave.
 
     Args:
-        model: the best prompt by validation, at work.
+        answer: the answers of what was best by validation.
         score: the higher, the better.
-        validation: all metrics of the best prompt.
+        validation: all metrics of the best one.
         rate: the learning rate that was used.
-        trainable: parameters.
-        size: bytes of the artifact.
-        seconds: of training.
-        steps: of the optimiser.
+        pace: seconds that a step takes.
+        cost: what it took.
+        run: the folder of the run.
     """
 
-    model: Model
+    answer: Callable[[Sequence[Row]], list[str]]
     score: float
     validation: Mapping[str, float]
     rate: float
-    trainable: int
-    size: int
-    seconds: float
-    steps: int
+    pace: float
+    cost: Cost
+    run: str = ""
 
 
 class Runner(Interface):
-    """Trains a recipe; given by whoever may write folders."""
+    """Trains; given by whoever may write folders."""
 
-    def __call__(self, recipe: Recipe, name: str, *, share: float, factor: float) -> Trained:
-        """Train, or go on where it was stopped.
-
-        Args:
-            name: of the run's folder.
-            share: of the recipe's steps.
-            factor: by which its learning rate is multiplied.
-        """
+    def __call__(self, trial: Trial) -> Trained:
+        """Train, or go on where it was stopped."""
 
 
 def search(
-    recipe: Recipe, name: str, *, factors: Sequence[float], share: float, run: Runner
+    arm: Arm,
+    *,
+    factors: Sequence[float],
+    share: float,
+    run: Runner,
+    steps: int | None = None,
 ) -> dict[float, Trained]:
-    """What each factor of the learning rate comes to in a share of the steps."""
+    """What each factor of the learning rate comes to in a share of the steps.
+
+    Args:
+        steps: of a whole run; None for as many as the recipe says.
+    """
+    seed = arm.recipe.seed
+    names = {factor: f"{arm.folder}-search-{factor:g}" for factor in factors}
     return {
-        factor: run(recipe, f"{name}-search-{factor:g}", share=share, factor=factor)
-        for factor in factors
+        factor: run(Trial(arm, name, seed, factor=factor, share=share, steps=steps))
+        for factor, name in names.items()
     }
 
 
@@ -68,3 +96,9 @@ def best_of(found: Mapping[float, Trained]) -> float:
         return trained.score, -trained.validation["loss"], -abs(math.log(factor))
 
     return max(found, key=worth)
+
+
+def steps_within(seconds: float, *, arm: Arm, run: Runner) -> int:
+    """How many steps an arm can do in so many seconds, by a trial of a few."""
+    trial = run(Trial(arm, f"{arm.folder}-pace", arm.recipe.seed, steps=_PACING))
+    return max(1, int(seconds / trial.pace))

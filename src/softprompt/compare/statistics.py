@@ -16,11 +16,11 @@ _RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more an arm gets right than the best control.
+    """How much higher an arm scores than the best control.
 
     Args:
         control: its name.
-        mean: of the share of right rows.
+        mean: of the difference in score.
         low: of the 95 % interval, by resampling test rows in pairs.
         high: likewise.
     """
@@ -38,7 +38,7 @@ class Summary:
     Args:
         arm: its name.
         seeds: how many outcomes there are.
-        mean: accuracy on the test rows.
+        mean: score on the test rows.
         spread: its standard deviation over seeds; None for a single outcome.
         difference: from the best control; None for controls, and where there is none.
         outcomes: all of them.
@@ -52,9 +52,9 @@ class Summary:
     outcomes: tuple[Outcome, ...]
 
     @property
-    def trained(self) -> bool:
-        """Whether it is no control."""
-        return self.outcomes[0].seed is not None
+    def control(self) -> bool:
+        """Whether it is what prompts must beat."""
+        return self.outcomes[0].control
 
 
 def summaries(outcomes: Sequence[Outcome]) -> list[Summary]:
@@ -63,41 +63,45 @@ def summaries(outcomes: Sequence[Outcome]) -> list[Summary]:
     Raises:
         DataError: the outcomes are not of the same test rows.
     """
-    rows = {len(outcome.right) for outcome in outcomes}
+    rows = {len(outcome.scores) for outcome in outcomes}
     if len(rows) > 1:
         msg = f"the outcomes are of {sorted(rows)} test rows. Compare what answered the same rows."
         raise DataError(msg)
     by_arm: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_arm.setdefault(outcome.arm, []).append(outcome)
-    controls = [o for o in outcomes if o.seed is None]
-    best = max(controls, key=lambda o: o.accuracy, default=None)
+    controls = [found for found in by_arm.values() if found[0].control]
+    best = max(controls, key=_mean, default=None)
     return [_summary(found, best) for found in by_arm.values()]
 
 
-def _summary(outcomes: Sequence[Outcome], control: Outcome | None) -> Summary:
-    shares = [outcome.accuracy for outcome in outcomes]
-    trained = outcomes[0].seed is not None
+def _mean(outcomes: Sequence[Outcome]) -> float:
+    return statistics.fmean(outcome.score for outcome in outcomes)
+
+
+def _summary(outcomes: Sequence[Outcome], control: Sequence[Outcome] | None) -> Summary:
+    shares = [outcome.score for outcome in outcomes]
+    beside = not outcomes[0].control and control is not None
     return Summary(
         arm=outcomes[0].arm,
         seeds=len(outcomes),
-        mean=statistics.fmean(shares),
+        mean=_mean(outcomes),
         spread=statistics.stdev(shares) if len(shares) > 1 else None,
-        difference=_difference(outcomes, control) if trained and control is not None else None,
+        difference=_difference(outcomes, control) if beside and control is not None else None,
         outcomes=tuple(outcomes),
     )
 
 
-def _difference(outcomes: Sequence[Outcome], control: Outcome) -> Difference:
+def _difference(outcomes: Sequence[Outcome], control: Sequence[Outcome]) -> Difference:
     """The paired bootstrap over test rows (Efron & Tibshirani 1993), percentile interval.
 
-    A row's value is the share of seeds that get it right, less whether the control does.
+    A row's value is its mean score over the arm's seeds, less that over the control's.
     """
-    own = np.mean([outcome.right for outcome in outcomes], axis=0)
-    by_row = own - np.asarray(control.right, dtype=float)
-    mean = float(by_row.mean())
+    own, theirs = (np.mean([o.scores for o in found], axis=0) for found in (outcomes, control))
+    by_row = own - theirs
+    mean, name = float(by_row.mean()), control[0].arm
     if len(by_row) < 2 or np.ptp(by_row) == 0:  # noqa: PLR2004  # nothing to resample
-        return Difference(control.arm, mean, mean, mean)
+        return Difference(name, mean, mean, mean)
     found = bootstrap(
         (by_row,),
         np.mean,
@@ -108,4 +112,4 @@ def _difference(outcomes: Sequence[Outcome], control: Outcome) -> Difference:
         batch=100,
     )
     interval = found.confidence_interval
-    return Difference(control.arm, mean, float(interval.low), float(interval.high))
+    return Difference(name, mean, float(interval.low), float(interval.high))

@@ -139,6 +139,24 @@ def generation(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, floa
     }
 
 
+def nearness(truth: Sequence[str], predicted: Sequence[str]) -> tuple[float, ...]:
+    """How near each written text comes to its reference: sacrebleu's sentence chrF, 0 to 1.
+
+    Source: Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation".
+
+    Raises:
+        DataError: no rows, or not as many answers as references.
+    """
+    from sacrebleu.metrics.chrf import CHRF  # noqa: PLC0415  # slow to import
+
+    _check_pairs(truth, predicted)
+    pairs, counted = zip(truth, predicted, strict=True), CHRF()
+    return tuple(
+        round(float(counted.sentence_score(answer, [wanted]).score) / 100, 6)
+        for wanted, answer in pairs
+    )
+
+
 def majority(train_labels: Sequence[str], test_labels: Sequence[str]) -> float:
     """The accuracy (0 to 1) of always answering the commonest label of the training data.
 

@@ -1,6 +1,6 @@
 """Everything that decides a run, as one strict TOML file, with all its faults at once."""
 
-from softprompt.recipe.make import make_recipe
+from softprompt.recipe.make import faults_of, make_recipe
 from softprompt.recipe.read import read_data, read_recipe
 from softprompt.recipe.sections import (
     BackboneSection,
@@ -9,6 +9,7 @@ from softprompt.recipe.sections import (
     Limit,
     MethodSection,
     Recipe,
+    Section,
     Shares,
     TaskSection,
     TrainSection,
@@ -21,9 +22,11 @@ __all__ = [
     "Limit",
     "MethodSection",
     "Recipe",
+    "Section",
     "Shares",
     "TaskSection",
     "TrainSection",
+    "faults_of",
     "make_recipe",
     "read_data",
     "read_recipe",

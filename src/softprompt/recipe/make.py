@@ -28,7 +28,7 @@ def make_recipe(data: Mapping[str, Any]) -> Recipe:
     try:
         recipe = Recipe.model_validate(dict(data))
     except ValidationError as error:
-        faults += _said(error, (), Recipe)
+        faults += faults_of(error, owner=Recipe)
     faults += _choice_faults(data, "method", METHODS)
     faults += _choice_faults(data, "task", TASKS)
     if recipe is not None:
@@ -53,7 +53,7 @@ def _choice_faults(
     try:
         picked(options[name], own)
     except ValidationError as error:
-        return _said(error, (section,), options[name])
+        return faults_of(error, (section,), owner=options[name])
     return []
 
 
@@ -84,8 +84,16 @@ def _cross_faults(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _said(error: ValidationError, before: tuple[str, ...], owner: type[Any]) -> list[str]:
-    """The faults as a person would say them; all that is wrong with one value as one fault."""
+def faults_of(
+    error: ValidationError, before: tuple[str, ...] = (), *, owner: type[Any]
+) -> list[str]:
+    """The faults as a person would say them; all that is wrong with one value as one fault.
+
+    Args:
+        error: pydantic's.
+        before: where the checked table stands.
+        owner: the class that was checked.
+    """
     found: dict[str, list[str]] = {}
     for fault in error.errors():
         path = [str(part) for part in fault["loc"]]

@@ -67,8 +67,8 @@ class Evaluation:
         train_loss: per scored token since the last validation; None at the start.
         report: loss and metrics on the validation rows.
         best: whether no earlier one was better.
-        prompt_norm: of the prompt, relative to what it started from.
-        moved: how far the prompt is from its start, relative to the start's norm.
+        prompt_norm: of the prompt, relative to what it started from; None where there is none.
+        moved: how far the prompt is from its start, relative to the start's norm; likewise.
     """
 
     step: int
@@ -76,8 +76,8 @@ class Evaluation:
     train_loss: float | None
     report: Report
     best: bool
-    prompt_norm: float
-    moved: float
+    prompt_norm: float | None = None
+    moved: float | None = None
 
     @property
     def metrics(self) -> Mapping[str, float]:

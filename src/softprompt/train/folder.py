@@ -144,6 +144,10 @@ class RunFolder:
     def finish(self, artifact: Artifact, metrics: Mapping[str, Any]) -> None:
         """Write the artifact and the metrics."""
         save(artifact, self.artifact)
+        self.write_metrics(metrics)
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write what came of the run, which is then finished."""
         text = json.dumps(metrics, indent=2) + "\n"
         (self.path / "metrics.json").write_text(text, encoding="utf-8")
 

@@ -17,7 +17,7 @@ _PROCESSES = 4096
 
 def gradients(
     task: Task,
-    method: Method,
+    method: Method | None,
     *,
     batch: Sequence[Example],
     parts: int,
@@ -29,6 +29,7 @@ def gradients(
     whole's count, not by its own.
 
     Args:
+        method: makes the prompt; None where the backbone itself is trained.
         batch: of all processes; each runs its share.
         parts: how many parts a process runs its share in.
 
@@ -40,12 +41,12 @@ def gradients(
     own = batch[accelerator.process_index :: accelerator.num_processes]
     for part in _parts(own, parts):
         # In full precision: the prompt is small, and it is what is trained.
-        prompt = method()
+        prompt = None if method is None else method()
         with accelerator.autocast():
             loss = task.loss(part, [prompt])
         accelerator.backward(loss.total / count)
         total += loss.total.detach().to(total)
-    if accelerator.num_processes > 1:
+    if accelerator.num_processes > 1 and method is not None:
         total = _summed(total, trained(task, method), accelerator)
     return float(total) / count, count
 

@@ -10,7 +10,7 @@ from softprompt.train.rows import Rows
 
 
 def judged(
-    task: Task, rows: Rows, *, prompt: Prompt, batch_size: int, accelerator: Accelerator
+    task: Task, rows: Rows, *, prompt: Prompt | None, batch_size: int, accelerator: Accelerator
 ) -> list[Judged]:
     """What each process found on its share of the rows; the same list in all of them."""
     own = slice(accelerator.process_index, None, accelerator.num_processes)
