@@ -112,6 +112,71 @@ def test_a_stopped_comparison_ends_as_if_nobody_had_stopped_it(compare, home, st
     }
 
 
+def test_all_controls_beside_a_method(home, run):
+    """Each is judged on the same rows; what is trained costs what arithmetic says."""
+    home.data["method"]["initialise"] = {"from": "text", "text": "good"}
+    command = ("compare", home.recipe, "--methods", "prompt-tuning", "--seeds", 1, "--rates", "1")
+    said = run(*command, "--output", "c", "--json")
+    assert said.status == 0, said.err
+    arms = {arm["arm"]: arm for arm in said.json["arms"]}
+    names = {"majority", "hard-prompt", "linear-probe", "fine-tuning", "lora"}
+    assert {*arms} == {*names, "prompt-tuning"}
+    costs = {name: arm["outcomes"][0]["cost"] for name, arm in arms.items()}
+    assert costs["majority"] is costs["hard-prompt"] is None
+    whole = costs["prompt-tuning"]["parameters"]
+    assert costs["prompt-tuning"]["trainable"] == 4 * 32
+    assert costs["linear-probe"]["trainable"] == 32 + 1
+    assert costs["fine-tuning"]["trainable"] == costs["fine-tuning"]["parameters"] == whole
+    assert costs["fine-tuning"]["size"] == 4 * whole
+    assert costs["lora"]["parameters"] == whole
+    for name in ("prompt-tuning", "fine-tuning", "lora"):
+        assert costs[name]["steps"] == 6
+        assert costs[name]["memory"] > 4 * whole
+        assert costs[name]["speed"] > 0
+    best = max((arms[name] for name in names), key=lambda arm: arm["mean"])
+    assert arms["prompt-tuning"]["difference"]["control"] == best["arm"]
+    assert {path.parent.name for path in home.path.glob("c/*/metrics.json")} == {
+        "prompt-tuning-42", "fine-tuning-42", "lora-42",
+    }  # fmt: skip
+    before = (home.path / "c" / "outcomes.jsonl").read_text()
+    assert run(*command, "--output", "c", "--json").json == said.json
+    assert (home.path / "c" / "outcomes.jsonl").read_text() == before
+
+
+def test_a_comparison_has_a_file_of_its_own_and_a_budget_of_seconds(home, run):
+    home.recipe.with_name("plan.toml").write_text(
+        'recipe = "recipe.toml"\nseeds = 1\nrates = [1.0]\ncontrols = ["majority"]\n'
+        '[[arms]]\nname = "two tokens"\nset = { "task.template" = "{text}{soft:2}" }\n'
+        '[[arms]]\nname = "six tokens"\nset = { "task.template" = "{text}{soft:6}" }\n'
+    )
+    said = run("compare", "plan.toml", "--seconds", "0.5", "--json", "--output", "c")
+    assert said.status == 0, said.err
+    arms = {arm["arm"]: arm["outcomes"][0] for arm in said.json["arms"]}
+    assert {*arms} == {"majority", "two tokens", "six tokens"}
+    assert arms["six tokens"]["cost"]["trainable"] == 3 * arms["two tokens"]["cost"]["trainable"]
+    searched = {x["arm"]: x for x in lines(home.path / "c") if x["event"] == "searched"}
+    for name in ("two tokens", "six tokens"):
+        assert arms[name]["cost"]["steps"] == searched[name]["steps"] > 0
+        assert searched[name]["seconds"] == 0.5
+
+
+def test_free_text_is_compared_by_how_near_it_comes(home, run):
+    for split, count in (("train", 16), ("validation", 6), ("test", 6)):
+        rows = [{**row, "target": row["label"]} for row in home.rows(split)[:count]]
+        home.write(split, rows)
+    home.data["task"] = {"kind": "generate", "template": "{text} is{soft:4}", "max_new_tokens": 3}
+    command = ("compare", home.recipe, "--methods", "prompt-tuning", "--seeds", 1, "--rates", "1")
+    said = run(*command, "--output", "c", "--json")
+    assert said.status == 0, said.err
+    assert said.json["measure"] == "chrf"
+    arms = {arm["arm"]: arm for arm in said.json["arms"]}
+    assert {*arms} == {"majority", "hard-prompt", "fine-tuning", "lora", "prompt-tuning"}
+    outcome = arms["prompt-tuning"]["outcomes"][0]
+    assert outcome["confusion"] is None
+    assert {"bleu", "chrf", "rougeL"} <= {*outcome["metrics"]}
+    assert 0 <= arms["prompt-tuning"]["mean"] <= 1
+
+
 def test_a_broken_arm_is_told_and_the_others_go_on(compare, home):
     home.data["method"]["layers"] = "7:"
     said = compare("--rates", "1", "--output", "c", "--json")

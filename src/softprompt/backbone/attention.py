@@ -82,6 +82,8 @@ def _is_short(seen: Attention, options: dict[str, Any]) -> bool:
         return False
     if options.get("dropout") or options.get("softcap") is not None:
         return False
+    if seen.bias is not None and seen.bias.requires_grad:  # where the backbone itself is trained
+        return False
     length = 0 if seen.before is None else seen.before[0].shape[2]
     scores = seen.query.shape[2] * (length + seen.key.shape[2])
     return scores <= PLAIN and any(t.requires_grad for t in tensors)

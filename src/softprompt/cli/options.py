@@ -24,6 +24,28 @@ Rates = Annotated[
 Share = Annotated[
     float, typer.Option(min=0.01, max=1.0, help="Of the steps, for each rate of the search.")
 ]
+Comparison = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A recipe, or a comparison's file.")
+]
+Methods = Annotated[
+    str | None, typer.Option(help="Methods, with commas between them; all if left out.")
+]
+Controls = Annotated[
+    str | None, typer.Option(help="Controls, with commas between them, or none; all if left out.")
+]
+Seeds = Annotated[int | None, typer.Option(min=1, help="How often each arm is trained; 5.")]
+Seconds = Annotated[
+    float | None,
+    typer.Option(min=0.1, help="Of training steps for each run, in place of the recipe's steps."),
+]
+MaybeRates = Annotated[
+    str | None,
+    typer.Option(help="Multiples of the learning rate to choose from, 1 for none; 0.3,1,3."),
+]
+MaybeShare = Annotated[
+    float | None,
+    typer.Option(min=0.01, max=1.0, help="Of the steps, for each rate of the search; 0.1."),
+]
 
 
 def factors(rates: str) -> tuple[float, ...]:

@@ -127,8 +127,11 @@ def _own_arm(base: Recipe, section: ArmSection) -> Arm:
     for path, value in section.set.items():
         *parents, key = path.split(".")
         table = data
-        for parent in parents:
+        for at, parent in enumerate(parents, start=1):
             table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                where = ".".join(parents[:at])
+                raise RecipeError([f"{where!r} is a value, not a table. Set {where!r} itself."])
         table[key] = value
     return Arm(section.name, make_recipe(data))
 
