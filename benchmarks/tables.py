@@ -5,6 +5,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from softprompt.compare.report import size_said
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -12,9 +14,10 @@ BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 def main() -> None:
     """Write benchmarks/*/README.md and the block in README.md."""
-    quality, speed = _quality(), _speed()
+    quality, speed, comparison = _quality(), _speed(), _comparison()
     (HERE / "quality" / "README.md").write_text(quality, encoding="utf-8")
     (HERE / "speed" / "README.md").write_text(speed, encoding="utf-8")
+    (HERE / "comparison" / "README.md").write_text(comparison, encoding="utf-8")
     page = ROOT / "README.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -54,6 +57,7 @@ def _headline() -> str:
         "",
         *_arms(minilm),
         "",
+        *_compared_headline(),
         (
             "`scripts/bench speed`, samples per second over PEFT's in its best setting (bf16, "
             "batches of like length) and over the bare backbone's, in the same run:"
@@ -70,6 +74,96 @@ def _arms(minilm: dict[str, Any]) -> list[str]:
         trained = f"{arm['trainable']:,}" if "trainable" in arm else ""
         lines.append(f"| {name} | {arm['metrics']['accuracy']:.1%} | {trained} |")
     return lines
+
+
+BACKBONES = {"smollm2": "SmolLM2-135M, label words", "minilm": "MiniLM, trained head"}
+
+
+def _compared(name: str) -> list[str]:
+    """The table of a comparison, from its outcomes."""
+    found = _read(f"comparison/results/{name}.json")
+    lines = [
+        "| | accuracy | over the best control | trained | kept | seconds | memory | rows/s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for arm in sorted(found["arms"], key=lambda arm: arm["mean"], reverse=True):
+        control = arm["outcomes"][0]["control"]
+        label = f"*{arm['arm']}*" if control else arm["arm"]
+        spread = "" if arm["spread"] is None else f" ± {100 * arm['spread']:.1f}"
+        cells = [label, f"{100 * arm['mean']:.1f}{spread} %", _over(arm["difference"])]
+        lines.append(f"| {' | '.join([*cells, *_costs(arm['outcomes'])])} |")
+    return lines
+
+
+def _over(difference: dict[str, Any] | None) -> str:
+    if difference is None:
+        return ""
+    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _costs(outcomes: list[dict[str, Any]]) -> list[str]:
+    costs = [outcome["cost"] for outcome in outcomes if outcome["cost"] is not None]
+    if not costs:
+        return [""] * 5
+    last, memory = costs[-1], max(cost["memory"] for cost in costs)
+    speed = statistics.fmean(cost["speed"] for cost in costs)
+    return [
+        f"{last['trainable']:,}",
+        size_said(last["size"]),
+        f"{statistics.fmean(cost['seconds'] for cost in costs):.0f}",
+        size_said(memory) if memory else "",
+        f"{speed:.1f}" if speed else "",
+    ]
+
+
+def _setting(name: str) -> str:
+    found = _read(f"comparison/results/{name}.json")
+    rows, seeds = found["rows"], max(arm["seeds"] for arm in found["arms"])
+    return (
+        f"{BACKBONES[name]}: {rows['train']:,} reviews to learn from, {rows['validation']} to "
+        f"choose by, {rows['test']:,} of films never seen, {seeds} seeds"
+    )
+
+
+def _compared_headline() -> list[str]:
+    lines = [
+        (
+            "`scripts/bench comparison`, all methods under [one protocol](docs/how-to/compare.md) "
+            "beside all controls (in italics):"
+        ),
+        "",
+    ]
+    for name in BACKBONES:
+        lines += [f"{_setting(name)}.", "", *_compared(name), ""]
+    return lines
+
+
+def _comparison() -> str:
+    lines = [
+        "# All methods and all controls",
+        "",
+        (
+            "Made by `scripts/bench comparison` from [the results](results); no number is typed "
+            "in. [The protocol](../../docs/how-to/compare.md): the same rows, steps and search "
+            "for a rate for all arms; test rows answered once. Seconds and rows per second "
+            "depend on the machine: read them beside one another."
+        ),
+        "",
+    ]
+    for name, title in BACKBONES.items():
+        lines += [
+            f"## {title}",
+            "",
+            (
+                f"{_setting(name)}. Recipe: [{name}.toml]({name}.toml). "
+                f"With pictures: [{name}.html](results/{name}.html)."
+            ),
+            "",
+            *_compared(name),
+            "",
+        ]
+    return "\n".join(lines)
 
 
 PARTS = ("train", "long", "late", "predict", "memory", "reach")
