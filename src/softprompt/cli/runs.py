@@ -99,9 +99,10 @@ class Runs:
 
 
 def _planned(recipe: Recipe, trial: Trial, *, training: Training, lengths: Sequence[int]) -> Recipe:
-    """The recipe with the rate and the steps of a trial."""
+    """The recipe with the rates and the steps of a trial."""
     order = Order(lengths, training)
-    changed: dict[str, float] = {"learning_rate": training.learning_rate * trial.factor}
+    rates = {name: vars(training)[name] for name in ("learning_rate", "head_learning_rate")}
+    changed: dict[str, float] = {name: rate * trial.factor for name, rate in rates.items()}
     if trial.steps is not None or trial.share < 1:
         steps = ceil(trial.share * (trial.steps or order.steps()))
         changed |= {"steps": steps, "epochs": ceil(steps / len(order.batches(0)))}
