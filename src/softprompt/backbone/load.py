@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from softprompt.backbone.builtin import PREFIX, cache_folder, resolve
 from softprompt.backbone.model import Backbone, Kind, dropout_rates
 from softprompt.backbone.quantise import check_installed
+from softprompt.backbone.shard import shard
 from softprompt.backbone.wrap import wrap
 from softprompt.errors import BackboneError
 
@@ -44,6 +45,8 @@ class Loading:
         device: where to put it; ignored with ``device_map``.
         device_map: passed to transformers, to spread a large model.
         quantization: a quantisation configuration of transformers, as a table.
+        shard: share the layers' weights out over the processes of this run; all of them must load
+            and run the backbone alike.
         dropout: keep the backbone's own dropout in training (default: none, which is better and
             faster for classification; SuperPos-Prompt 2024, OpenPrompt's ``plm_eval_mode``).
         trust_remote_code: run code that the checkpoint brings along; never unless asked.
@@ -54,6 +57,7 @@ class Loading:
     device: str | None = None
     device_map: str | Mapping[str, str | int] | None = None
     quantization: Mapping[str, object] | None = None
+    shard: bool = False
     dropout: bool = False
     trust_remote_code: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -63,7 +67,8 @@ def open_backbone(name: str, loading: Loading | None = None) -> Backbone:
     """Load, freeze and measure a backbone, without yet proving that it listens.
 
     Raises:
-        BackboneError: it cannot be found, is of no supported kind, or parts of it would be random.
+        BackboneError: it cannot be found, is of no supported kind, cannot be sharded as asked, or
+            parts of it would be random.
         MissingPackageError: the package of a ``builtin:`` name or of a quantisation is not
             installed.
     """
@@ -80,10 +85,12 @@ def open_backbone(name: str, loading: Loading | None = None) -> Backbone:
             name, lambda: AutoTokenizer.from_pretrained(place.path, **place.arguments)
         )
         model, headless = _model(name, place, config, kind, loading)
-    if loading.device is not None and loading.device_map is None:
+    if loading.device is not None and loading.device_map is None and not loading.shard:
         nn.Module.to(model, loading.device)
     commit = getattr(config, "_commit_hash", None) or loading.revision
-    return wrap(name, model, tokenizer=tokenizer, kind=kind, revision=commit, headless=headless)
+    made = wrap(name, model, tokenizer=tokenizer, kind=kind, revision=commit, headless=headless)
+    # Measured whole first, where it was loaded: the device need only hold a share.
+    return shard(made, device=loading.device or "cpu") if loading.shard else made
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,8 @@ class Backbone:
         head: the language-model head alone; None if the checkpoint has none.
         site_of: for each attention module, the sites it serves in the order of its calls.
         block_of: for each layer, likewise which of the blocks it is.
+        sharded: whether each of several processes holds a share of the layers' weights. All must
+            then run it alike.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Backbone:
     head: Head | None
     site_of: dict[nn.Module, tuple[int, ...]] = field(repr=False)
     block_of: dict[nn.Module, tuple[int, ...]] = field(repr=False)
+    sharded: bool = False
 
     @property
     def device(self) -> torch.device:

@@ -183,12 +183,13 @@ class Recorder:
         return _Recorded(self, None if self.below is None else self.below.call())
 
 
-@dataclass
 class _Recorded:
-    recorder: Recorder
-    below: Pass | None
-    more: list[Any] = field(default_factory=list)
-    entered: int = 0
+    """One pass. No dataclass: FSDP makes copies of those that it finds among the arguments."""
+
+    def __init__(self, recorder: Recorder, below: Pass | None) -> None:
+        self.recorder, self.below = recorder, below
+        self.more: list[Any] = []
+        self.entered = 0
 
     def attend(self, module: nn.Module, attention: Attention) -> Attention:
         if self.recorder.until is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from softprompt.backbone.model import Backbone, Inputs
 from softprompt.backbone.seam import Recorder, listening
+from softprompt.backbone.shard import fetch_for
 from softprompt.injection.run import assign, positions
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
@@ -106,4 +107,6 @@ def keys_and_values(
     recorder = Recorder(below=given)
     with listening(recorder):
         backbone.hidden(inputs, positions=positions(backbone, inputs, given=given))
-    return [(seen.key, seen.value) for _, seen in recorder.calls]
+    found = [(seen.key, seen.value) for _, seen in recorder.calls]
+    fetch_for(backbone, found[-1])
+    return found

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from softprompt.backbone.model import Backbone, Inputs
 from softprompt.backbone.seam import listening
+from softprompt.backbone.shard import alike
 from softprompt.injection.attend import SitePrefix
 from softprompt.injection.kept import Kept, key_of, keys_and_values, lines_of
 from softprompt.injection.run import assign, positions
@@ -68,6 +69,8 @@ def cut(
 ) -> Cut | None:
     """Where cutting the rows saves work; None if they are to be run whole.
 
+    With a sharded backbone all processes cut, or none does: they must run it equally often.
+
     Args:
         rows: ids in which soft token k is ``V + k``.
         prompt: the one prompt of all rows.
@@ -77,24 +80,14 @@ def cut(
     if not isinstance(prompt, InputPrompt) or not can_be_cut(backbone):
         return None
     if isinstance(kept, Beginning) and kept.prompt is prompt:
-        return _behind(rows, kept, needed=needed)
-    vocabulary = backbone.geometry.vocabulary
-    common = min(common_length(rows), *needed)
-    soft = any(i >= vocabulary for i in rows[0][:common])
-    if len(rows) > 1 and soft and not prompt.layer:
-        return Cut((common,) * len(rows), shared=True, prompt=prompt)
-    text = tuple(_text(row, vocabulary) for row in rows)
-    if not all(0 < at <= first for at, first in zip(text, needed, strict=True)):
-        return None
-    lines = None
-    if isinstance(kept, Kept) and kept.layer is None:
-        keys = [key_of(row[:at]) for row, at in zip(rows, text, strict=True)]
-        lines = kept.find(keys, device=backbone.device)
-    learning = torch.is_grad_enabled() and prompt.vectors.requires_grad
-    # A pass of its own is worth it where it spares a good part of the rows their graph.
-    if lines is None and not (learning and _SHARE * sum(text) > sum(map(len, rows))):
-        return None
-    return Cut(text, shared=False, prompt=prompt, lines=lines)
+        found = _behind(rows, kept, needed=needed)
+    else:
+        found = _shared(backbone, rows, prompt=prompt, needed=needed)
+        if found is None or len(rows) == 1:
+            text = _at_text(backbone, rows, prompt=prompt, needed=needed, kept=kept)
+            found = text or found
+    passes = 0 if found is None else 1 + found.shared + 2 * (found.lines is None)
+    return found if alike(backbone, passes) else None
 
 
 def run_cut(backbone: Backbone, rows: Sequence[Ids], *, where: Cut) -> Float[Tensor, "B T H"]:
@@ -144,7 +137,8 @@ def begin(backbone: Backbone, rows: Sequence[Ids], *, prompt: Prompt) -> Beginni
     if not isinstance(prompt, InputPrompt) or prompt.layer or not can_be_cut(backbone):
         return None
     ids = tuple(rows[0][: common_length(rows)])
-    if not any(i >= backbone.geometry.vocabulary for i in ids):
+    soft = any(i >= backbone.geometry.vocabulary for i in ids)
+    if not alike(backbone, int(soft)) or not soft:
         return None
     lines = lines_of(backbone, _padded(backbone, [ids]), layer=None, prompt=prompt)[0]
     return Beginning(ids, prompt, lines)
@@ -157,6 +151,44 @@ def common_length(rows: Sequence[Ids]) -> int:
         if any(row[at] != rows[0][at] for row in rows):
             return at
     return shortest
+
+
+def _shared(
+    backbone: Backbone, rows: Sequence[Ids], *, prompt: InputPrompt, needed: Sequence[int]
+) -> Cut | None:
+    """A cut behind what all rows have in common, if soft tokens are in it.
+
+    A row alone has nothing to share, but another process may have rows that do.
+    """
+    common = min(common_length(rows), *needed)
+    soft = any(i >= backbone.geometry.vocabulary for i in rows[0][:common])
+    if prompt.layer or not soft or (len(rows) == 1 and not backbone.sharded):
+        return None
+    return Cut((common,) * len(rows), shared=True, prompt=prompt)
+
+
+def _at_text(
+    backbone: Backbone,
+    rows: Sequence[Ids],
+    *,
+    prompt: InputPrompt,
+    needed: Sequence[int],
+    kept: Kept | Beginning | None,
+) -> Cut | None:
+    """A cut behind the text that stands before the first soft token."""
+    vocabulary = backbone.geometry.vocabulary
+    text = tuple(_text(row, vocabulary) for row in rows)
+    if not all(0 < at <= first for at, first in zip(text, needed, strict=True)):
+        return None
+    lines = None
+    if isinstance(kept, Kept) and kept.layer is None:
+        keys = [key_of(row[:at]) for row, at in zip(rows, text, strict=True)]
+        lines = kept.find(keys, device=backbone.device)
+    learning = torch.is_grad_enabled() and prompt.vectors.requires_grad
+    # A pass of its own is worth it where it spares a good part of the rows their graph.
+    if lines is None and not (learning and _SHARE * sum(text) > sum(map(len, rows))):
+        return None
+    return Cut(text, shared=False, prompt=prompt, lines=lines)
 
 
 def _behind(rows: Sequence[Ids], beginning: Beginning, *, needed: Sequence[int]) -> Cut | None:

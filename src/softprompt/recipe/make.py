@@ -62,6 +62,12 @@ def _cross_faults(recipe: Recipe) -> Iterator[str]:
     total = shares.train + shares.validation + shares.test
     if abs(total - 1) > _ROUNDING:
         yield f"data.shares: they add up to {total:g}, not 1. Correct them."
+    spread = [key for key in ("device_map", "quantization") if dict(recipe.backbone)[key]]
+    if recipe.backbone.shard and spread:
+        yield (
+            f"backbone.shard: does not go with backbone.{spread[0]}, which places or packs the "
+            "weights in another way. Take one of the two out."
+        )
     start = recipe.method.initialise
     needs = {"text": "text", "artifact": "path"}
     if start is not None:

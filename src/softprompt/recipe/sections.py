@@ -49,6 +49,9 @@ class BackboneSection(Section):
     device: str = "auto"
     device_map: str | dict[str, str | int] | None = None
     quantization: dict[str, Any] | None = None
+    shard: bool = Field(
+        default=False, description="its layers' weights over the processes of accelerate launch"
+    )
     dropout: bool = False
     trust_remote_code: bool = False
 

@@ -28,6 +28,9 @@ def gradients(
     How many tokens are scored is known before anything runs, so each part is divided by the
     whole's count, not by its own.
 
+    A sharded backbone must be run equally often by all processes: one that has no rows left runs
+    any row, for nothing.
+
     Args:
         method: makes the prompt; None where the backbone itself is trained.
         batch: of all processes; each runs its share.
@@ -38,14 +41,16 @@ def gradients(
     """
     count = sum(_scored(example) for example in batch)
     total = torch.zeros((), device=accelerator.device)
-    own = batch[accelerator.process_index :: accelerator.num_processes]
-    for part in _parts(own, parts):
+    for part in _parts(batch, parts, accelerator=accelerator):
+        if not part and not task.backbone.sharded:
+            continue
         # In full precision: the prompt is small, and it is what is trained.
         prompt = None if method is None else method()
         with accelerator.autocast():
-            loss = task.loss(part, [prompt])
-        accelerator.backward(loss.total / count)
-        total += loss.total.detach().to(total)
+            loss = task.loss(part or batch[:1], [prompt])
+        weight = 1 if part else 0
+        accelerator.backward(weight * loss.total / count)
+        total += weight * loss.total.detach().to(total)
     if accelerator.num_processes > 1 and method is not None:
         total = _summed(total, trained(task, method), accelerator)
     return float(total) / count, count
@@ -86,7 +91,13 @@ def _scored(example: Example) -> int:
     return len(example.target) if isinstance(example.target, tuple) else 1
 
 
-def _parts(batch: Sequence[Example], count: int) -> Iterator[Sequence[Example]]:
-    size = max(1, ceil(len(batch) / count))
-    for begin in range(0, len(batch), size):
-        yield batch[begin : begin + size]
+def _parts(
+    batch: Sequence[Example], count: int, *, accelerator: Accelerator
+) -> Iterator[Sequence[Example]]:
+    """A process's share of the rows, in as many parts as the largest share; some may be empty."""
+    processes = accelerator.num_processes
+    own = batch[accelerator.process_index :: processes]
+    largest = ceil(len(batch) / processes)
+    size = ceil(largest / count)
+    for begin in range(0, largest, size):
+        yield own[begin : begin + size]

@@ -42,7 +42,8 @@ class Keeping:
         splits: whose rows.
         pieces: the rows, or what stands before the prompt in them, longest first, by their keys.
         shape: of all their lines.
-        place: where they are kept; nowhere if neither budget allows it.
+        place: where they are kept; nowhere if neither budget allows it. A sharded backbone's are
+            not written to a file, since all processes must compute them together.
     """
 
     layer: int | None
@@ -166,7 +167,7 @@ def _places(keeping: Keeping) -> dict[bytes, tuple[int, int]]:
 
 
 def _place(prepared: Prepared, shape: Shape) -> Place:
-    if _shelf(prepared).fits(shape):
+    if not prepared.backbone.sharded and _shelf(prepared).fits(shape):
         return "file"
     return "memory" if _is_small(prepared, shape) else "nowhere"
 

@@ -1,5 +1,6 @@
 """The machine around a run: device, precision, processes, trackers."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,9 +9,16 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
 from softprompt.backbone.model import Backbone
-from softprompt.errors import MissingPackageError, RecipeError
-from softprompt.recipe import TrainSection
+from softprompt.errors import MissingPackageError, RecipeError, TrainingError
+from softprompt.recipe import BackboneSection, TrainSection
 from softprompt.train.events import Evaluation, Event, Step
+
+# How accelerate launch tells the processes that it starts.
+_WRAPPERS = {
+    "FSDP": "ACCELERATE_USE_FSDP",
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+}
 
 
 def make_accelerator(section: TrainSection, *, cpu: bool, folder: Path | None) -> Accelerator:
@@ -23,8 +31,10 @@ def make_accelerator(section: TrainSection, *, cpu: bool, folder: Path | None) -
 
     Raises:
         RecipeError: the device cannot compute in the precision.
+        TrainingError: accelerate was told to wrap what is trained in FSDP, DeepSpeed or Megatron.
         MissingPackageError: a tracker's package is not installed.
     """
+    _check_wrapping()
     _forget_earlier_runs()
     wanted = [] if folder is None else [*section.trackers]
     made = Accelerator(
@@ -50,6 +60,21 @@ def make_accelerator(section: TrainSection, *, cpu: bool, folder: Path | None) -
         )
         raise MissingPackageError(msg)
     return made
+
+
+def check_shares(section: BackboneSection, accelerator: Accelerator) -> None:
+    """Check that there is somebody to share a sharded backbone with.
+
+    Raises:
+        TrainingError: there is one process only.
+    """
+    if section.shard and accelerator.num_processes == 1:
+        msg = (
+            "backbone.shard = true shares the backbone out over several processes, but this is "
+            "the only one. Start it with: accelerate launch --multi_gpu --num_processes 2 -m "
+            "softprompt train …, or set backbone.shard to false."
+        )
+        raise TrainingError(msg)
 
 
 def track(accelerator: Accelerator, event: Event) -> None:
@@ -90,6 +115,19 @@ def checkpointing(backbone: Backbone, *, wanted: bool) -> Iterator[None]:
             # Left behind by it: a hook that makes every later pass build a graph.
             model.disable_input_require_grads()
         model.eval()
+
+
+def _check_wrapping() -> None:
+    """Accelerate's wrappers split what is trained; here that is kilobytes, and nothing else."""
+    for name, key in _WRAPPERS.items():
+        if os.environ.get(key, "false").lower() == "true":
+            msg = (
+                f"accelerate was told to use {name}, which would wrap and split what is trained: "
+                "here a prompt of kilobytes, while the backbone is frozen. Launch with --multi_gpu "
+                "instead; to split the backbone's weights over the processes, set backbone.shard "
+                "= true in the recipe."
+            )
+            raise TrainingError(msg)
 
 
 def _forget_earlier_runs() -> None:

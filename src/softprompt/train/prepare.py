@@ -8,6 +8,7 @@ from softprompt.artifact import load
 from softprompt.backbone.load import Loading
 from softprompt.backbone.model import Backbone, Kind
 from softprompt.backbone.precision import best_device, dtype_of
+from softprompt.backbone.shard import processes
 from softprompt.data import Rows as Table
 from softprompt.data import Template, check_columns, check_fields, parse
 from softprompt.errors import TemplateError
@@ -141,6 +142,8 @@ def open_section(section: BackboneSection) -> Backbone:
         device=device,
         device_map=section.device_map,
         quantization=section.quantization,
+        # One process alone (to check the recipe, say) has nobody to share with.
+        shard=section.shard and processes() > 1,
         dropout=section.dropout,
         trust_remote_code=section.trust_remote_code,
     )

@@ -5,10 +5,11 @@ from typing import Any
 
 from softprompt.artifact import Artifact, assemble, name_of
 from softprompt.evaluate.model import Model
-from softprompt.evaluate.predict import Report
+from softprompt.evaluate.predict import Report, report
 from softprompt.train.best import Best
 from softprompt.train.prepare import Prepared
 from softprompt.train.trainer import Trainer
+from softprompt.train.validate import judged
 
 
 def artifact_of(prepared: Prepared, best: Best) -> Artifact:
@@ -32,12 +33,17 @@ def artifact_of(prepared: Prepared, best: Best) -> Artifact:
 
 
 def results(model: Model, trainer: Trainer, *, prepared: Prepared) -> dict[str, Any]:
-    """The numbers of a finished run; the test rows are judged here and nowhere else."""
+    """The numbers of a finished run; the test rows are judged here and nowhere else.
+
+    Every process must ask for them: each judges its share.
+    """
     best, test = trainer.chosen(), prepared.rows.get("test")
     found: dict[str, Any] = {"validation": dict(best.metrics)}
     if test is not None:
         size = prepared.training.batch_size
-        found["test"] = plain(model.judge(test.examples, test.truth, batch_size=size))
+        task, asked = model.task, trainer.accelerator
+        parts = judged(task, test, prompt=model.prompt, batch_size=size, accelerator=asked)
+        found["test"] = plain(report(task, parts))
     settings = asdict(prepared.training)
     return found | {
         "best_step": best.step,

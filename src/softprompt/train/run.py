@@ -10,7 +10,7 @@ from softprompt.evaluate.model import Model, bring
 from softprompt.recipe import Recipe
 from softprompt.train.events import Evaluation, Event
 from softprompt.train.folder import RunFolder
-from softprompt.train.launch import checkpointing, make_accelerator, track
+from softprompt.train.launch import check_shares, checkpointing, make_accelerator, track
 from softprompt.train.picture import draw
 from softprompt.train.prepare import Prepared, device_of, prepare
 from softprompt.train.result import artifact_of, plain, results
@@ -43,7 +43,7 @@ def train(
 
     Returns:
         The best prompt at work. Its metrics on the test rows, if there are any, are in
-        ``metrics.json``.
+        ``metrics.json``. If its backbone is sharded, all processes must use it alike.
 
     Raises:
         SoftpromptError: something does not fit; the message says what to do.
@@ -54,6 +54,7 @@ def train(
         run.check_free()
     device = device_of(recipe.backbone)
     accelerator = make_accelerator(recipe.train, cpu=device.startswith("cpu"), folder=folder)
+    check_shares(recipe.backbone, accelerator)
     parts = prepared or prepare(recipe)
     with checkpointing(parts.backbone, wanted=recipe.train.gradient_checkpointing):
         trainer = make_trainer(parts, accelerator)
@@ -69,8 +70,9 @@ def train(
             for tracker in accelerator.trackers:
                 tracker.finish()
     model = bring(artifact_of(parts, trainer.chosen()), parts.backbone)
+    numbers = results(model, trainer, prepared=parts)
     if accelerator.is_main_process:
-        run.finish(model.artifact, results(model, trainer, prepared=parts))
+        run.finish(model.artifact, numbers)
         draw(run.events(), run.picture, title=f"{run.path.name}: {recipe.method.name}")
     accelerator.wait_for_everyone()
     return model
