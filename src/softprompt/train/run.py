@@ -68,7 +68,8 @@ def train(
         finally:
             for tracker in accelerator.trackers:
                 tracker.finish()
-    model = bring(artifact_of(parts, trainer.chosen()), parts.backbone)
+    artifact = artifact_of(parts, trainer.chosen(), start=trainer.start)
+    model = bring(artifact, parts.backbone)
     if accelerator.is_main_process:
         run.finish(model.artifact, results(model, trainer, prepared=parts))
         draw(run.events(), run.picture, title=f"{run.path.name}: {recipe.method.name}")
