@@ -16,6 +16,8 @@ model.save("sentiment")
 model = sp.load_model("sentiment", backbone)
 ```
 
+`Ensemble([one, another])` asks several models of one backbone together, in one batch.
+
 `Prompt` is either of the two prompt values, `InputPrompt` or `KVPrefix`. `train_recipe` runs a
 recipe into a run folder, as ``softprompt train`` does. Everything is imported on first use, so that
 ``import softprompt`` costs nothing.
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
         TemplateError,
         TrainingError,
     )
-    from softprompt.evaluate import Model, Report, load_model
+    from softprompt.evaluate import Ensemble, Model, Report, load_model
     from softprompt.initialise import (
         FromLabels,
         FromPrompt,
@@ -67,7 +69,7 @@ _HOMES = {
         "TemplateError",
         "TrainingError",
     ),
-    "softprompt.evaluate": ("Model", "Report", "load_model"),
+    "softprompt.evaluate": ("Ensemble", "Model", "Report", "load_model"),
     "softprompt.initialise": (
         "FromLabels",
         "FromPrompt",
@@ -95,6 +97,7 @@ __all__ = [
     "Classify",
     "DataError",
     "Decoding",
+    "Ensemble",
     "FromLabels",
     "FromPrompt",
     "FromRandom",

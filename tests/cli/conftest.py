@@ -138,6 +138,12 @@ def furnish(path: Path, backbone: Path) -> Home:
     return Home(path, data)
 
 
+@pytest.fixture(scope="session")
+def furnished() -> Callable[[Path, Path], Home]:
+    """Furnish a folder, for fixtures that outlive a test."""
+    return furnish
+
+
 @pytest.fixture
 def home(tmp_path: Path, backbones: dict[str, Path], monkeypatch) -> Home:
     """A folder of one's own, which is the working one."""

@@ -8,6 +8,7 @@ import pytest
 
 from softprompt.artifact import Artifact, assemble, name_of
 from softprompt.evaluate.model import Model, bring
+from softprompt.prompt import Prompt
 from softprompt.tasks import Classify, Generate, Task, TaskSettings, bind
 
 LABELS = ("negative", "positive")
@@ -62,16 +63,24 @@ def rows() -> list[dict[str, str]]:
 
 @pytest.fixture
 def model(backbone, maker) -> Callable[..., Model]:
-    """A model of one of the ways, its prompt random but always the same."""
+    """A model of one of the ways, its prompt random but always the same; or of a given prompt."""
 
-    def make(way: str, *, settings: TaskSettings | None = None, **origin: Any) -> Model:
-        family, kind, shape = WAYS[way]
+    def make(
+        way: str | tuple[str, str, str],
+        *,
+        settings: TaskSettings | None = None,
+        prompt: Prompt | None = None,
+        seed: int = 3,
+        **origin: Any,
+    ) -> Model:
+        family, kind, shape = WAYS[way] if isinstance(way, str) else way
         own = backbone(family)
         chosen = settings or settings_of(kind, family=family, shape=shape)
         labels = () if kind == "text" else LABELS
-        task = bind(chosen, own, template=chosen.template, labels=labels, seed=3)
+        task = bind(chosen, own, template=chosen.template, labels=labels, seed=seed)
         head = {} if task.head is None else task.head.state_dict()
-        return bring(assembled(maker(family).prompt(shape), head, chosen, own, task, origin), own)
+        prompt = prompt or maker(family).prompt(shape)
+        return bring(assembled(prompt, head, chosen, own, task, origin), own)
 
     return make
 

@@ -1,16 +1,15 @@
-"""Nearest words and norms, on prompts of which both are known."""
+"""Nearest words, norms and ways, on prompts of which all are known."""
 
 import pytest
 import torch
 
-from softprompt.evaluate import look
-from softprompt.evaluate.look import nearest, sizes
+from softprompt.evaluate.look import moved, nearest, sizes, words
 from softprompt.prompt import InputPrompt, KVPrefix
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "albert", "t5"])
 def test_real_words_are_their_own_nearest(family: str, backbone, maker, monkeypatch) -> None:
-    monkeypatch.setattr(look, "_CHUNK", 100)  # so that the table has several parts
+    monkeypatch.setattr(words, "_CHUNK", 100)  # so that the table has several parts
     model, ids = backbone(family), maker(family).words(5)
     rows = model.embed(ids)
     found = nearest(InputPrompt(3 * rows), model, count=3)
@@ -33,3 +32,27 @@ def test_the_norms_of_a_prefix_are_told_layer_by_layer() -> None:
     first, second = sizes(KVPrefix(ones * scale, -5 * ones, (4, 7)))
     assert (first.layer, first.keys, first.values) == (4, pytest.approx(3), pytest.approx(15))
     assert (second.layer, second.keys, second.values) == (7, pytest.approx(6), pytest.approx(15))
+
+
+def test_the_way_from_the_start_is_told_for_each_soft_token() -> None:
+    start = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
+    way = torch.tensor([[0.0, 0.0], [0.0, 1.0], [-3.0, 4.0]])
+    found = moved(InputPrompt(start, 1), InputPrompt(start + way, 1))
+    assert found.each == pytest.approx((0, 1 / 2, 5))
+    assert found.overall == pytest.approx((26 / 30) ** 0.5)  # 1 + 25 of 25 + 4 + 1
+
+
+def test_the_way_of_a_prefix_is_told_layer_by_layer() -> None:
+    """Keys of 2, values of 1, of which the second layer's values go to 4."""
+    keys, values = torch.full((2, 3, 4, 5), 2.0), torch.ones(2, 3, 4, 5)
+    now = values.clone()
+    now[1] = 4
+    found = moved(KVPrefix(keys, values, (0, 2)), KVPrefix(keys, now, (0, 2)))
+    assert found.each == pytest.approx((0, (9 / 5) ** 0.5))
+    assert found.overall == pytest.approx((9 / 10) ** 0.5)
+
+
+def test_a_start_of_nothing_gives_numbers_that_json_can_say() -> None:
+    nothing = InputPrompt(torch.zeros(1, 2))
+    assert moved(nothing, nothing).each == (0,)
+    assert moved(nothing, InputPrompt(torch.ones(1, 2))).overall < float("inf")

@@ -33,7 +33,7 @@ def test_mixed_precision_computes_in_bf16_and_trains_in_fp32(parts, trainer_of, 
     assert same != first, "the forward pass was not in bf16"
     # It is judged as it will be used: without autocast.
     assert of(Evaluation, mixed)[0].metrics == of(Evaluation, full)[0].metrics
-    model = bring(artifact_of(prepared, trainer.chosen()), prepared.backbone)
+    model = bring(artifact_of(prepared, trainer.chosen(), start=trainer.start), prepared.backbone)
     held = prepared.rows["validation"]
     found = model.judge(held.examples, held.truth, batch_size=4).metrics
     assert dict(found) == dict(trainer.chosen().metrics)

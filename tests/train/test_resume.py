@@ -44,6 +44,10 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("bert", "p-tuning-v2"),
         {"task": "head", "settings": {"layers": "1:"}, "cache": {"disk": 0.0}},
     ),
+    "late": (
+        ("llama", "prompt-tuning"),
+        {"settings": {"layers": "1:"}, "cache": {"disk": 0.0}},
+    ),
     "warnings": (("llama", "prompt-tuning"), {"optimizer": "sgd", "learning_rate": 1e-30}),
 }
 

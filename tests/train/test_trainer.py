@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from softprompt.errors import RecipeError, TrainingError
 from softprompt.evaluate.model import bring
+from softprompt.prompt import InputPrompt
 from softprompt.train import Evaluation, Finished, Step, Warned, artifact_of
 from softprompt.train.rows import Rows
 
@@ -133,12 +134,20 @@ def test_the_best_prompt_has_its_own_loss(parts, trainer_of, monkeypatch, family
     prepared = parts(family, method, task=task, evaluate_every=1)
     trainer = trainer_of(prepared)
     by_step = {e.step: e for e in of(Evaluation, list(trainer.run()))}
-    model = bring(artifact_of(prepared, trainer.chosen()), prepared.backbone)
+    model = bring(artifact_of(prepared, trainer.chosen(), start=trainer.start), prepared.backbone)
     held = prepared.rows["validation"]
     again = model.judge(held.examples, held.truth, batch_size=prepared.training.batch_size)
     assert dict(again.metrics) == dict(by_step[3].metrics)
     assert again.metrics["loss"] != by_step[6].metrics["loss"]
-    assert model.artifact.manifest.metrics["step"] == 3
+    metrics = model.artifact.manifest.metrics
+    assert metrics["step"] == 3
+    assert metrics["moved"]["overall"] == pytest.approx(by_step[3].moved, rel=1e-5)
+    parts_of = (
+        model.prompt.length
+        if isinstance(model.prompt, InputPrompt)
+        else prepared.backbone.geometry.sites
+    )
+    assert len(metrics["moved"]["each"]) == parts_of
 
 
 def test_it_stops_when_it_gets_no_better(parts, trainer_of):

@@ -1,25 +1,38 @@
 """``softprompt evaluate``: what a prompt is worth on rows whose right answers are known."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
 from softprompt.cli.options import Artifact, AsJson, BatchSize
 from softprompt.cli.say import note, print_json
 from softprompt.cli.scores import scores
-
-if TYPE_CHECKING:
-    from softprompt.data import Rows
-    from softprompt.evaluate import Model
+from softprompt.cli.tables import table_of
+from softprompt.cli.together import Asked, together
 
 
 def evaluate(
     artifact: Artifact,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="DATA|ARTIFACT",
+            help="A file or data set, the recipe's own split if left out; with --ensemble, more "
+            "artifacts.",
+        ),
+    ] = None,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Ask several artifacts together; each is scored too.")
+    ] = False,
+    vote: Annotated[
+        Literal["majority", "mean"] | None,
+        typer.Option(help="Of an ensemble: majority of labels, or the mean of probabilities."),
+    ] = None,
     data: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[DATA]", help="A file or data set; the recipe's own split if left out."
-        ),
+        typer.Option("--data", metavar="DATA", help="The file or data set, if not named behind."),
     ] = None,
     split: Annotated[
         str | None,
@@ -29,12 +42,28 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a prompt: metrics and confusion matrix."""
+    others = more or []
+    if ensemble:
+        _check_artifacts(others)
+        asked = Asked(data, split, vote or "majority", batch_size, as_json)
+        together([artifact, *map(Path, others)], asked)
+        return
+    if vote is not None:
+        msg = "one artifact alone cannot vote. Leave --vote out, or add --ensemble."
+        raise typer.BadParameter(msg)
+    source = _source(artifact, others, data)
+    _alone(artifact, source, split=split, batch_size=batch_size, as_json=as_json)
+
+
+def _alone(
+    artifact: Path, source: str | None, *, split: str | None, batch_size: int, as_json: bool
+) -> None:
     from softprompt.evaluate import load_model, task_settings
+    from softprompt.train.result import plain
     from softprompt.train.rows import check_tables, render
-    from softprompt.train.run import plain
 
     model = load_model(artifact)
-    table, where = _table(model, data, split)
+    table, where = table_of(model, source, split=split, own="test")
     check_tables({where: table}, task_settings(model.artifact.manifest), labels=model.labels)
     rows = render(model.task, table, where=f"the {where} data")
     if rows.cut:
@@ -46,35 +75,38 @@ def evaluate(
         print(scores(found))
 
 
-def _table(model: "Model", data: str | None, split: str | None) -> tuple["Rows", str]:
-    """The rows to score on, and what to call them."""
-    from softprompt.data import read
-    from softprompt.train.rows import read_source
+def _source(artifact: Path, others: Sequence[str], data: str | None) -> str | None:
+    """The data to score on, if only one was named."""
+    given = [*others, *([] if data is None else [data])]
+    for path in given:
+        if _is_artifact(path):
+            msg = (
+                f"{path} is an artifact, not data. To ask several artifacts together: softprompt "
+                f"evaluate {artifact} {' '.join(others)} --ensemble"
+            )
+            raise typer.BadParameter(msg)
+    if len(given) > 1:
+        msg = (
+            f"{len(given)} data sets were named ({', '.join(given)}), but a prompt is scored on "
+            "one at a time. Name one."
+        )
+        raise typer.BadParameter(msg)
+    return given[0] if given else None
 
-    if data is not None:
-        table = read_source(data) if split is None else read(data, split=split)
-        return table, data if split is None else f"{data} {split}"
-    name = split or "test"
-    return _own_split(model, name), name
+
+def _check_artifacts(paths: Sequence[str]) -> None:
+    """With ``--ensemble`` only artifacts are named by place."""
+    rows = [path for path in paths if not Path(path).is_dir() and Path(path).suffix]
+    if rows:
+        msg = (
+            f"{rows[0]} is no artifact's folder. With --ensemble the rows are named by --data "
+            f"{rows[0]}."
+        )
+        raise typer.BadParameter(msg)
 
 
-def _own_split(model: "Model", name: str) -> "Rows":
-    """A split of the data that the prompt was trained with."""
-    from softprompt.errors import ArtifactError, unknown
-    from softprompt.recipe import make_recipe
-    from softprompt.train.rows import digest, read_splits
+def _is_artifact(path: str) -> bool:
+    """Whether it is an artifact's folder, or a run's that holds one."""
+    from softprompt.artifact.files import MANIFEST, find
 
-    manifest = model.artifact.manifest
-    if not manifest.recipe.get("data"):
-        msg = "the artifact does not say which data it was trained on. Name a file to evaluate on."
-        raise ArtifactError(msg)
-    recipe = make_recipe(manifest.recipe)
-    tables = read_splits(recipe.data, seed=recipe.seed)
-    if name not in tables:
-        msg = f"in the recipe's data: {unknown('split', name, options=tables)} Or name a file."
-        raise ArtifactError(msg)
-    columns = [*model.task.columns, model.task.target_column]
-    match manifest.data.get(name):
-        case {"sha256": str(known)} if known != digest(tables[name], columns):
-            note(f"warning: the {name} data has changed since the prompt was trained")
-    return tables[name]
+    return Path(path).is_dir() and (find(Path(path)) / MANIFEST).is_file()

@@ -1,14 +1,19 @@
 """Answers and what they are worth: predictions, losses, metrics."""
 
+from softprompt.evaluate.ensemble import Ensemble, Verdict
 from softprompt.evaluate.metrics import Confusion, classification, confusion, generation, majority
 from softprompt.evaluate.model import Model, bring, load_model, task_settings
 from softprompt.evaluate.predict import Judged, Report, judge, predict, report
+from softprompt.evaluate.vote import Vote, voted
 
 __all__ = [
     "Confusion",
+    "Ensemble",
     "Judged",
     "Model",
     "Report",
+    "Verdict",
+    "Vote",
     "bring",
     "classification",
     "confusion",
@@ -19,4 +24,5 @@ __all__ = [
     "predict",
     "report",
     "task_settings",
+    "voted",
 ]

@@ -56,7 +56,7 @@ class Model:
         """
         stream = iter(rows)
         while window := list(islice(stream, _WINDOW)):
-            examples = [self.task.example(self._row(row), target=False) for row in window]
+            examples = [self.example(row) for row in window]
             ready = dict(predict(self.task, examples, prompt=self.prompt, batch_size=batch_size))
             yield from (ready[i] for i in range(len(window)))
 
@@ -66,7 +66,7 @@ class Model:
         Raises:
             DataError: there are no rows, or one lacks a field or its right answer.
         """
-        truth = [self._truth(row, at) for at, row in enumerate(rows)]
+        truth = [self.truth(row, at=at) for at, row in enumerate(rows)]
         examples = [self.task.example(row) for row in rows]
         return self.judge(examples, truth, batch_size=batch_size)
 
@@ -77,11 +77,23 @@ class Model:
         found = judge(self.task, examples, truth=truth, prompt=self.prompt, batch_size=batch_size)
         return report(self.task, [found])
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the artifact."""
-        return save(self.artifact, Path(folder))
+    def example(self, row: str | Mapping[str, object]) -> Example:
+        """Render a row to be answered, or a text if the template has a single field.
 
-    def _truth(self, row: Mapping[str, object], at: int) -> str:
+        Raises:
+            DataError: a field is missing, or a text is given, but the template has several fields.
+        """
+        return self.task.example(self._row(row), target=False)
+
+    def truth(self, row: Mapping[str, object], *, at: int) -> str:
+        """The right answer of a row.
+
+        Args:
+            at: its number, for messages.
+
+        Raises:
+            DataError: it has none, or one that is no label.
+        """
         column = self.task.target_column
         if row.get(column) is None:
             msg = (
@@ -95,6 +107,10 @@ class Model:
             msg = f"row {at} (counted from 0), column {column!r}: {fault}"
             raise DataError(msg)
         return truth
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the artifact."""
+        return save(self.artifact, Path(folder))
 
     def _row(self, row: str | Mapping[str, object]) -> Mapping[str, object]:
         if not isinstance(row, str):

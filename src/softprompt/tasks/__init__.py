@@ -1,7 +1,8 @@
 """What is asked of a backbone's output: the loss and the answer, whatever the prompt."""
 
-from softprompt.tasks.base import Answer, Classifier, Example, Loss, Task
+from softprompt.tasks.base import Answer, Example, Loss, Task
 from softprompt.tasks.bind import bind
+from softprompt.tasks.classifier import Classifier
 from softprompt.tasks.settings import TASKS, Classify, Generate, TaskSettings
 
 __all__ = [

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from softprompt.backbone.model import Backbone
 from softprompt.data.tokenise import Renderer
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import Classifier, Example, Row
+from softprompt.tasks.base import Example, Row
+from softprompt.tasks.classifier import Classifier
 
 HeadKind = Literal["linear", "mlp"]
 
@@ -90,19 +91,23 @@ class Pooled(Classifier):
         point = 0 if self.backbone.geometry.kind == "encoder" else len(variant.ids) - 1
         return Example((variant,), ((point,),), label)
 
-    def scores(
+    def states(
         self,
         examples: Sequence[Example],
         prompts: Sequence[Prompt | None],
         *,
         rows: Int[Tensor, " B"] | None = None,
-    ) -> Float[Tensor, "B C"]:
-        """The head's scores at each row's point."""
+    ) -> Float[Tensor, "B 1 H"]:
+        """The state at each row's point."""
         pooled = self.states_at(
             [e.variants[0] for e in examples],
             points=[e.points[0] for e in examples],
             prompts=prompts,
             which=rows,
         )
-        scores: Tensor = self._head(pooled.float())
+        return pooled[:, None]
+
+    def read(self, states: Float[Tensor, "B 1 H"]) -> Float[Tensor, "B C"]:
+        """The head's scores."""
+        scores: Tensor = self._head(states[:, 0].float())
         return scores

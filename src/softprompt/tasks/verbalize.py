@@ -12,7 +12,8 @@ from softprompt.backbone.head import Head
 from softprompt.backbone.model import Backbone
 from softprompt.data.tokenise import Renderer, Tokenised
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import Classifier, Example, Row
+from softprompt.tasks.base import Example, Row
+from softprompt.tasks.classifier import Classifier
 from softprompt.tasks.layout import picked
 from softprompt.tasks.words import Words, label_scores
 
@@ -70,26 +71,27 @@ class _ByWords(Classifier):
         """Which of a row's points predicts a word's token at this place."""
         raise NotImplementedError
 
-    def _label_scores(self, states: Float[Tensor, "B K H"]) -> Float[Tensor, "B C"]:
+    def read(self, states: Float[Tensor, "B K H"]) -> Float[Tensor, "B C"]:
+        """The labels' scores, from the states at a row's points."""
         if self.words.single:
             logits = self._head.at(states, self._used)
             return label_scores(logits, self.words, where=self._where, columns=self._columns)
         return label_scores(self._head(states), self.words, where=self._where)
 
-    def scores(
+    def states(
         self,
         examples: Sequence[Example],
         prompts: Sequence[Prompt | None],
         *,
         rows: Int[Tensor, " B"] | None = None,
-    ) -> Float[Tensor, "B C"]:
+    ) -> Float[Tensor, "B K H"]:
         """Run every variant of every row; look only at their points."""
         variants = list(chain.from_iterable(e.variants for e in examples))
         points = list(chain.from_iterable(e.points for e in examples))
         each = len(variants) // len(examples)
         of_variant = None if rows is None else rows.repeat_interleave(each)
         found = self.states_at(variants, points=points, prompts=prompts, which=of_variant)
-        return self._label_scores(found.unflatten(0, (len(examples), -1)))
+        return _by_row(found, len(examples))
 
 
 class _ByContinuation(_ByWords):
@@ -153,21 +155,24 @@ class AnswerWords(_ByContinuation):
     def _where(self, word: tuple[int, ...], at: int) -> int:
         return self._stems[word[:at]]
 
-    def scores(
+    def states(
         self,
         examples: Sequence[Example],
         prompts: Sequence[Prompt | None],
         *,
         rows: Int[Tensor, " B"] | None = None,
-    ) -> Float[Tensor, "B C"]:
+    ) -> Float[Tensor, "B K H"]:
         """Encode every row once; decode it in every continuation."""
         variants = [e.variants[0] for e in examples]
         start = self.backbone.decoder_start
         decoder = [[start, *context] for _ in examples for context in self._contexts]
         states = self.decoded(variants, decoder=decoder, prompts=prompts, which=rows)
         points = [new_points(self._contexts, which) for which in range(len(self._contexts))]
-        found = picked(states, points * len(examples))
-        return self._label_scores(found.unflatten(0, (len(examples), -1)))
+        return _by_row(picked(states, points * len(examples)), len(examples))
+
+
+def _by_row(states: Float[Tensor, "S H"], rows: int) -> Float[Tensor, "B K H"]:
+    return states.reshape(rows, -1, states.shape[-1])
 
 
 def new_points(contexts: Sequence[tuple[int, ...]], which: int) -> list[int]:

@@ -77,7 +77,7 @@ def with_tensors(like: Prompt, tensors: Mapping[str, Tensor]) -> Prompt:
     """A prompt of the same kind with other tensors."""
     match like:
         case InputPrompt():
-            return InputPrompt(tensors["vectors"])
+            return replace(like, vectors=tensors["vectors"])
         case KVPrefix():
             return replace(like, keys=tensors["keys"], values=tensors["values"])
         case _:

@@ -75,7 +75,7 @@ def fit(
         for event in chain(begin(trainer, prepared), trainer.run()):
             if watch is not None:
                 watch(event)
-    return bring(artifact_of(prepared, trainer.chosen()), backbone)
+    return bring(artifact_of(prepared, trainer.chosen(), start=trainer.start), backbone)
 
 
 def _given(settings: TaskSettings | MethodSettings) -> dict[str, Any]:

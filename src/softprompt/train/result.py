@@ -4,17 +4,25 @@ from dataclasses import asdict
 from typing import Any
 
 from softprompt.artifact import Artifact, assemble, name_of
+from softprompt.evaluate.look import moved
 from softprompt.evaluate.model import Model
 from softprompt.evaluate.predict import Report, report
+from softprompt.prompt import Prompt
 from softprompt.train.best import Best
 from softprompt.train.prepare import Prepared
 from softprompt.train.trainer import Trainer
 from softprompt.train.validate import judged
 
 
-def artifact_of(prepared: Prepared, best: Best) -> Artifact:
-    """What inference needs of a run, and how it came about."""
+def artifact_of(prepared: Prepared, best: Best, *, start: Prompt) -> Artifact:
+    """What inference needs of a run, and how it came about.
+
+    Args:
+        best: the prompt to keep.
+        start: what it was before its first step; of it, only how far the prompt has moved is kept.
+    """
     settings, recipe = prepared.recipe.task_settings, prepared.recipe
+    way = moved(start, best.prompt)
     return assemble(
         best.prompt,
         best.head,
@@ -28,7 +36,11 @@ def artifact_of(prepared: Prepared, best: Best) -> Artifact:
             for name, digest in prepared.hashes.items()
         },
         recipe=recipe.as_data(),
-        metrics={"validation": dict(best.metrics), "step": best.step},
+        metrics={
+            "validation": dict(best.metrics),
+            "step": best.step,
+            "moved": {"overall": way.overall, "each": [*way.each]},
+        },
     )
 
 

@@ -69,7 +69,8 @@ def train(
         finally:
             for tracker in accelerator.trackers:
                 tracker.finish()
-    model = bring(artifact_of(parts, trainer.chosen()), parts.backbone)
+    artifact = artifact_of(parts, trainer.chosen(), start=trainer.start)
+    model = bring(artifact, parts.backbone)
     numbers = results(model, trainer, prepared=parts)
     if accelerator.is_main_process:
         run.finish(model.artifact, numbers)

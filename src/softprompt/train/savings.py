@@ -16,7 +16,8 @@ from softprompt.train.trainer import Trainer
 
 def begin(trainer: Trainer, prepared: Prepared) -> Iterator[Planned | Caching | Warned]:
     """What is said and done before a run's first step."""
-    if trainer.ended() is not None:
+    # A last validation reads what is kept as those before it did: to the last bit.
+    if trainer.ended() is not None and not trainer.due:
         return
     keeping = worth_keeping(prepared)
     yield Planned(savings(prepared, keeping), trainer.step)

@@ -1,4 +1,4 @@
-"""What can be seen of a trained prompt: its nearest words, and how large it is."""
+"""Which words the soft tokens of an input prompt are nearest to."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from softprompt.backbone.model import Backbone
-from softprompt.prompt import InputPrompt, KVPrefix
+from softprompt.prompt import InputPrompt
 
 _CHUNK = 16384
 
@@ -29,21 +29,6 @@ class SoftToken:
     norm: float
 
 
-@dataclass(frozen=True)
-class Site:
-    """One layer of a prefix.
-
-    Args:
-        layer: the attention site.
-        keys: the mean norm of its keys, over heads and soft tokens.
-        values: likewise of its values.
-    """
-
-    layer: int
-    keys: float
-    values: float
-
-
 def nearest(prompt: InputPrompt, backbone: Backbone, *, count: int = 5) -> list[SoftToken]:
     """For each soft token the words whose embeddings point its way.
 
@@ -61,13 +46,6 @@ def nearest(prompt: InputPrompt, backbone: Backbone, *, count: int = 5) -> list[
         SoftToken(tuple(str(backbone.tokenizer.decode([i])) for i in row), tuple(near), norm)
         for row, near, norm in zip(ids.tolist(), cosines.tolist(), norms, strict=True)
     ]
-
-
-def sizes(prefix: KVPrefix) -> list[Site]:
-    """How large a prefix is, layer by layer."""
-    keys, values = (t.detach().float().norm(dim=-1) for t in (prefix.keys, prefix.values))
-    means = zip(keys.mean(dim=(1, 2)).tolist(), values.mean(dim=(1, 2)).tolist(), strict=True)
-    return [Site(at, *pair) for at, pair in zip(prefix.layers, means, strict=True)]
 
 
 def _closest(
