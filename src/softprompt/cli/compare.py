@@ -66,13 +66,14 @@ def compare(
     if as_json:
         arms = [_plain(summary) for summary in found.summaries]
         failed = [asdict(f) for f in found.failed]
-        said = {"report": str(found.report), "measure": found.measure}
+        paths = {"report": str(found.written.table), "page": str(found.written.page)}
+        said = {**paths, "measure": found.measure}
         print_json({**said, "arms": arms, "failed": failed})
     else:
         from softprompt.compare.report import head, rows_of
 
         print(aligned([list(head(found.measure)), *rows_of(found.summaries)]))
-        note(f"\n{found.report}")
+        note(f"\n{found.written.page} (the table alone: {found.written.table})")
     if found.failed:
         raise typer.Exit(FAILED)
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # At 72 dots an inch a pixel is a point, which labels are placed in.
-_DOTS, _WIDE, _TALL, _LINE = 72, 5.2, 3.6, 0.2
-_FONT, _REACH, _BAR = 9.0, 5.0, 2.0
-_LONG = 1e4
+_DOTS, _WIDE, _TALL, _LINE = 72, 5.0, 3.5, 0.2
+_FONT, _REACH, _BAR = 9.5, 5.0, 2.0
+_LONG, _DECADES = 1e4, 300.0
 _MUCH, _STEEP, _LEAST, _MARGIN = 8.0, 1.5, 0.02, 1.4
 
 
@@ -63,7 +63,7 @@ def short(value: float) -> str:
     >>> short(1200), short(20_000), short(1.5e6), short(0.3)
     ('1,200', '20k', '1.5M', '0.3')
     """
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= max(unit, _LONG):
             return f"{value / unit:g}{name}"
     return f"{value:,g}"
@@ -79,10 +79,12 @@ def in_percent(axes: "Axes") -> None:
 def spread_out(axes: "Axes", prices: Sequence[float]) -> None:
     """Make the horizontal axis logarithmic where prices differ much, and leave room for names."""
     if prices and min(prices) > 0 and max(prices) > _MUCH * min(prices):
-        from matplotlib.ticker import NullFormatter  # noqa: PLC0415  # slow to import
+        from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415  # slow to import
 
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        narrow = max(prices) < _DECADES * min(prices)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: short(value))
     axes.margins(x=0.18)
     if not prices:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Price = Literal["trainable", "seconds"]
 
 _SHARES = {"accuracy", "exact_match", "f1", "macro_f1", "rouge1", "rouge2", "rougeL"}
-_LEGEND = 9.0
+_LEGEND = 9.5
 
 
 def draw_curves(curves: Curves, *, looks: Mapping[str, Look], metric: str) -> "Figure":

@@ -169,25 +169,24 @@ def _pictures(
 ) -> Iterator[Picture]:
     measure = report.measure
     if any(summary.difference for summary in found):
-        said = "Points above the best control, with the 95 % interval over test rows"
+        said = "Test: points above the best control, with the 95 % interval over rows"
         yield _drawn(draw_leads(found, looks=styles), "leads", said)
-    first, *others = [*_curves(report, styles), None]
-    if first is not None:
-        yield first
+    curves = [*_curves(report, styles)]
+    yield from curves[:1]
     if any(price_of(summary, "seconds") is not None for summary in found):
         for price, said in _PRICES.items():
             figure = draw_against(found, looks=styles, price=price, measure=measure)
-            text = f"{measure} on the test rows against {said}; bars are ±1 deviation over seeds"
+            text = f"Test: {measure} against {said}, ±1 deviation over seeds"
             yield _drawn(figure, price, text)
-    yield from (picture for picture in others if picture is not None)
+    yield from curves[1:]
 
 
 def _curves(report: Report, styles: Mapping[str, Look]) -> Iterator[Picture]:
     for at, (metric, curves) in enumerate(report.curves.items()):
         if any(point for runs in curves.values() for point in runs):
-            said = f"{metric} on the validation rows while training: mean and ±1 deviation"
+            said = f"Validation: {metric} while training, mean and ±1 deviation over seeds"
             figure = draw_curves(curves, looks=styles, metric=metric)
-            yield _drawn(figure, f"curves-{at}", f"{said} over seeds")
+            yield _drawn(figure, f"curves-{at}", said)
 
 
 def _drawn(figure: "Figure", name: str, said: str) -> Picture:

@@ -30,7 +30,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "font.size": 10,
+    "font.size": 10.5,
     "font.family": [_FONT],
     "grid.color": RULE,
     "grid.linewidth": 0.8,
