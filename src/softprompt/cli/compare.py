@@ -70,11 +70,12 @@ def _print(found: "Compared", *, as_json: bool) -> None:
     if as_json:
         arms = [_plain(summary) for summary in found.summaries]
         failed = [asdict(f) for f in found.failed]
-        said = {"report": str(found.report), "measure": found.measure}
+        paths = {"report": str(found.written.table), "page": str(found.written.page)}
+        said = {**paths, "measure": found.measure}
         print_json({**said, "arms": arms, "failed": failed})
     else:
         print(aligned([list(head(found.measure)), *rows_of(found.summaries)]))
-        note(f"\n{found.report}")
+        note(f"\n{found.written.page} (the table alone: {found.written.table})")
 
 
 def _listed(names: str | None) -> list[str] | None:

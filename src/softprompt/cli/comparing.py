@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 
 from softprompt.backbone.model import Backbone
+from softprompt.cli.reporting import Written, write_reports
 from softprompt.cli.runs import Runs
 from softprompt.cli.say import note
 from softprompt.cli.stop import Stop
@@ -27,7 +28,6 @@ from softprompt.compare import (
     fit_probe,
     hard_template,
     majority,
-    markdown,
     search,
     summaries,
 )
@@ -50,13 +50,13 @@ class Compared:
         measure: what a score is called.
         summaries: of the arms and controls.
         failed: what could not be run.
-        report: the table in Markdown.
+        written: where that is to be read.
     """
 
     measure: str
     summaries: Sequence[Summary]
     failed: Sequence[Failed]
-    report: Path
+    written: Written
 
 
 def compared(plan: Plan, folder: Path) -> Compared:
@@ -78,10 +78,11 @@ def compared(plan: Plan, folder: Path) -> Compared:
             note(_said(event, exam.measure))
             events.append(event)
     found = summaries([event for event in events if isinstance(event, Outcome)])
-    report = folder / "report.md"
-    report.write_text(markdown(found, measure=exam.measure) + "\n", encoding="utf-8")
+    written = write_reports(
+        found, events, folder=folder, base=base, protocol=protocol, tables=tables
+    )
     failed = [event for event in events if isinstance(event, Failed)]
-    return Compared(exam.measure, found, failed, report)
+    return Compared(exam.measure, found, failed, written)
 
 
 def searched(

@@ -30,9 +30,14 @@ def head(measure: str) -> tuple[str, ...]:
     )
 
 
+def best_first(found: Sequence[Summary]) -> list[Summary]:
+    """The arms by their scores."""
+    return sorted(found, key=lambda summary: summary.mean, reverse=True)
+
+
 def rows_of(found: Sequence[Summary]) -> list[list[str]]:
     """The cells of each arm under :func:`head`, the best first."""
-    return [_row(summary) for summary in sorted(found, key=lambda s: s.mean, reverse=True)]
+    return [_row(summary) for summary in best_first(found)]
 
 
 def markdown(found: Sequence[Summary], *, measure: str) -> str:
@@ -43,9 +48,8 @@ def markdown(found: Sequence[Summary], *, measure: str) -> str:
     """
     names = head(measure)
     rules = ["---", *["--:"] * (len(names) - 1)]
-    ordered = sorted(found, key=lambda s: s.mean, reverse=True)
-    rows = [_row(summary) for summary in ordered]
-    for cells, summary in zip(rows, ordered, strict=True):
+    rows = rows_of(found)
+    for cells, summary in zip(rows, best_first(found), strict=True):
         if summary.control:
             cells[0] = f"*{cells[0]}*"
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (names, rules, *rows))
