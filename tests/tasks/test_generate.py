@@ -5,8 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.errors import DataError
+from softprompt.evaluate import Judged, report
 from softprompt.injection import Decoding, generate
-from softprompt.tasks import Generate
+from softprompt.tasks import Answer, Generate
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 ROWS = [
@@ -186,3 +187,34 @@ def test_a_row_without_its_target(writing):
 def test_columns(writing):
     task = writing("llama", "{a}{b}{a}", target_column="c")
     assert (task.columns, task.target_column, task.head) == (("a", "b"), "c", None)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_target_is_cut_where_it_is_told_and_counted(writing, family):
+    whole, cut = (writing(family, max_target_tokens=most) for most in (None, 2))
+    for row in ROWS:
+        full, short = (task.example(row) for task in (whole, cut))
+        *tokens, end = full.target
+        assert short.target == (*tokens[:2], end)
+        assert short.cut == (len(tokens) > 2)
+        assert not full.cut
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_free_writing_has_labels_and_is_not_held_to_them(writing, words, family):
+    """The random backbone writes anything; what is none of the labels counts as other."""
+    held = writing(family, labels=CHOICES)
+    free = writing(family, labels=CHOICES, constrain=False)
+    anything = writing(family)
+    examples = [held.example(row, target=False) for row in ROWS]
+    prompt = words(family)
+    assert {a.label for a in held.answer(examples, [prompt])} <= {*CHOICES}
+    given = [a.label for a in free.answer(examples, [prompt])]
+    assert given == [a.label for a in anything.answer(examples, [prompt])]
+    assert free.labels == CHOICES
+    truth = ["good", "great", "good"]
+    judged = Judged(1.0, 3, tuple(truth), tuple(Answer(text, {}) for text in given))
+    table = report(free, [judged]).confusion
+    assert table.predicted_labels == (*CHOICES, "other")
+    others = sum(text not in CHOICES for text in given)
+    assert sum(row[-1] for row in table.counts) == others > 0

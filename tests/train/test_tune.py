@@ -152,7 +152,7 @@ def test_patience_ends_a_run(tuned):
 
 def test_what_is_no_number_stops_the_run(tuned):
     recipe, parts = tuned("llama", "words", learning_rate=1e30, epochs=3)
-    with pytest.raises(TrainingError, match="try a third of it"):
+    with pytest.raises(TrainingError, match="try a third of the rate"):
         [*tuner_of(recipe, parts).run()]
 
 

@@ -62,7 +62,9 @@ def attend(module: nn.Module, seen: Attention, *, options: dict[str, Any]) -> Te
     Args:
         options: transformers' own keyword arguments of the call.
     """
-    if _is_short(seen, options):
+    # The plain products have no gradient for T5's bias, which only a trained backbone needs.
+    biased = seen.bias is not None and any(p.requires_grad for p in module.parameters())
+    if _is_short(seen, options) and not biased:
         return _plain(seen, options.get("scaling"))
     key, value = seen.key, seen.value
     if seen.before is not None:
@@ -81,8 +83,6 @@ def _is_short(seen: Attention, options: dict[str, Any]) -> bool:
     if seen.query.device.type != "cpu" or not torch.is_grad_enabled():
         return False
     if options.get("dropout") or options.get("softcap") is not None:
-        return False
-    if seen.bias is not None and seen.bias.requires_grad:  # where the backbone itself is trained
         return False
     length = 0 if seen.before is None else seen.before[0].shape[2]
     scores = seen.query.shape[2] * (length + seen.key.shape[2])

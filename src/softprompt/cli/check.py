@@ -51,12 +51,15 @@ def _checked(path: Path, changes: list[str]) -> "Checked":
 
 def _said(plan: "Plan") -> str:
     """The plan for people."""
-    share = plan.trainable / plan.parameters
+    from softprompt.train.plan import trained_share
+
+    _, _, share = trained_share(plan.trainable, plan.parameters).partition(" ")
     facts = {
         "backbone": f"{plan.backbone}, {plan.parameters:,} parameters, frozen",
         "method": plan.method,
         "soft tokens": f"{plan.soft_tokens}, {plan.where}",
-        "trainable": f"{plan.trainable:,} parameters ({share:.4%} of the backbone's)",
+        "trainable": share,
+        "shapes": plan.shapes,
         "template": repr(plan.template),
         "steps": f"{plan.steps:,}",
     }

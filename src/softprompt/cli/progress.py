@@ -17,6 +17,7 @@ from softprompt.train.events import (
     Step,
     Warned,
 )
+from softprompt.train.plan import shapes, trained_share
 
 if TYPE_CHECKING:
     from softprompt.train import Trainer
@@ -101,8 +102,10 @@ class Progress:
         trained = sum(p.numel() for p in trainer.modules.parameters() if p.requires_grad)
         rows, self._total = len(trainer.rows.examples), trainer.total
         self._say(
-            f"{trained:,} trainable parameters, {rows:,} training rows, {trainer.total:,} steps"
+            f"{trained_share(trained, trainer.task.parameters)}, {rows:,} training rows, "
+            f"{trainer.total:,} steps"
         )
+        self._say(shapes(trainer.start, trainer.task.backbone.geometry))
         held = trainer.validation
         for name, cut, count in (
             ("training", trainer.rows.cut, rows),
@@ -132,9 +135,14 @@ class Progress:
         if not self._names:
             chosen = dict.fromkeys((*_SHOWN, select))
             self._names = tuple(n for n in chosen if n in event.metrics and n != "loss")
+            own = () if event.train is None else self._names
             heads = ("epoch", "step", "train loss", "valid. loss", *self._names)
+            heads += tuple(f"train {name[:5]}" for name in own)
             self._say(" ".join(f"{head:>11}" for head in heads))
         seen = "-" if event.train_loss is None else f"{event.train_loss:.4f}"
         values = [event.metrics[name] for name in ("loss", *self._names)]
+        if event.train is not None:
+            seen = f"{event.train.metrics['loss']:.4f}"
+            values += [event.train.metrics[name] for name in self._names]
         cells = [f"{event.epoch:.2f}", str(event.step), seen, *(f"{v:.4f}" for v in values)]
         self._say(" ".join(f"{cell:>11}" for cell in cells) + (" *" if event.best else ""))

@@ -123,6 +123,8 @@ class TrainSection(Section):
     warmup: NonNegativeFloat | None = None
     clip: NonNegativeFloat = Field(1.0, description="the gradient's largest norm; 0 for any")
     evaluate_every: PositiveInt | None = None
+    evaluate_rows: PositiveInt | None = None
+    evaluate_train: PositiveInt | None = None
     patience: PositiveInt | None = None
     select: str = "loss"
     gradient_checkpointing: bool = False

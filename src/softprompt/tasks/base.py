@@ -154,6 +154,13 @@ class Task(ABC):
         return None
 
     @property
+    def parameters(self) -> int:
+        """The backbone's parameters that are run; no language-model head where a trained one is."""
+        model = self.backbone.model
+        owner = model if self.head is None else model.base_model
+        return sum(p.numel() for p in owner.parameters())
+
+    @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
         """The columns that a row must have to be answered."""

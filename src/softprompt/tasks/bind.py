@@ -137,7 +137,7 @@ class _Binding:
             self.backbone,
             self._lm_head("write text", remedy="Choose another backbone."),
             renderer=self.renderer(reserve=settings.max_new_tokens),
-            target_column=settings.target_column,
+            settings=settings,
             choices=choices,
             decoding=decoding,
         )

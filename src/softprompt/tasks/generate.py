@@ -17,14 +17,16 @@ from softprompt.prompt import Prompt
 from softprompt.tasks.base import Answer, Example, Loss, Row, Task
 from softprompt.tasks.layout import padded, picked
 from softprompt.tasks.score import summed_loss
+from softprompt.tasks.settings import Generate
 
 
 class Writer(Task):
-    """Text in, text out; with ``choices`` nothing else can come out.
+    """Text in, text out.
 
     Args:
-        choices: the only answers there are; empty for any text.
-        decoding: how answers are generated.
+        settings: of the task.
+        choices: the answers that count; empty for any text.
+        decoding: how answers are generated; held to the choices, if the settings say so.
     """
 
     def __init__(
@@ -33,7 +35,7 @@ class Writer(Task):
         head: Head,
         *,
         renderer: Renderer,
-        target_column: str,
+        settings: Generate,
         choices: Sequence[str],
         decoding: Decoding,
     ) -> None:
@@ -41,10 +43,11 @@ class Writer(Task):
         self.labels = tuple(choices)
         self._head = head
         self._renderer = renderer
-        self._target_column = target_column
+        self._target_column = settings.target_column
+        self._most = settings.max_target_tokens
         answers = tuple(self._tokens(choice) for choice in choices) or None
         _check_choices(choices, answers or (), longest=decoding.max_new_tokens)
-        self._decoding = replace(decoding, answers=answers)
+        self._decoding = replace(decoding, answers=answers) if settings.constrain else decoding
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -63,7 +66,10 @@ class Writer(Task):
             return Example((source,), ((),), None)
         if self._target_column not in row:
             raise DataError(unknown("column", self._target_column, options=row))
-        written = (*self._tokens(str(row[self._target_column])), *self.backbone.ends[:1])
+        whole = self._tokens(str(row[self._target_column]))
+        written = (*whole[: self._most], *self.backbone.ends[:1])
+        if self._most is not None and len(whole) > self._most:
+            source = replace(source, cut=True)
         room = self._room(source)
         if len(written) > room:
             msg = (

@@ -40,7 +40,10 @@ class Generate:
         template: what a row looks like; None joins the text columns.
         target_column: the text to be written.
         choices: ``any`` text, the targets that occur in the training ``data``, or a list.
+        constrain: whether nothing but the choices can be written; else any other text counts as
+            ``other``.
         max_new_tokens: the longest answer.
+        max_target_tokens: of a text to be learnt, its end not counted; the rest is cut off.
         beams: 1 is greedy.
         sample: draw instead of taking the best.
         temperature: divides the logits when sampling.
@@ -53,7 +56,9 @@ class Generate:
     template: str | None = None
     target_column: str = "target"
     choices: Literal["any", "data"] | Sequence[str] = "any"
+    constrain: bool = True
     max_new_tokens: int = 32
+    max_target_tokens: int | None = None
     beams: int = 1
     sample: bool = False
     temperature: float = 1.0

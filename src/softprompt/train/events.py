@@ -69,6 +69,7 @@ class Evaluation:
         best: whether no earlier one was better.
         prompt_norm: of the prompt, relative to what it started from; None where there is none.
         moved: how far the prompt is from its start, relative to the start's norm; likewise.
+        train: loss and metrics on training rows, where these are judged too.
     """
 
     step: int
@@ -78,6 +79,7 @@ class Evaluation:
     best: bool
     prompt_norm: float | None = None
     moved: float | None = None
+    train: Report | None = None
 
     @property
     def metrics(self) -> Mapping[str, float]:

@@ -16,7 +16,7 @@ from softprompt.tasks import TaskSettings
 from softprompt.train.events import Event
 from softprompt.train.launch import checkpointing, make_accelerator
 from softprompt.train.prepare import prepare
-from softprompt.train.result import artifact_of
+from softprompt.train.result import artifact_of, on_all_rows
 from softprompt.train.run import make_trainer
 from softprompt.train.savings import begin
 
@@ -75,7 +75,8 @@ def fit(
         for event in chain(begin(trainer, prepared), trainer.run()):
             if watch is not None:
                 watch(event)
-    return bring(artifact_of(prepared, trainer.chosen(), start=trainer.start), backbone)
+    best = on_all_rows(trainer.chosen(), trainer, prepared=prepared)
+    return bring(artifact_of(prepared, best, start=trainer.start), backbone)
 
 
 def _given(settings: TaskSettings | MethodSettings) -> dict[str, Any]:

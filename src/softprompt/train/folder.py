@@ -11,7 +11,7 @@ import tomli_w
 from softprompt.artifact import Artifact, save
 from softprompt.errors import ArtifactError, TrainingError
 from softprompt.recipe import Recipe, read_recipe
-from softprompt.train.events import Event
+from softprompt.train.events import Evaluation, Event
 from softprompt.train.state import has_state, load_state, save_state
 
 
@@ -163,5 +163,7 @@ def free_folder(stem: str, *, root: Path) -> Path:
 
 def _plain(event: Event) -> dict[str, Any]:
     found: dict[str, Any] = asdict(event)
+    if isinstance(event, Evaluation):
+        found["train"] = None if event.train is None else dict(event.train.metrics)
     report: dict[str, Any] = found.pop("report", {})
     return found | report

@@ -1,5 +1,6 @@
 """The gradient of one step: the same whatever the split into parts and processes."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
@@ -8,8 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from softprompt.errors import TrainingError
 from softprompt.methods import Method
 from softprompt.tasks import Example, Task
+from softprompt.train.settings import Training
 
 # Far more processes than a run has.
 _PROCESSES = 4096
@@ -60,6 +63,26 @@ def trained(task: Task, method: Method) -> list[nn.Parameter]:
     """Everything that a run trains."""
     head = [] if task.head is None else task.head.parameters()
     return [*method.parameters(), *head]
+
+
+def check_step(step: int, loss: float, *, norm: float, training: Training) -> None:
+    """No step is made of what is no number.
+
+    Args:
+        step: that is about to be made.
+        norm: of the gradient.
+
+    Raises:
+        TrainingError: the loss or the gradient is none.
+    """
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    msg = (
+        f"step {step}: the loss is {loss} and its gradient's norm {norm}. The learning rate "
+        f"{training.learning_rate:g} is too high, or the precision too low: try a third of the "
+        'rate, or backbone.dtype = "float32".'
+    )
+    raise TrainingError(msg)
 
 
 @contextmanager

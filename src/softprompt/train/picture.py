@@ -41,15 +41,19 @@ def _losses(axes: "Axes", steps: Sequence[_Event], found: Sequence[_Event]) -> N
     epochs, means = _smooth(steps)
     axes.plot(epochs, means, color="#b8c4d6", linewidth=1, label="training, each step")
     pairs = [(e["epoch"], e["train_loss"]) for e in found if e["train_loss"] is not None]
-    _line(axes, pairs, color="#33527a", label="training")
+    judged = [(e["epoch"], e["train"]["loss"]) for e in found if e.get("train")]
+    _line(axes, judged or pairs, color="#33527a", label="training")
     pairs = [(e["epoch"], e["metrics"]["loss"]) for e in found]
     _line(axes, pairs, color="#c2512e", label="validation")
     axes.set_ylabel("loss per scored token")
 
 
 def _metrics(axes: "Axes", found: Sequence[_Event]) -> None:
+    judged = [e for e in found if e.get("train")]
     for name in [n for n in _SHOWN if found and n in found[0]["metrics"]]:
         _line(axes, [(e["epoch"], e["metrics"][name]) for e in found], label=name)
+        pairs = [(e["epoch"], e["train"][name]) for e in judged]
+        _line(axes, pairs, label=f"{name}, training rows", linestyle="--")
     axes.set_ylabel("on validation rows")
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from softprompt.backbone.model import Geometry
 from softprompt.data import Field, Soft, Template, parse
 from softprompt.methods.defaults import Defaults
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
@@ -46,7 +47,8 @@ class Plan:
 
     Args:
         backbone: its name, family and kind.
-        parameters: of the backbone.
+        parameters: of the backbone, that are run.
+        shapes: what the prompt has to fit, and its own.
         method: its name.
         template: as used, also where the recipe leaves it to its default.
         soft_tokens: P.
@@ -60,6 +62,7 @@ class Plan:
 
     backbone: str
     parameters: int
+    shapes: str
     method: str
     template: str
     soft_tokens: int
@@ -85,7 +88,8 @@ def plan(prepared: Prepared, *, steps: int) -> Plan:
     geometry = backbone.geometry
     return Plan(
         backbone=f"{backbone.name} ({geometry.family}, {geometry.kind}, {dtype})",
-        parameters=sum(p.numel() for p in backbone.model.parameters()),
+        parameters=task.parameters,
+        shapes=shapes(prompt, geometry),
         method=prepared.recipe.method.name,
         template=prepared.template,
         soft_tokens=prompt.length,
@@ -96,6 +100,28 @@ def plan(prepared: Prepared, *, steps: int) -> Plan:
         steps=steps,
         savings=savings(prepared, worth_keeping(prepared)),
     )
+
+
+def shapes(prompt: Prompt, geometry: Geometry) -> str:
+    """The shapes that a prompt has to fit, and its own."""
+    tensors = ", ".join(f"{name} {[*t.shape]}" for name, t in prompt.tensors().items())
+    place = f"hidden size {geometry.hidden_size}, embeddings of {geometry.embedding_size}"
+    if geometry.blocks:
+        place = f"{geometry.blocks} layers, {place}"
+    if geometry.sites:
+        heads = f"{geometry.heads} key/value heads of {geometry.head_size}"
+        place = f"{place}, {geometry.sites} attention sites with {heads}"
+    return f"{place}; prompt: {tensors}"
+
+
+def trained_share(trained: int, backbone: int) -> str:
+    """How much is trained of all that is run, as PEFT says it.
+
+    >>> trained_share(1_351_938, 354_310_144)
+    'trainable 1,351,938 of 355,662,082 (0.38 %)'
+    """
+    whole = trained + backbone
+    return f"trainable {trained:,} of {whole:,} ({100 * trained / whole:.2g} %)"
 
 
 def _split(rows: Rows, *, labelled: bool) -> Split:

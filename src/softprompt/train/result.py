@@ -1,11 +1,11 @@
 """What comes of a run: the artifact and the numbers."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from softprompt.artifact import Artifact, assemble, name_of
 from softprompt.evaluate.look import moved
-from softprompt.evaluate.model import Model
+from softprompt.evaluate.model import Model, bring
 from softprompt.evaluate.predict import Report, report
 from softprompt.prompt import Prompt
 from softprompt.train.best import Best
@@ -44,12 +44,23 @@ def artifact_of(prepared: Prepared, best: Best, *, start: Prompt) -> Artifact:
     )
 
 
-def results(model: Model, trainer: Trainer, *, prepared: Prepared) -> dict[str, Any]:
+def on_all_rows(best: Best, trainer: Trainer, *, prepared: Prepared) -> Best:
+    """The chosen prompt with its metrics on all validation rows, if it was chosen by some."""
+    rows = prepared.rows.get("validation")
+    if rows is None or trainer.validation is rows:
+        return best
+    model = bring(artifact_of(prepared, best, start=trainer.start), prepared.backbone)
+    size, asked = prepared.training.batch_size, trainer.accelerator
+    parts = judged(model.task, rows, prompt=model.prompt, batch_size=size, accelerator=asked)
+    return replace(best, metrics=dict(report(model.task, parts).metrics))
+
+
+def results(model: Model, trainer: Trainer, *, best: Best, prepared: Prepared) -> dict[str, Any]:
     """The numbers of a finished run; the test rows are judged here and nowhere else.
 
     Every process must ask for them: each judges its share.
     """
-    best, test = trainer.chosen(), prepared.rows.get("test")
+    test = prepared.rows.get("test")
     found: dict[str, Any] = {"validation": dict(best.metrics)}
     if test is not None:
         size = prepared.training.batch_size
@@ -62,7 +73,7 @@ def results(model: Model, trainer: Trainer, *, prepared: Prepared) -> dict[str, 
         "steps": trainer.step,
         "cut_rows": {name: rows.cut for name, rows in prepared.rows.items()},
         "trainable_parameters": sum(p.numel() for p in trainer.modules.parameters()),
-        "backbone_parameters": sum(p.numel() for p in prepared.backbone.model.parameters()),
+        "backbone_parameters": prepared.task.parameters,
         "template": prepared.template,
         "training": {name: value for name, value in settings.items() if value is not None},
         "defaults_from": prepared.usual.source,

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from softprompt.data import Rows as Table
 from softprompt.data import check_columns, check_labels, labels_of, read, split, subset
 from softprompt.errors import DataError
@@ -28,6 +30,16 @@ class Rows:
     examples: Sequence[Example]
     truth: Sequence[str]
     cut: int
+
+
+def sampled(rows: Rows, count: int | None, *, seed: int) -> Rows:
+    """So many of the rows, always the same for a seed; all of them for None."""
+    if count is None or count >= len(rows.examples):
+        return rows
+    generator = torch.Generator().manual_seed(seed)
+    chosen = sorted(torch.randperm(len(rows.examples), generator=generator)[:count].tolist())
+    examples = [rows.examples[i] for i in chosen]
+    return Rows(examples, [rows.truth[i] for i in chosen], sum(e.cut for e in examples))
 
 
 def read_source(source: str) -> Table:

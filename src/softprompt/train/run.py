@@ -13,7 +13,7 @@ from softprompt.train.folder import RunFolder
 from softprompt.train.launch import check_shares, checkpointing, make_accelerator, track
 from softprompt.train.picture import draw
 from softprompt.train.prepare import Prepared, device_of, prepare
-from softprompt.train.result import artifact_of, plain, results
+from softprompt.train.result import artifact_of, on_all_rows, plain, results
 from softprompt.train.resume import restore, whole_state
 from softprompt.train.savings import begin
 from softprompt.train.trainer import Trainer
@@ -69,9 +69,9 @@ def train(
         finally:
             for tracker in accelerator.trackers:
                 tracker.finish()
-    artifact = artifact_of(parts, trainer.chosen(), start=trainer.start)
-    model = bring(artifact, parts.backbone)
-    numbers = results(model, trainer, prepared=parts)
+    best = on_all_rows(trainer.chosen(), trainer, prepared=parts)
+    model = bring(artifact_of(parts, best, start=trainer.start), parts.backbone)
+    numbers = results(model, trainer, best=best, prepared=parts)
     if accelerator.is_main_process:
         run.finish(model.artifact, numbers)
         draw(run.events(), run.picture, title=f"{run.path.name}: {recipe.method.name}")

@@ -28,6 +28,9 @@ class Training:
         warmup: the share of all steps in which they rise first.
         clip: the largest norm of the gradient; None for any.
         evaluate_every: steps between validations; None for once an epoch.
+        evaluate_rows: validate on so many rows, always the same; None for all. The chosen prompt is
+            judged on all of them at the end.
+        evaluate_train: judge so many training rows too, always the same; None for none.
         patience: stop after so many validations without a better one; None for never.
         select: the validation metric that decides which prompt is best; ``loss`` is minimised.
         dropout: whether the backbone's own dropout is at work in training.
@@ -49,6 +52,8 @@ class Training:
     warmup: float = 0.0
     clip: float | None = 1.0
     evaluate_every: int | None = None
+    evaluate_rows: int | None = None
+    evaluate_train: int | None = None
     patience: int | None = None
     select: str = "loss"
     dropout: bool = False

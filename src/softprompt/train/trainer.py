@@ -15,10 +15,10 @@ from softprompt.prompt import Prompt, cast, detached
 from softprompt.tasks import Task
 from softprompt.train.best import Best, restored, score_of, snapshot, with_tensors
 from softprompt.train.events import Evaluation, Event, Finished, Step, Warned
-from softprompt.train.gradient import gradients, seeded, trained
+from softprompt.train.gradient import check_step, gradients, seeded, trained
 from softprompt.train.optimise import optimiser, schedule
 from softprompt.train.order import Order
-from softprompt.train.rows import Rows
+from softprompt.train.rows import Rows, sampled
 from softprompt.train.settings import Training
 from softprompt.train.validate import judged
 from softprompt.train.watch import distance, warnings
@@ -55,6 +55,10 @@ class Trainer:
         self.task, self.method = task, method.to(task.backbone.device)
         self.rows, self.validation = rows, validation
         self.training, self.accelerator = training, accelerator
+        seed, seen = training.seed, training.evaluate_train
+        if validation is not None:
+            self.validation = sampled(validation, training.evaluate_rows, seed=seed)
+        self.judged = None if seen is None else sampled(rows, seen, seed=seed)
         self.modules = nn.ModuleDict({"method": self.method})
         if task.head is not None:
             self.modules["head"] = task.head
@@ -160,7 +164,9 @@ class Trainer:
                 accelerator=self.accelerator,
             )
         norm = self._clipped()
-        self._check(loss, norm)
+        scaler = self.accelerator.scaler
+        tamed = scaler is not None and scaler.get_scale() >= 1  # it leaves out such steps by itself
+        check_step(self.step + 1, loss, norm=0.0 if tamed else norm, training=self.training)
         rate = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:
@@ -195,26 +201,13 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(parameters, most)
         return float(norm)
 
-    def _check(self, loss: float, norm: float) -> None:
-        """No step is made of what is no number; fp16's scaler leaves out such steps by itself."""
-        scaler = self.accelerator.scaler
-        tamed = scaler is not None and scaler.get_scale() >= 1
-        if math.isfinite(loss) and (math.isfinite(norm) or tamed):
-            return
-        msg = (
-            f"step {self.step + 1}: the loss is {loss} and its gradient's norm {norm}. The "
-            f"learning rate {self.training.learning_rate:g} is too high, or the precision too "
-            'low: try a third of the rate, or backbone.dtype = "float32".'
-        )
-        raise TrainingError(msg)
-
     def _validate(self, rows: Rows) -> Evaluation:
         prompt = self.prompt()
-        size = self.training.batch_size
-        parts = judged(
-            self.task, rows, prompt=prompt, batch_size=size, accelerator=self.accelerator
-        )
+        parts = self._judge(prompt, rows)
         found = report(self.task, parts)
+        train = None
+        if self.judged is not None:
+            train = report(self.task, self._judge(prompt, self.judged))
         better = self._keep(prompt, dict(found.metrics))
         norm, moved = distance(self.start, prompt)
         seen = self.seen_loss / self.seen_count if self.seen_count else None
@@ -222,7 +215,11 @@ class Trainer:
         if self.step:
             self._warn(parts, moved, norm)
         epoch = self.epoch + self.at / len(self.batches)
-        return Evaluation(self.step, epoch, seen, found, better, norm, moved)
+        return Evaluation(self.step, epoch, seen, found, better, norm, moved, train)
+
+    def _judge(self, prompt: Prompt, rows: Rows) -> list[Judged]:
+        size, asked = self.training.batch_size, self.accelerator
+        return judged(self.task, rows, prompt=prompt, batch_size=size, accelerator=asked)
 
     def _warn(self, parts: Sequence[Judged], moved: float, norm: float) -> None:
         """Each kind of warning once."""

@@ -17,7 +17,7 @@ from softprompt.errors import TrainingError
 from softprompt.evaluate.predict import report
 from softprompt.train.best import score_of
 from softprompt.train.events import Evaluation, Finished, Step
-from softprompt.train.gradient import gradients, seeded
+from softprompt.train.gradient import check_step, gradients, seeded
 from softprompt.train.optimise import optimiser, schedule
 from softprompt.train.order import Order
 from softprompt.train.tuning import Tuned
@@ -107,12 +107,7 @@ class Tuner:
             )
         limit = math.inf if training.clip is None else training.clip
         norm = float(self.accelerator.clip_grad_norm_(self.parts.trained, limit))
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            msg = (
-                f"step {self.step + 1}: the loss is {loss} and its gradient's norm {norm}. The "
-                f"learning rate {training.learning_rate:g} is too high: try a third of it."
-            )
-            raise TrainingError(msg)
+        check_step(self.step + 1, loss, norm=norm, training=training)
         rate = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
         self.schedule.step()

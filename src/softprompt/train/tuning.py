@@ -14,7 +14,7 @@ from softprompt.methods.defaults import Defaults
 from softprompt.recipe import Recipe
 from softprompt.tasks import Task, bind
 from softprompt.train.prepare import default_template
-from softprompt.train.rows import Rows, check_tables, find_labels, render
+from softprompt.train.rows import Rows, check_tables, find_labels, render, sampled
 from softprompt.train.settings import Training, resolve
 
 Tuning = Literal["fine-tuning", "lora"]
@@ -72,7 +72,7 @@ def prepare_tuning(
     task = bind(
         settings, backbone, template=text, labels=labels, max_length=limit, seed=recipe.seed
     )
-    whole = sum(p.numel() for p in backbone.model.parameters())
+    whole = task.parameters
     match kind:
         case "fine-tuning":
             weights = thaw(backbone, head=task.head is None)
@@ -84,6 +84,7 @@ def prepare_tuning(
         render(task, tables[name], where=f"the {name} data") for name in ("train", "validation")
     )
     training = resolve(recipe, tuning_defaults(kind, backbone.geometry))
+    held = sampled(held, training.evaluate_rows, seed=recipe.seed)
     return Tuned(task, weights, whole, training, train, held)
 
 
