@@ -374,6 +374,12 @@ def settings() -> dict[str, MethodSettings]:
 
 
 @pytest.fixture
+def families() -> tuple[str, ...]:
+    """All of them, for a test that cannot be run for each."""
+    return FAMILIES
+
+
+@pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., Path]:
     """Save a tiny model with its tokenizer as a checkpoint."""
 
