@@ -67,6 +67,22 @@ def leaves(call: Attention) -> list[torch.Tensor]:
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("mask", ["none", "shared", "rows", "added"])
 @pytest.mark.parametrize("prefix", [0, 1, BATCH], ids=["alone", "one prefix", "prefixes"])
+def test_shares_of_the_values_are_the_output_and_what_is_hidden_has_none(prefix, mask, bias):
+    call = seen(prefix=prefix, mask=mask, bias=bias)
+    value = call.value
+    if call.before is not None:
+        value = torch.cat([call.before[1].expand(BATCH, -1, -1, -1), value], dim=2)
+    shares = call.shares()
+    made = shares.double() @ value.repeat_interleave(HEADS // GROUPS, dim=1)
+    assert_close(made.transpose(1, 2), by_torch(call), atol=1e-5, rtol=1e-5)
+    assert_close(shares.sum(dim=-1), torch.ones(BATCH, HEADS, OWN), atol=1e-5, rtol=0)
+    visible = call.visible().expand(BATCH, HEADS, OWN, -1)
+    assert torch.equal(shares > 0, visible)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("mask", ["none", "shared", "rows", "added"])
+@pytest.mark.parametrize("prefix", [0, 1, BATCH], ids=["alone", "one prefix", "prefixes"])
 def test_output_and_gradient_are_those_of_the_formula(prefix, mask, bias):
     call = seen(prefix=prefix, mask=mask, bias=bias)
     assert module._is_short(call, {})

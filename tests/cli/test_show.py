@@ -38,11 +38,45 @@ def test_the_facts_can_be_read(trained, run) -> None:
 
 def test_every_soft_token_has_its_nearest_words(trained, run) -> None:
     said = run("show", trained.folder)
-    tokens = run("show", trained.folder, "--json").json["soft_tokens"]
+    found = run("show", trained.folder, "--json").json
+    tokens, ways = found["soft_tokens"], found["metrics"]["moved"]["each"]
     assert [len(token["words"]) for token in tokens] == [5] * 4
     for number, token in enumerate(tokens):
         first = f"{token['words'][0]!r} {token['cosines'][0]:.2f}"
-        assert f"\n{number}  {token['norm']:>6.2f}  {first}, " in said.out
+        way = f"{ways[number]:.3f}"
+        assert f"\n{number}  {token['norm']:>6.2f}  {way:>7}  {first}, " in said.out
+
+
+def test_the_way_from_the_start_is_the_one_that_was_gone(home, run) -> None:
+    """Trained from a run that is known, by the distance between the two artifacts."""
+    run("train", home.recipe, "--output", "first", "--quiet")
+    home.data["method"]["initialise"] = {"from": "artifact", "path": "first"}
+    run("train", home.recipe, "--output", "second", "--quiet")
+    start, now = (load(Path(name)).prompt.vectors for name in ("first", "second"))
+    found = run("show", "second", "--json", "--no-backbone").json["metrics"]["moved"]
+    ways = (now - start).norm(dim=1) / start.norm(dim=1)
+    assert found["each"] == pytest.approx(ways.tolist(), rel=1e-4)
+    assert found["overall"] == pytest.approx(float((now - start).norm() / start.norm()), rel=1e-4)
+    lines = run("show", "second", "--no-backbone").out.splitlines()
+    assert [line.split() for line in lines[-4:]] == [
+        [str(n), f"{way:.3f}"] for n, way in enumerate(found["each"])
+    ]
+    assert any(
+        line.split() == f"moved {found['overall']:.3f} of the start's norm".split()
+        for line in lines
+    )
+
+
+def test_an_old_artifact_says_that_no_way_was_recorded(copy: Path, run) -> None:
+    path = copy / "manifest.json"
+    content = json.loads(path.read_text("utf-8"))
+    words = run("show", copy, "--json").json["soft_tokens"]
+    del content["metrics"]["moved"]
+    path.write_text(json.dumps(content), "utf-8")
+    said = run("show", copy)
+    assert any(line.split() == ["moved", "not", "recorded"] for line in said.out.splitlines())
+    assert run("show", copy, "--json").json["soft_tokens"] == words
+    assert f"\n0  {words[0]['norm']:>6.2f}  {'-':>7}  " in said.out
 
 
 def test_a_prefix_has_norms_layer_by_layer(home, run) -> None:
@@ -55,8 +89,10 @@ def test_a_prefix_has_norms_layer_by_layer(home, run) -> None:
     norms = [tensor.pow(2).sum(dim=-1).sqrt().mean() for tensor in (prompt.keys, prompt.values)]
     assert [site["keys"], site["values"]] == pytest.approx([float(n) for n in norms], rel=1e-5)
     lines = run("show", "out").out.splitlines()
-    assert lines[-2].split() == ["layer", "keys", "values"]
-    assert lines[-1].split() == ["1", f"{site['keys']:.3f}", f"{site['values']:.3f}"]
+    assert lines[-2].split() == ["layer", "keys", "values", "moved"]
+    (way,) = run("show", "out", "--json").json["metrics"]["moved"]["each"]
+    numbers = [site["keys"], site["values"], way]
+    assert lines[-1].split() == ["1", *(f"{number:.3f}" for number in numbers)]
 
 
 @pytest.fixture

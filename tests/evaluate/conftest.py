@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from softprompt.artifact import Artifact, assemble, name_of
+from softprompt.backbone import Backbone
 from softprompt.evaluate.model import Model, bring
 from softprompt.prompt import Prompt
 from softprompt.tasks import Classify, Generate, Task, TaskSettings, bind
@@ -71,10 +72,11 @@ def model(backbone, maker) -> Callable[..., Model]:
         settings: TaskSettings | None = None,
         prompt: Prompt | None = None,
         seed: int = 3,
+        own: Backbone | None = None,
         **origin: Any,
     ) -> Model:
         family, kind, shape = WAYS[way] if isinstance(way, str) else way
-        own = backbone(family)
+        own = own or backbone(family)
         chosen = settings or settings_of(kind, family=family, shape=shape)
         labels = () if kind == "text" else LABELS
         task = bind(chosen, own, template=chosen.template, labels=labels, seed=seed)

@@ -15,6 +15,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 # Queries times keys up to which plain products are the faster.
 PLAIN = 1 << 14
+# What an additive mask adds at most to what is hidden; real ones add the lowest number there is.
+HIDDEN = -1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,7 @@ class Attention:
         bias: T5's position bias ``[1 or B, heads, T, P + Tk]``.
         window: how far back a position sees at this site; None for all the way.
         before: keys and values ``[B or 1, N, P, D]`` that stand before the row's own.
+        scaling: of the products; None for one over the root of D.
     """
 
     query: Tensor
@@ -41,6 +44,7 @@ class Attention:
     bias: Tensor | None
     window: int | None = None
     before: tuple[Tensor, Tensor] | None = None
+    scaling: float | None = None
 
     @property
     def hides(self) -> bool:
@@ -55,6 +59,25 @@ class Attention:
         mask = torch.ones(shape, dtype=torch.bool, device=self.query.device)
         return mask.tril() if self.hides else mask
 
+    def visible(self) -> Tensor:
+        """What each query may see, ``[B or 1, 1, T, P + Tk]``, as truth values."""
+        length = 0 if self.before is None else self.before[0].shape[2]
+        if not self.hides:
+            shape = (1, 1, self.query.shape[2], length + self.key.shape[2])
+            return torch.ones(shape, dtype=torch.bool, device=self.query.device)
+        mask = self.written()
+        return mask if mask.dtype == torch.bool else mask > HIDDEN
+
+    def shares(self) -> Tensor:
+        """How much of each value every query takes, ``[B, heads, T, P + Tk]``, in fp32."""
+        batch, heads, queries, size = self.query.shape
+        groups = self.key.shape[1]
+        query = self.query.reshape(batch, groups, -1, size)
+        options = _added(self, groups), size**-0.5 if self.scaling is None else self.scaling
+        before = self.key[:1, :, :0] if self.before is None else self.before[0]
+        found = _shares(query, before, self.key, options=options).transpose(0, 1)
+        return found.reshape(batch, heads, queries, -1)
+
 
 def attend(module: nn.Module, seen: Attention, *, options: dict[str, Any]) -> Tensor:
     """The attention's output ``[B, T, heads, D]``.
@@ -65,7 +88,7 @@ def attend(module: nn.Module, seen: Attention, *, options: dict[str, Any]) -> Te
     # The plain products have no gradient for T5's bias, which only a trained backbone needs.
     biased = seen.bias is not None and any(p.requires_grad for p in module.parameters())
     if _is_short(seen, options) and not biased:
-        return _plain(seen, options.get("scaling"))
+        return _plain(seen)
     key, value = seen.key, seen.value
     if seen.before is not None:
         batch = key.shape[0]
@@ -89,12 +112,12 @@ def _is_short(seen: Attention, options: dict[str, Any]) -> bool:
     return scores <= PLAIN and any(t.requires_grad for t in tensors)
 
 
-def _plain(seen: Attention, scaling: float | None) -> Tensor:
+def _plain(seen: Attention) -> Tensor:
     batch, heads, queries, size = seen.query.shape
     groups = seen.key.shape[1]
     added = _added(seen, groups)
     before = seen.before or (seen.key[:1, :, :0], seen.value[:1, :, :0])
-    scale = size**-0.5 if scaling is None else scaling
+    scale = size**-0.5 if seen.scaling is None else seen.scaling
     query = seen.query.reshape(batch, groups, -1, size)
     made = _Plain.apply((added, scale), query, *before, seen.key, seen.value)  # type: ignore[no-untyped-call]  # torch's own
     found: Tensor = made.unflatten(2, (heads // groups, queries))

@@ -153,7 +153,16 @@ def _attention(
         is_causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         bias, window = kwargs.get("position_bias"), kwargs.get("sliding_window")
-        plain = Attention(query, key, value, attention_mask, bool(causal), bias, window)
+        plain = Attention(
+            query,
+            key,
+            value,
+            attention_mask,
+            bool(causal),
+            bias,
+            window,
+            scaling=kwargs.get("scaling"),
+        )
         return attend(module, call.attend(module, plain), options=kwargs), None
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output, None

@@ -1,148 +1,149 @@
-"""``softprompt show``: what a prompt is, how it was made, and what it looks like."""
+"""``softprompt show``: what a prompt is, how it was made, and what it looks like inside."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from softprompt.cli.facts import facts_of, said
+from softprompt.cli.inside import (
+    Look,
+    as_data,
+    attended_by,
+    looks,
+    model_for,
+    names_of,
+    pictures,
+    said_of,
+)
 from softprompt.cli.options import Artifact, AsJson
 from softprompt.cli.say import aligned, listed, note, print_json
 
 if TYPE_CHECKING:
     from softprompt.artifact import Artifact as Loaded
-    from softprompt.evaluate.look import Site, SoftToken
-    from softprompt.prompt import InputPrompt
+    from softprompt.evaluate.look import Similarity
+
+_FORMATS = (".png", ".svg", ".pdf")
+_PICTURE = Path("similarity.png")
 
 
 def show(
     artifact: Artifact,
+    more: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="ARTIFACT", help="Others to compare it with."),
+    ] = None,
     no_backbone: Annotated[
         bool, typer.Option("--no-backbone", help="Do not load the backbone; no nearest words.")
     ] = False,
+    attention: Annotated[
+        bool,
+        typer.Option("--attention", help="Also how much attention rows pay to it, by layer."),
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Rows for --attention; its validation rows if left out."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A picture: .png, .svg or .pdf; of several, similarity.png."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a prompt is and how it was made."""
+    """Say what a prompt is, how it was made and what is inside; how alike several are."""
     from softprompt.artifact import load
-    from softprompt.evaluate.look import sizes
-    from softprompt.prompt import InputPrompt, KVPrefix
 
-    loaded = load(artifact)
-    tokens: list[SoftToken] = []
-    sites: list[Site] = []
-    match loaded.prompt:
-        case KVPrefix() as prefix:
-            sites = sizes(prefix)
-        case InputPrompt() as prompt if not (no_backbone or prompt.layer):
-            tokens = _nearest(artifact, prompt)
+    paths = [artifact, *(more or [])]
+    _check(len(paths), attention=attention, data=data, no_backbone=no_backbone, output=output)
+    loaded = [load(path) for path in paths]
+    similar = _similarity(loaded, paths) if len(paths) > 1 else None
+    model = model_for(loaded, artifact, wanted=not no_backbone, needed=attention)
+    found = looks(loaded, model)
+    if attention and model is not None:
+        found = attended_by(found, loaded, model=model, data=data)
+    goal = output or (_PICTURE if similar else None)
+    drawn = [] if goal is None else pictures(goal, found, names=names_of(paths), similar=similar)
+    facts = [facts_of(one, path) for one, path in zip(loaded, paths, strict=True)]
     if as_json:
-        print_json(_facts(loaded, artifact) | _look(tokens, sites))
+        _print(facts, found, similar=similar, names=names_of(paths), drawn=drawn)
         return
-    print(listed(_said(_facts(loaded, artifact))))
-    if tokens:
-        rows = [[str(n), f"{t.norm:.2f}", _words(t)] for n, t in enumerate(tokens)]
-        print(
-            f"\nsoft tokens (norm relative to the table's; nearest words by cosine)\n{_left(rows)}"
-        )
-    if sites:
-        rows = [[str(s.layer), f"{s.keys:.3f}", f"{s.values:.3f}"] for s in sites]
-        print(f"\nmean norms\n{aligned([['layer', 'keys', 'values'], *rows])}")
+    for number, (fact, look) in enumerate(zip(facts, found, strict=True)):
+        print("\n" * bool(number) + listed(said(fact)) + said_of(look, fact))
+    if similar is not None:
+        print(_matrices(similar, names_of(paths)))
+    for path in drawn:
+        note(f"drawn: {path}")
 
 
-def _nearest(path: Path, prompt: "InputPrompt") -> "list[SoftToken]":
-    """The nearest words, or a note that the backbone cannot be had."""
-    from softprompt.errors import BackboneError, MissingPackageError
-    from softprompt.evaluate import load_model
-    from softprompt.evaluate.look import nearest
+def _check(
+    count: int, *, attention: bool, data: str | None, no_backbone: bool, output: Path | None
+) -> None:
+    """Refuse options that would do nothing."""
+    if attention and no_backbone:
+        msg = "--attention is the backbone's. Leave --no-backbone out."
+        raise typer.BadParameter(msg)
+    if data is not None and not attention:
+        msg = f"--data {data} is for --attention, which was not asked for. Add it."
+        raise typer.BadParameter(msg)
+    if output is None:
+        return
+    if count == 1 and not attention:
+        msg = f"there is nothing to draw in {output}. Name several artifacts, or add --attention."
+        raise typer.BadParameter(msg)
+    if output.suffix.lower() not in _FORMATS:
+        msg = f"{output} is no picture's name. It must end in {', '.join(_FORMATS)}."
+        raise typer.BadParameter(msg)
 
-    try:
-        backbone = load_model(path).backbone
-    except (BackboneError, MissingPackageError) as error:
-        note(f"no nearest words: {error}")
-        return []
-    return nearest(prompt, backbone)
+
+def _similarity(loaded: "list[Loaded]", paths: list[Path]) -> "Similarity":
+    """How alike the prompts are.
+
+    Raises:
+        PromptError: they are of different kinds, or for different backbones.
+    """
+    from softprompt.backbone import same_model
+    from softprompt.errors import PromptError
+    from softprompt.evaluate.look import similarity
+
+    first = loaded[0].manifest.backbone
+    for one, path in zip(loaded[1:], paths[1:], strict=True):
+        other = one.manifest.backbone
+        if not same_model(first["fingerprint"], other["fingerprint"]):
+            msg = (
+                f"{paths[0]} is a prompt for {first['name']!r} and {path} one for "
+                f"{other['name']!r}: vectors of different backbones have nothing in common. "
+                "Compare prompts of one backbone."
+            )
+            raise PromptError(msg)
+    return similarity([one.prompt for one in loaded])
 
 
-def _facts(loaded: "Loaded", path: Path) -> dict[str, Any]:
-    from softprompt.artifact.files import find
-
-    manifest = loaded.manifest
-    folder = find(path)
-    return {
-        "artifact": str(folder),
-        "bytes": sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
-        **asdict(manifest),
+def _matrices(found: "Similarity", names: list[str]) -> str:
+    tables = {
+        "similarity of the mean soft tokens (cosine)": found.pooled,
+        "similarity of the best matching soft tokens (mean cosine)": found.matched,
     }
+    said = ""
+    for title, table in tables.items():
+        rows = [[n, *(f"{x:.3f}" for x in row)] for n, row in zip(names, table, strict=True)]
+        said += f"\n{title}\n{aligned([['', *names], *rows])}\n"
+    return said.rstrip("\n")
 
 
-def _said(facts: dict[str, Any]) -> dict[str, str]:
-    """The facts for people."""
-    recipe, backbone, shapes = facts["recipe"], facts["backbone"], facts["shapes"]
-    kind = "vectors among the input embeddings"
-    if facts["kind"] == "kv":
-        kind = f"keys and values on {len(facts['layers'])} layers"
-    elif facts["layers"]:
-        kind = f"vectors among the hidden states at layer {facts['layers'][0]}"
-    revision = f", revision {backbone['revision']}" if backbone["revision"] else ""
-    data = "\n".join(
-        f"{name}: {about['rows']:,} rows, sha256 {about['sha256'][:16]}…"
-        for name, about in facts["data"].items()
-        if isinstance(about, dict) and {"rows", "sha256"} <= {*about}
-    )
-    return {
-        "artifact": f"{facts['artifact']} ({facts['bytes']:,} bytes)",
-        "prompt": f"{facts['length']} soft tokens, {kind}, {facts['dtype']}",
-        "tensors": "\n".join(f"{name} {shape}" for name, shape in shapes.items()),
-        "method": _method(recipe.get("method")),
-        "task": str(facts["task"].get("kind", "not said")),
-        "template": repr(facts["template"]),
-        "labels": ", ".join(facts["labels"]) or "none (free text)",
-        "backbone": f"{backbone['name']} ({backbone['family']}{revision})",
-        "fingerprint": backbone["fingerprint"],
-        "data": data or "not said",
-        "validation": _metrics(facts["metrics"]),
-        "made by": f"softprompt {facts['softprompt']}",
-    }
-
-
-def _method(section: object) -> str:
-    """The method's name, and what the recipe says of it beyond."""
-    match section:
-        case {"name": str(name), **more}:
-            return ", ".join([name, *(f"{key} = {_plain(value)}" for key, value in more.items())])
-        case _:
-            return "not said"
-
-
-def _plain(value: object) -> str:
-    if not isinstance(value, dict):
-        return str(value)
-    return "{" + ", ".join(f"{k} = {v!r}" for k, v in value.items() if v is not None) + "}"
-
-
-def _metrics(metrics: dict[str, Any]) -> str:
-    found = metrics.get("validation")
-    if not isinstance(found, dict) or not found:
-        return "not measured"
-    step = f" (step {metrics['step']})" if "step" in metrics else ""
-    return ", ".join(f"{name} {value:.4f}" for name, value in found.items()) + step
-
-
-def _words(token: "SoftToken") -> str:
-    pairs = zip(token.words, token.cosines, strict=True)
-    return ", ".join(f"{word!r} {cosine:.2f}" for word, cosine in pairs)
-
-
-def _left(rows: list[list[str]]) -> str:
-    """Number and norm to the right, words to the left."""
-    width = len(str(len(rows)))
-    return "\n".join(f"{n:>{width}}  {norm:>6}  {words}" for n, norm, words in rows)
-
-
-def _look(tokens: "list[SoftToken]", sites: "list[Site]") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if tokens:
-        found["soft_tokens"] = [asdict(token) for token in tokens]
-    if sites:
-        found["sites"] = [asdict(site) for site in sites]
-    return found
+def _print(
+    facts: list[dict[str, Any]],
+    found: list[Look],
+    *,
+    similar: "Similarity | None",
+    names: list[str],
+    drawn: list[Path],
+) -> None:
+    whole = [fact | as_data(look) for fact, look in zip(facts, found, strict=True)]
+    pictures = {"pictures": [str(path) for path in drawn]} if drawn else {}
+    if similar is None:
+        print_json(whole[0] | pictures)
+        return
+    alike = {"names": names, "pooled": similar.pooled, "matched": similar.matched}
+    print_json({"artifacts": whole, "similarity": alike, **pictures})

@@ -37,7 +37,7 @@ def _own_split(model: "Model", name: str) -> "Rows":
 
     manifest = model.artifact.manifest
     if not manifest.recipe.get("data"):
-        msg = "the artifact does not say which data it was trained on. Name a file to evaluate on."
+        msg = "the artifact does not say which data it was trained on. Name a file."
         raise ArtifactError(msg)
     recipe = make_recipe(manifest.recipe)
     tables = read_splits(recipe.data, seed=recipe.seed)
