@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from softprompt.compare.html import html
 from softprompt.evaluate import Model
 
 METHODS = "prompt-tuning,p-tuning-v2"
@@ -48,6 +49,35 @@ def test_what_it_says_and_leaves(compare, home):
     searched = [line for line in lines(folder) if line["event"] == "searched"]
     assert [[factor for factor, _ in s["scores"]] for s in searched] == [[1.0, 3.0]] * 2
     assert (folder / "report.md").read_text().startswith("|  | accuracy |")
+    assert said.json["page"] == "c/report.html"
+
+
+def test_the_page_is_made_of_the_runs(compare, home, monkeypatch):
+    made = []
+
+    def kept(report):
+        made.append(report)
+        return html(report)
+
+    monkeypatch.setattr("softprompt.cli.reporting.html", kept)
+    said = compare("--rates", "1", "--output", "c")
+    assert said.err.splitlines()[-1].startswith("c/report.html (")
+    [report] = made
+    assert {*report.curves} == {"accuracy", "loss"}
+    for line in lines(home.path / "c"):
+        if line["event"] == "outcome" and line["seed"] is not None:
+            runs = {
+                name: report.curves[name][line["arm"]][line["seed"] - 42] for name in report.curves
+            }
+            assert [step for step, _ in runs["loss"]] == [0, 3, 6], "validated once an epoch"
+            best = min(range(3), key=lambda at: runs["loss"][at][1])
+            for name, points in runs.items():
+                assert points[best][1] == line["validation"][name]
+    page = (home.path / "c" / "report.html").read_text()
+    assert "40 train, 12 validation, 12 test" in page
+    assert page.count("<svg") == 5
+    for summary in report.summaries:
+        assert f"{100 * summary.mean:.1f}" in page
 
 
 def test_the_test_rows_are_answered_once_by_each_trained_prompt(compare, monkeypatch):

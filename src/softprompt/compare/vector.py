@@ -86,11 +86,11 @@ def svg(figure: "Figure", *, name: str, said: str) -> Markup:
     with styled():
         figure.savefig(written, format="svg", metadata=_NOTHING_MORE)
     _, begin, rest = written.getvalue().partition("<svg")
-    opened, end, body = rest.partition(">")
+    drawn = _TAG.sub(lambda tag: _fitted(tag[0], name), begin + rest)
+    opened, end, body = drawn.partition(">")
     opened = f'{_SIZE.sub("", opened)} role="img" aria-label="{escape(said)}"'
-    drawn = _TAG.sub(lambda tag: _fitted(tag[0], name), begin + opened + end + body)
     # matplotlib escapes what it writes, and nothing but its tags is changed here.
-    return Markup(drawn.strip())  # noqa: S704
+    return Markup((opened + end + body).strip())  # noqa: S704
 
 
 def _fitted(tag: str, name: str) -> str:

@@ -1,0 +1,272 @@
+"""The page of a comparison: whole by itself, escaped, always the same, with the right numbers."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from softprompt.compare import Cost, Failed, rows_of
+from softprompt.compare.html import Extra, Grid, Paragraph, Picture, html
+from softprompt.compare.matrix import matrix
+from softprompt.compare.report import head
+from softprompt.compare.verdict import verdict
+from softprompt.evaluate import Confusion
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """Reads a page: its tags, whether they close in order, and its tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+        self.tables: list[list[list[str]]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "meta":
+            return
+        self.open.append(tag)
+        match tag:
+            case "table":
+                self.tables.append([])
+            case "tr":
+                self.tables[-1].append([])
+            case "th" | "td":
+                self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if {"th", "td"} & {*self.open}:
+            self.tables[-1][-1][-1] += data
+
+
+def headings(text: str) -> list[str]:
+    return re.findall(r"<h2>(.*?)</h2>", text)
+
+
+def self_contained(text: str) -> bool:
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & {
+        tag for tag, _ in page.tags
+    }
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in {"src", "href", "xlink:href", "action", "data"}:
+                assert value.startswith("#")
+    assert "@import" not in text
+    assert all(goal.startswith("#") for goal in re.findall(r"url\(([^)]*)\)", text))
+    return True
+
+
+def test_a_page_is_whole_by_itself_and_always_the_same(report):
+    text = html(report())
+    assert self_contained(text)
+    assert text == html(report())
+    assert text.startswith("<!doctype html>")
+    assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
+    assert headings(text) == [
+        "Scores",
+        "Pictures",
+        "What was taken for what",
+        "How this was measured",
+        "The recipe",
+    ]
+    assert text.count("<svg") == 4
+
+
+def test_the_table_has_the_numbers_of_the_summaries(report):
+    made = report()
+    scores = Page(html(made)).tables[0]
+    assert scores == [[*head("accuracy")], *rows_of(made.summaries)]
+    assert scores[1][:3] == ["prompt-tuning", "85.0 ± 7.1 %", "2"]
+    assert scores[1][3].startswith("+15.0 (")
+    assert [row[0] for row in scores[1:]] == ["prompt-tuning", "lora", "p-tuning-v2", "majority"]
+    controls = re.findall(r'<tr class="control">.*?</span>(.*?)</th>', html(made))
+    assert controls == ["lora", "majority"]
+
+
+def test_matrices_are_sums_over_seeds(report):
+    made = report()
+    # prompt-tuning: rows 9 and 10 wrong in one seed, the last in the other.
+    tables = {row[0][0]: row for row in Page(html(made)).tables[1:]}
+    assert tables
+    summed = matrix(made.summaries[1])
+    assert summed.arm == "prompt-tuning"
+    cells = [[(c.count, c.share, c.right) for c in row] for _, row in summed.rows]
+    assert cells == [[(9, 0.9, True), (1, 0.1, False)], [(2, 0.2, False), (8, 0.8, True)]]
+    assert Page(html(made)).tables[1][1] == ["negative", "990%", "110%"]
+
+
+def test_a_column_that_some_seeds_lack_counts_none_of_theirs(answered, report):
+    labels = ("no", "yes")
+    plain = Confusion(labels, labels, ((3, 1), (0, 4)))
+    free = Confusion(labels, (*labels, "other"), ((2, 1, 1), (0, 0, 4)))
+    outcomes = [
+        answered("a", seed, "1" * 10, confusion=found) for seed, found in ((1, plain), (2, free))
+    ]
+    summed = matrix(report(outcomes).summaries[0])
+    assert summed.answered == ("no", "yes", "other")
+    counts = {label: [cell.count for cell in cells] for label, cells in summed.rows}
+    assert counts == {"no": [5, 2, 1], "yes": [0, 4, 4]}
+
+
+@pytest.mark.parametrize(("labels", "shown"), [(12, True), (13, False)])
+def test_too_many_labels_are_no_picture(answered, report, labels, shown):
+    names = tuple(f"label {at}" for at in range(labels))
+    counts = tuple(tuple(int(i == j) for j in range(labels)) for i in range(labels))
+    made = report([answered("a", 1, "1" * 10, confusion=Confusion(names, names, counts))])
+    text = html(made)
+    assert (len(Page(text).tables) == 2) == shown
+    assert ("There are 13 labels" in text) != shown
+
+
+def test_hostile_names_are_text(answered, report):
+    names = (HOSTILE, "a&b")
+    found = Confusion(names, names, ((5, 0), (0, 5)))
+    outcomes = [
+        answered(HOSTILE, 1, "1" * 10, confusion=found),
+        answered("majority", None, "10" * 5, confusion=found),
+    ]
+    made = report(
+        outcomes,
+        curves={"accuracy": {HOSTILE: [[(0, 0.5), (9, 0.7)]]}},
+        failed=[Failed(HOSTILE, None, HOSTILE)],
+        title=HOSTILE,
+        extras=[Extra(HOSTILE, [Paragraph(HOSTILE), Grid([HOSTILE], [[HOSTILE]], HOSTILE)])],
+    )
+    text = html(made)
+    assert self_contained(text)
+    assert "<script" not in text
+    page = Page(text)
+    assert page.tables[0][1][0] == HOSTILE
+    inside = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(inside) == 4
+    assert all("&lt;script&gt;alert(1)&lt;/script&gt;" in picture for picture in inside)
+
+
+def test_a_picture_that_is_no_markup_is_escaped(report):
+    drawn = Picture("<svg onload=alert(1)>", "from elsewhere")
+    assert "<svg onload" not in html(report(extras=[Extra("Looking inside", [drawn])]))
+
+
+def test_extras_stand_between_pictures_and_how_it_was_measured(report):
+    grid = Grid(["soft token", "nearest words"], [["1", "film, movie"], ["2", "good"]], "By cosine")
+    text = html(report(extras=[Extra("Looking inside", [Paragraph("What it says."), grid])]))
+    assert headings(text)[-3:] == ["Looking inside", "How this was measured", "The recipe"]
+    assert [*grid.rows] == Page(text).tables[-1][1:]
+    assert "By cosine" in text
+
+
+def test_with_one_seed(answered, report):
+    outcomes = [answered("majority", None, "10" * 5), answered("a", 7, "1111111110")]
+    text = html(report(outcomes, curves={"accuracy": {"a": [[(0, 0.5), (5, 0.8)]]}}))
+    assert self_contained(text)
+    assert Page(text).tables[0][1][1] == "90.0 %"
+    assert "over 1 seed" not in text
+
+
+def test_without_controls(answered, report):
+    text = html(report([answered("a", 7, "1111111110"), answered("b", 7, "1111111100")]))
+    assert self_contained(text)
+    assert "There was no control" in text
+    assert text.count("<svg") == 2, "no leads, and no curves of arms that are not there"
+
+
+def test_of_free_text(answered, report):
+    outcomes = [answered("a", 7, "1111111110", confusion=None)]
+    text = html(report(outcomes, curves={}, labels=()))
+    assert self_contained(text)
+    assert "What was taken for what" not in headings(text)
+    assert "90.0 % chrf" in text
+
+
+def test_of_failures_only(report):
+    failed = [Failed("a", 42, "memory ran out"), Failed("b", None, "no such layer: '7:'")]
+    text = html(report([], curves={}, failed=failed))
+    assert self_contained(text)
+    assert headings(text) == ["How this was measured", "What failed", "The recipe"]
+    assert "a, seed 42" in text
+    assert "no such layer: &#39;7:&#39;" in text
+    assert "Nothing came to its end" in text
+    assert "a and b failed and are told of below." in text
+
+
+def test_how_it_was_measured_is_what_was_given(report):
+    told = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html(report())))
+    assert told["Backbone"] == "some-backbone"
+    assert told["Rows"].startswith("960 train, 120 validation, 10 test:")
+    assert told["Seeds"].startswith("2, from 42 to 43:")
+    assert told["Budget"] == (
+        "3 passes over the training rows, 32 at a time. That came to 90 steps a run."
+    )
+    assert "0.3, 1, 3, each tried for 10% of the steps" in told["Learning rates"]
+    assert told["Rates chosen"] == "prompt-tuning times 1"
+    assert told["Choice"] == "Of each run, what has the least loss on the validation rows."
+    assert told["Versions"] == "softprompt 0.1.0, torch 9.9"
+
+
+def said(report, outcomes, failed=()):
+    return verdict(report(outcomes).summaries, failed=failed, measure="accuracy")
+
+
+def test_the_verdict_names_the_best_and_its_lead(answered, report):
+    outcomes = [
+        answered("majority", None, "01" * 50),
+        answered("a", 1, "1" * 90 + "0" * 10),
+        answered("b", 1, "1" * 80 + "0" * 20),
+    ]
+    text = said(report, outcomes)
+    assert text.startswith(
+        "a is the best of 2 prompts: 90.0 % accuracy on 100 test rows; next comes b with 80.0 %. "
+        "That is 40.0 points above the best control, majority (50.0 %)."
+    )
+    low, high = map(float, re.search(r"difference, (\S+) to (\S+),", text).groups())
+    assert 0 < low < 40 < high
+    assert "does not hold 0: on such rows the prompt is better than the control." in text
+
+
+@pytest.mark.parametrize(
+    ("right", "fragments"),
+    [
+        (4, ["60.0 points below", "does not hold 0", "worse than the control"]),
+        (64, ["level with", "holds 0", "do not tell the two apart"]),
+        (66, ["2.0 points above", "holds 0", "do not tell the two apart"]),
+    ],
+)
+def test_the_verdict_says_what_is_not_certain(answered, report, right, fragments):
+    turned = "0" * (100 - right) + "1" * right
+    outcomes = [answered("majority", None, "1" * 64 + "0" * 36), answered("a", 1, turned)]
+    text = said(report, outcomes)
+    assert text.startswith(f"a is the only prompt: {right}.0 % accuracy")
+    assert all(fragment in text for fragment in fragments), text
+
+
+def test_the_verdict_of_prompts_that_are_level_and_of_what_they_train(answered, report):
+    outcomes = [
+        answered("lora", 1, "1100", cost=Cost(4_000, 900_000, 1, 9.0)),
+        answered("a", 1, "1110"),
+        answered("b", 1, "0111"),
+    ]
+    text = said(report, outcomes, [Failed("c", 1, "no")])
+    assert text.startswith("a and b are level: 75.0 % accuracy on 4 test rows.")
+    assert "It trains 1,000 parameters (0.111% of the backbone's), the control 4,000." in text
+    assert text.endswith("c failed and is told of below.")
+
+
+def test_the_verdict_of_controls_alone(answered, report):
+    outcomes = [answered("majority", None, "1000"), answered("hard-prompt", None, "1100")]
+    text = said(report, outcomes)
+    assert text.startswith("No prompt was trained to its end")
+    assert text.endswith("The best of them is hard-prompt: 50.0 % accuracy on 4 test rows.")
