@@ -265,6 +265,14 @@ def test_the_verdict_of_prompts_that_are_level_and_of_what_they_train(answered, 
     assert text.endswith("c failed and is told of below.")
 
 
+def test_the_verdict_says_when_always_the_same_answer_is_as_good(answered, report):
+    lora = answered("lora", 1, "1110")
+    level = [answered("majority", None, "1100"), lora, answered("a", 1, "1001")]
+    assert "Even majority, the same answer to every row, has 50.0 %." in said(report, level)
+    better = [answered("majority", None, "1000"), lora, answered("a", 1, "1001")]
+    assert "majority" not in said(report, better)
+
+
 def test_the_verdict_of_controls_alone(answered, report):
     outcomes = [answered("majority", None, "1000"), answered("hard-prompt", None, "1100")]
     text = said(report, outcomes)

@@ -58,6 +58,9 @@ def _over(prompts: Sequence[Summary], controls: Sequence[Summary]) -> Iterator[s
     said = f"{points} {where}" if points != "0.0 points" else "level with"
     yield f"That is {said} the best control, {control.arm} ({_percent(control)})."
     yield _certainty(lead)
+    for constant in controls:
+        if constant.arm == "majority" != lead.control and constant.mean >= best.mean:
+            yield f"Even majority, the same answer to every row, has {_percent(constant)}."
     own, theirs = best.outcomes[-1].cost, control.outcomes[-1].cost
     if own is not None and theirs is not None:
         share = f"{own.trainable / own.parameters:.3%} of the backbone's"
