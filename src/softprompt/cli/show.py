@@ -66,15 +66,8 @@ def show(
     goal = output or (_PICTURE if similar else None)
     drawn = [] if goal is None else pictures(goal, found, names=names_of(paths), similar=similar)
     facts = [facts_of(one, path) for one, path in zip(loaded, paths, strict=True)]
-    if as_json:
-        _print(facts, found, similar=similar, names=names_of(paths), drawn=drawn)
-        return
-    for number, (fact, look) in enumerate(zip(facts, found, strict=True)):
-        print("\n" * bool(number) + listed(said(fact)) + said_of(look, fact))
-    if similar is not None:
-        print(_matrices(similar, names_of(paths)))
-    for path in drawn:
-        note(f"drawn: {path}")
+    tell = _print if as_json else _say
+    tell(facts, found, similar=similar, names=names_of(paths), drawn=drawn)
 
 
 def _check(
@@ -130,6 +123,22 @@ def _matrices(found: "Similarity", names: list[str]) -> str:
         rows = [[n, *(f"{x:.3f}" for x in row)] for n, row in zip(names, table, strict=True)]
         said += f"\n{title}\n{aligned([['', *names], *rows])}\n"
     return said.rstrip("\n")
+
+
+def _say(
+    facts: list[dict[str, Any]],
+    found: list[Look],
+    *,
+    similar: "Similarity | None",
+    names: list[str],
+    drawn: list[Path],
+) -> None:
+    for number, (fact, look) in enumerate(zip(facts, found, strict=True)):
+        print("\n" * bool(number) + listed(said(fact)) + said_of(look, fact))
+    if similar is not None:
+        print(_matrices(similar, names))
+    for path in drawn:
+        note(f"drawn: {path}")
 
 
 def _print(

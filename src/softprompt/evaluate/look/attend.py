@@ -67,7 +67,7 @@ def shares(
     sums: dict[int, _Sums] = {}
     lengths = [len(e.variants[0].ids) for e in examples]
     for batch in like_length(lengths, size=batch_size, seed=None):
-        looking = _Looking(model, [examples[i] for i in batch], sums)
+        looking = _Looking(model, [examples[i] for i in batch], sums=sums)
         observe(model.backbone, looking.inputs, prompt=model.prompt, told=looking.see)
     found = [_found(site, part_of(model.backbone, site), own) for site, own in sums.items()]
     return [one for one in found if one.even > 0]
@@ -95,7 +95,9 @@ class _Sums:
 class _Looking:
     """A batch, and what is summed up of it as its sites are called."""
 
-    def __init__(self, model: Model, examples: Sequence[Example], sums: dict[int, _Sums]) -> None:
+    def __init__(
+        self, model: Model, examples: Sequence[Example], *, sums: dict[int, _Sums]
+    ) -> None:
         self.backbone, self.prompt, self.sums = model.backbone, model.prompt, sums
         self.inputs = _laid(model.backbone, examples)
         ids = self.inputs.ids
