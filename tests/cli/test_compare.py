@@ -75,7 +75,15 @@ def test_the_page_is_made_of_the_runs(compare, home, monkeypatch):
                 assert points[best][1] == line["validation"][name]
     page = (home.path / "c" / "report.html").read_text()
     assert "40 train, 12 validation, 12 test" in page
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 5 + 2, "and two of what is inside"
+    [inside] = report.extras
+    words, layers, alike, attended = inside.parts
+    manifest = json.loads((home.path / "c/prompt-tuning-42/artifact/manifest.json").read_text())
+    moved = [f"{way:.2f}" for way in manifest["metrics"]["moved"]["each"]]
+    assert [row[2] for row in words.rows] == moved
+    assert [row[0] for row in layers.rows] == ["0", "1"], "the prefix, layer by layer"
+    assert "prompt-tuning 42" in alike.drawing
+    assert "12 validation rows" in attended.caption
     for summary in report.summaries:
         assert f"{100 * summary.mean:.1f}" in page
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 
 from softprompt.backbone.model import Backbone
+from softprompt.cli.insides import insides
 from softprompt.cli.reporting import Written, write_reports
 from softprompt.cli.runs import Runs
 from softprompt.cli.say import note
@@ -77,9 +78,16 @@ def compared(plan: Plan, folder: Path) -> Compared:
         for event in compare(arms, beside, protocol=protocol, engine=engine, path=path):
             note(_said(event, exam.measure))
             events.append(event)
-    found = summaries([event for event in events if isinstance(event, Outcome)])
+        found = summaries([event for event in events if isinstance(event, Outcome)])
+        extras = insides(found, folder, backbone=runs.backbone, tables=tables)
     written = write_reports(
-        found, events, folder=folder, base=base, protocol=protocol, tables=tables
+        found,
+        events,
+        folder=folder,
+        base=base,
+        protocol=protocol,
+        tables=tables,
+        extras=extras,
     )
     failed = [event for event in events if isinstance(event, Failed)]
     return Compared(exam.measure, found, failed, written)

@@ -8,7 +8,7 @@ from pathlib import Path
 from softprompt.compare import Event, Failed, Protocol, Searched, Summary, markdown
 from softprompt.compare.band import Curve, Curves
 from softprompt.compare.conditions import Conditions
-from softprompt.compare.html import Report, html
+from softprompt.compare.html import Extra, Report, html
 from softprompt.data import Rows as Table
 from softprompt.recipe import Recipe
 from softprompt.train import RunFolder
@@ -37,6 +37,7 @@ def write_reports(
     base: Recipe,
     protocol: Protocol,
     tables: Mapping[str, Table],
+    extras: Sequence[Extra],
 ) -> Written:
     """Write what a comparison says into its folder.
 
@@ -46,6 +47,7 @@ def write_reports(
         folder: of the comparison.
         base: the recipe that all arms begin with.
         tables: rows by split.
+        extras: further sections of the page.
     """
     measure = protocol.exam.measure
     written = Written(folder / "report.md", folder / "report.html")
@@ -64,6 +66,7 @@ def write_reports(
         searched=[event for event in events if isinstance(event, Searched)],
         curves=_curves(found, folder, names=dict.fromkeys([measure, base.train.select])),
         conditions=conditions,
+        extras=extras,
     )
     written.page.write_text(html(report), encoding="utf-8")
     return written
