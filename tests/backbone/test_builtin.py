@@ -1,5 +1,8 @@
 """Models from the package registry: found, or the command that installs them."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +79,38 @@ def test_smollm2_is_converted_once_and_knows_a_fact(tmp_path, monkeypatch):
         inputs = Inputs(ids, torch.ones_like(ids))
         (written,) = generate(own, inputs, prompts=[prompt], decoding=Decoding(max_new_tokens=1))
         assert own.tokenizer.decode(written) == " Paris"
+
+
+CONVERT = """
+import sys
+import torch.distributed as dist
+from softprompt.backbone import open_backbone
+
+which, meet = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{meet}", rank=which, world_size=2)
+sys.stdout.write(open_backbone("builtin:smollm2-135m-instruct").fingerprint)
+dist.barrier()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_may_convert_it_at_the_same_time(tmp_path):
+    """Whichever is done first, what it leaves is whole."""
+    environment = {**os.environ, "SOFTPROMPT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", CONVERT, str(which), str(tmp_path / "meet")],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for which in (0, 1)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    own = open_backbone("builtin:smollm2-135m-instruct")
+    assert said == [own.fingerprint] * 2
+    (folder,) = (tmp_path / "gguf").iterdir()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        file.name for file in folder.iterdir()
+    }

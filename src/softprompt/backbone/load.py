@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -16,7 +17,6 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedConfig,
 )
 from transformers.modeling_utils import PreTrainedModel
@@ -211,10 +211,9 @@ def converted(path: Path, dtype: torch.dtype) -> Path:
             del config.quantization_config
         plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
         plain.load_state_dict(slow.state_dict())
-        plain.generation_config = GenerationConfig(
-            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id
-        )
-        plain.save_pretrained(aside)
+        # Not by its `save_pretrained`: of several processes, all but the first would write nothing.
+        save_model(plain, str(Path(aside) / "model.safetensors"), metadata={"format": "pt"})
+        plain.config.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         try:
             Path(aside).rename(folder)
