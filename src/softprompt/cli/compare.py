@@ -7,45 +7,50 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from softprompt.cli.options import AsJson, Changes, factors
+from softprompt.cli.options import (
+    Address,
+    AsJson,
+    Changes,
+    Comparison,
+    Controls,
+    Cpus,
+    EngineName,
+    Gpus,
+    MaybeRates,
+    MaybeShare,
+    Methods,
+    Seconds,
+    Seeds,
+    factors,
+)
 from softprompt.cli.say import FAILED, aligned, fail, note, print_json
 
 if TYPE_CHECKING:
+    from softprompt.cli.comparing import Compared
     from softprompt.compare import Summary
 
 
 def compare(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A recipe, or a comparison's file.")],
+    file: Comparison,
     changes: Changes = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Methods, with commas between them; all if left out.")
-    ] = None,
-    controls: Annotated[
-        str | None,
-        typer.Option(help="Controls, with commas between them, or none; all if left out."),
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="How often each arm is trained; 5.")
-    ] = None,
-    seconds: Annotated[
-        float | None,
-        typer.Option(min=0.1, help="Of training steps for each run, in place of the recipe's."),
-    ] = None,
-    rates: Annotated[
-        str | None,
-        typer.Option(help="Multiples of the learning rate to choose from, 1 for none; 0.3,1,3."),
-    ] = None,
-    share: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=1.0, help="Of the steps, for each rate of the search; 0.1."),
-    ] = None,
+    methods: Methods = None,
+    controls: Controls = None,
+    seeds: Seeds = None,
+    seconds: Seconds = None,
+    rates: MaybeRates = None,
+    share: MaybeShare = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="The comparison's folder.")
+        Path | None, typer.Option("--output", help="The comparison's folder; runs/NAME-compared.")
     ] = None,
+    engine: EngineName = "local",
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Train arms on the same rows, beside what they must beat."""
     from softprompt.cli.comparing import compared
+    from softprompt.cli.engine import engine_of
     from softprompt.compare.plan import read_plan
 
     plan = read_plan(
@@ -60,21 +65,26 @@ def compare(
     )
     folder = output or Path("runs") / f"{file.stem}-compared"
     try:
-        found = compared(plan, folder)
+        with engine_of(engine, cpus=cpus, gpus=gpus, address=address) as make:
+            found = compared(plan, folder, make=make)
     except KeyboardInterrupt:
         fail("stopped; the same command goes on where it was", status=FAILED)
+    _print(found, as_json=as_json)
+    if found.failed:
+        raise typer.Exit(FAILED)
+
+
+def _print(found: "Compared", *, as_json: bool) -> None:
+    from softprompt.compare.report import head, rows_of
+
     if as_json:
         arms = [_plain(summary) for summary in found.summaries]
         failed = [asdict(f) for f in found.failed]
         said = {"report": str(found.report), "measure": found.measure}
         print_json({**said, "arms": arms, "failed": failed})
     else:
-        from softprompt.compare.report import head, rows_of
-
         print(aligned([list(head(found.measure)), *rows_of(found.summaries)]))
         note(f"\n{found.report}")
-    if found.failed:
-        raise typer.Exit(FAILED)
 
 
 def _listed(names: str | None) -> list[str] | None:

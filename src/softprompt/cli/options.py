@@ -24,6 +24,39 @@ Rates = Annotated[
 Share = Annotated[
     float, typer.Option(min=0.01, max=1.0, help="Of the steps, for each rate of the search.")
 ]
+Comparison = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A recipe, or a comparison's file.")
+]
+Methods = Annotated[
+    str | None, typer.Option(help="Methods, with commas between them; all if left out.")
+]
+Controls = Annotated[
+    str | None, typer.Option(help="Controls, with commas between them, or none; all if left out.")
+]
+Seeds = Annotated[int | None, typer.Option(min=1, help="How often each arm is trained; 5.")]
+Seconds = Annotated[
+    float | None,
+    typer.Option(min=0.1, help="Of training steps for each run, in place of the recipe's steps."),
+]
+MaybeRates = Annotated[
+    str | None,
+    typer.Option(help="Multiples of the learning rate to choose from, 1 for none; 0.3,1,3."),
+]
+MaybeShare = Annotated[
+    float | None,
+    typer.Option(min=0.01, max=1.0, help="Of the steps, for each rate of the search; 0.1."),
+]
+EngineName = Annotated[
+    str, typer.Option("--engine", help="Where runs take place: local, or ray for a cluster.")
+]
+Cpus = Annotated[int | None, typer.Option(min=1, help="Of a cluster, for each run; 1.")]
+Gpus = Annotated[
+    float | None, typer.Option(min=0, help="Likewise, such as 0.5 or 2; none if left out.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="HOST:PORT of a cluster's head; else RAY_ADDRESS, or this machine's."),
+]
 
 
 def factors(rates: str) -> tuple[float, ...]:
