@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli.options import (
+    Address,
     AsJson,
     Changes,
     Comparison,
     Controls,
+    Cpus,
+    EngineName,
+    Gpus,
     MaybeRates,
     MaybeShare,
     Methods,
@@ -38,10 +42,15 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("--output", help="The comparison's folder; runs/NAME-compared.")
     ] = None,
+    engine: EngineName = "local",
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Train arms on the same rows, beside what they must beat."""
     from softprompt.cli.comparing import compared
+    from softprompt.cli.engine import engine_of
     from softprompt.compare.plan import read_plan
 
     plan = read_plan(
@@ -56,7 +65,8 @@ def compare(
     )
     folder = output or Path("runs") / f"{file.stem}-compared"
     try:
-        found = compared(plan, folder)
+        with engine_of(engine, cpus=cpus, gpus=gpus, address=address) as make:
+            found = compared(plan, folder, make=make)
     except KeyboardInterrupt:
         fail("stopped; the same command goes on where it was", status=FAILED)
     _print(found, as_json=as_json)

@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 
 from softprompt.backbone.model import Backbone
+from softprompt.cli.engine import MakeEngine
 from softprompt.cli.insides import insides
 from softprompt.cli.reporting import Written, write_reports
 from softprompt.cli.runs import Runs
@@ -18,7 +19,6 @@ from softprompt.compare import (
     Event,
     Exam,
     Failed,
-    InOrder,
     Outcome,
     Protocol,
     Reader,
@@ -60,11 +60,12 @@ class Compared:
     written: Written
 
 
-def compared(plan: Plan, folder: Path) -> Compared:
+def compared(plan: Plan, folder: Path, *, make: MakeEngine) -> Compared:
     """Run what is missing of a comparison, say how it goes, and write its report.
 
     Args:
         folder: of the comparison.
+        make: makes the engine.
     """
     base = plan.base
     tables = _begun(base, folder, needed=("validation", "test"))
@@ -74,7 +75,7 @@ def compared(plan: Plan, folder: Path) -> Compared:
     events = []
     with _running(base, folder, tables) as runs:
         beside = _Beside(base, runs.backbone, tables).named(plan.controls)
-        path, engine = folder / "outcomes.jsonl", InOrder(protocol, runs)
+        path, engine = folder / "outcomes.jsonl", make(protocol, runs)
         for event in compare(arms, beside, protocol=protocol, engine=engine, path=path):
             note(_said(event, exam.measure))
             events.append(event)

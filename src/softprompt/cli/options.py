@@ -46,6 +46,17 @@ MaybeShare = Annotated[
     float | None,
     typer.Option(min=0.01, max=1.0, help="Of the steps, for each rate of the search; 0.1."),
 ]
+EngineName = Annotated[
+    str, typer.Option("--engine", help="Where runs take place: local, or ray for a cluster.")
+]
+Cpus = Annotated[int | None, typer.Option(min=1, help="Of a cluster, for each run; 1.")]
+Gpus = Annotated[
+    float | None, typer.Option(min=0, help="Likewise, such as 0.5 or 2; none if left out.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="HOST:PORT of a cluster's head; else RAY_ADDRESS, or this machine's."),
+]
 
 
 def factors(rates: str) -> tuple[float, ...]:

@@ -45,8 +45,8 @@ class Runs:
         folder: Path,
         heed: Callable[[], None],
     ) -> None:
-        self.backbone, self._tables = backbone, tables
-        self._folder, self._heed = folder, heed
+        self.backbone, self.tables, self.folder = backbone, tables, folder
+        self._heed = heed
 
     def __call__(self, trial: Trial) -> Trained:
         """Train with a share of the steps and a multiple of the learning rate."""
@@ -56,11 +56,11 @@ class Runs:
         return self._tuned(recipe, trial, trial.arm.kind)
 
     def _prompt(self, recipe: Recipe, trial: Trial) -> Trained:
-        prepared = prepare(recipe, backbone=self.backbone, tables=self._tables)
+        prepared = prepare(recipe, backbone=self.backbone, tables=self.tables)
         lengths = [e.length for e in prepared.rows["train"].examples]
         recipe = _planned(recipe, trial, training=prepared.training, lengths=lengths)
         prepared = replace(prepared, recipe=recipe, training=resolve(recipe, prepared.usual))
-        run = RunFolder(self._folder / trial.name)
+        run = RunFolder(self.folder / trial.name)
         with Meter(self.backbone.device) as meter:
             model = train(
                 recipe,
@@ -80,11 +80,11 @@ class Runs:
     def _tuned(self, recipe: Recipe, trial: Trial, kind: Tuning) -> Trained:
         recipe = _wide(recipe) if kind == "fine-tuning" else recipe
         backbone = open_section(recipe.backbone)
-        parts = prepare_tuning(recipe, kind, backbone=backbone, tables=self._tables)
+        parts = prepare_tuning(recipe, kind, backbone=backbone, tables=self.tables)
         lengths = [e.length for e in parts.rows.examples]
         recipe = _planned(recipe, trial, training=parts.training, lengths=lengths)
         training = resolve(recipe, tuning_defaults(kind, backbone.geometry))
-        run = RunFolder(self._folder / trial.name)
+        run = RunFolder(self.folder / trial.name)
         shutil.rmtree(run.path, ignore_errors=True)
         with Meter(backbone.device) as meter:
             answer = tune(
