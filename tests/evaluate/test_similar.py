@@ -96,6 +96,19 @@ def test_attention_is_drawn_by_layer() -> None:
     figure.canvas.draw()
 
 
+def test_a_decoders_sites_are_lines_of_their_own() -> None:
+    parts = ("row", "row", "decoder", "cross", "decoder", "cross")
+    sites = [site(at, part=part, scored=None) for at, part in enumerate(parts)]
+    figure = draw_attention({"a": sites})
+    lines = {line.get_label(): line.get_xdata().tolist() for line in figure.axes[0].lines}
+    assert lines.pop("if all were attended to alike") == [0, 1, 2, 3, 4, 5]
+    assert lines == {
+        "all positions": [0, 1],
+        "all positions, decoder": [2, 4],
+        "all positions, cross": [3, 5],
+    }
+
+
 def test_attention_of_several_is_drawn_together() -> None:
     figure = draw_attention({"a": [site(0), site(1)], "b $x$ $": [site(0, scored=None)]})
     names = [line.get_label() for line in figure.axes[0].lines]

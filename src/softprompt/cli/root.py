@@ -29,7 +29,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     compare: "softprompt compare recipe.toml --methods prompt-tuning,p-tuning-v2 --seeds 3",
     evaluate: "softprompt evaluate runs/recipe reviews.csv --json",
     predict: 'softprompt predict runs/recipe "Moving and funny." "Dull."',
-    show: "softprompt show runs/recipe",
+    show: "softprompt show runs/recipe --attention",
 }
 
 # Plain text throughout: messages are read by people and by programs, in terminals and in logs.

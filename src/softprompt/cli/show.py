@@ -52,7 +52,7 @@ def show(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a prompt is, how it was made and what is inside; how alike several are."""
+    """Say what a prompt is, how it was made and what is inside."""
     from softprompt.artifact import load
 
     paths = [artifact, *(more or [])]

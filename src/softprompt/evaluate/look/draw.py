@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from softprompt.evaluate.look.attend import Attended
+from softprompt.evaluate.look.attend import Attended, Part
 from softprompt.evaluate.look.similar import Similarity
 
 if TYPE_CHECKING:
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 _WRITTEN = 12
+_TICKS = 18
 _DARK = 0.5
+_MARKERS: dict[Part, str] = {"row": "o", "decoder": "^", "cross": "D"}
 
 
 def draw_similarity(found: Similarity, names: Sequence[str]) -> "Figure":
@@ -76,23 +78,29 @@ def _matrix(axes: "Axes", values: Sequence[Sequence[float]], names: Sequence[str
 
 
 def _lines(axes: "Axes", name: str, sites: Sequence[Attended], *, number: int, alone: bool) -> None:
-    colour, at = f"C{number}", [one.site for one in sites]
-    label = "all positions" if alone else name
-    axes.plot(at, [one.share for one in sites], marker="o", color=colour, label=label)
-    scored = [(one.site, one.scored) for one in sites if one.scored is not None]
+    colour, whole = f"C{number}", "all positions" if alone else name
+    for part, marker in _MARKERS.items():
+        own = [one for one in sites if one.part == part]
+        label = whole if part == "row" else f"{whole}, {part}"
+        if own:
+            pairs = [one.site for one in own], [one.share for one in own]
+            axes.plot(*pairs, marker=marker, color=colour, label=label)
+    # What a decoder is fed here is one position, which its answer is read from.
+    scored = [(s.site, s.scored) for s in sites if s.part == "row" and s.scored is not None]
     if scored:
         label = "where the answer is read" if alone else f"{name}, where the answer is read"
         axes.plot(*zip(*scored, strict=True), marker="s", ls="--", color=colour, label=label)
     if alone:
-        even = [one.even for one in sites]
-        axes.plot(at, even, color="#888888", ls=":", label="if all were attended to alike")
+        even = [one.site for one in sites], [one.even for one in sites]
+        axes.plot(*even, color="#888888", ls=":", label="if all were attended to alike")
 
 
 def _tokens(figure: "Figure", axes: "Axes", sites: Sequence[Attended]) -> None:
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415  # as above
 
     image = axes.imshow([one.tokens for one in sites], aspect="auto", cmap="viridis", vmin=0)
-    axes.set_yticks(range(len(sites)), [str(one.site) for one in sites], fontsize=8)
+    places = range(0, len(sites), -(-len(sites) // _TICKS))
+    axes.set_yticks(places, [str(sites[at].site) for at in places], fontsize=8)
     axes.set_ylabel("attention site")
     axes.set_xlabel("soft token")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
