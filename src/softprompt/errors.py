@@ -5,6 +5,7 @@
     ├── PromptError       a prompt does not fit the backbone it is given to
     ├── TemplateError     a template is malformed, or does not fit task, method or data
     ├── DataError         rows, columns, labels or files are not what the recipe says
+    │   └── UnreachableError  they are on the Hub, which cannot be reached
     ├── RecipeError       a recipe has faults (all of them at once, in ``faults``)
     ├── ArtifactError     a file on disk is not a whole, trustworthy artifact or checkpoint
     ├── TrainingError     a run cannot go on (NaN loss, nothing to train)
@@ -36,6 +37,10 @@ class TemplateError(SoftpromptError):
 
 class DataError(SoftpromptError):
     """Rows, columns, labels or files are not what the recipe says."""
+
+
+class UnreachableError(DataError):
+    """A data set is on the Hub, which cannot be reached, and nothing of it is on this machine."""
 
 
 class RecipeError(SoftpromptError):

@@ -297,11 +297,31 @@ def test_a_backbone_on_the_hub_is_not_fetched(home, run) -> None:
     assert "no column 'lable'" in run("check", home.recipe).err
 
 
-def test_a_data_set_on_the_hub_that_cannot_be_reached_is_told(home, run) -> None:
-    change(home, data__train="some-body/some-data")
-    (fault,) = faults(run("check", home.recipe))
-    assert "'some-body/some-data' cannot be loaded" in fault
-    assert "local file" in fault
+def test_a_data_set_that_is_out_of_reach_is_no_fault_of_the_recipe(home, run) -> None:
+    """It is noted once, whatever splits are asked of it; all else is checked as ever."""
+    change(home, data__train="some-body/some-data[train]", data__test="some-body/some-data[test]")
+    said = run("check", home.recipe)
+    assert said.status == 0
+    assert said.err.count("not checked: the data set 'some-body/some-data'") == 1
+    assert "Hub cannot be reached" in said.err
+    found = run("check", home.recipe, "--json").json
+    assert (found["faults"], found["plan"], len(found["notes"])) == ([], None, 1)
+    training = run("train", home.recipe, "--quiet")
+    assert training.is_mistake("'some-body/some-data' cannot be loaded", "local file")
+    change(home, task__template="{text}", train__epoks=1, data__validation="nowhere.csv")
+    told = faults(run("check", home.recipe))
+    for fragment in ("unknown key 'epoks'", "no soft tokens", "nowhere.csv"):
+        assert len([fault for fault in told if fragment in fault]) == 1, fragment
+
+
+def test_backbone_and_data_can_both_be_out_of_reach(home, run) -> None:
+    change(home, data__train="some-body/some-data", backbone__name="some-body/some-model")
+    found = run("check", home.recipe, "--json")
+    assert found.status == 0
+    assert [note.split(" and what")[0] for note in found.json["notes"]] == [
+        "not checked: the data set 'some-body/some-data'",
+        "not checked: the backbone 'some-body/some-model'",
+    ]
 
 
 def test_the_recipe_itself_must_be_there_and_be_toml(home, run) -> None:

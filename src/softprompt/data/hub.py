@@ -3,7 +3,7 @@
 from typing import Never
 
 from softprompt.data.rows import Rows
-from softprompt.errors import DataError
+from softprompt.errors import DataError, UnreachableError
 
 
 def read_hub(source: str, *, split: str | None) -> Rows:
@@ -17,7 +17,8 @@ def read_hub(source: str, *, split: str | None) -> Rows:
         Its rows; columns of numbered classes hold the classes' names.
 
     Raises:
-        DataError: the name, configuration or split does not exist, or the Hub is out of reach.
+        DataError: the name, configuration or split does not exist.
+        UnreachableError: the Hub cannot be reached, and the data set is not cached.
     """
     import datasets
 
@@ -50,6 +51,7 @@ def _explain(source: str, error: Exception) -> Never:
                 "cached on this machine. Connect once, or use a local file "
                 "(csv, tsv, json, jsonl, parquet)."
             )
+            raise UnreachableError(msg) from error
         case _:
             msg = (
                 f"data set {source!r} cannot be loaded: {error}. "

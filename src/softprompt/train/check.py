@@ -41,26 +41,27 @@ class Checked:
 def faults(recipe: Recipe) -> Checked:
     """Check all of a recipe, and train nothing.
 
-    A backbone that is on the Hub and not on this machine is not fetched; a note says so.
+    A backbone that is on the Hub and not on this machine is not fetched; a note says so, as of a
+    data set where the Hub cannot be reached.
     """
     found = Findings()
     far = _is_far(recipe.backbone)
     backbone = None if far else found.attempt(open_section, recipe.backbone)
     if backbone is None:
         gather(recipe, None, found=found)
-        name = recipe.backbone.name
-        note = (
-            f"not checked: the backbone {name!r} and what depends on it. It is no folder here and "
-            "not in the local cache; training would fetch it from the Hub."
-        )
-        return Checked(tuple(found.faults), (note,) if far else ())
+        if far:
+            found.note(
+                f"not checked: the backbone {recipe.backbone.name!r} and what depends on it. It is "
+                "no folder here and not in the local cache; training would fetch it from the Hub."
+            )
+        return Checked(tuple(found.faults), tuple(found.notes))
     try:
         prepared = prepare(recipe, backbone=backbone)
     except SoftpromptError as error:
         gather(recipe, backbone, found=found)
-        if not found.faults:  # a fault that no stage looks for
+        if not found.faults and not found.notes:  # a fault that no stage looks for
             found.add(error)
-        return Checked(tuple(found.faults))
+        return Checked(tuple(found.faults), tuple(found.notes))
     made = found.attempt(_planned, prepared)
     return Checked(tuple(found.faults), plan=made)
 

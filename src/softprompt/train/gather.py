@@ -1,12 +1,12 @@
 """All faults of a recipe that can be told apart: what one hides, the others do not wait for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 from softprompt.backbone.model import Backbone
 from softprompt.data import Rows as Table
 from softprompt.data import Template, check_columns, check_fields, parse
-from softprompt.errors import RecipeError, SoftpromptError
+from softprompt.errors import RecipeError, SoftpromptError, UnreachableError
 from softprompt.methods import build_method
 from softprompt.methods.defaults import defaults
 from softprompt.recipe import Recipe
@@ -28,17 +28,24 @@ Labels = tuple[str, ...]
 
 
 class Findings:
-    """Faults so far, each once."""
+    """Faults so far, and what could not be looked at, each once."""
 
     def __init__(self) -> None:
         self.faults: list[str] = []
+        self.notes: list[str] = []
 
     def attempt(
         self, step: Callable[_Given, _Made], *args: _Given.args, **kwargs: _Given.kwargs
     ) -> _Made | None:
-        """What a step makes; None if it fails, and its faults are noted."""
+        """What a step makes; None if it fails, and its faults are noted.
+
+        Raises:
+            UnreachableError: not being online is no fault of the recipe.
+        """
         try:
             return step(*args, **kwargs)
+        except UnreachableError:
+            raise
         except SoftpromptError as error:
             self.add(error)
         return None
@@ -47,6 +54,11 @@ class Findings:
         """Note an error's faults."""
         told = error.faults if isinstance(error, RecipeError) else (str(error),)
         self.faults += [fault for fault in told if fault not in self.faults]
+
+    def note(self, text: str) -> None:
+        """Note what could not be looked at."""
+        if text not in self.notes:
+            self.notes.append(text)
 
 
 def gather(recipe: Recipe, backbone: Backbone | None, *, found: Findings) -> None:
@@ -74,11 +86,30 @@ def _tables(recipe: Recipe, found: Findings) -> Mapping[str, Table]:
     data = recipe.data
     named = {"train": data.train, "validation": data.validation, "test": data.test}
     sources = {name: source for name, source in named.items() if source is not None}
-    read = {name: found.attempt(read_source, source) for name, source in sources.items()}
-    there = {name: table for name, table in read.items() if table is not None}
+    there = dict(_read(sources, found))
     if len(there) < len(sources):
         return there
     return found.attempt(complete, there, data, seed=recipe.seed) or there
+
+
+def _read(sources: Mapping[str, str], found: Findings) -> Iterator[tuple[str, Table]]:
+    """What can be read; a data set that is out of reach is asked for once, for it takes long."""
+    far: set[str] = set()
+    for name, source in sources.items():
+        data_set = source.partition("[")[0]
+        if data_set in far:
+            continue
+        try:
+            table = found.attempt(read_source, source)
+        except UnreachableError:
+            far.add(data_set)
+            found.note(
+                f"not checked: the data set {data_set!r} and what depends on it. The Hub cannot be "
+                "reached and nothing is cached on this machine; training would fetch it from there."
+            )
+            continue
+        if table is not None:
+            yield name, table
 
 
 def _labels(
