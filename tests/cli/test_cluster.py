@@ -46,18 +46,21 @@ def address():
     from ray.cluster_utils import Cluster as Machines
 
     folder = tempfile.mkdtemp(prefix="ray-")  # pytest's own are too long for the name of a socket
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_TMPDIR", folder)  # a cluster of the machine's user stays what "auto" means
     own = {
         "num_cpus": 1,
         "object_store_memory": 80 << 20,
         "include_dashboard": False,
         "node_ip_address": "127.0.0.1",
     }
-    machines = Machines(initialize_head=True, head_node_args={**own, "temp_dir": folder})
+    machines = Machines(initialize_head=True, head_node_args=own)
     try:
         machines.add_node(**own)
         yield machines.address
     finally:
         machines.shutdown()
+        patch.undo()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -308,7 +311,8 @@ def test_without_a_cluster(home, run, closed, monkeypatch):
     command = ("compare", home.recipe, "--engine", "ray")
     remedy = "Start one (ray start --head"
     assert run(*command, "--address", closed).is_mistake(f"no Ray cluster at {closed}", remedy)
-    assert run(*command, "--address", "here").is_mistake("not an address of the form HOST:PORT")
+    assert run(*command, "--address", "ray://here:1").is_mistake("not of the form HOST:PORT")
+    assert run(*command, "--address", "here").is_mistake("that is not of the form HOST:PORT")
     monkeypatch.setenv("RAY_ADDRESS", closed)
     assert run(*command).is_mistake(f"no Ray cluster at {closed}", remedy)
     monkeypatch.delenv("RAY_ADDRESS")

@@ -155,9 +155,9 @@ def connected(address: str) -> Iterator[None]:
     if find_spec("ray") is None:
         msg = "--engine ray needs the package ray. Install it: pip install 'softprompt[ray]'"
         raise MissingPackageError(msg)
-    # Nothing phones home; and a cluster that is gone is told after one try, not after twenty.
+    # Nothing phones home; and a cluster that is gone is told in a minute, not in fifteen.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     import ray
 
     place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
@@ -179,19 +179,19 @@ def _check_listening(place: str) -> None:
     if not place:
         return
     host, _, port = place.rpartition(":")
+    if not port.isdecimal() or "/" in host:
+        raise TrainingError(_no_cluster(place, "that is not of the form HOST:PORT"))
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
-    except ValueError as error:
-        raise TrainingError(_no_cluster(place, "not an address of the form HOST:PORT")) from error
     except OSError as error:
         raise TrainingError(_no_cluster(place, error.strerror or str(error))) from error
 
 
 def _no_cluster(place: str, why: str) -> str:
     where = f"at {place}" if place else "on this machine"
-    first = why.strip().split("\n")[0].rstrip(".")
+    plain = " ".join(why.split()).rstrip(".")
     return (
-        f"there is no Ray cluster {where} ({first}). Start one (ray start --head "
+        f"no Ray cluster {where} can be joined ({plain}). Start one (ray start --head "
         "--disable-usage-stats, then ray start --address=HEAD:6379 on each further machine), name "
         "another with --address HOST:PORT, or leave out --engine ray."
     )
@@ -238,6 +238,9 @@ def _said(going: _Going) -> Begun | Event | None:
     except gone.RayError as error:
         job = going.job
         last = str(error).strip().split("\n")[-1]
-        why = f"the cluster could not run it ({last}). Is softprompt on all of its machines?"
+        why = (
+            f"the cluster could not run it ({last}). If a package is missing, install the same "
+            "softprompt on all of its machines; else the logs of Ray say more."
+        )
         return Failed(job.arm.name, job.seed, why)
     return said

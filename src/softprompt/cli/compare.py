@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,6 +12,7 @@ from softprompt.cli.options import (
     AsJson,
     Changes,
     Comparison,
+    ComparisonFolder,
     Controls,
     Cpus,
     EngineName,
@@ -39,9 +40,7 @@ def compare(
     seconds: Seconds = None,
     rates: MaybeRates = None,
     share: MaybeShare = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", help="The comparison's folder; runs/NAME-compared.")
-    ] = None,
+    output: ComparisonFolder = None,
     engine: EngineName = "local",
     cpus: Cpus = None,
     gpus: Gpus = None,

@@ -46,6 +46,9 @@ MaybeShare = Annotated[
     float | None,
     typer.Option(min=0.01, max=1.0, help="Of the steps, for each rate of the search; 0.1."),
 ]
+ComparisonFolder = Annotated[
+    Path | None, typer.Option("--output", help="The comparison's folder; runs/NAME-compared.")
+]
 EngineName = Annotated[
     str, typer.Option("--engine", help="Where runs take place: local, or ray for a cluster.")
 ]
