@@ -8,18 +8,18 @@ other for ever; :func:`alike` lets them agree where that depends on their rows.
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from transformers.modeling_utils import PreTrainedModel
 
 from softprompt.backbone.model import Backbone
 from softprompt.errors import BackboneError
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 def processes() -> int:
@@ -46,6 +46,11 @@ def shard(backbone: Backbone, *, device: str) -> Backbone:
             "(accelerate launch --multi_gpu --num_processes 2 …), or load it whole."
         )
         raise BackboneError(msg)
+    # Here, because some builds of torch have none of it.
+    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415
+
     model, layers = backbone.model, _layers(backbone.model)
     if not layers:
         msg = (
