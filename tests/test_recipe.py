@@ -62,6 +62,13 @@ def changed(*path: str, value: Any) -> dict[str, Any]:
     return data
 
 
+ORDERED_TWICE = {
+    "kind": "classify",
+    "labels": ["no", "yes"],
+    "verbalizer": {"no": " no", "yes": " yes"},
+}
+
+
 def faults(data: dict[str, Any]) -> tuple[str, ...]:
     with pytest.raises(RecipeError) as caught:
         make_recipe(data)
@@ -110,7 +117,7 @@ def test_all_faults_at_once():
         "data.shares.validation: input should be greater than or equal to 0, not -1.0.",
         (
             "task.lable_column: unknown key 'lable_column'. Options: head, kind, label_column, "
-            "template, verbalizer. Did you mean 'label_column'?"
+            "labels, template, verbalizer. Did you mean 'label_column'?"
         ),
         "task.head: input should be 'linear' or 'mlp', not 'lineal'.",
         "method.hidden_size: input should be a valid integer, not '8'.",
@@ -195,6 +202,13 @@ def test_the_message_lists_them():
         (
             changed("train", "warmup", value=3),
             "train.warmup: it is a share of all steps, from 0 to 1, not 3.",
+        ),
+        (
+            changed("task", value=ORDERED_TWICE),
+            (
+                "task.labels: means nothing with a verbalizer, whose own order is that of the "
+                "labels. Take it out."
+            ),
         ),
         (changed("method", value="p-tuning"), "method: must be a table of keys, not 'p-tuning'."),
         (changed("data", value=["a.csv"]), "data: must be a table of keys, not ['a.csv']."),

@@ -10,8 +10,9 @@ import pytest
 from datasets import Dataset
 
 from softprompt.errors import DataError
+from softprompt.evaluate.predict import Judged, report
 from softprompt.recipe import DataSection
-from softprompt.tasks import Classify, Generate
+from softprompt.tasks import Answer, Classify, Generate, bind
 from softprompt.train.rows import (
     check_tables,
     digest,
@@ -141,6 +142,33 @@ def table(*labels: str) -> Dataset:
     return Dataset.from_list([{"text": "a", "label": label, "target": label} for label in labels])
 
 
+def test_values_get_the_names_that_are_given_them(file):
+    """In every split, before labels are looked for; the same rows as without names."""
+    words = {"0": "negative", "1": "positive"}
+    data = {"train": file("a.csv"), "names": {"label": words}}
+    plain = read_splits(DataSection(train=file("a.csv")), seed=0)
+    found = read_splits(DataSection.model_validate(data), seed=0)
+    for name, rows in plain.items():
+        assert found[name]["label"] == [words[str(label)] for label in rows["label"]]
+        assert found[name]["text"] == rows["text"]
+    assert find_labels(Classify(), found["train"]) == ("negative", "positive")
+
+
+def test_a_value_without_a_name_is_refused(file):
+    data = {"train": file("a.csv"), "names": {"label": {"0": "negative"}}}
+    with pytest.raises(DataError) as caught:
+        read_splits(DataSection.model_validate(data), seed=0)
+    assert str(caught.value) == (
+        "column 'label' of the train data has values without a name: '1' (15 rows). "
+        "data.names.label has names for '0'. Add the others."
+    )
+    data["names"] = {"lable": {"0": "negative"}}
+    with pytest.raises(
+        DataError, match=r"has no column 'lable'.* Did you mean 'label' for 'lable'"
+    ):
+        read_splits(DataSection.model_validate(data), seed=0)
+
+
 def test_labels_come_from_data_verbalizer_or_list():
     data = table("b", "a", "b")
     assert find_labels(Classify(), data) == ("a", "b")
@@ -148,6 +176,33 @@ def test_labels_come_from_data_verbalizer_or_list():
     assert find_labels(Generate(), data) == ()
     assert find_labels(Generate(choices="data"), data) == ("a", "b")
     assert find_labels(Generate(choices=["z", "a"]), data) == ("z", "a")
+
+
+def test_a_heads_labels_come_in_the_order_wanted():
+    data = table("equivalent", "not", "not")
+    assert find_labels(Classify(labels=["not", "equivalent"]), data) == ("not", "equivalent")
+    for wrong in (["not"], ["not", "equal"], ["not", "not", "equivalent"]):
+        with pytest.raises(DataError) as caught:
+            find_labels(Classify(labels=wrong), data)
+        assert str(caught.value) == (
+            f"task.labels lists {', '.join(map(repr, wrong))}, but column 'label' of the training "
+            "data has 'equivalent', 'not'. List each of these once, or leave task.labels out."
+        )
+
+
+def test_f1_is_that_of_the_second_label(backbone):
+    """Six rows of two labels: whichever stands second is the positive one, by hand."""
+    found = {}
+    for labels in (["negative", "positive"], ["positive", "negative"]):
+        order = find_labels(Classify(labels=labels), table("negative", "positive"))
+        task = bind(Classify(labels=labels), backbone("bert"), template="{text}", labels=order)
+        right = ["positive", "negative", "negative", "negative", "positive", "positive"]
+        said = ["positive", "positive", "negative", "positive", "positive", "negative"]
+        answers = tuple(Answer(label, {}) for label in said)
+        judged = Judged(1.0, len(right), tuple(right), answers)
+        found[labels[1]] = report(task, [judged]).metrics["f1"]
+    # positive: 2 hits of 4 answered and 3 true; negative: 1 of 2 and 3
+    assert found == {"positive": pytest.approx(4 / 7), "negative": pytest.approx(2 / 5)}
 
 
 def test_a_label_without_a_word_is_refused():

@@ -3,6 +3,7 @@
 from softprompt.data.batch import Batch, Side, collate, like_length
 from softprompt.data.labels import check_labels, labels_of
 from softprompt.data.read import Rows, check_columns, read
+from softprompt.data.rows import named
 from softprompt.data.split import SHARES, split, subset
 from softprompt.data.template import (
     Field,
@@ -37,6 +38,7 @@ __all__ = [
     "collate",
     "labels_of",
     "like_length",
+    "named",
     "parse",
     "read",
     "renderer",

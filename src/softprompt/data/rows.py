@@ -1,6 +1,7 @@
 """The rows of a data set, and whether the columns that are needed are there and whole."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -40,6 +41,34 @@ def check_columns(rows: Rows, names: Iterable[str], *, where: str) -> None:
             )
             raise DataError(msg)
         _check_whole(rows, name, where=where)
+
+
+def named(rows: Rows, names: Mapping[str, Mapping[str, str]], *, where: str) -> Rows:
+    """The same rows, some of whose columns hold other words: names for 0 and 1, say.
+
+    Args:
+        rows: the data.
+        names: for each such column, the new word for every value's text; several may get the same.
+        where: what to call the data in a message.
+
+    Raises:
+        DataError: there is no such column, or a value of it has no name.
+    """
+    check_columns(rows, names, where=where)
+    for column, words in names.items():
+        values = [str(value) for value in rows[column]]
+        without = Counter(value for value in values if value not in words)
+        if without:
+            count = sorted(without.items())
+            listed = ", ".join(f"{v!r} ({n} row{'' if n == 1 else 's'})" for v, n in count)
+            msg = (
+                f"column {column!r} of {where} has values without a name: {listed}. "
+                f"data.names.{column} has names for {', '.join(map(repr, words))}. Add the others."
+            )
+            raise DataError(msg)
+        renamed = [words[value] for value in values]
+        rows = rows.remove_columns(column).add_column(column, renamed)
+    return rows
 
 
 def _missing(missing: list[str], present: list[str], *, where: str) -> str:

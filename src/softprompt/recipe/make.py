@@ -84,6 +84,12 @@ def _cross_faults(recipe: Recipe) -> Iterator[str]:
             yield (
                 f"method.initialise.words: means nothing with from = {start.source!r}. Take it out."
             )
+    task = recipe.task.settings()
+    if task.get("labels") is not None and task.get("verbalizer") is not None:
+        yield (
+            "task.labels: means nothing with a verbalizer, whose own order is that of the labels. "
+            "Take it out."
+        )
     if recipe.train.warmup is not None and recipe.train.warmup > 1:
         yield (
             f"train.warmup: it is a share of all steps, from 0 to 1, not {recipe.train.warmup:g}."

@@ -80,6 +80,7 @@ class DataSection(Section):
     test: str | None = None
     shares: Shares = Shares()
     group: str | None = Field(None, description="rows that share this column stay together")
+    names: dict[str, dict[str, str]] = Field({}, description="of a column's values, by column")
     limit: Limit = Limit()
     max_length: PositiveInt | None = None
 

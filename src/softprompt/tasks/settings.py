@@ -15,7 +15,9 @@ class Classify:
         template: what a row looks like; None joins the text columns.
         label_column: where the label stands.
         verbalizer: for each label its word or words, which the language-model head scores. None
-            trains a head instead, and reads the labels from the data.
+            trains a head instead.
+        labels: of a trained head, in the order wanted: of two, F1 is that of the second. None takes
+            those of the training data, sorted.
         head: ``linear``, or ``mlp`` (dense, tanh, linear, as BERT's own).
     """
 
@@ -24,6 +26,7 @@ class Classify:
     template: str | None = None
     label_column: str = "label"
     verbalizer: Mapping[str, str | Sequence[str]] | None = None
+    labels: Sequence[str] | None = None
     head: HeadKind = "linear"
 
     def words(self) -> dict[str, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from softprompt.data import Rows as Table
-from softprompt.data import check_columns, check_labels, labels_of, read, split, subset
+from softprompt.data import check_columns, check_labels, labels_of, named, read, split, subset
 from softprompt.errors import DataError
 from softprompt.recipe import DataSection
 from softprompt.tasks import Classify, Example, Task, TaskSettings
@@ -66,8 +66,10 @@ def read_sources(data: DataSection) -> dict[str, Table]:
 
 
 def complete(given: Mapping[str, Table], data: DataSection, *, seed: int) -> dict[str, Table]:
-    """Split off the training data what is missing, and keep to the limits."""
-    tables = dict(given)
+    """Name values as asked, split off the training data what is missing, and keep to the limits."""
+    tables = {
+        name: named(table, data.names, where=f"the {name} data") for name, table in given.items()
+    }
     shares = {"train": data.shares.train, "validation": data.shares.validation}
     if "test" not in tables and "validation" not in tables:
         shares["test"] = data.shares.test
@@ -97,7 +99,7 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
         return tuple(settings.choices)
     found = labels_of(table, settings.label_column)
     if settings.verbalizer is None:
-        return found
+        return found if settings.labels is None else _ordered(found, settings)
     without = sorted(set(found) - set(settings.verbalizer))
     if without:
         msg = (
@@ -107,6 +109,19 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
         )
         raise DataError(msg)
     return tuple(settings.verbalizer)
+
+
+def _ordered(found: Sequence[str], settings: Classify) -> tuple[str, ...]:
+    """The labels as the task lists them, if they are those of the data."""
+    listed = tuple(settings.labels or ())
+    if sorted(listed) != sorted(found):
+        msg = (
+            f"task.labels lists {', '.join(map(repr, listed))}, but column "
+            f"{settings.label_column!r} of the training data has {', '.join(map(repr, found))}. "
+            "List each of these once, or leave task.labels out."
+        )
+        raise DataError(msg)
+    return listed
 
 
 def check_tables(
