@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         SoftpromptError,
         TemplateError,
         TrainingError,
+        UnreachableError,
     )
     from softprompt.evaluate import Ensemble, Model, Report, load_model
     from softprompt.initialise import (
@@ -68,6 +69,7 @@ _HOMES = {
         "SoftpromptError",
         "TemplateError",
         "TrainingError",
+        "UnreachableError",
     ),
     "softprompt.evaluate": ("Ensemble", "Model", "Report", "load_model"),
     "softprompt.initialise": (
@@ -123,6 +125,7 @@ __all__ = [
     "TemplateError",
     "Training",
     "TrainingError",
+    "UnreachableError",
     "bake",
     "fit",
     "generate",
