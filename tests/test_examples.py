@@ -3,28 +3,49 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from softprompt.compare.plan import read_plan
 from softprompt.evaluate import majority
 from softprompt.recipe import make_recipe, read_recipe
+from softprompt.tasks import Classify
 from softprompt.train import prepare, train
 
 ROOT = Path(__file__).parents[1]
-RECIPES = [
+FILES = [
     *sorted((ROOT / "examples").rglob("*.toml")),
     *sorted((ROOT / "benchmarks").rglob("*.toml")),
 ]
+RECIPES = [path for path in FILES if "recipe" not in tomllib.loads(path.read_text("utf-8"))]
+COMPARISONS = [path for path in FILES if path not in RECIPES]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_every_recipe_is_whole(path: Path):
-    """A recipe file is read without a fault, and its data and verbalizer belong together."""
+    """It is read without a fault; a verbalizer's words are those of its data's labels."""
     recipe = read_recipe(path)
-    verbalizer = recipe.task_settings.verbalizer
-    assert verbalizer is None or set(verbalizer) == {"fresh", "rotten"}
-    assert recipe.data.group == "film"
+    settings = recipe.task_settings
+    verbalizer = settings.verbalizer if isinstance(settings, Classify) else None
+    if recipe.data.train == "builtin:rotten-tomatoes":
+        assert verbalizer is None or set(verbalizer) == {"fresh", "rotten"}
+        assert recipe.data.group == "film"
+    assert verbalizer is None or len({*map(str, verbalizer.values())}) == len(verbalizer)
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=name_of)
+def test_every_comparison_has_its_recipe(path: Path):
+    """Its arms are whole recipes that differ from the named one in no data."""
+    plan = read_plan(path)
+    assert plan.base == read_recipe(path.parent / tomllib.loads(path.read_text("utf-8"))["recipe"])
+    assert plan.arms
+    assert all(arm.recipe.data == plan.base.data for arm in plan.arms)
 
 
 @pytest.mark.slow
