@@ -291,8 +291,8 @@ class Hub:
         self.answer = answer
         self.asked = None
 
-    def __call__(self, name, config, *, split):
-        self.asked = (name, config, split)
+    def __call__(self, name, config, *, split, revision):
+        self.asked = (name, config, split, revision)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer if split is None else self.answer[split]
@@ -320,9 +320,11 @@ def test_a_hub_data_set_has_its_classes_by_name(hub):
         "text": ["x", "x"],
         "label": ["yes", "no"],
     }
-    assert asked.asked == ("glue", "sst2", "train")
+    assert asked.asked == ("glue", "sst2", "train", None)
     assert read("org/name", split="test")["label"][:] == [None]
-    assert asked.asked == ("org/name", None, "test")
+    assert asked.asked == ("org/name", None, "test", None)
+    read("org/name@refs/convert/parquet:sst2", split="test")
+    assert asked.asked == ("org/name", "sst2", "test", "refs/convert/parquet")
 
 
 def test_the_only_split_of_a_hub_data_set_needs_no_name(hub):

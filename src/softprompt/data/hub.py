@@ -10,7 +10,7 @@ def read_hub(source: str, *, split: str | None) -> Rows:
     """Load a data set by its Hub name, from the network or from what is cached.
 
     Args:
-        source: ``name`` or ``name:config``.
+        source: ``name`` or ``name:config``; ``name@revision`` is that branch, tag or commit.
         split: which part; may be left out where there is only one.
 
     Returns:
@@ -22,9 +22,10 @@ def read_hub(source: str, *, split: str | None) -> Rows:
     """
     import datasets
 
-    name, _, config = source.partition(":")
+    place, _, config = source.partition(":")
+    name, _, revision = place.partition("@")
     try:
-        loaded = datasets.load_dataset(name, config or None, split=split)
+        loaded = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
     except Exception as error:  # noqa: BLE001, every fault on the way is told
         _explain(source, error)
     if isinstance(loaded, datasets.Dataset):

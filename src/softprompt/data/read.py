@@ -16,7 +16,8 @@ def read(source: str, *, split: str | None = None) -> Rows:
 
     Args:
         source: a file (csv, tsv, json, jsonl, ndjson or parquet; all but parquet also with .gz,
-            .bz2 or .xz), ``builtin:rotten-tomatoes``, or a Hub name (``name`` or ``name:config``).
+            .bz2 or .xz), ``builtin:rotten-tomatoes``, or a Hub name (``name``, ``name:config``,
+            ``name@revision:config``).
         split: which part of a Hub data set; a file has one part only, ``train``.
 
     Returns:
@@ -51,7 +52,7 @@ def _is_local(source: str, path: Path) -> bool:
         path.exists()
         or format_of(path) in FORMATS
         or source.startswith((".", "/", "~"))
-        or source.count("/") > 1
+        or source.partition("@")[0].count("/") > 1
         or "\\" in source
         or ("/" not in source and bool(path.suffix))
         or (path.parent != Path() and path.parent.is_dir())
