@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from softprompt.errors import RecipeError
 from softprompt.evaluate import judge, report
 from softprompt.train import Evaluation, train
 from softprompt.train.picture import draw
@@ -53,6 +54,12 @@ def test_training_rows_are_judged_at_each_validation(parts, trainer_of):
     found = judge(made.task, rows.examples, truth=rows.truth, prompt=trainer.prompt())
     assert last.train.metrics == pytest.approx(report(made.task, [found]).metrics)
     assert evaluations(trainer_of(parts(sizes=(11, 5))))[0].train is None
+
+
+@pytest.mark.parametrize("name", ["evaluate_rows", "evaluate_train"])
+def test_without_validation_rows_nothing_can_be_judged(parts, trainer_of, name):
+    with pytest.raises(RecipeError, match=rf"train\.{name}: there are no validation rows"):
+        trainer_of(parts(sizes=(11,), **{name: 3}))
 
 
 def test_judging_more_rows_changes_no_step(parts, trainer_of):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from softprompt.errors import RecipeError
 from softprompt.methods.defaults import Defaults, Schedule
 from softprompt.recipe import Recipe
 
@@ -85,3 +86,22 @@ def resolve(recipe: Recipe, usual: Defaults) -> Training:
         "dropout": recipe.backbone.dropout,
     }
     return Training(**(given | own | fixed))
+
+
+def check_judging(training: Training, *, validated: bool) -> None:
+    """Check that what is to be judged at validations can be.
+
+    Args:
+        validated: whether there are validation rows.
+
+    Raises:
+        RecipeError: there are none, so nothing would be.
+    """
+    asked = [n for n in ("evaluate_rows", "evaluate_train") if vars(training)[n] is not None]
+    if asked and not validated:
+        faults = [
+            f"train.{name}: there are no validation rows, so nothing is judged while training. "
+            "Name some in [data], or take it out."
+            for name in asked
+        ]
+        raise RecipeError(faults)

@@ -19,7 +19,7 @@ from softprompt.train.gradient import check_step, gradients, seeded, trained
 from softprompt.train.optimise import optimiser, schedule
 from softprompt.train.order import Order
 from softprompt.train.rows import Rows, sampled
-from softprompt.train.settings import Training
+from softprompt.train.settings import Training, check_judging
 from softprompt.train.validate import judged
 from softprompt.train.watch import distance, warnings
 
@@ -52,6 +52,7 @@ class Trainer:
         if not rows.examples:
             msg = "there are no rows to train on. Give a training split that has some."
             raise TrainingError(msg)
+        check_judging(training, validated=validation is not None)
         self.task, self.method = task, method.to(task.backbone.device)
         self.rows, self.validation = rows, validation
         self.training, self.accelerator = training, accelerator
