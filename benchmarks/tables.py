@@ -5,8 +5,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from softprompt.compare.report import size_said
-
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -80,41 +78,9 @@ BACKBONES = {"smollm2": "SmolLM2-135M, label words", "minilm": "MiniLM, trained 
 
 
 def _compared(name: str) -> list[str]:
-    """The table of a comparison, from its outcomes."""
-    found = _read(f"comparison/results/{name}.json")
-    lines = [
-        "| | accuracy | over the best control | trained | kept | seconds | memory | rows/s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for arm in sorted(found["arms"], key=lambda arm: arm["mean"], reverse=True):
-        control = arm["outcomes"][0]["control"]
-        label = f"*{arm['arm']}*" if control else arm["arm"]
-        spread = "" if arm["spread"] is None else f" ± {100 * arm['spread']:.1f}"
-        cells = [label, f"{100 * arm['mean']:.1f}{spread} %", _over(arm["difference"])]
-        lines.append(f"| {' | '.join([*cells, *_costs(arm['outcomes'])])} |")
-    return lines
-
-
-def _over(difference: dict[str, Any] | None) -> str:
-    if difference is None:
-        return ""
-    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
-def _costs(outcomes: list[dict[str, Any]]) -> list[str]:
-    costs = [outcome["cost"] for outcome in outcomes if outcome["cost"] is not None]
-    if not costs:
-        return [""] * 5
-    last, memory = costs[-1], max(cost["memory"] for cost in costs)
-    speed = statistics.fmean(cost["speed"] for cost in costs)
-    return [
-        f"{last['trainable']:,}",
-        size_said(last["size"]),
-        f"{statistics.fmean(cost['seconds'] for cost in costs):.0f}",
-        size_said(memory) if memory else "",
-        f"{speed:.1f}" if speed else "",
-    ]
+    """The table of a comparison, as the command wrote it."""
+    table: str = _read(f"comparison/results/{name}.json")["table"]
+    return table.splitlines()
 
 
 def _setting(name: str) -> str:

@@ -33,6 +33,7 @@ def compared(name: str, seeds: int) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(done.stdout)
     data = read_recipe(recipe).data
     return {
+        "table": (folder / "report.md").read_text(encoding="utf-8").strip(),
         "measure": found["measure"],
         "arms": found["arms"],
         "rows": dict(data.limit),

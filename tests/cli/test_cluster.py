@@ -267,7 +267,7 @@ def test_a_worker_runs_as_it_is_told(errand_parts, monkeypatch, one_thread):
     protocol, runs, [arm, _] = errand_parts
     begun, found = run_errand(errand_of(protocol, runs, threads=2, gpus=0), Job(arm, (0, 0)))
     assert str(os.getpid()) in begun.where
-    assert found == Searched("prompt-tuning", {}, 1.0, 0.1)
+    assert found == Searched("prompt-tuning", {}, 1.0, 0.1, arm.mark)
     assert torch.get_num_threads() == 2
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "", "it sees no GPU that it was not given"
 

@@ -1,9 +1,11 @@
 """``softprompt compare``: the same rows for all arms, the test rows once, stopped and gone on."""
 
 import json
+import re
 import signal
 
 import pytest
+from filelock import FileLock
 
 from softprompt.compare.html import html
 from softprompt.evaluate import Model
@@ -83,6 +85,11 @@ def test_the_page_is_made_of_the_runs(compare, home, monkeypatch):
     assert [row[2] for row in words.rows] == moved
     assert [row[0] for row in layers.rows] == ["0", "1"], "the prefix, layer by layer"
     assert "prompt-tuning 42" in alike.drawing
+    policy = re.search(
+        r"default-src 'none'; img-src data:|default-src &#39;none&#39;; img-src", page
+    )
+    assert "data:image/png" in alike.drawing
+    assert policy, "a heat map is an image inside the page, which its policy lets pass"
     assert "12 validation rows" in attended.caption
     for summary in report.summaries:
         assert f"{100 * summary.mean:.1f}" in page
@@ -148,6 +155,56 @@ def test_a_stopped_comparison_ends_as_if_nobody_had_stopped_it(compare, home, st
         for x in lines(home.path / "c")
         if x["event"] == "outcome"
     }
+
+
+def test_another_rate_share_or_setting_is_another_run(compare, home, run):
+    """Nothing that was trained otherwise is taken for what is asked for now."""
+    first = run("find-lr", home.recipe, "--rates", "1", "--share", "0.5", "--output", "s", "--json")
+    again = run("find-lr", home.recipe, "--rates", "1", "--share", "1", "--output", "s", "--json")
+    alone = run("find-lr", home.recipe, "--rates", "1", "--share", "1", "--output", "t", "--json")
+    assert [row["steps"] for row in first.json["tried"]] == [3]
+    assert again.json["tried"] == alone.json["tried"]
+
+
+def test_an_arm_whose_settings_changed_is_told(home, run):
+    plan = home.recipe.with_name("plan.toml")
+    text = (
+        'recipe = "recipe.toml"\nseeds = 1\nrates = [1.0]\ncontrols = ["majority"]\n'
+        '[[arms]]\nname = "mine"\nset = { "task.template" = "{text}{soft:2}" }\n'
+    )
+    plan.write_text(text)
+    assert run("compare", plan, "--output", "c").status == 0
+    plan.write_text(text.replace("soft:2", "soft:3"))
+    said = run("compare", plan, "--output", "c")
+    assert said.is_mistake("the arm 'mine' was begun with other settings")
+
+
+def test_a_control_that_there_is_not_is_told(home, run):
+    del home.data["task"]["verbalizer"]
+    home.data["task"]["template"] = "{soft:2}{text}"
+    command = ("compare", home.recipe, "--methods", "prompt-tuning", "--seeds", 1, "--rates", "1")
+    said = run(*command, "--controls", "hard-prompt,majority", "--output", "c", "--json")
+    assert "hard-prompt: none here. A trained head answers" in said.err
+    assert {arm["arm"] for arm in said.json["arms"]} == {"majority", "prompt-tuning"}
+
+
+def test_it_is_run_by_one_process(home, run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("compare", home.recipe).is_mistake("run by one process, but this is one of several")
+    assert not (home.path / "runs").exists()
+
+
+def test_two_commands_do_not_write_one_folder(home, run):
+    (home.path / "c").mkdir()
+    with FileLock(home.path / "c" / ".lock"):
+        said = run("compare", home.recipe, "--output", "c")
+    assert said.is_mistake("another command works in c")
+
+
+def test_a_refused_comparison_leaves_nothing_behind(home, run):
+    del home.data["data"]["test"]
+    assert run("compare", home.recipe, "--output", "c").is_mistake("there are no test rows")
+    assert not (home.path / "c").exists()
 
 
 def test_all_controls_beside_a_method(home, run):

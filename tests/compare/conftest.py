@@ -90,7 +90,7 @@ def report() -> Callable[..., Report]:
             title="a comparison",
             summaries=summaries([*outcomes]),
             failed=failed,
-            searched=[Searched("prompt-tuning", {0.3: -1.0, 1.0: -0.5, 3.0: -2.0}, 1.0, 0.1)],
+            searched=[Searched("prompt-tuning", {0.3: -1.0, 1.0: -0.5, 3.0: -2.0}, 1.0, 0.1, "m")],
             curves=usual if curves is None else curves,
             conditions=conditions,
         )

@@ -51,14 +51,14 @@ def test_what_is_given_beside_it_goes_before(write):
 
 def test_an_arm_of_its_own(write):
     long = {"name": "long", "set": {"task.template": "{soft:9}{text}"}}
-    deep = {"name": "deep", "method": "p-tuning-v2", "set": {"method.length": 7, "train.epochs": 1}}
+    deep = {"name": "deep", "method": "p-tuning-v2", "set": {"method.length": 7, "train.clip": 2.0}}
     plan = read_plan(write(recipe="recipe.toml", arms=[long, deep], controls=[]))
     first, second = plan.arms
     assert first.recipe.task_settings.template == "{soft:9}{text}"
     assert first.recipe.train.learning_rate == 0.5
     assert second.recipe.method_settings.length == 7
     assert second.recipe.task_settings.template == "Is {text} good?"
-    assert second.recipe.train.epochs == 1
+    assert second.recipe.train.clip == 2.0
     assert (second.recipe.train.learning_rate, second.recipe.train.optimizer) == (None, None)
 
 
@@ -80,6 +80,9 @@ def test_changes_reach_all_arms(write):
         ({"seed": 3}, "unknown key 'seed'"),
         ({"share": 2.0}, "share"),
         ({"arms": [{"name": "a", "set": {"data.train": "x"}}]}, "all arms get the same rows"),
+        ({"arms": [{"name": "a", "set": {"train.epochs": 3}}]}, "question and budget"),
+        ({"arms": [{"name": "a", "set": {"train": {"clip": 3}}}]}, "sets all of 'train'"),
+        ({"arms": [{"name": "a b"}, {"name": "a-b"}]}, "alike but for signs that no folder has"),
         (
             {"arms": [{"name": "a", "set": {"train.epoch": 3}}]},
             "arm 'a': train.epoch: unknown key 'epoch'",

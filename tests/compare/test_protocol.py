@@ -17,6 +17,7 @@ from softprompt.compare import (
     compare,
     majority,
     method_arms,
+    search,
     tuned_arms,
 )
 from softprompt.errors import DataError, RecipeError, TrainingError
@@ -201,6 +202,35 @@ def test_a_budget_of_seconds_is_one_of_steps_by_a_trial(tmp_path):
     again = FakeRuns([])
     go(tmp_path / "o", again, ("p-tuning",), seconds=9.0, seeds=3)
     assert again.calls == [("p-tuning-7", 7, 1.0, 3.0, 18)], "what was found out stays"
+
+
+def test_a_broken_control_takes_no_arm_down(tmp_path):
+    def broken():
+        raise ValueError(*BROKE)
+
+    asked = protocol(seeds=1)
+    arms, engine = method_arms(make_recipe(RECIPE), ["p-tuning"]), InOrder(asked, FakeRuns([]))
+    beside = {"linear-probe": broken}
+    events = [*compare(arms, beside, protocol=asked, engine=engine, path=tmp_path / "o")]
+    assert events[0] == Failed("linear-probe", None, "ValueError: it broke")
+    assert isinstance(events[-1], Outcome)
+
+
+def test_fewer_seeds_are_told_of_and_the_others_kept(tmp_path):
+    path = tmp_path / "o"
+    go(path, FakeRuns([]), seeds=3)
+    whole = path.read_text()
+    events = go(path, FakeRuns([]), ("p-tuning-v2",), seeds=1)
+    outcomes = [(e.arm, e.seed) for e in events if isinstance(e, Outcome)]
+    assert outcomes == [("majority", None), ("p-tuning-v2", 5)]
+    assert path.read_text() == whole
+
+
+def test_a_search_lets_go_of_weights(tmp_path):
+    found = search(method_arms(make_recipe(RECIPE), ["p-tuning"])[0], factors=(1.0,), share=1,
+                   run=FakeRuns([]))  # fmt: skip
+    with pytest.raises(TrainingError, match="weights of a search are not kept"):
+        found[1.0].answer(TEST)
 
 
 def test_what_changes_the_backbone_is_a_control_with_the_words_of_the_prompt(tmp_path):

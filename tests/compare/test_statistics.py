@@ -99,9 +99,9 @@ def test_outcomes_of_other_rows_are_not_compared():
         outcome("a", 3, "0110", rate=0.1, cost=Cost(7, 90, 9, 1.5, 4, 2.5, 1000), run="a-3"),
         outcome("majority", None, "0"),
         Outcome("a", 3, (0.25, 1.0), metrics={"chrf": 62.5}),
-        Searched("a", {0.3: -0.5, 1.0: -0.25}, 1.0, 0.1),
-        Searched("a", {0.3: -0.5, 1.0: -0.25}, 1.0, 0.1, 60.0, 240),
-        Searched("a", {}, 1.0, 0.1),
+        Searched("a", {0.3: -0.5, 1.0: -0.25}, 1.0, 0.1, "m"),
+        Searched("a", {0.3: -0.5, 1.0: -0.25}, 1.0, 0.1, "m", 60.0, 240),
+        Searched("a", {}, 1.0, 0.1, "m"),
         Failed("a", 3, "no"),
     ],
 )

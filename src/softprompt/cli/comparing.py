@@ -1,12 +1,14 @@
 """A comparison as the terminal runs it: the rows, the controls, the engine, and how it goes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
 
-from softprompt.backbone.model import Backbone
+from filelock import FileLock, Timeout
+
+from softprompt.cli.beside import Beside
 from softprompt.cli.engine import MakeEngine
 from softprompt.cli.insides import insides
 from softprompt.cli.reporting import Written, write_reports
@@ -15,31 +17,25 @@ from softprompt.cli.say import note
 from softprompt.cli.stop import Stop
 from softprompt.compare import (
     Arm,
-    Control,
     Event,
     Exam,
     Failed,
     Outcome,
     Protocol,
-    Reader,
+    Searched,
     Summary,
     Trained,
-    Untrained,
     compare,
-    fit_probe,
-    hard_template,
-    majority,
     search,
     summaries,
 )
 from softprompt.compare.plan import Plan
 from softprompt.data import Rows as Table
-from softprompt.errors import DataError, RecipeError
+from softprompt.errors import DataError, RecipeError, TrainingError
 from softprompt.recipe import Recipe
 from softprompt.recipe.sections import Limit
-from softprompt.tasks import Classify, bind
 from softprompt.train import RunFolder
-from softprompt.train.prepare import default_template, open_section
+from softprompt.train.prepare import open_section
 from softprompt.train.rows import check_tables, find_labels, read_splits, target_column
 
 
@@ -74,12 +70,13 @@ def compared(plan: Plan, folder: Path, *, make: MakeEngine) -> Compared:
     arms = [replace(arm, recipe=_whole(arm.recipe)) for arm in plan.arms]
     events = []
     with _running(base, folder, tables) as runs:
-        beside = _Beside(base, runs.backbone, tables).named(plan.controls)
+        beside = Beside(base, runs.backbone, tables).named(plan.controls)
         path, engine = folder / "outcomes.jsonl", make(protocol, runs)
         for event in compare(arms, beside, protocol=protocol, engine=engine, path=path):
             note(_said(event, exam.measure))
             events.append(event)
-        found = summaries([event for event in events if isinstance(event, Outcome)])
+        failed = [event for event in events if isinstance(event, Failed)]
+        found = summaries(_whole_arms(events, failed))
         extras = insides(found, folder, backbone=runs.backbone, tables=tables)
     written = write_reports(
         found,
@@ -90,7 +87,6 @@ def compared(plan: Plan, folder: Path, *, make: MakeEngine) -> Compared:
         tables=tables,
         extras=extras,
     )
-    failed = [event for event in events if isinstance(event, Failed)]
     return Compared(exam.measure, found, failed, written)
 
 
@@ -110,67 +106,10 @@ def searched(
         return search(arm, factors=factors, share=share, run=runs)
 
 
-@dataclass(frozen=True, eq=False)
-class _Beside:
-    """The controls that are not trained with steps.
-
-    Args:
-        base: the recipe.
-        backbone: that answers.
-        tables: rows by split.
-    """
-
-    base: Recipe
-    backbone: Backbone
-    tables: Mapping[str, Table]
-
-    def named(self, names: Sequence[str]) -> dict[str, Callable[[], Control]]:
-        """Those that there are for the recipe, of the ones that are wanted.
-
-        A trained head has no hard prompt: untrained it would be random. Free text has no probe.
-        """
-        settings = self.base.task_settings
-        headed = isinstance(settings, Classify) and settings.verbalizer is None
-        labels = find_labels(settings, self.tables["train"])
-        made: dict[str, Callable[[], Control]] = {"majority": self._majority}
-        if not headed:
-            made["hard-prompt"] = self._hard_prompt
-        if labels:
-            made["linear-probe"] = self._probe
-        return {name: make for name, make in made.items() if name in names}
-
-    @property
-    def _target(self) -> str:
-        return target_column(self.base.task_settings)
-
-    @property
-    def _template(self) -> str:
-        settings, table = self.base.task_settings, self.tables["train"]
-        kind = self.backbone.geometry.kind
-        text = settings.template or default_template(table, settings, kind=kind)
-        return hard_template(self.base, text)
-
-    def _majority(self) -> Control:
-        return majority([str(answer) for answer in self.tables["train"][self._target]])
-
-    def _hard_prompt(self) -> Control:
-        settings = self.base.task_settings
-        task = bind(
-            settings,
-            self.backbone,
-            template=self._template,
-            labels=find_labels(settings, self.tables["train"]),
-            max_length=self.base.data.max_length,
-        )
-        return Untrained(task)
-
-    def _probe(self) -> Control:
-        began = perf_counter()
-        reader = Reader(self.backbone, self._template, self.base.data.max_length)
-        train, held = (self.tables[name].to_list() for name in ("train", "validation"))
-        probe = fit_probe(reader, train=train, validation=held, target=self._target)
-        seconds = round(perf_counter() - began, 1)
-        return replace(probe, cost=replace(probe.cost, seconds=seconds))
+def _whole_arms(events: Sequence[Event], failed: Sequence[Failed]) -> list[Outcome]:
+    """The outcomes of the arms that came through: with some seeds only, none can be compared."""
+    broken = {event.arm for event in failed}
+    return [e for e in events if isinstance(e, Outcome) and e.arm not in broken]
 
 
 def _exam(base: Recipe, tables: Mapping[str, Table]) -> Exam:
@@ -186,22 +125,43 @@ def _whole(recipe: Recipe) -> Recipe:
 
 def _begun(base: Recipe, folder: Path, *, needed: Sequence[str]) -> dict[str, Table]:
     """The rows by split, checked, of what is begun or gone on with in a folder."""
-    _remember(base, folder)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        msg = (
+            "a comparison is run by one process, but this is one of several. Start it without "
+            "accelerate launch; --engine ray runs many arms at once."
+        )
+        raise TrainingError(msg)
     tables = read_splits(base.data, seed=base.seed)
     _check_splits(tables, needed=needed)
     settings = base.task_settings
     check_tables(tables, settings, labels=find_labels(settings, tables["train"]))
+    _remember(base, folder)
     return tables
 
 
 @contextmanager
 def _running(base: Recipe, folder: Path, tables: Mapping[str, Table]) -> Iterator[Runs]:
     """Runs on one backbone, without the test rows, that Ctrl-C stops between two steps."""
-    note("loading the backbone …")
-    backbone = open_section(base.backbone)
     seen = {name: table for name, table in tables.items() if name != "test"}
-    with Stop() as stop:
-        yield Runs(backbone, seen, folder=folder, heed=stop.heed)
+    with _alone(folder):
+        note("loading the backbone …")
+        backbone = open_section(base.backbone)
+        with Stop() as stop:
+            yield Runs(backbone, seen, folder=folder, heed=stop.heed)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other command works in the folder meanwhile: both would write the same files."""
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            yield
+    except Timeout as error:
+        msg = (
+            f"another command works in {folder}. Wait until it is done, or name another folder "
+            "with --output."
+        )
+        raise TrainingError(msg) from error
 
 
 def _remember(recipe: Recipe, folder: Path) -> None:
@@ -236,7 +196,7 @@ def _said(event: Event, measure: str) -> str:
             return f"{event.arm}, seed {event.seed}: {measure} {event.score:.1%}, {seconds:.0f} s"
         case Failed():
             return f"{event.arm} failed, the others go on: {event.error}"
-        case _:
+        case Searched():
             tried = ", ".join(f"{f:g}: {s:.4f}" for f, s in event.scores.items())
             steps = "" if event.steps is None else f", {event.steps:,} steps a run"
             found = f"{event.arm}: learning rate times {event.factor:g}"

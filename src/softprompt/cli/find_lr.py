@@ -23,6 +23,7 @@ def find_lr(
     from softprompt.cli.comparing import searched
     from softprompt.compare import best_of, draw_rates
     from softprompt.recipe import read_recipe
+    from softprompt.tasks import Classify
 
     base = read_recipe(recipe, changes or ())
     folder = output or Path("runs") / f"{recipe.stem}-rates"
@@ -41,4 +42,7 @@ def find_lr(
     head = ["learning rate", *(f"valid. {name}" for name in names)]
     rows = [[f"{t.rate:g}", *(f"{t.validation[name]:.4f}" for name in names)] for t in tried]
     print(aligned([head, *rows]))
-    note(f"\n{picture}\nNext:\n  --set train.learning_rate={found[best].rate:g}")
+    besides = f" --set train.head_learning_rate={base.train.head_learning_rate * best:g}"
+    headed = isinstance(base.task_settings, Classify) and base.task_settings.verbalizer is None
+    rate = f"--set train.learning_rate={found[best].rate:g}{besides if headed else ''}"
+    note(f"\n{picture}\nNext:\n  {rate}")

@@ -1,6 +1,7 @@
 """What a comparison's report shows of the prompts themselves: words, ways, likeness, attention."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from softprompt.cli.inside import MOST
 from softprompt.compare import Outcome, Summary
 from softprompt.compare.html import Extra, Grid, Paragraph, Part, Picture
 from softprompt.compare.vector import styled, svg
-from softprompt.errors import PromptError
+from softprompt.errors import PromptError, SoftpromptError
 from softprompt.evaluate import bring
 from softprompt.evaluate.look import (
     draw_attention,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from softprompt.data import Rows as Table
 
 _WORDS = 3
+_ROWS = 12
 _ALIKE = 12
 
 
@@ -45,6 +47,20 @@ def insides(
         backbone: of all of them.
         tables: rows by split; attention is looked at on validation rows.
     """
+    try:
+        parts = _parts(found, folder, backbone=backbone, tables=tables)
+    except SoftpromptError as error:  # a run's folder was taken away
+        parts = [Paragraph(f"The prompts could not be looked at: {error}")]
+    return [Extra("Looking inside", parts)] if parts else []
+
+
+def _parts(
+    found: Sequence[Summary],
+    folder: Path,
+    *,
+    backbone: Backbone,
+    tables: "Mapping[str, Table]",
+) -> list[Part]:
     runs = {s.arm: _runs(s, folder) for s in found if not s.control}
     kept = {arm: load(paths[0]) for arm, paths in runs.items() if paths}
     if not kept:
@@ -54,7 +70,7 @@ def insides(
         parts += _grid(arm, artifact, runs[arm][0], backbone)
     parts += _alike(runs)
     parts += _attended(kept, backbone, tables["validation"])
-    return [Extra("Looking inside", parts)]
+    return parts
 
 
 def _runs(summary: Summary, folder: Path) -> list[Path]:
@@ -84,7 +100,9 @@ def _grid(arm: str, artifact: Artifact, path: Path, backbone: Backbone) -> Itera
     ways = [""] * len(cells) if each is None else [f"{way:.2f}" for way in each]
     numbered = enumerate(zip(cells, ways, strict=True))
     rows = [(str(at), first, way, last) for at, ((first, last), way) in numbered]
-    yield Grid(head, rows, f"{arm}: {said}; moved from the start, in norms of it")
+    each_of = ceil(len(rows) / _ROWS) if head[0] == "layer" else 1
+    some = f", one layer in {each_of}" if each_of > 1 else ""
+    yield Grid(head, rows[::each_of], f"{arm}: {said}; moved from the start, in norms of it{some}")
 
 
 def _said(words: Sequence[str], cosines: Sequence[float]) -> str:

@@ -58,8 +58,7 @@ class Meter:
 
 def _give_back() -> None:
     """Freed memory that the C library keeps would hide what is taken next."""
-    library = ctypes.CDLL(None)
     try:
-        library.malloc_trim(0)
-    except AttributeError:  # not glibc, which alone keeps that much
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, TypeError):  # not glibc, which alone keeps that much
         return

@@ -8,6 +8,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from softprompt.backbone.model import Backbone
 from softprompt.backbone.precision import dtype_of
 from softprompt.cli.meter import Meter
@@ -25,6 +27,7 @@ from softprompt.train.tuning import Tuning, prepare_tuning, tuning_defaults
 # The first steps of a run take longer than the others.
 _WARMING = 2
 _WORD = 4
+_SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class Runs:
@@ -61,12 +64,16 @@ class Runs:
         recipe = _planned(recipe, trial, training=prepared.training, lengths=lengths)
         prepared = replace(prepared, recipe=recipe, training=resolve(recipe, prepared.usual))
         run = RunFolder(self.folder / trial.name)
+        begun = (run.path / "recipe.toml").exists()
+        if begun and run.recipe() != recipe:  # of a trial with other steps or another rate
+            shutil.rmtree(run.path)
+            begun = False
         with Meter(self.backbone.device) as meter:
             model = train(
                 recipe,
                 run.path,
                 watch=lambda _event, _trainer: self._heed(),
-                resume=(run.path / "recipe.toml").exists(),
+                resume=begun,
                 prepared=prepared,
             )
 
@@ -118,7 +125,7 @@ def _wide(recipe: Recipe) -> Recipe:
     return recipe.model_copy(
         update={
             "backbone": section.model_copy(update={"dtype": "float32"}),
-            "train": recipe.train.model_copy(update={"mixed_precision": "bf16"}),
+            "train": recipe.train.model_copy(update={"mixed_precision": _SHORT[dtype]}),
         }
     )
 
@@ -146,6 +153,7 @@ def _trained(
         cost=Cost(
             trainable=trainable,
             parameters=numbers["backbone_parameters"],
+            added=numbers.get("added_parameters", trainable),
             size=size,
             seconds=float(events[-1]["seconds"]),
             steps=numbers["steps"],
@@ -157,12 +165,15 @@ def _trained(
 
 
 def _paces(events: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    """Rows and seconds of each step that follows directly on another."""
-    return [
-        (now["rows"], now["seconds"] - before["seconds"])
+    """Rows and seconds of each step that follows directly on another, if any does."""
+    found = [
+        (before["event"], now["rows"], now["seconds"] - before["seconds"])
         for before, now in pairwise(events)
-        if before["event"] == now["event"] == "step"
+        if now["event"] == "step"
     ]
+    # Behind a validation stands the checkpoint that was written after it.
+    own = [pair for before, *pair in found if before == "step"] or [pair for _, *pair in found]
+    return [(rows, seconds) for rows, seconds in own]
 
 
 def _size_of(backbone: Backbone) -> int:

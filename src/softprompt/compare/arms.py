@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Literal
 
 from softprompt.data import parse
@@ -45,7 +46,18 @@ class Arm:
     @property
     def folder(self) -> str:
         """What the folders of its runs begin with."""
-        return re.sub(r"[^\w.-]+", "-", self.name)
+        return folder_of(self.name)
+
+    @property
+    def mark(self) -> str:
+        """What tells its settings from any others."""
+        facts = f"{self.kind} {self.recipe.model_dump_json()}"
+        return blake2b(facts.encode(), digest_size=8).hexdigest()
+
+
+def folder_of(name: str) -> str:
+    """A name as folders may have it."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def method_arms(recipe: Recipe, methods: Sequence[str]) -> list[Arm]:

@@ -1,7 +1,7 @@
 """A comparison's outcomes on disk, a line each, so that it can be stopped and gone on with."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +29,10 @@ class Journal:
         """
         if not self.path.exists():
             return []
-        *lines, cut = self.path.read_text(encoding="utf-8").split("\n")
-        del cut
+        *lines, _ = self.path.read_text(encoding="utf-8").split("\n")
         try:
             return [from_line(json.loads(line)) for line in lines]
-        except ValueError as error:
+        except (AttributeError, ValueError) as error:  # no object of JSON, or no JSON
             msg = (
                 f"{self.path} is damaged ({error}). Take the damaged line out, and it is run again."
             )
@@ -52,12 +51,13 @@ class Journal:
             file.write(_line(event))
 
 
-def check(events: Sequence[Event], *, rows: int, wanted: Search) -> None:
+def check(events: Sequence[Event], *, rows: int, wanted: Search, marks: Mapping[str, str]) -> None:
     """Check that what is written was measured as what is to come.
 
     Args:
         rows: of the test.
         wanted: the factors of the search, its share of the budget, and that in seconds, if any.
+        marks: of the arms' recipes, by name.
 
     Raises:
         DataError: it was not.
@@ -71,6 +71,12 @@ def check(events: Sequence[Event], *, rows: int, wanted: Search) -> None:
             raise DataError(msg)
         if isinstance(event, Searched):
             _check_search((event.factors, event.share, event.seconds), wanted)
+            if marks.get(event.arm, event.mark) != event.mark:
+                msg = (
+                    f"the arm {event.arm!r} was begun with other settings. Give it another name, "
+                    "or begin a new comparison in another folder."
+                )
+                raise DataError(msg)
 
 
 def _check_search(found: Search, wanted: Search) -> None:

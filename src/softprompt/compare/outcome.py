@@ -14,7 +14,8 @@ class Cost:
 
     Args:
         trainable: parameters.
-        parameters: of the backbone.
+        parameters: of the backbone that are run, trained or not.
+        added: trained parameters that are none of the backbone's.
         size: bytes of what has to be kept of it, beside the backbone.
         seconds: of training, validations included; the search for a rate is not.
         steps: of the optimiser; 0 where there is none.
@@ -30,6 +31,7 @@ class Cost:
     steps: int = 0
     speed: float = 0.0
     memory: int = 0
+    added: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Searched:
         scores: by the factor of the rate; the higher, the better.
         factor: the best one.
         share: of the steps, that each was tried for.
+        mark: of the arm's recipe, which tells it from another one of the same name.
         seconds: that a whole run may take; None where the recipe says how many steps it has.
         steps: of a whole run, where seconds decide.
     """
@@ -83,6 +86,7 @@ class Searched:
     scores: Mapping[float, float]
     factor: float
     share: float
+    mark: str
     seconds: float | None = None
     steps: int | None = None
 

@@ -8,15 +8,20 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
-from softprompt.compare.arms import TUNED, Arm, method_arms, tuned_arms, with_method
+from softprompt.compare.arms import TUNED, Arm, folder_of, method_arms, tuned_arms, with_method
 from softprompt.errors import RecipeError, unknown
 from softprompt.methods import METHODS
 from softprompt.recipe import Recipe, Section, faults_of, make_recipe, read_recipe
 
 CONTROLS = ("majority", "hard-prompt", "linear-probe", *TUNED)
 
-# All arms get the same rows on the same backbone.
+# All arms get the same rows on the same backbone, the same question and the same budget.
 _COMMON = {"seed", "backbone", "data", "cache"}
+_SAME = {
+    *(f"task.{key}" for key in ("kind", "label_column", "target_column", "choices", "labels")),
+    *(f"train.{key}" for key in ("steps", "epochs", "batch_size", "token_budget", "select")),
+    *(f"train.{key}" for key in ("evaluate_every", "evaluate_rows", "patience")),
+}
 
 
 class ArmSection(Section):
@@ -147,16 +152,27 @@ def _faults(section: PlanSection) -> list[str]:
         f"{name!r} is named twice. Give each arm and control a name of its own, once."
         for name in sorted({name for name in names if names.count(name) > 1})
     ]
+    places = [folder_of(name) for name in {*names}]
+    faults += [
+        f"two of the names are alike but for signs that no folder has: {place!r}. Change one."
+        for place in sorted({place for place in places if places.count(place) > 1})
+    ]
     faults += [
         f"rates: {section.rates} are not distinct. Name each once."
         for _ in range(len({*section.rates}) < len(section.rates))
     ]
     for arm in section.arms:
-        common = sorted(key for key in arm.set if key.split(".")[0] in _COMMON)
+        common = [key for key in arm.set if key.split(".")[0] in _COMMON or key in _SAME]
         faults += [
-            f"arm {arm.name!r} sets {key}, but all arms get the same rows on the same backbone. "
-            "Set it in the recipe, or make another comparison."
-            for key in common
+            f"arm {arm.name!r} sets {key}, but all arms get the same rows, backbone, question and "
+            "budget. Set it in the recipe, or make another comparison."
+            for key in sorted(common)
+        ]
+        faults += [
+            f"arm {arm.name!r} sets all of {key!r}. Set single keys, such as "
+            f'"{key}.name" = …, so that the others stay as they are.'
+            for key, value in sorted(arm.set.items())
+            if isinstance(value, dict) and key in Recipe.model_fields
         ]
     return faults
 

@@ -33,7 +33,7 @@ Reading = Literal["mean", "point"]
 Read = dict[Reading, np.ndarray]
 
 _READINGS: tuple[Reading, ...] = ("mean", "point")
-# Strengths from strong to weak; of equally good ones the stronger is taken.
+# Strengths from strong to weak; of equally good ones the first is taken, of the first reading.
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _BATCH = 32
 _ENDLESS = 1 << 20
@@ -136,8 +136,10 @@ def fit_probe(
         scored.append((float(fitted.score(held[reading], wanted)), -order, reading, fitted))
     _, _, reading, fitted = max(scored, key=lambda found: found[:2])
     trainable = sum(part.size for part in (fitted[-1].coef_, fitted[-1].intercept_))
-    whole = sum(p.numel() for p in reader.backbone.model.parameters())
-    return Probe(reader, reading, fitted, Cost(trainable, whole, _WORD * trainable, 0.0))
+    body = reader.backbone.model.base_model
+    whole = sum(p.numel() for p in body.parameters())
+    cost = Cost(trainable, whole, _WORD * trainable, 0.0, added=trainable)
+    return Probe(reader, reading, fitted, cost)
 
 
 def _fitted(features: np.ndarray, labels: Sequence[str], strength: float) -> Pipeline:

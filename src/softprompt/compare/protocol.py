@@ -85,14 +85,22 @@ class InOrder:
 
 def perform(job: Job, *, protocol: Protocol, run: Runner) -> Event:
     """Run a job. Whatever goes wrong in it is told and takes no other down."""
-    try:
+
+    def done() -> Event:
         if job.seed is None or job.searched is None:
             return _searched(job.arm, protocol, run)
         return _outcome(job.arm, job.seed, job.searched, protocol=protocol, run=run)
+
+    return _told(done, job.arm.name, seed=job.seed)
+
+
+def _told(do: Callable[[], Event], arm: str, *, seed: int | None = None) -> Event:
+    try:
+        return do()
     except SoftpromptError as error:
-        return Failed(job.arm.name, job.seed, str(error))
+        return Failed(arm, seed, str(error))
     except Exception as error:  # noqa: BLE001  # memory that ran out, a library's own fault
-        return Failed(job.arm.name, job.seed, f"{type(error).__name__}: {error}")
+        return Failed(arm, seed, f"{type(error).__name__}: {error}")
 
 
 def compare(
@@ -112,7 +120,7 @@ def compare(
         engine: runs what is trained.
 
     Yields:
-        What was found in the file, then what is new.
+        What was asked for and is in the file, then what is new.
 
     Raises:
         DataError: the file is damaged, or of other test rows.
@@ -120,9 +128,14 @@ def compare(
     journal = Journal(path)
     before = [e for e in journal.read() if not isinstance(e, Failed)]
     wanted = tuple(sorted(protocol.factors)), protocol.share, protocol.seconds
-    check(before, rows=len(protocol.exam.rows), wanted=wanted)
+    marks = {arm.name: arm.mark for arm in arms}
+    check(before, rows=len(protocol.exam.rows), wanted=wanted, marks=marks)
     journal.write(before)
-    yield from before
+    asked: set[tuple[str, int | None]] = {(name, None) for name in controls}
+    asked |= {(a.name, a.recipe.seed + n) for a in arms for n in range(protocol.seeds)}
+    for known in before:
+        if (known.arm, known.seed) in asked if isinstance(known, Outcome) else known.arm in marks:
+            yield known
     done = {(e.arm, e.seed) for e in before if isinstance(e, Outcome)}
     rates = {e.arm: e for e in before if isinstance(e, Searched)}
     for event in _controls(controls, protocol, done):
@@ -141,12 +154,13 @@ def _controls(
     for name, make in controls.items():
         if (name, None) in done:
             continue
-        try:
-            control = make()
-            marks = protocol.exam.mark(control(protocol.exam.rows))
-            yield Outcome(name, None, **vars(marks), control=True, cost=control.cost)
-        except SoftpromptError as error:
-            yield Failed(name, None, str(error))
+        yield _told(lambda: _untrained(name, make, protocol), name)  # noqa: B023  # called at once
+
+
+def _untrained(name: str, make: Callable[[], Control], protocol: Protocol) -> Outcome:
+    control = make()
+    marks = protocol.exam.mark(control(protocol.exam.rows))
+    return Outcome(name, None, **vars(marks), control=True, cost=control.cost)
 
 
 def _trained(
@@ -192,7 +206,7 @@ def _searched(arm: Arm, protocol: Protocol, run: Runner) -> Searched:
     if len(protocol.factors) > 1:
         found = search(arm, factors=protocol.factors, share=share, run=run, steps=steps)
         scores, best = {factor: one.score for factor, one in found.items()}, best_of(found)
-    return Searched(arm.name, scores, best, share, seconds, steps)
+    return Searched(arm.name, scores, best, share, arm.mark, seconds, steps)
 
 
 def _outcome(

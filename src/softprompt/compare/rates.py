@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol as Interface
 
 from softprompt.compare.arms import Arm
 from softprompt.compare.exam import Row
 from softprompt.compare.outcome import Cost
+from softprompt.errors import TrainingError
 
 # Steps that tell how long one takes; the first ones, which take longer, are not counted.
 _PACING = 12
@@ -77,12 +78,18 @@ def search(
     Args:
         steps: of a whole run; None for as many as the recipe says.
     """
-    seed = arm.recipe.seed
-    names = {factor: f"{arm.folder}-search-{factor:g}" for factor in factors}
-    return {
-        factor: run(Trial(arm, name, seed, factor=factor, share=share, steps=steps))
-        for factor, name in names.items()
-    }
+    found = {}
+    for factor in factors:
+        name, seed = f"{arm.folder}-search-{factor:g}", arm.recipe.seed
+        trained = run(Trial(arm, name, seed, factor=factor, share=share, steps=steps))
+        # What answers holds on to weights, perhaps to a whole backbone's.
+        found[factor] = replace(trained, answer=_forgotten)
+    return found
+
+
+def _forgotten(_rows: Sequence[Row]) -> list[str]:
+    msg = "the weights of a search are not kept. Train with the rate that it found."
+    raise TrainingError(msg)
 
 
 def best_of(found: Mapping[float, Trained]) -> float:
@@ -101,4 +108,10 @@ def best_of(found: Mapping[float, Trained]) -> float:
 def steps_within(seconds: float, *, arm: Arm, run: Runner) -> int:
     """How many steps an arm can do in so many seconds, by a trial of a few."""
     trial = run(Trial(arm, f"{arm.folder}-pace", arm.recipe.seed, steps=_PACING))
+    if not trial.pace:
+        msg = (
+            "a step takes no time that could be measured, so seconds cannot be told in steps. Give "
+            "train.steps instead."
+        )
+        raise TrainingError(msg)
     return max(1, int(seconds / trial.pace))

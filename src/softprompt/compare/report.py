@@ -52,7 +52,8 @@ def markdown(found: Sequence[Summary], *, measure: str) -> str:
     for cells, summary in zip(rows, best_first(found), strict=True):
         if summary.control:
             cells[0] = f"*{cells[0]}*"
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (names, rules, *rows))
+    lines = [[cell.replace("|", r"\|") for cell in cells] for cells in (names, rules, *rows)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _row(summary: Summary) -> list[str]:
@@ -61,7 +62,7 @@ def _row(summary: Summary) -> list[str]:
     rates = sorted({outcome.rate for outcome in summary.outcomes if outcome.rate is not None})
     seeds = "" if summary.outcomes[0].seed is None else str(summary.seeds)
     return [
-        summary.arm,
+        " ".join(summary.arm.split()),
         f"{100 * summary.mean:.1f}{spread} %",
         seeds,
         _over(summary.difference),
@@ -77,7 +78,7 @@ def _cost(costs: Sequence[Cost]) -> list[str]:
     memory, speed = max(c.memory for c in costs), fmean(c.speed for c in costs)
     return [
         f"{last.trainable:,}",
-        f"{last.trainable / last.parameters:.3%}",
+        f"{last.trainable / (last.parameters + last.added):.3%}",
         size_said(last.size),
         f"{fmean(c.seconds for c in costs):.0f}",
         size_said(memory) if memory else "",

@@ -8,6 +8,7 @@ from math import ceil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from softprompt.errors import TrainingError
 from softprompt.methods import Method
@@ -65,17 +66,21 @@ def trained(task: Task, method: Method) -> list[nn.Parameter]:
     return [*method.parameters(), *head]
 
 
-def check_step(step: int, loss: float, *, norm: float, training: Training) -> None:
-    """No step is made of what is no number.
+def check_step(
+    step: int, loss: float, *, norm: float, training: Training, scaler: GradScaler | None
+) -> None:
+    """No step is made of what is no number; fp16's scaler leaves out such steps by itself.
 
     Args:
         step: that is about to be made.
         norm: of the gradient.
+        scaler: of fp16.
 
     Raises:
         TrainingError: the loss or the gradient is none.
     """
-    if math.isfinite(loss) and math.isfinite(norm):
+    tamed = scaler is not None and scaler.get_scale() >= 1
+    if math.isfinite(loss) and (math.isfinite(norm) or tamed):
         return
     msg = (
         f"step {step}: the loss is {loss} and its gradient's norm {norm}. The learning rate "

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers.optimization import Adafactor, get_scheduler
@@ -67,6 +68,20 @@ def schedule(optimizer: torch.optim.Optimizer, *, training: Training, steps: int
         kind, optimizer, num_warmup_steps=rising, num_training_steps=steps
     )
     return made
+
+
+def advance(optimizer: AcceleratedOptimizer, rates: LRScheduler) -> float:
+    """Make a step, and the rate's with it unless fp16's scaler left the step out.
+
+    Returns:
+        The learning rate of the step.
+    """
+    rate = float(rates.get_last_lr()[0])
+    optimizer.step()
+    if not optimizer.step_was_skipped:
+        rates.step()
+    optimizer.zero_grad()
+    return rate
 
 
 def _kind(name: str) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

@@ -16,7 +16,7 @@ from softprompt.tasks import Task
 from softprompt.train.best import Best, restored, score_of, snapshot, with_tensors
 from softprompt.train.events import Evaluation, Event, Finished, Step, Warned
 from softprompt.train.gradient import check_step, gradients, seeded, trained
-from softprompt.train.optimise import optimiser, schedule
+from softprompt.train.optimise import advance, optimiser, schedule
 from softprompt.train.order import Order
 from softprompt.train.rows import Rows, sampled
 from softprompt.train.settings import Training, check_judging
@@ -56,10 +56,10 @@ class Trainer:
         self.task, self.method = task, method.to(task.backbone.device)
         self.rows, self.validation = rows, validation
         self.training, self.accelerator = training, accelerator
-        seed, seen = training.seed, training.evaluate_train
+        seen = training.evaluate_train
         if validation is not None:
-            self.validation = sampled(validation, training.evaluate_rows, seed=seed)
-        self.judged = None if seen is None else sampled(rows, seen, seed=seed)
+            self.validation = sampled(validation, training.evaluate_rows)
+        self.judged = None if seen is None else sampled(rows, seen)
         self.modules = nn.ModuleDict({"method": self.method})
         if task.head is not None:
             self.modules["head"] = task.head
@@ -165,14 +165,10 @@ class Trainer:
                 accelerator=self.accelerator,
             )
         norm = self._clipped()
-        scaler = self.accelerator.scaler
-        tamed = scaler is not None and scaler.get_scale() >= 1  # it leaves out such steps by itself
-        check_step(self.step + 1, loss, norm=0.0 if tamed else norm, training=self.training)
-        rate = float(self.schedule.get_last_lr()[0])
-        self.optimizer.step()
-        if not self.optimizer.step_was_skipped:
-            self.schedule.step()
-        self.optimizer.zero_grad()
+        check_step(
+            self.step + 1, loss, norm=norm, training=self.training, scaler=self.accelerator.scaler
+        )
+        rate = advance(self.optimizer, self.schedule)
         self.seen_loss, self.seen_count = self.seen_loss + loss * count, self.seen_count + count
         self._advance()
         return Step(

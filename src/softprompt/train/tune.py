@@ -43,14 +43,19 @@ def tune(
         for event in tuner.run():
             run.note(event, seconds=round(perf_counter() - began, 3))
             watch(event)
-    best = tuner.take_best()
+        best = tuner.take_best()
+        sampled = parts.held is not parts.validation
+        metrics = tuner.judge(parts.held).metrics if sampled else best.metrics
+    added = parts.trained if parts.kind == "lora" else parts.trained[len(parts.weights) :]
     run.write_metrics(
         {
-            "validation": dict(best.metrics),
+            "tuning": parts.kind,
+            "validation": dict(metrics),
             "best_step": best.step,
             "steps": tuner.step,
             "trainable_parameters": sum(p.numel() for p in parts.trained),
             "backbone_parameters": parts.parameters,
+            "added_parameters": sum(p.numel() for p in added),
         }
     )
     draw(run.events(), run.picture, title=run.path.name)

@@ -14,12 +14,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from softprompt.errors import TrainingError
-from softprompt.evaluate.predict import report
+from softprompt.evaluate.predict import Report, report
 from softprompt.train.best import score_of
 from softprompt.train.events import Evaluation, Finished, Step
 from softprompt.train.gradient import check_step, gradients, seeded
-from softprompt.train.optimise import optimiser, schedule
+from softprompt.train.optimise import advance, optimiser, schedule
 from softprompt.train.order import Order
+from softprompt.train.rows import Rows
 from softprompt.train.tuning import Tuned
 from softprompt.train.validate import judged
 
@@ -107,21 +108,24 @@ class Tuner:
             )
         limit = math.inf if training.clip is None else training.clip
         norm = float(self.accelerator.clip_grad_norm_(self.parts.trained, limit))
-        check_step(self.step + 1, loss, norm=norm, training=training)
-        rate = float(self.schedule.get_last_lr()[0])
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
+        check_step(
+            self.step + 1, loss, norm=norm, training=training, scaler=self.accelerator.scaler
+        )
+        rate = advance(self.optimizer, self.schedule)
         self.step += 1
         return Step(self.step, epoch, loss, len(batch), rate, norm)
 
-    def _validate(self, epoch: float) -> Evaluation:
-        task, training, held = self.parts.task, self.parts.training, self.parts.validation
+    def judge(self, rows: Rows) -> Report:
+        """What the weights as they are now are worth on some rows."""
+        task, size, asked = self.parts.task, self.parts.training.batch_size, self.accelerator
         self._wake(awake=False)
-        size = training.batch_size
-        with self.accelerator.autocast():
-            parts = judged(task, held, prompt=None, batch_size=size, accelerator=self.accelerator)
-        found = report(task, parts)
+        with asked.autocast():
+            parts = judged(task, rows, prompt=None, batch_size=size, accelerator=asked)
+        return report(task, parts)
+
+    def _validate(self, epoch: float) -> Evaluation:
+        training = self.parts.training
+        found = self.judge(self.parts.validation)
         score = score_of(found.metrics, select=training.select, step=self.step)
         better = self.best is None or score > self.best.score
         if better:

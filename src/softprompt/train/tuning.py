@@ -28,20 +28,24 @@ class Tuned:
     """The parts of a run that trains the backbone.
 
     Args:
+        kind: what is trained.
         task: bound to the backbone, without a prompt.
         weights: of the backbone, that are trained.
         parameters: of the backbone as it was loaded.
         training: all settings.
         rows: to learn from.
         validation: to choose by.
+        held: all validation rows, if it is chosen by some of them.
     """
 
+    kind: Tuning
     task: Task
     weights: Sequence[nn.Parameter]
     parameters: int
     training: Training
     rows: Rows
     validation: Rows
+    held: Rows
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -84,8 +88,8 @@ def prepare_tuning(
         render(task, tables[name], where=f"the {name} data") for name in ("train", "validation")
     )
     training = resolve(recipe, tuning_defaults(kind, backbone.geometry))
-    held = sampled(held, training.evaluate_rows, seed=recipe.seed)
-    return Tuned(task, weights, whole, training, train, held)
+    some = sampled(held, training.evaluate_rows)
+    return Tuned(kind, task, weights, whole, training, train, some, held)
 
 
 def tuning_defaults(kind: Tuning, geometry: Geometry) -> Defaults:
