@@ -11,7 +11,7 @@ from typing import Protocol as Interface
 
 from softprompt.compare.exam import Row
 from softprompt.compare.outcome import Cost
-from softprompt.evaluate import predict
+from softprompt.evaluate import bare_answers
 from softprompt.tasks import Task
 
 
@@ -55,9 +55,7 @@ class Untrained:
 
     def __call__(self, rows: Sequence[Row]) -> list[str]:
         """The backbone's own answers."""
-        examples = [self.task.example(row, target=False) for row in rows]
-        found = dict(predict(self.task, examples, prompt=None))
-        return [found[at].label for at in range(len(rows))]
+        return bare_answers(self.task, rows)
 
 
 def majority(answers: Sequence[str]) -> Majority:

@@ -23,10 +23,10 @@ from torch import Tensor
 from softprompt.backbone.model import Backbone
 from softprompt.compare.exam import Row
 from softprompt.compare.outcome import Cost
-from softprompt.data import parse
 from softprompt.data.batch import like_length
-from softprompt.data.tokenise import Renderer, Tokenised, renderer
+from softprompt.data.tokenise import Tokenised
 from softprompt.injection.run import run
+from softprompt.tasks.bind import plain_renderer
 from softprompt.tasks.layout import padded, picked
 
 Reading = Literal["mean", "point"]
@@ -36,7 +36,6 @@ _READINGS: tuple[Reading, ...] = ("mean", "point")
 # Strengths from strong to weak; of equally good ones the first is taken, of the first reading.
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _BATCH = 32
-_ENDLESS = 1 << 20
 _WORD = 4
 
 
@@ -56,7 +55,7 @@ class Reader:
 
     def read(self, rows: Sequence[Row]) -> Read:
         """The features ``[rows, H]`` of each reading, in fp32."""
-        made = self._renderer()
+        made = plain_renderer(self.backbone, self.template, max_length=self.max_length)
         texts = [made.render(row) for row in rows]
         found: dict[Reading, list[np.ndarray]] = {
             name: [np.empty(0)] * len(rows) for name in _READINGS
@@ -66,18 +65,6 @@ class Reader:
                 for name, values in features.items():
                     found[name][at] = values
         return {name: np.stack(values) for name, values in found.items()}
-
-    def _renderer(self) -> Renderer:
-        geometry = self.backbone.geometry
-        limits = [n for n in (self.max_length, geometry.positions) if n is not None]
-        return renderer(
-            parse(self.template),
-            self.backbone.tokenizer,
-            vocabulary=geometry.vocabulary,
-            max_length=min(limits, default=_ENDLESS),
-            masks=1,
-            closed=geometry.kind != "causal",
-        )
 
     @torch.no_grad()
     def _features(self, texts: Sequence[Tokenised]) -> Iterator[Mapping[Reading, np.ndarray]]:

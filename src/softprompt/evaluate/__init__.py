@@ -3,7 +3,7 @@
 from softprompt.evaluate.ensemble import Ensemble, Verdict
 from softprompt.evaluate.metrics import Confusion, classification, confusion, generation, majority
 from softprompt.evaluate.model import Model, bring, load_model, task_settings
-from softprompt.evaluate.predict import Judged, Report, judge, predict, report
+from softprompt.evaluate.predict import Judged, Report, bare_answers, judge, predict, report
 from softprompt.evaluate.vote import Vote, voted
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Report",
     "Verdict",
     "Vote",
+    "bare_answers",
     "bring",
     "classification",
     "confusion",

@@ -69,6 +69,13 @@ def predict(
         yield from zip(batch, answers, strict=True)
 
 
+def bare_answers(task: Task, rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """What a task's backbone answers without a prompt, in the rows' order."""
+    examples = [task.example(row, target=False) for row in rows]
+    found = dict(predict(task, examples, prompt=None))
+    return [found[at].label for at in range(len(rows))]
+
+
 def judge(
     task: Task,
     examples: Sequence[Example],

@@ -51,6 +51,16 @@ def bind(
             return binding.writer(settings, labels)
 
 
+def plain_renderer(backbone: Backbone, template: str, *, max_length: int | None) -> Renderer:
+    """What renders rows for a backbone that is only to be read.
+
+    Args:
+        template: what a row looks like.
+        max_length: of a row in tokens; None for all positions that the backbone has.
+    """
+    return _Binding(backbone, parse(template), max_length=max_length).renderer()
+
+
 class _Binding:
     """What every way of binding needs."""
 

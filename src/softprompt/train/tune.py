@@ -5,7 +5,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from softprompt.evaluate import predict
+from softprompt.evaluate import bare_answers
 from softprompt.recipe import Recipe
 from softprompt.train.events import Event
 from softprompt.train.folder import RunFolder
@@ -61,9 +61,7 @@ def tune(
     draw(run.events(), run.picture, title=run.path.name)
 
     def answer(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        examples = [parts.task.example(row, target=False) for row in rows]
         with accelerator.autocast():
-            found = dict(predict(parts.task, examples, prompt=None))
-        return [found[at].label for at in range(len(rows))]
+            return bare_answers(parts.task, rows)
 
     return answer
