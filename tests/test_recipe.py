@@ -117,9 +117,12 @@ def test_all_faults_at_once():
         "data.shares.validation: input should be greater than or equal to 0, not -1.0.",
         (
             "task.lable_column: unknown key 'lable_column'. Options: head, kind, label_column, "
-            "labels, template, verbalizer. Did you mean 'label_column'?"
+            "labels, pool, template, verbalizer. Did you mean 'label_column'?"
         ),
-        "task.head: input should be 'linear' or 'mlp', not 'lineal'.",
+        (
+            "task.head: input should be 'linear', 'unbiased', 'mlp', 'mlp-gelu', 'mlp-relu' or "
+            "'mlp-norm', not 'lineal'."
+        ),
         "method.hidden_size: input should be a valid integer, not '8'.",
         "train.epochs: input should be greater than 0, not 0.",
         "train.batch_size: input should be a valid integer, not 3.5.",
@@ -162,7 +165,7 @@ def test_the_message_lists_them():
             changed("method", "initialize", value={"from": "random"}),
             (
                 "method.initialize: unknown key 'initialize'. Options: dropout, initialise, "
-                "layers, length, name. Did you mean 'initialise'?"
+                "layers, length, name, shifted. Did you mean 'initialise'?"
             ),
         ),
         (

@@ -40,7 +40,14 @@ if TYPE_CHECKING:
         TrainingError,
         UnreachableError,
     )
-    from softprompt.evaluate import Ensemble, Model, Report, load_model
+    from softprompt.evaluate import (
+        Ensemble,
+        Model,
+        Report,
+        export_prompt,
+        import_prompts,
+        load_model,
+    )
     from softprompt.initialise import (
         FromLabels,
         FromPrompt,
@@ -71,7 +78,14 @@ _HOMES = {
         "TrainingError",
         "UnreachableError",
     ),
-    "softprompt.evaluate": ("Ensemble", "Model", "Report", "load_model"),
+    "softprompt.evaluate": (
+        "Ensemble",
+        "Model",
+        "Report",
+        "export_prompt",
+        "import_prompts",
+        "load_model",
+    ),
     "softprompt.initialise": (
         "FromLabels",
         "FromPrompt",
@@ -127,8 +141,10 @@ __all__ = [
     "TrainingError",
     "UnreachableError",
     "bake",
+    "export_prompt",
     "fit",
     "generate",
+    "import_prompts",
     "load_backbone",
     "load_model",
     "make_recipe",

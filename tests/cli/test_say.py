@@ -18,6 +18,7 @@ from softprompt.errors import DataError, RecipeError
 
 COMMANDS = [
     "init", "check", "train", "resume", "find-lr", "compare", "evaluate", "predict", "show",
+    "import", "export",
 ]  # fmt: skip
 
 

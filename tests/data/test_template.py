@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.data.template import (
-    Field,
-    Literal,
-    Mask,
-    Separator,
-    Soft,
-    check_fields,
-    parse,
-)
+from softprompt.data.pieces import Field, Literal, Mask, Separator, Soft
+from softprompt.data.template import check_fields, parse
 from softprompt.errors import TemplateError
 
 NAMES = st.from_regex(r"[a-z][a-z_0-9 ]*[a-z]", fullmatch=True).filter(

@@ -11,7 +11,7 @@ from softprompt.errors import ArtifactError
 MANIFEST = "manifest.json"
 TENSORS = "prompt.safetensors"
 INSIDE_RUN = "artifact"
-_PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
+PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 
 
 def find(path: Path) -> Path:
@@ -73,7 +73,7 @@ def _incomplete(folder: Path, name: str) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     shown = ", ".join(names[:8]) + (" …" if len(names) > len(names[:8]) else "")
     fact = f"{folder} has no file {name}; it holds {shown or 'nothing'}."
-    pickled = [entry for entry in names if Path(entry).suffix in _PICKLED]
+    pickled = [entry for entry in names if Path(entry).suffix in PICKLED]
     if name == TENSORS and pickled:
         return (
             f"{fact} {pickled[0]} looks like a pickle, which is refused: reading one can run any "

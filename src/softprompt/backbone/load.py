@@ -75,15 +75,13 @@ def open_backbone(name: str, loading: Loading | None = None) -> Backbone:
     loading = loading or Loading()
     if loading.quantization is not None:
         check_installed(loading.quantization)
-    place = _place(name, loading)
-    with _quietly():
-        config = _read(name, lambda: AutoConfig.from_pretrained(place.path, **place.arguments))
+    place = place_of(name, loading)
+    with quietly():
+        config = read(name, lambda: AutoConfig.from_pretrained(place.path, **place.arguments))
         kind = _kind(name, config)
         if not loading.dropout:
             _without_dropout(config)
-        tokenizer = _read(
-            name, lambda: AutoTokenizer.from_pretrained(place.path, **place.arguments)
-        )
+        tokenizer = read(name, lambda: AutoTokenizer.from_pretrained(place.path, **place.arguments))
         model, headless = _model(name, place, config, kind, loading)
     if loading.device is not None and loading.device_map is None and not loading.shard:
         nn.Module.to(model, loading.device)
@@ -94,12 +92,19 @@ def open_backbone(name: str, loading: Loading | None = None) -> Backbone:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
+    """Where a checkpoint is, and what transformers must be told beside that."""
+
     path: str
     arguments: dict[str, Any]
 
 
-def _place(name: str, loading: Loading) -> _Place:
+def place_of(name: str, loading: Loading) -> Place:
+    """Find a checkpoint by the name of its backbone.
+
+    Raises:
+        BackboneError: a file or folder of this name does not exist.
+    """
     arguments: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
     if name.startswith(PREFIX):
         path = resolve(name)
@@ -109,13 +114,14 @@ def _place(name: str, loading: Loading) -> _Place:
             if path.suffix == ".gguf" or name.startswith((".", "/", "~")):
                 msg = f"no file or folder {name!r}. Give a Hub id, a folder or a .gguf file."
                 raise BackboneError(msg)
-            return _Place(name, arguments | {"revision": loading.revision})
+            return Place(name, arguments | {"revision": loading.revision})
     if path.suffix == ".gguf":
         path = converted(path, loading.dtype or torch.bfloat16)
-    return _Place(str(path), arguments)
+    return Place(str(path), arguments)
 
 
-def _read(name: str, load: Any) -> Any:  # noqa: ANN401  # transformers' auto classes
+def read(name: str, load: Any) -> Any:  # noqa: ANN401  # transformers' auto classes
+    """Do what reads a checkpoint, and tell its faults as ours."""
     try:
         return load()
     except (OSError, ValueError, ImportError) as error:
@@ -153,14 +159,14 @@ _AUTO = {
 
 
 def _model(
-    name: str, place: _Place, config: PreTrainedConfig, kind: Kind, loading: Loading
+    name: str, place: Place, config: PreTrainedConfig, kind: Kind, loading: Loading
 ) -> tuple[PreTrainedModel, bool]:
     arguments = place.arguments | dict(loading.extra)
     if loading.device_map is not None:
         arguments["device_map"] = loading.device_map
     if loading.quantization is not None:
         arguments["quantization_config"] = dict(loading.quantization)
-    model, report = _read(
+    model, report = read(
         name,
         lambda: _AUTO[kind].from_pretrained(
             place.path,
@@ -201,10 +207,10 @@ def converted(path: Path, dtype: torch.dtype) -> Path:
     if (folder / "config.json").exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as aside, _quietly():
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside, quietly():
         where = {"gguf_file": path.name}
-        read = AutoModelForCausalLM.from_pretrained
-        slow = _read(str(path), lambda: read(str(path.parent), dtype=dtype, **where))
+        load = AutoModelForCausalLM.from_pretrained
+        slow = read(str(path), lambda: load(str(path.parent), dtype=dtype, **where))
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path.parent, **where)
         config = slow.config
         if hasattr(config, "quantization_config"):
@@ -226,7 +232,7 @@ def converted(path: Path, dtype: torch.dtype) -> Path:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep transformers' load reports and bars off the terminal; gaps are checked here."""
     level, bars = (
         transformers_logging.get_verbosity(),

@@ -12,7 +12,9 @@ import typer
 from softprompt.cli.check import check
 from softprompt.cli.compare import compare
 from softprompt.cli.evaluate import evaluate
+from softprompt.cli.exporting import export
 from softprompt.cli.find_lr import find_lr
+from softprompt.cli.importing import import_
 from softprompt.cli.init import init
 from softprompt.cli.predict import predict
 from softprompt.cli.resume import resume
@@ -30,6 +32,8 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     evaluate: "softprompt evaluate runs/recipe reviews.csv --json",
     predict: 'softprompt predict runs/recipe "Moving and funny." "Dull."',
     show: "softprompt show runs/recipe --attention",
+    import_: "softprompt import peft adapters/mood --output mood --set task.labels=[no,yes]",
+    export: "softprompt export peft runs/recipe --output adapters/mood",
 }
 
 # Plain text throughout: messages are read by people and by programs, in terminals and in logs.
@@ -42,7 +46,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command, _example in _EXAMPLES.items():
-    app.command(epilog=f"Example: {_example}")(told(_command))
+    # `import` is a word of Python's own, so its function has another name.
+    _name = _command.__name__.strip("_").replace("_", "-")
+    app.command(_name, epilog=f"Example: {_example}")(told(_command))
 
 
 def _say_version(wanted: bool) -> None:

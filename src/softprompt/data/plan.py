@@ -7,7 +7,8 @@ from itertools import accumulate, groupby
 from typing import assert_never
 
 from softprompt.data.encode import Encoder, Special, Token
-from softprompt.data.template import Field, Literal, Mask, Separator, Soft, Template
+from softprompt.data.pieces import Begin, Field, Literal, Mask, Separator, Soft
+from softprompt.data.template import Template
 from softprompt.data.wrap import Wrapping
 
 
@@ -81,7 +82,9 @@ def laid_out(
     """
     atoms = list(_atoms(template, coder, soft=soft, mask=mask))
     border = atoms.index(Separator()) if template.pair else len(atoms)
-    parts = [Fixed(wrap.ids[0], wrap.types[0]), *_section(atoms[:border], wrap.text_types[0])]
+    before = _blocks_before(template)
+    parts = list(_section(atoms[:border], wrap.text_types[0]))
+    parts.insert(before, Fixed(wrap.ids[0], wrap.types[0]))
     if template.pair:
         parts.append(Fixed(wrap.ids[1], wrap.types[1]))
         parts.extend(_section(atoms[border + 1 :], wrap.text_types[1]))
@@ -146,8 +149,15 @@ def _atoms(template: Template, coder: Encoder, *, soft: int, mask: Fixed) -> Ite
                 yield mask
             case Separator():
                 yield piece
+            case Begin():  # is no token of its own
+                pass
             case _:
                 assert_never(piece)
+
+
+def _blocks_before(template: Template) -> int:
+    """How many ``{soft:N}`` stand before ``{bos}``."""
+    return template.pieces.index(Begin()) if Begin() in template.pieces else 0
 
 
 def _specials(text: str, coder: Encoder) -> Iterator[str | Fixed]:

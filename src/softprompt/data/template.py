@@ -6,49 +6,18 @@ A template is one line of the recipe, such as ``Review: {text}{soft:10} It was {
 * ``{soft:10}``: ten soft tokens, numbered from 0 over the whole template, left to right;
 * ``{mask}``: where a masked language model is asked for its word;
 * ``{sep}``: the border between the two texts of a pair;
+* ``{bos}``: where the tokens stand that the tokenizer puts first ([CLS], ``<s>``), if soft tokens
+  come before them; else they stand first of all;
 * ``{{`` and ``}}``: a brace that means itself.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import dropwhile, groupby
 
+from softprompt.data.pieces import Begin, Field, Literal, Mask, Piece, Separator, Soft
 from softprompt.errors import TemplateError, unknown
-
-
-@dataclass(frozen=True)
-class Literal:
-    """Text that is the same in every row."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Field:
-    """The row's value in the column ``name``."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Soft:
-    """``count`` soft tokens in a row."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Mask:
-    """The place of the word that a masked language model is asked for."""
-
-
-@dataclass(frozen=True)
-class Separator:
-    """The border between the two texts of a pair."""
-
-
-Piece = Literal | Field | Soft | Mask | Separator
 
 # In this order: doubled braces first, then a placeholder, then a brace that has lost its partner.
 _TOKEN = re.compile(r"(?P<double>\{\{|\}\})|\{(?P<inside>[^{}]*)\}|(?P<lost>[{}])")
@@ -99,6 +68,26 @@ class Template:
         return isinstance(next(p for p in self.pieces if isinstance(p, Soft | Field)), Soft)
 
     @property
+    def before(self) -> int:
+        """How many soft tokens stand before what the tokenizer puts first."""
+        if Begin() not in self.pieces:
+            return 0
+        return sum(
+            p.count for p in self.pieces[: self.pieces.index(Begin())] if isinstance(p, Soft)
+        )
+
+    @property
+    def soft_head(self) -> int:
+        """How many soft tokens it begins with."""
+        rest = dropwhile(lambda piece: isinstance(piece, Soft), self.pieces)
+        return self.soft_length - sum(p.count for p in rest if isinstance(p, Soft))
+
+    @property
+    def spoken(self) -> str:
+        """The source without its soft tokens."""
+        return _TOKEN.sub(lambda f: "" if _unspoken(f["inside"] or "") else f[0], self.text)
+
+    @property
     def masks(self) -> int:
         """How many ``{mask}`` it has: 0 or 1."""
         return sum(isinstance(p, Mask) for p in self.pieces)
@@ -120,7 +109,7 @@ def parse(text: str) -> Template:
 
     Raises:
         TemplateError: a brace without its partner, an empty or malformed placeholder, no field at
-            all, or more than one ``{mask}`` or ``{sep}``.
+            all, text before ``{bos}``, or more than one of ``{mask}``, ``{sep}`` and ``{bos}``.
     """
     template = Template(text, tuple(_joined(_pieces(text))))
     if not template.fields:
@@ -129,11 +118,12 @@ def parse(text: str) -> Template:
             "Name a column in braces, such as {text}."
         )
         raise TemplateError(msg)
-    for kind, word in ((Mask, "{mask}"), (Separator, "{sep}")):
+    for kind, word in ((Mask, "{mask}"), (Separator, "{sep}"), (Begin, "{bos}")):
         count = sum(isinstance(p, kind) for p in template.pieces)
         if count > 1:
             msg = f"the template {text!r} has {word} {count} times; at most one is possible."
             raise TemplateError(msg)
+    _check_begin(template)
     return template
 
 
@@ -152,6 +142,22 @@ def check_fields(template: Template, columns: Iterable[str]) -> None:
         if name not in known:
             msg = f"in the template {template.text!r}: {unknown('field', name, options=known)}"
             raise TemplateError(msg)
+
+
+def _unspoken(inside: str) -> bool:
+    return inside == "bos" or inside.startswith("soft:")
+
+
+def _check_begin(template: Template) -> None:
+    if Begin() not in template.pieces:
+        return
+    before = template.pieces[: template.pieces.index(Begin())]
+    if not all(isinstance(piece, Soft) for piece in before):
+        msg = (
+            f"the template {template.text!r} has text before {{bos}}, but only soft tokens can "
+            "stand there. Move {bos} before the text, or leave it out."
+        )
+        raise TemplateError(msg)
 
 
 def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -205,6 +211,8 @@ def _placeholder(inside: str, text: str, *, at: int) -> Piece:
             return Mask()
         case "sep":
             return Separator()
+        case "bos":
+            return Begin()
         case _:
             return Field(name)
 

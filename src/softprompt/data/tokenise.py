@@ -7,9 +7,10 @@ from typing import assert_never
 from transformers import PreTrainedTokenizerBase
 
 from softprompt.data.encode import Encoder, encoder
+from softprompt.data.pieces import Field
 from softprompt.data.plan import Fixed, Part, Run, Spanned, encoded, fixed, laid_out
 from softprompt.data.shorten import shortened
-from softprompt.data.template import Field, Template
+from softprompt.data.template import Template
 from softprompt.data.wrap import wrapping
 from softprompt.errors import DataError, TemplateError
 

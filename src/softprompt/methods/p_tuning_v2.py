@@ -1,6 +1,6 @@
 """P-tuning v2: keys and values of every layer as the parameters themselves (Liu et al. 2022)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -19,6 +19,7 @@ class PTuningV2:
     Args:
         length: P (under 20 for simple classification, around 100 for labelling, in the paper).
         layers: attention sites as ``"all"`` or a slice such as ``"12:"``.
+        shifted: whether the row's positions move up by P, as PEFT's do; needed to export there.
         dropout: on keys and values (0.1 in the code; 0 here, as for the backbone).
     """
 
@@ -28,6 +29,7 @@ class PTuningV2:
 
     length: int = 20
     layers: str = "all"
+    shifted: bool = False
     dropout: float = 0.0
 
     def build(
@@ -38,7 +40,7 @@ class PTuningV2:
         generator: torch.Generator,  # noqa: ARG002  # every method is built alike
     ) -> "PTuningV2Method":
         """Keys and values ``[L, N, P, D]`` that begin at ``start``."""
-        return PTuningV2Method(start, self.dropout)
+        return PTuningV2Method(replace(start, shifted=start.shifted or self.shifted), self.dropout)
 
 
 class PTuningV2Method(Method):

@@ -21,6 +21,7 @@ class PrefixTuning:
         length: P (10 for table-to-text, 200 for summarisation in the paper).
         hidden_size: of the MLP (512; 800 for XSUM).
         layers: attention sites as ``"all"`` or a slice such as ``"12:"``.
+        shifted: whether the row's positions move up by P, as PEFT's do; needed to export there.
     """
 
     name: ClassVar = "prefix-tuning"
@@ -30,6 +31,7 @@ class PrefixTuning:
     length: int = 10
     hidden_size: int = 512
     layers: str = "all"
+    shifted: bool = False
 
     def build(
         self, geometry: Geometry, start: KVPrefix, *, generator: torch.Generator
@@ -51,7 +53,7 @@ class PrefixTuningMethod(Method):
     ) -> None:
         super().__init__()
         layers, heads, length, size = start.keys.shape
-        self.layers, self.shifted = start.layers, start.shifted
+        self.layers, self.shifted = start.layers, start.shifted or settings.shifted
         self.shape = (length, layers, 2, heads, size)
         self.embedding = nn.Parameter(torch.randn(length, width, generator=generator))
         self.mlp = nn.Sequential(

@@ -1,6 +1,7 @@
 """Everything that decides a run, as one strict TOML file, with all its faults at once."""
 
 from softprompt.recipe.make import faults_of, make_recipe
+from softprompt.recipe.parts import read_parts
 from softprompt.recipe.read import read_data, read_recipe
 from softprompt.recipe.sections import (
     BackboneSection,
@@ -29,5 +30,6 @@ __all__ = [
     "faults_of",
     "make_recipe",
     "read_data",
+    "read_parts",
     "read_recipe",
 ]

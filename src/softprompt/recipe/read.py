@@ -43,10 +43,20 @@ def read_data(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
             f"{path} cannot be read: {error.strerror}. Give a recipe file that this user may read."
         )
         raise RecipeError([msg]) from error
+    changed(data, changes)
+    _locate(data, path.resolve().parent)
+    return data
+
+
+def changed(data: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Set single values of plain data, in place.
+
+    Raises:
+        RecipeError: a change cannot be; all of them at once.
+    """
     faults = [fault for change in changes if (fault := _apply(data, change))]
     if faults:
         raise RecipeError(faults)
-    _locate(data, path.resolve().parent)
     return data
 
 

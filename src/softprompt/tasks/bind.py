@@ -104,6 +104,7 @@ class _Binding:
             labels=labels,
             renderer=self.renderer(),
             target_column=settings.label_column,
+            pool=settings.pool,
         )
 
     def by_words(self, settings: Classify) -> CausalWords | MaskedWords | AnswerWords:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from softprompt.tasks.pool import HeadKind
+from softprompt.tasks.pool import HeadKind, Pool
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,10 @@ class Classify:
             trains a head instead.
         labels: of a trained head, in the order wanted: of two, F1 is that of the second. None takes
             those of the training data, sorted.
-        head: ``linear``, or ``mlp`` (dense, tanh, linear, as BERT's own).
+        head: ``linear``, ``mlp`` (dense, tanh, linear, as BERT's own), or another of
+            `ClassifierHead`'s, as the family's classifiers in transformers have it.
+        pool: which state of an encoder a trained head reads: the real [CLS]'s, or that of whatever
+            stands ``first``. PEFT's heads read the first, which is a soft token.
     """
 
     kind: ClassVar = "classify"
@@ -28,6 +31,7 @@ class Classify:
     verbalizer: Mapping[str, str | Sequence[str]] | None = None
     labels: Sequence[str] | None = None
     head: HeadKind = "linear"
+    pool: Pool = "cls"
 
     def words(self) -> dict[str, tuple[str, ...]]:
         """For each label its words."""

@@ -13,6 +13,7 @@ from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, Task, bind
 from softprompt.tasks.words import read_words
 from softprompt.train.prepare import check_soft, fitting_template, initial
+from softprompt.train.room import longest_row
 from softprompt.train.rows import (
     check_tables,
     complete,
@@ -170,7 +171,7 @@ def _task(
         backbone,
         template=template.text,
         labels=("no", "yes") if labels is None else labels,  # any two, where they are not known
-        max_length=recipe.data.max_length,
+        max_length=longest_row(recipe, backbone.geometry),
     )
     if task is None and isinstance(settings, Classify) and settings.verbalizer and backbone.head:
         kind = backbone.geometry.kind

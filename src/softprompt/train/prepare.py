@@ -26,6 +26,7 @@ from softprompt.methods.defaults import Defaults, defaults
 from softprompt.recipe import BackboneSection, Recipe
 from softprompt.tasks import Classify, Task, TaskSettings, bind
 from softprompt.train.rendered import rendered
+from softprompt.train.room import longest_row
 from softprompt.train.rows import (
     Rows,
     check_tables,
@@ -123,7 +124,7 @@ def _task(
         backbone,
         template=template.text,
         labels=labels,
-        max_length=recipe.data.max_length,
+        max_length=longest_row(recipe, backbone.geometry),
         seed=recipe.seed,
     )
 

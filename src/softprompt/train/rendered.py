@@ -16,6 +16,7 @@ from softprompt.data.cache import Shape, Shelf, users_shelf
 from softprompt.data.tokenise import Tokenised
 from softprompt.recipe import Recipe
 from softprompt.tasks import Example, Task
+from softprompt.train.room import longest_row
 from softprompt.train.rows import Rows, render
 
 # To be raised whenever rows are rendered otherwise.
@@ -66,7 +67,7 @@ def _mark(recipe: Recipe, task: Task, *, template: str, rows: str) -> str:
         backbone.decoder_start,
         backbone.ends,
         recipe.task.model_dump_json(),
-        recipe.data.max_length,
+        longest_row(recipe, backbone.geometry),
         template,
         task.labels,
         rows,

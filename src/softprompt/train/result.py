@@ -10,6 +10,7 @@ from softprompt.evaluate.predict import Report, report
 from softprompt.prompt import Prompt
 from softprompt.train.best import Best
 from softprompt.train.prepare import Prepared
+from softprompt.train.room import longest_row
 from softprompt.train.trainer import Trainer
 from softprompt.train.validate import judged
 
@@ -27,7 +28,7 @@ def artifact_of(prepared: Prepared, best: Best, *, start: Prompt) -> Artifact:
         best.prompt,
         best.head,
         template=prepared.template,
-        max_length=recipe.data.max_length,
+        max_length=longest_row(recipe, prepared.backbone.geometry),
         task={"kind": settings.kind, **asdict(settings), "template": prepared.template},
         labels=list(prepared.task.labels),
         backbone=name_of(prepared.backbone),

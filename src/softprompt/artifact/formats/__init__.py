@@ -1,0 +1,64 @@
+"""The forms that prompts are kept in elsewhere: the only list of them."""
+
+from pathlib import Path
+
+from softprompt.artifact.formats import npy, p_tuning_v2, peft_read, peft_write, plain_safetensors
+from softprompt.artifact.formats.foreign import Base, Foreign, Format, Outgoing, Read, Write
+from softprompt.errors import ArtifactError, unknown
+
+FORMATS: dict[str, Format] = {
+    "peft": Format(
+        "a PEFT adapter folder",
+        read=peft_read.read,
+        write=peft_write.write,
+        base=peft_read.base_of,
+    ),
+    "npy": Format("vectors as a numpy array", read=npy.read, write=npy.write),
+    "p-tuning-v2": Format(
+        "a state dict of the P-tuning v2 code",
+        read=p_tuning_v2.read,
+        write=p_tuning_v2.write,
+    ),
+    "safetensors": Format(
+        "vectors as one tensor",
+        read=plain_safetensors.read,
+        write=plain_safetensors.write,
+    ),
+}
+
+
+def reader(name: str) -> Read:
+    """What reads files of this format.
+
+    Raises:
+        ArtifactError: there is no such format, or nothing is read of it.
+    """
+    able = {key: form.read for key, form in FORMATS.items() if form.read is not None}
+    if name not in able:
+        raise ArtifactError(unknown("format to import", name, options=able))
+    return able[name]
+
+
+def writer(name: str) -> Write:
+    """What writes files of this format.
+
+    Raises:
+        ArtifactError: there is no such format, or nothing is written of it.
+    """
+    able = {key: form.write for key, form in FORMATS.items() if form.write is not None}
+    if name not in able:
+        raise ArtifactError(unknown("format to export", name, options=able))
+    return able[name]
+
+
+def base_of(name: str, source: Path) -> Base:
+    """Which backbone a file of this format says that it belongs to.
+
+    Raises:
+        ArtifactError: there is no such format, or the file cannot be read.
+    """
+    reader(name)
+    return FORMATS[name].base(source)
+
+
+__all__ = ["FORMATS", "Base", "Foreign", "Format", "Outgoing", "base_of", "reader", "writer"]

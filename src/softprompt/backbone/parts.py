@@ -1,0 +1,51 @@
+"""Parts of a checkpoint that only its classifier uses, such as BERT's pooler."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from softprompt.backbone.load import Loading, place_of, quietly, read
+from softprompt.backbone.model import Backbone
+from softprompt.errors import BackboneError
+
+
+def classifier_parts(backbone: Backbone, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Read modules of a backbone's sequence classifier from its checkpoint.
+
+    Args:
+        backbone: whose checkpoint it is.
+        names: for each module wanted, by the name to give it, its name in transformers' class.
+
+    Returns:
+        Their tensors in fp32, as ``module.parameter``.
+
+    Raises:
+        BackboneError: the checkpoint does not have them, so transformers would make them up.
+    """
+    place = place_of(backbone.name, Loading(revision=backbone.revision))
+    with quietly():
+        load = AutoModelForSequenceClassification.from_pretrained
+        model, report = read(
+            backbone.name,
+            lambda: load(
+                place.path, use_safetensors=True, output_loading_info=True, **place.arguments
+            ),
+        )
+    missing = [
+        key for key in sorted(report["missing_keys"]) if key.startswith(tuple(names.values()))
+    ]
+    if missing:
+        msg = (
+            f"the checkpoint of backbone {backbone.name!r} has no {missing[0]}, which the trained "
+            "head needs and does not bring along: where it was trained, it was random and frozen. "
+            "Name the checkpoint that it was trained on, or train a head anew."
+        )
+        raise BackboneError(msg)
+    state = model.state_dict()
+    return {
+        f"{own}.{key.removeprefix(f'{theirs}.')}": tensor.float()
+        for own, theirs in names.items()
+        for key, tensor in state.items()
+        if key.startswith(f"{theirs}.")
+    }
