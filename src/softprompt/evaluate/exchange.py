@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
+
+from torch import Tensor
 
 from softprompt.artifact import Artifact, assemble, name_of
 from softprompt.artifact.formats import Foreign, Outgoing, base_of, reader, writer
@@ -16,7 +18,8 @@ from softprompt.evaluate.model import Model, bring
 from softprompt.injection.check import check
 from softprompt.injection.load import load_backbone
 from softprompt.prompt import InputPrompt, KVPrefix
-from softprompt.tasks import TASKS, Classify, TaskSettings
+from softprompt.tasks import TASKS, Classify, Generate, TaskSettings
+from softprompt.tasks.pool import ClassifierHead
 
 
 def import_prompts(
@@ -96,15 +99,17 @@ def _model(
     foreign: Foreign, backbone: Backbone, *, task: TaskSettings | None, labels: Sequence[str]
 ) -> Model:
     check(backbone.geometry, foreign.prompt)
+    room = _room(foreign, backbone)
     settings = _settings(foreign, task)
     template = settings.template or foreign.template
     _check_soft(foreign, template)
     answers = _labels(foreign, settings, labels)
+    _check_head(foreign, settings, backbone)
     artifact = assemble(
         foreign.prompt,
         foreign.head,
         template=template,
-        max_length=_room(foreign, backbone),
+        max_length=room,
         task={"kind": settings.kind, **asdict(settings), "template": template},
         labels=answers,
         backbone=name_of(backbone),
@@ -157,7 +162,7 @@ def _told(told: Mapping[str, object]) -> TaskSettings:
 
 
 def _labels(foreign: Foreign, settings: TaskSettings, labels: Sequence[str]) -> list[str]:
-    given = list(labels) or list((isinstance(settings, Classify) and settings.labels) or ())
+    given = list(labels) or _named_labels(settings)
     if not foreign.head:
         return given
     names = given or [f"LABEL_{at}" for at in range(foreign.classes)]
@@ -170,11 +175,54 @@ def _labels(foreign: Foreign, settings: TaskSettings, labels: Sequence[str]) -> 
     return names
 
 
+def _named_labels(settings: TaskSettings) -> list[str]:
+    match settings:
+        case Classify(labels=names):
+            return list(names or ())
+        case Generate(choices="data"):
+            msg = (
+                "task.choices is 'data', but a prompt is imported without any. List the choices, "
+                "or take 'any'."
+            )
+            raise ArtifactError(msg)
+        case Generate(choices="any"):
+            return []
+        case Generate(choices=choices):
+            return list(choices)
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _check_head(foreign: Foreign, settings: TaskSettings, backbone: Backbone) -> None:
+    if not foreign.head or not isinstance(settings, Classify):
+        return
+    width = backbone.geometry.hidden_size
+    own = ClassifierHead(width, foreign.classes, kind=settings.head, seed=0).state_dict()
+    given, wanted = (_shapes(head) for head in (foreign.head, own))
+    if given != wanted:
+        msg = (
+            f"the file's head has {given}, but {backbone.name!r} takes {wanted}. The prompt "
+            "belongs to another backbone, or the file is not whole. Name its own with --backbone."
+        )
+        raise ArtifactError(msg)
+
+
+def _shapes(head: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {[*tensor.shape]}" for name, tensor in sorted(head.items()))
+
+
 def _room(foreign: Foreign, backbone: Backbone) -> int | None:
     """A shifted prefix takes the first positions of those that are counted."""
     positions = backbone.geometry.positions
     match foreign.prompt:
         case KVPrefix(shifted=True) as prefix if positions is not None:
+            if prefix.length >= positions:
+                msg = (
+                    f"the prefix takes {prefix.length} positions of {backbone.name!r}, which has "
+                    f"{positions}, so none is left for a row. It belongs to another backbone: name "
+                    "that with --backbone."
+                )
+                raise ArtifactError(msg)
             return positions - prefix.length
         case _:
             return None

@@ -92,14 +92,14 @@ def _config(source: Path) -> dict[str, Any]:
     path = found(source, [CONFIG], what="PEFT adapter")
     config = settings(path)
     kind = config.get("peft_type")
-    if kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _TYPES:
         msg = (
             f"{path}: {unknown('peft_type', str(kind), options=_TYPES)} "
             "Only soft prompts can be imported."
         )
         raise ArtifactError(msg)
     task = config.get("task_type")
-    if task is not None and task not in _TASKS:
+    if task is not None and (not isinstance(task, str) or task not in _TASKS):
         msg = (
             f"{path}: task_type is {task!r}, which softprompt has no task for. It has "
             f"{', '.join(sorted(_TASKS))}."
@@ -185,10 +185,10 @@ def _head(
             )
             raise ArtifactError(msg)
         head[own] = tensor
-    if "output.weight" not in head:
+    if "output.weight" not in head or head["output.weight"].ndim != 2:  # noqa: PLR2004  # [C, H]
         msg = (
-            f"{path} has no {_HEAD}{form.theirs('output.weight')}, the trained head of SEQ_CLS. "
-            f"Fetch it again, or correct task_type in {CONFIG}."
+            f"{path} has no {_HEAD}{form.theirs('output.weight')} [C,H], the trained head of "
+            f"SEQ_CLS. Fetch it again, or correct task_type in {CONFIG}."
         )
         raise ArtifactError(msg)
     modules = {own.rsplit(".", 1)[0] for own in head}
