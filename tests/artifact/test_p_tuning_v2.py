@@ -189,7 +189,9 @@ def test_a_prefix_alone_says_label_words(desk, tmp_path, family):
     """Layer by layer: keys, values, ``[P, L, 2, N, D]``."""
     own = desk.backbone(family)
     prefix = desk.maker(family).prefix(shifted=True)
-    model = desk.model(own, prefix, desk.asking(own, "{text} is"), max_length=own.geometry.positions - 3)
+    model = desk.model(
+        own, prefix, desk.asking(own, "{text} is"), max_length=own.geometry.positions - 3
+    )
     folder = (
         export_prompt("p-tuning-v2", model, output=tmp_path / "out") if family in BODIES else None
     )

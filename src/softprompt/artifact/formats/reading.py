@@ -20,7 +20,7 @@ from softprompt.errors import ArtifactError
 # Far beyond any prompt, and small enough to be read at once.
 LARGEST = 4 << 30
 # How a zip archive starts, as torch.save writes it, and a bare pickle of protocol 2 to 5.
-_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _UNREADABLE = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -90,7 +90,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
     try:
         loaded = safetensors.torch.load(raw)
     except _UNREADABLE as error:
-        if raw.startswith(_PICKLES):
+        if raw.startswith(PICKLES):
             raise ArtifactError(refused(path)) from error
         first, *_ = str(error).split("\n")
         msg = (
