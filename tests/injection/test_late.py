@@ -140,5 +140,5 @@ def test_vectors_of_another_width_are_refused(backbone, maker):
 def test_it_cannot_be_baked(backbone, maker):
     own, make = backbone("llama"), maker("llama")
     with pytest.raises(PromptError) as error:
-        bake(own, make.late_prompt(), head=make.soft(3), longest=5)
+        bake(own, make.late_prompt(), head=make.soft(3))
     assert "enters at layer 1 cannot be baked" in str(error.value)

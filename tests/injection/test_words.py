@@ -1,5 +1,8 @@
 """Proof 1: a soft prompt made of real words acts like those words, wherever it stands."""
 
+from dataclasses import replace
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +10,8 @@ from torch.testing import assert_close
 
 from softprompt.backbone import Inputs
 from softprompt.errors import PromptError
-from softprompt.injection import bake, capture, run
+from softprompt.injection import Decoding, bake, capture, generate, run
+from softprompt.injection.generate import CacheKind
 from softprompt.prompt import InputPrompt, KVPrefix
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -67,53 +71,75 @@ def test_the_order_of_soft_tokens_is_the_templates(backbone, plain, maker, famil
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_baked_head_acts_like_its_words(backbone, plain, maker, baked, side):
+@pytest.mark.parametrize("lengths", [(4, 2), (15, 9)], ids=["short", "past the window"])
+def test_a_baked_head_acts_like_its_words(backbone, plain, maker, baked, side, lengths):
     own, make = backbone(baked), maker(baked)
     words = make.words(3)
     head, soft = torch.tensor([0, *words.tolist()]), torch.cat([torch.tensor([0]), make.soft(3)])
-    tails = [maker(baked, 1).words(4), maker(baked, 2).words(2)]
-    prefix = bake(own, InputPrompt(own.embed(words)), head=soft, longest=4)
+    tails = [maker(baked, 1 + b).words(length) for b, length in enumerate(lengths)]
+    prefix = bake(own, InputPrompt(own.embed(words)), head=soft)
     assert prefix.shifted
     assert prefix.length == 4
     expected = [logits(plain(baked), torch.cat([head, t]), None)[4:] for t in tails]
     check(own, make.batch(*tails, side=side, extra=1), expected, prompts=[prefix])
 
 
-def test_a_prompt_baked_with_a_text_acts_as_before(backbone, maker, baked):
+@pytest.mark.parametrize("length", [4, 15])
+@pytest.mark.parametrize("width", [4, 11])
+def test_a_prompt_baked_with_a_text_acts_as_before(backbone, maker, baked, length, width):
+    """Also where the head alone is longer than the window."""
     own, make = backbone(baked), maker(baked)
     prompt = make.input_prompt(2)
-    head = torch.cat([make.words(2), make.soft(2)])
-    tail = maker(baked, 1).words(4)
-    prefix = bake(own, prompt, head=head, longest=4)
-    whole = run(own, make.batch(torch.cat([head, tail])), prompts=[prompt])[0, 4:]
+    head = torch.cat([make.words(width - 2), make.soft(2)])
+    tail = maker(baked, 1).words(length)
+    prefix = bake(own, prompt, head=head)
+    whole = run(own, make.batch(torch.cat([head, tail])), prompts=[prompt])[0, width:]
     assert_close(run(own, make.batch(tail), prompts=[prefix])[0], whole, **CLOSE)
 
 
+@pytest.mark.parametrize("cache", get_args(CacheKind))
+def test_a_baked_head_writes_as_before(backbone, maker, baked, cache):
+    """Beyond the window too: every step forgets what it would have forgotten."""
+    own, make = backbone(baked), maker(baked)
+    prompt, head = make.input_prompt(2), torch.cat([make.words(3), make.soft(2)])
+    tails, decoding = [make.words(6), make.words(3)], Decoding(max_new_tokens=9, cache=cache)
+    prefix = bake(own, prompt, head=head)
+    baked_rows = make.batch(*tails, side="left")
+    whole = make.batch(*(torch.cat([head, tail]) for tail in tails), side="left")
+    assert generate(own, baked_rows, prompts=[prefix], decoding=decoding) == generate(
+        own, whole, prompts=[prompt], decoding=decoding
+    )
+
+
 @pytest.mark.parametrize(
-    ("family", "length", "message"),
+    ("family", "message"),
     [
-        ("bert", 4, "a prompt for bert cannot be baked: its tokens see what comes after them"),
-        ("t5", 4, "a prompt for t5 cannot be baked: its tokens see what comes after them"),
-        ("bloom", 4, "a prompt for bloom cannot be baked: it takes no position ids"),
-        (
-            "mistral",
-            5,
-            "head (4 tokens) + row (5) = 9 tokens, but mistral has a sliding window of 8, which",
-        ),
-        ("gemma3", 5, "gemma3_text has a sliding window of 8"),
+        ("bert", "a prompt for bert cannot be baked: its tokens see what comes after them"),
+        ("t5", "a prompt for t5 cannot be baked: its tokens see what comes after them"),
+        ("bloom", "a prompt for bloom cannot be baked: it takes no position ids, so rows cannot"),
     ],
 )
-def test_what_cannot_be_baked_is_refused(backbone, maker, family, length, message):
+def test_what_cannot_be_baked_is_refused(backbone, maker, family, message):
     make = maker(family)
     with pytest.raises(PromptError) as error:
-        bake(backbone(family), make.input_prompt(4), head=make.soft(4), longest=length)
+        bake(backbone(family), make.input_prompt(4), head=make.soft(4))
     assert message in str(error.value)
+
+
+def test_windows_that_are_not_told_are_not_guessed(backbone, maker):
+    own, make = backbone("mistral"), maker("mistral")
+    silent = replace(own, geometry=replace(own.geometry, window_told=False))
+    fact = "does not say which of its layers forget what leaves a sliding window"
+    with pytest.raises(PromptError, match=f"mistral cannot be baked: it {fact}, so rows cannot"):
+        bake(silent, make.input_prompt(4), head=make.soft(4))
+    with pytest.raises(PromptError, match=f"positions moved up by 3, but mistral {fact}. Train"):
+        run(silent, make.batch(make.words(4)), prompts=[make.prefix(3, shifted=True)])
 
 
 def test_a_text_captured_stands_in_front(backbone, plain, maker, baked):
     """Keys and values of a text, with positions moved up, are that text."""
     own, make = backbone(baked), maker(baked)
-    text, row = make.words(3), maker(baked, 1).words(5)
+    text, row = make.words(3), maker(baked, 1).words(13)
     found = capture(own, text)
     assert not found.shifted
     moved = KVPrefix(found.keys, found.values, found.layers, shifted=True)

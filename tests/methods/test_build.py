@@ -26,13 +26,16 @@ from softprompt.prompt import InputPrompt, KVPrefix
         ("3:9", range(3, 9)),
         ("-4:", range(20, 24)),
         (":-20", range(4)),
+        ("20::2", (20, 22)),
     ],
 )
 def test_layers_by_name(text, expected):
     assert sites(text, 24) == tuple(expected)
 
 
-@pytest.mark.parametrize("text", ["24:", "9:3", "", "last", "3", "a:b", "1:2:3", "all:", "-30:-25"])
+@pytest.mark.parametrize(
+    "text", ["24:", "9:3", "", "last", "3", "a:b", "1:2:3:4", "::-1", "::0", "all:", "-30:-25"]
+)
 def test_layers_that_are_none(text):
     with pytest.raises(PromptError) as error:
         sites(text, 24)
@@ -106,7 +109,7 @@ class TestLateSoftTokens:
     def test_once_in_they_stay(self, backbone, made):
         with pytest.raises(PromptError) as error:
             self.build(backbone("llama"), made, ":1")
-        assert 'layers = ":1" leaves out the last of the 2 layers' in str(error.value).replace(
+        assert 'layers = ":1" leaves out some of the 2 layers' in str(error.value).replace(
             "':1'", '":1"'
         )
 

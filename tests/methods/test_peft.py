@@ -4,12 +4,15 @@ PEFT puts its prompt before everything, BOS included, and moves positions up by 
 taken over here, so that the numbers can be the same.
 """
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from softprompt.backbone import Inputs
-from softprompt.injection import run
+from softprompt.injection import Decoding, generate, run
+from softprompt.injection.generate import CacheKind
 from softprompt.methods import PrefixTuning, PTuning
 from softprompt.prompt import InputPrompt, KVPrefix
 
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*will be removed in v6:FutureWa
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 LENGTH = 4
 DECODERS = ["gpt2", "llama", "qwen3", "gpt_neox", "phi3"]
+WITH_PREFIX = [*DECODERS, "opt", "mistral", "gemma3"]
 WITH_INPUTS = [*DECODERS, "bloom", "gemma3", "t5", "bart"]
 
 
@@ -94,17 +98,41 @@ def laid_out(flat: torch.Tensor, own, layers: tuple[int, ...]) -> KVPrefix:
     return KVPrefix(keys, values, layers, shifted=True)
 
 
-@pytest.mark.parametrize("projection", [False, True])
-@pytest.mark.parametrize("family", [*DECODERS, "opt"])
-def test_prefix_tuning(backbone, maker, new_model, family, projection):
-    own, make = backbone(family), maker(family)
-    config = peft.PrefixTuningConfig(
-        **arguments(family, prefix_projection=projection, encoder_hidden_size=12)
-    )
+def prefixed(new_model, own, family: str, **more: object):
+    """PEFT's prefix tuning of a family, and its random prefix as ours."""
+    config = peft.PrefixTuningConfig(**arguments(family, encoder_hidden_size=12, **more))
     theirs = wrapped(new_model(family), config)
-    inputs = make.batch(make.words(7), make.words(7).flip(0))
-    ours = own.head(run(own, inputs, prompts=[laid_out(saved(theirs), own, (0, 1))]))
+    return theirs, laid_out(saved(theirs), own, (0, 1))
+
+
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("length", [3, 7, 14])
+@pytest.mark.parametrize("family", WITH_PREFIX)
+def test_prefix_tuning(backbone, maker, new_model, family, length, projection):
+    """The prefix and three words are within the windows of 8, and the other rows are not."""
+    own, make = backbone(family), maker(family)
+    theirs, prefix = prefixed(new_model, own, family, prefix_projection=projection)
+    inputs = make.batch(make.words(length), make.words(length).flip(0))
+    ours = own.head(run(own, inputs, prompts=[prefix]))
     assert_close(ours, said(theirs, inputs), **CLOSE)
+
+
+@pytest.mark.parametrize("length", [3, 14])
+@pytest.mark.parametrize("family", WITH_PREFIX)
+def test_prefix_tuning_writes_on(backbone, maker, new_model, family, length):
+    own, make = backbone(family), maker(family)
+    theirs, prefix = prefixed(new_model, own, family)
+    row = make.words(length)
+    inputs, options = make.batch(row), {"max_new_tokens": 10, "do_sample": False}
+    given = {"output_logits": True, "return_dict_in_generate": True} | options
+    theirs = theirs.generate(input_ids=inputs.ids, attention_mask=inputs.mask, **given)
+    written = theirs.sequences[0]
+    for cache in get_args(CacheKind):
+        decoding = Decoding(max_new_tokens=10, cache=cache)
+        found = generate(own, inputs, prompts=[prefix], decoding=decoding)[0]
+        assert found == [token for token in written[length:].tolist() if token not in own.ends]
+    states = run(own, make.batch(written[:-1]), prompts=[prefix])[0, length - 1 :]
+    assert_close(own.head(states), torch.cat(theirs.logits), **CLOSE)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn, no_grad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -49,8 +50,12 @@ class Listener(Protocol):
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
         """Embed ids, soft ones included; ``table`` embeds the backbone's own."""
 
-    def call(self) -> Pass:
-        """Begin one pass through the model."""
+    def call(self, positions: Tensor | None) -> Pass:
+        """Begin one pass through the model, whose tokens stand at these positions.
+
+        Args:
+            positions: ``[B or 1, T]``, of a decoder its own; None if none of its ids were given.
+        """
 
 
 _current: ContextVar[Listener | None] = ContextVar("softprompt_listener", default=None)
@@ -116,7 +121,21 @@ def _pass_on(
     listener = _current.get()
     if listener is None or _KEYWORD in kwargs:
         return None
-    return args, kwargs | {_KEYWORD: listener.call()}
+    return args, kwargs | {_KEYWORD: listener.call(_positions(kwargs))}
+
+
+def _positions(kwargs: dict[str, Any]) -> Tensor | None:
+    """Where the tokens of a pass stand: as told, else behind those that a cache holds."""
+    told: Tensor | None = kwargs.get("position_ids")
+    if told is not None:
+        return told
+    named = (kwargs.get(name) for name in ("decoder_input_ids", "input_ids"))
+    ids = next((given for given in named if given is not None), None)
+    if ids is None:
+        return None
+    cache = kwargs.get("past_key_values")
+    held = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(ids.shape[1], device=ids.device)[None] + held
 
 
 def _block(
@@ -187,9 +206,9 @@ class Recorder:
         """Embed as the listener below does."""
         return table(ids) if self.below is None else self.below.embed(ids, table)
 
-    def call(self) -> Pass:
+    def call(self, positions: Tensor | None) -> Pass:
         """Record one pass."""
-        return _Recorded(self, None if self.below is None else self.below.call())
+        return _Recorded(self, None if self.below is None else self.below.call(positions))
 
 
 class _Recorded:

@@ -18,14 +18,14 @@ class SitePrefix:
         keys: one prefix a prompt, padded to the longest.
         values: likewise.
         visible: False on padding and on prompts that say nothing at this site; None if all True.
-        text: whether these are tokens at the positions 0, 1, 2 …, which a sliding window forgets;
-            a prompt's own keys and values have no position and are always seen.
+        text: which prompts stand at the positions 0, 1, 2 …, where a sliding window forgets them;
+            the others have no position and are always seen. None if all are such.
     """
 
     keys: Float[Tensor, "R N P D"]
     values: Float[Tensor, "R N P D"]
     visible: Bool[Tensor, "R P"] | None
-    text: bool = False
+    text: Bool[Tensor, " R"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Masks:
     """Attention masks of one pass: most sites share one, so each is made once.
 
     Args:
-        positions: of the row's own tokens, for sliding windows; None where no prefix is text.
+        positions: of the row's own tokens, for sliding windows.
         made: by what they were made of, which is kept so that nothing else can take its identity.
     """
 
@@ -81,16 +81,18 @@ class Masks:
     def _mask(
         self, attention: Attention, prefix: SitePrefix, which: Int[Tensor, " b"]
     ) -> Tensor | None:
-        length, window = prefix.keys.shape[2], attention.window if prefix.text else None
+        length, text = prefix.keys.shape[2], prefix.text
+        window = None if text is None else attention.window
         shape = (attention.query.shape[2], attention.key.shape[2], length)
-        key = (id(attention.mask), id(prefix.visible), attention.causal, window or 0, *shape)
+        given = (attention.mask, prefix.visible, text)
+        key = (*map(id, given), attention.causal, window or 0, *shape)
         if key not in self.made:
             seen = None if prefix.visible is None else prefix.visible[which][:, None, None, :]
-            if window is not None and self.positions is not None:
-                near = _near(self.positions, length, window)
+            if text is not None and window is not None and self.positions is not None:
+                near = _near(self.positions, length, window) | ~text[which][:, None, None, None]
                 seen = near if seen is None else seen & near
             made = _joined(attention, seen, length)
-            self.made[key] = made, (attention.mask, prefix.visible)
+            self.made[key] = made, given
         return self.made[key][0]
 
 

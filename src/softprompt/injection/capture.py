@@ -6,6 +6,7 @@ from torch import Tensor
 
 from softprompt.backbone.model import Backbone
 from softprompt.errors import PromptError
+from softprompt.injection.check import unmovable
 from softprompt.injection.kept import keys_and_values
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
@@ -33,25 +34,22 @@ def capture(
     return KVPrefix(keys, values, tuple(range(len(found))))
 
 
-def bake(
-    backbone: Backbone, prompt: InputPrompt, *, head: Int[Tensor, " P"], longest: int
-) -> KVPrefix:
+def bake(backbone: Backbone, prompt: InputPrompt, *, head: Int[Tensor, " P"]) -> KVPrefix:
     """Turn what all rows share at their head into keys and values, computed once.
 
     Rows are then run without their head, and answer as before. In a causal backbone nothing after
-    the head changes what the head computes; in any other it does.
+    the head changes what the head computes; in any other it does. Sliding windows forget the head
+    as they would its tokens.
 
     Args:
         prompt: the trained prompt.
         head: the ids that every row begins with, soft ones included, specials too.
-        longest: the tokens of the longest row that will follow it.
 
     Returns:
         A prefix as long as the head, with ``shifted`` set.
 
     Raises:
-        PromptError: the backbone is not causal, takes no position ids, or forgets the head in a
-            sliding window before the row ends.
+        PromptError: the backbone is not causal, or rows cannot begin behind a head in it.
     """
     geometry = backbone.geometry
     if prompt.layer:
@@ -66,17 +64,11 @@ def bake(
             "them, so their keys and values differ from row to row. Run it with its soft tokens."
         )
         raise PromptError(msg)
-    if geometry.position_offset is None:
+    reason = unmovable(geometry)
+    if reason is not None:
         msg = (
-            f"a prompt for {geometry.family} cannot be baked: it takes no position ids, so rows "
-            "cannot begin behind the head. Run it with its soft tokens."
-        )
-        raise PromptError(msg)
-    if geometry.window is not None and len(head) + longest > geometry.window:
-        msg = (
-            f"head ({len(head)} tokens) + row ({longest}) = {len(head) + longest} tokens, but "
-            f"{geometry.family} has a sliding window of {geometry.window}, which would forget the "
-            "head. Run it with its soft tokens, or with shorter rows."
+            f"a prompt for {geometry.family} cannot be baked: it {reason}, so rows cannot begin "
+            "behind the head. Run it with its soft tokens."
         )
         raise PromptError(msg)
     captured = capture(backbone, head, prompt=prompt)

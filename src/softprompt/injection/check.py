@@ -60,9 +60,19 @@ def _check_prefix(geometry: Geometry, prefix: KVPrefix) -> None:
             "prompt was trained for."
         )
         raise PromptError(msg)
-    if prefix.shifted and geometry.position_offset is None:
+    reason = unmovable(geometry) if prefix.shifted else None
+    if reason is not None:
         msg = (
             f"the prefix was made with positions moved up by {prefix.length}, but "
-            f"{geometry.family} takes no position ids. Train a prefix for it here instead."
+            f"{geometry.family} {reason}. Train a prefix for it here instead."
         )
         raise PromptError(msg)
+
+
+def unmovable(geometry: Geometry) -> str | None:
+    """Why a row's positions cannot be moved up, as a text goes on about a family; None if so."""
+    if geometry.position_offset is None:
+        return "takes no position ids"
+    if geometry.window is not None and not geometry.window_told:
+        return "does not say which of its layers forget what leaves a sliding window"
+    return None

@@ -52,8 +52,8 @@ class _Observer:
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
         return self.below.embed(ids, table)
 
-    def call(self) -> Pass:
-        return _ObservedPass(self, self.below.call())
+    def call(self, positions: Tensor | None) -> Pass:
+        return _ObservedPass(self, self.below.call(positions))
 
 
 @dataclass

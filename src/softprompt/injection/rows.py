@@ -55,7 +55,6 @@ class RowPrompts:
         block_of: likewise for blocks.
         shift: by how many positions each prompt moves its row up.
         given: states to begin with, if there are any.
-        positions: of the rows' own tokens; needed where text stands before them.
         latest: the ids of the pass that is going on.
     """
 
@@ -68,7 +67,6 @@ class RowPrompts:
     block_of: dict[nn.Module, tuple[int, ...]]
     shift: Int[Tensor, " R"]
     given: Given | None = None
-    positions: Int[Tensor, "B T"] | None = None
     latest: list[Tensor] = field(default_factory=list)
 
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
@@ -93,9 +91,9 @@ class RowPrompts:
         own = torch.stack(later).any(dim=0)[repeated(self.rows, len(ids))]
         return (ids >= self.vocabulary) & own[:, None]
 
-    def call(self) -> Pass:
+    def call(self, positions: Int[Tensor, "B T"] | None) -> Pass:
         """One pass."""
-        return _RowPass(self, Masks(self.positions))
+        return _RowPass(self, Masks(positions))
 
 
 class _RowPass:

@@ -108,7 +108,7 @@ def run_cut(backbone: Backbone, rows: Sequence[Ids], *, where: Cut) -> Float[Ten
         shift=torch.tensor(where.at[:prompts], device=device),
     )
     own = positions(backbone, inputs, given=given)
-    with listening(replace(given, positions=own)):
+    with listening(given):
         return backbone.hidden(inputs, positions=own)
 
 
@@ -221,7 +221,8 @@ def _before(backbone: Backbone, rows: Sequence[Ids], where: Cut) -> dict[int, Si
         with torch.no_grad():
             found = keys_and_values(backbone, inputs)
     visible = None if bool(inputs.mask.all()) else inputs.mask.bool()
-    return {at: SitePrefix(*pair, visible, text=True) for at, pair in enumerate(found)}
+    text = torch.ones(len(found[0][0]), dtype=torch.bool, device=backbone.device)
+    return {at: SitePrefix(*pair, visible, text=text) for at, pair in enumerate(found)}
 
 
 def _padded(backbone: Backbone, rows: Sequence[Ids]) -> Inputs:

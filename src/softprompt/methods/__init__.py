@@ -68,17 +68,17 @@ def build_method(
 
 
 def sites(text: str, count: int) -> tuple[int, ...]:
-    """The attention sites that ``"all"``, ``"12:"``, ``":6"``, ``"3:9"`` or ``"-4:"`` names.
+    """The attention sites that ``"all"``, ``"12:"``, ``":6"``, ``"3:9"`` or ``"4::2"`` names.
 
     Raises:
         PromptError: it is no such thing, or names none of the ``count`` sites.
     """
-    begin, colon, end = (":" if text == "all" else text).partition(":")
+    bounds = (":" if text == "all" else text).split(":")
     try:
-        chosen = tuple(range(count))[slice(_bound(begin), _bound(end))] if colon else ()
-    except ValueError:
+        chosen = tuple(range(count))[slice(*map(_bound, bounds))] if len(bounds) > 1 else ()
+    except (ValueError, TypeError):  # no numbers, or more than three
         chosen = ()
-    if not chosen:
+    if not chosen or chosen[0] > chosen[-1]:
         msg = (
             f'layers = {text!r} names none of the {count} layers of this backbone. Write "all", '
             f'or a slice from 0 to {count}, such as "{count // 2}:".'
@@ -98,10 +98,10 @@ def _from(text: str, geometry: Geometry) -> tuple[int, ...]:
     if not geometry.blocks:
         check_layer(geometry, 1)
     chosen = sites(text, geometry.blocks)
-    if chosen[-1] != geometry.blocks - 1:
+    if chosen != tuple(range(chosen[0], geometry.blocks)):
         msg = (
-            f"layers = {text!r} leaves out the last of the {geometry.blocks} layers, but soft "
-            f'tokens stay once they have entered. Write "{chosen[0]}:".'
+            f"layers = {text!r} leaves out some of the {geometry.blocks} layers that come after "
+            f'its first, but soft tokens stay once they have entered. Write "{chosen[0]}:".'
         )
         raise PromptError(msg)
     return chosen

@@ -135,8 +135,11 @@ def _prompts(
             "[T,r,E]. They are not of one adapter."
         )
         raise ArtifactError(msg)
-    made = stored * (cols @ rows)
-    return {f"task-{at}": InputPrompt(one[:length].clone()) for at, one in enumerate(made)}
+    # One task at a time, as PEFT multiplies them: the last bits are the same then.
+    made = [
+        (stored * (c @ r)[0])[:length] for c, r in zip(cols[:, None], rows[:, None], strict=True)
+    ]
+    return {f"task-{at}": InputPrompt(one.clone()) for at, one in enumerate(made)}
 
 
 def _rows(

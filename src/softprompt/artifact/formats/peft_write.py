@@ -54,8 +54,8 @@ def _config(artifact: Artifact, backbone: Backbone) -> dict[str, Any]:
     kind = backbone.geometry.kind
     both = kind == "encoder-decoder" and isinstance(artifact.prompt, KVPrefix)
     return (
-        _imported(artifact)
-        | _COMMON
+        _COMMON
+        | _imported(artifact)
         | {
             "base_model_name_or_path": artifact.manifest.backbone["name"],
             "revision": artifact.manifest.backbone["revision"],
@@ -91,7 +91,13 @@ def _prompt(given: Outgoing) -> tuple[dict[str, Any], dict[str, Tensor]]:
     match given.artifact.prompt:
         case InputPrompt() as prompt:
             _check_front(given, prompt)
-            own: dict[str, Any] = {"token_dim": prompt.vectors.shape[1]}
+            # PEFT asks for all three and uses the first; it does not find them for every family.
+            geometry = given.backbone.geometry
+            own: dict[str, Any] = {
+                "token_dim": prompt.vectors.shape[1],
+                "num_layers": geometry.blocks or None,
+                "num_attention_heads": geometry.heads or None,
+            }
             kind = {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}
             return own | ({} if known else kind), {"prompt_embeddings": prompt.vectors}
         case KVPrefix() as prefix:
