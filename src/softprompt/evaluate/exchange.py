@@ -165,6 +165,12 @@ def _labels(foreign: Foreign, settings: TaskSettings, labels: Sequence[str]) -> 
     given = list(labels) or _named_labels(settings)
     if not foreign.head:
         return given
+    if foreign.classes < 2:  # noqa: PLR2004  # a choice
+        msg = (
+            f"the head gives {foreign.classes} scores, but a choice is among 2 or more. It may be "
+            "that of a regression, which softprompt has no task for."
+        )
+        raise ArtifactError(msg)
     names = given or [f"LABEL_{at}" for at in range(foreign.classes)]
     if len(names) != foreign.classes or len({*names}) != len(names):
         msg = (

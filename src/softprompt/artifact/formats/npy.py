@@ -81,9 +81,8 @@ def _array(path: Path) -> np.ndarray:
         raise ArtifactError(msg)
     if raw.startswith(PICKLES):
         raise ArtifactError(refused(path))
-    try:  # objects, which are pickles, are refused as it begins to read them
-        read = np.lib.format.read_array
-        array: np.ndarray = read(io.BytesIO(raw), allow_pickle=False, max_header_size=_HEADER)
+    try:  # objects, which are pickles, it refuses as long as it is not told otherwise
+        array: np.ndarray = np.lib.format.read_array(io.BytesIO(raw), max_header_size=_HEADER)
     except _UNREADABLE as error:
         first, *_ = str(error).split("\n")
         msg = (

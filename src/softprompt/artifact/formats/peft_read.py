@@ -129,10 +129,17 @@ def _prompts(
         # An encoder-decoder's has twice the rows; PEFT never reads the second half.
         return {"": InputPrompt(stored[:length].clone())}
     cols, rows = (_named(held, name, path=path) for name in (_COLS, _ROWS))
-    if cols.ndim != 3 or rows.ndim != 3 or cols.shape[::2] != rows.shape[:2]:  # noqa: PLR2004  # T, P, r and T, r, E
+    tasks, rank = cols.shape[:1], cols.shape[2:]
+    whole, width = stored.shape
+    if (
+        cols.shape != (*tasks, whole, *rank)
+        or rows.shape != (*tasks, *rank, width)
+        or not rank
+        or 0 in cols.shape
+    ):
         msg = (
-            f"{path}: {_COLS} {[*cols.shape]} and {_ROWS} {[*rows.shape]} must be [T,P,r] and "
-            "[T,r,E]. They are not of one adapter."
+            f"{path}: {_COLS} {[*cols.shape]} and {_ROWS} {[*rows.shape]} must be [T,{whole},r] "
+            f"and [T,r,{width}]. They are not of one adapter."
         )
         raise ArtifactError(msg)
     # One task at a time, as PEFT multiplies them: the last bits are the same then.
