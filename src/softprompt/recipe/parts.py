@@ -61,7 +61,7 @@ def _task(table: object, faults: list[str]) -> TaskSettings | None:
     if kind is None:
         faults.append("task.kind: is missing. Add it: classify or generate.")
         return None
-    if kind not in TASKS:
+    if not isinstance(kind, str) or kind not in TASKS:
         faults.append(f"task.kind: {unknown('task', str(kind), options=TASKS)}")
         return None
     try:
