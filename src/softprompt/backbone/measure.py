@@ -88,6 +88,7 @@ def measure(
     states: Float[Tensor, "1 3 H"],
 ) -> Geometry:
     """The geometry of a model, from what a dry run gave."""
+    offset = _position_offset(model, kind)
     vocabulary, embedding_size = table_of(model).weight.shape
     return Geometry(
         kind=kind,
@@ -95,7 +96,7 @@ def measure(
         hidden_size=states.shape[-1],
         embedding_size=embedding_size,
         vocabulary=vocabulary,
-        positions=_positions(model),
+        positions=_positions(model, offset or 0),
         sites=len(calls),
         blocks=len(blocks),
         block_size=blocks[0].width if blocks else 0,
@@ -103,7 +104,7 @@ def measure(
         head_size=calls[0].head_size if calls else 0,
         window=_window(model),
         window_told=any(site.window is not None for site in calls),
-        position_offset=_position_offset(model, kind),
+        position_offset=offset,
         embedding_rms=_embedding_rms(model),
     )
 
@@ -137,12 +138,12 @@ def _position_offset(model: PreTrainedModel, kind: Kind) -> int | None:
     return None
 
 
-def _positions(model: PreTrainedModel) -> int | None:
+def _positions(model: PreTrainedModel, offset: int) -> int | None:
     limit = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(limit, int) or model.config.model_type in {"t5", "mt5", "bloom"}:
         return None
-    # RoBERTa's table begins with rows for padding that no token may use.
-    return limit - (2 if model.config.model_type in {"roberta", "xlm-roberta"} else 0)
+    # RoBERTa's table, and MPNet's, begin with rows for padding that no token may use.
+    return limit - offset
 
 
 def _window(model: PreTrainedModel) -> int | None:

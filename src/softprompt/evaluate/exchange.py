@@ -75,7 +75,7 @@ def export_prompt(form: str, model: Model, *, output: str | Path) -> Path:
     """
     write = writer(form)
     template = parse(model.artifact.manifest.template)
-    front = template.before or (0 if _opened(model.backbone) else template.soft_head)
+    front = template.before if _opened(model.backbone) else template.soft_head
     given = Outgoing(model.artifact, model.backbone, front=front, text=template.spoken)
     return put(write(given), Path(output))
 
