@@ -221,8 +221,7 @@ def _before(backbone: Backbone, rows: Sequence[Ids], where: Cut) -> dict[int, Si
         with torch.no_grad():
             found = keys_and_values(backbone, inputs)
     visible = None if bool(inputs.mask.all()) else inputs.mask.bool()
-    text = torch.ones(len(found[0][0]), dtype=torch.bool, device=backbone.device)
-    return {at: SitePrefix(*pair, visible, text=text) for at, pair in enumerate(found)}
+    return {at: SitePrefix(*pair, visible) for at, pair in enumerate(found)}
 
 
 def _padded(backbone: Backbone, rows: Sequence[Ids]) -> Inputs:
