@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from softprompt.injection import Decoding, generate, run
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-MIXED = ["llama", "mistral", "gemma3", "t5", "bart"]
+MIXED = ["llama", "mistral", "gemma3", "bloom", "t5", "bart"]
 
 
 def cases(make) -> list[tuple[object, torch.Tensor]]:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*will be removed in v6:FutureWa
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 LENGTH = 4
 DECODERS = ["gpt2", "llama", "qwen3", "gpt_neox", "phi3"]
-WITH_PREFIX = [*DECODERS, "opt", "mistral", "gemma3"]
+WITH_PREFIX = [*DECODERS, "opt", "mistral", "gemma3", "bloom"]
 WITH_INPUTS = [*DECODERS, "bloom", "gemma3", "t5", "bart"]
 
 

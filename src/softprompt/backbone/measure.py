@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.bloom.modeling_bloom import BloomAttention
 
 from softprompt.backbone import seam
 from softprompt.backbone.blocks import Block, find_blocks
+from softprompt.backbone.bloom import ALIBI
 from softprompt.backbone.model import Geometry, Kind, accepts
 from softprompt.backbone.place import Bias, Buckets, find_bias, find_table
 from softprompt.backbone.record import Recorder
@@ -81,6 +83,7 @@ def dry_run(
         own = not halves or (id(module) not in inside and seen.key.shape[2] == _TOKENS)
         table = find_bias(recorder.calls[:number]) if own else None
         bias = None if table is None else biases.setdefault(table, Buckets(table))
+        bias = ALIBI if isinstance(module, BloomAttention) else bias
         shape = seen.key.shape[1], seen.key.shape[3]
         sites.append(Site(module, *shape, seen.window, own, seen.bias is not None, bias))
     return sites, states

@@ -6,7 +6,7 @@ the model's entrance it is turned into a keyword argument, which gradient checkp
 the second forward pass that it runs when the context is long gone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -76,12 +76,28 @@ def listening(listener: Listener) -> Iterator[None]:
         _current.reset(token)
 
 
+def current() -> Listener | None:
+    """Who listens in this context."""
+    return _current.get()
+
+
+def ride(tensor: Tensor, call: Pass) -> None:
+    """Let a pass go along with a tensor, where layers are handed no keyword of ours."""
+    setattr(tensor, _KEYWORD, call)
+
+
+def riding(given: Mapping[str, Any]) -> Pass | None:
+    """The pass that comes with a layer's keyword arguments; BLOOM's rides on its alibi."""
+    call: Pass | None = given.get(_KEYWORD, getattr(given.get("alibi"), _KEYWORD, None))
+    return call
+
+
 def install(model: PreTrainedModel) -> bool:
     """Open the seam in a model, once, at load.
 
     Returns:
         Whether its attention goes through transformers' attention interface. Where it does not
-        (DeBERTa, BLOOM), only the input table is opened.
+        (DeBERTa; BLOOM, which :mod:`~softprompt.backbone.bloom` opens), only the input table is.
     """
     for table in _tables(model):
         table.forward = partial(_embed, table.forward)
@@ -174,7 +190,7 @@ def _block(
     *args: Any,  # noqa: ANN401  # transformers' own arguments, passed on untouched
     **kwargs: Any,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
-    call: Pass | None = kwargs.get(_KEYWORD)
+    call = riding(kwargs)
     if call is None:
         return forward(states, *args, **kwargs)
     states, awake = call.enter(block.module, states)

@@ -6,6 +6,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softprompt.backbone import seam
+from softprompt.backbone.bloom import open_bloom
 from softprompt.backbone.fingerprint import fingerprint
 from softprompt.backbone.head import Head
 from softprompt.backbone.measure import (
@@ -47,7 +48,8 @@ def wrap(
     model.eval()
     _forget_generation(model)
     mark = fingerprint(body_of(model, kind), tokenizer)
-    calls, states = dry_run(model, kind, open_attention=seam.install(model))
+    opened = seam.install(model) or open_bloom(model)
+    calls, states = dry_run(model, kind, open_attention=opened)
     shapes = sorted({(site.heads, site.head_size) for site in calls})
     if len(shapes) > 1:
         msg = (

@@ -18,6 +18,7 @@ from softprompt.backbone.model import Backbone, Inputs
 from softprompt.backbone.seam import listening
 from softprompt.backbone.shard import alike
 from softprompt.injection.attend import SitePrefix
+from softprompt.injection.check import unmovable
 from softprompt.injection.kept import Kept, key_of, keys_and_values, lines_of
 from softprompt.injection.run import assign, positions
 from softprompt.prompt import InputPrompt, Prompt
@@ -118,8 +119,7 @@ def can_be_cut(backbone: Backbone) -> bool:
     return (
         geometry.kind == "causal"
         and geometry.sites > 0
-        and geometry.position_offset is not None
-        and (geometry.window is None or geometry.window_told)
+        and unmovable(geometry) is None
         and not (backbone.model.training and backbone.dropout)
     )
 
