@@ -2,16 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from softprompt.artifact import Artifact, Origin, assemble, save
+from softprompt.artifact import Artifact, Origin, assemble, name_of, save
+from softprompt.backbone import Backbone
+from softprompt.evaluate import Model, bring
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+from softprompt.tasks import Classify, TaskSettings
 
 ORIGIN: Origin = {
     "template": "{soft:3} {text} – war es schön? {mask}",  # noqa: RUF001  # a real dash
@@ -130,3 +135,48 @@ def same() -> Callable[[Artifact, Artifact], bool]:
         return first.manifest == second.manifest and pairs[0] == pairs[1] and told[0] == told[1]
 
     return equal
+
+
+WORDS = {"no": " bad", "yes": " good"}
+TEXTS = ["the film was good", "bad", "a dull story and an awful actor in a boring film", "great"]
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Prompts at work on tiny backbones, asked for label words or by a head."""
+
+    backbone: Callable[[str], Backbone]
+    maker: Callable[..., Any]
+
+    def asking(self, own: Backbone, template: str) -> Classify:
+        """Label words, which every backbone can say; an encoder at the mask."""
+        mask = " {mask}" if own.geometry.kind == "encoder" else ""
+        return Classify(template=f"{template}{mask}", verbalizer=WORDS)
+
+    def vectors(self, family: str, length: int = 3) -> Tensor:
+        return self.maker(family).input_prompt(length).vectors
+
+    def model(
+        self,
+        own: Backbone,
+        prompt: Prompt,
+        settings: TaskSettings,
+        *,
+        head: Mapping[str, Tensor] | None = None,
+        **origin: object,
+    ) -> Model:
+        told = {"kind": settings.kind, **asdict(settings)}
+        usual = {"template": settings.template, "task": told, "labels": ["no", "yes"]}
+        more = {"backbone": name_of(own), "recipe": {}, "max_length": None}
+        return bring(assemble(prompt, head or {}, **ORIGIN | usual | more | origin), own)
+
+    def scores(self, model: Model, texts: Sequence[str] = TEXTS) -> Tensor:
+        """Of texts of different lengths, in one batch."""
+        with torch.no_grad():
+            return model.task.scores([model.example(text) for text in texts], [model.prompt])
+
+
+@pytest.fixture
+def desk(backbone, maker) -> Desk:
+    """Where prompts are put to work."""
+    return Desk(backbone, maker)

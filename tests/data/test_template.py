@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.data.pieces import Field, Literal, Mask, Separator, Soft
+from softprompt.data.pieces import Begin, Field, Literal, Mask, Separator, Soft
 from softprompt.data.template import check_fields, parse
 from softprompt.errors import TemplateError
 
 NAMES = st.from_regex(r"[a-z][a-z_0-9 ]*[a-z]", fullmatch=True).filter(
-    lambda name: name not in ("mask", "sep", "soft")
+    lambda name: name not in ("mask", "sep", "soft", "bos")
 )
 PIECES = st.one_of(
     st.text(min_size=1).map(Literal),
@@ -34,6 +34,8 @@ def written(piece):
             return "{mask}"
         case Separator():
             return "{sep}"
+        case Begin():
+            return "{bos}"
 
 
 def test_every_kind_of_piece():
@@ -112,6 +114,13 @@ def test_braces_mean_what_they_mean_to_python(source):
         ("", "has no field"),
         ("{text}{mask}{mask}", "has {mask} 2 times; at most one is possible"),
         ("{a}{sep}{b}{sep}{c}", "has {sep} 2 times; at most one is possible"),
+        ("{bos}{soft:2}{bos}{a}", "has {bos} 2 times; at most one is possible"),
+        ("a{bos}{text}", "the template 'a{bos}{text}' has text before {bos}, but only soft tokens can stand there. Move {bos} before the text, or leave it out."),
+        (" {bos}{text}", "has text before {bos}"),
+        ("{text}{bos}", "has text before {bos}"),
+        ("{soft:2}{mask}{bos}{text}", "has text before {bos}"),
+        ("{a}{sep}{soft:2}{bos}{b}", "has text before {bos}"),
+        ("{soft:2}{bos:3}{text}", "only soft tokens take a number. Write {soft:N} or {bos}."),
     ],
 )  # fmt: skip
 def test_a_malformed_template_says_what_and_where(source, message):
@@ -141,7 +150,29 @@ def test_fields_that_are_columns_pass():
         ("{{soft:2}} {text}{soft:1}", "{x}", "{{soft:2}} {text} {{x}}"),
         ("a{soft:2}{text}{soft:1}b", "", "a{text}b"),
         ("{text}", "say", "{text}"),
+        ("{soft:2}{bos}{text}{soft:1}", "say", "say {text}"),
+        ("{bos}{text}{soft:1}", "say", "{text} say"),
+        ("{soft:2}{bos}{text}", "", "{text}"),
     ],
 )
 def test_words_in_place_of_soft_tokens(template, words, expected):
     assert parse(template).with_words(words) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "before", "head", "spoken"),
+    [
+        ("{soft:3}{bos}{text}", 3, 3, "{text}"),
+        ("{soft:3}{soft:1}{bos}{soft:2}{text}{soft:5}", 4, 6, "{text}"),
+        ("{bos}{soft:2}{text}", 0, 2, "{text}"),
+        ("{soft:2}{text}", 0, 2, "{text}"),
+        ("{soft:2}it {text}{soft:1} is", 0, 2, "it {text} is"),
+        ("{bos}it {text}", 0, 0, "it {text}"),
+        ("{soft:1}{bos}{a}{sep}{b}{{bos}}{mask}", 1, 1, "{a}{sep}{b}{{bos}}{mask}"),
+    ],
+)
+def test_what_stands_before_everything(source, before, head, spoken):
+    template = parse(source)
+    assert (template.before, template.soft_head) == (before, head)
+    assert template.spoken == spoken
+    assert parse(template.spoken).soft_length == 0

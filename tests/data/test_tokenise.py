@@ -109,6 +109,52 @@ def test_a_pair_is_what_the_tokenizer_makes(pair_tokenizer, soft, second):
     assert types == expected.get("token_type_ids", [0] * len(ids))
 
 
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("more", ["", "{soft:2}"])
+def test_soft_tokens_before_everything(any_tokenizer, text, more):
+    """PEFT's place: before [CLS] or <s>, and the text as the tokenizer makes it."""
+    row = render(f"{{soft:3}}{{bos}}Review: {{text}}{more}!", any_tokenizer, {"text": text})
+    assert [token - len(any_tokenizer) for token in row.ids[:3]] == [0, 1, 2]
+    plain = render(f"{{soft:3}}Review: {{text}}{more}!", any_tokenizer, {"text": text})
+    assert without_soft(row, any_tokenizer) == without_soft(plain, any_tokenizer)
+    assert sorted(row.ids) == sorted(plain.ids)
+    assert list(row.types[:3]) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("count", ["", "{soft:2}{soft:2}"])
+def test_a_pair_behind_soft_tokens(pair_tokenizer, count):
+    row = render(f"{count}{{bos}}{{a}}{{sep}}{{b}}", pair_tokenizer, {"a": "film", "b": "plot"})
+    whole = pair_tokenizer("film", "plot")
+    before = 4 if count else 0
+    assert list(row.ids[before:]) == whole["input_ids"]
+    types = whole.get("token_type_ids", [0] * len(whole["input_ids"]))
+    assert list(row.types) == [0] * before + types
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_the_mask_moves_with_its_row(request, name):
+    tokenizer = request.getfixturevalue(name)
+    row = render("{soft:3}{bos}{text} was {mask} .", tokenizer, {"text": "it"})
+    assert list(row.ids[3:]) == tokenizer(f"it was {tokenizer.mask_token} .")["input_ids"]
+    assert [row.ids[place] for place in row.masks] == [tokenizer.mask_token_id]
+
+
+def test_the_beginning_where_it_always_is(any_tokenizer):
+    """Without soft tokens before it, it changes nothing."""
+    for rest in ("{text}", "{soft:3}{text}", "{soft:3}so {text}"):
+        told = render("{bos}" + rest, any_tokenizer, {"text": "a good film"})
+        assert told == render(rest, any_tokenizer, {"text": "a good film"})
+
+
+def test_a_long_text_is_cut_behind_it(any_tokenizer):
+    row = render("{soft:3}{bos}{text}", any_tokenizer, {"text": "good film " * 50}, max_length=20)
+    assert row.cut
+    assert 15 < len(row.ids) <= 20
+    assert soft_of(row, any_tokenizer) == [0, 1, 2]
+    begun = any_tokenizer("good film")["input_ids"]
+    assert list(row.ids[3:5]) == begun[:2]
+
+
 def test_soft_tokens_have_the_type_of_their_text(bert):
     row = render("{soft:1}{a}{sep}{b}{soft:1}", bert, {"a": "film", "b": "plot"})
     assert row.types == (0, 0, 0, 0, 1, 1, 1)

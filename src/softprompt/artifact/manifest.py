@@ -95,8 +95,9 @@ def dump(manifest: Manifest, digest: str, *, source: Source) -> bytes:
     Raises:
         ArtifactError: something in it is no JSON, such as a path or NaN.
     """
-    content = asdict(manifest) | {"shapes": dict(sorted(manifest.shapes.items())), "digest": digest}
     try:
+        content = asdict(manifest) | {"shapes": dict(sorted(manifest.shapes.items()))}
+        content["digest"] = digest
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         return f"{text}\n".encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -137,7 +138,7 @@ def parse(raw: bytes, *, source: Source) -> tuple[Manifest, str]:
 
 def _table(raw: bytes, source: Source) -> dict[str, object]:
     try:
-        content = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=once)
     except UnicodeDecodeError as error:
         byte, offset = raw[error.start], error.start
         msg = f"its manifest.json is not UTF-8: byte 0x{byte:02x} at offset {offset}."
@@ -151,7 +152,12 @@ def _table(raw: bytes, source: Source) -> dict[str, object]:
     return content
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A table of JSON whose keys all differ.
+
+    Raises:
+        ValueError: a key stands twice.
+    """
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]

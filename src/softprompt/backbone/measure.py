@@ -130,7 +130,7 @@ def measure(
         hidden_size=states.shape[-1],
         embedding_size=embedding_size,
         vocabulary=vocabulary,
-        positions=_positions(model),
+        positions=_positions(model, offset or 0),
         sites=len(calls),
         blocks=len(blocks),
         block_size=blocks[0].width if blocks else 0,
@@ -175,12 +175,12 @@ def _position_offset(model: PreTrainedModel, kind: Kind) -> int | None:
     return None
 
 
-def _positions(model: PreTrainedModel) -> int | None:
+def _positions(model: PreTrainedModel, offset: int) -> int | None:
     limit = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(limit, int) or model.config.model_type in {"t5", "mt5", "bloom"}:
         return None
-    # RoBERTa's table begins with rows for padding that no token may use.
-    return limit - (2 if model.config.model_type in {"roberta", "xlm-roberta"} else 0)
+    # RoBERTa's table, and MPNet's, begin with rows for padding that no token may use.
+    return limit - offset
 
 
 def _window(model: PreTrainedModel) -> int | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from softprompt.backbone.load import Loading, place_of, quietly, read
 from softprompt.backbone.model import Backbone
@@ -24,8 +24,12 @@ def classifier_parts(backbone: Backbone, names: Mapping[str, str]) -> dict[str, 
         BackboneError: the checkpoint does not have them, so transformers would make them up.
     """
     place = place_of(backbone.name, Loading(revision=backbone.revision))
+    # What is in the body is read with it: RoBERTa's classifier has no pooler, but its body does.
+    body = f"{backbone.model.base_model_prefix}."
+    inner = all(theirs.startswith(body) for theirs in names.values())
+    names = {own: theirs.removeprefix(body if inner else "") for own, theirs in names.items()}
     with quietly():
-        load = AutoModelForSequenceClassification.from_pretrained
+        load = (AutoModel if inner else AutoModelForSequenceClassification).from_pretrained
         model, report = read(
             backbone.name,
             lambda: load(

@@ -39,7 +39,7 @@ def said(facts: dict[str, Any]) -> dict[str, str]:
         "artifact": f"{facts['artifact']} ({facts['bytes']:,} bytes)",
         "prompt": f"{facts['length']} soft tokens, {kind}, {facts['dtype']}",
         "tensors": "\n".join(f"{name} {shape}" for name, shape in shapes.items()),
-        "method": _method(recipe.get("method")),
+        "method": _method(recipe),
         "task": str(facts["task"].get("kind", "not said")),
         "template": repr(facts["template"]),
         "labels": ", ".join(facts["labels"]) or "none (free text)",
@@ -52,10 +52,12 @@ def said(facts: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _method(section: object) -> str:
-    """The method's name, and what the recipe says of it beyond."""
-    match section:
-        case {"name": str(name), **more}:
+def _method(recipe: object) -> str:
+    """The method's name, and what the recipe says of it beyond; or where it was imported from."""
+    match recipe:
+        case {"imported": {"format": str(form)}}:
+            return f"imported from {form}"
+        case {"method": {"name": str(name), **more}}:
             return ", ".join([name, *(f"{key} = {_plain(value)}" for key, value in more.items())])
         case _:
             return "not said"

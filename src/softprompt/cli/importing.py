@@ -1,6 +1,7 @@
 """``softprompt import``: a prompt from another library becomes an artifact."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from softprompt.cli.say import listed, note, print_json
 
 if TYPE_CHECKING:
     from softprompt.evaluate import Model
+    from softprompt.recipe import BackboneSection
 
 Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="The file or folder to read.")]
 Form = Annotated[
@@ -50,7 +52,7 @@ def import_(
     chosen = _chosen(models, pick)
     places = {name: output / name if name else output for name in chosen}
     for name, model in chosen.items():
-        model.save(places[name])
+        _loaded_as(section, model).save(places[name])
     _tell({place: chosen[name] for name, place in places.items()}, as_json=as_json)
 
 
@@ -71,6 +73,14 @@ def _backbone(
         note(f"the files name the backbone {said.name!r}; taking {name!r} as asked.")
     own = name or said.name or ""
     return {"name": own, "revision": revision or (said.revision if own == said.name else None)}
+
+
+def _loaded_as(section: "BackboneSection", model: "Model") -> "Model":
+    """What is to be known to load the backbone so again."""
+    table = section.model_dump(include={"name", "dtype", "device_map", "quantization"})
+    manifest = model.artifact.manifest
+    told = replace(manifest, recipe={**manifest.recipe, "backbone": table})
+    return replace(model, artifact=replace(model.artifact, manifest=told))
 
 
 def _chosen(models: Mapping[str, "Model"], pick: str | None) -> dict[str, "Model"]:

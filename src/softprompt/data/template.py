@@ -49,12 +49,15 @@ class Template:
         """The source with words in place of its first soft tokens, and nothing of the others.
 
         Soft tokens are no letters, but words are parted by a space from what stands beside them.
+        They cannot stand before ``{bos}``, so it is left out.
         """
         left = [words.replace("{", "{{").replace("}", "}}")] if words else []
 
         def spoken(found: re.Match[str]) -> str:
-            if not (found["inside"] or "").startswith("soft:"):
+            if not _unspoken(found["inside"] or ""):
                 return found[0]
+            if found["inside"] == "bos":
+                return ""
             if not left:
                 return ""
             before, behind = self.text[: found.start()][-1:], self.text[found.end() :][:1]
@@ -78,8 +81,8 @@ class Template:
 
     @property
     def soft_head(self) -> int:
-        """How many soft tokens it begins with."""
-        rest = dropwhile(lambda piece: isinstance(piece, Soft), self.pieces)
+        """How many soft tokens stand before all text."""
+        rest = dropwhile(lambda piece: isinstance(piece, Soft | Begin), self.pieces)
         return self.soft_length - sum(p.count for p in rest if isinstance(p, Soft))
 
     @property

@@ -1,9 +1,8 @@
 """Bring prompts in from other libraries' files, and write them out for these."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from softprompt.artifact import Artifact, assemble, name_of
 from softprompt.artifact.formats import Foreign, Outgoing, base_of, reader, writer
@@ -11,12 +10,18 @@ from softprompt.artifact.formats.folder import put
 from softprompt.backbone.load import Loading
 from softprompt.backbone.model import Backbone
 from softprompt.data.template import parse
-from softprompt.errors import ArtifactError, TemplateError
+from softprompt.errors import ArtifactError
+from softprompt.evaluate.incoming import (
+    check_head,
+    check_soft,
+    labels_of,
+    room_of,
+    settings_of,
+)
 from softprompt.evaluate.model import Model, bring
 from softprompt.injection.check import check
 from softprompt.injection.load import load_backbone
-from softprompt.prompt import InputPrompt, KVPrefix
-from softprompt.tasks import TASKS, Classify, TaskSettings
+from softprompt.tasks import TaskSettings
 
 
 def import_prompts(
@@ -70,7 +75,7 @@ def export_prompt(form: str, model: Model, *, output: str | Path) -> Path:
     """
     write = writer(form)
     template = parse(model.artifact.manifest.template)
-    front = template.before or (0 if _opened(model.backbone) else template.soft_head)
+    front = template.before if _opened(model.backbone) else template.soft_head
     given = Outgoing(model.artifact, model.backbone, front=front, text=template.spoken)
     return put(write(given), Path(output))
 
@@ -96,15 +101,17 @@ def _model(
     foreign: Foreign, backbone: Backbone, *, task: TaskSettings | None, labels: Sequence[str]
 ) -> Model:
     check(backbone.geometry, foreign.prompt)
-    settings = _settings(foreign, task)
+    room = room_of(foreign, backbone)
+    settings = settings_of(foreign, task)
     template = settings.template or foreign.template
-    _check_soft(foreign, template)
-    answers = _labels(foreign, settings, labels)
+    check_soft(foreign, template)
+    answers = labels_of(foreign, settings, labels=labels)
+    check_head(foreign, settings, backbone=backbone)
     artifact = assemble(
         foreign.prompt,
         foreign.head,
         template=template,
-        max_length=_room(foreign, backbone),
+        max_length=room,
         task={"kind": settings.kind, **asdict(settings), "template": template},
         labels=answers,
         backbone=name_of(backbone),
@@ -119,73 +126,3 @@ def _model(
 def _labelled(artifact: Artifact, bound: Model) -> Artifact:
     """A verbalizer's labels are known once it is bound."""
     return replace(artifact, manifest=replace(artifact.manifest, labels=[*bound.labels]))
-
-
-def _settings(foreign: Foreign, task: TaskSettings | None) -> TaskSettings:
-    told: Mapping[str, Any] = foreign.task or {}
-    if foreign.head:
-        head = {key: value for key, value in told.items() if key != "kind"}
-        if task is None:
-            return Classify(**head)
-        if not isinstance(task, Classify) or task.verbalizer is not None:
-            msg = (
-                "the file has a trained head, which a task of another kind would not use. Leave "
-                "the task and the verbalizer out."
-            )
-            raise ArtifactError(msg)
-        return replace(task, **head)
-    if task is None and not told:
-        msg = (
-            "the file does not say what is asked of the backbone. Say it: kind 'generate', or "
-            "kind 'classify' with a verbalizer, such as --set task.kind=classify --set "
-            '\'task.verbalizer={bad=" bad", good=" good"}\'.'
-        )
-        raise ArtifactError(msg)
-    settings = task or _told(told)
-    if isinstance(settings, Classify) and settings.verbalizer is None:
-        msg = (
-            "the file has no trained head, so labels need words that the language-model head can "
-            "score. Give the task a verbalizer."
-        )
-        raise ArtifactError(msg)
-    return settings
-
-
-def _told(told: Mapping[str, object]) -> TaskSettings:
-    values: dict[str, Any] = dict(told)
-    return TASKS[values.pop("kind")](**values)
-
-
-def _labels(foreign: Foreign, settings: TaskSettings, labels: Sequence[str]) -> list[str]:
-    given = list(labels) or list((isinstance(settings, Classify) and settings.labels) or ())
-    if not foreign.head:
-        return given
-    names = given or [f"LABEL_{at}" for at in range(foreign.classes)]
-    if len(names) != foreign.classes or len({*names}) != len(names):
-        msg = (
-            f"the head scores {foreign.classes} classes, but the labels are {', '.join(names)}. "
-            f"Name {foreign.classes} different ones, in the order of its scores."
-        )
-        raise ArtifactError(msg)
-    return names
-
-
-def _room(foreign: Foreign, backbone: Backbone) -> int | None:
-    """A shifted prefix takes the first positions of those that are counted."""
-    positions = backbone.geometry.positions
-    match foreign.prompt:
-        case KVPrefix(shifted=True) as prefix if positions is not None:
-            return positions - prefix.length
-        case _:
-            return None
-
-
-def _check_soft(foreign: Foreign, template: str) -> None:
-    length = foreign.prompt.length if isinstance(foreign.prompt, InputPrompt) else 0
-    soft = parse(template).soft_length
-    if soft != length:
-        msg = (
-            f"the template {template!r} has {soft} soft tokens, but the prompt has {length} to "
-            f"stand in it. Write one such as {foreign.template!r}."
-        )
-        raise TemplateError(msg)

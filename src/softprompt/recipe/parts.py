@@ -1,6 +1,7 @@
 """Single tables of a recipe, where there is no whole one: which backbone, and what task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from pydantic import ValidationError
@@ -43,16 +44,24 @@ def read_parts(
     return section, task
 
 
+def _kind(values: Iterable[str]) -> str | None:
+    """The only task that has one of these keys."""
+    keys = {kind: {field.name for field in fields(made)} for kind, made in TASKS.items()}
+    common = set.intersection(*keys.values())
+    found = [kind for kind, own in keys.items() if (own - common) & {*values}]
+    return found[0] if len(found) == 1 else None
+
+
 def _task(table: object, faults: list[str]) -> TaskSettings | None:
     if not isinstance(table, dict):
         faults.append(f"task: must be a table of keys, not {table!r}.")
         return None
     values: dict[str, Any] = dict(table)
-    kind = values.pop("kind", "classify" if "verbalizer" in values else None)
+    kind = values.pop("kind", None) or _kind(values)
     if kind is None:
         faults.append("task.kind: is missing. Add it: classify or generate.")
         return None
-    if kind not in TASKS:
+    if not isinstance(kind, str) or kind not in TASKS:
         faults.append(f"task.kind: {unknown('task', str(kind), options=TASKS)}")
         return None
     try:

@@ -55,9 +55,12 @@ def base_of(name: str, source: Path) -> Base:
     """Which backbone a file of this format says that it belongs to.
 
     Raises:
-        ArtifactError: there is no such format, or the file cannot be read.
+        ArtifactError: there is no such format or file, or it cannot be read.
     """
     reader(name)
+    if not source.exists():
+        msg = f"there is no file or folder {source}. Give what is to be imported."
+        raise ArtifactError(msg)
     return FORMATS[name].base(source)
 
 

@@ -4,13 +4,14 @@ Those of a T5 stand before the text of the encoder; the file says nothing of its
 """
 
 import io
+import tokenize
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from softprompt.artifact.formats.foreign import Foreign, Outgoing
-from softprompt.artifact.formats.reading import LARGEST, checked, contents, found
+from softprompt.artifact.formats.reading import PICKLES, checked, contents, found, refused
 from softprompt.artifact.formats.vectors import only_vectors, plain
 from softprompt.backbone import Backbone
 from softprompt.errors import ArtifactError
@@ -18,6 +19,20 @@ from softprompt.errors import ArtifactError
 FILE = "prompt.npy"
 # What T5X names the file; it has no ending there.
 _NAMES = (FILE, "encoder.prompt.prompt.prompt", "prompt")
+# Its header is Python, which numpy reads as such.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    EOFError,
+    OSError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    tokenize.TokenError,
+)
+_HEADER = 1 << 16
+_SAVE = "numpy.save(path, array.astype('float32'))."
 _DTYPES = (np.float16, np.float32, np.float64)
 
 
@@ -29,14 +44,16 @@ def read(source: Path, backbone: Backbone) -> dict[str, Foreign]:
     """
     path = found(source, _NAMES, what="npy prompt")
     array = _array(path)
-    if array.dtype not in _DTYPES:
+    # In whatever order of bytes; those of structures and texts are none of these either.
+    if array.dtype.newbyteorder("=") not in _DTYPES:
         msg = (
             f"{path} holds {array.dtype}, but a prompt is float16, float32 or float64. Convert it."
         )
         raise ArtifactError(msg)
     # Numpy's doubles have no place in an artifact; nobody trained in them.
-    wide = array.dtype == np.float64
-    vectors = torch.from_numpy(np.ascontiguousarray(array, np.float32 if wide else array.dtype))
+    dtype = np.float16 if array.dtype.itemsize == np.float16().itemsize else np.float32
+    with np.errstate(over="ignore"):  # what is too large for float32 is told as infinite
+        vectors = torch.from_numpy(np.array(array, dtype, order="C"))
     checked(path, {"the array": vectors})
     return {"": plain(vectors, backbone, path=path, form="npy")}
 
@@ -56,17 +73,21 @@ def write(given: Outgoing) -> dict[str, bytes]:
 
 def _array(path: Path) -> np.ndarray:
     raw = contents(path)
-    try:  # numpy refuses objects, which are pickles, unless told otherwise
-        made: np.ndarray = np.load(io.BytesIO(raw), max_header_size=1 << 16)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+    if raw.startswith(b"PK") and b".npy" in raw[:_HEADER]:
+        msg = (
+            f"{path} is an archive of arrays (.npz), but a prompt is a single one. Save it alone: "
+            f"{_SAVE}"
+        )
+        raise ArtifactError(msg)
+    if raw.startswith(PICKLES):
+        raise ArtifactError(refused(path))
+    try:  # objects, which are pickles, it refuses as long as it is not told otherwise
+        array: np.ndarray = np.lib.format.read_array(io.BytesIO(raw), max_header_size=_HEADER)
+    except _UNREADABLE as error:
         first, *_ = str(error).split("\n")
         msg = (
-            f"{path} ({len(raw):,} bytes) is no whole .npy file of numbers: {first} Arrays of "
-            f"objects are pickles and are refused; at most {LARGEST:,} bytes are read. Save it "
-            "again with numpy.save(path, array.astype('float32'))."
+            f"{path} ({len(raw):,} bytes) is no whole .npy file of numbers: {first.rstrip('.')}. "
+            f"Objects are pickles and are refused. Save it again: {_SAVE}"
         )
         raise ArtifactError(msg) from error
-    if not isinstance(made, np.ndarray):
-        msg = f"{path} is an archive of several arrays. Save the prompt alone: numpy.save."
-        raise ArtifactError(msg)
-    return made
+    return array

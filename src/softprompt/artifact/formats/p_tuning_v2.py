@@ -25,6 +25,7 @@ FILE = "model.safetensors"
 _EMBEDDING = "prefix_encoder.embedding.weight"
 _MLP = tuple(f"prefix_encoder.trans.{at}.{part}" for at in (0, 2) for part in ("weight", "bias"))
 _HEAD = {"output.weight": "classifier.weight", "output.bias": "classifier.bias"}
+_OUTPUT = "output.weight"
 _FAMILIES = ("bert", "roberta")
 
 
@@ -57,7 +58,7 @@ def read(source: Path, backbone: Backbone) -> dict[str, Foreign]:
             template="{text}",
             task=task,
             head=head,
-            classes=len(head["output.weight"]) if head else 0,
+            classes=len(head[_OUTPUT]) if head else 0,
             note={"format": "p-tuning-v2"},
         )
     }
@@ -106,6 +107,7 @@ def _prefix(held: Mapping[str, Tensor], path: Path) -> Tensor:
         )
         raise ArtifactError(msg)
     embedding = held[_EMBEDDING]
+    checked(path, {key: held[key] for key in held if key.startswith("prefix_encoder.")})
     present = [name for name in _MLP if name in held]
     known = {_EMBEDDING, *_MLP}
     odd = sorted(k for k in held if k.startswith("prefix_encoder.") and k not in known)
@@ -113,11 +115,27 @@ def _prefix(held: Mapping[str, Tensor], path: Path) -> Tensor:
         what = f"holds {odd[0]}" if odd else f"has {', '.join(present)} but not all four of its MLP"
         msg = f"{path} {what}: it is no whole prefix encoder of P-tuning v2. Fetch it again."
         raise ArtifactError(msg)
-    if not present:
-        return embedding
-    first, first_bias, second, second_bias = (held[name] for name in _MLP)
-    with torch.no_grad():
-        return F.linear(F.linear(embedding, first, first_bias).tanh(), second, second_bias)
+    made = _through(*(held[name].float() for name in (_EMBEDDING, *_MLP))) if present else embedding
+    if made is None or made.ndim != 2 or not len(made):  # noqa: PLR2004  # a table
+        shapes = ", ".join(f"{key} {[*held[key].shape]}" for key in (_EMBEDDING, *present))
+        msg = (
+            f"{path} holds {shapes}, but a prefix of P soft tokens is [P, 2·L·H], or [P, H] with "
+            "an MLP that makes the other of it. Give a checkpoint of P-tuning v2."
+        )
+        raise ArtifactError(msg)
+    return made
+
+
+def _through(embedding: Tensor, *mlp: Tensor) -> Tensor | None:
+    """What their MLP makes of the embedding; None if the shapes do not fit."""
+    first, first_bias, second, second_bias = mlp
+    if [t.ndim for t in (embedding, *mlp)] != [2, 2, 1, 2, 1]:
+        return None
+    try:
+        with torch.no_grad():
+            return F.linear(F.linear(embedding, first, first_bias).tanh(), second, second_bias)
+    except RuntimeError:
+        return None
 
 
 def _head(held: Mapping[str, Tensor], backbone: Backbone, *, path: Path) -> dict[str, Tensor]:
@@ -125,11 +143,11 @@ def _head(held: Mapping[str, Tensor], backbone: Backbone, *, path: Path) -> dict
     if not own:
         return {}
     family = backbone.geometry.family
-    if family not in _FAMILIES or len(own) != len(_HEAD):
+    if family not in _FAMILIES or len(own) != len(_HEAD) or own[_OUTPUT].ndim != 2:  # noqa: PLR2004  # [C, H]
         msg = (
             f"{path} has a classifier that cannot be read for {family}: of BERT and RoBERTa, "
-            "classifier.weight and classifier.bias are. Give a backbone of these, or the prefix "
-            "alone."
+            "classifier.weight [C, H] and classifier.bias [C] are. Give a backbone of these, "
+            "or the prefix alone."
         )
         raise ArtifactError(msg)
     pooler = {f"dense.{p}": held.get(f"{family}.pooler.dense.{p}") for p in ("weight", "bias")}

@@ -92,14 +92,14 @@ def _config(source: Path) -> dict[str, Any]:
     path = found(source, [CONFIG], what="PEFT adapter")
     config = settings(path)
     kind = config.get("peft_type")
-    if kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _TYPES:
         msg = (
             f"{path}: {unknown('peft_type', str(kind), options=_TYPES)} "
             "Only soft prompts can be imported."
         )
         raise ArtifactError(msg)
     task = config.get("task_type")
-    if task is not None and task not in _TASKS:
+    if task is not None and (not isinstance(task, str) or task not in _TASKS):
         msg = (
             f"{path}: task_type is {task!r}, which softprompt has no task for. It has "
             f"{', '.join(sorted(_TASKS))}."
@@ -129,10 +129,17 @@ def _prompts(
         # An encoder-decoder's has twice the rows; PEFT never reads the second half.
         return {"": InputPrompt(stored[:length].clone())}
     cols, rows = (_named(held, name, path=path) for name in (_COLS, _ROWS))
-    if cols.ndim != 3 or rows.ndim != 3 or cols.shape[::2] != rows.shape[:2]:  # noqa: PLR2004  # T, P, r and T, r, E
+    tasks, rank = cols.shape[:1], cols.shape[2:]
+    whole, width = stored.shape
+    if (
+        cols.shape != (*tasks, whole, *rank)
+        or rows.shape != (*tasks, *rank, width)
+        or not rank
+        or 0 in cols.shape
+    ):
         msg = (
-            f"{path}: {_COLS} {[*cols.shape]} and {_ROWS} {[*rows.shape]} must be [T,P,r] and "
-            "[T,r,E]. They are not of one adapter."
+            f"{path}: {_COLS} {[*cols.shape]} and {_ROWS} {[*rows.shape]} must be [T,{whole},r] "
+            f"and [T,r,{width}]. They are not of one adapter."
         )
         raise ArtifactError(msg)
     # One task at a time, as PEFT multiplies them: the last bits are the same then.
@@ -188,10 +195,10 @@ def _head(
             )
             raise ArtifactError(msg)
         head[own] = tensor
-    if "output.weight" not in head:
+    if "output.weight" not in head or head["output.weight"].ndim != 2:  # noqa: PLR2004  # [C, H]
         msg = (
-            f"{path} has no {_HEAD}{form.theirs('output.weight')}, the trained head of SEQ_CLS. "
-            f"Fetch it again, or correct task_type in {CONFIG}."
+            f"{path} has no {_HEAD}{form.theirs('output.weight')} [C,H], the trained head of "
+            f"SEQ_CLS. Fetch it again, or correct task_type in {CONFIG}."
         )
         raise ArtifactError(msg)
     modules = {own.rsplit(".", 1)[0] for own in head}

@@ -24,6 +24,17 @@ _COMMON: dict[str, Any] = {
     "num_layers": None,
     "token_dim": None,
 }
+# What PEFT would open or run if it trained on from the folder, and what is written anew.
+_NOT_PASSED_ON = {
+    "auto_mapping",
+    "inference_mode",
+    "modules_to_save",
+    "prompt_tuning_init",
+    "prompt_tuning_init_state_dict_path",
+    "prompt_tuning_init_text",
+    "tokenizer_kwargs",
+    "tokenizer_name_or_path",
+}
 
 
 def write(given: Outgoing) -> dict[str, bytes]:
@@ -71,7 +82,9 @@ def _imported(artifact: Artifact) -> dict[str, Any]:
     note = artifact.manifest.recipe.get("imported")
     config = note.get("config") if isinstance(note, Mapping) else None
     own = INPUTS if isinstance(artifact.prompt, InputPrompt) else PREFIXES
-    return dict(config) if isinstance(config, Mapping) and config.get("peft_type") in own else {}
+    if not isinstance(config, Mapping) or config.get("peft_type") not in own:
+        return {}
+    return {key: value for key, value in config.items() if key not in _NOT_PASSED_ON}
 
 
 def _task_type(artifact: Artifact, kind: str) -> str:

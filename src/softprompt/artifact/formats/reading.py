@@ -1,7 +1,9 @@
 """Read files that other programs wrote: nothing runs, nothing outside is opened, all is checked."""
 
 import json
+import math
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from softprompt.artifact.files import PICKLED
+from softprompt.artifact.manifest import once
 from softprompt.errors import ArtifactError
 
 # Far beyond any prompt, and small enough to be read at once.
 LARGEST = 4 << 30
 # How a zip archive starts, as torch.save writes it, and a bare pickle of protocol 2 to 5.
-_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _UNREADABLE = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -61,6 +64,9 @@ def contents(path: Path) -> bytes:
         ArtifactError: it cannot be read, or is too large for any prompt.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            msg = f"{path} is no ordinary file. Give a file, or the folder it is in."
+            raise ArtifactError(msg)
         size = path.stat().st_size
         if size > LARGEST:
             msg = (
@@ -75,20 +81,21 @@ def contents(path: Path) -> bytes:
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, all of them finite numbers.
+    """The tensors of a safetensors file.
 
     Raises:
-        ArtifactError: it is a pickle, cut short, or holds something that is no number.
+        ArtifactError: it is a pickle, cut short, or of types that torch lacks.
     """
     raw = contents(path)
     try:
         loaded = safetensors.torch.load(raw)
     except _UNREADABLE as error:
-        if raw.startswith(_PICKLES):
+        if raw.startswith(PICKLES):
             raise ArtifactError(refused(path)) from error
         first, *_ = str(error).split("\n")
         msg = (
-            f"{path} ({len(raw):,} bytes) is cut short, damaged or no safetensors file: {first}. "
+            f"{path} ({len(raw):,} bytes) is cut short, damaged or no safetensors file: "
+            f"{first.rstrip('.')}. "
             "Fetch it again."
         )
         raise ArtifactError(msg) from error
@@ -125,12 +132,19 @@ def settings(path: Path) -> dict[str, Any]:
         ArtifactError: it is no such file.
     """
     try:
-        table = json.loads(contents(path).decode("utf-8"), parse_constant=_no_number)
+        table = json.loads(
+            contents(path).decode("utf-8"),
+            parse_constant=_no_number,
+            parse_float=_finite,
+            object_pairs_hook=once,
+        )
     except (ValueError, RecursionError) as error:
-        msg = f"{path} is no JSON in UTF-8: {error}. Fetch it again."
+        msg = f"{path} is no JSON in UTF-8 with keys that differ: {error}. Fetch it again."
         raise ArtifactError(msg) from error
     if not isinstance(table, dict):
-        msg = f"{path} holds a {type(table).__name__}, but a table of keys is needed."
+        msg = (
+            f"{path} holds a {type(table).__name__}, but a table of keys is needed. Fetch it again."
+        )
         raise ArtifactError(msg)
     return table
 
@@ -143,28 +157,31 @@ def count(table: Mapping[str, Any], key: str, *, path: Path) -> int:
     """
     value = table.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        msg = f"{path}: {key} is {value!r}, but it must be a whole number from 1 up."
+        msg = (
+            f"{path}: {key} is {value!r}, but it must be a whole number from 1 up. Fetch it again."
+        )
         raise ArtifactError(msg)
     return value
 
 
 def refused(path: Path) -> str:
     """What is said of a pickle, and how to convert one that is trusted."""
-    goal = path.with_suffix(".safetensors").name
+    goal = path.with_suffix(".safetensors")
     return (
         f"{path} is a pickle or an archive of torch.save, which is refused: reading one can run "
         "any code. Where you trust it, convert it and import the result:\n"
         '  python -c "import sys, torch; from safetensors.torch import save_file; '
         "s = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
         'save_file({k: v.contiguous().clone() for k, v in s.items()}, sys.argv[2])" '
-        f"{path} {goal}"
+        f"{shlex.quote(str(path))} {shlex.quote(str(goal))}"
     )
 
 
 def _inside(folder: Path, path: Path) -> Path:
     home, goal = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     # What the Hub's cache holds of one snapshot are links to the blobs beside it.
-    cached = home.parent.name == "snapshots" and goal.is_relative_to(home.parent.parent / "blobs")
+    stores = [p.parent / "blobs" for p in home.parents if p.name == "snapshots"]
+    cached = any(goal.is_relative_to(store) for store in stores)
     if not goal.is_relative_to(home) and not cached:
         msg = (
             f"{path} is a link to {goal}, outside the folder; only what lies in it is read. Copy "
@@ -186,3 +203,11 @@ def _hint(source: Path, names: list[str]) -> str:
 def _no_number(word: str) -> Callable[[], None]:
     msg = f"{word} is no number of JSON's"
     raise ValueError(msg)
+
+
+def _finite(word: str) -> float:
+    number = float(word)
+    if not math.isfinite(number):
+        msg = f"{word} is beyond all numbers"
+        raise ValueError(msg)
+    return number
