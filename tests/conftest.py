@@ -159,7 +159,7 @@ CONFIGS = ENCODER_CONFIGS | CAUSAL_CONFIGS | SEQ2SEQ_CONFIGS
 FAMILIES, ENCODERS = tuple(CONFIGS), tuple(ENCODER_CONFIGS)
 CAUSAL, SEQ2SEQ = tuple(CAUSAL_CONFIGS), tuple(SEQ2SEQ_CONFIGS)
 # families whose attention keys and values can enter
-KV = tuple(name for name in FAMILIES if name not in {"deberta_v2", "bloom"})
+KV = tuple(name for name in FAMILIES if name != "deberta_v2")
 # Methods small enough for tiny backbones; a method that is not here runs with its own defaults.
 SMALL = {
     "p-tuning": {"hidden_size": 8},
@@ -169,8 +169,8 @@ SMALL = {
 SETTINGS: dict[str, MethodSettings] = {
     name: made(**SMALL.get(name, {})) for name, made in METHODS.items()
 }
-# causal families whose head can be baked: those that take keys, values and position ids
-BAKED = tuple(name for name in CAUSAL if name != "bloom")
+# families whose head can be baked
+BAKED = CAUSAL
 # BART counts positions from the first column, padding or not, and takes no others.
 LEFT = tuple(name for name in FAMILIES if name != "bart")
 # "late" is an input prompt that enters at the second layer

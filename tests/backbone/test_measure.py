@@ -8,7 +8,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from softprompt.backbone import example, wrap
-from softprompt.backbone.seam import Recorder, listening
+from softprompt.backbone.record import Recorder
+from softprompt.backbone.seam import listening
 from softprompt.errors import BackboneError
 
 # family: (kind, embedding width, width of the states, sites, heads, head size, positions, offset)
@@ -23,7 +24,7 @@ FACTS = {
     "gpt2": ("causal", 32, 32, 2, 4, 8, 64, 0),
     "opt": ("causal", 16, 16, 2, 4, 8, 64, 0),  # projected out again behind the layers
     "gpt_neox": ("causal", 32, 32, 2, 4, 8, 64, 0),
-    "bloom": ("causal", 32, 32, 0, 0, 0, None, None),
+    "bloom": ("causal", 32, 32, 2, 4, 8, None, None),
     "llama": ("causal", 32, 32, 2, 2, 10, 64, 0),
     "mistral": ("causal", 32, 32, 2, 2, 10, 64, 0),
     "qwen3": ("causal", 32, 32, 2, 2, 10, 64, 0),
@@ -42,6 +43,13 @@ def test_the_facts_of_a_family(backbone, family):
     assert (*found, g.position_offset) == FACTS[family]
     assert g.vocabulary == 366
     assert g.window == WINDOWS.get(family)
+
+
+def test_where_a_rows_own_tokens_attend_to_one_another(backbone, family):
+    """T5 and BART call two layers of their encoder, then self- and cross-attention in turn."""
+    g = backbone(family).geometry
+    assert g.own_sites == ((2, 4) if family in {"t5", "bart"} else tuple(range(g.sites)))
+    assert g.movable
 
 
 def test_the_scale_of_a_token(backbone, family):

@@ -23,7 +23,7 @@ WAYS = (
     "text of a seq2seq",
     "a choice",
 )
-NO_PREFIX = {"deberta_v2", "bloom"}
+NO_PREFIX = {"deberta_v2"}
 WORDS = {"negative": " bad", "positive": [" good", " great"]}
 Made = Callable[..., Model]
 

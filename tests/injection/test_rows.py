@@ -1,5 +1,7 @@
 """Proofs 8 and 9: every row has its own prompt and no other, and none is the bare backbone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -27,8 +29,8 @@ def cases(make) -> list[tuple[object, torch.Tensor]]:
             (make.prefix(1, layers=(0,)), make.rows("kv", 7)[0]),
             (make.late_prompt(2), make.rows("input", 6, length=2)[0]),
         ]
-    if sites and make.backbone.geometry.position_offset is not None:
-        found.append((make.prefix(2, shifted=True), make.rows("kv", 5)[0]))
+        own = make.backbone.geometry.own_sites
+        found.append((make.prefix(2, shifted=True, layers=own), make.rows("kv", 5)[0]))
     return found
 
 
@@ -156,10 +158,9 @@ class TestFit:
             "that it was trained for."
         )
 
-    @pytest.mark.parametrize("family", ["bloom", "deberta_v2"])
-    def test_attention_of_its_own(self, backbone, family):
+    def test_attention_of_its_own(self, backbone):
         prefix = KVPrefix(torch.zeros(1, 4, 2, 8), torch.zeros(1, 4, 2, 8), (0,))
-        message = self.message(backbone(family), prefix)
+        message = self.message(backbone("deberta_v2"), prefix)
         assert "has an attention of its own, which keys and values cannot enter" in message
         assert "prompt-tuning or p-tuning" in message
 
@@ -177,10 +178,21 @@ class TestFit:
         )
 
     @pytest.mark.parametrize("family", ["t5", "bart"])
-    def test_positions_that_cannot_be_moved(self, backbone, maker, family):
-        """They are not left where they are in silence."""
+    def test_positions_of_a_decoder(self, backbone, maker, family):
+        """A prefix with positions has them among the decoder's own tokens, and nowhere else."""
         message = self.message(backbone(family), maker(family).prefix(3, shifted=True))
         assert message == (
-            f"the prefix was made with positions moved up by 3, but {family} takes no position "
-            "ids. Train a prefix for it here instead."
+            "the prefix was made with positions moved up by 3 and speaks on the layers 0, 1, 2, 3, "
+            f"4, 5, but in {family} positions are those of its decoder's own tokens, on the layers "
+            "2, 4. Leave the others out, or train a prefix for it here instead."
+        )
+
+    def test_positions_that_cannot_be_moved(self, backbone, maker):
+        """They are not left where they are in silence."""
+        own = backbone("bart")
+        fixed = replace(own, geometry=replace(own.geometry, movable=False))
+        prefix = maker("bart").prefix(3, shifted=True, layers=(2, 4))
+        assert self.message(fixed, prefix) == (
+            "the prefix was made with positions moved up by 3, but bart takes no position ids. "
+            "Train a prefix for it here instead."
         )

@@ -91,7 +91,7 @@ def test_text_before_the_prompt_has_no_graph(bound, words, rows, monkeypatch):
     assert graphs == [False] * task.backbone.geometry.sites
 
 
-@pytest.mark.parametrize("family", ["bloom", "bert", "t5"])
+@pytest.mark.parametrize("family", ["bert", "t5"])
 def test_what_cannot_be_cut_is_run_whole(family, backbone):
     own = backbone(family)
     soft = own.geometry.vocabulary

@@ -8,10 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.bloom.modeling_bloom import BloomAttention
 
 from softprompt.backbone import seam
 from softprompt.backbone.blocks import Block, find_blocks
+from softprompt.backbone.bloom import ALIBI
 from softprompt.backbone.model import Geometry, Kind, accepts
+from softprompt.backbone.place import Bias, Buckets, find_bias, find_table
+from softprompt.backbone.record import Recorder
+
+_TOKENS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +29,19 @@ class Site:
         heads: N, key/value heads.
         head_size: D.
         window: how far back it sees, if it says so.
+        own: whether a row's own tokens attend to one another, as in all but cross-attention; of
+            an encoder-decoder, its decoder's.
+        biased: whether there is a bias by distance.
+        bias: what computes it, if that can be told.
     """
 
     module: nn.Module
     heads: int
     head_size: int
     window: int | None
+    own: bool
+    biased: bool
+    bias: Bias | None
 
 
 def body_of(model: PreTrainedModel, kind: Kind) -> PreTrainedModel:
@@ -45,7 +58,7 @@ def probe_ids(model: PreTrainedModel) -> Int[Tensor, "1 3"]:
     """Three ordinary ids; the highest of the first hundred, clear of most special ones."""
     weight = table_of(model).weight
     top = min(100, weight.shape[0]) - 1
-    return torch.tensor([[top, top - 1, top - 2]], device=weight.device)
+    return top - torch.arange(_TOKENS, device=weight.device)[None]
 
 
 @torch.no_grad()
@@ -57,14 +70,31 @@ def dry_run(
     Returns:
         Its attention calls in order (none where its attention is not open), and the last states.
     """
-    recorder = seam.Recorder()
+    recorder = Recorder()
     with seam.listening(recorder):
         states = _states(model, kind)
-    sites = [
-        Site(module, seen.key.shape[1], seen.key.shape[3], seen.window)
-        for module, seen in recorder.calls
-    ]
-    return sites if open_attention else [], states
+    if not open_attention:
+        return [], states
+    halves = kind == "encoder-decoder"
+    inside = {id(m) for m in model.get_encoder().modules()} if halves else set()
+    sites, biases = list[Site](), dict[nn.Module, Bias]()
+    for number, (module, seen) in enumerate(recorder.calls, start=1):
+        # A decoder's own tokens are one more than the encoder's, which cross-attention sees.
+        own = not halves or (id(module) not in inside and seen.key.shape[2] == _TOKENS)
+        table = find_bias(recorder.calls[:number]) if own else None
+        bias = None if table is None else biases.setdefault(table, Buckets(table))
+        bias = ALIBI if isinstance(module, BloomAttention) else bias
+        shape = seen.key.shape[1], seen.key.shape[3]
+        sites.append(Site(module, *shape, seen.window, own, seen.bias is not None, bias))
+    return sites, states
+
+
+@torch.no_grad()
+def position_table(model: PreTrainedModel, kind: Kind) -> nn.Module | None:
+    """Where a decoder that takes no position ids looks positions up, if it does."""
+    if kind != "encoder-decoder":
+        return None
+    return find_table(model, run=lambda: _states(model, kind))
 
 
 @torch.no_grad()
@@ -86,10 +116,14 @@ def measure(
     calls: list[Site],
     blocks: list[Block],
     states: Float[Tensor, "1 3 H"],
+    table: nn.Module | None,
 ) -> Geometry:
-    """The geometry of a model, from what a dry run gave."""
-    offset = _position_offset(model, kind)
+    """The geometry of a model, from what a dry run gave and the decoder's position table."""
     vocabulary, embedding_size = table_of(model).weight.shape
+    offset = _position_offset(model, kind)
+    own = [site for site in calls if site.own]
+    biased = [site for site in own if site.biased]
+    placed = offset is not None or bool(own and (biased or table is not None))
     return Geometry(
         kind=kind,
         family=model.config.model_type,
@@ -105,6 +139,8 @@ def measure(
         window=_window(model),
         window_told=any(site.window is not None for site in calls),
         position_offset=offset,
+        own_sites=tuple(number for number, site in enumerate(calls) if site.own),
+        movable=placed and all(site.bias is not None for site in biased),
         embedding_rms=_embedding_rms(model),
     )
 
@@ -113,7 +149,8 @@ def _states(model: PreTrainedModel, kind: Kind, *, positions: Tensor | None = No
     ids = probe_ids(model)
     mask = torch.ones_like(ids)
     if kind == "encoder-decoder":
-        states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        given = {"input_ids": ids[:, 1:], "attention_mask": mask[:, 1:]}
+        states = model.get_encoder()(**given).last_hidden_state
         return _last(model.get_decoder()(input_ids=ids, encoder_hidden_states=states))
     explicit = {} if positions is None else {"position_ids": positions}
     return _last(model.base_model(input_ids=ids, attention_mask=mask, **explicit))

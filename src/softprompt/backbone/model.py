@@ -12,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softprompt.backbone.head import Head
+from softprompt.backbone.place import Bias
 from softprompt.errors import BackboneError
 
 Kind = Literal["causal", "encoder", "encoder-decoder"]
@@ -39,6 +40,11 @@ class Geometry:
         window_told: whether attention calls say which window is theirs.
         position_offset: what to add to 0, 1, 2 … for explicit position ids (RoBERTa counts from
             2); None where the backbone takes no position ids.
+        own_sites: the attention sites at which a row's own tokens attend to one another: all of
+            them; of an encoder-decoder those of its decoder's self-attention, in the order of its
+            layers. These are what a prefix made by PEFT speaks at.
+        movable: whether a prefix can move rows up: by position ids, or as
+            :mod:`~softprompt.backbone.place` does it for a decoder that takes none.
         embedding_rms: root mean square of the table's entries, the scale of a real token.
     """
 
@@ -56,6 +62,8 @@ class Geometry:
     window: int | None
     window_told: bool
     position_offset: int | None
+    own_sites: tuple[int, ...]
+    movable: bool
     embedding_rms: float
 
 
@@ -92,6 +100,7 @@ class Backbone:
         head: the language-model head alone; None if the checkpoint has none.
         site_of: for each attention module, the sites it serves in the order of its calls.
         block_of: for each layer, likewise which of the blocks it is.
+        bias_of: for attention modules with a bias by distance, what computes it.
         sharded: whether each of several processes holds a share of the layers' weights. All must
             then run it alike.
     """
@@ -105,6 +114,7 @@ class Backbone:
     head: Head | None
     site_of: dict[nn.Module, tuple[int, ...]] = field(repr=False)
     block_of: dict[nn.Module, tuple[int, ...]] = field(repr=False)
+    bias_of: dict[nn.Module, Bias] = field(repr=False)
     sharded: bool = False
 
     @property

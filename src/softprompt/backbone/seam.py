@@ -6,10 +6,9 @@ the model's entrance it is turned into a keyword argument, which gradient checkp
 the second forward pass that it runs when the context is long gone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -50,11 +49,17 @@ class Listener(Protocol):
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
         """Embed ids, soft ones included; ``table`` embeds the backbone's own."""
 
-    def call(self, positions: Tensor | None) -> Pass:
+    def moved(self, batch: int) -> Tensor | None:
+        """By how much each of so many rows is moved up, ``[B]``; None if none is.
+
+        Asked where the model takes no position ids.
+        """
+
+    def call(self, positions: Tensor) -> Pass:
         """Begin one pass through the model, whose tokens stand at these positions.
 
         Args:
-            positions: ``[B or 1, T]``, of a decoder its own; None if none of its ids were given.
+            positions: ``[B or 1, T]``; a decoder's are its own tokens'.
         """
 
 
@@ -71,12 +76,28 @@ def listening(listener: Listener) -> Iterator[None]:
         _current.reset(token)
 
 
+def current() -> Listener | None:
+    """Who listens in this context."""
+    return _current.get()
+
+
+def ride(tensor: Tensor, call: Pass) -> None:
+    """Let a pass go along with a tensor, where layers are handed no keyword of ours."""
+    setattr(tensor, _KEYWORD, call)
+
+
+def riding(given: Mapping[str, Any]) -> Pass | None:
+    """The pass that comes with a layer's keyword arguments; BLOOM's rides on its alibi."""
+    call: Pass | None = given.get(_KEYWORD, getattr(given.get("alibi"), _KEYWORD, None))
+    return call
+
+
 def install(model: PreTrainedModel) -> bool:
     """Open the seam in a model, once, at load.
 
     Returns:
         Whether its attention goes through transformers' attention interface. Where it does not
-        (DeBERTa, BLOOM), only the input table is opened.
+        (DeBERTa; BLOOM, which :mod:`~softprompt.backbone.bloom` opens), only the input table is.
     """
     for table in _tables(model):
         table.forward = partial(_embed, table.forward)
@@ -92,6 +113,11 @@ def open_blocks(blocks: Sequence[Block]) -> None:
     """Let listeners change what these layers are given, and leave layers out."""
     for block in {id(b.module): b for b in blocks}.values():
         block.module.forward = partial(_block, block.module.forward, block)
+
+
+def open_positions(table: nn.Module) -> None:
+    """Let listeners move the rows of a decoder that takes no position ids."""
+    table.forward = partial(_placed, table.forward)
 
 
 def _stacks(model: PreTrainedModel) -> list[PreTrainedModel]:
@@ -119,9 +145,11 @@ def _pass_on(
     _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     listener = _current.get()
-    if listener is None or _KEYWORD in kwargs:
+    positions = _positions(kwargs)
+    # Where they are not known here, the pass begins further in.
+    if listener is None or positions is None or _KEYWORD in kwargs:
         return None
-    return args, kwargs | {_KEYWORD: listener.call(_positions(kwargs))}
+    return args, kwargs | {_KEYWORD: listener.call(positions)}
 
 
 def _positions(kwargs: dict[str, Any]) -> Tensor | None:
@@ -138,6 +166,23 @@ def _positions(kwargs: dict[str, Any]) -> Tensor | None:
     return torch.arange(ids.shape[1], device=ids.device)[None] + held
 
 
+def _placed(
+    forward: Callable[..., Tensor],
+    rows: Tensor | tuple[int, int],
+    *args: Any,  # noqa: ANN401  # transformers' own arguments, passed on untouched
+    **kwargs: Any,  # noqa: ANN401
+) -> Tensor:
+    listener = _current.get()
+    batch = len(rows) if isinstance(rows, Tensor) else rows[0]
+    moved = None if listener is None else listener.moved(batch)
+    if moved is None:
+        return forward(rows, *args, **kwargs)
+    # It takes the same positions for all rows; so all are asked for, one after the other.
+    where = kwargs["position_ids"] + moved[:, None]
+    found = forward(rows, *args, **kwargs | {"position_ids": where.flatten()})
+    return found.reshape(*where.shape, -1)
+
+
 def _block(
     forward: Callable[..., Any],
     block: Block,
@@ -145,7 +190,7 @@ def _block(
     *args: Any,  # noqa: ANN401  # transformers' own arguments, passed on untouched
     **kwargs: Any,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
-    call: Pass | None = kwargs.get(_KEYWORD)
+    call = riding(kwargs)
     if call is None:
         return forward(states, *args, **kwargs)
     states, awake = call.enter(block.module, states)
@@ -185,53 +230,6 @@ def _attention(
         return attend(module, call.attend(module, plain), options=kwargs), None
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output, None
-
-
-@dataclass
-class Recorder:
-    """A listener that changes nothing and keeps each attention call.
-
-    Args:
-        below: another listener that goes first; None for the bare model.
-        until: the first block that is left out, what it is given being kept instead; None to run
-            them all.
-    """
-
-    below: Listener | None = None
-    until: int | None = None
-    calls: list[tuple[nn.Module, Attention]] = field(default_factory=list, init=False)
-    given: list[Tensor] = field(default_factory=list, init=False)
-
-    def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
-        """Embed as the listener below does."""
-        return table(ids) if self.below is None else self.below.embed(ids, table)
-
-    def call(self, positions: Tensor | None) -> Pass:
-        """Record one pass."""
-        return _Recorded(self, None if self.below is None else self.below.call(positions))
-
-
-class _Recorded:
-    """One pass. No dataclass: FSDP makes copies of those that it finds among the arguments."""
-
-    def __init__(self, recorder: Recorder, below: Pass | None) -> None:
-        self.recorder, self.below = recorder, below
-        self.more: list[Any] = []
-        self.entered = 0
-
-    def attend(self, module: nn.Module, attention: Attention) -> Attention:
-        if self.recorder.until is None:
-            self.recorder.calls.append((module, attention))
-        return replace(attention) if self.below is None else self.below.attend(module, attention)
-
-    def enter(self, block: nn.Module, states: Tensor) -> tuple[Tensor, bool]:
-        number, until = self.entered, self.recorder.until
-        self.entered += 1
-        if number == until:
-            self.recorder.given.append(states)
-        if until is not None and number >= until:
-            return states, False
-        return (states, True) if self.below is None else self.below.enter(block, states)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)

@@ -6,9 +6,17 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softprompt.backbone import seam
+from softprompt.backbone.bloom import open_bloom
 from softprompt.backbone.fingerprint import fingerprint
 from softprompt.backbone.head import Head
-from softprompt.backbone.measure import body_of, dry_run, layers, measure, probe_ids
+from softprompt.backbone.measure import (
+    body_of,
+    dry_run,
+    layers,
+    measure,
+    position_table,
+    probe_ids,
+)
 from softprompt.backbone.model import Backbone, Inputs, Kind
 from softprompt.errors import BackboneError
 
@@ -40,7 +48,8 @@ def wrap(
     model.eval()
     _forget_generation(model)
     mark = fingerprint(body_of(model, kind), tokenizer)
-    calls, states = dry_run(model, kind, open_attention=seam.install(model))
+    opened = seam.install(model) or open_bloom(model)
+    calls, states = dry_run(model, kind, open_attention=opened)
     shapes = sorted({(site.heads, site.head_size) for site in calls})
     if len(shapes) > 1:
         msg = (
@@ -50,16 +59,20 @@ def wrap(
         raise BackboneError(msg)
     blocks = layers(model, kind, calls=calls)
     seam.open_blocks(blocks)
+    table = position_table(model, kind)
+    if table is not None:
+        seam.open_positions(table)
     return Backbone(
         name=name,
         revision=revision,
         model=model,
         tokenizer=tokenizer,
-        geometry=measure(model, kind, calls=calls, blocks=blocks, states=states),
+        geometry=measure(model, kind, calls=calls, blocks=blocks, states=states, table=table),
         fingerprint=mark,
         head=None if headless else Head(model),
         site_of=_numbered([site.module for site in calls]),
         block_of=_numbered([block.module for block in blocks]),
+        bias_of={site.module: site.bias for site in calls if site.bias is not None},
     )
 
 

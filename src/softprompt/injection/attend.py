@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F  # torch's own convention
 
 from softprompt.backbone.attention import Attention
+from softprompt.backbone.place import Bias
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,26 +19,27 @@ class SitePrefix:
         keys: one prefix a prompt, padded to the longest.
         values: likewise.
         visible: False on padding and on prompts that say nothing at this site; None if all True.
-        text: which prompts stand at the positions 0, 1, 2 …, where a sliding window forgets them;
-            the others have no position and are always seen. None if all are such.
     """
 
     keys: Float[Tensor, "R N P D"]
     values: Float[Tensor, "R N P D"]
     visible: Bool[Tensor, "R P"] | None
-    text: Bool[Tensor, " R"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """Attention masks of one pass: most sites share one, so each is made once.
+    """Attention masks and biases of one pass: most sites share one, so each is made once.
 
     Args:
-        positions: of the row's own tokens, for sliding windows.
+        positions: of the row's own tokens.
+        shift: how many positions each prompt takes up before its row: there it stands as text
+            does, so sliding windows forget it and biases by distance hold for it. What takes up
+            none has no position, is always seen and has no bias. None if all are such.
         made: by what they were made of, which is kept so that nothing else can take its identity.
     """
 
-    positions: Int[Tensor, "B T"] | None = None
+    positions: Int[Tensor, "B T"]
+    shift: Int[Tensor, " R"] | None
     made: dict[tuple[int, ...], tuple[Tensor | None, tuple[object, ...]]] = field(
         default_factory=dict
     )
@@ -63,10 +65,19 @@ class Masks:
         return replace(attention, mask=self.made[key][0])
 
     def extended(
-        self, attention: Attention, prefix: SitePrefix, *, rows: Int[Tensor, " B"]
+        self,
+        attention: Attention,
+        prefix: SitePrefix,
+        *,
+        rows: Int[Tensor, " B"],
+        bias: Bias | None,
     ) -> Attention:
-        """The row's keys and values with its prefix before them; the mask and bias to match."""
-        length = prefix.keys.shape[2]
+        """The row's keys and values with its prefix before them; the mask and bias to match.
+
+        Args:
+            rows: for each row of the batch the index of its prompt.
+            bias: what computes the attention's bias, if it is one by distance.
+        """
         which = repeated(rows, attention.query.shape[0])
         before = (prefix.keys, prefix.values)
         if len(prefix.keys) > 1:
@@ -75,24 +86,51 @@ class Masks:
             attention,
             before=before,
             mask=self._mask(attention, prefix, which),
-            bias=None if attention.bias is None else F.pad(attention.bias, (length, 0)),
+            bias=self._bias(attention, prefix, which=which, bias=bias),
         )
 
     def _mask(
         self, attention: Attention, prefix: SitePrefix, which: Int[Tensor, " b"]
     ) -> Tensor | None:
-        length, text = prefix.keys.shape[2], prefix.text
-        window = None if text is None else attention.window
+        length, shift = prefix.keys.shape[2], self.shift
+        window = None if shift is None else attention.window
         shape = (attention.query.shape[2], attention.key.shape[2], length)
-        given = (attention.mask, prefix.visible, text)
-        key = (*map(id, given), attention.causal, window or 0, *shape)
+        key = (id(attention.mask), id(prefix.visible), attention.causal, window or 0, *shape)
         if key not in self.made:
             seen = None if prefix.visible is None else prefix.visible[which][:, None, None, :]
-            if text is not None and window is not None and self.positions is not None:
-                near = _near(self.positions, length, window) | ~text[which][:, None, None, None]
+            if shift is not None and window is not None:
+                near = _near(self.positions, length, window)
+                near = near | (shift[which] == 0)[:, None, None, None]
                 seen = near if seen is None else seen & near
             made = _joined(attention, seen, length)
-            self.made[key] = made, given
+            self.made[key] = made, (attention.mask, prefix.visible)
+        return self.made[key][0]
+
+    def _bias(
+        self,
+        attention: Attention,
+        prefix: SitePrefix,
+        *,
+        which: Int[Tensor, " b"],
+        bias: Bias | None,
+    ) -> Tensor | None:
+        own, length = attention.bias, prefix.keys.shape[2]
+        if own is None:
+            return None
+        if bias is None or self.shift is None:
+            return F.pad(own, (length, 0))
+        key = (id(bias), *own.shape, length)
+        if key not in self.made:
+            shift = self.shift if len(self.shift) == 1 else self.shift[which]
+            before = bias(attention, length, shift=shift, held=self.positions[0, 0])
+            before = before.masked_fill((shift == 0)[:, None, None, None], 0)
+            batch = max(len(before), len(own))
+            parts = [t.expand(batch, -1, own.shape[2], -1) for t in (before, own)]
+            made = torch.cat(parts, dim=-1)
+            if made.requires_grad:
+                # Layers that are run again for their gradient must do the same a second time.
+                return made
+            self.made[key] = made, (bias,)
         return self.made[key][0]
 
 

@@ -67,11 +67,21 @@ def _check_prefix(geometry: Geometry, prefix: KVPrefix) -> None:
             f"{geometry.family} {reason}. Train a prefix for it here instead."
         )
         raise PromptError(msg)
+    apart = geometry.kind == "encoder-decoder" and not {*prefix.layers} <= {*geometry.own_sites}
+    if prefix.shifted and apart:
+        own = ", ".join(map(str, geometry.own_sites))
+        msg = (
+            f"the prefix was made with positions moved up by {prefix.length} and speaks on the "
+            f"layers {', '.join(map(str, prefix.layers))}, but in {geometry.family} positions are "
+            f"those of its decoder's own tokens, on the layers {own}. "
+            "Leave the others out, or train a prefix for it here instead."
+        )
+        raise PromptError(msg)
 
 
 def unmovable(geometry: Geometry) -> str | None:
     """Why a row's positions cannot be moved up, as a text goes on about a family; None if so."""
-    if geometry.position_offset is None:
+    if not geometry.movable:
         return "takes no position ids"
     if geometry.window is not None and not geometry.window_told:
         return "does not say which of its layers forget what leaves a sliding window"

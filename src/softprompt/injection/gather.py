@@ -1,7 +1,6 @@
 """The prompts of a batch, checked against the backbone and laid out row by row for the seam."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Int
@@ -35,9 +34,7 @@ def gather(
         if prompt is not None:
             check(backbone.geometry, prompt)
     lengths = [p.length if isinstance(p, KVPrefix) and p.shifted else 0 for p in prompts]
-    shift = torch.tensor(lengths, device=rows.device)
-    # What stands before a row as text does is forgotten as text is.
-    text = shift > 0 if any(lengths) else None
+    shift = torch.tensor(lengths, device=rows.device) if any(lengths) else None
     prefixes = [p if isinstance(p, KVPrefix) else None for p in prompts]
     named = {site for p in prefixes if p is not None for site in p.layers}
     levels = {p.layer for p in prompts if isinstance(p, InputPrompt)}
@@ -46,9 +43,10 @@ def gather(
         rows=rows,
         ids=ids,
         entrances={level: _entrance(prompts, level, device=rows.device) for level in levels},
-        sites={s: replace(_site(prefixes, s), text=text) for s in sorted(named)},
+        sites={site: _site(prefixes, site) for site in sorted(named)},
         site_of=backbone.site_of,
         block_of=backbone.block_of,
+        bias_of=backbone.bias_of,
         shift=shift,
     )
 

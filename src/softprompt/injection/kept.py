@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.backbone.model import Backbone, Inputs
-from softprompt.backbone.seam import Recorder, listening
+from softprompt.backbone.record import Recorder
+from softprompt.backbone.seam import listening
 from softprompt.backbone.shard import fetch_for
 from softprompt.injection.run import assign, positions
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt

@@ -52,7 +52,10 @@ class _Observer:
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
         return self.below.embed(ids, table)
 
-    def call(self, positions: Tensor | None) -> Pass:
+    def moved(self, batch: int) -> Tensor | None:
+        return self.below.moved(batch)
+
+    def call(self, positions: Tensor) -> Pass:
         return _ObservedPass(self, self.below.call(positions))
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from softprompt.backbone.attention import Attention
+from softprompt.backbone.place import Bias
 from softprompt.backbone.seam import Pass
 from softprompt.injection.attend import Masks, SitePrefix, repeated
 
@@ -53,7 +54,8 @@ class RowPrompts:
         sites: what is added at each attention site that some prompt speaks to.
         site_of: for each attention module, its sites in the order of its calls.
         block_of: likewise for blocks.
-        shift: by how many positions each prompt moves its row up.
+        bias_of: for attention modules with a bias by distance, what computes it.
+        shift: by how many positions each prompt moves its row up; None if none does.
         given: states to begin with, if there are any.
         latest: the ids of the pass that is going on.
     """
@@ -65,7 +67,8 @@ class RowPrompts:
     sites: dict[int, SitePrefix]
     site_of: dict[nn.Module, tuple[int, ...]]
     block_of: dict[nn.Module, tuple[int, ...]]
-    shift: Int[Tensor, " R"]
+    bias_of: dict[nn.Module, Bias]
+    shift: Int[Tensor, " R"] | None
     given: Given | None = None
     latest: list[Tensor] = field(default_factory=list)
 
@@ -91,9 +94,13 @@ class RowPrompts:
         own = torch.stack(later).any(dim=0)[repeated(self.rows, len(ids))]
         return (ids >= self.vocabulary) & own[:, None]
 
-    def call(self, positions: Int[Tensor, "B T"] | None) -> Pass:
+    def moved(self, batch: int) -> Int[Tensor, " B"] | None:
+        """By how much each row is moved up, if any is."""
+        return None if self.shift is None else self.shift[repeated(self.rows, batch)]
+
+    def call(self, positions: Int[Tensor, "B T"]) -> Pass:
         """One pass."""
-        return _RowPass(self, Masks(positions))
+        return _RowPass(self, Masks(positions, self.shift))
 
 
 class _RowPass:
@@ -122,7 +129,8 @@ class _RowPass:
         prefix = rows.sites.get(site)
         if prefix is None:
             return attention
-        return self.masks.extended(attention, prefix, rows=rows.rows)
+        bias = rows.bias_of.get(module)
+        return self.masks.extended(attention, prefix, rows=rows.rows, bias=bias)
 
     def enter(self, block: nn.Module, states: Tensor) -> tuple[Tensor, bool]:
         """Given states in place of those of the blocks below; soft tokens that enter here."""

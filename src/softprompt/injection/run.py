@@ -85,7 +85,8 @@ def positions(
     if offset is None:
         return None
     count = (inputs.mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    return count + offset + given.shift[given.rows][:, None]
+    moved = given.moved(len(count))
+    return count + offset + (0 if moved is None else moved[:, None])
 
 
 def _check_rows(

@@ -18,6 +18,7 @@ from softprompt.backbone.model import Backbone, Inputs
 from softprompt.backbone.seam import listening
 from softprompt.backbone.shard import alike
 from softprompt.injection.attend import SitePrefix
+from softprompt.injection.check import unmovable
 from softprompt.injection.kept import Kept, key_of, keys_and_values, lines_of
 from softprompt.injection.run import assign, positions
 from softprompt.prompt import InputPrompt, Prompt
@@ -118,8 +119,7 @@ def can_be_cut(backbone: Backbone) -> bool:
     return (
         geometry.kind == "causal"
         and geometry.sites > 0
-        and geometry.position_offset is not None
-        and (geometry.window is None or geometry.window_told)
+        and unmovable(geometry) is None
         and not (backbone.model.training and backbone.dropout)
     )
 
@@ -221,8 +221,7 @@ def _before(backbone: Backbone, rows: Sequence[Ids], where: Cut) -> dict[int, Si
         with torch.no_grad():
             found = keys_and_values(backbone, inputs)
     visible = None if bool(inputs.mask.all()) else inputs.mask.bool()
-    text = torch.ones(len(found[0][0]), dtype=torch.bool, device=backbone.device)
-    return {at: SitePrefix(*pair, visible, text=text) for at, pair in enumerate(found)}
+    return {at: SitePrefix(*pair, visible) for at, pair in enumerate(found)}
 
 
 def _padded(backbone: Backbone, rows: Sequence[Ids]) -> Inputs:

@@ -16,7 +16,7 @@ def unpacked(flat: Float[Tensor, "P F"], backbone: Backbone) -> KVPrefix:
         ArtifactError: there are not as many numbers as the backbone's layers take.
     """
     geometry = backbone.geometry
-    sites = own_sites(backbone)
+    sites = geometry.own_sites
     wanted = len(sites) * 2 * geometry.heads * geometry.head_size
     if not sites:
         msg = (
@@ -33,16 +33,36 @@ def unpacked(flat: Float[Tensor, "P F"], backbone: Backbone) -> KVPrefix:
         raise ArtifactError(msg)
     length = flat.shape[0]
     pairs = flat.view(length, len(sites), 2, geometry.heads, geometry.head_size)
+    pairs = pairs[:, _read_by(len(sites), backbone)]
     keys, values = pairs.permute(2, 1, 3, 0, 4)
     return KVPrefix(keys.contiguous(), values.contiguous(), sites, shifted=True)
 
 
-def packed(prefix: KVPrefix) -> Float[Tensor, "P F"]:
-    """The other way round."""
+def packed(prefix: KVPrefix, backbone: Backbone) -> Float[Tensor, "P F"]:
+    """The other way round; what is never read is zero.
+
+    Raises:
+        ArtifactError: two layers would have to read the same place, and differ.
+    """
     pairs = torch.stack([prefix.keys, prefix.values])  # [2, L, N, P, D]
-    return pairs.permute(3, 1, 0, 2, 4).reshape(prefix.length, -1).contiguous()
+    where = _read_by(pairs.shape[1], backbone)
+    placed = torch.zeros_like(pairs)
+    placed[:, where] = pairs
+    if not torch.equal(placed[:, where], pairs):
+        msg = (
+            f"PEFT gives {backbone.geometry.family}'s decoder layers 0 and {len(where) // 2} the "
+            "same keys and values, and so on, since it has an even number of layers, but the "
+            "prefix has different ones. Train vectors for use in PEFT, or keep the artifact."
+        )
+        raise ArtifactError(msg)
+    return placed.permute(3, 1, 0, 2, 4).reshape(prefix.length, -1).contiguous()
 
 
-def own_sites(backbone: Backbone) -> tuple[int, ...]:
-    """The attention sites that a prefix is for: of an encoder-decoder, the decoder's own."""
-    return tuple(range(backbone.geometry.sites))
+def _read_by(layers: int, backbone: Backbone) -> list[int]:
+    """Which pair each layer reads: its own, but for the decoders that PEFT prompts.
+
+    It lays the pairs out twice and cuts them in fours, for a decoder's self-attention and its
+    cross-attention, of which only the first has a prefix. So layer i reads pair 2·i, counted round.
+    """
+    twice = backbone.geometry.kind == "encoder-decoder"
+    return [(2 * at if twice else at) % layers for at in range(layers)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from softprompt.artifact.formats.foreign import Foreign, Outgoing
-from softprompt.artifact.formats.layout import own_sites, packed, unpacked
+from softprompt.artifact.formats.layout import packed, unpacked
 from softprompt.artifact.formats.reading import checked, found, tensors
 from softprompt.backbone import Backbone
 from softprompt.backbone.parts import classifier_parts
@@ -79,7 +79,7 @@ def write(given: Outgoing) -> dict[str, bytes]:
         "has a head other than 'mlp'": bool(artifact.head) and task.get("head") != "mlp",
     }
     if isinstance(prefix, KVPrefix):
-        partial = prefix.layers != own_sites(given.backbone)
+        partial = prefix.layers != given.backbone.geometry.own_sites
         faults |= {
             "leaves the row its positions": not prefix.shifted,
             "leaves layers out": partial,
@@ -92,7 +92,9 @@ def write(given: Outgoing) -> dict[str, bytes]:
         )
         raise ArtifactError(msg)
     names = _HEAD | {f"dense.{p}": f"{family}.pooler.dense.{p}" for p in ("weight", "bias")}
-    held = {_EMBEDDING: packed(prefix)} | {names[key]: t for key, t in artifact.head.items()}
+    held = {_EMBEDDING: packed(prefix, given.backbone)} | {
+        names[key]: t for key, t in artifact.head.items()
+    }
     every = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in held.items()}
     return {FILE: safetensors.torch.save(every, metadata={"format": "pt"})}
 

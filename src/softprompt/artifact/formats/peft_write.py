@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softprompt.artifact.formats.foreign import Outgoing
 from softprompt.artifact.formats.heads import HeadForm, head_form
-from softprompt.artifact.formats.layout import own_sites, packed
+from softprompt.artifact.formats.layout import packed
 from softprompt.artifact.formats.peft_read import CONFIG, INPUTS, PREFIXES, TENSORS
 from softprompt.artifact.value import Artifact
 from softprompt.backbone import Backbone
@@ -118,7 +118,9 @@ def _prompt(given: Outgoing) -> tuple[dict[str, Any], dict[str, Tensor]]:
             sites, heads, _, size = prefix.keys.shape
             own = {"num_layers": sites, "num_attention_heads": heads, "token_dim": heads * size}
             plain = {"peft_type": "PREFIX_TUNING", "prefix_projection": False}
-            return own | ({} if known else plain), {"prompt_embeddings": packed(prefix)}
+            return own | ({} if known else plain), {
+                "prompt_embeddings": packed(prefix, given.backbone)
+            }
         case unreachable:
             assert_never(unreachable)
 
@@ -155,7 +157,7 @@ def _check_prefix(prefix: KVPrefix, backbone: Backbone) -> None:
             "with method.shifted = true for use in PEFT."
         )
         raise ArtifactError(msg)
-    own = own_sites(backbone)
+    own = backbone.geometry.own_sites
     if prefix.layers != own:
         msg = (
             f"the prefix speaks to the attention layers {[*prefix.layers]}, but PEFT's speaks to "

@@ -58,7 +58,7 @@ def shares(
 
     Raises:
         DataError: there are no rows, or one lacks a field.
-        PromptError: the backbone has an attention of its own (DeBERTa, BLOOM).
+        PromptError: the backbone has an attention of its own (DeBERTa).
     """
     examples = [model.example(row) for row in rows]
     if not examples:
