@@ -54,7 +54,7 @@ def bind(
     """
     parsed = parse(template)
     _check_masks(settings, backbone, parsed)
-    binding = _Binding(backbone, parsed, room or Room())
+    binding = _Binding(backbone, parsed, room=room or Room())
     match settings:
         case Classify(verbalizer=None):
             return binding.pooled(settings, labels, seed=seed)
@@ -71,13 +71,13 @@ def plain_renderer(backbone: Backbone, template: str, *, max_length: int | None)
         template: what a row looks like.
         max_length: of a row in tokens; None for all positions that the backbone has.
     """
-    return _Binding(backbone, parse(template), Room(max_length)).renderer()
+    return _Binding(backbone, parse(template), room=Room(max_length)).renderer()
 
 
 class _Binding:
     """What every way of binding needs."""
 
-    def __init__(self, backbone: Backbone, template: Template, room: Room) -> None:
+    def __init__(self, backbone: Backbone, template: Template, *, room: Room) -> None:
         self.backbone = backbone
         self.kind = backbone.geometry.kind
         self.template = template

@@ -1,6 +1,6 @@
 """From a recipe to all the parts of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,10 +102,7 @@ def prepare(
     task = bind(
         settings, backbone, template=template.text, labels=labels, room=room, seed=recipe.seed
     )
-    columns = [*task.columns, task.target_column]
-    for name, table in tables.items():
-        check_columns(table, columns, where=f"the {name} data")
-    hashes = {name: digest(table, columns) for name, table in tables.items()}
+    hashes = _hashes(tables, [*task.columns, task.target_column])
     return Prepared(
         recipe=recipe,
         backbone=backbone,
@@ -119,6 +116,13 @@ def prepare(
         ),
         hashes=hashes,
     )
+
+
+def _hashes(tables: Mapping[str, Table], columns: Sequence[str]) -> dict[str, str]:
+    """Of the columns that are read, which must all be there."""
+    for name, table in tables.items():
+        check_columns(table, columns, where=f"the {name} data")
+    return {name: digest(table, columns) for name, table in tables.items()}
 
 
 def device_of(section: BackboneSection) -> str:
