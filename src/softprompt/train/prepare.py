@@ -98,22 +98,18 @@ def prepare(
         initial=start or initial(recipe, labels=labels, usual=usual),
         seed=recipe.seed,
     )
-    room = room_of(recipe, method)
-    task = bind(
-        settings, backbone, template=template.text, labels=labels, room=room, seed=recipe.seed
-    )
+    text, room = template.text, room_of(recipe, method)
+    task = bind(settings, backbone, template=text, labels=labels, room=room, seed=recipe.seed)
     hashes = _hashes(tables, [*task.columns, task.target_column])
     return Prepared(
         recipe=recipe,
         backbone=backbone,
         task=task,
         method=method,
-        template=template.text,
+        template=text,
         training=resolve(recipe, usual),
         usual=usual,
-        rows=rendered(
-            tables, task, recipe=recipe, room=room, template=template.text, hashes=hashes
-        ),
+        rows=rendered(tables, task, recipe=recipe, room=room, template=text, hashes=hashes),
         hashes=hashes,
     )
 
