@@ -48,6 +48,10 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("llama", "prompt-tuning"),
         {"settings": {"layers": "1:"}, "cache": {"disk": 0.0}},
     ),
+    "positions moved up": (
+        ("gpt2", "prefix-tuning"),
+        {"settings": {"shifted": True}, "accumulate": 2, "evaluate_every": 2},
+    ),
     "warnings": (("llama", "prompt-tuning"), {"optimizer": "sgd", "learning_rate": 1e-30}),
 }
 
