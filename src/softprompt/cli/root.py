@@ -15,6 +15,8 @@ from softprompt.cli.evaluate import evaluate
 from softprompt.cli.find_lr import find_lr
 from softprompt.cli.init import init
 from softprompt.cli.predict import predict
+from softprompt.cli.pull import pull
+from softprompt.cli.push import push
 from softprompt.cli.resume import resume
 from softprompt.cli.say import told
 from softprompt.cli.show import show
@@ -30,6 +32,8 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     evaluate: "softprompt evaluate runs/recipe reviews.csv --json",
     predict: 'softprompt predict runs/recipe "Moving and funny." "Dull."',
     show: "softprompt show runs/recipe --attention",
+    push: "softprompt push runs/recipe ada/sentiment --private",
+    pull: "softprompt pull ada/sentiment --output sentiment",
 }
 
 # Plain text throughout: messages are read by people and by programs, in terminals and in logs.
