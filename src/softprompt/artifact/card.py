@@ -43,11 +43,11 @@ def card_of(manifest: Manifest, *, repo: str, size: int) -> str:
 
 
 def _first(manifest: Manifest) -> str:
+    many = "soft tokens that make" if manifest.length > 1 else "soft token that makes"
     return (
-        f"A soft prompt: {manifest.length} trained soft token{'s' * (manifest.length > 1)} that "
-        f"make the frozen language model {code(manifest.backbone['name'])} do a task. It works on "
-        "that model only, whose weights are not in this repository. Made with softprompt "
-        f"{code(manifest.softprompt)}."
+        f"A soft prompt: {manifest.length:,} trained {many} the frozen language model "
+        f"{code(manifest.backbone['name'])} do a task. It works on that model only, whose weights "
+        f"are not in this repository. Made with softprompt {code(manifest.softprompt)}."
     )
 
 
@@ -68,7 +68,8 @@ def _task(manifest: Manifest) -> Iterator[str]:
         yield "\n".join(f"- {code(label)}" for label in manifest.labels)
         if any(name.startswith(HEAD) for name in manifest.shapes):
             yield "A trained head scores the labels, in this order."
-    yield "What a row looks like, with the soft tokens in their places:"
+    places = ", with the soft tokens in their places" if manifest.kind == "input" else ""
+    yield f"What a row looks like{places}:"
     yield block(manifest.template)
     if manifest.max_length is not None:
         yield f"Rows of more than {manifest.max_length:,} tokens are cut in their text."
@@ -137,7 +138,7 @@ def _prompt(manifest: Manifest, size: int) -> str:
         ("method", _settings(method_of(manifest))),
         ("length", f"{manifest.length:,} soft token{'s' * (manifest.length > 1)}, {where}"),
         ("precision", code(manifest.dtype)),
-        ("numbers", numbers),
+        ("trained numbers", numbers),
         ("size", f"{size:,} bytes"),
     ]
     return table(("", ""), rows)
@@ -145,12 +146,17 @@ def _prompt(manifest: Manifest, size: int) -> str:
 
 def _training(manifest: Manifest) -> Iterator[str]:
     sources = sources_of(manifest)
+    shared = "a share of the training data"
     rows = [
-        (code(split), _count(about.get("rows")), code(sources.get(split, "a share of train")),
-         code(str(about["sha256"])))
+        (
+            code(split),
+            _count(about.get("rows")),
+            code(sources[split]) if split in sources else shared,
+            code(str(about["sha256"])),
+        )
         for split, about in manifest.data.items()
         if isinstance(about, dict) and "sha256" in about
-    ]  # fmt: skip
+    ]
     if rows:
         yield table(("data", "rows", "source", "SHA-256 of the rows"), rows)
     scores = [

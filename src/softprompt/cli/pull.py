@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from softprompt.cli.options import AsJson
-from softprompt.cli.say import listed, note, print_json
+from softprompt.cli.say import listed, note, print_json, without_bars
 
 
 def pull(
@@ -18,6 +18,7 @@ def pull(
     """Fetch an artifact from the Hub, checked, at one commit."""
     from softprompt.artifact.hub import pull as fetch
 
+    without_bars()
     done = fetch(repo, output, revision=revision)
     if as_json:
         facts = {"artifact": str(done.folder), "repo": done.repo, "commit": done.commit}

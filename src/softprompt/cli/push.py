@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from softprompt.cli.options import Artifact, AsJson
-from softprompt.cli.say import listed, note, print_json
+from softprompt.cli.say import listed, note, print_json, without_bars
 
 
 def push(
@@ -28,6 +28,7 @@ def push(
     """Share an artifact on the Hub, with a model card."""
     from softprompt.artifact.hub import push as send
 
+    without_bars()
     done = send(
         artifact, repo, backbone=backbone, private=private, message=message, revision=revision
     )

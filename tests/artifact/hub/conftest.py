@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,11 +17,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from huggingface_hub import close_session, constants
-from huggingface_hub.utils import _detect_agent
 
 WRITER, READER, STRANGER = "hf_writer", "hf_reader", "hf_stranger"
 OWNERS = {WRITER: "ada", READER: "ada", STRANGER: "bob"}
 Files = dict[str, bytes]
+Answer = tuple[int, bytes, dict[str, str]]
 
 
 def git_blob(raw: bytes) -> str:
@@ -94,7 +95,7 @@ class Hub:
         return None
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An answer that is no success."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
@@ -126,7 +127,7 @@ class Answers(BaseHTTPRequestHandler):
                 return
             status, raw, headers = self._route(*urlsplit(self.path)[2:4])
             self._send(status, raw, headers, fault)
-        except Refused as refused:
+        except RefusedError as refused:
             headers = {"X-Error-Message": str(refused)}
             headers |= {"X-Error-Code": refused.code} if refused.code else {}
             self._send(refused.status, json.dumps({"error": str(refused)}).encode(), headers)
@@ -157,7 +158,7 @@ class Answers(BaseHTTPRequestHandler):
         if len(cut) < length:
             self.close_connection = True
 
-    def _json(self, value: object, status: int = 200) -> tuple[int, bytes, dict[str, str]]:
+    def _json(self, value: object, status: int = 200) -> Answer:
         return status, json.dumps(value).encode(), {"Content-Type": "application/json"}
 
     @property
@@ -167,83 +168,69 @@ class Answers(BaseHTTPRequestHandler):
             return None
         token = given.removeprefix("Bearer ")
         if token not in OWNERS:
-            raise Refused(401, "Invalid credentials in Authorization header")
+            raise RefusedError(401, "Invalid credentials in Authorization header")
         return token
 
     def _may_write(self, owner: str) -> None:
         token = self.who
         if token is None:
-            raise Refused(401, "Invalid username or password.")
+            raise RefusedError(401, "Invalid username or password.")
         if token != WRITER or OWNERS[token] != owner:
-            raise Refused(403, f"you lack the rights to write to {owner}")
+            raise RefusedError(403, f"you lack the rights to write to {owner}")
 
     def _repo(self, name: str) -> Repo:
         token = self.who
         repo = self.hub.repos.get(name)
-        seen = repo and (not repo.private or OWNERS.get(token or "") == name.split("/")[0])
+        seen = repo and (not repo.private or OWNERS.get(token or "") == name.partition("/")[0])
         if not repo or not seen:
             if token is None:
-                raise Refused(401, "Invalid username or password.")
-            raise Refused(404, "Repository not found", "RepoNotFound")
+                raise RefusedError(401, "Invalid username or password.")
+            raise RefusedError(404, "Repository not found", "RepoNotFound")
+        return repo
+
+    def _writable(self, name: str) -> Repo:
+        repo = self._repo(name)
+        self._may_write(name.partition("/")[0])
         return repo
 
     def _found(self, repo: Repo, revision: str) -> str:
         found = repo.find(revision)
         if found is None:
-            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return found
 
-    def _route(self, path: str, query: str) -> tuple[int, bytes, dict[str, str]]:
-        parts = [unquote(part) for part in path.strip("/").split("/")]
-        name = "/".join(parts[2:4])
-        match self.command, parts:
-            case "POST", ["api", "repos", "create"]:
-                return self._create()
-            case "POST", ["api", "validate-yaml"]:
-                return self._json({"errors": [], "warnings": []})
-            case "GET", ["api", "models", _, _]:
-                return self._info(name, "main", query)
-            case "GET", ["api", "models", _, _, "revision", revision]:
-                return self._info(name, revision, query)
-            case "GET", ["api", "models", _, _, "refs"]:
-                return self._refs(self._repo(name))
-            case "POST", ["api", "models", owner, _, action, revision]:
-                repo = self._repo(name)
-                self._may_write(owner)
-                do = {"preupload": self._preupload, "commit": self._commit, "branch": self._branch}
-                return do[action](repo, revision)
-            case "POST", [owner, _, "info", "lfs", "objects", "batch"]:
-                self._may_write(owner)
-                return self._batch()
-            case "PUT", ["upload", oid]:
-                self.hub.stored[oid] = self.body
-                return 200, b"", {}
-            case (("GET" | "HEAD"), ["cdn", oid]):
-                return self._bytes(self.hub.stored[oid], {"ETag": f'"{oid}"'})
-            case (("GET" | "HEAD"), [owner, _, "resolve", revision, *inside]):
-                return self._resolve("/".join(parts[:2]), revision, "/".join(inside))
-        raise Refused(404, f"the stand-in has no {self.command} {path}")
+    def _route(self, path: str, query: str) -> Answer:
+        verb = "GET" if self.command == "HEAD" else self.command
+        self.asked = parse_qs(query)
+        for pattern, answer in ROUTES.items():
+            if found := re.fullmatch(pattern, f"{verb} {path}"):
+                return answer(self, **{k: unquote(v) for k, v in found.groupdict().items()})
+        raise RefusedError(404, f"the stand-in has no {verb} {path}")
 
-    def _create(self) -> tuple[int, bytes, dict[str, str]]:
+    def _whole(self) -> Answer:
+        return self._json({"errors": [], "warnings": []})
+
+    def _create(self) -> Answer:
         asked = json.loads(self.body)
         self._may_write(asked["organization"])
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.hub.repos:
-            raise Refused(409, "You already created this model repo")
+            raise RefusedError(409, "You already created this model repo")
         self.hub.make(name, {}, private=asked.get("visibility") == "private")
         return self._json({"url": f"{self.hub.url}/{name}", "name": name, "id": name})
 
-    def _info(self, name: str, revision: str, query: str) -> tuple[int, bytes, dict[str, str]]:
+    def _info(self, name: str, revision: str = "main") -> Answer:
         repo = self._repo(name)
         commit = self._found(repo, revision)
         files = repo.commits[commit]
         listed: list[dict[str, object]] = [{"rfilename": path} for path in sorted(files)]
-        if "blobs" in parse_qs(query):
+        if "blobs" in self.asked:
             listed = [one | {"size": len(files[str(one["rfilename"])])} for one in listed]
         info = {"id": name, "sha": commit, "private": repo.private, "siblings": listed}
         return self._json(info | {"gated": "manual" if repo.gated else False})
 
-    def _refs(self, repo: Repo) -> tuple[int, bytes, dict[str, str]]:
+    def _refs(self, name: str) -> Answer:
+        repo = self._repo(name)
         kinds = {"branches": ("heads", repo.heads), "tags": ("tags", repo.tags)}
         return self._json(
             {"converts": []}
@@ -256,13 +243,15 @@ class Answers(BaseHTTPRequestHandler):
             }
         )
 
-    def _branch(self, repo: Repo, name: str) -> tuple[int, bytes, dict[str, str]]:
-        if name in repo.heads:
-            raise Refused(409, "Reference already exists")
-        repo.heads[name] = repo.heads["main"]
+    def _branch(self, name: str, branch: str) -> Answer:
+        repo = self._writable(name)
+        if branch in repo.heads:
+            raise RefusedError(409, "Reference already exists")
+        repo.heads[branch] = repo.heads["main"]
         return self._json({})
 
-    def _preupload(self, repo: Repo, revision: str) -> tuple[int, bytes, dict[str, str]]:
+    def _preupload(self, name: str, revision: str) -> Answer:
+        repo = self._writable(name)
         old = repo.commits[self._found(repo, revision)]
         files = []
         for one in json.loads(self.body)["files"]:
@@ -276,7 +265,8 @@ class Answers(BaseHTTPRequestHandler):
             files.append(said)
         return self._json({"files": files})
 
-    def _batch(self) -> tuple[int, bytes, dict[str, str]]:
+    def _batch(self, name: str) -> Answer:
+        self._writable(name)
         objects = []
         for one in json.loads(self.body)["objects"]:
             href = f"{self.hub.url}/upload/{one['oid']}"
@@ -284,12 +274,13 @@ class Answers(BaseHTTPRequestHandler):
             objects.append(one | ({"actions": {"upload": {"href": href}}} if new else {}))
         return self._json({"transfer": "basic", "objects": objects})
 
-    def _commit(self, repo: Repo, branch: str) -> tuple[int, bytes, dict[str, str]]:
+    def _commit(self, name: str, branch: str) -> Answer:
+        repo = self._writable(name)
         if branch not in repo.heads:
-            raise Refused(404, f"Invalid rev id: {branch}", "RevisionNotFound")
+            raise RefusedError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
         header, *lines = [json.loads(line) for line in self.body.splitlines()]
         if header["value"].get("parentCommit", repo.heads[branch]) != repo.heads[branch]:
-            raise Refused(412, "A commit has happened since. Please refresh and try again.")
+            raise RefusedError(412, "A commit has happened since. Please refresh and try again.")
         files = dict(repo.commits[repo.heads[branch]])
         for line in lines:
             value = line["value"]
@@ -298,16 +289,23 @@ class Answers(BaseHTTPRequestHandler):
             else:
                 files[value["path"]] = base64.b64decode(value["content"])
         made = repo.commit(files, branch=branch, message=header["value"]["summary"])
-        url = f"{self.hub.url}{urlsplit(self.path).path}/{made}"
+        url = f"{self.hub.url}/{name}/commit/{made}"
         return self._json({"success": True, "commitOid": made, "commitUrl": url})
 
-    def _resolve(self, name: str, revision: str, path: str) -> tuple[int, bytes, dict[str, str]]:
+    def _upload(self, oid: str) -> Answer:
+        self.hub.stored[oid] = self.body
+        return 200, b"", {}
+
+    def _cdn(self, oid: str) -> Answer:
+        return self._bytes(self.hub.stored[oid], {"ETag": f'"{oid}"'})
+
+    def _resolve(self, name: str, revision: str, path: str) -> Answer:
         repo = self._repo(name)
         if repo.gated:
-            raise Refused(403, f"Access to model {name} is restricted", "GatedRepo")
+            raise RefusedError(403, f"Access to model {name} is restricted", "GatedRepo")
         commit = self._found(repo, revision)
         if path not in repo.commits[commit]:
-            raise Refused(404, "Entry not found", "EntryNotFound")
+            raise RefusedError(404, "Entry not found", "EntryNotFound")
         raw, headers = repo.commits[commit][path], {"X-Repo-Commit": commit}
         if not path.endswith(".safetensors"):
             return self._bytes(raw, headers | {"ETag": f'"{git_blob(raw)}"'})
@@ -316,13 +314,31 @@ class Answers(BaseHTTPRequestHandler):
         headers |= {"X-Linked-Size": str(len(raw)), "X-Linked-ETag": f'"{oid}"'}
         return 302, b"", headers | {"Location": f"{self.hub.url}/cdn/{oid}"}
 
-    def _bytes(self, raw: bytes, headers: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
+    def _bytes(self, raw: bytes, headers: dict[str, str]) -> Answer:
         given = self.headers.get("Range")
         if given is None:
             return 200, raw, headers
         start = int(given.removeprefix("bytes=").split("-")[0])
         span = f"bytes {start}-{len(raw) - 1}/{len(raw)}"
         return 206, raw[start:], headers | {"Content-Range": span}
+
+
+_NAME = "(?P<name>[^/]+/[^/]+)"
+_MODEL = f"/api/models/{_NAME}"
+ROUTES: dict[str, Callable[..., Answer]] = {
+    "POST /api/repos/create": Answers._create,
+    "POST /api/validate-yaml": Answers._whole,
+    f"GET {_MODEL}": Answers._info,
+    f"GET {_MODEL}/revision/(?P<revision>[^/]+)": Answers._info,
+    f"GET {_MODEL}/refs": Answers._refs,
+    f"POST {_MODEL}/branch/(?P<branch>[^/]+)": Answers._branch,
+    f"POST {_MODEL}/preupload/(?P<revision>[^/]+)": Answers._preupload,
+    f"POST {_MODEL}/commit/(?P<branch>[^/]+)": Answers._commit,
+    f"POST /{_NAME}[.]git/info/lfs/objects/batch": Answers._batch,
+    "PUT /upload/(?P<oid>[0-9a-f]+)": Answers._upload,
+    "GET /cdn/(?P<oid>[0-9a-f]+)": Answers._cdn,
+    f"GET /{_NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)": Answers._resolve,
+}
 
 
 @pytest.fixture
@@ -335,6 +351,7 @@ def away(monkeypatch, tmp_path: Path) -> Iterator[Hub]:
     thread.start()
     for name, value in {
         "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
         "HF_HUB_OFFLINE": False,
         "HF_HUB_DISABLE_XET": True,
         "HF_HUB_CACHE": str(tmp_path / "hf" / "hub"),
@@ -344,7 +361,6 @@ def away(monkeypatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setattr(constants, name, value)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(_detect_agent, "detect_agent", lambda: None, raising=False)
     close_session()
     yield hub
     close_session()
@@ -358,6 +374,16 @@ def hub(away: Hub, monkeypatch) -> Hub:
     """The stand-in, to whom we are logged in as who may write."""
     monkeypatch.setenv("HF_TOKEN", WRITER)
     return away
+
+
+@pytest.fixture
+def plant(away: Hub) -> Callable[..., None]:
+    """Let requests fail that begin so."""
+
+    def put(begins: str, **how: Any) -> None:
+        away.faults.append(Fault(begins, **how))
+
+    return put
 
 
 @pytest.fixture
