@@ -17,6 +17,20 @@ from softprompt.errors import HubError, SoftpromptError
 
 _LONG = 200
 _RETRY = "retry-after"
+_UNKNOWN, _LIMITED, _FAILED = 401, 429, 500  # HTTP's: who is it, too many, and faults of the server
+_MOVED = ("somebody else changed it at the same moment", "Try again.")
+_MEANS = {
+    _UNKNOWN: (
+        "the token is not accepted",
+        "Log in again with `hf auth login`, or correct HF_TOKEN, which goes before it.",
+    ),
+    403: (
+        "the token lacks the right to have it {doing}",
+        "Use one with that right for this owner, or another name.",
+    ),
+    409: _MOVED,
+    412: _MOVED,
+}
 
 
 @contextmanager
@@ -94,27 +108,18 @@ def _answered(error: HfHubHTTPError, doing: str) -> str:
     """What an answer of the Hub means."""
     status = error.response.status_code
     said = f" ({_clean(error.server_message)})" if error.server_message else ""
-    match status:
-        case 401:
-            return (
-                f"the token is not accepted{said}. Log in again with `hf auth login`, or correct "
-                "HF_TOKEN, which goes before it."
-            )
-        case 403:
-            return (
-                f"the token lacks the right to have it {doing}{said}. Use one with that right for "
-                "this owner, or another name."
-            )
-        case 409 | 412:
-            return f"somebody else changed it at the same moment{said}. Try again."
-        case 429:
-            after = error.response.headers.get(_RETRY)
-            wait = f"{after} seconds" if after and after.isdigit() else "some minutes"
-            return f"the Hub has had too many requests{said}. Wait {wait}, or log in for more."
-        case _ if status >= 500:  # noqa: PLR2004  # HTTP's faults of the server
-            return f"the Hub failed with status {status}{said}. Try again later."
-        case _:
-            return f"the Hub answered with status {status}{said}. Check name and revision."
+    if status == _UNKNOWN and get_token() is None:
+        return _hidden()
+    if status == _LIMITED:
+        after = error.response.headers.get(_RETRY, "")
+        wait = f"{after} seconds" if after.isdigit() else "some minutes"
+        return f"the Hub has had too many requests{said}. Wait {wait}, or log in for more."
+    if status in _MEANS:
+        fact, remedy = _MEANS[status]
+        return f"{fact.format(doing=doing)}{said}. {remedy}"
+    if status >= _FAILED:
+        return f"the Hub failed with status {status}{said}. Try again later."
+    return f"the Hub answered with status {status}{said}. Check name and revision."
 
 
 def _short(error: BaseException) -> str:

@@ -63,7 +63,7 @@ def print_json(value: Mapping[str, object]) -> None:
 
 def without_bars() -> None:
     """Let the Hub's client show no bars where nobody sees them."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
