@@ -107,7 +107,7 @@ def test_they_work_in_processes_of_their_own(away, new, command, tmp_path: Path)
         ("pull ada/tune", None, "Missing option '--output'"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(away, own, run, monkeypatch, line, token, message) -> None:
+def test_mistakes_are_told_in_a_sentence(own, run, monkeypatch, line, token, message) -> None:
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     done = run(*line.split())
@@ -118,7 +118,7 @@ def test_mistakes_are_told_in_a_sentence(away, own, run, monkeypatch, line, toke
 
 
 @pytest.fixture
-def own(new, tmp_path: Path, monkeypatch) -> Path:
+def own(away, new, tmp_path: Path, monkeypatch) -> Path:
     """An artifact in the working folder, with a file of somebody's beside its own."""
     monkeypatch.chdir(tmp_path)
     folder = save(new(), tmp_path / "own")
