@@ -19,19 +19,21 @@ model = sp.load_model("sentiment", backbone)
 `Ensemble([one, another])` asks several models of one backbone together, in one batch.
 
 `Prompt` is either of the two prompt values, `InputPrompt` or `KVPrefix`. `train_recipe` runs a
-recipe into a run folder, as ``softprompt train`` does. Everything is imported on first use, so that
-``import softprompt`` costs nothing.
+recipe into a run folder, as ``softprompt train`` does. `push` and `pull` share artifacts on the
+Hub. Everything is imported on first use, so that ``import softprompt`` costs nothing.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from softprompt.artifact.hub import Pulled, Pushed, pull, push
     from softprompt.backbone import Backbone, Loading
     from softprompt.errors import (
         ArtifactError,
         BackboneError,
         DataError,
+        HubError,
         MissingPackageError,
         PromptError,
         RecipeError,
@@ -65,11 +67,13 @@ if TYPE_CHECKING:
     from softprompt.train.fit import fit
 
 _HOMES = {
+    "softprompt.artifact.hub": ("Pulled", "Pushed", "pull", "push"),
     "softprompt.backbone": ("Backbone", "Loading"),
     "softprompt.errors": (
         "ArtifactError",
         "BackboneError",
         "DataError",
+        "HubError",
         "MissingPackageError",
         "PromptError",
         "RecipeError",
@@ -120,6 +124,7 @@ __all__ = [
     "FromText",
     "FromVocabulary",
     "Generate",
+    "HubError",
     "InputPrompt",
     "KVPrefix",
     "Loading",
@@ -131,6 +136,8 @@ __all__ = [
     "Prompt",
     "PromptError",
     "PromptTuning",
+    "Pulled",
+    "Pushed",
     "Recipe",
     "RecipeError",
     "Report",
@@ -148,6 +155,8 @@ __all__ = [
     "load_backbone",
     "load_model",
     "make_recipe",
+    "pull",
+    "push",
     "read_recipe",
     "train_recipe",
 ]
