@@ -16,7 +16,8 @@ model.save("sentiment")
 model = sp.load_model("sentiment", backbone)
 ```
 
-`Ensemble([one, another])` asks several models of one backbone together, in one batch.
+`Ensemble([one, another])` asks several models of one backbone together, in one batch. `VLLMPrompt`
+makes requests that have a vLLM server answer by a prompt.
 
 `Prompt` is either of the two prompt values, `InputPrompt` or `KVPrefix`. `train_recipe` runs a
 recipe into a run folder, as ``softprompt train`` does. Everything is imported on first use, so that
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         Ensemble,
         Model,
         Report,
+        VLLMPrompt,
         export_prompt,
         import_prompts,
         load_model,
@@ -82,6 +84,7 @@ _HOMES = {
         "Ensemble",
         "Model",
         "Report",
+        "VLLMPrompt",
         "export_prompt",
         "import_prompts",
         "load_model",
@@ -140,6 +143,7 @@ __all__ = [
     "Training",
     "TrainingError",
     "UnreachableError",
+    "VLLMPrompt",
     "bake",
     "export_prompt",
     "fit",
