@@ -64,7 +64,7 @@ def planned(given: Outgoing) -> VLLMPlan:
         ArtifactError: a stock vLLM could not answer alike; the message says what to do.
     """
     manifest, geometry = given.artifact.manifest, given.backbone.geometry
-    _check_prompt(given)
+    prompt = _prompt(given)
     _check_backbone(given.backbone)
     asked = _asked(given)
     words = {label: [word[0] for word in of_label] for label, of_label in asked.words.items()}
@@ -74,7 +74,7 @@ def planned(given: Outgoing) -> VLLMPlan:
         backbone=manifest.backbone,
         template=manifest.template,
         room=asked.room,
-        length=given.artifact.prompt.length,
+        length=prompt.length,
         vocabulary=geometry.vocabulary,
         hidden_size=geometry.embedding_size,
         dtype=str(given.backbone.dtype).removeprefix("torch."),
@@ -86,40 +86,34 @@ def planned(given: Outgoing) -> VLLMPlan:
 
 def tensors(given: Outgoing) -> tuple[Float[Tensor, "P H"], Float[Tensor, "V H"]]:
     """The prompt's vectors and the table of real tokens, as the model's first layer gets them."""
-    match given.artifact.prompt:
-        case InputPrompt(vectors=vectors):
-            ids = torch.arange(given.backbone.geometry.vocabulary)
-            # Each was computed in this precision, so to go back to it from fp32 loses nothing.
-            table = given.backbone.embed(ids).to("cpu", given.backbone.dtype)
-            return vectors.detach().to("cpu", given.backbone.dtype).contiguous(), table
-        case KVPrefix():
-            raise ArtifactError(_PREFIX)
+    vectors, ids = _prompt(given).vectors, torch.arange(given.backbone.geometry.vocabulary)
+    # Each row was computed in this precision, so to go back to it from fp32 loses nothing.
+    table = given.backbone.embed(ids).to("cpu", given.backbone.dtype)
+    return vectors.detach().to("cpu", given.backbone.dtype).contiguous(), table
 
 
-_PREFIX = (
-    "the artifact has keys and values, but vLLM takes vectors at the input alone. Train vectors: "
-    "prompt-tuning or p-tuning."
-)
-
-
-def _check_prompt(given: Outgoing) -> None:
-    match given.artifact.prompt:
-        case KVPrefix():
-            raise ArtifactError(_PREFIX)
-        case InputPrompt(layer=layer) if layer:
-            msg = (
-                f"the soft tokens enter at layer {layer}, but vLLM takes vectors at the input "
-                'alone. Train with layers = "all".'
-            )
-            raise ArtifactError(msg)
-        case InputPrompt():
-            pass
+def _prompt(given: Outgoing) -> InputPrompt:
     if given.artifact.head:
         msg = (
             "the artifact has a trained head, which a stock vLLM has no place for. Give the task "
             "a verbalizer, whose words the language-model head scores."
         )
         raise ArtifactError(msg)
+    match given.artifact.prompt:
+        case KVPrefix():
+            msg = (
+                "the artifact has keys and values, but vLLM takes vectors at the input alone. "
+                "Train vectors: prompt-tuning or p-tuning."
+            )
+            raise ArtifactError(msg)
+        case InputPrompt(layer=layer) if layer:
+            msg = (
+                f"the soft tokens enter at layer {layer}, but vLLM takes vectors at the input "
+                'alone. Train with layers = "all".'
+            )
+            raise ArtifactError(msg)
+        case InputPrompt() as prompt:
+            return prompt
 
 
 def _check_backbone(backbone: Backbone) -> None:
