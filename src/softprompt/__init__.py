@@ -16,7 +16,8 @@ model.save("sentiment")
 model = sp.load_model("sentiment", backbone)
 ```
 
-`Ensemble([one, another])` asks several models of one backbone together, in one batch.
+`Ensemble([one, another])` asks several models of one backbone together, in one batch. `VLLMPrompt`
+makes requests that have a vLLM server answer by a prompt.
 
 `Prompt` is either of the two prompt values, `InputPrompt` or `KVPrefix`. `train_recipe` runs a
 recipe into a run folder, as ``softprompt train`` does. `push` and `pull` share artifacts on the
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         Ensemble,
         Model,
         Report,
+        VLLMPrompt,
         export_prompt,
         import_prompts,
         load_model,
@@ -86,6 +88,7 @@ _HOMES = {
         "Ensemble",
         "Model",
         "Report",
+        "VLLMPrompt",
         "export_prompt",
         "import_prompts",
         "load_model",
@@ -147,6 +150,7 @@ __all__ = [
     "Training",
     "TrainingError",
     "UnreachableError",
+    "VLLMPrompt",
     "bake",
     "export_prompt",
     "fit",

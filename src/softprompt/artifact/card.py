@@ -13,7 +13,7 @@ from softprompt.artifact.markdown import block, code, table
 from softprompt.backbone.builtin import BUILTIN, PREFIX
 
 CARD = "README.md"
-_FIELD = re.compile(r"\{\{|\}\}|\{(?!soft:|mask\}|sep\})([^{}]+)\}")
+_FIELD = re.compile(r"\{\{|\}\}|\{(?!soft:|mask\}|sep\}|bos\})([^{}]+)\}")
 _TEXT = "A text to answer."
 
 

@@ -11,7 +11,7 @@ from softprompt.errors import ArtifactError
 MANIFEST = "manifest.json"
 TENSORS = "prompt.safetensors"
 INSIDE_RUN = "artifact"
-PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
+_PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 
 
 def find(path: Path) -> Path:
