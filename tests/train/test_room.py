@@ -52,8 +52,8 @@ def test_a_prompt_that_takes_them_all(room, method, length):
         room("bert", method, length=length, shifted=True)
     assert str(caught.value) == (
         f"method.shifted gives the first {length} positions to the prompt, but the backbone has "
-        "64, so none is left for a row. Lower method.length to less than 64, or leave method.shifted "
-        "out."
+        "64, so none is left for a row. Lower method.length to less than 64, or leave "
+        "method.shifted out."
     )
 
 

@@ -11,6 +11,7 @@ from softprompt.artifact.formats import (
     vllm_write,
 )
 from softprompt.artifact.formats.foreign import Asked, Base, Foreign, Format, Outgoing, Read, Write
+from softprompt.artifact.names import is_id
 from softprompt.errors import ArtifactError, unknown
 
 FORMATS: dict[str, Format] = {
@@ -67,7 +68,12 @@ def base_of(name: str, source: Path) -> Base:
     """
     reader(name)
     if not source.exists():
-        msg = f"there is no file or folder {source}. Give what is to be imported."
+        far = (
+            f" If it is on the Hub: hf download {source} --local-dir FOLDER"
+            if is_id(str(source))
+            else ""
+        )
+        msg = f"there is no file or folder {source}. Give what is to be imported.{more}"
         raise ArtifactError(msg)
     return FORMATS[name].base(source)
 
