@@ -68,11 +68,8 @@ def base_of(name: str, source: Path) -> Base:
     """
     reader(name)
     if not source.exists():
-        far = (
-            f" If it is on the Hub: hf download {source} --local-dir FOLDER"
-            if is_id(str(source))
-            else ""
-        )
+        far = is_id(str(source))
+        more = f" If it is on the Hub: hf download {source} --local-dir FOLDER" if far else ""
         msg = f"there is no file or folder {source}. Give what is to be imported.{more}"
         raise ArtifactError(msg)
     return FORMATS[name].base(source)
