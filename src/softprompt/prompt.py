@@ -37,6 +37,11 @@ class InputPrompt:
         """The number of soft tokens P."""
         return self.vectors.shape[0]
 
+    @property
+    def taken(self) -> int:
+        """How many positions it takes beside its tokens: none."""
+        return 0
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, as an artifact stores them."""
         return {"vectors": self.vectors}
@@ -79,6 +84,11 @@ class KVPrefix:
     def length(self) -> int:
         """The number of soft tokens P."""
         return self.keys.shape[2]
+
+    @property
+    def taken(self) -> int:
+        """How many positions it takes, the first ones: P if the row's are moved up by it."""
+        return self.length if self.shifted else 0
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, as an artifact stores them."""

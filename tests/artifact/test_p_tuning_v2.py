@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers.cache_utils import DynamicCache
 
-from softprompt.errors import ArtifactError, BackboneError
+from softprompt.errors import BackboneError, TemplateError
 from softprompt.evaluate import export_prompt, import_prompts, load_model
 from softprompt.injection import load_backbone
 from softprompt.tasks import Classify
@@ -189,9 +189,7 @@ def test_a_prefix_alone_says_label_words(desk, tmp_path, family):
     """Layer by layer: keys, values, ``[P, L, 2, N, D]``."""
     own = desk.backbone(family)
     prefix = desk.maker(family).prefix(shifted=True)
-    model = desk.model(
-        own, prefix, desk.asking(own, "{text} is"), max_length=own.geometry.positions - 3
-    )
+    model = desk.model(own, prefix, desk.asking(own, "{text} is"))
     folder = (
         export_prompt("p-tuning-v2", model, output=tmp_path / "out") if family in BODIES else None
     )
@@ -207,7 +205,8 @@ def test_a_prefix_alone_says_label_words(desk, tmp_path, family):
     assert torch.equal(again.artifact.prompt.keys, prefix.keys)
     assert torch.equal(again.artifact.prompt.values, prefix.values)
     assert torch.equal(desk.scores(again), desk.scores(model))
-    assert again.artifact.manifest.max_length == own.geometry.positions - 3
+    (variant,) = again.example(" good" * 80).variants
+    assert len(variant.ids) == own.geometry.positions - 3
 
 
 def test_labels_are_in_the_heads_order(desk, theirs, tmp_path):
@@ -237,9 +236,9 @@ def test_no_room_for_a_row_is_refused(desk, tmp_path):
     own = desk.backbone("bert")
     held = {"prefix_encoder.embedding.weight": torch.ones(64, LAYERS * 2 * WIDTH)}
     safetensors.torch.save_file(held, tmp_path / "model.safetensors")
-    with pytest.raises(ArtifactError) as caught:
+    with pytest.raises(TemplateError) as caught:
         import_prompts("p-tuning-v2", tmp_path, backbone=own, task=desk.asking(own, "{text}"))
     assert str(caught.value) == (
-        "the prefix takes 64 positions of 'bert', which has 64, so none is left for a row. It "
-        "belongs to another backbone: name that with --backbone."
+        "the prompt takes the first 64 positions, but 'bert' has 64, so none is left for a row. "
+        "Make it shorter, leave method.shifted out, or name the backbone that it was trained for."
     )

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from softprompt.errors import DataError, TemplateError
-from softprompt.tasks import TASKS, Classify, Generate, bind
+from softprompt.tasks import TASKS, Classify, Generate, Room, bind
 from softprompt.tasks.generate import Writer
 from softprompt.tasks.pool import Pooled
 from softprompt.tasks.verbalize import AnswerWords, CausalWords, MaskedWords
@@ -138,7 +138,7 @@ def test_label_words_have_their_positions_kept(backbone):
 
 
 def test_a_shorter_row_may_be_asked_for(backbone):
-    task = bind(Classify(), backbone("llama"), template="{text}", labels="ab", max_length=10)
+    task = bind(Classify(), backbone("llama"), template="{text}", labels="ab", room=Room(10))
     assert task.example({"text": "good " * 99}, target=False).length == 10
 
 

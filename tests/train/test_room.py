@@ -5,56 +5,40 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.testing import assert_close
 
 from softprompt.artifact import load
-from softprompt.errors import PromptError, TemplateError
+from softprompt.errors import DataError, PromptError, TemplateError
 from softprompt.evaluate import load_model
+from softprompt.initialise import FromPrompt
 from softprompt.recipe import make_recipe
 from softprompt.train import prepare, train
-from softprompt.train.room import longest_row
 
 KEYS = ("prefix-tuning", "p-tuning-v2")
 LONG = " ".join(["good"] * 90)
 
 
-@pytest.fixture
-def room(backbone, recipe):
-    def of(family: str, method: str, *, limit: int | None = None, **settings: Any) -> int | None:
-        made = recipe(family, method, task="head", settings=settings)
-        made = made.model_copy(update={"data": made.data.model_copy(update={"max_length": limit})})
-        return longest_row(made, backbone(family).geometry)
-
-    return of
-
-
-@pytest.mark.parametrize("method", KEYS)
-@pytest.mark.parametrize(("family", "positions"), [("bert", 64), ("roberta", 62), ("llama", 64)])
-def test_the_limit_is_lower_by_the_prompts_length(room, family, positions, method):
-    for length in (1, 7, positions - 1):
-        assert room(family, method, length=length, shifted=True) == positions - length
-        assert room(family, method, length=length, shifted=False) is None
-        assert room(family, method, length=length, shifted=False, limit=20) == 20
-    assert room(family, method, length=7, shifted=True, limit=20) == 20
-    assert room(family, method, length=7, shifted=True, limit=60) == positions - 7
-
-
-@pytest.mark.parametrize("method", KEYS)
-def test_relative_positions_have_no_end(room, method):
-    assert room("t5", method, shifted=True) is None
-    assert room("bloom", method, shifted=True, limit=9) == 9
-
-
 @pytest.mark.parametrize("length", [64, 65, 900])
 @pytest.mark.parametrize("method", KEYS)
-def test_a_prompt_that_takes_them_all(room, method, length):
+def test_a_prompt_that_takes_them_all(parts, method, length):
     with pytest.raises(TemplateError) as caught:
-        room("bert", method, length=length, shifted=True)
+        parts("bert", method, task="head", settings={"length": length, "shifted": True})
     assert str(caught.value) == (
-        f"method.shifted gives the first {length} positions to the prompt, but the backbone has "
-        "64, so none is left for a row. Lower method.length to less than 64, or leave "
-        "method.shifted out."
+        f"the prompt takes the first {length} positions, but 'bert' has 64, so none is left for a "
+        "row. Make it shorter, leave method.shifted out, or name the backbone that it was trained "
+        "for."
     )
+
+
+@pytest.mark.parametrize("limit", [20, 61, 64])
+def test_the_recipes_own_limit_is_kept(backbone, recipe, limit):
+    made = recipe("bert", "p-tuning-v2", task="head", settings={"shifted": True})
+    made = made.model_copy(update={"data": made.data.model_copy(update={"max_length": limit})})
+    rows = [{"text": LONG, "label": label} for label in ("negative", "positive")]
+    tables = {"train": Dataset.from_list(rows * 4)}
+    prepared = prepare(made, backbone=backbone("bert"), tables=tables)
+    assert longest(prepared) == min(limit, 61)
 
 
 def longest(prepared) -> int:
@@ -101,29 +85,69 @@ def with_template(parts, template: str, method: str, change: dict[str, Any]):
     table = prepared.recipe.model_dump(by_alias=True, exclude_none=True)
     table["task"]["template"] = template
     rows = [{"text": "", "label": label} for label in ("negative", "positive")] * 4
-    from datasets import Dataset
-
     tables = {name: Dataset.from_list(rows) for name in ("train", "validation", "test")}
     return prepare(make_recipe(table), backbone=prepared.backbone, tables=tables)
 
 
 @pytest.mark.parametrize("family", ["t5", "bart", "deberta_v2"])
-def test_positions_that_cannot_move_are_told(parts, family):
+def test_positions_that_cannot_move_are_told_before_training(parts, family):
+    """An encoder-decoder's are its decoder's own, so a prefix of all layers cannot move them."""
     task = "head" if family == "deberta_v2" else "words"
-    with pytest.raises(PromptError):
+    with pytest.raises(
+        PromptError, match=r"positions are those of its decoder|attention of its own"
+    ):
         parts(family, "p-tuning-v2", task=task, settings={"shifted": True})
+
+
+def wide(text: str, answer: str) -> dict[str, list[dict[str, str]]]:
+    return {"train": [{"text": text, "answer": answer, "label": "negative"}] * 4}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bart", "t5"])
+def test_a_text_to_be_written_has_the_room_that_is_left(parts, family):
+    """Of 64 positions three are the prompt's; the last token written is never read again."""
+    causal = family in {"gpt2", "llama"}
+    layers = "all" if causal else {"bart": "2::2", "t5": "2::2"}[family]
+    given = {"task": "generate", "settings": {"shifted": True, "layers": layers}}
+    text = " ".join(["good"] * 50)
+    row = longest(parts(family, "prefix-tuning", tables=wide(text, "bad"), **given))
+    # the row, the answer and its end; a decoder writes into positions of its own
+    words = 61 - 1 - (row if causal else 0)
+    fits = parts(family, "prefix-tuning", tables=wide(text, " ".join(["bad"] * words)), **given)
+    loss = fits.task.loss(fits.rows["train"].examples, [fits.method()])
+    assert loss.total.isfinite()
+    if family == "t5":  # which has no end of positions
+        return
+    with pytest.raises(DataError) as caught:
+        parts(family, "prefix-tuning", tables=wide(text, " ".join(["bad"] * (words + 1))), **given)
+    assert f"has {words + 2} tokens, but {words + 1} positions are left for it" in str(caught.value)
+
+
+def test_a_start_from_elsewhere_takes_its_own(parts, maker, backbone):
+    """The recipe says nothing of positions, but the prompt it begins with has them moved."""
+    own = backbone("bert")
+    made = parts("bert", "p-tuning-v2", task="head")
+    tables = {"train": Dataset.from_list(wide(LONG, "bad")["train"] * 2 + [made_row()])}
+    start = FromPrompt(maker("bert").prefix(3, shifted=True))
+    prepared = prepare(made.recipe, backbone=own, tables=tables, start=start)
+    assert prepared.method().shifted
+    assert longest(prepared) == 61
+
+
+def made_row() -> dict[str, str]:
+    return {"text": "good", "answer": "good", "label": "positive"}
 
 
 @pytest.mark.parametrize("method", KEYS)
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_the_artifact_keeps_both(parts, tmp_path, monkeypatch, family, method):
-    """That positions are moved, and how long a row may be; its answers are the run's."""
+    """That positions are moved, and so how long a row may be; whatever else is in the batch."""
     monkeypatch.setattr("softprompt.train.run.draw", lambda *_args, **_kwargs: None)
     prepared = parts(family, method, task="head", settings={"shifted": True})
     train(prepared.recipe, tmp_path / "run", prepared=prepared)
     artifact = load(tmp_path / "run")
     assert artifact.manifest.shifted is artifact.prompt.shifted is True
-    assert artifact.manifest.max_length == 61
+    assert artifact.manifest.max_length is None  # of the recipe
     model = load_model(tmp_path / "run", prepared.backbone)
     texts = [LONG, "bad", "a good film"]
     examples = [model.example(text) for text in texts]

@@ -9,7 +9,7 @@ from softprompt.cli.say import note
 from softprompt.compare import Control, Reader, Untrained, fit_probe, hard_template, majority
 from softprompt.data import Rows as Table
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, bind
+from softprompt.tasks import Classify, Room, bind
 from softprompt.train.prepare import default_template
 from softprompt.train.rows import find_labels, target_column
 
@@ -71,7 +71,7 @@ class Beside:
             self.backbone,
             template=self._template,
             labels=find_labels(settings, self.tables["train"]),
-            max_length=self.base.data.max_length,
+            room=Room(self.base.data.max_length),
         )
         return Untrained(task)
 

@@ -15,7 +15,6 @@ from softprompt.evaluate.incoming import (
     check_head,
     check_soft,
     labels_of,
-    room_of,
     settings_of,
 )
 from softprompt.evaluate.model import Model, bring
@@ -123,7 +122,6 @@ def _model(
     foreign: Foreign, backbone: Backbone, *, task: TaskSettings | None, labels: Sequence[str]
 ) -> Model:
     check(backbone.geometry, foreign.prompt)
-    room = room_of(foreign, backbone)
     settings = settings_of(foreign, task)
     template = settings.template or foreign.template
     check_soft(foreign, template)
@@ -133,7 +131,7 @@ def _model(
         foreign.prompt,
         foreign.head,
         template=template,
-        max_length=room,
+        max_length=None,
         task={"kind": settings.kind, **asdict(settings), "template": template},
         labels=answers,
         backbone=name_of(backbone),

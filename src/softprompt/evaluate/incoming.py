@@ -10,7 +10,7 @@ from softprompt.artifact.formats import Foreign
 from softprompt.backbone.model import Backbone
 from softprompt.data.template import parse
 from softprompt.errors import ArtifactError, TemplateError
-from softprompt.prompt import InputPrompt, KVPrefix
+from softprompt.prompt import InputPrompt
 from softprompt.tasks import TASKS, Classify, Generate, TaskSettings
 from softprompt.tasks.pool import ClassifierHead
 
@@ -122,27 +122,6 @@ def check_head(foreign: Foreign, settings: TaskSettings, *, backbone: Backbone) 
 
 def _shapes(head: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {[*tensor.shape]}" for name, tensor in sorted(head.items()))
-
-
-def room_of(foreign: Foreign, backbone: Backbone) -> int | None:
-    """How long a row may be: a shifted prefix takes the first positions of those that are counted.
-
-    Raises:
-        ArtifactError: none is left.
-    """
-    positions = backbone.geometry.positions
-    match foreign.prompt:
-        case KVPrefix(shifted=True) as prefix if positions is not None:
-            if prefix.length >= positions:
-                msg = (
-                    f"the prefix takes {prefix.length} positions of {backbone.name!r}, which has "
-                    f"{positions}, so none is left for a row. It belongs to another backbone: name "
-                    "that with --backbone."
-                )
-                raise ArtifactError(msg)
-            return positions - prefix.length
-        case _:
-            return None
 
 
 def check_soft(foreign: Foreign, template: str) -> None:

@@ -14,7 +14,7 @@ from softprompt.errors import ArtifactError, DataError, unknown
 from softprompt.evaluate.predict import Report, judge, predict, report
 from softprompt.injection.load import load_backbone
 from softprompt.prompt import Prompt, cast
-from softprompt.tasks import TASKS, Answer, Classifier, Example, Task, TaskSettings, bind
+from softprompt.tasks import TASKS, Answer, Classifier, Example, Room, Task, TaskSettings, bind
 
 _WINDOW = 2048
 
@@ -168,7 +168,7 @@ def bring(artifact: Artifact, backbone: Backbone) -> Model:
         backbone,
         template=manifest.template,
         labels=manifest.labels,
-        max_length=manifest.max_length,
+        room=Room(manifest.max_length, artifact.prompt.taken),
     )
     expected = {} if task.head is None else dict(task.head.state_dict())
     if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in artifact.head.items()}:

@@ -33,7 +33,7 @@ def gather(
     for prompt in prompts:
         if prompt is not None:
             check(backbone.geometry, prompt)
-    lengths = [p.length if isinstance(p, KVPrefix) and p.shifted else 0 for p in prompts]
+    lengths = [0 if p is None else p.taken for p in prompts]
     shift = torch.tensor(lengths, device=rows.device) if any(lengths) else None
     prefixes = [p if isinstance(p, KVPrefix) else None for p in prompts]
     named = {site for p in prefixes if p is not None for site in p.layers}

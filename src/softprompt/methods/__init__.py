@@ -3,6 +3,7 @@
 A method costs its file and one line here; the contract tests pick it up by themselves.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from softprompt.methods.p_tuning import PTuning
 from softprompt.methods.p_tuning_v2 import PTuningV2
 from softprompt.methods.prefix_tuning import PrefixTuning
 from softprompt.methods.prompt_tuning import PromptTuning
+from softprompt.prompt import KVPrefix
 
 MethodSettings = PromptTuning | PTuning | PrefixTuning | PTuningV2
 
@@ -50,8 +52,10 @@ def build_method(
     match settings:
         case PrefixTuning() | PTuningV2():
             length, layers = settings.length, sites(settings.layers, geometry.sites)
+            shifted = settings.shifted
         case PromptTuning() | PTuning():
             length, layers = soft_length, _from(settings.layers, geometry)
+            shifted = False
     start = initial_prompt(
         backbone,
         initial,
@@ -60,6 +64,8 @@ def build_method(
         layers=layers,
         generator=generator,
     )
+    if isinstance(start, KVPrefix) and shifted:
+        start = replace(start, shifted=True)
     check(geometry, start)
     method: Method = settings.build(geometry, start, generator=generator)  # type: ignore[arg-type]  # `shape` pairs them
     if not settings.direct and not isinstance(initial, FromRandom):

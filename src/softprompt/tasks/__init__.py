@@ -1,7 +1,7 @@
 """What is asked of a backbone's output: the loss and the answer, whatever the prompt."""
 
 from softprompt.tasks.base import Answer, Example, Loss, Task
-from softprompt.tasks.bind import bind
+from softprompt.tasks.bind import Room, bind
 from softprompt.tasks.classifier import Classifier
 from softprompt.tasks.settings import TASKS, Classify, Generate, TaskSettings
 
@@ -13,6 +13,7 @@ __all__ = [
     "Example",
     "Generate",
     "Loss",
+    "Room",
     "Task",
     "TaskSettings",
     "bind",

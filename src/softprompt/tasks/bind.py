@@ -1,13 +1,13 @@
 """Bind a task to a backbone: check that they fit, and choose how the answer is read."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from softprompt.backbone.head import Head
 from softprompt.backbone.model import Backbone
 from softprompt.data.template import Template, parse
 from softprompt.data.tokenise import Renderer, renderer
 from softprompt.errors import DataError, TemplateError
-from softprompt.injection.generate import Decoding
 from softprompt.tasks.base import Task
 from softprompt.tasks.generate import Writer
 from softprompt.tasks.pool import ClassifierHead, Pooled
@@ -18,13 +18,26 @@ from softprompt.tasks.words import read_words
 _ENDLESS = 1 << 20
 
 
+@dataclass(frozen=True)
+class Room:
+    """How many positions there are for a row.
+
+    Args:
+        longest: of a row in tokens; None for all positions that the backbone has.
+        taken: by a prompt that is not among the row's tokens (`KVPrefix.taken`).
+    """
+
+    longest: int | None = None
+    taken: int = 0
+
+
 def bind(
     settings: TaskSettings,
     backbone: Backbone,
     *,
     template: str,
     labels: Sequence[str] = (),
-    max_length: int | None = None,
+    room: Room | None = None,
     seed: int = 0,
 ) -> Task:
     """A task that can run.
@@ -32,7 +45,7 @@ def bind(
     Args:
         template: what a row looks like.
         labels: the classes of a trained head, or the only answers of a generator.
-        max_length: of a row in tokens; None for all positions that the backbone has.
+        room: for a row; None for all positions that the backbone has.
         seed: of a trained head.
 
     Raises:
@@ -41,7 +54,7 @@ def bind(
     """
     parsed = parse(template)
     _check_masks(settings, backbone, parsed)
-    binding = _Binding(backbone, parsed, max_length=max_length)
+    binding = _Binding(backbone, parsed, room or Room())
     match settings:
         case Classify(verbalizer=None):
             return binding.pooled(settings, labels, seed=seed)
@@ -58,18 +71,20 @@ def plain_renderer(backbone: Backbone, template: str, *, max_length: int | None)
         template: what a row looks like.
         max_length: of a row in tokens; None for all positions that the backbone has.
     """
-    return _Binding(backbone, parse(template), max_length=max_length).renderer()
+    return _Binding(backbone, parse(template), Room(max_length)).renderer()
 
 
 class _Binding:
     """What every way of binding needs."""
 
-    def __init__(self, backbone: Backbone, template: Template, *, max_length: int | None) -> None:
+    def __init__(self, backbone: Backbone, template: Template, room: Room) -> None:
         self.backbone = backbone
         self.kind = backbone.geometry.kind
         self.template = template
-        limits = [n for n in (max_length, backbone.geometry.positions) if n is not None]
-        self.limit = min(limits, default=_ENDLESS)
+        self.left = _left(backbone, room)
+        # An encoder-decoder's prompt takes those of its decoder, which the row does not stand in.
+        own = backbone.geometry.positions if self.kind == "encoder-decoder" else self.left
+        self.limit = min([n for n in (room.longest, own) if n is not None], default=_ENDLESS)
 
     def renderer(self, *, reserve: int = 0, masks: int = 1) -> Renderer:
         """``reserve`` positions are kept for what is written behind the row."""
@@ -136,21 +151,13 @@ class _Binding:
 
     def writer(self, settings: Generate, choices: Sequence[str]) -> Writer:
         """Text."""
-        decoding = Decoding(
-            max_new_tokens=settings.max_new_tokens,
-            beams=settings.beams,
-            sample=settings.sample,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-        )
         return Writer(
             self.backbone,
             self._lm_head("write text", remedy="Choose another backbone."),
             renderer=self.renderer(reserve=settings.max_new_tokens),
             settings=settings,
+            positions=self.left,
             choices=choices,
-            decoding=decoding,
         )
 
     def _lm_head(self, purpose: str, *, remedy: str) -> Head:
@@ -161,6 +168,19 @@ class _Binding:
             )
             raise TemplateError(msg)
         return self.backbone.head
+
+
+def _left(backbone: Backbone, room: Room) -> int | None:
+    """The positions that the prompt leaves."""
+    positions = backbone.geometry.positions
+    if positions is None or positions > room.taken:
+        return None if positions is None else positions - room.taken
+    msg = (
+        f"the prompt takes the first {room.taken} positions, but {backbone.name!r} has "
+        f"{positions}, so none is left for a row. Make it shorter, leave method.shifted out, or "
+        "name the backbone that it was trained for."
+    )
+    raise TemplateError(msg)
 
 
 def _check_masks(settings: TaskSettings, backbone: Backbone, template: Template) -> None:

@@ -26,8 +26,9 @@ class Writer(Task):
 
     Args:
         settings: of the task.
+        positions: for the row and its answer (of an encoder-decoder the answer alone); None where
+            they have no end.
         choices: the answers that count; empty for any text.
-        decoding: how answers are generated; held to the choices, if the settings say so.
     """
 
     def __init__(
@@ -37,14 +38,23 @@ class Writer(Task):
         *,
         renderer: Renderer,
         settings: Generate,
+        positions: int | None,
         choices: Sequence[str],
-        decoding: Decoding,
     ) -> None:
+        decoding = Decoding(
+            max_new_tokens=settings.max_new_tokens,
+            beams=settings.beams,
+            sample=settings.sample,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        )
         self.backbone = backbone
         self.labels = tuple(choices)
         self._head = head
         self._renderer = renderer
         self._target_column = settings.target_column
+        self._positions = positions
         self._most = settings.max_target_tokens
         answers = tuple(self._tokens(choice) for choice in choices) or None
         _check_choices(choices, answers or (), longest=decoding.max_new_tokens)
@@ -156,10 +166,9 @@ class Writer(Task):
         return tuple(self.backbone.tokenizer(space + text, add_special_tokens=False)["input_ids"])
 
     def _room(self, source: Tokenised) -> int:
-        positions = self.backbone.geometry.positions
-        if positions is None:
+        if self._positions is None:
             return 1 << 30
-        return positions - (len(source.ids) if self.backbone.geometry.kind == "causal" else 0)
+        return self._positions - (len(source.ids) if self.backbone.geometry.kind == "causal" else 0)
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

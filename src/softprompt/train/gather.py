@@ -7,13 +7,13 @@ from softprompt.backbone.model import Backbone
 from softprompt.data import Rows as Table
 from softprompt.data import Template, check_columns, check_fields, parse
 from softprompt.errors import RecipeError, SoftpromptError, UnreachableError
-from softprompt.methods import build_method
+from softprompt.methods import Method, build_method
 from softprompt.methods.defaults import defaults
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Task, bind
+from softprompt.tasks import Classify, Room, Task, bind
 from softprompt.tasks.words import read_words
 from softprompt.train.prepare import check_soft, fitting_template, initial
-from softprompt.train.room import longest_row
+from softprompt.train.room import room_of
 from softprompt.train.rows import (
     check_tables,
     complete,
@@ -74,8 +74,9 @@ def gather(recipe: Recipe, backbone: Backbone | None, *, found: Findings) -> Non
     template = _template(recipe, tables, backbone, found)
     if backbone is None or template is None:
         return
-    _method(recipe, backbone, template, labels or (), found)
-    task = _task(recipe, backbone, template, labels, found)
+    method = _method(recipe, backbone, template, labels or (), found)
+    room = Room(recipe.data.max_length) if method is None else room_of(recipe, method)
+    task = _task(recipe, backbone, template, labels, room=room, found=found)
     if task is not None:
         whole = {n: t for n, t in sound.items() if {*template.fields} <= {*t.column_names}}
         for name, table in whole.items():
@@ -161,7 +162,13 @@ def _template(
 
 
 def _task(
-    recipe: Recipe, backbone: Backbone, template: Template, labels: Labels | None, found: Findings
+    recipe: Recipe,
+    backbone: Backbone,
+    template: Template,
+    labels: Labels | None,
+    *,
+    room: Room,
+    found: Findings,
 ) -> Task | None:
     """The task; if it cannot be bound, its label words are looked at all the same."""
     settings = recipe.task_settings
@@ -171,7 +178,7 @@ def _task(
         backbone,
         template=template.text,
         labels=("no", "yes") if labels is None else labels,  # any two, where they are not known
-        max_length=longest_row(recipe, backbone.geometry),
+        room=room,
     )
     if task is None and isinstance(settings, Classify) and settings.verbalizer and backbone.head:
         kind = backbone.geometry.kind
@@ -184,14 +191,14 @@ def _task(
 
 def _method(
     recipe: Recipe, backbone: Backbone, template: Template, labels: Labels, found: Findings
-) -> None:
-    """Whether the method can be built, once soft tokens are where it needs them."""
+) -> Method | None:
+    """The method, if it can be built, once soft tokens are where it needs them."""
     settings = recipe.method_settings
     usual = defaults(recipe.method.name, backbone.geometry)
     start = found.attempt(initial, recipe, labels=labels, usual=usual)
     if start is None or (template.soft_length > 0) != (settings.shape == "input"):
-        return
-    found.attempt(
+        return None
+    return found.attempt(
         build_method,
         backbone,
         settings,

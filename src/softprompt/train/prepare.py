@@ -26,7 +26,7 @@ from softprompt.methods.defaults import Defaults, defaults
 from softprompt.recipe import BackboneSection, Recipe
 from softprompt.tasks import Classify, Task, TaskSettings, bind
 from softprompt.train.rendered import rendered
-from softprompt.train.room import longest_row
+from softprompt.train.room import room_of
 from softprompt.train.rows import (
     Rows,
     check_tables,
@@ -90,7 +90,6 @@ def prepare(
     if backbone is None:
         backbone = open_section(recipe.backbone)
     template = fitting_template(recipe, backbone, table=tables["train"])
-    task = _task(recipe, backbone, template=template, labels=labels)
     usual = defaults(recipe.method.name, backbone.geometry)
     method = build_method(
         backbone,
@@ -98,6 +97,10 @@ def prepare(
         soft_length=template.soft_length,
         initial=start or initial(recipe, labels=labels, usual=usual),
         seed=recipe.seed,
+    )
+    room = room_of(recipe, method)
+    task = bind(
+        settings, backbone, template=template.text, labels=labels, room=room, seed=recipe.seed
     )
     columns = [*task.columns, task.target_column]
     for name, table in tables.items():
@@ -111,21 +114,10 @@ def prepare(
         template=template.text,
         training=resolve(recipe, usual),
         usual=usual,
-        rows=rendered(tables, task, recipe=recipe, template=template.text, hashes=hashes),
+        rows=rendered(
+            tables, task, recipe=recipe, room=room, template=template.text, hashes=hashes
+        ),
         hashes=hashes,
-    )
-
-
-def _task(
-    recipe: Recipe, backbone: Backbone, *, template: Template, labels: tuple[str, ...]
-) -> Task:
-    return bind(
-        recipe.task_settings,
-        backbone,
-        template=template.text,
-        labels=labels,
-        max_length=longest_row(recipe, backbone.geometry),
-        seed=recipe.seed,
     )
 
 

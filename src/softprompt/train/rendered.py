@@ -15,8 +15,7 @@ from softprompt.data import Rows as Table
 from softprompt.data.cache import Shape, Shelf, users_shelf
 from softprompt.data.tokenise import Tokenised
 from softprompt.recipe import Recipe
-from softprompt.tasks import Example, Task
-from softprompt.train.room import longest_row
+from softprompt.tasks import Example, Room, Task
 from softprompt.train.rows import Rows, render
 
 # To be raised whenever rows are rendered otherwise.
@@ -30,12 +29,14 @@ def rendered(
     task: Task,
     *,
     recipe: Recipe,
+    room: Room,
     template: str,
     hashes: Mapping[str, str],
 ) -> dict[str, Rows]:
     """The rows of each split with their right answers, as an earlier run left them or made now.
 
     Args:
+        room: as bound.
         template: as used.
         hashes: of each split's contents.
 
@@ -48,7 +49,7 @@ def rendered(
         if len(table) < _MANY or not shelf.limit:
             found[name] = render(task, table, where=where)
             continue
-        mark = _mark(recipe, task, template=template, rows=hashes[name])
+        mark = _mark(recipe, task, room, template=template, rows=hashes[name])
         known = _found(shelf, mark)
         found[name] = render(task, table, where=where, examples=known)
         if known is None:
@@ -56,7 +57,7 @@ def rendered(
     return found
 
 
-def _mark(recipe: Recipe, task: Task, *, template: str, rows: str) -> str:
+def _mark(recipe: Recipe, task: Task, room: Room, *, template: str, rows: str) -> str:
     """What tells rendered rows from any others."""
     backbone = task.backbone
     facts = (
@@ -67,7 +68,7 @@ def _mark(recipe: Recipe, task: Task, *, template: str, rows: str) -> str:
         backbone.decoder_start,
         backbone.ends,
         recipe.task.model_dump_json(),
-        longest_row(recipe, backbone.geometry),
+        room,
         template,
         task.labels,
         rows,

@@ -10,7 +10,6 @@ from softprompt.evaluate.predict import Report, report
 from softprompt.prompt import Prompt
 from softprompt.train.best import Best
 from softprompt.train.prepare import Prepared
-from softprompt.train.room import longest_row
 from softprompt.train.trainer import Trainer
 from softprompt.train.validate import judged
 
@@ -28,7 +27,7 @@ def artifact_of(prepared: Prepared, best: Best, *, start: Prompt) -> Artifact:
         best.prompt,
         best.head,
         template=prepared.template,
-        max_length=longest_row(recipe, prepared.backbone.geometry),
+        max_length=recipe.data.max_length,
         task={"kind": settings.kind, **asdict(settings), "template": prepared.template},
         labels=list(prepared.task.labels),
         backbone=name_of(prepared.backbone),

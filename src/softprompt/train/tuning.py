@@ -12,7 +12,7 @@ from softprompt.data import Rows as Table
 from softprompt.initialise import FromRandom
 from softprompt.methods.defaults import Defaults
 from softprompt.recipe import Recipe
-from softprompt.tasks import Task, bind
+from softprompt.tasks import Room, Task, bind
 from softprompt.train.prepare import default_template
 from softprompt.train.rows import Rows, check_tables, find_labels, render, sampled
 from softprompt.train.settings import Training, resolve
@@ -72,10 +72,8 @@ def prepare_tuning(
     text = settings.template
     if text is None:
         text = default_template(tables["train"], settings, kind=backbone.geometry.kind)
-    limit = recipe.data.max_length
-    task = bind(
-        settings, backbone, template=text, labels=labels, max_length=limit, seed=recipe.seed
-    )
+    room = Room(recipe.data.max_length)
+    task = bind(settings, backbone, template=text, labels=labels, room=room, seed=recipe.seed)
     whole = task.parameters
     match kind:
         case "fine-tuning":
