@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from softprompt.artifact.aside import aside
 from softprompt.artifact.card import CARD, card_of
-from softprompt.artifact.files import TENSORS
+from softprompt.artifact.files import MANIFEST, TENSORS
 from softprompt.artifact.names import branch, is_path, repository
 from softprompt.artifact.outward import Change, outward
 from softprompt.artifact.reach import reached
@@ -115,7 +115,7 @@ def push(
             _check_token(name)
             api = _api()
             created = ensure(api, name, private=private)
-            info = at_branch(api, name, goal)
+            info = at_branch(api, name, goal=goal)
             check_own(info, name)
             done = api.create_commit(
                 name,
@@ -144,10 +144,11 @@ def pull(repo: str, folder: str | Path, *, revision: str | None = None) -> Pulle
         HubError: the repository or the revision is not there, not open or cannot be reached.
     """
     name, goal = repository(repo), Path(folder)
-    check_replaceable(goal, besides={CARD})
+    # A card without an artifact beside it is somebody's own page.
+    check_replaceable(goal, besides={CARD} if (goal / MANIFEST).exists() else ())
     with reached(name, doing="read"):
         api = _api()
-        info = at_revision(api, name, revision)
+        info = at_revision(api, name, revision=revision)
         commit = str(info.sha)
         files = wanted(info, name)
         with aside(goal) as fresh:

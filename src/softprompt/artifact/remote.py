@@ -33,7 +33,7 @@ def ensure(api: HfApi, name: str, *, private: bool) -> bool:
     return False
 
 
-def at_branch(api: HfApi, name: str, goal: str) -> ModelInfo:
+def at_branch(api: HfApi, name: str, *, goal: str) -> ModelInfo:
     """What stands at the branch; it is made from ``main`` if there is none.
 
     Raises:
@@ -73,7 +73,7 @@ def check_there(info: ModelInfo, name: str) -> None:
         raise HubError(msg)
 
 
-def at_revision(api: HfApi, name: str, revision: str | None) -> ModelInfo:
+def at_revision(api: HfApi, name: str, *, revision: str | None) -> ModelInfo:
     """What stands at a revision, with the commit it is.
 
     Raises:

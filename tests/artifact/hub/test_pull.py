@@ -196,6 +196,9 @@ def test_a_folder_with_other_files_is_left_alone(hub, pushed, goal: Path) -> Non
     (goal / "thesis.tex").write_text("years of work")
     with pytest.raises(ArtifactError, match=r"also holds thesis.tex"):
         softprompt.pull("ada/tune", goal)
+    (goal / "thesis.tex").rename(goal / "README.md")
+    with pytest.raises(ArtifactError, match=r"also holds README.md"):
+        softprompt.pull("ada/tune", goal)
     (goal.parent / "file").write_text("")
     with pytest.raises(ArtifactError, match="is a file"):
         softprompt.pull("ada/tune", goal.parent / "file")
