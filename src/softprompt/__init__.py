@@ -16,22 +16,25 @@ model.save("sentiment")
 model = sp.load_model("sentiment", backbone)
 ```
 
-`Ensemble([one, another])` asks several models of one backbone together, in one batch.
+`Ensemble([one, another])` asks several models of one backbone together, in one batch. `VLLMPrompt`
+makes requests that have a vLLM server answer by a prompt.
 
 `Prompt` is either of the two prompt values, `InputPrompt` or `KVPrefix`. `train_recipe` runs a
-recipe into a run folder, as ``softprompt train`` does. Everything is imported on first use, so that
-``import softprompt`` costs nothing.
+recipe into a run folder, as ``softprompt train`` does. `push` and `pull` share artifacts on the
+Hub. Everything is imported on first use, so that ``import softprompt`` costs nothing.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from softprompt.artifact.hub import Pulled, Pushed, pull, push
     from softprompt.backbone import Backbone, Loading
     from softprompt.errors import (
         ArtifactError,
         BackboneError,
         DataError,
+        HubError,
         MissingPackageError,
         PromptError,
         RecipeError,
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
         Ensemble,
         Model,
         Report,
+        VLLMPrompt,
         export_prompt,
         import_prompts,
         load_model,
@@ -65,11 +69,13 @@ if TYPE_CHECKING:
     from softprompt.train.fit import fit
 
 _HOMES = {
+    "softprompt.artifact.hub": ("Pulled", "Pushed", "pull", "push"),
     "softprompt.backbone": ("Backbone", "Loading"),
     "softprompt.errors": (
         "ArtifactError",
         "BackboneError",
         "DataError",
+        "HubError",
         "MissingPackageError",
         "PromptError",
         "RecipeError",
@@ -82,6 +88,7 @@ _HOMES = {
         "Ensemble",
         "Model",
         "Report",
+        "VLLMPrompt",
         "export_prompt",
         "import_prompts",
         "load_model",
@@ -120,6 +127,7 @@ __all__ = [
     "FromText",
     "FromVocabulary",
     "Generate",
+    "HubError",
     "InputPrompt",
     "KVPrefix",
     "Loading",
@@ -131,6 +139,8 @@ __all__ = [
     "Prompt",
     "PromptError",
     "PromptTuning",
+    "Pulled",
+    "Pushed",
     "Recipe",
     "RecipeError",
     "Report",
@@ -140,6 +150,7 @@ __all__ = [
     "Training",
     "TrainingError",
     "UnreachableError",
+    "VLLMPrompt",
     "bake",
     "export_prompt",
     "fit",
@@ -148,6 +159,8 @@ __all__ = [
     "load_backbone",
     "load_model",
     "make_recipe",
+    "pull",
+    "push",
     "read_recipe",
     "train_recipe",
 ]

@@ -8,6 +8,7 @@
     │   └── UnreachableError  they are on the Hub, which cannot be reached
     ├── RecipeError       a recipe has faults (all of them at once, in ``faults``)
     ├── ArtifactError     a file on disk is not a whole, trustworthy artifact or checkpoint
+    │   └── HubError      a repository of artifacts is not there, not open or not to be reached
     ├── TrainingError     a run cannot go on (NaN loss, nothing to train)
     └── MissingPackageError   an optional package is needed (with the command that installs it)
 
@@ -58,6 +59,10 @@ class RecipeError(SoftpromptError):
 
 class ArtifactError(SoftpromptError):
     """A file on disk is not a whole, trustworthy artifact or checkpoint."""
+
+
+class HubError(ArtifactError):
+    """A repository of artifacts on the Hub is not there, not open or cannot be reached."""
 
 
 class TrainingError(SoftpromptError):

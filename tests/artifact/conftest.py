@@ -105,6 +105,12 @@ def new() -> Callable[..., Artifact]:
     return make
 
 
+@pytest.fixture(scope="session", name="bits")
+def bits_of() -> Callable[[Tensor], tuple[tuple[int, ...], torch.dtype, bytes]]:
+    """All that there is to know of a tensor."""
+    return bits
+
+
 @pytest.fixture(params=SORTS)
 def artifact(request: pytest.FixtureRequest) -> Artifact:
     """One of every sort."""

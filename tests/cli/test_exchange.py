@@ -330,6 +330,9 @@ def test_formats_and_places_that_there_are_not(adapter, run, trained, tmp_path):
     assert run("import", "npy", tmp_path / "x", *gone).is_mistake(
         f"there is no file or folder {tmp_path / 'x'}. Give what is to be imported."
     )
+    assert run("import", "peft", "ada/mood", *gone).is_mistake(
+        "If it is on the Hub: hf download ada/mood --local-dir FOLDER"
+    )
     assert run("export", "peff", tmp_path / "x", "--output", tmp_path / "y").is_mistake(
         "unknown format to export 'peff'. Options: ", "Did you mean 'peft'?"
     )

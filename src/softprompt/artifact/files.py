@@ -11,7 +11,7 @@ from softprompt.errors import ArtifactError
 MANIFEST = "manifest.json"
 TENSORS = "prompt.safetensors"
 INSIDE_RUN = "artifact"
-PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
+_PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 
 
 def find(path: Path) -> Path:
@@ -55,6 +55,11 @@ def read(folder: Path, name: str, *, source: Source) -> bytes:
     return path.read_bytes()
 
 
+def looks_pickled(name: str) -> bool:
+    """Whether a file's name is one that pickles have."""
+    return Path(name).suffix in _PICKLED
+
+
 def _missing(path: Path) -> str:
     if previous(path).is_dir():
         return (
@@ -73,7 +78,7 @@ def _incomplete(folder: Path, name: str) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     shown = ", ".join(names[:8]) + (" …" if len(names) > len(names[:8]) else "")
     fact = f"{folder} has no file {name}; it holds {shown or 'nothing'}."
-    pickled = [entry for entry in names if Path(entry).suffix in PICKLED]
+    pickled = [entry for entry in names if looks_pickled(entry)]
     if name == TENSORS and pickled:
         return (
             f"{fact} {pickled[0]} looks like a pickle, which is refused: reading one can run any "

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import assert_never
 
@@ -48,7 +49,7 @@ def save(artifact: Artifact, folder: Path) -> Path:
     raw = safetensors.torch.save(own)
     described = dump(manifest, hashlib.sha256(raw).hexdigest(), source=source)
     try:
-        _check_replaceable(folder)
+        check_replaceable(folder)
         with aside(folder) as fresh:
             (fresh / TENSORS).write_bytes(raw)
             (fresh / MANIFEST).write_bytes(described)
@@ -72,11 +73,25 @@ def load(path: Path) -> Artifact:
     try:
         folder = find(path)
         source = Source(str(folder), "Restore the folder from a copy, or train again.")
-        described = read(folder, MANIFEST, source=source)
-        raw = read(folder, TENSORS, source=source)
+        return load_from(folder, source=source)
     except OSError as error:
         msg = f"{path} cannot be read: {error.strerror}. Give a folder that this user may read."
         raise ArtifactError(msg) from error
+
+
+def load_from(folder: Path, *, source: Source) -> Artifact:
+    """As `load`, of the very folder.
+
+    Args:
+        folder: the artifact's.
+        source: what to call it, and what to do if it is not whole.
+
+    Raises:
+        ArtifactError: anything is missing, damaged, changed, of another version, or no number.
+        OSError: it cannot be read.
+    """
+    described = read(folder, MANIFEST, source=source)
+    raw = read(folder, TENSORS, source=source)
     manifest, digest = _manifest(described, source)
     tensors = _tensors(raw, source)
     actual = hashlib.sha256(raw).hexdigest()
@@ -89,6 +104,31 @@ def load(path: Path) -> Artifact:
     _compare(manifest, tensors, source)
     head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
     return Artifact(manifest, _prompt(manifest, tensors), head)
+
+
+def check_replaceable(folder: Path, *, besides: Collection[str] = ()) -> None:
+    """Do not replace a folder that holds anything but an artifact.
+
+    Args:
+        folder: the artifact's.
+        besides: other files that may be lost.
+
+    Raises:
+        ArtifactError: it is a file, or holds other files.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        msg = f"{folder} is a file, but an artifact is a folder. Save to another name."
+        raise ArtifactError(msg)
+    own = {MANIFEST, TENSORS, *besides}
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in own)
+    if others:
+        msg = (
+            f"{folder} also holds {', '.join(others[:5])}, which saving an artifact there would "
+            "remove. Save to a folder of its own."
+        )
+        raise ArtifactError(msg)
 
 
 def _manifest(described: bytes, source: Source) -> tuple[Manifest, str]:
@@ -134,24 +174,6 @@ def _prompt(manifest: Manifest, tensors: dict[str, Tensor]) -> Prompt:
             return KVPrefix(keys, values, layers, shifted=manifest.shifted is True)
         case unreachable:
             assert_never(unreachable)
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Do not replace a folder that holds anything but an artifact."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        msg = f"{folder} is a file, but an artifact is a folder. Save to another name."
-        raise ArtifactError(msg)
-    others = sorted(
-        entry.name for entry in folder.iterdir() if entry.name not in {MANIFEST, TENSORS}
-    )
-    if others:
-        msg = (
-            f"{folder} also holds {', '.join(others[:5])}, which saving an artifact there would "
-            "remove. Save to a folder of its own."
-        )
-        raise ArtifactError(msg)
 
 
 def _unwritten(folder: Path, error: OSError, size: int) -> str:

@@ -17,6 +17,8 @@ from softprompt.cli.find_lr import find_lr
 from softprompt.cli.importing import import_
 from softprompt.cli.init import init
 from softprompt.cli.predict import predict
+from softprompt.cli.pull import pull
+from softprompt.cli.push import push
 from softprompt.cli.resume import resume
 from softprompt.cli.say import told
 from softprompt.cli.show import show
@@ -34,6 +36,8 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     show: "softprompt show runs/recipe --attention",
     import_: "softprompt import peft adapters/mood --output mood --set task.labels=[no,yes]",
     export: "softprompt export peft runs/recipe --output adapters/mood",
+    push: "softprompt push runs/recipe ada/sentiment --private",
+    pull: "softprompt pull ada/sentiment --output sentiment",
 }
 
 # Plain text throughout: messages are read by people and by programs, in terminals and in logs.

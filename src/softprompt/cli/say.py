@@ -61,6 +61,14 @@ def print_json(value: Mapping[str, object]) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
+def without_bars() -> None:
+    """Let the Hub's client show no bars where nobody sees them."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells as columns: the first to the left, the others to the right."""
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]

@@ -5,6 +5,7 @@ from softprompt.evaluate.exchange import export_prompt, import_prompts
 from softprompt.evaluate.metrics import Confusion, classification, confusion, generation, majority
 from softprompt.evaluate.model import Model, bring, load_model, task_settings
 from softprompt.evaluate.predict import Judged, Report, bare_answers, judge, predict, report
+from softprompt.evaluate.vllm import VLLMPrompt
 from softprompt.evaluate.vote import Vote, voted
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Judged",
     "Model",
     "Report",
+    "VLLMPrompt",
     "Verdict",
     "Vote",
     "bare_answers",

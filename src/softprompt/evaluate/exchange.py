@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from softprompt.artifact import Artifact, assemble, name_of
-from softprompt.artifact.formats import Foreign, Outgoing, base_of, reader, writer
+from softprompt.artifact.formats import Asked, Foreign, Outgoing, base_of, reader, writer
 from softprompt.artifact.formats.folder import put
 from softprompt.backbone.load import Loading
 from softprompt.backbone.model import Backbone
@@ -20,7 +20,9 @@ from softprompt.evaluate.incoming import (
 from softprompt.evaluate.model import Model, bring
 from softprompt.injection.check import check
 from softprompt.injection.load import load_backbone
-from softprompt.tasks import TaskSettings
+from softprompt.tasks import Task, TaskSettings
+from softprompt.tasks.generate import Writer
+from softprompt.tasks.verbalize import CausalWords
 
 
 def import_prompts(
@@ -73,10 +75,30 @@ def export_prompt(form: str, model: Model, *, output: str | Path) -> Path:
             instead), or the folder cannot be written.
     """
     write = writer(form)
+    return put(write(outgoing(model)), Path(output))
+
+
+def outgoing(model: Model) -> Outgoing:
+    """An artifact on its way out, with what only its task and its template know."""
     template = parse(model.artifact.manifest.template)
-    front = template.before if _opened(model.backbone) else template.soft_head
-    given = Outgoing(model.artifact, model.backbone, front=front, text=template.spoken)
-    return put(write(given), Path(output))
+    return Outgoing(
+        model.artifact,
+        model.backbone,
+        front=template.before if _opened(model.backbone) else template.soft_head,
+        text=template.spoken,
+        asked=_asked(model.task),
+    )
+
+
+def _asked(task: Task) -> Asked | None:
+    match task:
+        case CausalWords(words=words):
+            of_label = dict(zip(words.labels, words.tokens, strict=True))
+            return Asked(task.renderer.max_length, of_label, None)
+        case Writer():
+            return Asked(task.renderer.max_length, {}, task.decoding)
+        case _:
+            return None
 
 
 def _named(form: str, source: Path) -> Backbone:

@@ -83,7 +83,7 @@ class Model:
         Raises:
             DataError: a field is missing, or a text is given, but the template has several fields.
         """
-        return self.task.example(self._row(row), target=False)
+        return self.task.example(as_row(row, self.task.columns), target=False)
 
     def truth(self, row: Mapping[str, object], *, at: int) -> str:
         """The right answer of a row.
@@ -112,17 +112,27 @@ class Model:
         """Write the artifact."""
         return save(self.artifact, Path(folder))
 
-    def _row(self, row: str | Mapping[str, object]) -> Mapping[str, object]:
-        if not isinstance(row, str):
-            return row
-        fields = tuple(dict.fromkeys(self.task.columns))
-        if len(fields) != 1:
-            msg = (
-                f"a row of this artifact has the fields {', '.join(fields)}, but a single text was "
-                'given. Give an object with all of them: {"' + '": …, "'.join(fields) + '": …}.'
-            )
-            raise DataError(msg)
-        return {fields[0]: row}
+
+def as_row(row: str | Mapping[str, object], columns: Iterable[str]) -> Mapping[str, object]:
+    """A row by the names of a template's fields.
+
+    Args:
+        row: the fields, or a text if there is a single one.
+        columns: the fields' names.
+
+    Raises:
+        DataError: a text is given, but there are several fields.
+    """
+    if not isinstance(row, str):
+        return row
+    fields = tuple(dict.fromkeys(columns))
+    if len(fields) != 1:
+        msg = (
+            f"a row of this artifact has the fields {', '.join(fields)}, but a single text was "
+            'given. Give an object with all of them: {"' + '": …, "'.join(fields) + '": …}.'
+        )
+        raise DataError(msg)
+    return {fields[0]: row}
 
 
 def load_model(

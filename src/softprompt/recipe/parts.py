@@ -59,6 +59,9 @@ def _task(table: object, faults: list[str]) -> TaskSettings | None:
     values: dict[str, Any] = dict(table)
     kind = values.pop("kind", None) or _kind(values)
     if kind is None:
+        known = {field.name for task in TASKS.values() for field in fields(task)}
+        strange = [key for key in values if key not in known]
+        faults += [f"task.{key}: {unknown('key', key, options=known)}" for key in strange]
         faults.append("task.kind: is missing. Add it: classify or generate.")
         return None
     if not isinstance(kind, str) or kind not in TASKS:

@@ -78,8 +78,17 @@ class Classifier(Task):
 
     def answers(self, scores: Float[Tensor, "B C"]) -> list[Answer]:
         """Scores as probabilities and the likeliest label."""
-        answers = []
-        for row in scores.softmax(dim=-1).tolist():
-            by_label = dict(zip(self.labels, row, strict=True))
-            answers.append(Answer(max(by_label, key=by_label.__getitem__), by_label))
-        return answers
+        return by_probability(self.labels, scores)
+
+
+def by_probability(labels: Sequence[str], scores: Float[Tensor, "B C"]) -> list[Answer]:
+    """The likeliest label of each row and the probabilities of all.
+
+    Args:
+        scores: unnormalised log-probabilities of the labels.
+    """
+    answers = []
+    for row in scores.softmax(dim=-1).tolist():
+        by_label = dict(zip(labels, row, strict=True))
+        answers.append(Answer(max(by_label, key=by_label.__getitem__), by_label))
+    return answers

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softprompt.backbone.head import Head
 from softprompt.backbone.model import Backbone
@@ -58,6 +59,16 @@ class Writer(Task):
         answers = tuple(self._tokens(choice) for choice in choices) or None
         _check_choices(choices, answers or (), longest=decoding.max_new_tokens)
         self._decoding = replace(decoding, answers=answers) if settings.constrain else decoding
+
+    @property
+    def renderer(self) -> Renderer:
+        """What makes ids of rows."""
+        return self._renderer
+
+    @property
+    def decoding(self) -> Decoding:
+        """How answers are generated."""
+        return self._decoding
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -122,16 +133,13 @@ class Writer(Task):
             rows=rows,
             decoding=self._decoding,
         )
-        return [Answer(self._text(ids), {}) for ids in texts]
+        return [Answer(text_of(self.backbone.tokenizer, ids), {}) for ids in texts]
 
     def rows_run(self, example: Example) -> tuple[Tokenised, ...]:
         """With its target behind it, where the backbone goes on."""
         if self.backbone.geometry.kind != "causal":
             return example.variants
         return (_continued(example.variants[0], _written(example)),)
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return str(self.backbone.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _states(
         self,
@@ -161,6 +169,11 @@ class Writer(Task):
         if self._positions is None:
             return 1 << 30
         return self._positions - (len(source.ids) if self.backbone.geometry.kind == "causal" else 0)
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """What was written, from the new tokens without the one that ends them."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
 def _check_choices(

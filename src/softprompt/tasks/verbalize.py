@@ -112,6 +112,11 @@ class _ByContinuation(_ByWords):
 class CausalWords(_ByContinuation):
     """A causal backbone: the word goes on where the row ends."""
 
+    @property
+    def renderer(self) -> Renderer:
+        """What makes ids of rows, before any of a word's."""
+        return self._renderers[0]
+
     def _variants(self, row: Row) -> tuple[Tokenised, ...]:
         base = self._renderers[0].render(row)
         return tuple(

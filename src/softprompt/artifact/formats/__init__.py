@@ -2,8 +2,16 @@
 
 from pathlib import Path
 
-from softprompt.artifact.formats import npy, p_tuning_v2, peft_read, peft_write, plain_safetensors
-from softprompt.artifact.formats.foreign import Base, Foreign, Format, Outgoing, Read, Write
+from softprompt.artifact.formats import (
+    npy,
+    p_tuning_v2,
+    peft_read,
+    peft_write,
+    plain_safetensors,
+    vllm_write,
+)
+from softprompt.artifact.formats.foreign import Asked, Base, Foreign, Format, Outgoing, Read, Write
+from softprompt.artifact.names import is_id
 from softprompt.errors import ArtifactError, unknown
 
 FORMATS: dict[str, Format] = {
@@ -24,6 +32,7 @@ FORMATS: dict[str, Format] = {
         read=plain_safetensors.read,
         write=plain_safetensors.write,
     ),
+    "vllm": Format("what requests to a vLLM server are made of", read=None, write=vllm_write.write),
 }
 
 
@@ -59,9 +68,21 @@ def base_of(name: str, source: Path) -> Base:
     """
     reader(name)
     if not source.exists():
-        msg = f"there is no file or folder {source}. Give what is to be imported."
+        far = is_id(str(source))
+        more = f" If it is on the Hub: hf download {source} --local-dir FOLDER" if far else ""
+        msg = f"there is no file or folder {source}. Give what is to be imported.{more}"
         raise ArtifactError(msg)
     return FORMATS[name].base(source)
 
 
-__all__ = ["FORMATS", "Base", "Foreign", "Format", "Outgoing", "base_of", "reader", "writer"]
+__all__ = [
+    "FORMATS",
+    "Asked",
+    "Base",
+    "Foreign",
+    "Format",
+    "Outgoing",
+    "base_of",
+    "reader",
+    "writer",
+]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from softprompt.artifact.value import Artifact
 from softprompt.backbone import Backbone
+from softprompt.injection import Decoding
 from softprompt.prompt import Prompt
 
 
@@ -34,6 +35,21 @@ class Foreign:
 
 
 @dataclass(frozen=True, eq=False)
+class Asked:
+    """What a causal backbone's language-model head is asked for.
+
+    Args:
+        room: how many tokens a rendered row may have.
+        words: for each label the tokens of each of its words; empty where text is written.
+        decoding: how text is written; None where label words are scored.
+    """
+
+    room: int
+    words: Mapping[str, tuple[tuple[int, ...], ...]]
+    decoding: Decoding | None
+
+
+@dataclass(frozen=True, eq=False)
 class Outgoing:
     """An artifact on its way out, and what its template says of where soft tokens stand.
 
@@ -43,12 +59,14 @@ class Outgoing:
         front: how many soft tokens stand before everything, what the tokenizer puts first
             included.
         text: the template without soft tokens.
+        asked: what a causal backbone's language-model head is asked for; None for other tasks.
     """
 
     artifact: Artifact
     backbone: Backbone
     front: int
     text: str
+    asked: Asked | None = None
 
 
 @dataclass(frozen=True)

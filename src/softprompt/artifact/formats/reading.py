@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from softprompt.artifact.files import PICKLED
+from softprompt.artifact.files import looks_pickled
 from softprompt.artifact.manifest import once
 from softprompt.errors import ArtifactError
 
@@ -47,7 +47,7 @@ def found(source: Path, names: Iterable[str], *, what: str) -> Path:
             return _inside(source, path)
     held = sorted(entry.name for entry in source.iterdir())
     shown = ", ".join(held[:8]) + (" …" if len(held) > len(held[:8]) else "") or "nothing"
-    pickled = [name for name in held if Path(name).suffix in PICKLED]
+    pickled = [name for name in held if looks_pickled(name)]
     if pickled:
         raise ArtifactError(refused(source / pickled[0]))
     msg = (
