@@ -224,7 +224,7 @@ def test_a_digest_of_another_form_is_told(stored, digest):
 def test_numbers_that_are_none_are_told(stored, number):
     text = stored.manifest.read_text("utf-8")
     stored.manifest.write_text(text.replace("0.875", number), "utf-8")
-    assert "its manifest.json cannot be read (Out of range float values" in refusal(stored)
+    assert f"its manifest.json is not JSON: {number} is " in refusal(stored)
 
 
 def test_what_nests_too_deep_is_told(stored):

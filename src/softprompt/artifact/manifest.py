@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 only
 
 from softprompt.artifact.source import Source
+from softprompt.artifact.strict import strict
 from softprompt.errors import ArtifactError, unknown
 
 SCHEMA = 1
@@ -138,7 +139,7 @@ def parse(raw: bytes, *, source: Source) -> tuple[Manifest, str]:
 
 def _table(raw: bytes, source: Source) -> dict[str, object]:
     try:
-        content = json.loads(raw.decode("utf-8"), object_pairs_hook=once)
+        content = strict(raw)
     except UnicodeDecodeError as error:
         byte, offset = raw[error.start], error.start
         msg = f"its manifest.json is not UTF-8: byte 0x{byte:02x} at offset {offset}."
@@ -150,20 +151,6 @@ def _table(raw: bytes, source: Source) -> dict[str, object]:
         msg = f"its manifest.json holds a {type(content).__name__}, but a table of keys is needed."
         raise source.fault(msg)
     return content
-
-
-def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A table of JSON whose keys all differ.
-
-    Raises:
-        ValueError: a key stands twice.
-    """
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        msg = f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice"
-        raise ValueError(msg)
-    return table
 
 
 def _check_schema(content: Mapping[str, object], source: Source) -> None:

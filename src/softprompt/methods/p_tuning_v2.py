@@ -1,6 +1,6 @@
 """P-tuning v2: keys and values of every layer as the parameters themselves (Liu et al. 2022)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -40,7 +40,7 @@ class PTuningV2:
         generator: torch.Generator,  # noqa: ARG002  # every method is built alike
     ) -> "PTuningV2Method":
         """Keys and values ``[L, N, P, D]`` that begin at ``start``."""
-        return PTuningV2Method(replace(start, shifted=start.shifted or self.shifted), self.dropout)
+        return PTuningV2Method(start, self.dropout)
 
 
 class PTuningV2Method(Method):

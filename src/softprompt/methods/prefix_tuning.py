@@ -53,7 +53,7 @@ class PrefixTuningMethod(Method):
     ) -> None:
         super().__init__()
         layers, heads, length, size = start.keys.shape
-        self.layers, self.shifted = start.layers, start.shifted or settings.shifted
+        self.layers, self.shifted = start.layers, start.shifted
         self.shape = (length, layers, 2, heads, size)
         self.embedding = nn.Parameter(torch.randn(length, width, generator=generator))
         self.mlp = nn.Sequential(

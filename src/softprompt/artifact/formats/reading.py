@@ -1,10 +1,8 @@
 """Read files that other programs wrote: nothing runs, nothing outside is opened, all is checked."""
 
-import json
-import math
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from softprompt.artifact.files import looks_pickled
-from softprompt.artifact.manifest import once
+from softprompt.artifact.strict import strict
 from softprompt.errors import ArtifactError
 
 # Far beyond any prompt, and small enough to be read at once.
@@ -132,12 +130,7 @@ def settings(path: Path) -> dict[str, Any]:
         ArtifactError: it is no such file.
     """
     try:
-        table = json.loads(
-            contents(path).decode("utf-8"),
-            parse_constant=_no_number,
-            parse_float=_finite,
-            object_pairs_hook=once,
-        )
+        table = strict(contents(path))
     except (ValueError, RecursionError) as error:
         msg = f"{path} is no JSON in UTF-8 with keys that differ: {error}. Fetch it again."
         raise ArtifactError(msg) from error
@@ -198,16 +191,3 @@ def _hint(source: Path, names: list[str]) -> str:
     if below:
         return f"Its folder {min(below)} has one: give {source / min(below)}."
     return "Give the folder that has it."
-
-
-def _no_number(word: str) -> Callable[[], None]:
-    msg = f"{word} is no number of JSON's"
-    raise ValueError(msg)
-
-
-def _finite(word: str) -> float:
-    number = float(word)
-    if not math.isfinite(number):
-        msg = f"{word} is beyond all numbers"
-        raise ValueError(msg)
-    return number

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict  # pydantic takes typing's own from Pyth
 from softprompt.artifact.agree import DTYPES
 from softprompt.artifact.manifest import BackboneName
 from softprompt.artifact.source import Source
+from softprompt.artifact.strict import strict
 
 SCHEMA = 1
 PLAN, VECTORS, TABLE, TOKENIZER = (
@@ -105,7 +106,7 @@ def parse(raw: bytes, *, source: Source) -> tuple[VLLMPlan, dict[str, str]]:
             values that cannot be.
     """
     try:
-        content = json.loads(raw.decode("utf-8"), object_pairs_hook=_once, parse_constant=_none)
+        content = strict(raw)
     except (ValueError, RecursionError) as error:
         msg = f"{PLAN} is no strict JSON in UTF-8: {error}."
         raise source.fault(msg) from error
@@ -158,17 +159,3 @@ def _file_faults(files: object) -> Iterator[str]:
     for name, digest in files.items():
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             yield f"the digest of {name} is {digest!r}, not 64 hexadecimal digits (SHA-256)."
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        msg = f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice"
-        raise ValueError(msg)
-    return table
-
-
-def _none(word: str) -> None:
-    msg = f"{word} is no number of JSON's"
-    raise ValueError(msg)
