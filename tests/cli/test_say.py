@@ -12,7 +12,7 @@ import typer.main
 from rich.cells import cell_len
 
 from softprompt.cli import app
-from softprompt.cli.say import aligned, listed, told
+from softprompt.cli.say import aligned, listed, note_at_once, told
 from softprompt.cli.scores import confusion, scores
 from softprompt.errors import DataError, RecipeError
 
@@ -53,6 +53,24 @@ def test_every_fault_has_its_status_and_no_traceback(
     with pytest.raises(typer.Exit):
         raising(error)()
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_signals_handler_speaks_although_the_stream_is_being_written(
+    tmp_path, monkeypatch
+) -> None:
+    """Python refuses to write to a stream from within a write to it."""
+
+    class Busy:
+        def __init__(self, descriptor: int) -> None:
+            self.fileno = lambda: descriptor
+
+        def write(self, _text: str) -> None:
+            raise RuntimeError
+
+    with (tmp_path / "said").open("wb") as file:
+        monkeypatch.setattr(sys, "stderr", Busy(file.fileno()))
+        note_at_once("stopping")
+    assert (tmp_path / "said").read_text("utf-8") == "stopping\n"
 
 
 def test_what_typer_raises_is_left_to_it() -> None:

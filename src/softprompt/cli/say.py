@@ -56,6 +56,14 @@ def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def note_at_once(message: str) -> None:
+    """As `note`, from a signal's handler, which may interrupt a write to the same stream."""
+    try:
+        os.write(sys.stderr.fileno(), f"{message}\n".encode())
+    except (OSError, ValueError):  # stderr is no file, so nothing else writes to it either
+        note(message)
+
+
 def print_json(value: Mapping[str, object]) -> None:
     """Print a result for programs."""
     print(json.dumps(value, ensure_ascii=False, indent=2))

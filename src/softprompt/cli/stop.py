@@ -4,7 +4,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from softprompt.cli.say import FAILED, note
+from softprompt.cli.say import FAILED, note_at_once
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -50,4 +50,4 @@ class Stop:
         if self._wished:
             raise SystemExit(FAILED)
         self._wished = True
-        note("stopping after this step (once more: at once, from the last checkpoint)")
+        note_at_once("stopping after this step (once more: at once, from the last checkpoint)")
