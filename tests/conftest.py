@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
@@ -268,6 +269,20 @@ def make_tokenizer(kind: Kind) -> tf.PreTrainedTokenizerFast:
     return tf.PreTrainedTokenizerFast(tokenizer_object=core, model_input_names=inputs, **names)
 
 
+def draw_model(auto: type[Any], config: tf.PreTrainedConfig) -> tf.PreTrainedModel:
+    """A random model of a configuration, by one of transformers' auto classes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = auto.from_config(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.2)
+            else:
+                # Scales and biases as trained ones are: not all ones and zeros.
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
 def make_model(
     family: str, *, dtype: torch.dtype = torch.float32, dropout: bool = False
 ) -> tf.PreTrainedModel:
@@ -286,16 +301,7 @@ def make_model(
     if not dropout:
         for key in dropout_rates(config):
             setattr(config, key, 0.0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = auto.from_config(config)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.2)
-            else:
-                # Scales and biases as trained ones are: not all ones and zeros.
-                parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.to(dtype).eval()
+    return draw_model(auto, config).to(dtype).eval()
 
 
 def make_backbone(
@@ -353,6 +359,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def new_model() -> Callable[..., tf.PreTrainedModel]:
     """Models of one's own, to spoil, by family."""
     return make_model
+
+
+@pytest.fixture(scope="session")
+def drawn() -> Callable[..., tf.PreTrainedModel]:
+    """Random models of configurations of one's own."""
+    return draw_model
 
 
 @pytest.fixture

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from softprompt.artifact import Artifact, Origin, assemble, name_of, save
 from softprompt.backbone import Backbone
-from softprompt.evaluate import Model, bring
+from softprompt.errors import (
+    ArtifactError,
+    BackboneError,
+    PromptError,
+    SoftpromptError,
+)
+from softprompt.evaluate import Model, bring, import_prompts
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 from softprompt.tasks import Classify, TaskSettings
 
@@ -186,3 +192,16 @@ class Desk:
 def desk(backbone, maker) -> Desk:
     """Where prompts are put to work."""
     return Desk(backbone, maker)
+
+
+@pytest.fixture
+def refused(desk) -> Callable[..., str]:
+    """What is said when something is not imported; nothing but an error of ours will do."""
+
+    def said(form: str, source: Path, *, family: str = "llama", **more: Any) -> str:
+        with pytest.raises(SoftpromptError) as caught:
+            import_prompts(form, source, backbone=desk.backbone(family), **more)
+        assert isinstance(caught.value, ArtifactError | BackboneError | PromptError)
+        return str(caught.value)
+
+    return said

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from softprompt.artifact.formats import base_of
-from softprompt.errors import ArtifactError, BackboneError, SoftpromptError
+from softprompt.errors import ArtifactError, BackboneError
 from softprompt.evaluate import export_prompt, import_prompts
 from softprompt.tasks import Classify, Generate
 
@@ -36,16 +36,6 @@ def put(folder: Path, tensors: Mapping[str, Tensor] | None = None, **config: Any
     table = {key: value for key, value in (CONFIG | config).items() if value is not None}
     (folder / "adapter_config.json").write_text(json.dumps(table))
     return folder
-
-
-@pytest.fixture
-def refused(desk) -> Callable[..., str]:
-    def said(form: str, source: Path, *, family: str = "llama", **more: Any) -> str:
-        with pytest.raises(SoftpromptError) as caught:
-            import_prompts(form, source, backbone=desk.backbone(family), **more)
-        return str(caught.value)
-
-    return said
 
 
 LIES = {

@@ -7,9 +7,8 @@ import pickle
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from softprompt.artifact.formats import FORMATS, base_of, reading
-from softprompt.errors import ArtifactError, BackboneError, PromptError, SoftpromptError
+from softprompt.errors import ArtifactError
 from softprompt.evaluate import import_prompts
 from softprompt.tasks import Classify, Generate
 
@@ -72,19 +71,6 @@ def put(
     if form == "peft":
         (folder / "adapter_config.json").write_text(json.dumps(CONFIG))
     return folder
-
-
-@pytest.fixture
-def refused(desk) -> Callable[..., str]:
-    """What is said when something is not imported; nothing but an error of ours will do."""
-
-    def said(form: str, source: Path, *, family: str = "llama", **more: Any) -> str:
-        with pytest.raises(SoftpromptError) as caught:
-            import_prompts(form, source, backbone=desk.backbone(family), **more)
-        assert isinstance(caught.value, ArtifactError | BackboneError | PromptError)
-        return str(caught.value)
-
-    return said
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -129,21 +129,24 @@ class Cell:
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory, backbone, plain, tokenizer) -> Callable[[str, str], Cell]:
+def cells(tmp_path_factory, backbone, plain, drawn, tokenizer) -> Callable[[str, str], Cell]:
     """Checkpoints by family and task, each made once."""
     made: dict[tuple[str, str], Cell] = {}
 
     def get(family: str, task: str) -> Cell:
         if (family, task) not in made:
             folder, kind = tmp_path_factory.mktemp("cell"), backbone(family).geometry.kind
-            made[family, task] = new_cell(folder, plain(family), tokenizer, kind, task)
+            made[family, task] = new_cell(
+                folder, plain(family).config, (drawn, tokenizer), kind, task
+            )
         return made[family, task]
 
     return get
 
 
-def new_cell(folder: Path, made, tokenizer, kind: str, task: str) -> Cell:
-    config = copy.deepcopy(made.config)
+def new_cell(folder: Path, config, make, kind: str, task: str) -> Cell:
+    drawn, tokenizer = make
+    config = copy.deepcopy(config)
     if config.model_type == "t5":
         config.d_kv = 8  # heads times their size are the width, as PEFT's prefix needs
     autos = {
@@ -154,15 +157,7 @@ def new_cell(folder: Path, made, tokenizer, kind: str, task: str) -> Cell:
     auto = autos[kind]
     if task == "head":
         auto, config.num_labels = tf.AutoModelForSequenceClassification, CLASSES
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = auto.from_config(config)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.2)
-            else:
-                parameter.data += 0.1 * torch.randn_like(parameter)
-    model.eval().save_pretrained(folder)
+    drawn(auto, config).eval().save_pretrained(folder)
     tokenizer(kind).save_pretrained(folder)
     backbone = load_backbone(str(folder), Loading(dtype=torch.float32, device="cpu"))
     own = tf.AutoModel if kind == "encoder" and task == "words" else auto

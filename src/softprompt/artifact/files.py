@@ -1,6 +1,7 @@
 """Find an artifact's folder and read its two files, and no other file whatever they say."""
 
 import os
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -60,6 +61,11 @@ def looks_pickled(name: str) -> bool:
     return Path(name).suffix in _PICKLED
 
 
+def few(names: Sequence[str], most: int = 8) -> str:
+    """The first of some names, for messages; ``nothing`` if there are none."""
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "") or "nothing"
+
+
 def _missing(path: Path) -> str:
     if previous(path).is_dir():
         return (
@@ -76,8 +82,7 @@ def _missing(path: Path) -> str:
 
 def _incomplete(folder: Path, name: str) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
-    shown = ", ".join(names[:8]) + (" …" if len(names) > len(names[:8]) else "")
-    fact = f"{folder} has no file {name}; it holds {shown or 'nothing'}."
+    fact = f"{folder} has no file {name}; it holds {few(names)}."
     pickled = [entry for entry in names if looks_pickled(entry)]
     if name == TENSORS and pickled:
         return (

@@ -5,7 +5,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.hf_api import ModelInfo
 
 from softprompt.artifact.card import CARD
-from softprompt.artifact.files import MANIFEST, TENSORS, looks_pickled
+from softprompt.artifact.files import MANIFEST, TENSORS, few, looks_pickled
 from softprompt.artifact.names import MAIN, is_commit
 from softprompt.errors import HubError, unknown
 
@@ -55,8 +55,8 @@ def check_own(info: ModelInfo, name: str) -> None:
     others = sorted({*names} - _BESIDE)
     if MANIFEST not in names and others:
         msg = (
-            f"{name} holds something else ({_few(others)}), whose card would be replaced. Push to "
-            "a repository of its own."
+            f"{name} holds something else ({few(others, 5)}), whose card would be replaced. Push "
+            "to a repository of its own."
         )
         raise HubError(msg)
 
@@ -103,7 +103,7 @@ def wanted(info: ModelInfo, name: str) -> tuple[str, ...]:
         pickled = [file for file in others if looks_pickled(file)]
         more = f" {pickled[0]} looks like a pickle, which is never fetched." if pickled else ""
         msg = (
-            f"{fact}: it is no artifact of softprompt. It holds {_few(others) or 'nothing'}.{more} "
+            f"{fact}: it is no artifact of softprompt. It holds {few(others, 5)}.{more} "
             "Name a repository that `softprompt push` wrote."
         )
         raise HubError(msg)
@@ -122,7 +122,3 @@ def check_sizes(sizes: dict[str, int | None], name: str) -> None:
                 "large an artifact in another way."
             )
             raise HubError(msg)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (" …" if len(names) > len(names[:5]) else "")

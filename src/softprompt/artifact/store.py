@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import assert_never
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from softprompt.artifact.agree import HEAD, PROMPT, contradictions, disagreements
@@ -15,15 +14,12 @@ from softprompt.artifact.aside import aside
 from softprompt.artifact.files import MANIFEST, TENSORS, find, read
 from softprompt.artifact.manifest import Manifest, dump, parse
 from softprompt.artifact.source import Source
+from softprompt.artifact.tensors import UNREADABLE, is_pickle, to_bytes
 from softprompt.artifact.value import Artifact
 from softprompt.errors import ArtifactError
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# The last ones come from torch, for types and sizes that it lacks and a made-up header may have.
-_UNREADABLE = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
-# How a zip archive starts, as torch.save writes it, and a bare pickle of protocol 2 to 5.
-_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def save(artifact: Artifact, folder: Path) -> Path:
@@ -45,8 +41,7 @@ def save(artifact: Artifact, folder: Path) -> Path:
     tensors = artifact.tensors()
     manifest, _ = _manifest(dump(artifact.manifest, "0" * 64, source=source), source)
     _compare(manifest, tensors, source)
-    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    raw = safetensors.torch.save(own)
+    raw = to_bytes(tensors)
     described = dump(manifest, hashlib.sha256(raw).hexdigest(), source=source)
     try:
         check_replaceable(folder)
@@ -148,8 +143,8 @@ def _compare(manifest: Manifest, tensors: dict[str, Tensor], source: Source) -> 
 def _tensors(raw: bytes, source: Source) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(raw)
-    except _UNREADABLE as error:
-        if raw.startswith(_PICKLES):
+    except UNREADABLE as error:
+        if is_pickle(raw):
             msg = (
                 f"{source.name}: {TENSORS} is a pickle or an archive of torch.save, which is "
                 "refused: reading one can run any code. Convert it to safetensors where you trust "

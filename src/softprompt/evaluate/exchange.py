@@ -10,6 +10,7 @@ from softprompt.artifact.formats.folder import put
 from softprompt.backbone.load import Loading
 from softprompt.backbone.model import Backbone
 from softprompt.data.template import parse
+from softprompt.data.wrap import wrapping
 from softprompt.errors import ArtifactError
 from softprompt.evaluate.incoming import (
     check_head,
@@ -81,10 +82,11 @@ def export_prompt(form: str, model: Model, *, output: str | Path) -> Path:
 def outgoing(model: Model) -> Outgoing:
     """An artifact on its way out, with what only its task and its template know."""
     template = parse(model.artifact.manifest.template)
+    first, *_ = wrapping(model.backbone.tokenizer, pair=template.pair).ids
     return Outgoing(
         model.artifact,
         model.backbone,
-        front=template.before if _opened(model.backbone) else template.soft_head,
+        front=template.before if first else template.soft_head,
         text=template.spoken,
         asked=_asked(model.task),
     )
@@ -107,15 +109,6 @@ def _named(form: str, source: Path) -> Backbone:
         msg = f"{source} does not name the backbone of its prompt. Load it, and give it too."
         raise ArtifactError(msg)
     return load_backbone(said.name, Loading(revision=said.revision))
-
-
-def _opened(backbone: Backbone) -> bool:
-    """Whether the tokenizer puts something before a text."""
-    whole, bare = (
-        backbone.tokenizer("x", add_special_tokens=special)["input_ids"]
-        for special in (True, False)
-    )
-    return bool(whole[:1] != bare[:1])
 
 
 def _model(

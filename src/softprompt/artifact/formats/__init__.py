@@ -1,6 +1,8 @@
 """The forms that prompts are kept in elsewhere: the only list of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from softprompt.artifact.formats import (
     npy,
@@ -14,6 +16,7 @@ from softprompt.artifact.formats.foreign import Asked, Base, Foreign, Format, Ou
 from softprompt.artifact.names import is_id
 from softprompt.errors import ArtifactError, unknown
 
+Does = TypeVar("Does")
 FORMATS: dict[str, Format] = {
     "peft": Format(
         "a PEFT adapter folder",
@@ -23,14 +26,10 @@ FORMATS: dict[str, Format] = {
     ),
     "npy": Format("vectors as a numpy array", read=npy.read, write=npy.write),
     "p-tuning-v2": Format(
-        "a state dict of the P-tuning v2 code",
-        read=p_tuning_v2.read,
-        write=p_tuning_v2.write,
+        "a state dict of the P-tuning v2 code", read=p_tuning_v2.read, write=p_tuning_v2.write
     ),
     "safetensors": Format(
-        "vectors as one tensor",
-        read=plain_safetensors.read,
-        write=plain_safetensors.write,
+        "vectors as one tensor", read=plain_safetensors.read, write=plain_safetensors.write
     ),
     "vllm": Format("what requests to a vLLM server are made of", read=None, write=vllm_write.write),
 }
@@ -42,10 +41,7 @@ def reader(name: str) -> Read:
     Raises:
         ArtifactError: there is no such format, or nothing is read of it.
     """
-    able = {key: form.read for key, form in FORMATS.items() if form.read is not None}
-    if name not in able:
-        raise ArtifactError(unknown("format to import", name, options=able))
-    return able[name]
+    return _able(name, {key: form.read for key, form in FORMATS.items()}, to="import")
 
 
 def writer(name: str) -> Write:
@@ -54,9 +50,13 @@ def writer(name: str) -> Write:
     Raises:
         ArtifactError: there is no such format, or nothing is written of it.
     """
-    able = {key: form.write for key, form in FORMATS.items() if form.write is not None}
+    return _able(name, {key: form.write for key, form in FORMATS.items()}, to="export")
+
+
+def _able(name: str, every: Mapping[str, Does | None], *, to: str) -> Does:
+    able = {key: does for key, does in every.items() if does is not None}
     if name not in able:
-        raise ArtifactError(unknown("format to export", name, options=able))
+        raise ArtifactError(unknown(f"format to {to}", name, options=able))
     return able[name]
 
 

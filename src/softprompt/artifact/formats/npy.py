@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from softprompt.artifact.formats.foreign import Foreign, Outgoing
-from softprompt.artifact.formats.reading import PICKLES, checked, contents, found, refused
+from softprompt.artifact.formats.reading import checked, contents, found, refused
 from softprompt.artifact.formats.vectors import only_vectors, plain
+from softprompt.artifact.tensors import is_pickle
 from softprompt.backbone import Backbone
 from softprompt.errors import ArtifactError
 
@@ -79,7 +80,7 @@ def _array(path: Path) -> np.ndarray:
             f"{_SAVE}"
         )
         raise ArtifactError(msg)
-    if raw.startswith(PICKLES):
+    if is_pickle(raw):
         raise ArtifactError(refused(path))
     try:  # objects, which are pickles, it refuses as long as it is not told otherwise
         array: np.ndarray = np.lib.format.read_array(io.BytesIO(raw), max_header_size=_HEADER)

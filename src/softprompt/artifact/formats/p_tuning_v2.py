@@ -8,7 +8,6 @@ are BERT and RoBERTa with a pooler, a linear ``classifier`` on it, and positions
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from softprompt.artifact.formats.foreign import Foreign, Outgoing
 from softprompt.artifact.formats.layout import packed, unpacked
 from softprompt.artifact.formats.reading import checked, found, tensors
+from softprompt.artifact.tensors import to_bytes
 from softprompt.backbone import Backbone
 from softprompt.backbone.parts import classifier_parts
 from softprompt.errors import ArtifactError
@@ -95,8 +95,7 @@ def write(given: Outgoing) -> dict[str, bytes]:
     held = {_EMBEDDING: packed(prefix, given.backbone)} | {
         names[key]: t for key, t in artifact.head.items()
     }
-    every = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in held.items()}
-    return {FILE: safetensors.torch.save(every, metadata={"format": "pt"})}
+    return {FILE: to_bytes(held, {"format": "pt"})}
 
 
 def _prefix(held: Mapping[str, Tensor], path: Path) -> Tensor:

@@ -4,13 +4,13 @@ import json
 from collections.abc import Mapping
 from typing import Any, assert_never
 
-import safetensors.torch
 from torch import Tensor
 
 from softprompt.artifact.formats.foreign import Outgoing
 from softprompt.artifact.formats.heads import HeadForm, head_form
 from softprompt.artifact.formats.layout import packed
 from softprompt.artifact.formats.peft_read import CONFIG, INPUTS, PREFIXES, TENSORS
+from softprompt.artifact.tensors import to_bytes
 from softprompt.artifact.value import Artifact
 from softprompt.backbone import Backbone
 from softprompt.errors import ArtifactError
@@ -52,10 +52,9 @@ def write(given: Outgoing) -> dict[str, bytes]:
         head = {f"base_model.{form.theirs(key)}": t for key, t in artifact.head.items()}
         config["modules_to_save"] = ["classifier", "score", *form.outer]
     described = json.dumps(config | own, indent=2, sort_keys=True, ensure_ascii=False)
-    every = {name: t.detach().cpu().contiguous().clone() for name, t in (held | head).items()}
     return {
         CONFIG: f"{described}\n".encode(),
-        TENSORS: safetensors.torch.save(every, metadata={"format": "pt"}),
+        TENSORS: to_bytes(held | head, {"format": "pt"}),
         "README.md": _readme(given).encode(),
     }
 

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import safetensors.torch
-
 from softprompt.artifact.formats.foreign import Foreign, Outgoing
 from softprompt.artifact.formats.reading import checked, found, tensors
 from softprompt.artifact.formats.vectors import only_vectors, plain
+from softprompt.artifact.tensors import to_bytes
 from softprompt.backbone import Backbone
 from softprompt.errors import ArtifactError
 
@@ -38,5 +37,5 @@ def write(given: Outgoing) -> dict[str, bytes]:
     Raises:
         ArtifactError: the prompt is keys and values, or is not all that there is.
     """
-    vectors = only_vectors(given.artifact, form="safetensors").clone()
-    return {FILE: safetensors.torch.save({"prompt": vectors}, metadata={"format": "pt"})}
+    vectors = only_vectors(given.artifact, form="safetensors")
+    return {FILE: to_bytes({"prompt": vectors}, {"format": "pt"})}

@@ -8,18 +8,15 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from softprompt.artifact.files import looks_pickled
+from softprompt.artifact.files import few, looks_pickled
 from softprompt.artifact.strict import strict
+from softprompt.artifact.tensors import UNREADABLE, is_pickle
 from softprompt.errors import ArtifactError
 
 # Far beyond any prompt, and small enough to be read at once.
 LARGEST = 4 << 30
-# How a zip archive starts, as torch.save writes it, and a bare pickle of protocol 2 to 5.
-PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_UNREADABLE = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -44,12 +41,11 @@ def found(source: Path, names: Iterable[str], *, what: str) -> Path:
         if path.is_symlink() or path.exists():
             return _inside(source, path)
     held = sorted(entry.name for entry in source.iterdir())
-    shown = ", ".join(held[:8]) + (" …" if len(held) > len(held[:8]) else "") or "nothing"
     pickled = [name for name in held if looks_pickled(name)]
     if pickled:
         raise ArtifactError(refused(source / pickled[0]))
     msg = (
-        f"{source} has no {' or '.join(names)}, so it holds no {what}; it holds {shown}. "
+        f"{source} has no {' or '.join(names)}, so it holds no {what}; it holds {few(held)}. "
         f"{_hint(source, names)}"
     )
     raise ArtifactError(msg)
@@ -87,8 +83,8 @@ def tensors(path: Path) -> dict[str, Tensor]:
     raw = contents(path)
     try:
         loaded = safetensors.torch.load(raw)
-    except _UNREADABLE as error:
-        if raw.startswith(PICKLES):
+    except UNREADABLE as error:
+        if is_pickle(raw):
             raise ArtifactError(refused(path)) from error
         first, *_ = str(error).split("\n")
         msg = (

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +26,7 @@ from softprompt.artifact.formats.vllm_plan import (
     VLLMPlan,
     dump,
 )
+from softprompt.artifact.tensors import to_bytes
 from softprompt.backbone import Backbone
 from softprompt.errors import ArtifactError
 from softprompt.injection import Decoding
@@ -49,8 +49,8 @@ def write(given: Outgoing) -> dict[str, bytes]:
         )
         raise ArtifactError(msg)
     files = {
-        VECTORS: safetensors.torch.save({"vectors": vectors}),
-        TABLE: safetensors.torch.save({"table": table}),
+        VECTORS: to_bytes({"vectors": vectors}),
+        TABLE: to_bytes({"table": table}),
         **_tokenizer(given.backbone),
     }
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
