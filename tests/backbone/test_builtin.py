@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from softprompt.backbone import BUILTIN, Inputs, Loading, builtin, cache_folder, open_backbone
 from softprompt.errors import BackboneError, MissingPackageError
@@ -65,6 +66,11 @@ def test_smollm2_is_converted_once_and_knows_a_fact(tmp_path, monkeypatch):
     assert own.dtype == torch.bfloat16
     assert own.head.linear is not None
     (folder,) = (tmp_path / "gguf").iterdir()
+    # The head shares the table, which other programs look for under its own name.
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        names = {*file.keys()}
+    assert "model.embed_tokens.weight" in names
+    assert "lm_head.weight" not in names
     kept = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     again = open_backbone("builtin:smollm2-135m-instruct", Loading(dtype=torch.bfloat16))
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == kept

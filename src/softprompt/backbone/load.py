@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -203,7 +203,7 @@ def _without_dropout(config: PreTrainedConfig) -> None:
 def converted(path: Path, dtype: torch.dtype) -> Path:
     """A GGUF file as a folder of safetensors, kept in the user's cache: reading GGUF is slow."""
     state = path.stat()
-    key = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{dtype}"
+    key = f"2|{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{dtype}"  # 2: the table is kept
     folder = cache_folder() / "gguf" / hashlib.sha256(key.encode()).hexdigest()[:24]
     if (folder / "config.json").exists():
         return folder
@@ -219,7 +219,8 @@ def converted(path: Path, dtype: torch.dtype) -> Path:
         plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
         plain.load_state_dict(slow.state_dict())
         # Not by its `save_pretrained`: of several processes, all but the first would write nothing.
-        save_model(plain, str(Path(aside) / "model.safetensors"), metadata={"format": "pt"})
+        own = {k: v for k, v in plain.state_dict().items() if k not in plain.all_tied_weights_keys}
+        save_file(own, str(Path(aside) / "model.safetensors"), metadata={"format": "pt"})
         plain.config.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         try:
