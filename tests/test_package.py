@@ -1,6 +1,7 @@
 """``import softprompt``: the public names, when they are asked for; and the page's own example."""
 
 import importlib
+import importlib.resources
 import pkgutil
 import re
 import subprocess
@@ -27,15 +28,14 @@ def test_importing_it_costs_nothing() -> None:
 
 
 def test_names_are_what_they_say_in_their_homes() -> None:
-    from softprompt.train.fit import fit
-    from softprompt.train.run import train
+    from softprompt.train.api import fit, train_recipe
 
     assert softprompt.fit is fit
-    assert softprompt.train_recipe is train
+    assert softprompt.train_recipe is train_recipe
     for name in softprompt.__all__:
         value = vars(softprompt).get(name) or getattr(softprompt, name)
         assert not isinstance(value, ModuleType)
-        assert getattr(value, "__name__", name) in {name, "train", "Union", "UnionType"}
+        assert getattr(value, "__name__", name) in {name, "Union", "UnionType", "Callable"}
 
 
 def test_every_error_is_public() -> None:
@@ -63,6 +63,7 @@ def test_a_name_that_is_none_is_refused() -> None:
     assert dir(softprompt) == sorted(softprompt.__all__)
 
 
+@pytest.mark.filterwarnings("ignore::softprompt.errors.SoftpromptWarning")
 def test_the_example_of_the_page_is_true(saved, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(.*?)```", softprompt.__doc__, re.DOTALL)[1]
@@ -79,3 +80,31 @@ def test_the_example_of_the_page_is_true(saved, tmp_path, monkeypatch, capsys) -
     )
     assert (tmp_path / "sentiment" / "manifest.json").exists()
     assert space["model"].labels == ("negative", "positive")
+
+
+def test_the_version_is_the_one_that_is_installed() -> None:
+    from importlib.metadata import version
+
+    from typer.testing import CliRunner
+
+    from softprompt.cli import app
+
+    assert softprompt.__version__ == version("softprompt")
+    said = CliRunner().invoke(app, ["--version"]).output
+    assert said == f"softprompt {softprompt.__version__}\n"
+
+
+def test_it_says_that_it_is_typed() -> None:
+    """PEP 561: type checkers read the annotations of a package that has this file."""
+    assert (importlib.resources.files("softprompt") / "py.typed").read_text("utf-8") == ""
+
+
+def test_the_log_is_silent_unless_somebody_listens() -> None:
+    program = (
+        "import logging, softprompt; logging.getLogger('softprompt.train').warning('unheard'); "
+        "print(logging.getLogger('softprompt').handlers)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[<NullHandler (NOTSET)>]", "")

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from softprompt.errors import PromptError
-from softprompt.prompt import InputPrompt, KVPrefix, cast, detached
+from softprompt.prompt import InputPrompt, KVPrefix, detach_copy, to
 
 
 def prefix(**more: object) -> KVPrefix:
@@ -20,9 +20,9 @@ def test_length_is_the_number_of_soft_tokens():
 
 def test_tensors_by_name():
     given = prefix()
-    assert given.tensors() == {"keys": given.keys, "values": given.values}
+    assert given.to_tensors() == {"keys": given.keys, "values": given.values}
     vectors = torch.zeros(7, 4)
-    assert InputPrompt(vectors).tensors() == {"vectors": vectors}
+    assert InputPrompt(vectors).to_tensors() == {"vectors": vectors}
 
 
 @pytest.mark.parametrize("layers", [(0,), (0, 1, 2), ()])
@@ -45,33 +45,33 @@ def test_shapes_are_checked_in_the_tests():
 
 
 def test_a_cast_keeps_the_graph_and_the_rest():
-    given = prefix(shifted=True)
-    low = cast(given, dtype=torch.bfloat16)
+    given = prefix(shift_positions=True)
+    low = to(given, dtype=torch.bfloat16)
     assert (low.keys.dtype, low.values.dtype) == (torch.bfloat16, torch.bfloat16)
-    assert (low.layers, low.shifted) == ((0, 5), True)
+    assert (low.sites, low.shift_positions) == ((0, 5), True)
     low.keys.float().sum().backward()
     assert torch.equal(given.keys.grad, torch.ones_like(given.keys))
 
 
 def test_a_cast_to_what_it_is_copies_nothing():
     vectors = torch.zeros(2, 4)
-    assert cast(InputPrompt(vectors), dtype=torch.float32).vectors is vectors
+    assert to(InputPrompt(vectors), dtype=torch.float32).vectors is vectors
 
 
 def test_a_detached_copy_shares_nothing():
     given = prefix()
-    copy = detached(given)
+    copy = detach_copy(given)
     assert torch.equal(copy.keys, given.keys)
     assert not copy.keys.requires_grad
     with torch.no_grad():
         given.keys.zero_()
     assert copy.keys.any()
-    assert copy.layers == given.layers
+    assert copy.sites == given.sites
 
 
 def test_prompts_are_values_that_do_not_change():
     with pytest.raises(AttributeError):
-        prefix().layers = (1, 2)
+        prefix().sites = (1, 2)
 
 
 def test_prompts_can_be_told_apart_and_put_in_a_set():

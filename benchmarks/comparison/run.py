@@ -1,4 +1,4 @@
-"""All methods and all controls on reviews of films never seen, by `softprompt compare`.
+"""All methods and all controls on reviews of films never seen, by `compare_methods`.
 
 scripts/bench comparison [--only minilm|smollm2] [--seeds N]
 """
@@ -7,7 +7,6 @@ import argparse
 import json
 import platform
 import shutil
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from softprompt.recipe import read_recipe
+from softprompt import compare_methods, read_recipe
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -25,21 +24,22 @@ SEEDS = {"minilm": 5, "smollm2": 3}
 def compared(name: str, seeds: int) -> dict[str, Any]:
     """The comparison of one backbone; what an earlier call left undone is gone on with."""
     recipe, folder = HERE / f"{name}.toml", ROOT / "runs" / f"comparison-{name}"
-    command = [sys.executable, "-m", "softprompt", "compare", recipe, "--output", folder]
-    done = subprocess.run(
-        [*command, "--seeds", str(seeds), "--json"], check=True, stdout=subprocess.PIPE, text=True
-    )
-    shutil.copy(folder / "report.html", HERE / "results" / f"{name}.html")
-    found: dict[str, Any] = json.loads(done.stdout)
-    data = read_recipe(recipe).data
+    comparison = compare_methods(recipe, folder, num_seeds=seeds, callbacks=[_tell])
+    if comparison.failed:
+        sys.exit(f"{len(comparison.failed)} failed: {comparison.failed[0].error}")
+    shutil.copy(comparison.report_html, HERE / "results" / f"{name}.html")
     return {
-        "table": (folder / "report.md").read_text(encoding="utf-8").strip(),
-        "measure": found["measure"],
-        "arms": found["arms"],
-        "rows": dict(data.limit),
+        "table": comparison.report.read_text(encoding="utf-8").strip(),
+        "measure": comparison.measure,
+        "variants": comparison.to_dict()["variants"],
+        "rows": dict(read_recipe(recipe).data.max_rows),
         "machine": {"threads": torch.get_num_threads(), "python": platform.python_version()},
         "versions": {n: version(n) for n in ("softprompt", "torch", "transformers", "peft")},
     }
+
+
+def _tell(event: object) -> None:
+    print(event, file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -54,7 +54,6 @@ def main() -> None:
         found = compared(name, given.seeds or seeds)
         target = HERE / "results" / f"{name}.json"
         target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    subprocess.run([sys.executable, HERE.parent / "tables.py"], check=True)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from softprompt.backbone.builtin import resolve
-from softprompt.backbone.load import converted
-from softprompt.data import like_length, read
+from softprompt.backbone.loading import convert_gguf, resolve_builtin
+from softprompt.data import group_by_length, read_data
 from softprompt.recipe import make_recipe
-from softprompt.train import Trainer, make_trainer, prepare
-from softprompt.train.savings import begin
+from softprompt.train import Trainer, make_trainer, setup_run
+from softprompt.train.summary import prepare_caches
 
 SMOLLM, MINILM = "builtin:smollm2-135m-instruct", "builtin:minilm"
 TEXT = "Overall, the sentiment of the review is"
@@ -38,11 +37,11 @@ def recipe_of(
         "backbone": {"name": SMOLLM},
         "data": {
             "train": "builtin:rotten-tomatoes",
-            "group": "film",
-            "limit": {"train": rows, "validation": 1, "test": 1},
+            "group_by": "film",
+            "max_rows": {"train": rows, "validation": 1, "test": 1},
         },
         "task": {"kind": "classify", "template": template, "verbalizer": WORDS},
-        "method": {"name": "prompt-tuning", "initialise": {"from": "text", "text": TEXT}},
+        "method": {"name": "prompt-tuning", "init": {"from": "text", "text": TEXT}},
         "train": {"epochs": 2, "batch_size": batch, "learning_rate": 0.01},
     }
     return {name: tables.get(name, table) for name, table in usual.items()}
@@ -59,16 +58,16 @@ def trainer_of(data: Mapping[str, Any], *, texts: Sequence[Mapping[str, str]] = 
     if texts:
         parts = {"train": texts, "validation": texts[:1], "test": texts[:1]}
         tables = {name: Dataset.from_list([dict(r) for r in part]) for name, part in parts.items()}
-    prepared = prepare(make_recipe(data), tables=tables)
+    prepared = setup_run(make_recipe(data), tables=tables)
     trainer = make_trainer(prepared, Accelerator(cpu=not CUDA))
-    for _ in begin(trainer, prepared):
+    for _ in prepare_caches(trainer, prepared):
         pass
     return trainer
 
 
 def long_texts(count: int, *, tokens: int, tokenizer: Tokenizer) -> list[dict[str, str]]:
     """Reviews joined to texts of about so many tokens, each with its first review's label."""
-    rows, found = iter(read("builtin:rotten-tomatoes")), []
+    rows, found = iter(read_data("builtin:rotten-tomatoes")), []
     for _ in range(count):
         row = next(rows)
         text = str(row["text"])
@@ -83,22 +82,22 @@ def ours(trainer: Trainer) -> Arm:
     """One optimiser step of our loop on given rows."""
 
     def step(batch: Sequence[int]) -> None:
-        trainer.batches, trainer.at = [list(batch)], 0
-        trainer.one_step()
+        trainer.batches, trainer.batch_index = [list(batch)], 0
+        trainer.train_step()
 
     return step
 
 
 def plain_texts(trainer: Trainer, batch: Sequence[int]) -> list[list[int]]:
     """The rows' own tokens."""
-    vocabulary = trainer.task.backbone.geometry.vocabulary
+    vocabulary = trainer.task.backbone.geometry.vocab_size
     examples = [trainer.rows.examples[i] for i in batch]
-    return [[t for t in e.variants[0].ids if t < vocabulary] for e in examples]
+    return [[t for t in e.variants[0].input_ids if t < vocabulary] for e in examples]
 
 
 def peft_model(tokens: int) -> torch.nn.Module:
     """PEFT's prompt tuning on the same weights, in bf16."""
-    folder = converted(resolve(SMOLLM), torch.bfloat16)
+    folder = convert_gguf(resolve_builtin(SMOLLM), torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     config = PromptTuningConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -150,7 +149,7 @@ def _peft_steps(trainer: Trainer, model: torch.nn.Module, *, width: int | None) 
 
 def floor_arm(trainer: Trainer) -> Arm:
     """The bare backbone as transformers has it, forward and activation backward."""
-    folder = converted(resolve(SMOLLM), torch.bfloat16)
+    folder = convert_gguf(resolve_builtin(SMOLLM), torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     model.requires_grad_(requires_grad=False).to("cuda" if CUDA else "cpu")
 
@@ -176,7 +175,7 @@ def padded(
 def batches_of(trainer: Trainer, *, size: int, count: int) -> list[list[int]]:
     """Whole batches of like length."""
     lengths = [e.length for e in trainer.rows.examples]
-    return [b for b in like_length(lengths, size=size, seed=1) if len(b) == size][:count]
+    return [b for b in group_by_length(lengths, size=size, seed=1) if len(b) == size][:count]
 
 
 def measure(

@@ -6,7 +6,7 @@ import torch
 from arms import timed
 
 from softprompt.backbone import attention as own
-from softprompt.backbone.attention import Attention, attend
+from softprompt.backbone.attention import AttentionCall, attend
 
 SIZES = ((10, 37), (30, 30), (30, 130), (64, 64), (128, 128), (256, 256))
 
@@ -32,9 +32,11 @@ def attention(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # every part i
     return {"milliseconds": found}
 
 
-def _call(queries: int, keys: int) -> Attention:
+def _call(queries: int, keys: int) -> AttentionCall:
     def leaf(heads: int, length: int) -> torch.Tensor:
         return torch.randn(16, heads, length, 64, dtype=torch.bfloat16).requires_grad_()
 
     mask = torch.ones(1, 1, queries, keys, dtype=torch.bool).tril(keys - queries)
-    return Attention(leaf(9, queries), leaf(3, keys), leaf(3, keys), mask, causal=True, bias=None)
+    return AttentionCall(
+        leaf(9, queries), leaf(3, keys), leaf(3, keys), mask, causal=True, bias=None
+    )

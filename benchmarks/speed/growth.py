@@ -38,11 +38,11 @@ def _seconds(trainer: Trainer, *, batch: int) -> float:
 
 def _with_all_before(rows: list[dict[str, str]]) -> float:
     """A row's share of everything before the first step, and its part in a step."""
-    data = recipe_of(FRONT.format(20), rows=len(rows)) | {"cache": {"disk": 0.0}}
+    data = recipe_of(FRONT.format(20), rows=len(rows)) | {"cache": {"disk_gb": 0.0}}
     with timed() as before:
         trainer = trainer_of(data, texts=rows)
     seen = 0
     with timed() as spent:
         for _ in range(STEPS):
-            seen += trainer.one_step().rows
+            seen += trainer.train_step().rows
     return before[0] / len(rows) + spent[0] / seen

@@ -27,7 +27,7 @@ from arms import (
     trainer_of,
 )
 
-from softprompt.evaluate.predict import predict as answered
+from softprompt.inference.loops import predict_rows as answered
 
 HERE = Path(__file__).parent
 ROWS = 640

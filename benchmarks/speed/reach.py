@@ -7,11 +7,11 @@ from typing import Any
 from accelerate import Accelerator
 from arms import BEHIND, CUDA, FRONT, Arm, ours, peft_arm, peft_model, recipe_of, timed
 
-from softprompt.evaluate.predict import judge
+from softprompt.inference.loops import evaluate_rows
 from softprompt.prompt import InputPrompt, Prompt
 from softprompt.recipe import make_recipe
-from softprompt.train import Prepared, Trainer, make_trainer, prepare
-from softprompt.train.savings import begin
+from softprompt.train import RunSetup, Trainer, make_trainer, setup_run
+from softprompt.train.summary import prepare_caches
 
 GOAL, TEST, TOKENS = 0.82, 600, 5
 CHUNK, BATCH = 10, 16
@@ -31,7 +31,7 @@ class Learner:
 
     step: Arm
     prompt: Callable[[], Prompt]
-    prepared: Prepared
+    prepared: RunSetup
     seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
 
@@ -43,8 +43,8 @@ class Learner:
     def judged(self, steps: int) -> None:
         """Note how many of the test rows are right; the clock stands still."""
         rows, task = self.prepared.rows["test"], self.prepared.task
-        found = judge(task, rows.examples, truth=rows.truth, prompt=self.prompt())
-        right = sum(a.label == t for a, t in zip(found.answers, found.truth, strict=True))
+        found = evaluate_rows(task, rows.examples, truth=rows.truth, prompt=self.prompt())
+        right = sum(a.label == t for a, t in zip(found.predictions, found.truth, strict=True))
         accuracy = round(right / len(rows.truth), 4)
         point = {"step": steps, "seconds": round(self.seconds, 1), "accuracy": accuracy}
         self.curve.append(point)
@@ -54,7 +54,7 @@ def reach(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # every part is ca
     """Ours with five soft tokens behind the text, PEFT's with five in front; same rows and rate."""
     mine, trainer = _ours()
     learners = {"ours": mine, "peft": _theirs()}
-    batches = trainer.order.batches(0)
+    batches = trainer.sampler.draw_batches(0)
     for start in range(0, len(batches), CHUNK):
         for learner in (one for one in learners.values() if not one.there):
             with timed() as spent:
@@ -79,18 +79,18 @@ def reach(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # every part is ca
     }
 
 
-def _trainer(template: str) -> tuple[Trainer, Prepared]:
+def _trainer(template: str) -> tuple[Trainer, RunSetup]:
     data = recipe_of(template.format(TOKENS), rows=1, batch=BATCH)
-    data["data"]["limit"] = {"validation": 1, "test": TEST}
-    data["train"] |= {"epochs": 1, "schedule": "constant", "warmup": 0.0}
-    prepared = prepare(make_recipe(data))
+    data["data"]["max_rows"] = {"validation": 1, "test": TEST}
+    data["train"] |= {"epochs": 1, "lr_scheduler": "constant", "warmup_ratio": 0.0}
+    prepared = setup_run(make_recipe(data))
     return make_trainer(prepared, Accelerator(cpu=not CUDA)), prepared
 
 
 def _ours() -> tuple[Learner, Trainer]:
     trainer, prepared = _trainer(BEHIND)
     with timed() as spent:  # what is run once is part of the time
-        for _ in begin(trainer, prepared):
+        for _ in prepare_caches(trainer, prepared):
             pass
     return Learner(ours(trainer), trainer.prompt, prepared, spent[0]), trainer
 

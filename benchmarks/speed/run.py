@@ -9,8 +9,6 @@ round. Results are kept as data; the last line printed is one JSON object of all
 import argparse
 import json
 import platform
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -54,7 +52,6 @@ def main() -> None:
         device = "cuda" if CUDA else "cpu"
         target = HERE / "results" / f"{name}-{device}{'-quick' if given.quick else ''}.json"
         target.write_text(json.dumps(found | _about(), indent=2) + "\n", encoding="utf-8")
-    subprocess.run([sys.executable, HERE.parent / "tables.py"], check=True)
     print(json.dumps(ratios))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from arms import BEHIND, FRONT, batches_of, measure, ours, ratio, recipe_of, timed, trainer_of
 
-from softprompt.injection.kept import Kept
+from softprompt.injection.state_cache import CachedStates
 
 
 def tried(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # every part is called alike
@@ -39,19 +39,19 @@ def _host_share() -> float:
     """Of a step with kept text: reading the rows' lines, by far the most that a step reads."""
     trainer = trainer_of(recipe_of(BEHIND.format(10), rows=640))
     spent, arm = [0.0], ours(trainer)
-    plain_find = Kept.find
+    plain_find = CachedStates.find
     batches = batches_of(trainer, size=16, count=6)
 
-    def find(self: Kept, *args: Any, **more: Any) -> Any:  # noqa: ANN401
+    def find(self: CachedStates, *args: Any, **more: Any) -> Any:  # noqa: ANN401
         with timed() as seconds:
             found = plain_find(self, *args, **more)
         spent[0] += seconds[0]
         return found
 
     arm(batches[0])
-    Kept.find = find  # type: ignore[method-assign]
+    CachedStates.find = find  # type: ignore[method-assign]
     with timed() as whole:
         for batch in batches:
             arm(batch)
-    Kept.find = plain_find  # type: ignore[method-assign]
+    CachedStates.find = plain_find  # type: ignore[method-assign]
     return spent[0] / whole[0]

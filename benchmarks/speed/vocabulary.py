@@ -16,19 +16,18 @@ from peak import peak_of
 from peft import PromptTuningConfig, TaskType, get_peft_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from softprompt.backbone import wrap
-from softprompt.backbone.builtin import resolve
-from softprompt.backbone.load import converted
+from softprompt.backbone import wrap_model
+from softprompt.backbone.loading import convert_gguf, resolve_builtin
 from softprompt.recipe import make_recipe
 from softprompt.tasks import Example
-from softprompt.train import make_trainer, prepare
+from softprompt.train import make_trainer, setup_run
 
 WORDS, TOKENS, ROWS, TARGET = 262_144, 100, 8, 64
 
 
 def main() -> None:
     """Run the arm; print what was in use before its steps, and the most during them."""
-    tokenizer = AutoTokenizer.from_pretrained(converted(resolve(SMOLLM), torch.bfloat16))
+    tokenizer = AutoTokenizer.from_pretrained(convert_gguf(resolve_builtin(SMOLLM), torch.bfloat16))
     rows = [
         {"text": "A review:", "label": text["text"]}
         for text in long_texts(ROWS, tokens=TARGET, tokenizer=tokenizer)
@@ -37,11 +36,11 @@ def main() -> None:
     template = f"{{soft:{TOKENS}}}{{text}}"
     data["task"] = {"kind": "generate", "template": template, "target_column": "label"}
     tables = {name: Dataset.from_list(rows) for name in ("train", "validation", "test")}
-    own = wrap("random", bare(), tokenizer=tokenizer, kind="causal")
-    prepared = prepare(make_recipe(data), backbone=own, tables=tables)
+    own = wrap_model("random", bare(), tokenizer=tokenizer, kind="causal")
+    prepared = setup_run(make_recipe(data), backbone=own, tables=tables)
     trainer = make_trainer(prepared, Accelerator(cpu=True))
     examples = prepared.rows["train"].examples
-    step = trainer.one_step if sys.argv[1] == "ours" else peft_step(examples)
+    step = trainer.train_step if sys.argv[1] == "ours" else peft_step(examples)
     if sys.argv[1] == "peft":
         own.model.to("meta")
     print(json.dumps(peak_of([step] * 3)))
@@ -66,7 +65,7 @@ def peft_step(examples: list[Example]) -> Callable[[], None]:
     """PEFT's prompt tuning on the same rows, with the loss on the same tokens."""
     config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=TOKENS)
     model = get_peft_model(bare(), config)
-    texts = [[t for t in e.variants[0].ids if t < WORDS] for e in examples]
+    texts = [[t for t in e.variants[0].input_ids if t < WORDS] for e in examples]
     targets = [e.target for e in examples]
     ids, mask = padded([[*text, *target] for text, target in zip(texts, targets, strict=True)])
     labels = torch.full_like(ids, -100)

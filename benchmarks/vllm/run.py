@@ -23,15 +23,24 @@ import torch
 from environment import environment
 from server import NAME, Server, serving
 
-from softprompt.backbone.load import Loading, place_of
-from softprompt.data import parse, read, split, subset
-from softprompt.evaluate import Model, VLLMPrompt, bring, export_prompt
-from softprompt.initialise import FromText
-from softprompt.injection import generate, load_backbone
-from softprompt.tasks import Classify, Generate, TaskSettings
-from softprompt.tasks.generate import text_of
-from softprompt.tasks.layout import padded
-from softprompt.train.fit import fit
+from softprompt import (
+    Classify,
+    FromText,
+    Generate,
+    PromptModel,
+    TrainingConfig,
+    VLLMPrompt,
+    export_prompt,
+    fit,
+    generate,
+    load_backbone,
+)
+from softprompt.backbone.loading import LoadOptions, resolve_checkpoint
+from softprompt.data import parse_template, read_data, sample, split_rows
+from softprompt.inference import attach
+from softprompt.tasks import TaskSettings
+from softprompt.tasks.base import pad_rows
+from softprompt.tasks.generation import decode_text
 
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs" / "vllm"
@@ -55,22 +64,22 @@ TASKS: dict[str, TaskSettings] = {
 
 def reviews() -> tuple[list[dict[str, Any]], list[str]]:
     """Rows to learn from, and texts on films that are in none of them."""
-    parts = split(
-        read("builtin:rotten-tomatoes"),
+    parts = split_rows(
+        read_data("builtin:rotten-tomatoes"),
         seed=0,
         shares={"train": 0.9, "test": 0.1},
         group="film",
     )
     rows = [
         {"text": row["text"], "label": row["label"], "target": SAYS[row["label"]]}
-        for row in subset(parts["train"], TRAINED_ON, seed=0)
+        for row in sample(parts["train"], TRAINED_ON, seed=0)
     ]
-    return rows, [row["text"] for row in subset(parts["test"], ASKED, seed=0)]
+    return rows, [row["text"] for row in sample(parts["test"], ASKED, seed=0)]
 
 
-def own_tokens(model: Model, text: str) -> list[int]:
+def own_tokens(model: PromptModel, text: str) -> list[int]:
     """What we write, token by token."""
-    inputs = padded(model.backbone, [model.example(text).variants[0]], side="left")
+    inputs = pad_rows(model.backbone, [model.render(text).variants[0]], side="left")
     decoding = model.task.decoding
     (ids,) = generate(model.backbone, inputs, prompts=[model.prompt], decoding=decoding)
     return ids
@@ -85,7 +94,7 @@ def first_difference(ours: list[int], theirs: list[int]) -> int | None:
 
 def compared(ours: dict[str, Any], client: VLLMPrompt, *, said: dict[str, Any]) -> dict[str, Any]:
     """What the server answered, and whether we answered the same."""
-    theirs = client.answer(said)
+    theirs = client.parse_response(said)
     if client.labels:
         off = [abs(p - theirs.probabilities[name]) for name, p in ours["probabilities"].items()]
         same = ours["answer"] == theirs.label
@@ -96,19 +105,19 @@ def compared(ours: dict[str, Any], client: VLLMPrompt, *, said: dict[str, Any]) 
     return {"answer": theirs.label, "equal": at is None, "first_difference": at}
 
 
-def own(model: Model, text: str) -> dict[str, Any]:
+def own(model: PromptModel, text: str) -> dict[str, Any]:
     """Our answer to a text, with what it is compared by."""
     if model.labels:
         (answer,) = model.predict([text])
         return {"answer": answer.label, "probabilities": dict(answer.probabilities)}
     ids = own_tokens(model, text)
-    return {"answer": text_of(model.backbone.tokenizer, ids), "tokens": ids}
+    return {"answer": decode_text(model.backbone.tokenizer, ids), "tokens": ids}
 
 
 def bare(client: VLLMPrompt, text: str) -> dict[str, Any]:
     """The same request without soft tokens: the row's words as text."""
     body = {key: value for key, value in client.request(text).items() if key != "prompt_embeds"}
-    words = parse(client.plan.template).spoken.replace("{text}", text)
+    words = parse_template(client.plan.template).hard_text.replace("{text}", text)
     return body | {"model": NAME, "prompt": words}
 
 
@@ -120,7 +129,9 @@ def asked(server: Server, clients: dict[str, VLLMPrompt], pairs: list[Pair]) -> 
         return [list(pool.map(server.complete, each)) for each in (bodies, without)]
 
 
-def judged(model: Model, client: VLLMPrompt, said: list[tuple[str, Said, Said]]) -> dict[str, Any]:
+def judged(
+    model: PromptModel, client: VLLMPrompt, said: list[tuple[str, Said, Said]]
+) -> dict[str, Any]:
     """One prompt's texts, each with our answer and the server's."""
     rows: list[dict[str, Any]] = []
     for text, with_prompt, without in said:
@@ -144,17 +155,17 @@ def judged(model: Model, client: VLLMPrompt, said: list[tuple[str, Said, Said]])
     return found | {"rows": rows}
 
 
-def trained(rows: list[dict[str, Any]]) -> dict[str, Model]:
+def trained(rows: list[dict[str, Any]]) -> dict[str, PromptModel]:
     """A small prompt for each task, learnt in bf16, which is quicker, and brought to fp32."""
-    quick = load_backbone(BACKBONE, Loading(dtype=torch.bfloat16, device="cpu"))
-    backbone = load_backbone(BACKBONE, Loading(dtype=getattr(torch, PRECISION), device="cpu"))
+    quick = load_backbone(BACKBONE, dtype="bfloat16", device="cpu")
+    backbone = load_backbone(BACKBONE, dtype=PRECISION, device="cpu")
     start = FromText(START)
     models = {}
     for name, task in TASKS.items():
         began = perf_counter()
-        more = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01}
-        learnt = fit(quick, task, rows=rows, initial=start, **more)
-        models[name] = bring(learnt.artifact, backbone)
+        config = TrainingConfig(epochs=2, batch_size=16, learning_rate=0.01)
+        learnt = fit(quick, task, rows, init=start, config=config)
+        models[name] = attach(learnt.artifact, backbone)
         print(f"trained {name} in {perf_counter() - began:.0f} s", file=sys.stderr)
     return models
 
@@ -167,9 +178,9 @@ def measure(python: Path) -> dict[str, Any]:
         clients = {}
         for number, (name, model) in enumerate(models.items()):
             export = export_prompt("vllm", model, output=Path(folder) / str(number))
-            clients[name] = VLLMPrompt.open(export)
+            clients[name] = VLLMPrompt.from_export(export)
         pairs = [(name, text) for text in texts for name in clients]
-        place = place_of(BACKBONE, Loading(dtype=getattr(torch, PRECISION))).path
+        place = resolve_checkpoint(BACKBONE, LoadOptions(dtype=getattr(torch, PRECISION))).path
         print("starting the server", file=sys.stderr)
         with serving(python, place, dtype=PRECISION, log=RUNS / "server.log") as server:
             with_prompt, without = asked(server, clients, pairs)
@@ -210,7 +221,6 @@ def main() -> None:
     for name, arm in found["arms"].items():
         told = f"{arm['equal']} of {arm['asked']} as ours"
         print(f"{name:24}{told}, {arm['equal_without']} without the soft tokens")
-    subprocess.run([sys.executable, HERE.parent / "tables.py"], check=True)
 
 
 if __name__ == "__main__":

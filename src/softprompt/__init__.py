@@ -1,35 +1,36 @@
-r"""Train, keep and use soft prompts: a few trained vectors that make a frozen model do a task.
+r"""Train, store and apply soft prompts: trained vectors that make a frozen model do a task.
 
-Load a backbone, describe a task, train, predict with probabilities, save, load:
+Describe a task, train, predict with probabilities, save:
 
 ```python
 import softprompt as sp
 
-backbone = sp.load_backbone("builtin:smollm2-135m-instruct")
 words = {"negative": " negative", "positive": " positive"}
-task = sp.Classify(template="Review: {text}\nSentiment:{soft:10}", verbalizer=words)
+task = sp.Classify("Review: {text}\nSentiment:{soft:10}", verbalizer=words)
 rows = [{"text": "A delight.", "label": "positive"}, ...]
-model = sp.fit(backbone, task, rows=rows, epochs=4)
-for answer in model.predict(["Moving and funny.", "Dull."]):
-    print(answer.label, answer.probabilities)
+model = sp.fit("builtin:smollm2-135m-instruct", task, rows)
+for prediction in model.predict(["Moving and funny.", "Dull."]):
+    print(prediction.label, prediction.probabilities)
 model.save("sentiment")
-model = sp.load_model("sentiment", backbone)
 ```
 
-`Ensemble([one, another])` asks several models of one backbone together, in one batch. `VLLMPrompt`
-makes requests that have a vLLM server answer by a prompt.
+`PromptModel.from_pretrained` loads it again. `Prompt` is either of the two prompt values,
+`InputPrompt` and `KVPrefix`. A `Callback` is called with each `Event` of a run. Inspecting a prompt
+is in `softprompt.analysis`, a classifier for scikit-learn in `softprompt.sklearn`.
 
-`Prompt` is either of the two prompt values, `InputPrompt` or `KVPrefix`. `train_recipe` runs a
-recipe into a run folder, as ``softprompt train`` does. `push` and `pull` share artifacts on the
-Hub. Everything is imported on first use, so that ``import softprompt`` costs nothing.
+Warnings are of the class `SoftpromptWarning`; log messages have the name ``softprompt``. Names are
+imported on first use, so that ``import softprompt`` is fast.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from softprompt.artifact.hub import Pulled, Pushed, pull, push
-    from softprompt.backbone import Backbone, Loading
+    from softprompt.backbone.model import Backbone, BatchInputs
+    from softprompt.compare.api import compare_methods, find_learning_rate
+    from softprompt.compare.comparison import Comparison, LearningRateSearch
+    from softprompt.compare.engines.ray import RayCluster
     from softprompt.errors import (
         ArtifactError,
         BackboneError,
@@ -39,38 +40,50 @@ if TYPE_CHECKING:
         PromptError,
         RecipeError,
         SoftpromptError,
+        SoftpromptWarning,
         TemplateError,
         TrainingError,
         UnreachableError,
     )
-    from softprompt.evaluate import (
-        Ensemble,
-        Model,
-        Report,
-        VLLMPrompt,
-        export_prompt,
-        import_prompts,
-        load_model,
-    )
-    from softprompt.initialise import (
+    from softprompt.hub.repository import PullResult, PushResult, pull, push
+    from softprompt.inference import Ensemble, EvaluationReport, PromptModel
+    from softprompt.injection import Decoding, forward, generate, load_backbone, to_kv_prefix
+    from softprompt.interop import VLLMPrompt, export_prompt, import_prompt, import_prompts
+    from softprompt.methods import PrefixTuning, PromptTuning, PTuning, PTuningV2
+    from softprompt.methods.initializers import (
         FromLabels,
         FromPrompt,
         FromRandom,
         FromText,
         FromVocabulary,
     )
-    from softprompt.injection import Decoding, bake, generate, load_backbone
-    from softprompt.methods import PrefixTuning, PromptTuning, PTuning, PTuningV2
     from softprompt.prompt import InputPrompt, KVPrefix, Prompt
-    from softprompt.recipe import Recipe, make_recipe, read_recipe
-    from softprompt.tasks import Answer, Classify, Generate
-    from softprompt.train import RunFolder, Training
-    from softprompt.train import train as train_recipe
-    from softprompt.train.fit import fit
+    from softprompt.recipe import Recipe, load_recipe, make_recipe, read_recipe
+    from softprompt.recipe.drafting import RecipeDraft, draft_recipe
+    from softprompt.tasks import Classify, Generate, Prediction
+    from softprompt.train.api import TrainingConfig, fit, train_recipe
+    from softprompt.train.events import (
+        Callback,
+        Evaluation,
+        Event,
+        Finished,
+        PrecomputePlanned,
+        PrecomputeProgress,
+        Started,
+        Step,
+        TrainingWarning,
+    )
+    from softprompt.train.run_dir import RunDir
+    from softprompt.train.validation import CheckResult, check_recipe
 
+    __version__: str
+
+# The module of each public name.
 _HOMES = {
-    "softprompt.artifact.hub": ("Pulled", "Pushed", "pull", "push"),
-    "softprompt.backbone": ("Backbone", "Loading"),
+    "softprompt.backbone.model": ("Backbone", "BatchInputs"),
+    "softprompt.compare.api": ("compare_methods", "find_learning_rate"),
+    "softprompt.compare.comparison": ("Comparison", "LearningRateSearch"),
+    "softprompt.compare.engines.ray": ("RayCluster",),
     "softprompt.errors": (
         "ArtifactError",
         "BackboneError",
@@ -80,47 +93,62 @@ _HOMES = {
         "PromptError",
         "RecipeError",
         "SoftpromptError",
+        "SoftpromptWarning",
         "TemplateError",
         "TrainingError",
         "UnreachableError",
     ),
-    "softprompt.evaluate": (
-        "Ensemble",
-        "Model",
-        "Report",
-        "VLLMPrompt",
-        "export_prompt",
-        "import_prompts",
-        "load_model",
-    ),
-    "softprompt.initialise": (
+    "softprompt.hub.repository": ("PullResult", "PushResult", "pull", "push"),
+    "softprompt.inference": ("Ensemble", "EvaluationReport", "PromptModel"),
+    "softprompt.injection": ("Decoding", "forward", "generate", "load_backbone", "to_kv_prefix"),
+    "softprompt.interop": ("VLLMPrompt", "export_prompt", "import_prompt", "import_prompts"),
+    "softprompt.methods": ("PrefixTuning", "PromptTuning", "PTuning", "PTuningV2"),
+    "softprompt.methods.initializers": (
         "FromLabels",
         "FromPrompt",
         "FromRandom",
         "FromText",
         "FromVocabulary",
     ),
-    "softprompt.injection": ("Decoding", "bake", "generate", "load_backbone"),
-    "softprompt.methods": ("PTuning", "PTuningV2", "PrefixTuning", "PromptTuning"),
     "softprompt.prompt": ("InputPrompt", "KVPrefix", "Prompt"),
-    "softprompt.recipe": ("Recipe", "make_recipe", "read_recipe"),
-    "softprompt.tasks": ("Answer", "Classify", "Generate"),
-    "softprompt.train": ("RunFolder", "Training"),
-    "softprompt.train.fit": ("fit",),
+    "softprompt.recipe": ("Recipe", "load_recipe", "make_recipe", "read_recipe"),
+    "softprompt.recipe.drafting": ("RecipeDraft", "draft_recipe"),
+    "softprompt.tasks": ("Classify", "Generate", "Prediction"),
+    "softprompt.train.api": ("TrainingConfig", "fit", "train_recipe"),
+    "softprompt.train.events": (
+        "Callback",
+        "Evaluation",
+        "Event",
+        "Finished",
+        "PrecomputePlanned",
+        "PrecomputeProgress",
+        "Started",
+        "Step",
+        "TrainingWarning",
+    ),
+    "softprompt.train.run_dir": ("RunDir",),
+    "softprompt.train.validation": ("CheckResult", "check_recipe"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-# Under another name here, because `softprompt.train` is the folder.
-_RENAMED = {"train_recipe": ("softprompt.train", "train")}
+# As a library should: without a handler of the application, log messages are not printed.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
-    "Answer",
     "ArtifactError",
     "Backbone",
     "BackboneError",
+    "BatchInputs",
+    "Callback",
+    "CheckResult",
     "Classify",
+    "Comparison",
     "DataError",
     "Decoding",
     "Ensemble",
+    "Evaluation",
+    "EvaluationReport",
+    "Event",
+    "Finished",
     "FromLabels",
     "FromPrompt",
     "FromRandom",
@@ -130,53 +158,72 @@ __all__ = [
     "HubError",
     "InputPrompt",
     "KVPrefix",
-    "Loading",
+    "LearningRateSearch",
     "MissingPackageError",
-    "Model",
     "PTuning",
     "PTuningV2",
+    "PrecomputePlanned",
+    "PrecomputeProgress",
+    "Prediction",
     "PrefixTuning",
     "Prompt",
     "PromptError",
+    "PromptModel",
     "PromptTuning",
-    "Pulled",
-    "Pushed",
+    "PullResult",
+    "PushResult",
+    "RayCluster",
     "Recipe",
+    "RecipeDraft",
     "RecipeError",
-    "Report",
-    "RunFolder",
+    "RunDir",
     "SoftpromptError",
+    "SoftpromptWarning",
+    "Started",
+    "Step",
     "TemplateError",
-    "Training",
+    "TrainingConfig",
     "TrainingError",
+    "TrainingWarning",
     "UnreachableError",
     "VLLMPrompt",
-    "bake",
+    "check_recipe",
+    "compare_methods",
+    "draft_recipe",
     "export_prompt",
+    "find_learning_rate",
     "fit",
+    "forward",
     "generate",
+    "import_prompt",
     "import_prompts",
     "load_backbone",
-    "load_model",
+    "load_recipe",
     "make_recipe",
     "pull",
     "push",
     "read_recipe",
+    "to_kv_prefix",
     "train_recipe",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for (PEP 562)."""
-    home, own = _RENAMED.get(name) or (_HOME.get(name), name)
-    if home is None:
+    """Import a public name on first use (PEP 562)."""
+    value: object
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value = version("softprompt")
+    elif name in _HOME:
+        value = vars(import_module(_HOME[name]))[name]
+    else:
         msg = f"module 'softprompt' has no attribute {name!r}"
         raise AttributeError(msg)
-    value: object = vars(import_module(home))[own]
-    globals()[name] = value  # asked for once only
+    globals()[name] = value  # so that this function is called once for each name
     return value
 
 
 def __dir__() -> list[str]:
-    """The public names, loaded or not."""
+    """The public names, imported or not."""
     return sorted(__all__)

@@ -1,4 +1,4 @@
-"""The only two prompt values, and the letters used for axes everywhere.
+"""The two kinds of prompt, and the letters that stand for tensor axes everywhere.
 
 Axes: B batch, T tokens of a row, P soft tokens, E embedding width, H hidden size, L layers
 (attention sites), N key/value heads, D head size, V vocabulary (rows of the embedding table),
@@ -18,19 +18,25 @@ from softprompt.errors import PromptError
 
 @dataclass(frozen=True, eq=False)
 class InputPrompt:
-    """Vectors that stand among the input embeddings wherever the template puts soft tokens.
+    """Vectors among the input embeddings, at the places of the template's soft tokens.
 
-    With a ``layer`` they enter later, among the hidden states that this layer is given; the layers
-    below see none of them (Liu et al. 2022, "Late prompt tuning").
+    With a ``start_layer`` they enter later, among the hidden states that are the input of this
+    layer; the layers below see none of them (Liu et al. 2022, "Late prompt tuning").
 
     Args:
-        vectors: one a soft token, at the width of the backbone's embedding table; for a later
-            layer at its hidden size.
-        layer: the first one that sees them.
+        vectors: ``[P, E]``, one per soft token; ``[P, H]`` if they enter at a later layer.
+        start_layer: the first layer that sees them; 0 for the input embeddings.
+
+    Example:
+        >>> prompt = InputPrompt(torch.zeros(4, 64))
+        >>> prompt
+        InputPrompt(length=4, width=64, dtype=float32)
+        >>> prompt.length
+        4
     """
 
     vectors: Float[Tensor, "P W"]
-    layer: int = 0
+    start_layer: int = 0
 
     @property
     def length(self) -> int:
@@ -38,44 +44,72 @@ class InputPrompt:
         return self.vectors.shape[0]
 
     @property
-    def taken(self) -> int:
-        """How many positions it takes beside its tokens: none."""
+    def num_positions(self) -> int:
+        """The number of positions in addition to those of its soft tokens: 0."""
         return 0
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, as an artifact stores them."""
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, as an artifact stores them.
+
+        Returns:
+            One tensor, ``vectors``.
+        """
         return {"vectors": self.vectors}
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> "InputPrompt":
-        """The same prompt with ``change`` done to each of its tensors."""
+    def __repr__(self) -> str:
+        length, width = self.vectors.shape
+        layer = f", layer={self.start_layer}" if self.start_layer else ""
+        dtype = str(self.vectors.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}(length={length}, width={width}{layer}, dtype={dtype})"
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> "InputPrompt":
+        """Apply a function to each tensor.
+
+        Args:
+            change: the function, from a tensor to a tensor.
+
+        Returns:
+            A new prompt.
+        """
         return replace(self, vectors=change(self.vectors))
 
 
 @dataclass(frozen=True, eq=False)
 class KVPrefix:
-    """Keys and values that every named attention site may attend to, beside the row's own.
+    """Keys and values that the named attention sites attend to, in addition to the row's own.
 
-    A prefix has no position: the row's tokens keep theirs, so a masked prefix is exactly the bare
-    backbone. ``shifted`` says that it was made or trained with the row's positions moved up by P
-    (a baked prompt, PEFT, the P-tuning v2 code).
+    By default a prefix takes no positions: the row's tokens keep theirs, so a masked prefix gives
+    exactly the output of the bare backbone. ``shift_positions`` marks a prefix that was trained or
+    computed with the row's positions shifted by P, such as one of PEFT, of the P-tuning v2 code or
+    of :func:`~softprompt.to_kv_prefix`.
 
     Args:
-        keys: after any rotary embedding, one slice per entry of ``layers``.
-        values: likewise.
-        layers: the attention sites, numbered in the order the backbone calls them.
-        shifted: whether the row's first token has position P instead of 0.
+        keys: ``[L, N, P, D]``, after any rotary embedding, one slice per entry of ``sites``.
+        values: ``[L, N, P, D]``, one slice per entry of ``sites``.
+        sites: the attention sites, numbered in the order in which the backbone calls them.
+        shift_positions: whether the row's first token has position P instead of 0.
+
+    Raises:
+        PromptError: the shapes of keys, values and sites do not agree.
+
+    Example:
+        >>> prefix = KVPrefix(torch.zeros(2, 4, 5, 16), torch.zeros(2, 4, 5, 16), sites=(0, 1))
+        >>> prefix
+        KVPrefix(length=5, layers=2, heads=4, head_size=16, dtype=float32)
+        >>> prefix.num_positions
+        0
     """
 
     keys: Float[Tensor, "L N P D"]
     values: Float[Tensor, "L N P D"]
-    layers: tuple[int, ...]
-    shifted: bool = False
+    sites: tuple[int, ...]
+    shift_positions: bool = False
 
     def __post_init__(self) -> None:
-        if self.keys.shape != self.values.shape or self.keys.shape[0] != len(self.layers):
+        if self.keys.shape != self.values.shape or self.keys.shape[0] != len(self.sites):
             msg = (
                 f"keys {tuple(self.keys.shape)}, values {tuple(self.values.shape)} and "
-                f"{len(self.layers)} layers do not agree: keys and values must both be [L,N,P,D] "
+                f"{len(self.sites)} layers do not agree: keys and values must both be [L,N,P,D] "
                 "with one slice per layer."
             )
             raise PromptError(msg)
@@ -86,16 +120,34 @@ class KVPrefix:
         return self.keys.shape[2]
 
     @property
-    def taken(self) -> int:
-        """How many positions it takes, the first ones: P if the row's are moved up by it."""
-        return self.length if self.shifted else 0
+    def num_positions(self) -> int:
+        """The number of positions before the row's own: P if they are shifted, else 0."""
+        return self.length if self.shift_positions else 0
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, as an artifact stores them."""
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, as an artifact stores them.
+
+        Returns:
+            Two tensors, ``keys`` and ``values``.
+        """
         return {"keys": self.keys, "values": self.values}
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> "KVPrefix":
-        """The same prompt with ``change`` done to each of its tensors."""
+    def __repr__(self) -> str:
+        layers, heads, length, size = self.keys.shape
+        dtype = str(self.keys.dtype).removeprefix("torch.")
+        shifted = ", shift_positions=True" if self.shift_positions else ""
+        sizes = f"length={length}, layers={layers}, heads={heads}, head_size={size}"
+        return f"{type(self).__name__}({sizes}, dtype={dtype}{shifted})"
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> "KVPrefix":
+        """Apply a function to each tensor.
+
+        Args:
+            change: the function, from a tensor to a tensor.
+
+        Returns:
+            A new prompt.
+        """
         return replace(self, keys=change(self.keys), values=change(self.values))
 
 
@@ -103,16 +155,25 @@ Prompt = InputPrompt | KVPrefix
 AnyPrompt = TypeVar("AnyPrompt", InputPrompt, KVPrefix, InputPrompt | KVPrefix)
 
 
-def cast(
+def to(
     prompt: AnyPrompt,
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> AnyPrompt:
-    """The same prompt in another precision or on another device; gradients flow through."""
-    return prompt.changed(lambda tensor: tensor.to(device=device, dtype=dtype))
+    """Convert a prompt to another dtype or device, with gradients.
+
+    Args:
+        prompt: the prompt.
+        dtype: the new dtype; None to keep it.
+        device: the new device; None to keep it.
+
+    Returns:
+        A new prompt.
+    """
+    return prompt.map_tensors(lambda tensor: tensor.to(device=device, dtype=dtype))
 
 
-def detached(prompt: AnyPrompt) -> AnyPrompt:
-    """A copy that shares no storage and no graph with the method that made it."""
-    return prompt.changed(lambda tensor: tensor.detach().clone())
+def detach_copy(prompt: AnyPrompt) -> AnyPrompt:
+    """Copy a prompt, without shared storage and without its autograd graph."""
+    return prompt.map_tensors(lambda tensor: tensor.detach().clone())

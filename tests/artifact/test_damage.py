@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softprompt.artifact import load, save
+from softprompt.artifact import load_artifact, save_artifact
 from softprompt.errors import ArtifactError
 
 REMEDY = "Restore the folder from a copy, or train again."
@@ -23,7 +23,7 @@ REMEDY = "Restore the folder from a copy, or train again."
 
 def refusal(folder: Path) -> str:
     with pytest.raises(ArtifactError) as error:
-        load(folder)
+        load_artifact(folder)
     return str(error.value)
 
 
@@ -32,7 +32,7 @@ def test_a_missing_folder_is_told_with_near_names(stored):
     said = refusal(path)
     assert said.startswith(f"there is no folder {path} (looked in {path.parent})")
     assert said.endswith("Did you mean mood?")
-    assert refusal(stored.folder.parent / "xyz").endswith("No folder there has a like name.")
+    assert refusal(stored.folder.parent / "xyz").endswith("No folder there has a similar name.")
 
 
 def test_a_missing_parent_is_told(tmp_path):
@@ -47,8 +47,8 @@ def test_an_artifact_that_a_power_cut_left_aside_is_pointed_to(stored):
     aside = stored.folder.with_name(".mood.previous")
     stored.folder.rename(aside)
     assert refusal(stored.folder) == (
-        f"there is no folder {stored.folder}: a save was cut off in its last instant. The artifact "
-        f"from before is whole in {aside}; rename that to {stored.folder}."
+        f"there is no folder {stored.folder}: a save was interrupted just before it "
+        f"finished. The previous artifact is complete in {aside}; rename that to {stored.folder}."
     )
 
 
@@ -76,14 +76,14 @@ def test_files_that_may_not_be_read_are_told(stored, monkeypatch):
 def test_a_missing_manifest_is_told(stored):
     stored.manifest.unlink()
     assert refusal(stored.folder) == (
-        f"{stored.folder} has no file manifest.json; it holds prompt.safetensors. An artifact is a "
-        "folder with manifest.json and prompt.safetensors; a run folder has such a folder in it, "
-        "named artifact. Give one of the two."
+        f"{stored.folder} has no file manifest.json; it has prompt.safetensors. An artifact is a "
+        "folder with manifest.json and prompt.safetensors; a run directory has such a folder in "
+        "it, named artifact. Give one of the two."
     )
 
 
 def test_an_empty_folder_is_told(tmp_path):
-    assert f"{tmp_path} has no file manifest.json; it holds nothing." in refusal(tmp_path)
+    assert f"{tmp_path} has no file manifest.json; it has nothing." in refusal(tmp_path)
 
 
 def test_a_run_without_a_whole_artifact_is_told(tmp_path):
@@ -93,14 +93,14 @@ def test_a_run_without_a_whole_artifact_is_told(tmp_path):
 
 def test_missing_tensors_are_told(stored):
     stored.tensors.unlink()
-    assert "has no file prompt.safetensors; it holds manifest.json." in refusal(stored.folder)
+    assert "has no file prompt.safetensors; it has manifest.json." in refusal(stored.folder)
 
 
 def test_a_pickle_beside_the_manifest_is_refused(stored):
     stored.tensors.rename(stored.folder / "prompt.pt")
     said = refusal(stored.folder)
     assert "prompt.pt looks like a pickle, which is refused: reading one can run any code." in said
-    assert said.endswith("Convert it to safetensors where you trust it, or train again.")
+    assert said.endswith("Convert it to safetensors in a place where you trust it, or train again.")
 
 
 class Bomb:
@@ -124,8 +124,8 @@ def test_a_pickle_in_the_place_of_the_tensors_is_refused_unread(stored, form, tm
     stored.put(raw)
     assert refusal(stored.folder) == (
         f"{stored.folder}: prompt.safetensors is a pickle or an archive of torch.save, which is "
-        "refused: reading one can run any code. Convert it to safetensors where you trust it, or "
-        "train again."
+        "refused: reading one can run any code. Convert it to safetensors in a place "
+        "where you trust it, or train again."
     )
     assert not bomb.goal.exists()
 
@@ -135,13 +135,13 @@ def test_truncated_tensors_are_told(stored):
     for kept in (0, 4, 8, 9, 40, len(whole) - 1):
         stored.tensors.write_bytes(whole[:kept])
         said = refusal(stored.folder)
-        assert f"prompt.safetensors ({kept:,} bytes) is cut short or damaged: " in said
+        assert f"prompt.safetensors ({kept:,} bytes) is truncated or damaged: " in said
         assert said.endswith(REMEDY)
 
 
 def test_something_that_is_no_safetensors_file_is_told(stored):
     stored.put(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR")
-    assert "prompt.safetensors (16 bytes) is no safetensors file: " in refusal(stored.folder)
+    assert "prompt.safetensors (16 bytes) is not a safetensors file: " in refusal(stored.folder)
 
 
 def test_a_changed_number_is_told(stored):
@@ -151,15 +151,15 @@ def test_a_changed_number_is_told(stored):
     stored.tensors.write_bytes(raw)
     assert refusal(stored.folder) == (
         f"{stored.folder}: prompt.safetensors has the SHA-256 {hashlib.sha256(raw).hexdigest()}, "
-        f"but the manifest says {wanted}: one of the two files was changed, or they are of "
-        f"different artifacts. {REMEDY}"
+        f"but the manifest says {wanted}: one of the two files was changed, or they belong "
+        f"to different artifacts. {REMEDY}"
     )
 
 
 def test_two_artifacts_mixed_up_are_told(stored, new, tmp_path):
-    other = save(new("input", "float32", head=True), tmp_path / "other")
+    other = save_artifact(new("input", "float32", head=True), tmp_path / "other")
     shutil.copy(other / "prompt.safetensors", stored.tensors)
-    assert "or they are of different artifacts." in refusal(stored.folder)
+    assert "or they belong to different artifacts." in refusal(stored.folder)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def with_header(content: object, data: bytes) -> bytes:
 def test_what_torch_cannot_hold_is_told(stored, dtype, shape, size):
     entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
     stored.put(with_header({"prompt.vectors": entry}, bytes(size)))
-    assert "is cut short or damaged: " in refusal(stored.folder)
+    assert "is truncated or damaged: " in refusal(stored.folder)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "prompt.safetensors"])
@@ -229,9 +229,7 @@ def test_a_link_out_of_the_folder_is_not_followed(stored, name, tmp_path):
     (stored.folder / name).rename(secret)
     (stored.folder / name).symlink_to(secret)
     said = refusal(stored.folder)
-    assert (
-        f"{name} is a link to {secret}, outside the folder; only what lies in it is read." in said
-    )
+    assert f"{name} is a link to {secret}, outside the folder; only files in it are read." in said
     assert said.endswith(f"cp --remove-destination {secret} {stored.folder / name}")
 
 
@@ -245,7 +243,7 @@ def test_a_link_to_nothing_is_told(stored, goal):
 def test_a_link_within_the_folder_is_followed(stored, same, new):
     stored.tensors.rename(stored.folder / "blob")
     stored.tensors.symlink_to("blob")
-    assert same(load(stored.folder), new())
+    assert same(load_artifact(stored.folder), new())
 
 
 def test_a_pipe_is_not_waited_for(stored):
@@ -257,12 +255,12 @@ def test_a_pipe_is_not_waited_for(stored):
 def test_names_in_the_manifest_open_no_file(stored, monkeypatch, tmp_path):
     trap = str(tmp_path / "trap")
     os.mkfifo(trap)  # whoever opens it waits for ever
-    backbone = {"name": trap, "revision": trap, "fingerprint": trap, "family": trap}
+    backbone = {"name": trap, "revision": trap, "fingerprint": trap, "model_type": trap}
     stored.edit(backbone=backbone, data={"sources": [trap]}, recipe={"path": trap}, template=trap)
     opened: list[str] = []
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or read(path))
-    assert load(stored.folder).manifest.backbone["name"] == trap
+    assert load_artifact(stored.folder).manifest.backbone["name"] == trap
     assert opened == ["manifest.json", "prompt.safetensors"]
 
 
@@ -270,7 +268,7 @@ def test_names_in_the_manifest_open_no_file(stored, monkeypatch, tmp_path):
 def test_names_of_tensors_that_look_like_paths_are_refused(stored, name):
     stored.edit(shapes={"prompt.vectors": [3, 8], name: [1]})
     assert (
-        f"shapes name {', '.join(sorted([name, 'prompt.vectors']))}; kind 'input' has"
+        f"shapes has {', '.join(sorted([name, 'prompt.vectors']))}; kind 'input' needs"
         in refusal(stored.folder)
     )
 
@@ -281,7 +279,7 @@ def test_names_of_tensors_that_look_like_paths_are_refused(stored, name):
 @cache
 def originals(kind: str, make) -> tuple[bytes, bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        saved = save(make(kind, "bfloat16", head=True), Path(folder) / "a")
+        saved = save_artifact(make(kind, "bfloat16", head=True), Path(folder) / "a")
         return (saved / "manifest.json").read_bytes(), (saved / "prompt.safetensors").read_bytes()
 
 
@@ -298,7 +296,7 @@ def attempt(manifest: bytes, tensors: bytes):
         (folder / "manifest.json").write_bytes(manifest)
         (folder / "prompt.safetensors").write_bytes(tensors)
         try:
-            return load(folder)
+            return load_artifact(folder)
         except ArtifactError as error:
             if not str(error).startswith(name):
                 raise
@@ -325,9 +323,9 @@ def test_spoilt_tensors_that_the_manifest_vouches_for_are_still_checked(kind, ne
     digests = [hashlib.sha256(raw).hexdigest().encode() for raw in (tensors, changed)]
     loaded = attempt(manifest.replace(*digests), changed)
     if loaded is not None:
-        shapes = {name: [*tensor.shape] for name, tensor in loaded.tensors().items()}
+        shapes = {name: [*tensor.shape] for name, tensor in loaded.to_tensors().items()}
         assert shapes == loaded.manifest.shapes
-        assert all(tensor.isfinite().all() for tensor in loaded.tensors().values())
+        assert all(tensor.isfinite().all() for tensor in loaded.to_tensors().values())
 
 
 sizes = st.sampled_from([0, 1, 3, 8, 2**31, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -1])
@@ -353,7 +351,7 @@ def test_a_spoilt_manifest_never_changes_the_tensors(kind, new, data):
     manifest, tensors = originals(kind, new)
     loaded = attempt(spoilt(data, manifest), tensors)
     wanted = safetensors.torch.load(tensors)
-    for name, tensor in ({} if loaded is None else loaded.tensors()).items():
+    for name, tensor in ({} if loaded is None else loaded.to_tensors()).items():
         assert torch.equal(tensor, wanted[name])
 
 

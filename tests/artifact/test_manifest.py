@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softprompt.artifact import SCHEMA, Manifest, load
-from softprompt.artifact.manifest import dump, parse
-from softprompt.artifact.source import Source
+from softprompt._io import ErrorContext
+from softprompt.artifact import SCHEMA, Manifest, load_artifact
+from softprompt.artifact.manifest import dump_manifest, parse_manifest
 from softprompt.errors import ArtifactError
 
 REMEDY = "Restore the folder from a copy, or train again."
-SOURCE = Source("mood", "Mend it.")
+SOURCE = ErrorContext("mood", "Mend it.")
 
 
 def refusal(stored) -> str:
     """What loading says, without the folder in front and the remedy behind."""
     with pytest.raises(ArtifactError) as error:
-        load(stored.folder)
+        load_artifact(stored.folder)
     said = str(error.value)
     assert said.startswith(f"{stored.folder}: ")
     assert said.endswith(REMEDY)
@@ -30,7 +30,7 @@ def refusal(stored) -> str:
 def test_it_is_json_that_people_can_read(stored):
     text = stored.manifest.read_text("utf-8")
     assert "\\u" not in text
-    assert f'\n  "template": "{load(stored.folder).manifest.template}",\n' in text
+    assert f'\n  "template": "{load_artifact(stored.folder).manifest.template}",\n' in text
     assert "schön" in text
     assert text.endswith("}\n")
     assert [*json.loads(text)] == [*(field.name for field in fields(Manifest)), "digest"]
@@ -49,7 +49,7 @@ def test_it_says_what_the_tensors_tell(stored, stored_prefix):
             "shapes": {"prompt.keys": [2, 4, 3, 5], "prompt.values": [2, 4, 3, 5]},
             "dtype": "float32",
             "layers": [1, 3],
-            "shifted": True,
+            "shift_positions": True,
         }
         == content
     )
@@ -71,7 +71,7 @@ contents = st.fixed_dictionaries(
         "shapes": st.dictionaries(st.text(), st.lists(st.integers(), max_size=4), max_size=3),
         "dtype": st.text(),
         "layers": st.none() | st.lists(st.integers(), max_size=4),
-        "shifted": st.none() | st.booleans(),
+        "shift_positions": st.none() | st.booleans(),
         "template": st.text(),
         "max_length": st.none() | st.integers(),
         "task": tables,
@@ -81,7 +81,7 @@ contents = st.fixed_dictionaries(
                 "name": st.text(),
                 "revision": st.none() | st.text(),
                 "fingerprint": st.text(),
-                "family": st.text(),
+                "model_type": st.text(),
             }
         ),
         "data": tables,
@@ -95,7 +95,10 @@ contents = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=100)
 def test_what_is_written_is_read(content):
     manifest = Manifest(**content)
-    assert parse(dump(manifest, "a" * 64, source=SOURCE), source=SOURCE) == (manifest, "a" * 64)
+    assert parse_manifest(dump_manifest(manifest, "a" * 64, source=SOURCE), source=SOURCE) == (
+        manifest,
+        "a" * 64,
+    )
 
 
 def test_a_manifest_that_is_no_text_is_told(stored):
@@ -108,8 +111,8 @@ def test_a_manifest_that_is_no_text_is_told(stored):
     [
         ("", "is not JSON: Expecting value: line 1 column 1 (char 0)."),
         ('{"schema": 1,\n "kind": }', "is not JSON: Expecting value: line 2 column 10 (char 23)."),
-        ("[1, 2]", "holds a list, but a table of keys is needed."),
-        ('{"schema": 1, "schema": 1}', "is not JSON: the key 'schema' stands twice."),
+        ("[1, 2]", "is a list, but a table of keys is needed."),
+        ('{"schema": 1, "schema": 1}', "is not JSON: the key 'schema' appears twice."),
         ("[" * 100_000, "is not JSON: maximum recursion depth exceeded"),
         ('{"schema": ' + "1" * 5000 + "}", "is not JSON: Exceeds the limit (4300 digits)"),
     ],
@@ -122,7 +125,7 @@ def test_a_manifest_that_is_no_table_is_told(stored, text, message):
 def test_a_newer_schema_is_told_with_the_way_to_update(stored):
     stored.edit(schema=SCHEMA + 1, softprompt="9.8.7", brand_new=True)
     with pytest.raises(ArtifactError) as error:
-        load(stored.folder)
+        load_artifact(stored.folder)
     assert str(error.value) == (
         f"{stored.folder}: softprompt 9.8.7 wrote it with schema {SCHEMA + 1}, but softprompt "
         f"{version('softprompt')} reads schema {SCHEMA}. Update: pip install -U softprompt"
@@ -133,11 +136,22 @@ def test_a_newer_schema_is_told_with_the_way_to_update(stored):
 def test_a_schema_that_never_was_is_told(stored, schema):
     stored.edit(schema=schema)
     assert (
-        refusal(stored) == f"its manifest.json says schema {schema!r}, but there is only schema 1."
+        refusal(stored)
+        == f"its manifest.json has schema {schema!r}, but softprompt reads schema 2."
     )
 
 
-@pytest.mark.parametrize("schema", [True, 1.0])
+def test_the_schema_before_the_keys_were_renamed_is_told_with_the_remedy(stored):
+    stored.edit(schema=1)
+    with pytest.raises(ArtifactError) as error:
+        load_artifact(stored.folder)
+    assert str(error.value) == (
+        f"{stored.folder}: its manifest.json has schema 1, but softprompt reads schema 2, in "
+        "which keys of task and recipe have other names. Train or import the prompt again."
+    )
+
+
+@pytest.mark.parametrize("schema", [2.0])
 def test_a_schema_that_is_no_whole_number_is_told(stored, schema):
     stored.edit(schema=schema)
     assert f"schema in manifest.json is {schema}. Input should be a valid integer" in refusal(
@@ -154,7 +168,7 @@ def test_every_missing_key_is_told(stored, key):
 
 
 def test_a_missing_key_of_the_backbone_is_told(stored):
-    stored.edit(backbone={"name": "x", "fingerprint": "a-b", "family": "bert"})
+    stored.edit(backbone={"name": "x", "fingerprint": "a-b", "model_type": "bert"})
     assert refusal(stored) == "manifest.json lacks the key 'backbone.revision'."
 
 
@@ -166,10 +180,10 @@ def test_unknown_keys_are_told_with_the_options(stored):
     )
     assert said.endswith("Did you mean 'length'?")
     stored.drop("lenght")
-    names = ("name", "revision", "fingerprint", "family", "revison")
+    names = ("name", "revision", "fingerprint", "model_type", "revison")
     stored.edit(backbone=dict.fromkeys(names, "x"))
     assert refusal(stored) == (
-        "manifest.json has an unknown key of backbone 'revison'. Options: family, fingerprint, "
+        "manifest.json has an unknown key of backbone 'revison'. Options: fingerprint, model_type, "
         "name, revision. Did you mean 'revision'?"
     )
 
@@ -181,7 +195,7 @@ WRONG = {
     "shapes": ([3, 8], "[3, 8]. Input should be an object."),
     "dtype": (32, "32. Input should be a valid string."),
     "layers": ("all", "'all'. Input should be a valid array."),
-    "shifted": (1, "1. Input should be a valid boolean."),
+    "shift_positions": (1, "1. Input should be a valid boolean."),
     "template": (None, "None. Input should be a valid string."),
     "max_length": (64.5, "64.5. Input should be a valid integer."),
     "task": ("classify", "'classify'. Input should be an object."),
@@ -224,7 +238,8 @@ def test_a_digest_of_another_form_is_told(stored, digest):
 def test_numbers_that_are_none_are_told(stored, number):
     text = stored.manifest.read_text("utf-8")
     stored.manifest.write_text(text.replace("0.875", number), "utf-8")
-    assert f"its manifest.json is not JSON: {number} is " in refusal(stored)
+    fact = "overflows a float" if number == "1e999" else "is not a number in JSON"
+    assert f"its manifest.json is not JSON: {number} {fact}." in refusal(stored)
 
 
 def test_what_nests_too_deep_is_told(stored):

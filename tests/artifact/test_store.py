@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from softprompt.artifact import Artifact, load, save
+from softprompt.artifact import Artifact, load_artifact, save_artifact
 from softprompt.errors import ArtifactError
 from softprompt.prompt import InputPrompt, KVPrefix
 
@@ -24,24 +24,24 @@ READ = """
 import json, sys
 from pathlib import Path
 import torch
-from softprompt.artifact import load
+from softprompt.artifact import load_artifact
 
 def said(artifact):
     prompt = artifact.prompt
     return {
         "prompt": type(prompt).__name__,
         "length": prompt.length,
-        "layers": getattr(prompt, "layers", None),
-        "shifted": getattr(prompt, "shifted", None),
+        "layers": getattr(prompt, "sites", None),
+        "shift_positions": getattr(prompt, "shift_positions", None),
         "metrics": artifact.manifest.metrics,
         "tensors": {
             name: [list(t.shape), str(t.dtype), bytes(t.reshape(-1).view(torch.uint8)).hex()]
-            for name, t in artifact.tensors().items()
+            for name, t in artifact.to_tensors().items()
         },
     }
 
 folders = sorted(Path(sys.argv[1]).iterdir())
-json.dump({folder.name: said(load(folder)) for folder in folders}, sys.stdout)
+json.dump({folder.name: said(load_artifact(folder)) for folder in folders}, sys.stdout)
 """
 
 
@@ -55,31 +55,31 @@ def read_in_a_fresh_process(folder: Path) -> dict[str, dict[str, object]]:
 def hexadecimal(artifact: Artifact) -> dict[str, list[object]]:
     return {
         name: [[*t.shape], str(t.dtype), bytes(t.reshape(-1).view(torch.uint8)).hex()]
-        for name, t in artifact.tensors().items()
+        for name, t in artifact.to_tensors().items()
     }
 
 
 def test_load_gives_back_what_was_saved(artifact, same, tmp_path):
-    assert save(artifact, tmp_path / "a") == tmp_path / "a"
-    assert same(load(tmp_path / "a"), artifact)
+    assert save_artifact(artifact, tmp_path / "a") == tmp_path / "a"
+    assert same(load_artifact(tmp_path / "a"), artifact)
 
 
 def test_a_fresh_process_reads_the_same_bits(new, tmp_path):
     kinds = {
-        "input": {"prompt": "InputPrompt", "layers": None, "shifted": None},
-        "kv": {"prompt": "KVPrefix", "layers": [1, 3], "shifted": True},
+        "input": {"prompt": "InputPrompt", "layers": None, "shift_positions": None},
+        "kv": {"prompt": "KVPrefix", "layers": [1, 3], "shift_positions": True},
     }
     wanted = {}
     for kind, dtype, head in product(kinds, ("float32", "bfloat16"), (False, True)):
         artifact = new(kind, dtype, head=head)
-        name = save(artifact, tmp_path / f"{kind}-{dtype}-{head}").name
+        name = save_artifact(artifact, tmp_path / f"{kind}-{dtype}-{head}").name
         rest = {"metrics": artifact.manifest.metrics, "tensors": hexadecimal(artifact)}
         wanted[name] = kinds[kind] | {"length": 3} | rest
     assert read_in_a_fresh_process(tmp_path) == wanted
 
 
 def test_the_folder_holds_two_files_and_only_what_inference_needs(new, tmp_path):
-    folder = save(new("kv", head=True), tmp_path / "a")
+    folder = save_artifact(new("kv", head=True), tmp_path / "a")
     assert sorted(p.name for p in tmp_path.rglob("*")) == [
         "a",
         "manifest.json",
@@ -94,7 +94,7 @@ def test_the_folder_holds_two_files_and_only_what_inference_needs(new, tmp_path)
 
 
 def test_saving_twice_writes_the_same_bytes(artifact, tmp_path):
-    first, second = save(artifact, tmp_path / "a"), save(artifact, tmp_path / "b")
+    first, second = save_artifact(artifact, tmp_path / "a"), save_artifact(artifact, tmp_path / "b")
     for name in ("manifest.json", "prompt.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
@@ -103,10 +103,10 @@ def test_tensors_in_a_graph_on_one_storage_and_strided_are_kept(new, tmp_path):
     both = torch.randn(2, 5, 4, 3, 2, requires_grad=True)
     keys, values = both.transpose(1, 4)
     artifact = new("kv")
-    prefix = KVPrefix(keys, values, (1, 3), shifted=True)
+    prefix = KVPrefix(keys, values, (1, 3), shift_positions=True)
     shapes = {"prompt.keys": [2, 4, 3, 5], "prompt.values": [2, 4, 3, 5]}
     changed = Artifact(replace(artifact.manifest, shapes=shapes), prefix)
-    loaded = load(save(changed, tmp_path / "a")).prompt
+    loaded = load_artifact(save_artifact(changed, tmp_path / "a")).prompt
     assert isinstance(loaded, KVPrefix)
     assert torch.equal(loaded.keys, keys)
     assert torch.equal(loaded.values, values)
@@ -115,10 +115,10 @@ def test_tensors_in_a_graph_on_one_storage_and_strided_are_kept(new, tmp_path):
 
 
 def test_a_loaded_prompt_owns_its_memory(new, same, tmp_path):
-    save(new(), tmp_path / "a")
-    first = load(tmp_path / "a")
-    first.prompt.tensors()["vectors"].zero_()
-    assert same(load(tmp_path / "a"), new())
+    save_artifact(new(), tmp_path / "a")
+    first = load_artifact(tmp_path / "a")
+    first.prompt.to_tensors()["vectors"].zero_()
+    assert same(load_artifact(tmp_path / "a"), new())
 
 
 def test_a_header_that_looks_like_a_pickle_is_none(new, tmp_path):
@@ -128,36 +128,38 @@ def test_a_header_that_looks_like_a_pickle_is_none(new, tmp_path):
         name = "n" * size
         shapes = artifact.manifest.shapes | {f"head.{name}": [1]}
         manifest = replace(artifact.manifest, shapes=shapes)
-        folder = save(Artifact(manifest, artifact.prompt, {name: torch.ones(1)}), tmp_path / "a")
+        folder = save_artifact(
+            Artifact(manifest, artifact.prompt, {name: torch.ones(1)}), tmp_path / "a"
+        )
         starts.add((folder / "prompt.safetensors").read_bytes()[:2])
-        assert load(folder).head.keys() == {name}
+        assert load_artifact(folder).head.keys() == {name}
     assert b"\x80\x02" in starts
 
 
 def test_a_run_folder_leads_to_the_artifact_in_it(new, same, tmp_path):
-    save(new(), tmp_path / "run" / "artifact")
-    assert same(load(tmp_path / "run"), new())
+    save_artifact(new(), tmp_path / "run" / "artifact")
+    assert same(load_artifact(tmp_path / "run"), new())
 
 
 def test_a_folder_inside_an_artifact_does_not_lead_away_from_it(new, same, tmp_path):
-    save(new(), tmp_path / "a")
-    save(new("kv"), tmp_path / "a" / "artifact")
-    assert same(load(tmp_path / "a"), new())
+    save_artifact(new(), tmp_path / "a")
+    save_artifact(new("kv"), tmp_path / "a" / "artifact")
+    assert same(load_artifact(tmp_path / "a"), new())
 
 
 def test_saving_over_an_artifact_replaces_it(new, same, tmp_path):
-    save(new("kv", head=True), tmp_path / "a")
-    save(new("input"), tmp_path / "a")
-    assert same(load(tmp_path / "a"), new("input"))
+    save_artifact(new("kv", head=True), tmp_path / "a")
+    save_artifact(new("input"), tmp_path / "a")
+    assert same(load_artifact(tmp_path / "a"), new("input"))
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_saving_through_a_link_replaces_what_it_leads_to(new, same, tmp_path):
-    save(new("kv"), tmp_path / "real")
+    save_artifact(new("kv"), tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
-    save(new("input"), tmp_path / "link")
+    save_artifact(new("input"), tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
-    assert same(load(tmp_path / "real"), new("input"))
+    assert same(load_artifact(tmp_path / "real"), new("input"))
 
 
 def full(*_: object) -> None:
@@ -168,31 +170,31 @@ def full(*_: object) -> None:
 @pytest.mark.parametrize("before", [True, False])
 def test_a_full_disk_leaves_what_was_there(new, same, tmp_path, monkeypatch, write, before):
     if before:
-        save(new("kv"), tmp_path / "a")
+        save_artifact(new("kv"), tmp_path / "a")
     with monkeypatch.context() as patch:
         patch.setattr(write, full)
         with pytest.raises(ArtifactError) as error:
-            save(new("input"), tmp_path / "a")
+            save_artifact(new("input"), tmp_path / "a")
     assert str(error.value).endswith(
-        f"bytes) could not be written to {tmp_path / 'a'}: No space left on device. What was there "
-        "before is unchanged. Free some space, or save to another disk."
+        f"bytes) could not be written to {tmp_path / 'a'}: No space left on device. Nothing was "
+        "changed. Free some space, or save to another disk."
     )
     assert [p.name for p in tmp_path.iterdir()] == (["a"] if before else [])
     if before:
-        assert same(load(tmp_path / "a"), new("kv"))
+        assert same(load_artifact(tmp_path / "a"), new("kv"))
 
 
 def test_a_file_that_the_system_will_not_write_leaves_what_was_there(new, same, tmp_path):
-    save(new("kv"), tmp_path / "a")
+    save_artifact(new("kv"), tmp_path / "a")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
         with pytest.raises(ArtifactError, match=r"could not be written.*File too large.*Free some"):
-            save(new("input"), tmp_path / "a")
+            save_artifact(new("input"), tmp_path / "a")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
-    assert same(load(tmp_path / "a"), new("kv"))
+    assert same(load_artifact(tmp_path / "a"), new("kv"))
 
 
 def test_a_folder_that_may_not_be_written_is_said(new, tmp_path, monkeypatch):
@@ -200,18 +202,18 @@ def test_a_folder_that_may_not_be_written_is_said(new, tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(ArtifactError, match=r"Permission denied.* Save to a folder that can be"):
-        save(new(), tmp_path / "a")
+    with pytest.raises(ArtifactError, match=r"Permission denied.* Save to a writable folder"):
+        save_artifact(new(), tmp_path / "a")
 
 
 def test_other_files_are_not_removed(new, tmp_path):
-    save(new(), tmp_path / "a")
+    save_artifact(new(), tmp_path / "a")
     (tmp_path / "a" / "thesis.tex").write_text("years of work")
     with pytest.raises(ArtifactError) as error:
-        save(new(), tmp_path / "a")
+        save_artifact(new(), tmp_path / "a")
     assert str(error.value) == (
-        f"{tmp_path / 'a'} also holds thesis.tex, which saving an artifact there would remove. "
-        "Save to a folder of its own."
+        f"{tmp_path / 'a'} also contains thesis.tex, which saving an artifact there would remove. "
+        "Save to another folder."
     )
     assert (tmp_path / "a" / "thesis.tex").read_text() == "years of work"
 
@@ -219,7 +221,7 @@ def test_other_files_are_not_removed(new, tmp_path):
 def test_a_file_is_not_replaced_by_a_folder(new, tmp_path):
     (tmp_path / "a").write_text("notes")
     with pytest.raises(ArtifactError, match=r"a is a file, but an artifact is a folder\."):
-        save(new(), tmp_path / "a")
+        save_artifact(new(), tmp_path / "a")
     assert (tmp_path / "a").read_text() == "notes"
 
 
@@ -240,29 +242,37 @@ UNSAVEABLE = {
         "head.w is complex128; a tensor must be",
     ),
     "shape": ({}, {"shapes": {"prompt.vectors": [3, 9]}}, "has the shape [3, 8], but the manifest"),
-    "kind": ({}, {"kind": "kv"}, "kind is 'kv', which needs layers and shifted"),
-    "path": ({}, {"recipe": {"data": Path("x.csv")}}, "what JSON cannot say (Object of type Posix"),
+    "kind": ({}, {"kind": "kv"}, "kind is 'kv', so neither layers nor shift_positions"),
+    "path": (
+        {},
+        {"recipe": {"data": Path("x.csv")}},
+        "a value that JSON cannot represent (Object of type Posix",
+    ),
     "infinite metric": (
         {},
         {"metrics": {"perplexity": float("inf")}},
-        "what JSON cannot say (Out of",
+        "a value that JSON cannot represent (Out of",
     ),
-    "half a character": ({}, {"template": "\ud800"}, "what JSON cannot say ('utf-8' codec"),
-    "schema": ({}, {"schema": 0}, "manifest.json says schema 0, but there is only schema 1."),
+    "half a character": (
+        {},
+        {"template": "\ud800"},
+        "a value that JSON cannot represent ('utf-8' codec",
+    ),
+    "schema": ({}, {"schema": 0}, "manifest.json has schema 0, but softprompt reads schema 2."),
 }
 
 
 @pytest.mark.parametrize(("parts", "fields", "message"), UNSAVEABLE.values(), ids=UNSAVEABLE)
 def test_what_could_not_be_loaded_is_not_saved(new, same, parts, fields, message, tmp_path):
     good = new()
-    save(good, tmp_path / "a")
+    save_artifact(good, tmp_path / "a")
     bad = replace(good, **parts, manifest=replace(good.manifest, **fields))
     with pytest.raises(ArtifactError) as error:
-        save(bad, tmp_path / "a")
+        save_artifact(bad, tmp_path / "a")
     assert message in str(error.value)
     assert str(error.value).startswith(f"the artifact for {tmp_path / 'a'}: ")
     assert str(error.value).endswith("Correct it; nothing was written.")
-    assert same(load(tmp_path / "a"), good)
+    assert same(load_artifact(tmp_path / "a"), good)
 
 
 def test_the_digest_is_the_files_sha256(stored):
@@ -273,7 +283,7 @@ def test_the_digest_is_the_files_sha256(stored):
 def test_new_files_have_the_users_own_permissions(new, tmp_path):
     before = os.umask(0o027)
     try:
-        folder = save(new(), tmp_path / "a")
+        folder = save_artifact(new(), tmp_path / "a")
     finally:
         os.umask(before)
     modes = [folder.stat().st_mode & 0o777, *(p.stat().st_mode & 0o777 for p in folder.iterdir())]

@@ -6,12 +6,14 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from softprompt.backbone import attention as module
-from softprompt.backbone.attention import Attention, attend
+from softprompt.backbone.attention import AttentionCall, attend
 
 BATCH, HEADS, GROUPS, LENGTH, OWN, SIZE = 3, 4, 2, 5, 6, 8
 
 
-def seen(*, prefix: int, mask: str, bias: bool, dtype: torch.dtype = torch.float64) -> Attention:
+def seen(
+    *, prefix: int, mask: str, bias: bool, dtype: torch.dtype = torch.float64
+) -> AttentionCall:
     """One call, whose leaves ask for a gradient; ``prefix`` says how many there are."""
     generator = torch.Generator().manual_seed(0)
 
@@ -32,21 +34,21 @@ def seen(*, prefix: int, mask: str, bias: bool, dtype: torch.dtype = torch.float
         "rows": hidden,
         "added": torch.zeros(hidden.shape, dtype=dtype).masked_fill(~hidden, -1e9),
     }
-    return Attention(
+    return AttentionCall(
         query=leaf(BATCH, HEADS, OWN, SIZE),
         key=leaf(BATCH, GROUPS, OWN, SIZE),
         value=leaf(BATCH, GROUPS, OWN, SIZE),
         mask=masks[mask],
         causal=mask == "none" and not prefix,
         bias=torch.randn(1, HEADS, OWN, keys, generator=generator).to(dtype) if bias else None,
-        before=before,
+        prefix_kv=before,
     )
 
 
-def by_torch(call: Attention) -> torch.Tensor:
+def by_torch(call: AttentionCall) -> torch.Tensor:
     key, value = call.key, call.value
-    if call.before is not None:
-        keys, values = (t.expand(BATCH, -1, -1, -1) for t in call.before)
+    if call.prefix_kv is not None:
+        keys, values = (t.expand(BATCH, -1, -1, -1) for t in call.prefix_kv)
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
     key, value = (t.repeat_interleave(HEADS // GROUPS, dim=1) for t in (key, value))
     scores = call.query @ key.transpose(2, 3) / SIZE**0.5
@@ -60,8 +62,8 @@ def by_torch(call: Attention) -> torch.Tensor:
     return (scores.softmax(dim=-1) @ value).transpose(1, 2)
 
 
-def leaves(call: Attention) -> list[torch.Tensor]:
-    return [call.query, call.key, call.value, *(call.before or ())]
+def leaves(call: AttentionCall) -> list[torch.Tensor]:
+    return [call.query, call.key, call.value, *(call.prefix_kv or ())]
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
@@ -70,13 +72,13 @@ def leaves(call: Attention) -> list[torch.Tensor]:
 def test_shares_of_the_values_are_the_output_and_what_is_hidden_has_none(prefix, mask, bias):
     call = seen(prefix=prefix, mask=mask, bias=bias)
     value = call.value
-    if call.before is not None:
-        value = torch.cat([call.before[1].expand(BATCH, -1, -1, -1), value], dim=2)
-    shares = call.shares()
+    if call.prefix_kv is not None:
+        value = torch.cat([call.prefix_kv[1].expand(BATCH, -1, -1, -1), value], dim=2)
+    shares = call.compute_attention_weights()
     made = shares.double() @ value.repeat_interleave(HEADS // GROUPS, dim=1)
     assert_close(made.transpose(1, 2), by_torch(call), atol=1e-5, rtol=1e-5)
     assert_close(shares.sum(dim=-1), torch.ones(BATCH, HEADS, OWN), atol=1e-5, rtol=0)
-    visible = call.visible().expand(BATCH, HEADS, OWN, -1)
+    visible = call.make_visible_mask().expand(BATCH, HEADS, OWN, -1)
     assert torch.equal(shares > 0, visible)
 
 
@@ -113,7 +115,7 @@ def test_bf16_is_nearer_to_the_truth_than_the_fused_kernel():
     fused = F.scaled_dot_product_attention(call.query, key, value, is_causal=True).transpose(1, 2)
     exact = seen(prefix=0, mask="none", bias=False, dtype=torch.bfloat16)
     wide = [t.detach().double() for t in (exact.query, exact.key, exact.value)]
-    truth = by_torch(Attention(*wide, None, causal=True, bias=None))
+    truth = by_torch(AttentionCall(*wide, None, causal=True, bias=None))
     assert found.dtype == torch.bfloat16
     assert (found - truth).abs().max() <= (fused - truth).abs().max() * 1.01
 

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.testing._internal.two_tensor import TwoTensor
 
-from softprompt.backbone import same_model
-from softprompt.backbone.fingerprint import exact_digest, fingerprint, tokenizer_digest
+from softprompt.backbone import is_same_model
+from softprompt.backbone.fingerprint import compute_fingerprint, digest_tokenizer, digest_weights
+from support.parametrize import for_each
 
 
 def matrices(model) -> list[str]:
@@ -17,10 +18,11 @@ def matrices(model) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@for_each("family")
 def test_precision_does_not_matter(new_model, tokenizer, family, dtype):
     words = tokenizer("causal")
     whole, half = new_model(family), new_model(family, dtype=dtype)
-    assert fingerprint(whole, words) == fingerprint(half, words)
+    assert compute_fingerprint(whole, words) == compute_fingerprint(half, words)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -29,28 +31,28 @@ def test_numbers_too_small_for_a_precision_do_not_matter(new_model, tokenizer, d
     with torch.no_grad():
         model.transformer.h[0].attn.c_attn.bias.fill_(1e-9)
         model.transformer.h[0].attn.c_attn.weight.mul_(1e-8)
-    before = fingerprint(model, words)
-    assert fingerprint(model.to(dtype), words) == before
+    before = compute_fingerprint(model, words)
+    assert compute_fingerprint(model.to(dtype), words) == before
 
 
 def test_a_little_training_of_any_matrix_matters(new_model, tokenizer):
     words, model = tokenizer("causal"), new_model("llama")
-    seen = {fingerprint(model, words)}
+    seen = {compute_fingerprint(model, words)}
     generator = torch.Generator().manual_seed(0)
     for name in matrices(model):
         parameter = model.base_model.get_parameter(name)
         noise = torch.randn(parameter.shape, generator=generator) * parameter.std() * 0.05
         with torch.no_grad():
             parameter += noise
-        seen.add(fingerprint(model, words))
+        seen.add(compute_fingerprint(model, words))
     assert len(seen) == 1 + len(matrices(model))
 
 
 def test_another_tokenizer_matters(new_model, tokenizer):
     model = new_model("llama")
-    marks = {fingerprint(model, tokenizer(kind)) for kind in ("causal", "encoder")}
+    marks = {compute_fingerprint(model, tokenizer(kind)) for kind in ("causal", "encoder")}
     assert len(marks) == 2
-    assert not same_model(*marks)
+    assert not is_same_model(*marks)
 
 
 def test_another_size_or_family_matters(backbone):
@@ -62,21 +64,21 @@ def test_another_size_or_family_matters(backbone):
 def test_the_table_is_in_the_part_that_quantisation_leaves_alone(new_model, tokenizer, family):
     """T5 calls its table `shared`, GPT-NeoX `embed_in`."""
     words, model = tokenizer("causal"), new_model(family)
-    before = fingerprint(model, words)
+    before = compute_fingerprint(model, words)
     with torch.no_grad():
         model.get_input_embeddings().weight.neg_()
-    stable, _, _ = fingerprint(model, words).partition("-")
+    stable, _, _ = compute_fingerprint(model, words).partition("-")
     assert stable != before.partition("-")[0]
 
 
 def test_matrices_replaced_by_quantisation_are_not_compared(new_model, tokenizer):
     words, model = tokenizer("causal"), new_model("llama")
-    exact = fingerprint(model, words)
+    exact = compute_fingerprint(model, words)
     layer = model.model.layers[0].mlp.up_proj
     layer.weight = torch.nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
-    packed = fingerprint(model, words)
+    packed = compute_fingerprint(model, words)
     assert packed == f"{exact.partition('-')[0]}-quantised"
-    assert same_model(exact, packed)
+    assert is_same_model(exact, packed)
 
 
 @pytest.mark.parametrize(
@@ -91,27 +93,27 @@ def test_matrices_replaced_by_quantisation_are_not_compared(new_model, tokenizer
     ],
 )
 def test_same_model(first, second, same):
-    assert same_model(first, second) is same
+    assert is_same_model(first, second) is same
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bit_of_any_weight_changes_the_exact_digest(data, new_model):
     model = new_model(data.draw(st.sampled_from(("llama", "bert", "t5"))), dtype=torch.bfloat16)
-    before = exact_digest(model)
+    before = digest_weights(model)
     parameters = [*model.parameters()]
     chosen = parameters[data.draw(st.integers(0, len(parameters) - 1))]
     raw = chosen.data.view(torch.int16).view(-1)
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 14))
-    assert exact_digest(model) != before
+    assert digest_weights(model) != before
 
 
 def test_the_exact_digest_is_of_weights_and_settings_but_not_of_a_name(new_model):
     model, twin = new_model("llama"), new_model("llama")
     twin.config._name_or_path = "elsewhere"
-    assert exact_digest(twin) == exact_digest(model)
+    assert digest_weights(twin) == digest_weights(model)
     twin.config.rms_norm_eps *= 2
-    assert exact_digest(twin) != exact_digest(model)
+    assert digest_weights(twin) != digest_weights(model)
 
 
 def test_any_change_of_a_tokenizer_changes_its_digest(tokenizer):
@@ -119,9 +121,9 @@ def test_any_change_of_a_tokenizer_changes_its_digest(tokenizer):
     one_more, other_end = deepcopy(usual), deepcopy(usual)
     one_more.add_tokens(["unheard-of"])
     other_end.eos_token = "film"  # noqa: S105  # no password
-    marks = {tokenizer_digest(t) for t in (usual, one_more, other_end, tokenizer("encoder"))}
+    marks = {digest_tokenizer(t) for t in (usual, one_more, other_end, tokenizer("encoder"))}
     assert len(marks) == 4
-    assert tokenizer_digest(deepcopy(usual)) == tokenizer_digest(usual)
+    assert digest_tokenizer(deepcopy(usual)) == digest_tokenizer(usual)
 
 
 def test_the_exact_digest_looks_into_tensors_that_are_made_of_others(new_model):
@@ -132,6 +134,6 @@ def test_the_exact_digest_looks_into_tensors_that_are_made_of_others(new_model):
     for factor in (1, 2, 1):
         plain = layer.weight.data
         layer.weight = torch.nn.Parameter(TwoTensor(plain, plain * factor), requires_grad=False)
-        found.add(exact_digest(model))
+        found.add(digest_weights(model))
         layer.weight = torch.nn.Parameter(plain, requires_grad=False)
     assert len(found) == 2

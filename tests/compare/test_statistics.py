@@ -7,56 +7,56 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from softprompt.compare import Cost, Outcome, markdown, summaries
-from softprompt.compare.outcome import Failed, Searched, as_line, from_line
+from softprompt.compare import Cost, RunResult, format_markdown, summarize_variants
+from softprompt.compare.results import Failed, SearchResult, as_line, from_line
 from softprompt.errors import DataError
 
 
-def outcome(arm: str, seed: int | None, right: str, **more) -> Outcome:
+def result(variant: str, seed: int | None, right: str, **more) -> RunResult:
     scores = tuple(float(digit) for digit in right)
-    return Outcome(arm, seed, scores, **{"control": seed is None} | more)
+    return RunResult(variant, seed, scores, **{"is_baseline": seed is None} | more)
 
 
 def test_mean_and_spread_over_seeds():
-    found = summaries(
+    found = summarize_variants(
         [
-            outcome("majority", None, "1100"),
-            outcome("a", 1, "1110", rate=0.1),
-            outcome("b", 1, "1000", rate=0.1),
-            outcome("a", 2, "1111", rate=0.1),
+            result("majority", None, "1100"),
+            result("a", 1, "1110", rate=0.1),
+            result("b", 1, "1000", rate=0.1),
+            result("a", 2, "1111", rate=0.1),
         ]
     )
-    assert [s.arm for s in found] == ["majority", "a", "b"]
-    control, a, b = found
-    assert (control.mean, control.spread, control.difference) == (0.5, None, None)
+    assert [s.variant for s in found] == ["majority", "a", "b"]
+    baseline, a, b = found
+    assert (baseline.mean, baseline.spread, baseline.difference) == (0.5, None, None)
     assert a.mean == pytest.approx(0.875)
     assert a.spread == pytest.approx(statistics.stdev([0.75, 1.0]))
     assert a.difference.mean == pytest.approx(0.375)
     assert b.difference.mean == pytest.approx(-0.25)
-    assert control.control
-    assert not a.control
+    assert baseline.is_baseline
+    assert not a.is_baseline
 
 
-def test_the_best_control_is_what_is_to_be_beaten():
-    found = summaries(
+def test_the_best_baseline_is_what_is_to_be_beaten():
+    found = summarize_variants(
         [
-            outcome("majority", None, "1000"),
-            outcome("hard prompt", None, "1110"),
-            outcome("a", 1, "1111", rate=0.1),
+            result("majority", None, "1000"),
+            result("hard prompt", None, "1110"),
+            result("a", 1, "1111", rate=0.1),
         ]
     )
-    assert found[-1].difference.control == "hard prompt"
-    assert summaries([outcome("a", 1, "1111", rate=0.1)])[0].difference is None
+    assert found[-1].difference.baseline == "hard prompt"
+    assert summarize_variants([result("a", 1, "1111", rate=0.1)])[0].difference is None
 
 
 def test_the_interval_is_the_normal_one_where_rows_are_many():
     """For a mean of independent rows the percentile interval is ±1.96 standard errors."""
     generator = np.random.default_rng(3)
     ours, theirs = (generator.random(2000) < share for share in (0.8, 0.7))
-    found = summaries(
+    found = summarize_variants(
         [
-            Outcome("control", None, tuple(theirs.astype(float)), control=True),
-            Outcome("a", 1, tuple(ours.astype(float)), rate=0.1),
+            RunResult("baseline", None, tuple(theirs.astype(float)), is_baseline=True),
+            RunResult("a", 1, tuple(ours.astype(float)), rate=0.1),
         ]
     )
     difference = found[1].difference
@@ -68,40 +68,40 @@ def test_the_interval_is_the_normal_one_where_rows_are_many():
 
 def test_pairing_matters():
     """The same rows wrong in both: nothing is uncertain."""
-    found = summaries([outcome("control", None, "1100" * 9), outcome("a", 1, "1100" * 9)])
+    found = summarize_variants([result("baseline", None, "1100" * 9), result("a", 1, "1100" * 9)])
     assert (found[1].difference.low, found[1].difference.high) == (0.0, 0.0)
 
 
-def test_a_control_with_seeds_is_beaten_by_its_mean():
-    """By hand: 3/4 and 1/2 against a control of 1/2 and 1, whose mean is the same 3/4 - 1/8."""
-    found = summaries(
+def test_a_baseline_with_seeds_is_beaten_by_its_mean():
+    """By hand: 3/4 and 1/2 against a baseline of 1/2 and 1, whose mean is the same 3/4 - 1/8."""
+    found = summarize_variants(
         [
-            outcome("tuned", 1, "1100", control=True),
-            outcome("tuned", 2, "1111", control=True),
-            outcome("majority", None, "1100"),
-            outcome("a", 1, "1110"),
-            outcome("a", 2, "1010"),
+            result("tuned", 1, "1100", is_baseline=True),
+            result("tuned", 2, "1111", is_baseline=True),
+            result("majority", None, "1100"),
+            result("a", 1, "1110"),
+            result("a", 2, "1010"),
         ]
     )
-    assert found[-1].difference.control == "tuned"
+    assert found[-1].difference.baseline == "tuned"
     assert found[-1].difference.mean == pytest.approx(0.625 - 0.75)
     assert found[0].difference is None
 
 
-def test_outcomes_of_other_rows_are_not_compared():
+def test_results_of_other_rows_are_not_compared():
     with pytest.raises(DataError, match=r"of \[2, 3\] test rows"):
-        summaries([outcome("a", 1, "11"), outcome("b", 1, "111")])
+        summarize_variants([result("a", 1, "11"), result("b", 1, "111")])
 
 
 @pytest.mark.parametrize(
     "event",
     [
-        outcome("a", 3, "0110", rate=0.1, cost=Cost(7, 90, 9, 1.5, 4, 2.5, 1000), run="a-3"),
-        outcome("majority", None, "0"),
-        Outcome("a", 3, (0.25, 1.0), metrics={"chrf": 62.5}),
-        Searched("a", {0.3: -0.5, 1.0: -0.25}, 1.0, 0.1, "m"),
-        Searched("a", {0.3: -0.5, 1.0: -0.25}, 1.0, 0.1, "m", 60.0, 240),
-        Searched("a", {}, 1.0, 0.1, "m"),
+        result("a", 3, "0110", rate=0.1, cost=Cost(7, 90, 9, 1.5, 4, 2.5, 1000), run="a-3"),
+        result("majority", None, "0"),
+        RunResult("a", 3, (0.25, 1.0), metrics={"chrf": 62.5}),
+        SearchResult("a", {0.3: -0.5, 1.0: -0.25}, 1.0, 0.1, "m"),
+        SearchResult("a", {0.3: -0.5, 1.0: -0.25}, 1.0, 0.1, "m", 60.0, 240),
+        SearchResult("a", {}, 1.0, 0.1, "m"),
         Failed("a", 3, "no"),
     ],
 )
@@ -109,19 +109,19 @@ def test_an_event_is_written_and_read(event):
     assert from_line(as_line(event)) == event
 
 
-@pytest.mark.parametrize("line", [{}, {"event": "outcome"}, {"event": "failed", "arm": "a"}])
+@pytest.mark.parametrize("line", [{}, {"event": "run_result"}, {"event": "failed", "variant": "a"}])
 def test_a_damaged_line_is_told(line):
-    with pytest.raises(DataError, match="Take it out"):
+    with pytest.raises(DataError, match="Remove it"):
         from_line(line)
 
 
 def test_the_table_has_the_best_first():
-    table = markdown(
-        summaries(
+    table = format_markdown(
+        summarize_variants(
             [
-                outcome("majority", None, "1100"),
-                outcome("a", 1, "1110", rate=0.1, cost=Cost(1234, 20_000, 5_100, 2.0)),
-                outcome("a", 2, "1111", rate=0.1, cost=Cost(1234, 20_000, 5_100, 4.0)),
+                result("majority", None, "1100"),
+                result("a", 1, "1110", rate=0.1, cost=Cost(1234, 20_000, 5_100, 2.0)),
+                result("a", 2, "1111", rate=0.1, cost=Cost(1234, 20_000, 5_100, 4.0)),
             ]
         ),
         measure="accuracy",

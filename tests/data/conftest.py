@@ -7,49 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-CORPUS = [
-    "the film is a good film, and its ending is as good as its beginning",
-    "a bad film: the plot is thin and nobody in it is worth a word",
-    "Review: it was great. It was terrible! Was it good? Yes; no.",
-    "user and assistant talk about films <and> numbers 1 2 3 [in] brackets / slashes",
-    "tags look <|like|> <|this|> and </that> too",
-] * 5
-
-
-def _byte_level(specials):
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=specials,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    core.train_from_iterator(CORPUS, trainer)
-    return core
-
-
-def _unigram(scheme, specials):
-    core = Tokenizer(models.Unigram())
-    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-    core.decoder = decoders.Metaspace(prepend_scheme=scheme)
-    trainer = trainers.UnigramTrainer(
-        vocab_size=120, special_tokens=specials, unk_token="<unk>", show_progress=False
-    )
-    core.train_from_iterator(CORPUS, trainer)
-    return core
-
-
-def _wrap(core, *, single, pair, specials):
-    core.post_processor = processors.TemplateProcessing(
-        single=single,
-        pair=pair,
-        special_tokens=[(token, core.token_to_id(token)) for token in specials],
-    )
+from support.tokenizers import set_special_tokens, train_byte_level, train_unigram
 
 
 @pytest.fixture(scope="session")
@@ -62,15 +23,17 @@ def bert():
 @pytest.fixture(scope="session")
 def gpt():
     """Byte-level BPE that adds nothing, as GPT-2's."""
-    core = _byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    core = train_byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>")
 
 
 @pytest.fixture(scope="session")
 def closing():
     """Byte-level BPE that puts <bos> before and <eos> behind."""
-    core = _byte_level(["<bos>", "<eos>"])
-    _wrap(core, single="<bos> $A <eos>", pair="<bos> $A $B <eos>", specials=["<bos>", "<eos>"])
+    core = train_byte_level(["<bos>", "<eos>"])
+    set_special_tokens(
+        core, single="<bos> $A <eos>", pair="<bos> $A $B <eos>", specials=["<bos>", "<eos>"]
+    )
     # As Llama 3's: spaces are in tokens, but not in the characters that these say they stand for.
     trimmed = processors.ByteLevel(trim_offsets=True)
     core.post_processor = processors.Sequence([trimmed, core.post_processor])
@@ -80,9 +43,11 @@ def closing():
 @pytest.fixture(scope="session")
 def roberta():
     """Byte-level BPE with <s> A </s></s> B </s> and a mask that swallows the space before it."""
-    core = _byte_level(["<s>", "</s>", "<pad>", "<unk>"])
+    core = train_byte_level(["<s>", "</s>", "<pad>", "<unk>"])
     core.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
-    _wrap(core, single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", specials=["<s>", "</s>"])
+    set_special_tokens(
+        core, single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", specials=["<s>", "</s>"]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<s>",
@@ -94,8 +59,8 @@ def roberta():
 @pytest.fixture(scope="session")
 def t5():
     """Unigram with A </s> B </s>; every text begins a word, and </s> is in the vocabulary."""
-    core = _unigram("always", ["<pad>", "</s>", "<unk>", "<extra_id_0>"])
-    _wrap(core, single="$A </s>", pair="$A </s> $B </s>", specials=["</s>"])
+    core = train_unigram("always", ["<pad>", "</s>", "<unk>", "<extra_id_0>"])
+    set_special_tokens(core, single="$A </s>", pair="$A </s> $B </s>", specials=["</s>"])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
@@ -104,8 +69,8 @@ def t5():
 @pytest.fixture(scope="session")
 def llama():
     """Unigram with <s> A; only a sequence's beginning begins a word."""
-    core = _unigram("first", ["<unk>", "<s>", "</s>", "<|user", "<|user|>"])
-    _wrap(core, single="<s> $A", pair="<s> $A <s> $B", specials=["<s>"])
+    core = train_unigram("first", ["<unk>", "<s>", "</s>", "<|user", "<|user|>"])
+    set_special_tokens(core, single="<s> $A", pair="<s> $A <s> $B", specials=["<s>"])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )

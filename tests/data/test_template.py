@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.data.pieces import Begin, Field, Literal, Mask, Separator, Soft
-from softprompt.data.template import check_fields, parse
+from softprompt.data.template import (
+    BeginToken,
+    Field,
+    Literal,
+    MaskToken,
+    Separator,
+    SoftTokens,
+    check_fields,
+    parse_template,
+)
 from softprompt.errors import TemplateError
 
 NAMES = st.from_regex(r"[a-z][a-z_0-9 ]*[a-z]", fullmatch=True).filter(
@@ -18,7 +26,7 @@ NAMES = st.from_regex(r"[a-z][a-z_0-9 ]*[a-z]", fullmatch=True).filter(
 PIECES = st.one_of(
     st.text(min_size=1).map(Literal),
     NAMES.map(Field),
-    st.integers(1, 99).map(Soft),
+    st.integers(1, 99).map(SoftTokens),
 )
 
 
@@ -28,24 +36,24 @@ def written(piece):
             return text.replace("{", "{{").replace("}", "}}")
         case Field(name):
             return f"{{{name}}}"
-        case Soft(count):
+        case SoftTokens(count):
             return f"{{soft:{count}}}"
-        case Mask():
+        case MaskToken():
             return "{mask}"
         case Separator():
             return "{sep}"
-        case Begin():
+        case BeginToken():
             return "{bos}"
 
 
 def test_every_kind_of_piece():
-    template = parse("Review: {text}{soft:10} It was {mask}.{sep}{{{title}}}")
+    template = parse_template("Review: {text}{soft:10} It was {mask}.{sep}{{{title}}}")
     assert template.pieces == (
         Literal("Review: "),
         Field("text"),
-        Soft(10),
+        SoftTokens(10),
         Literal(" It was "),
-        Mask(),
+        MaskToken(),
         Literal("."),
         Separator(),
         Literal("{"),
@@ -57,7 +65,7 @@ def test_every_kind_of_piece():
 
 
 def test_counts_over_the_whole_template():
-    template = parse("{soft:3}{b}{soft:4}{a}{b}")
+    template = parse_template("{soft:3}{b}{soft:4}{a}{b}")
     assert template.fields == ("b", "a")
     assert (template.soft_length, template.masks, template.pair) == (7, 0, False)
 
@@ -65,7 +73,7 @@ def test_counts_over_the_whole_template():
 @given(st.lists(PIECES), NAMES)
 def test_writing_a_template_and_parsing_it_gives_the_pieces_back(pieces, name):
     source = "".join(map(written, [*pieces, Field(name)]))
-    template = parse(source)
+    template = parse_template(source)
     assert "".join(map(written, template.pieces)) == source
     assert template.text == source
     # Neighbouring literals are one: apart from that, nothing is lost and nothing moves.
@@ -82,7 +90,7 @@ def test_braces_mean_what_they_mean_to_python(source):
     except ValueError:
         theirs = None
     try:
-        template = parse(source + "{x}")
+        template = parse_template(source + "{x}")
     except TemplateError:
         # Empty or padded names are fine with Python only.
         assert theirs is None or re.search(r"\{\s*\}|\{\s|\s\}|\{.*\{", source)
@@ -104,18 +112,18 @@ def test_braces_mean_what_they_mean_to_python(source):
         ("{text} {}", "empty braces at character 8"),
         ("{text} {  }", "empty braces at character 8"),
         ("{ text }", "spaces inside the braces at character 1 of the template '{ text }'. Write {text}."),
-        ("{text}{soft}", "{soft} at character 7 of the template '{text}{soft}' does not say how many. Write {soft:N}"),
+        ("{text}{soft}", "{soft} at character 7 of the template '{text}{soft}' has no valid number. Write {soft:N}"),
         ("{text}{soft:0}", "{soft:0} at character 7"),
         ("{text}{soft:-3}", "{soft:-3} at character 7"),
-        ("{text}{soft:ten}", "Write {soft:N} with N from 1 up."),
-        ("{text}{soft:²}", "Write {soft:N} with N from 1 up."),
+        ("{text}{soft:ten}", "Write {soft:N} with N of 1 or more."),
+        ("{text}{soft:²}", "Write {soft:N} with N of 1 or more."),
         ("{text}{sotf:10}", "only soft tokens take a number. Write {soft:N} or {sotf}."),
         ("{soft:10} It was {mask}.", "has no field, so every row would look the same. Name a column"),
         ("", "has no field"),
         ("{text}{mask}{mask}", "has {mask} 2 times; at most one is possible"),
         ("{a}{sep}{b}{sep}{c}", "has {sep} 2 times; at most one is possible"),
         ("{bos}{soft:2}{bos}{a}", "has {bos} 2 times; at most one is possible"),
-        ("a{bos}{text}", "the template 'a{bos}{text}' has text before {bos}, but only soft tokens can stand there. Move {bos} before the text, or leave it out."),
+        ("a{bos}{text}", "the template 'a{bos}{text}' has text before {bos}, where only soft tokens are possible. Move {bos} before the text, or leave it out."),
         (" {bos}{text}", "has text before {bos}"),
         ("{text}{bos}", "has text before {bos}"),
         ("{soft:2}{mask}{bos}{text}", "has text before {bos}"),
@@ -125,12 +133,12 @@ def test_braces_mean_what_they_mean_to_python(source):
 )  # fmt: skip
 def test_a_malformed_template_says_what_and_where(source, message):
     with pytest.raises(TemplateError, match=re.escape(message)):
-        parse(source)
+        parse_template(source)
 
 
 def test_a_field_that_is_no_column_names_the_nearest():
     with pytest.raises(TemplateError) as caught:
-        check_fields(parse("{text} {titel}"), ["text", "title", "label"])
+        check_fields(parse_template("{text} {titel}"), ["text", "title", "label"])
     assert str(caught.value) == (
         "in the template '{text} {titel}': unknown field 'titel'. "
         "Options: label, text, title. Did you mean 'title'?"
@@ -138,7 +146,7 @@ def test_a_field_that_is_no_column_names_the_nearest():
 
 
 def test_fields_that_are_columns_pass():
-    assert check_fields(parse("{text} {title}"), ["text", "title", "label"]) is None
+    assert check_fields(parse_template("{text} {title}"), ["text", "title", "label"]) is None
 
 
 @pytest.mark.parametrize(
@@ -156,7 +164,7 @@ def test_fields_that_are_columns_pass():
     ],
 )
 def test_words_in_place_of_soft_tokens(template, words, expected):
-    assert parse(template).with_words(words) == expected
+    assert parse_template(template).replace_soft_tokens(words) == expected
 
 
 @pytest.mark.parametrize(
@@ -172,7 +180,7 @@ def test_words_in_place_of_soft_tokens(template, words, expected):
     ],
 )
 def test_what_stands_before_everything(source, before, head, spoken):
-    template = parse(source)
-    assert (template.before, template.soft_head) == (before, head)
-    assert template.spoken == spoken
-    assert parse(template.spoken).soft_length == 0
+    template = parse_template(source)
+    assert (template.soft_before_bos, template.leading_soft_tokens) == (before, head)
+    assert template.hard_text == spoken
+    assert parse_template(template.hard_text).soft_length == 0

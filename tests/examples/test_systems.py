@@ -14,25 +14,24 @@ from typing import Any
 import pytest
 import torch
 from transformers import RobertaConfig, RobertaForMaskedLM
-from typer.testing import CliRunner
 
-from softprompt.artifact import load, save
-from softprompt.cli import app
-from softprompt.data import parse
-from softprompt.evaluate import load_model
+from softprompt.artifact import load_artifact, save_artifact
+from softprompt.data import parse_template
+from softprompt.inference import PromptModel
 from softprompt.methods import Method
 from softprompt.prompt import InputPrompt, KVPrefix
 from softprompt.recipe import Recipe, read_recipe
 from softprompt.tasks import Classify
-from softprompt.tasks.pool import ClassifierHead
-from softprompt.train.plan import trained_share
+from softprompt.tasks.heads import ClassifierHead
+from softprompt.train.summary import compute_trainable_share
+from support.cli_runner import CommandResult, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD, BAD = ("good", "great", "wonderful", "funny"), ("bad", "terrible", "boring", "badly")
 PLAIN = ("the", "a", "it", "was", "movie", "film")
 COUNTS = {"train": 120, "validation": 32, "test": 60}
 # Of so few rows, shares that a validation can be made of.
-SHARES = "data.shares={ train = 0.75, validation = 0.25, test = 0.0 }"
+SHARES = "data.split_sizes={ train = 0.75, validation = 0.25, test = 0.0 }"
 
 
 @dataclass(frozen=True)
@@ -78,17 +77,17 @@ class System:
 SYSTEMS = {
     "t5-imdb": System(
         "t5-imdb-prompt-tuning/recipe.toml", "t5", ("text",), "label", ("neg", "pos"),
-        ("train.batch_size=8", "train.evaluate_train=20", "train.epochs=3"),
+        ("train.batch_size=8", "train.eval_train_rows=20", "train.epochs=3"),
     ),
     "bert-sst2": System(
         "bert-sst2-p-tuning-v2/recipe.toml", "bert", ("sentence",), "label",
-        ("negative", "positive"), ("train.batch_size=8", "train.evaluate_rows=24",
-        "train.evaluate_every=20", SHARES),
+        ("negative", "positive"), ("train.batch_size=8", "train.max_eval_rows=24",
+        "train.eval_every_steps=20", SHARES),
     ),
     "bert-sst2-shallow": System(
         "bert-sst2-p-tuning-v2/shallow.toml", "bert", ("sentence",), "label",
-        ("negative", "positive"), ("train.batch_size=8", "train.evaluate_rows=24",
-        "train.evaluate_every=20", SHARES),
+        ("negative", "positive"), ("train.batch_size=8", "train.max_eval_rows=24",
+        "train.eval_every_steps=20", SHARES),
     ),
     "bert-prefix": System(
         "bert-prefix-vs-fine-tuning/recipe.toml", "bert", ("text",), "label", ("neg", "pos"),
@@ -104,42 +103,18 @@ SYSTEMS = {
     ),
     "lester-t5": System(
         "lester-t5-superglue/recipe.toml", "t5", ("question", "passage"), "label",
-        ("False", "True"), ("train.steps=60", "train.batch_size=8", "train.evaluate_every=20"),
+        ("False", "True"),
+        ("train.max_steps=60", "train.batch_size=8", "train.eval_every_steps=20"),
     ),
     "li-liang-gpt2": System(
         "li-liang-gpt2-e2e/recipe.toml", "gpt2", ("meaning_representation",), "target", (),
-        ("task.max_new_tokens=16", "task.beams=2", "data.max_length=64", "train.epochs=4"),
+        ("task.max_new_tokens=16", "task.num_beams=2", "data.max_length=64", "train.epochs=4"),
     ),
     "cloze-roberta": System(
         "cloze-roberta/recipe.toml", "roberta", ("sentence",), "label",
         ("negative", "positive"), ("train.batch_size=8", SHARES),
     ),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command said: its status, its results and the rest."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def lines(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-def run(*args: object) -> Said:
-    """Run a command in this process."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Said(result.exit_code, result.stdout, result.stderr)
 
 
 @dataclass(frozen=True)
@@ -156,10 +131,12 @@ class Site:
     folder: Path
     changes: tuple[str, ...]
 
-    def train(self, name: str = "run", *more: str) -> Said:
+    def train(self, name: str = "run", *more: str) -> CommandResult:
         """Train, and say what came of it."""
         changed = [part for change in (*self.changes, *more) for part in ("--set", change)]
-        said = run("train", self.system.path, *changed, "--output", self.folder / name, "--json")
+        said = run_command(
+            "train", self.system.path, *changed, "--output", self.folder / name, "--json"
+        )
         assert said.status == 0, said.err
         return said
 
@@ -203,7 +180,7 @@ def test_every_recipe_of_a_folder_is_run_here() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_check_passes_without_network(path: Path) -> None:
     """What is on the Hub is named and not fetched; it is nobody's fault."""
-    recipe, found = read_recipe(path), run("check", path, "--json")
+    recipe, found = read_recipe(path), run_command("check", path, "--json")
     assert (found.status, found.json["faults"], found.json["plan"]) == (0, [], None)
     data_set, backbone = found.json["notes"]
     assert repr(recipe.data.train.partition("[")[0]) in data_set
@@ -218,7 +195,7 @@ def test_a_recipe_runs_to_its_end(site, name: str) -> None:
     first, *others = (event["metrics"]["loss"] for event in here.events())
     assert min(others) < first
     judged = "test" if "test" in found else "validation"
-    again = run("evaluate", here.folder / "run", "--split", judged, "--json").json
+    again = run_command("evaluate", here.folder / "run", "--split", judged, "--json").json
     metrics = {key: value for key, value in found[judged].items() if isinstance(value, float)}
     assert {key: again[key] for key in metrics} == pytest.approx(metrics, rel=1e-5)
     answers = answered(here)
@@ -236,8 +213,8 @@ def answered(here: Site) -> list[str]:
     """What ``predict`` says of new rows, which is what the artifact says in Python."""
     rows = here.system.rows(12, seed=9)
     source = write(here.folder / "new.jsonl", rows)
-    lines = run("predict", here.folder / "run", "--input", source).lines
-    said = list(load_model(here.folder / "run").predict(rows))
+    lines = run_command("predict", here.folder / "run", "--input", source).lines
+    said = list(PromptModel.from_pretrained(here.folder / "run").predict(rows))
     answers = [line.get("label", line.get("answer")) for line in lines]
     assert answers == [answer.label for answer in said]
     for line, answer in zip(lines, said, strict=True):
@@ -250,7 +227,7 @@ def answered(here: Site) -> list[str]:
 def test_what_is_written_freely_and_is_no_label_is_other(site) -> None:
     """As the tutorial decodes: a backbone that was not taught writes anything."""
     here = site("t5-imdb")
-    found = here.train("run", "task.constrain=false", "train.steps=1").json["test"]
+    found = here.train("run", "task.constrained_decoding=false", "train.max_steps=1").json["test"]
     table = found["confusion"]
     assert table["labels"] == ["negative", "positive"]
     assert table["predicted_labels"] == ["negative", "positive", "other"]
@@ -258,7 +235,7 @@ def test_what_is_written_freely_and_is_no_label_is_other(site) -> None:
     assert sum(row[2] for row in table["counts"]) > 0
     hits = table["counts"][0][0] + table["counts"][1][1]
     assert found["accuracy"] == hits / 60
-    held = here.train("held", "train.steps=1").json["test"]["confusion"]
+    held = here.train("held", "train.max_steps=1").json["test"]["confusion"]
     assert held["predicted_labels"] == ["negative", "positive"]
 
 
@@ -272,10 +249,10 @@ def test_both_parts_of_imdb_have_a_curve(site) -> None:
 
 def test_sst2_is_chosen_by_some_rows_and_judged_by_all(site) -> None:
     here = site("bert-sst2")
-    found = here.train("run", "train.epochs=2", "train.evaluate_every=4").json
+    found = here.train("run", "train.epochs=2", "train.eval_every_steps=4").json
     assert {event["rows"] for event in here.events()} == {24}
-    model, rows = load_model(here.folder / "run"), 30  # a quarter of 120
-    whole = run("evaluate", here.folder / "run", "--split", "validation", "--json").json
+    model, rows = PromptModel.from_pretrained(here.folder / "run"), 30  # a quarter of 120
+    whole = run_command("evaluate", here.folder / "run", "--split", "validation", "--json").json
     assert whole["rows"] == rows
     assert whole["accuracy"] == pytest.approx(found["validation"]["accuracy"])
     assert model.task.head is not None
@@ -292,7 +269,7 @@ def published(backbone) -> Callable[..., Method]:
     def build(name: str, family: str, *sizes: int) -> Method:
         settings = recipe_of(name).method_settings
         *_, width = sizes
-        if settings.shape == "input":
+        if settings.prompt_kind == "input":
             start: InputPrompt | KVPrefix = InputPrompt(torch.zeros(sizes))
         else:
             start = KVPrefix(torch.zeros(sizes), torch.zeros(sizes), tuple(range(sizes[0])))
@@ -318,18 +295,18 @@ def test_mrpc_trains_what_the_guide_trains(published) -> None:
     assert count(large.base_model) == 354_310_144
     settings = recipe_of("roberta-mrpc").task_settings
     assert isinstance(settings, Classify)
-    assert parse(settings.template or "").soft_length == 20
+    assert parse_template(settings.template or "").soft_length == 20
     head = ClassifierHead(1024, 2, kind=settings.head, seed=0)
     trained = count(published("roberta-mrpc", "roberta", 20, 1024), head)
     assert trained == 1_351_938
-    said = trained_share(trained, count(large.base_model))
+    said = compute_trainable_share(trained, count(large.base_model))
     assert said == "trainable 1,351,938 of 355,662,082 (0.38 %)"
 
 
 def test_the_head_that_is_not_run_is_not_counted(site, plain) -> None:
     here = site("roberta-mrpc")
     changed = [part for change in here.changes for part in ("--set", change)]
-    plan = run("check", here.system.path, *changed, "--json").json["plan"]
+    plan = run_command("check", here.system.path, *changed, "--json").json["plan"]
     assert plan["parameters"] == count(plain("roberta").base_model) < count(plain("roberta"))
 
 
@@ -354,12 +331,12 @@ SIZES = [
 @pytest.mark.parametrize(("name", "family", "sizes", "trained"), SIZES)
 def test_a_prompt_has_the_published_size(published, name, family, sizes, trained) -> None:
     recipe = recipe_of(name)
-    soft = parse(recipe.task_settings.template or "").soft_length
-    length = soft or recipe.method.settings()["length"]
+    soft = parse_template(recipe.task_settings.template or "").soft_length
+    length = soft or recipe.method.collect_settings()["length"]
     assert length == sizes[-2]
     method = published(name, family, *sizes)
     assert count(method) == trained
-    for tensor in method().tensors().values():
+    for tensor in method().to_tensors().values():
         assert tuple(tensor.shape) == sizes
 
 
@@ -367,11 +344,11 @@ def test_the_tweets_prompt_is_33_kilobytes(site) -> None:
     """PEFT's folder of config and weights: 8 vectors of 1,024 numbers in fp32."""
     here = site("bloomz-tweets")
     here.train("run", "train.epochs=1")
-    small = load(here.folder / "run")
+    small = load_artifact(here.folder / "run")
     vectors = torch.randn(8, 1024, generator=torch.Generator().manual_seed(0))
     assert small.prompt.length == 8
     manifest = replace(small.manifest, shapes={"prompt.vectors": [8, 1024]})
     wide = replace(small, manifest=manifest, prompt=InputPrompt(vectors))
-    folder = save(wide, here.folder / "wide")
+    folder = save_artifact(wide, here.folder / "wide")
     weights = (folder / "prompt.safetensors").stat().st_size
     assert 8 * 1024 * 4 < weights < 8 * 1024 * 4 + 512

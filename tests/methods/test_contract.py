@@ -1,4 +1,4 @@
-"""Proof 4, for every method and family: an effect and a gradient, and nothing else moves."""
+"""Guarantee 4, for every method and family: an effect and a gradient, and nothing else moves."""
 
 import re
 from collections.abc import Iterator
@@ -9,43 +9,50 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from softprompt.backbone import Inputs
+from softprompt.backbone import BatchInputs
 from softprompt.errors import PromptError
-from softprompt.initialise import FromRandom, FromText
-from softprompt.injection import run
+from softprompt.injection import forward
 from softprompt.methods import Method, build_method
+from softprompt.methods.initializers import FromRandom, FromText
 from softprompt.prompt import InputPrompt, KVPrefix
+from softprompt.train.accelerator import use_gradient_checkpointing
+from support.parametrize import for_each
 
 SOFT = 3
 
 
 def built(own, settings, *, seed: int = 0) -> Method:
-    return build_method(own, settings, soft_length=SOFT, initial=FromRandom(), seed=seed)
+    return build_method(own, settings, soft_length=SOFT, init=FromRandom(), seed=seed)
 
 
-def batch(make, settings) -> Inputs:
-    return make.batch(*make.rows(settings.shape, 8, 6, length=SOFT))
+def batch(make, settings) -> BatchInputs:
+    return make.batch(*make.rows(settings.prompt_kind, 8, 6, length=SOFT))
 
 
-def loss_of(own, method: Method, inputs: Inputs) -> Tensor:
+def loss_of(own, method: Method, inputs: BatchInputs) -> Tensor:
     """A plain cross-entropy against one word at the real tokens, through the head."""
-    states = run(own, inputs, prompts=[method()])
-    real = states.flatten(0, 1) if inputs.decoder_ids is not None else states[inputs.mask.bool()]
-    logits = own.head(real).float()
+    states = forward(own, inputs, prompts=[method()])
+    real = (
+        states.flatten(0, 1)
+        if inputs.decoder_input_ids is not None
+        else states[inputs.attention_mask.bool()]
+    )
+    logits = own.lm_head(real).float()
     return nn.functional.cross_entropy(logits, torch.full((len(logits),), 30))
 
 
-def gradients(own, method: Method, inputs: Inputs) -> dict[str, Tensor]:
+def gradients(own, method: Method, inputs: BatchInputs) -> dict[str, Tensor]:
     method.zero_grad()
     loss_of(own, method, inputs).backward()
     return {name: p.grad.clone() for name, p in method.named_parameters()}
 
 
+@for_each("method", "family")
 def test_it_has_an_effect_and_a_gradient_everywhere(backbone, maker, settings, method, family):
     own, make, chosen = backbone(family), maker(family), settings[method]
     made, inputs = built(own, chosen), batch(make, chosen)
-    first = run(own, inputs, prompts=[made()])
-    other = run(own, inputs, prompts=[built(own, chosen, seed=1)()])
+    first = forward(own, inputs, prompts=[made()])
+    other = forward(own, inputs, prompts=[built(own, chosen, seed=1)()])
     assert (first - other).abs().max() > 1e-4
     found = gradients(own, made, inputs)
     for name, gradient in found.items():
@@ -54,13 +61,14 @@ def test_it_has_an_effect_and_a_gradient_everywhere(backbone, maker, settings, m
     # Every soft token on every layer is reached.
     prompt = made()
     wanted = torch.autograd.grad(
-        nn.functional.mse_loss(run(own, inputs, prompts=[prompt]), torch.ones_like(first)),
-        list(prompt.tensors().values()),
+        nn.functional.mse_loss(forward(own, inputs, prompts=[prompt]), torch.ones_like(first)),
+        list(prompt.to_tensors().values()),
     )
     for gradient in wanted:
         assert gradient.flatten(-1).any(dim=-1).all()
 
 
+@for_each("method", "family")
 def test_one_step_moves_the_method_alone(backbone, maker, settings, method, family):
     own, make, chosen = backbone(family), maker(family), settings[method]
     made, inputs = built(own, chosen), batch(make, chosen)
@@ -76,28 +84,17 @@ def test_one_step_moves_the_method_alone(backbone, maker, settings, method, fami
     assert all(not torch.equal(p, start[name]) for name, p in made.named_parameters())
 
 
+@for_each("method", "family")
 def test_a_pass_without_gradient_leaves_no_trace(backbone, maker, settings, method, family):
     own, make, chosen = backbone(family), maker(family), settings[method]
     made, inputs = built(own, chosen), batch(make, chosen)
     before = gradients(own, made, inputs)
     with torch.no_grad():
-        run(own, inputs, prompts=[made()])
+        forward(own, inputs, prompts=[made()])
     with torch.inference_mode():
         loss_of(own, made, batch(make, chosen))
     after = gradients(own, made, inputs)
     assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-@contextmanager
-def checkpointing(model: nn.Module) -> Iterator[None]:
-    model.train()
-    model.activation_checkpointing_enable()
-    try:
-        yield
-    finally:
-        model.activation_checkpointing_disable()
-        model.disable_input_require_grads()
-        model.eval()
 
 
 @contextmanager
@@ -121,6 +118,7 @@ def inner_part(model: nn.Module) -> nn.Module:
     )
 
 
+@for_each("method", "family")
 def test_gradient_checkpointing_changes_nothing(backbone, maker, settings, method, family):
     own, make, chosen = backbone(family), maker(family), settings[method]
     if not own.model.supports_gradient_checkpointing:
@@ -128,7 +126,8 @@ def test_gradient_checkpointing_changes_nothing(backbone, maker, settings, metho
         return
     made, inputs = built(own, chosen).eval(), batch(make, chosen)
     loss, plain = loss_of(own, made, inputs).item(), gradients(own, made, inputs)
-    with checkpointing(own.model), counting(inner_part(own.model)) as calls:
+    with use_gradient_checkpointing(own, wanted=True), counting(inner_part(own.model)) as calls:
+        own.model.train()
         again = loss_of(own, made, inputs).item()
         before = len(calls)
         checked = gradients(own, made, inputs)
@@ -140,6 +139,7 @@ def test_gradient_checkpointing_changes_nothing(backbone, maker, settings, metho
         assert_close(checked[name], gradient, rtol=1e-4, atol=1e-6)
 
 
+@for_each("method", "family")
 def test_in_bf16_it_learns_in_the_same_direction(backbone, maker, settings, method, family):
     """The backbone in bf16, the method in fp32: about the gradient of fp32."""
     whole, half = backbone(family), backbone(family, torch.bfloat16)
@@ -156,6 +156,7 @@ def test_in_bf16_it_learns_in_the_same_direction(backbone, maker, settings, meth
     assert torch.cosine_similarity(one, two, dim=0) > 0.97
 
 
+@for_each("method")
 def test_a_seed_decides_the_start(backbone, settings, method):
     own = backbone("gpt2")
     torch.manual_seed(1)
@@ -170,20 +171,22 @@ def test_a_seed_decides_the_start(backbone, settings, method):
         assert tensor.dtype == torch.float32
 
 
+@for_each("method")
 def test_it_starts_at_what_it_was_given(backbone, settings, method):
     """Direct methods exactly, the others as near as their encoder was fitted."""
     own, chosen = backbone("llama"), settings[method]
     start = FromText("the movie was great")
-    direct = {"input": "prompt-tuning", "kv": "p-tuning-v2"}[chosen.shape]
-    given = {"soft_length": SOFT, "initial": start, "seed": 0}
-    wanted = build_method(own, settings[direct], **given)().tensors()
+    direct = {"input": "prompt-tuning", "kv": "p-tuning-v2"}[chosen.prompt_kind]
+    given = {"soft_length": SOFT, "init": start, "seed": 0}
+    wanted = build_method(own, settings[direct], **given)().to_tensors()
     got = build_method(own, chosen, **given)()
-    assert isinstance(got, InputPrompt if chosen.shape == "input" else KVPrefix)
-    for name, tensor in got.tensors().items():
+    assert isinstance(got, InputPrompt if chosen.prompt_kind == "input" else KVPrefix)
+    for name, tensor in got.to_tensors().items():
         error = (tensor - wanted[name]).pow(2).mean().sqrt() / wanted[name].pow(2).mean().sqrt()
-        assert error <= (0 if chosen.direct else 0.15)
+        assert error <= (0 if chosen.is_direct else 0.15)
 
 
+@for_each("method")
 def test_its_settings_are_listed_under_its_name(settings, method):
     assert settings[method].name == method
 
@@ -194,6 +197,7 @@ def test_keys_and_values_are_refused_where_they_cannot_enter(backbone, settings,
     with pytest.raises(PromptError) as error:
         built(own, settings[method])
     assert str(error.value) == (
-        f"{method} trains keys and values, but {own.geometry.family} has an attention of its own, "
-        "which they cannot enter. Use prompt-tuning or p-tuning, or another backbone."
+        f"{method} trains keys and values, but {own.geometry.model_type} uses a custom attention "
+        "implementation that does not accept key/value prefixes. Use prompt-tuning or p-tuning, or "
+        "another backbone."
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from softprompt.methods import PTuning, fit
+from softprompt.methods import PTuning, warm_start
 from softprompt.prompt import InputPrompt
 
 
@@ -40,7 +40,9 @@ def lstm(state: dict[str, Tensor], x: Tensor, *, layer: int, backwards: bool) ->
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_the_mlp_by_hand(backbone, layers):
-    method = made(PTuning(encoder="mlp", hidden_size=7, encoder_layers=layers), backbone("gpt2"))
+    method = made(
+        PTuning(encoder="mlp", encoder_hidden_size=7, encoder_num_layers=layers), backbone("gpt2")
+    )
     state = method.state_dict()
     x = state["embedding"]
     for layer in range(layers):
@@ -50,7 +52,7 @@ def test_the_mlp_by_hand(backbone, layers):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_lstm_by_hand(backbone, layers):
-    method = made(PTuning(hidden_size=7, encoder_layers=layers), backbone("albert"))
+    method = made(PTuning(encoder_hidden_size=7, encoder_num_layers=layers), backbone("albert"))
     state = method.state_dict()
     x = state["embedding"]
     for layer in range(layers):
@@ -61,7 +63,7 @@ def test_the_lstm_by_hand(backbone, layers):
 
 def test_the_number_of_parameters_is_pefts(backbone):
     """20 soft tokens on a width of 1,024, an MLP of 128: 300,288."""
-    method = PTuning(encoder="mlp", hidden_size=128)
+    method = PTuning(encoder="mlp", encoder_hidden_size=128)
     wide = InputPrompt(torch.zeros(20, 1024))
     geometry = backbone("gpt2").geometry
     built = method.build(
@@ -83,7 +85,7 @@ def test_sizes_that_are_not_given_are_the_papers(backbone):
 @pytest.mark.parametrize("encoder", ["mlp", "lstm"])
 def test_weights_are_drawn_as_torch_draws_them(backbone, encoder):
     """Uniform within one over the root of the inputs; the embedding N(0, 1)."""
-    method = made(PTuning(encoder=encoder, hidden_size=200), backbone("gpt2"), length=300)
+    method = made(PTuning(encoder=encoder, encoder_hidden_size=200), backbone("gpt2"), length=300)
     bounds = {"mlp.0": 1 / math.sqrt(32 if encoder == "mlp" else 400), "lstm": 1 / math.sqrt(200)}
     for name, parameter in method.named_parameters():
         bound = next((b for start, b in bounds.items() if name.startswith(start)), None)
@@ -98,16 +100,16 @@ def test_fitting_ignores_dropout_and_the_global_seed(backbone):
     target = InputPrompt(torch.ones(5, 32))
     found = []
     for seed in (1, 2):
-        method = made(PTuning(hidden_size=8, dropout=0.5), backbone("gpt2"))
+        method = made(PTuning(encoder_hidden_size=8, encoder_dropout=0.5), backbone("gpt2"))
         torch.manual_seed(seed)
-        fit(method, target, steps=5)
+        warm_start(method, target, steps=5)
         assert method.training
         found.append(method.eval()().vectors)
     assert torch.equal(*found)
 
 
 def test_dropout_drops_in_training_only(backbone):
-    method = made(PTuning(hidden_size=8, dropout=0.5), backbone("gpt2"))
+    method = made(PTuning(encoder_hidden_size=8, encoder_dropout=0.5), backbone("gpt2"))
     method.train()
     assert not torch.equal(method().vectors, method().vectors)
     method.eval()
@@ -115,9 +117,9 @@ def test_dropout_drops_in_training_only(backbone):
 
 
 def test_every_soft_token_sees_every_other_in_an_lstm(backbone):
-    method = made(PTuning(hidden_size=8), backbone("gpt2"))
+    method = made(PTuning(encoder_hidden_size=8), backbone("gpt2"))
     (gradient,) = torch.autograd.grad(method().vectors[2].sum(), [method.embedding])
     assert gradient.any(dim=1).all()
-    apart = made(PTuning(encoder="mlp", hidden_size=8), backbone("gpt2"))
+    apart = made(PTuning(encoder="mlp", encoder_hidden_size=8), backbone("gpt2"))
     (gradient,) = torch.autograd.grad(apart().vectors[2].sum(), [apart.embedding])
     assert gradient.any(dim=1).tolist() == [False, False, True, False, False]

@@ -13,9 +13,9 @@ import torch
 import transformers
 from torch.testing import assert_close
 
-from softprompt.backbone import Inputs, wrap
-from softprompt.injection import Decoding, generate, run
-from softprompt.injection.generate import CacheKind
+from softprompt.backbone import BatchInputs, wrap_model
+from softprompt.injection import Decoding, forward, generate
+from softprompt.injection.generation import CacheKind
 from softprompt.methods import PrefixTuning, PTuning
 from softprompt.prompt import InputPrompt, KVPrefix
 
@@ -47,17 +47,21 @@ def saved(theirs) -> torch.Tensor:
     return theirs.get_prompt_embedding_to_save("default")
 
 
-def said(theirs, inputs: Inputs) -> torch.Tensor:
-    given = {} if inputs.decoder_ids is None else {"decoder_input_ids": inputs.decoder_ids}
+def said(theirs, inputs: BatchInputs) -> torch.Tensor:
+    given = (
+        {} if inputs.decoder_input_ids is None else {"decoder_input_ids": inputs.decoder_input_ids}
+    )
     with torch.no_grad():
-        return theirs(input_ids=inputs.ids, attention_mask=inputs.mask, **given).logits
+        return theirs(
+            input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, **given
+        ).logits
 
 
 def compare_inputs(own, make, theirs, vectors) -> None:
     """Their prompt before the words, and our soft tokens there."""
     words = [make.words(7), make.words(7).flip(0)]
     soft = make.batch(*(torch.cat([make.soft(LENGTH), row]) for row in words))
-    ours = own.head(run(own, soft, prompts=[InputPrompt(vectors[:LENGTH])]))
+    ours = own.lm_head(forward(own, soft, prompts=[InputPrompt(vectors[:LENGTH])]))
     assert_close(ours, said(theirs, make.batch(*words)), **CLOSE)
 
 
@@ -78,7 +82,7 @@ def test_p_tuning(backbone, maker, new_model, family, encoder):
     theirs = wrapped(new_model(family), config)
     encoding = theirs.prompt_encoder["default"]
     rows = encoding.embedding.num_embeddings
-    settings = PTuning(encoder=encoder, hidden_size=12)
+    settings = PTuning(encoder=encoder, encoder_hidden_size=12)
     start = InputPrompt(torch.zeros(rows, own.geometry.embedding_size))
     method = settings.build(own.geometry, start, generator=torch.Generator())
     names = {"embedding.weight": "embedding", "mlp_head.": "mlp.", "lstm_head.": "lstm."}
@@ -96,9 +100,9 @@ def test_p_tuning(backbone, maker, new_model, family, encoder):
 def laid_out(flat: torch.Tensor, own, layers: tuple[int, ...]) -> KVPrefix:
     """PEFT's ``[P, 2·L·N·D]``: keys of the first layer, its values, keys of the second."""
     g = own.geometry
-    pairs = flat.detach().view(LENGTH, len(layers), 2, g.heads, g.head_size)
+    pairs = flat.detach().view(LENGTH, len(layers), 2, g.num_kv_heads, g.head_dim)
     keys, values = pairs.permute(2, 1, 3, 0, 4)
-    return KVPrefix(keys, values, layers, shifted=True)
+    return KVPrefix(keys, values, layers, shift_positions=True)
 
 
 def prefixed(new_model, own, family: str, **more: object):
@@ -116,29 +120,34 @@ def test_prefix_tuning(backbone, maker, new_model, family, length, projection):
     own, make = backbone(family), maker(family)
     theirs, prefix = prefixed(new_model, own, family, prefix_projection=projection)
     inputs = make.batch(make.words(length), make.words(length).flip(0))
-    ours = own.head(run(own, inputs, prompts=[prefix]))
+    ours = own.lm_head(forward(own, inputs, prompts=[prefix]))
     assert_close(ours, said(theirs, inputs), **CLOSE)
 
 
-def compare_writing(own, theirs, prefix: KVPrefix, inputs: Inputs) -> None:
+def compare_writing(own, theirs, prefix: KVPrefix, inputs: BatchInputs) -> None:
     """Their greedy text with each of our caches, and the numbers of each of its steps."""
     options = {"output_logits": True, "return_dict_in_generate": True, "do_sample": False}
     said = theirs.generate(
-        input_ids=inputs.ids, attention_mask=inputs.mask, max_new_tokens=10, **options
+        input_ids=inputs.input_ids,
+        attention_mask=inputs.attention_mask,
+        max_new_tokens=10,
+        **options,
     )
     whole = said.sequences[0]
-    written = whole[1 if inputs.decoder_ids is not None else inputs.ids.shape[1] :].tolist()
+    written = whole[
+        1 if inputs.decoder_input_ids is not None else inputs.input_ids.shape[1] :
+    ].tolist()
     for cache in get_args(CacheKind):
         decoding = Decoding(max_new_tokens=10, cache=cache)
         found = generate(own, inputs, prompts=[prefix], decoding=decoding)[0]
-        assert found == [token for token in written if token not in own.ends]
+        assert found == [token for token in written if token not in own.eos_token_ids]
     fed = whole[None, :-1]
-    if inputs.decoder_ids is None:
-        again = Inputs(fed, torch.ones_like(fed))
+    if inputs.decoder_input_ids is None:
+        again = BatchInputs(fed, torch.ones_like(fed))
     else:
-        again = replace(inputs, decoder_ids=fed)
-    states = run(own, again, prompts=[prefix])[0, -len(written) :]
-    assert_close(own.head(states), torch.cat(said.logits), **CLOSE)
+        again = replace(inputs, decoder_input_ids=fed)
+    states = forward(own, again, prompts=[prefix])[0, -len(written) :]
+    assert_close(own.lm_head(states), torch.cat(said.logits), **CLOSE)
 
 
 @pytest.mark.parametrize("length", [3, 14])
@@ -171,11 +180,15 @@ def decoders_prefix(new_model, tokenizer, family: str):
         torch.nn.init.normal_(parameter, mean=parameter.ndim == 1, std=0.2)
     theirs = wrapped(copy.deepcopy(model), peft.PrefixTuningConfig(**arguments(family)))
     kind = "encoder-decoder"
-    own = wrap(family, model, tokenizer=tokenizer(kind), kind=kind)
+    own = wrap_model(family, model, tokenizer=tokenizer(kind), kind=kind)
     every = laid_out(saved(theirs), own, (0, 1, 2))
     which = [2 * i % 3 for i in range(3)]
-    sites = own.geometry.own_sites
-    return own, theirs, KVPrefix(every.keys[which], every.values[which], sites, shifted=True)
+    sites = own.geometry.self_attention_sites
+    return (
+        own,
+        theirs,
+        KVPrefix(every.keys[which], every.values[which], sites, shift_positions=True),
+    )
 
 
 @pytest.mark.parametrize("length", [3, 14])
@@ -184,8 +197,8 @@ def test_prefix_tuning_of_a_decoder(new_model, tokenizer, maker, family, length)
     own, theirs, prefix = decoders_prefix(new_model, tokenizer, family)
     make = maker(family)
     ids, decoder = make.words(2, length), make.words(2, length).flip(1)
-    inputs = Inputs(ids, torch.ones_like(ids), decoder_ids=decoder)
-    ours = own.head(run(own, inputs, prompts=[prefix]))
+    inputs = BatchInputs(ids, torch.ones_like(ids), decoder_input_ids=decoder)
+    ours = own.lm_head(forward(own, inputs, prompts=[prefix]))
     assert_close(ours, said(theirs, inputs), **CLOSE)
 
 
@@ -205,7 +218,7 @@ def test_prefix_tunings_mlp(backbone, new_model, family):
     )
     theirs = wrapped(new_model(family), config)
     wanted = laid_out(saved(theirs), own, (0, 1))
-    settings = PrefixTuning(length=LENGTH, hidden_size=12)
+    settings = PrefixTuning(length=LENGTH, encoder_hidden_size=12)
     method = settings.build(own.geometry, wanted, generator=torch.Generator())
     state = theirs.prompt_encoder["default"].state_dict()
     method.load_state_dict(
@@ -227,15 +240,17 @@ def test_prefix_of_an_encoder(backbone, maker, new_model, family):
     theirs = wrapped(new_model(family).base_model, config)
     inputs = make.batch(make.words(7), make.words(7).flip(0))
     with torch.no_grad():
-        wanted = theirs(input_ids=inputs.ids, attention_mask=inputs.mask).last_hidden_state
-    ours = run(own, inputs, prompts=[laid_out(saved(theirs), own, (0, 1))])
+        wanted = theirs(
+            input_ids=inputs.input_ids, attention_mask=inputs.attention_mask
+        ).last_hidden_state
+    ours = forward(own, inputs, prompts=[laid_out(saved(theirs), own, (0, 1))])
     assert_close(ours, wanted, **CLOSE)
 
 
 def test_the_flag_on_positions_matters(backbone, maker):
     """Without it the comparisons above could not hold."""
     own, make = backbone("llama"), maker("llama")
-    moved, still = (make.prefix(LENGTH, shifted=s) for s in (True, False))
+    moved, still = (make.prefix(LENGTH, shift_positions=s) for s in (True, False))
     inputs = make.batch(make.words(7))
-    states = [run(own, inputs, prompts=[prefix]) for prefix in (moved, still)]
+    states = [forward(own, inputs, prompts=[prefix]) for prefix in (moved, still)]
     assert (states[0] - states[1]).abs().max() > 1e-2

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from softprompt.prompt import InputPrompt
-from softprompt.tasks import bind
+from softprompt.tasks import build_task
+from support.tiny_models import tokenize
 
 ROWS = [
     {"text": "the movie was great", "label": "up"},
@@ -27,8 +28,8 @@ def bound(backbone):
 
     def make(family: str, settings, template: str | dict[str, str], **more: object):
         own = backbone(family)
-        chosen = template if isinstance(template, str) else template[own.geometry.kind]
-        return bind(settings, own, template=chosen, **more)
+        chosen = template if isinstance(template, str) else template[own.geometry.architecture]
+        return build_task(settings, own, template=chosen, **more)
 
     return make
 
@@ -39,13 +40,9 @@ def words(backbone):
 
     def make(family: str) -> InputPrompt:
         own = backbone(family)
-        return InputPrompt(own.embed(ids_of(own, SOFT)))
+        return InputPrompt(own.embed(tokenize(own, SOFT)))
 
     return make
-
-
-def ids_of(own, text: str) -> Tensor:
-    return torch.tensor(own.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @pytest.fixture
@@ -60,13 +57,13 @@ def spelled(backbone):
         found = []
         for part in parts:
             if part == "soft":
-                found.append(ids_of(own, SOFT))
+                found.append(tokenize(own, SOFT))
             elif part == "mask":
                 found.append(torch.full((masks,), own.tokenizer.mask_token_id))
             else:
-                found.append(ids_of(own, part))
+                found.append(tokenize(own, part))
         begin, end = torch.tensor([0]), torch.tensor([2])
-        match own.geometry.kind:
+        match own.geometry.architecture:
             case "encoder":
                 found = [begin, *found, end]
             case "causal":

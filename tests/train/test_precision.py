@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.backbone import Loading
 from softprompt.errors import RecipeError, TrainingError
-from softprompt.evaluate.model import bring
+from softprompt.inference.model import attach
 from softprompt.injection import load_backbone
-from softprompt.train import Evaluation, Step, artifact_of, train
-from softprompt.train.launch import checkpointing, make_accelerator
-from softprompt.train.run import make_trainer
+from softprompt.train import Evaluation, Step, make_run_artifact, run_recipe
+from softprompt.train.accelerator import make_accelerator, use_gradient_checkpointing
+from softprompt.train.api import make_trainer
 
 
 def of(kind: type, events: list[Any]) -> list[Any]:
@@ -27,23 +26,27 @@ def test_mixed_precision_computes_in_bf16_and_trains_in_fp32(parts, trainer_of, 
     trainer = trainer_of(prepared)
     mixed = list(trainer.run())
     assert {p.dtype for p in trainer.modules.parameters()} == {torch.float32}
-    assert {t.dtype for t in trainer.chosen().prompt.tensors().values()} == {torch.float32}
+    assert {t.dtype for t in trainer.get_best().prompt.to_tensors().values()} == {torch.float32}
     first, same = of(Step, full)[0].loss, of(Step, mixed)[0].loss
     assert same == pytest.approx(first, rel=0.03)
     assert same != first, "the forward pass was not in bf16"
     # It is judged as it will be used: without autocast.
     assert of(Evaluation, mixed)[0].metrics == of(Evaluation, full)[0].metrics
-    model = bring(artifact_of(prepared, trainer.chosen(), start=trainer.start), prepared.backbone)
+    model = attach(
+        make_run_artifact(prepared, trainer.get_best(), start=trainer.start), prepared.backbone
+    )
     held = prepared.rows["validation"]
-    found = model.judge(held.examples, held.truth, batch_size=4).metrics
-    assert dict(found) == dict(trainer.chosen().metrics)
+    found = model.evaluate_rendered(held.examples, held.truth, batch_size=4).metrics
+    assert dict(found) == dict(trainer.get_best().metrics)
 
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning-v2"])
 def test_the_prompt_is_fp32_under_a_bf16_backbone(parts, trainer_of, backbone, method):
     """A step of 1e-4 on a value near 1 is lost in bf16, whose next number is 1.0078."""
     own = backbone("llama", torch.bfloat16)
-    prepared = parts("llama", method, own=own, optimizer="sgd", learning_rate=1e-4, clip=1.0)
+    prepared = parts(
+        "llama", method, own=own, optimizer="sgd", learning_rate=1e-4, max_grad_norm=1.0
+    )
     trainer = trainer_of(prepared)
     before = {n: p.detach().clone() for n, p in trainer.modules.named_parameters()}
     list(trainer.run())
@@ -55,7 +58,7 @@ def test_the_prompt_is_fp32_under_a_bf16_backbone(parts, trainer_of, backbone, m
 def test_fp16_needs_a_gpu(parts, tmp_path):
     prepared = parts(mixed_precision="fp16")
     with pytest.raises(RecipeError) as caught:
-        train(prepared.recipe, tmp_path / "run", prepared=prepared)
+        run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     assert caught.value.faults == (
         'train.mixed_precision: fp16 needs a GPU, but this runs on cpu. Use "bf16", or "no".',
     )
@@ -112,7 +115,7 @@ def test_the_scale_is_resumed(scaled):
     events = first.run()
     next(events), next(events)
     second = scaled(2.0)
-    second.load(first.state())
+    second.load_state_dict(first.state_dict())
     assert second.accelerator.scaler.get_scale() == pytest.approx(5e37)
 
 
@@ -121,9 +124,8 @@ def loaded(saved, new_model):
     """A backbone as users load it: from a folder whose configuration has dropout."""
 
     def load(family: str, *, dropout: bool = False):
-        loading = Loading(device="cpu", dtype=torch.float32, dropout=dropout)
         folder = saved(family, new_model(family, dropout=True))
-        return load_backbone(str(folder), loading)
+        return load_backbone(str(folder), device="cpu", dtype="float32", keep_dropout=dropout)
 
     return load
 
@@ -138,7 +140,7 @@ def watched(own, prepared) -> tuple[list[Any], int, Any]:
 
     hook = next(iter(own.site_of)).register_forward_hook(count)
     wanted = prepared.recipe.train.gradient_checkpointing
-    with checkpointing(own, wanted=wanted):
+    with use_gradient_checkpointing(own, wanted=wanted):
         accelerator = make_accelerator(prepared.recipe.train, cpu=True, folder=None)
         plain = accelerator.backward
 
@@ -167,7 +169,7 @@ def watched(own, prepared) -> tuple[list[Any], int, Any]:
     ],
 )
 def test_gradient_checkpointing_changes_no_number(parts, loaded, family, method, task):
-    """Proof 4: PEFT's prefix on BERT then trains the head alone, without a word."""
+    """Guarantee 4: PEFT's prefix on BERT then trains the head alone, without a word."""
     own = loaded(family)
     plain, once, first = watched(own, parts(family, method, task=task, own=own))
     again, twice, second = watched(
@@ -175,7 +177,7 @@ def test_gradient_checkpointing_changes_no_number(parts, loaded, family, method,
     )
     steps, same = of(Step, plain), of(Step, again)
     # Where all rows begin alike, that beginning is run apart.
-    passes = 2 if (method, own.geometry.kind) == ("prompt-tuning", "causal") else 1
+    passes = 2 if (method, own.geometry.architecture) == ("prompt-tuning", "causal") else 1
     assert (once, twice) == (0, passes * len(steps)), "a layer must be run again once a pass"
     assert [e.loss for e in same] == pytest.approx([e.loss for e in steps], abs=1e-6)
     assert [e.norm for e in same] == pytest.approx([e.norm for e in steps], abs=1e-5)
@@ -183,7 +185,7 @@ def test_gradient_checkpointing_changes_no_number(parts, loaded, family, method,
         other = dict(second.modules.named_parameters())[name]
         assert_close(other, parameter, atol=1e-5, rtol=1e-4, msg=name)
     for tensor, start in zip(
-        second.prompt().tensors().values(), second.start.tensors().values(), strict=True
+        second.prompt().to_tensors().values(), second.start.to_tensors().values(), strict=True
     ):
         assert (tensor != start).flatten(1).any(dim=1).all(), "part of the prompt did not move"
     assert not own.model.is_activation_checkpointing
@@ -193,11 +195,11 @@ def test_gradient_checkpointing_changes_no_number(parts, loaded, family, method,
 def test_a_family_that_cannot_checkpoint_is_refused(parts, tmp_path):
     prepared = parts("albert", "p-tuning-v2", task="head", gradient_checkpointing=True)
     with pytest.raises(RecipeError) as caught:
-        train(prepared.recipe, tmp_path / "run", prepared=prepared)
+        run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     assert caught.value.faults == (
         (
             "train.gradient_checkpointing: albert does not support it. Set it to false, and "
-            "train.accumulate higher if memory is short."
+            "raise train.gradient_accumulation_steps if memory is short."
         ),
     )
     assert not (tmp_path / "run").exists()
@@ -206,7 +208,7 @@ def test_a_family_that_cannot_checkpoint_is_refused(parts, tmp_path):
 def test_dropout_is_off_unless_asked_seeded_and_never_in_validation(parts, loaded, saved):
     def run(*, dropout: bool, seed: int = 0) -> list[Any]:
         own = loaded("bert", dropout=dropout)
-        changes = {"backbone": {"dropout": dropout}}
+        changes = {"backbone": {"keep_dropout": dropout}}
         prepared = parts("bert", "p-tuning-v2", task="head", own=own, **changes)
         torch.manual_seed(seed)
         return watched(own, prepared)[0]
@@ -221,6 +223,6 @@ def test_dropout_is_off_unless_asked_seeded_and_never_in_validation(parts, loade
 def test_runs_of_different_precision_follow_each_other(parts, tmp_path):
     """Accelerate keeps its precision for the life of a process, and refuses another."""
     for number, precision in enumerate(["no", "bf16", "no"]):
-        prepared = parts(mixed_precision=precision, steps=1)
-        train(prepared.recipe, tmp_path / str(number), prepared=prepared)
+        prepared = parts(mixed_precision=precision, max_steps=1)
+        run_recipe(prepared.recipe, tmp_path / str(number), prepared=prepared)
         assert (tmp_path / str(number) / "metrics.json").exists()

@@ -4,27 +4,32 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 from torch.testing import assert_close
 
-from softprompt.artifact import load
+from softprompt.artifact import load_artifact
 from softprompt.recipe import read_recipe
-from softprompt.train import train
+from softprompt.train import run_recipe
+from support.recipes import read_events
 
 SCRIPT = """
 import sys
 from pathlib import Path
 from softprompt.recipe import read_recipe
-from softprompt.train import train
+from softprompt.train import api, run_recipe
 
-def watch(event, trainer):
+# Callbacks see events alone; what is looked at here is inside of the loop.
+make_trainer, trainers = api.make_trainer, []
+api.make_trainer = lambda *parts: trainers.append(make_trainer(*parts)) or trainers[-1]
+
+def watch(event):
+    trainer = trainers[-1]
     assert trainer.accelerator.num_processes == 2
     if event.step == 1:
-        sys.stdout.write("whole " if trainer.task.kept is None else "kept ")
+        sys.stdout.write("whole " if trainer.task.cached is None else "kept ")
 
-train(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), watch=watch)
+run_recipe(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), callbacks=[watch])
 """
 # Without mpirun, accelerate starts several processes on a machine without GPUs only if it is told
 # --multi_gpu; with --cpu it starts a single one, whatever --num_processes says.
@@ -32,11 +37,6 @@ LAUNCH = (
     "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 "
     "--mixed_precision no --dynamo_backend no --main_process_port 0"
 )
-
-
-def read(folder, kind: str) -> list[dict[str, Any]]:
-    lines = (folder / "events.jsonl").read_text().splitlines()
-    return [event for line in lines if (event := json.loads(line))["event"] == kind]
 
 
 RUNS = {
@@ -51,7 +51,12 @@ def test_two_processes_are_one(written, tmp_path, monkeypatch, name):
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
     args, changes = RUNS[name]
     path = written(
-        *args, sizes=(11, 3, 5), batch_size=5, accumulate=2, backbone={"device": "auto"}, **changes
+        *args,
+        sizes=(11, 3, 5),
+        batch_size=5,
+        gradient_accumulation_steps=2,
+        backbone={"device": "auto"},
+        **changes,
     )
     script = tmp_path / "launched.py"
     script.write_text(SCRIPT)
@@ -62,13 +67,13 @@ def test_two_processes_are_one(written, tmp_path, monkeypatch, name):
     assert set(done.stdout.split()) == {name}
     files = [*(tmp_path / "cache").rglob("*.safetensors")]
     assert len(files) == (name == "kept"), "one for both, whole"
-    train(read_recipe(path), tmp_path / "one")
+    run_recipe(read_recipe(path), tmp_path / "one")
     for kind, keys in (("step", ("loss", "norm")), ("evaluation", ("train_loss", "moved"))):
-        one, two = read(tmp_path / "one", kind), read(tmp_path / "two", kind)
+        one, two = read_events(tmp_path / "one", kind), read_events(tmp_path / "two", kind)
         assert [e["step"] for e in two] == [e["step"] for e in one]
         for key in keys:
             assert [e[key] for e in two] == pytest.approx([e[key] for e in one], abs=1e-5)
-    rows = [event["rows"] for event in read(tmp_path / "two", "step")]
+    rows = [event["rows"] for event in read_events(tmp_path / "two", "step")]
     assert sorted(rows[:3]) == [1, 5, 5]
     first, second = (
         json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two")
@@ -77,6 +82,9 @@ def test_two_processes_are_one(written, tmp_path, monkeypatch, name):
         confusion = first[part].pop("confusion", None), second[part].pop("confusion", None)
         assert confusion[0] == confusion[1]
         assert second[part] == pytest.approx(first[part], abs=1e-5)
-    one, two = load(tmp_path / "one").tensors(), load(tmp_path / "two").tensors()
+    one, two = (
+        load_artifact(tmp_path / "one").to_tensors(),
+        load_artifact(tmp_path / "two").to_tensors(),
+    )
     for part, tensor in one.items():
         assert_close(two[part], tensor, atol=1e-5, rtol=1e-4)

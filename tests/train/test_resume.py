@@ -1,4 +1,4 @@
-"""Proof 5: stopped anywhere and resumed, a run ends as if nobody had, to the last bit."""
+"""Guarantee 5: stopped anywhere and resumed, a run ends as if nobody had, to the last bit."""
 
 import json
 import signal
@@ -12,45 +12,58 @@ from typing import Any
 import pytest
 import torch
 
-from softprompt.artifact import load
-from softprompt.backbone import Backbone, wrap
+from softprompt.artifact import load_artifact
+from softprompt.backbone import Backbone, wrap_model
 from softprompt.errors import ArtifactError
-from softprompt.evaluate import load_model
+from softprompt.inference import PromptModel
 from softprompt.recipe import read_recipe
-from softprompt.train import RunFolder, train
-from softprompt.train.state import load_state, save_state
+from softprompt.train import RunDir, Started, run_recipe
+from softprompt.train.checkpoint import load_state, save_state
 
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "prompt-tuning": (("llama", "prompt-tuning"), {}),
     "lstm with dropout": (
         ("llama", "p-tuning"),
-        {"settings": {"dropout": 0.4}, "accumulate": 2, "evaluate_every": 2},
+        {
+            "settings": {"encoder_dropout": 0.4},
+            "gradient_accumulation_steps": 2,
+            "eval_every_steps": 2,
+        },
     ),
     "prefix, adafactor": (
         ("llama", "prefix-tuning"),
-        {"task": "generate", "optimizer": "adafactor", "schedule": "cosine", "warmup": 0.3},
+        {
+            "task": "generate",
+            "optimizer": "adafactor",
+            "lr_scheduler": "cosine",
+            "warmup_ratio": 0.3,
+        },
     ),
     "v2 with a head, dropout in the backbone": (
         ("bert", "p-tuning-v2"),
-        {"task": "head", "backbone": {"dropout": True}, "settings": {"dropout": 0.3}},
+        {"task": "head", "backbone": {"keep_dropout": True}, "settings": {"prefix_dropout": 0.3}},
     ),
     "head, adafactor": (("bert", "p-tuning"), {"task": "head", "optimizer": "adafactor"}),
     "best early, stopped early": (
         ("llama", "prompt-tuning"),
-        {"learning_rate": 3.0, "epochs": 9, "patience": 2},
+        {"learning_rate": 3.0, "epochs": 9, "early_stopping_patience": 2},
     ),
-    "kept text": (("llama", "prompt-tuning"), {"task": "generate", "cache": {"disk": 0.0}}),
+    "kept text": (("llama", "prompt-tuning"), {"task": "generate", "cache": {"disk_gb": 0.0}}),
     "kept layers": (
         ("bert", "p-tuning-v2"),
-        {"task": "head", "settings": {"layers": "1:"}, "cache": {"disk": 0.0}},
+        {"task": "head", "settings": {"layers": "1:"}, "cache": {"disk_gb": 0.0}},
     ),
     "late": (
         ("llama", "prompt-tuning"),
-        {"settings": {"layers": "1:"}, "cache": {"disk": 0.0}},
+        {"settings": {"layers": "1:"}, "cache": {"disk_gb": 0.0}},
     ),
     "positions moved up": (
         ("gpt2", "prefix-tuning"),
-        {"settings": {"shifted": True}, "accumulate": 2, "evaluate_every": 2},
+        {
+            "settings": {"shift_positions": True},
+            "gradient_accumulation_steps": 2,
+            "eval_every_steps": 2,
+        },
     ),
     "warnings": (("llama", "prompt-tuning"), {"optimizer": "sgd", "learning_rate": 1e-30}),
 }
@@ -63,7 +76,7 @@ class CrashError(Exception):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Pictures and waiting for the disk take most of the time, and are tested elsewhere."""
-    monkeypatch.setattr("softprompt.train.run.draw", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr("softprompt.train.plots.draw_run", lambda *_args, **_kwargs: None)
     monkeypatch.setattr("os.fsync", lambda _descriptor: None)
 
 
@@ -74,7 +87,7 @@ def new(parts, new_model, tokenizer):
     @cache
     def wet(family: str) -> Backbone:
         model = new_model(family, dropout=True)
-        return wrap(family, model, tokenizer=tokenizer("encoder"), kind="encoder")
+        return wrap_model(family, model, tokenizer=tokenizer("encoder"), kind="encoder")
 
     def make(name: str, **changes: Any) -> Any:
         args, settings = KINDS[name]
@@ -92,20 +105,23 @@ def go(
     fault: type[BaseException] = KeyboardInterrupt,
     resume: bool = False,
 ) -> int:
-    """Train, until the event with this number; the number of events seen."""
+    """Train, until the event with this number; the number of events seen.
+
+    The very first one is not counted: it also stands at the head of a run that goes on.
+    """
     seen = 0
 
-    def watch(_event: Any, _trainer: Any) -> None:
+    def watch(event: Any) -> None:
         nonlocal seen
-        seen += 1
+        seen += not isinstance(event, Started)
         if seen == stop:
             raise fault
 
     if stop is None:
-        train(prepared.recipe, folder, watch=watch, resume=resume, prepared=prepared)
+        run_recipe(prepared.recipe, folder, callbacks=[watch], resume=resume, prepared=prepared)
     else:
         with pytest.raises(fault):
-            train(prepared.recipe, folder, watch=watch, resume=resume, prepared=prepared)
+            run_recipe(prepared.recipe, folder, callbacks=[watch], resume=resume, prepared=prepared)
     return seen
 
 
@@ -120,10 +136,10 @@ def assert_same(folder: Path, whole: Path) -> None:
     assert json.loads((folder / "metrics.json").read_text()) == json.loads(
         (whole / "metrics.json").read_text()
     )
-    first, second = load(folder), load(whole)
+    first, second = load_artifact(folder), load_artifact(whole)
     assert first.manifest == second.manifest
-    for name, tensor in second.tensors().items():
-        assert torch.equal(first.tensors()[name], tensor), name
+    for name, tensor in second.to_tensors().items():
+        assert torch.equal(first.to_tensors()[name], tensor), name
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -172,11 +188,11 @@ def test_an_abandoned_loop_goes_on_in_another(new, trainer_of, tmp_path, name):
         first = trainer_of(new(name))
         events = run(first)
         seen = [next(events) for _ in range(stop)]
-        save_state(first.state(), tmp_path / "state")
+        save_state(first.state_dict(), tmp_path / "state")
         events.close()
         torch.rand(stop)
         second = trainer_of(new(name))
-        second.load(load_state(tmp_path / "state"))
+        second.load_state_dict(load_state(tmp_path / "state"))
         assert [*seen, *run(second)] == whole
 
 
@@ -199,7 +215,7 @@ def test_two_runs_of_one_recipe_are_the_same(new, tmp_path):
 def test_stopped_before_its_first_checkpoint_it_begins_anew(new, tmp_path):
     go(new("prompt-tuning"), tmp_path / "whole")
     folder = tmp_path / "stopped"
-    RunFolder(folder).begin(new("prompt-tuning").recipe)
+    RunDir(folder).create(new("prompt-tuning").recipe)
     go(new("prompt-tuning"), folder, resume=True)
     assert_same(folder, tmp_path / "whole")
 
@@ -229,14 +245,14 @@ def test_other_data_are_refused(new, tmp_path):
     row = {"text": "a film", "label": "positive", "answer": "good"}
     changed = new("prompt-tuning", tables={"train": [row, row | {"label": "negative"}] * 5 + [row]})
     with pytest.raises(ArtifactError) as caught:
-        train(changed.recipe, folder, resume=True, prepared=changed)
+        run_recipe(changed.recipe, folder, resume=True, prepared=changed)
     assert str(caught.value) == (
-        f"the train data is not what the run in {folder} began with, so it cannot go on with the "
-        "same numbers. Put the data back, or train anew."
+        f"the train data is not what the run in {folder} started with, so it cannot resume with "
+        "the same numbers. Restore the data, or train again."
     )
     missing = new("prompt-tuning", sizes=(11, 5))
     with pytest.raises(ArtifactError, match="the test data is not what the run in"):
-        train(missing.recipe, folder, resume=True, prepared=missing)
+        run_recipe(missing.recipe, folder, resume=True, prepared=missing)
 
 
 def test_another_backbone_is_refused(new, tmp_path, new_model, new_backbone, tokenizer):
@@ -245,13 +261,13 @@ def test_another_backbone_is_refused(new, tmp_path, new_model, new_backbone, tok
     model = new_model("llama")
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.neg_()
-    other = wrap("tuned", model, tokenizer=tokenizer("causal"), kind="causal")
+    other = wrap_model("tuned", model, tokenizer=tokenizer("causal"), kind="causal")
     prepared = new("prompt-tuning", own=other)
     with pytest.raises(ArtifactError) as caught:
-        train(prepared.recipe, folder, resume=True, prepared=prepared)
+        run_recipe(prepared.recipe, folder, resume=True, prepared=prepared)
     message = str(caught.value)
     assert message.startswith(f"tuned (fingerprint {other.fingerprint}) is not the backbone that")
-    assert message.endswith("Give the same revision, or train anew.")
+    assert message.endswith("Use the same revision, or train again.")
 
 
 def test_a_checkpoint_of_another_method_is_refused(new, parts, tmp_path):
@@ -259,9 +275,9 @@ def test_a_checkpoint_of_another_method_is_refused(new, parts, tmp_path):
     go(new("prompt-tuning"), folder, stop=4)
     other = parts("llama", "p-tuning")
     with pytest.raises(ArtifactError) as caught:
-        train(other.recipe, folder, resume=True, prepared=other)
+        run_recipe(other.recipe, folder, resume=True, prepared=other)
     assert f"the checkpoint in {folder} does not fit its recipe" in str(caught.value)
-    assert "Put it back, or train anew." in str(caught.value)
+    assert "Restore it, or train again." in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["{", '{"dict": []}', '{"dict": [["hashes", {"value": 3}]]}'])
@@ -270,30 +286,30 @@ def test_a_damaged_checkpoint_is_refused(new, tmp_path, text):
     go(new("prompt-tuning"), folder, stop=4)
     (folder / "checkpoint" / "state.json").write_text(text)
     prepared = new("prompt-tuning")
-    with pytest.raises(ArtifactError, match=r"train.* anew"):
-        train(prepared.recipe, folder, resume=True, prepared=prepared)
+    with pytest.raises(ArtifactError, match=r"train.* again"):
+        run_recipe(prepared.recipe, folder, resume=True, prepared=prepared)
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from softprompt.recipe import read_recipe
-from softprompt.train import train
+from softprompt.train import run_recipe
 
 seen = 0
-def watch(event, trainer):
+def watch(event):
     global seen
     seen += 1
-    if seen == 7:  # the plan is one, and not written down
+    if seen == 8:  # the start and the plan are two, and not written down
         os.kill(os.getpid(), signal.SIGKILL)
 
-train(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), watch=watch)
+run_recipe(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), callbacks=[watch])
 """
 
 
 def test_killed_outright_and_resumed_in_another_process(written, tmp_path):
     """From files alone, with a prompt encoder that has dropout, as a user's machine does it."""
-    path = written("llama", "p-tuning", settings={"dropout": 0.4}, epochs=3)
+    path = written("llama", "p-tuning", settings={"encoder_dropout": 0.4}, epochs=3)
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     done = subprocess.run(
@@ -304,9 +320,9 @@ def test_killed_outright_and_resumed_in_another_process(written, tmp_path):
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(events(tmp_path / "killed")) == 6
-    stopped = RunFolder(tmp_path / "killed")
-    train(stopped.recipe(), stopped.path, resume=True)
-    train(read_recipe(path), tmp_path / "whole")
+    stopped = RunDir(tmp_path / "killed")
+    run_recipe(stopped.read_recipe(), stopped.path, resume=True)
+    run_recipe(read_recipe(path), tmp_path / "whole")
     assert_same(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -321,7 +337,10 @@ def test_the_best_of_a_run_has_its_own_loss_after_all(new, backbone, tmp_path, s
     found = [e for e in events(folder) if e["event"] == "evaluation"]
     best = min(found, key=lambda e: e["metrics"]["loss"])
     held = prepared.rows["validation"]
-    model = load_model(folder, backbone("llama"))
+    model = PromptModel.from_pretrained(folder, backbone=backbone("llama"))
     size = prepared.training.batch_size
-    assert dict(model.judge(held.examples, held.truth, batch_size=size).metrics) == best["metrics"]
+    assert (
+        dict(model.evaluate_rendered(held.examples, held.truth, batch_size=size).metrics)
+        == best["metrics"]
+    )
     assert model.artifact.manifest.metrics["step"] == best["step"]

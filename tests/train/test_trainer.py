@@ -9,10 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.errors import RecipeError, TrainingError
-from softprompt.evaluate.model import bring
+from softprompt.inference.model import attach
 from softprompt.prompt import InputPrompt
-from softprompt.train import Evaluation, Finished, Step, Warned, artifact_of
-from softprompt.train.rows import Rows
+from softprompt.train import Evaluation, Finished, Step, TrainingWarning, make_run_artifact
+from softprompt.train.datasets import RenderedRows
 
 KINDS = [
     ("llama", "prompt-tuning", "words"),
@@ -30,7 +30,7 @@ def of(kind: type, events: list[Any]) -> list[Any]:
 
 def test_the_events_of_a_run(parts, trainer_of):
     events = list(trainer_of(parts(sizes=(11, 5))).run())
-    names = [type(e).__name__ for e in events if not isinstance(e, Warned)]
+    names = [type(e).__name__ for e in events if not isinstance(e, TrainingWarning)]
     epoch = ["Step"] * 3 + ["Evaluation"]
     assert names == ["Evaluation", *epoch, *epoch, "Finished"]
     found = of(Evaluation, events)
@@ -55,10 +55,10 @@ def test_the_train_loss_of_a_validation_is_that_of_the_steps_since(parts, traine
 @pytest.mark.parametrize(
     ("changes", "validated", "last"),
     [
-        ({"steps": 4}, [0, 3, 4], "all 4 steps done"),
-        ({"evaluate_every": 4}, [0, 4, 6], "all 2 epochs done"),
-        ({"steps": 100}, [0, 3, 6], "all 2 epochs done"),
-        ({"evaluate_every": 2, "steps": 5}, [0, 2, 4, 5], "all 5 steps done"),
+        ({"max_steps": 4}, [0, 3, 4], "all 4 steps done"),
+        ({"eval_every_steps": 4}, [0, 4, 6], "all 2 epochs done"),
+        ({"max_steps": 100}, [0, 3, 6], "all 2 epochs done"),
+        ({"eval_every_steps": 2, "max_steps": 5}, [0, 2, 4, 5], "all 5 steps done"),
     ],
 )
 def test_when_it_validates_and_ends(parts, trainer_of, changes, validated, last):
@@ -71,7 +71,7 @@ def test_without_validation_rows_the_last_prompt_is_kept(parts, trainer_of):
     trainer = trainer_of(parts(sizes=(11,)))
     events = list(trainer.run())
     assert of(Evaluation, events) == []
-    best = trainer.chosen()
+    best = trainer.get_best()
     assert torch.equal(best.prompt.vectors, trainer.method.vectors)
     assert (best.step, dict(best.metrics)) == (6, {})
 
@@ -101,13 +101,13 @@ def test_nothing_but_the_prompt_and_the_head_moves(
 
 @pytest.mark.parametrize("select", ["loss", "accuracy", "macro_f1"])
 def test_the_best_is_the_first_that_no_other_beats(parts, trainer_of, select):
-    trainer = trainer_of(parts(learning_rate=0.5, epochs=5, select=select, sizes=(11, 7)))
+    trainer = trainer_of(parts(learning_rate=0.5, epochs=5, best_metric=select, sizes=(11, 7)))
     found = of(Evaluation, list(trainer.run()))
     scores = [e.metrics[select] for e in found]
     top = min(scores) if select == "loss" else max(scores)
     best = found[scores.index(top)]
-    assert trainer.chosen().step == best.step
-    assert dict(trainer.chosen().metrics) == dict(best.metrics)
+    assert trainer.get_best().step == best.step
+    assert dict(trainer.get_best().metrics) == dict(best.metrics)
     sign = -1 if select == "loss" else 1
     so_far = -math.inf
     for event, score in zip(found, scores, strict=True):
@@ -117,26 +117,31 @@ def test_the_best_is_the_first_that_no_other_beats(parts, trainer_of, select):
 
 def test_an_unknown_metric_is_refused_with_the_known_ones(parts, trainer_of):
     with pytest.raises(RecipeError) as caught:
-        list(trainer_of(parts(select="acuracy")).run())
+        list(trainer_of(parts(best_metric="acuracy")).run())
     (fault,) = caught.value.faults
     assert fault == (
-        "train.select: unknown metric 'acuracy'. Options: accuracy, f1, loss, macro_f1, matthews. "
-        "Did you mean 'accuracy'?"
+        "train.best_metric: unknown metric 'acuracy'. Options: accuracy, f1, loss, macro_f1, "
+        "matthews. Did you mean 'accuracy'?"
     )
 
 
 @pytest.mark.parametrize(("family", "method", "task"), KINDS)
 def test_the_best_prompt_has_its_own_loss(parts, trainer_of, monkeypatch, family, method, task):
-    """Proof 5: what is kept is what was validated, and not the last state."""
+    """Guarantee 5: what is kept is what was validated, and not the last state."""
     monkeypatch.setattr(
-        "softprompt.train.trainer.score_of", lambda _metrics, *, step, **_: -abs(step - 3)
+        "softprompt.train.trainer.compute_selection_score",
+        lambda _metrics, *, step, **_: -abs(step - 3),
     )
-    prepared = parts(family, method, task=task, evaluate_every=1)
+    prepared = parts(family, method, task=task, eval_every_steps=1)
     trainer = trainer_of(prepared)
     by_step = {e.step: e for e in of(Evaluation, list(trainer.run()))}
-    model = bring(artifact_of(prepared, trainer.chosen(), start=trainer.start), prepared.backbone)
+    model = attach(
+        make_run_artifact(prepared, trainer.get_best(), start=trainer.start), prepared.backbone
+    )
     held = prepared.rows["validation"]
-    again = model.judge(held.examples, held.truth, batch_size=prepared.training.batch_size)
+    again = model.evaluate_rendered(
+        held.examples, held.truth, batch_size=prepared.training.batch_size
+    )
     assert dict(again.metrics) == dict(by_step[3].metrics)
     assert again.metrics["loss"] != by_step[6].metrics["loss"]
     metrics = model.artifact.manifest.metrics
@@ -145,21 +150,25 @@ def test_the_best_prompt_has_its_own_loss(parts, trainer_of, monkeypatch, family
     parts_of = (
         model.prompt.length
         if isinstance(model.prompt, InputPrompt)
-        else prepared.backbone.geometry.sites
+        else prepared.backbone.geometry.num_attention_sites
     )
     assert len(metrics["moved"]["each"]) == parts_of
 
 
 def test_it_stops_when_it_gets_no_better(parts, trainer_of):
-    trainer = trainer_of(parts(optimizer="sgd", learning_rate=1e-30, epochs=9, patience=3))
+    trainer = trainer_of(
+        parts(optimizer="sgd", learning_rate=1e-30, epochs=9, early_stopping_patience=3)
+    )
     events = list(trainer.run())
     assert [e.step for e in of(Evaluation, events)] == [0, 3, 6, 9]
-    assert events[-1] == Finished(9, "no better for 3 validations")
-    assert trainer.chosen().step == 0
+    assert events[-1] == Finished(9, "no improvement in 3 validations")
+    assert trainer.get_best().step == 0
 
 
 def test_patience_counts_from_the_last_better_one(parts, trainer_of):
-    trainer = trainer_of(parts(learning_rate=0.3, epochs=30, patience=2, sizes=(11, 9)))
+    trainer = trainer_of(
+        parts(learning_rate=0.3, epochs=30, early_stopping_patience=2, sizes=(11, 9))
+    )
     found = of(Evaluation, list(trainer.run()))
     flags = [e.best for e in found]
     assert flags[-2:] == [False, False]
@@ -171,9 +180,14 @@ def test_patience_counts_from_the_last_better_one(parts, trainer_of):
 def test_clipping(parts, trainer_of, limit, touched):
     """With plain SGD a step is the rate times the gradient, which clipping makes no longer."""
     prepared = parts(
-        optimizer="sgd", learning_rate=0.5, schedule="constant", warmup=0.0, weight_decay=0.0,
-        clip=limit, sizes=(11,),
-    )  # fmt: skip
+        optimizer="sgd",
+        learning_rate=0.5,
+        lr_scheduler="constant",
+        warmup_ratio=0.0,
+        weight_decay=0.0,
+        max_grad_norm=limit,
+        sizes=(11,),
+    )
     trainer = trainer_of(prepared)
     before = trainer.prompt().vectors.clone()
     step = next(iter(trainer.run()))
@@ -183,7 +197,7 @@ def test_clipping(parts, trainer_of, limit, touched):
 
 
 def test_the_start_is_the_method_s_own_start(parts, trainer_of):
-    prepared = parts("llama", "p-tuning-v2", settings={"dropout": 0.5})
+    prepared = parts("llama", "p-tuning-v2", settings={"prefix_dropout": 0.5})
     trainer = trainer_of(prepared)
     assert_close(trainer.start.keys, prepared.method.keys.detach(), atol=0, rtol=0)
     first = of(Evaluation, [next(iter(trainer.run()))])[0]
@@ -204,25 +218,27 @@ def test_a_loss_that_is_no_number_stops_the_run(parts, trainer_of):
     with pytest.raises(TrainingError) as caught:
         next(events)
     assert str(caught.value) == (
-        "step 2: the loss is nan and its gradient's norm nan. The learning rate 0.05 is too high, "
-        'or the precision too low: try a third of the rate, or backbone.dtype = "float32".'
+        "step 2: the loss is nan and the norm of its gradient nan. The learning rate 0.05 is too "
+        'high, or the precision too low: try a third of the rate, or backbone.dtype = "float32".'
     )
     assert trainer.step == 1, "no step is made of what is no number"
 
 
 def test_a_validation_that_is_no_number_stops_the_run(parts, trainer_of):
-    trainer = trainer_of(parts(steps=1))
+    trainer = trainer_of(parts(max_steps=1))
     events = trainer.run()
     next(events)
     next(events)
     overflow(trainer)
-    with pytest.raises(TrainingError, match=r"validation after step 1: loss is no number, so no"):
+    with pytest.raises(
+        TrainingError, match=r"validation after step 1: loss is NaN, so the best step"
+    ):
         next(events)
 
 
 def test_no_rows_are_refused(parts, trainer_of):
     prepared = parts()
-    empty = {**prepared.rows, "train": Rows((), (), 0)}
+    empty = {**prepared.rows, "train": RenderedRows((), (), 0)}
     object.__setattr__(prepared, "rows", empty)
     with pytest.raises(TrainingError, match="no rows to train on"):
         trainer_of(prepared)
@@ -235,26 +251,32 @@ def test_each_kind_of_warning_is_told_once(parts, trainer_of):
     trainer = trainer_of(
         parts(optimizer="sgd", learning_rate=1e-30, epochs=3, tables={"validation": held})
     )
-    told = of(Warned, list(trainer.run()))
+    told = of(TrainingWarning, list(trainer.run()))
     assert [w.step for w in told] == [3, 3]
     majority, still = (w.message for w in told)
-    assert "every validation row is answered" in majority
-    assert "the commonest label has a share of 67%" in majority
-    assert still.startswith("the prompt has moved by 0.00% of its norm since the start")
+    assert "the prediction is 'positive' for every validation row" in majority
+    assert "the most frequent label has a share of 67%" in majority
+    assert still.startswith("the prompt has changed by 0.00% of its norm since initialization")
 
 
 def test_a_prompt_that_runs_away_is_told(parts, trainer_of):
     trainer = trainer_of(
-        parts(optimizer="sgd", learning_rate=1e4, clip=1.0, schedule="constant", epochs=3)
+        parts(
+            optimizer="sgd", learning_rate=1e4, max_grad_norm=1.0, lr_scheduler="constant", epochs=3
+        )
     )
-    told = [w.message for w in of(Warned, list(trainer.run())) if "runs away" in w.message]
+    told = [
+        w.message
+        for w in of(TrainingWarning, list(trainer.run()))
+        if "it is diverging" in w.message
+    ]
     assert len(told) == 1
-    assert "times what it was at the start" in told[0]
+    assert "times that of its initialization" in told[0]
 
 
 def test_a_prompt_keeps_its_gradient_after_a_validation(parts, trainer_of):
-    """Proof 4: nothing is kept on a module from one step to the next."""
-    trainer = trainer_of(parts("llama", "prefix-tuning", sizes=(11, 5), evaluate_every=1))
+    """Guarantee 4: nothing is kept on a module from one step to the next."""
+    trainer = trainer_of(parts("llama", "prefix-tuning", sizes=(11, 5), eval_every_steps=1))
     before = None
     for event in trainer.run():
         if isinstance(event, Evaluation):

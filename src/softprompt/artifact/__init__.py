@@ -1,23 +1,29 @@
-"""Trained prompts on disk: saved whole or not at all, and checked before anything is read.
+"""Trained prompts on disk: written atomically, and checked completely when they are loaded.
 
 ``SCHEMA`` is the version of the manifest that this softprompt writes and reads.
 """
 
-from softprompt.artifact.aside import aside
-from softprompt.artifact.manifest import SCHEMA, BackboneName, Manifest
-from softprompt.artifact.store import load, save
-from softprompt.artifact.value import Artifact, Origin, assemble, check_backbone, name_of
+from softprompt._io import write_atomically
+from softprompt.artifact.artifact import (
+    Artifact,
+    ManifestFields,
+    check_backbone,
+    describe_backbone,
+    make_artifact,
+)
+from softprompt.artifact.manifest import SCHEMA, BackboneRef, Manifest
+from softprompt.artifact.store import load_artifact, save_artifact
 
 __all__ = [
     "SCHEMA",
     "Artifact",
-    "BackboneName",
+    "BackboneRef",
     "Manifest",
-    "Origin",
-    "aside",
-    "assemble",
+    "ManifestFields",
     "check_backbone",
-    "load",
-    "name_of",
-    "save",
+    "describe_backbone",
+    "load_artifact",
+    "make_artifact",
+    "save_artifact",
+    "write_atomically",
 ]

@@ -2,161 +2,265 @@
 
 import errno
 import hashlib
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import assert_never
 
 import safetensors.torch
 from torch import Tensor
 
-from softprompt.artifact.agree import HEAD, PROMPT, contradictions, disagreements
-from softprompt.artifact.aside import aside
-from softprompt.artifact.files import MANIFEST, TENSORS, find, read
-from softprompt.artifact.manifest import Manifest, dump, parse
-from softprompt.artifact.source import Source
-from softprompt.artifact.tensors import UNREADABLE, is_pickle, to_bytes
-from softprompt.artifact.value import Artifact
+from softprompt._io import (
+    UNREADABLE,
+    ErrorContext,
+    get_backup_path,
+    is_pickle,
+    to_bytes,
+    write_atomically,
+)
+from softprompt.artifact.artifact import Artifact
+from softprompt.artifact.manifest import (
+    HEAD,
+    PROMPT,
+    Manifest,
+    check_manifest,
+    check_tensors,
+    dump_manifest,
+    parse_manifest,
+)
 from softprompt.errors import ArtifactError
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+
+MANIFEST = "manifest.json"
+TENSORS = "prompt.safetensors"
+INSIDE_RUN = "artifact"
+_PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
+
+
+def find_artifact(path: Path) -> Path:
+    """The artifact's folder: ``path`` itself, or the one inside a run directory.
+
+    Raises:
+        ArtifactError: there is no such folder.
+        OSError: it cannot be read.
+    """
+    if path.is_file():
+        msg = f"{path} is a file, but an artifact is a folder. Give its folder {path.parent}."
+        raise ArtifactError(msg)
+    if not path.is_dir():
+        raise ArtifactError(_missing(path))
+    inside = path / INSIDE_RUN
+    return inside if inside.is_dir() and not (path / MANIFEST).exists() else path
+
+
+def read_file_bytes(folder: Path, name: str, *, source: ErrorContext) -> bytes:
+    """Read a file that is in the folder, and not a link to a file elsewhere.
+
+    Args:
+        folder: the artifact's folder.
+        name: ``MANIFEST`` or ``TENSORS``.
+        source: the artifact, for messages.
+
+    Raises:
+        ArtifactError: the file is missing, or is a link to a file outside the folder.
+        OSError: it cannot be read.
+    """
+    path = folder / name
+    home, goal = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+    if not goal.is_relative_to(home):
+        msg = (
+            f"{source.name}: {name} is a link to {goal}, outside the folder; only files in it "
+            f"are read. Copy the file itself: cp --remove-destination {goal} {path}"
+        )
+        raise ArtifactError(msg)
+    if not path.is_file():
+        raise ArtifactError(_incomplete(folder, name))
+    return path.read_bytes()
+
+
+def has_pickle_suffix(name: str) -> bool:
+    """Whether a file's name has a suffix that is usual for pickles."""
+    return Path(name).suffix in _PICKLED
+
+
+def abbreviate(names: Sequence[str], most: int = 8) -> str:
+    """The first of some names, for messages; ``nothing`` if there are none."""
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "") or "nothing"
+
+
+def _missing(path: Path) -> str:
+    if get_backup_path(path).is_dir():
+        return (
+            f"there is no folder {path}: a save was interrupted just before it finished. The "
+            f"previous artifact is complete in {get_backup_path(path)}; rename that to {path}."
+        )
+    if not path.parent.is_dir():
+        return f"there is no folder {path}: its parent {path.parent} does not exist either."
+    folders = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    close = get_close_matches(path.name, folders, n=3)
+    near = f"Did you mean {' or '.join(close)}?" if close else "No folder there has a similar name."
+    return f"there is no folder {path} (looked in {path.parent.resolve()}). {near}"
+
+
+def _incomplete(folder: Path, name: str) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    fact = f"{folder} has no file {name}; it has {abbreviate(names)}."
+    pickled = [entry for entry in names if has_pickle_suffix(entry)]
+    if name == TENSORS and pickled:
+        return (
+            f"{fact} {pickled[0]} looks like a pickle, which is refused: reading one can run any "
+            "code. Convert it to safetensors in a place where you trust it, or train again."
+        )
+    return (
+        f"{fact} An artifact is a folder with {MANIFEST} and {TENSORS}; a run directory has such a "
+        f"folder in it, named {INSIDE_RUN}. Give one of the two."
+    )
+
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def save(artifact: Artifact, folder: Path) -> Path:
-    """Write an artifact, which is then whole on disk or not there at all.
+def save_artifact(artifact: Artifact, folder: Path) -> Path:
+    """Write an artifact atomically.
 
     Args:
-        artifact: what to keep. Its tensors are written in their own precision, wherever they are.
-        folder: where to; an artifact that stands there is replaced, and stays if anything fails.
+        artifact: the artifact. Its tensors are written in their own dtype, from any device.
+        folder: where to write; an existing artifact is replaced, and stays if anything fails.
 
     Returns:
         The folder.
 
     Raises:
-        ArtifactError: the artifact could not be loaded again (NaN, a precision or value that is
-            not stored, a manifest that does not fit the tensors), the folder holds other files, or
-            it cannot be written.
+        ArtifactError: the artifact could not be loaded again (NaN, an unsupported dtype or value,
+            a manifest that does not fit the tensors), the folder has other files, or it cannot be
+            written.
     """
-    source = Source(f"the artifact for {folder}", "Correct it; nothing was written.")
-    tensors = artifact.tensors()
-    manifest, _ = _manifest(dump(artifact.manifest, "0" * 64, source=source), source)
+    source = ErrorContext(f"the artifact for {folder}", "Correct it; nothing was written.")
+    tensors = artifact.to_tensors()
+    manifest, _ = _manifest(dump_manifest(artifact.manifest, "0" * 64, source=source), source)
     _compare(manifest, tensors, source)
     raw = to_bytes(tensors)
-    described = dump(manifest, hashlib.sha256(raw).hexdigest(), source=source)
+    described = dump_manifest(manifest, hashlib.sha256(raw).hexdigest(), source=source)
     try:
         check_replaceable(folder)
-        with aside(folder) as fresh:
+        with write_atomically(folder) as fresh:
             (fresh / TENSORS).write_bytes(raw)
             (fresh / MANIFEST).write_bytes(described)
     except OSError as error:
-        raise ArtifactError(_unwritten(folder, error, len(raw) + len(described))) from error
+        raise ArtifactError(
+            _explain_write_error(folder, error, len(raw) + len(described))
+        ) from error
     return folder
 
 
-def load(path: Path) -> Artifact:
-    """Read an artifact, and check all of it before anything is made of it.
+def load_artifact(path: Path) -> Artifact:
+    """Load an artifact, and check all of it first.
 
     Args:
-        path: the artifact's folder, or a run folder, which holds it under the name ``artifact``.
+        path: the artifact's folder, or a run directory, which has it under the name ``artifact``.
 
     Returns:
         The artifact, its tensors on the CPU, bit for bit as they were saved.
 
     Raises:
-        ArtifactError: anything is missing, damaged, changed, of another version, or no number.
+        ArtifactError: anything is missing, damaged, changed, of another version, or not finite.
     """
     try:
-        folder = find(path)
-        source = Source(str(folder), "Restore the folder from a copy, or train again.")
-        return load_from(folder, source=source)
+        folder = find_artifact(path)
+        source = ErrorContext(str(folder), "Restore the folder from a copy, or train again.")
+        return load_artifact_from(folder, source=source)
     except OSError as error:
         msg = f"{path} cannot be read: {error.strerror}. Give a folder that this user may read."
         raise ArtifactError(msg) from error
 
 
-def load_from(folder: Path, *, source: Source) -> Artifact:
-    """As `load`, of the very folder.
+def load_artifact_from(folder: Path, *, source: ErrorContext) -> Artifact:
+    """Load an artifact from exactly this folder, as `load_artifact` does.
 
     Args:
-        folder: the artifact's.
-        source: what to call it, and what to do if it is not whole.
+        folder: the artifact's folder.
+        source: the artifact, for messages.
+
+    Returns:
+        The artifact.
 
     Raises:
-        ArtifactError: anything is missing, damaged, changed, of another version, or no number.
+        ArtifactError: anything is missing, damaged, changed, of another version, or not finite.
         OSError: it cannot be read.
     """
-    described = read(folder, MANIFEST, source=source)
-    raw = read(folder, TENSORS, source=source)
+    described = read_file_bytes(folder, MANIFEST, source=source)
+    raw = read_file_bytes(folder, TENSORS, source=source)
     manifest, digest = _manifest(described, source)
     tensors = _tensors(raw, source)
     actual = hashlib.sha256(raw).hexdigest()
     if actual != digest:
         msg = (
             f"{TENSORS} has the SHA-256 {actual}, but the manifest says {digest}: one of the two "
-            "files was changed, or they are of different artifacts."
+            "files was changed, or they belong to different artifacts."
         )
-        raise source.fault(msg)
+        raise source.make_error(msg)
     _compare(manifest, tensors, source)
     head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
     return Artifact(manifest, _prompt(manifest, tensors), head)
 
 
 def check_replaceable(folder: Path, *, besides: Collection[str] = ()) -> None:
-    """Do not replace a folder that holds anything but an artifact.
+    """Check that a folder contains only an artifact, so that it may be replaced.
 
     Args:
-        folder: the artifact's.
+        folder: the artifact's folder; it need not exist.
         besides: other files that may be lost.
 
     Raises:
-        ArtifactError: it is a file, or holds other files.
+        ArtifactError: it is a file, or contains other files.
     """
     if not folder.exists():
         return
     if not folder.is_dir():
         msg = f"{folder} is a file, but an artifact is a folder. Save to another name."
         raise ArtifactError(msg)
-    own = {MANIFEST, TENSORS, *besides}
-    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in own)
+    replaceable = {MANIFEST, TENSORS, *besides}
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in replaceable)
     if others:
         msg = (
-            f"{folder} also holds {', '.join(others[:5])}, which saving an artifact there would "
-            "remove. Save to a folder of its own."
+            f"{folder} also contains {', '.join(others[:5])}, which saving an artifact there would "
+            "remove. Save to another folder."
         )
         raise ArtifactError(msg)
 
 
-def _manifest(described: bytes, source: Source) -> tuple[Manifest, str]:
-    manifest, digest = parse(described, source=source)
-    found = contradictions(manifest)
-    if found:
-        raise source.faults(found)
+def _manifest(described: bytes, source: ErrorContext) -> tuple[Manifest, str]:
+    manifest, digest = parse_manifest(described, source=source)
+    faults = check_manifest(manifest)
+    if faults:
+        raise source.join_faults(faults)
     return manifest, digest
 
 
-def _compare(manifest: Manifest, tensors: dict[str, Tensor], source: Source) -> None:
-    found = disagreements(manifest, tensors)
-    if found:
-        raise source.faults(found)
+def _compare(manifest: Manifest, tensors: dict[str, Tensor], source: ErrorContext) -> None:
+    faults = check_tensors(manifest, tensors)
+    if faults:
+        raise source.join_faults(faults)
 
 
-def _tensors(raw: bytes, source: Source) -> dict[str, Tensor]:
+def _tensors(raw: bytes, source: ErrorContext) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(raw)
     except UNREADABLE as error:
         if is_pickle(raw):
             msg = (
                 f"{source.name}: {TENSORS} is a pickle or an archive of torch.save, which is "
-                "refused: reading one can run any code. Convert it to safetensors where you trust "
-                "it, or train again."
+                "refused: reading one can run any code. Convert it to safetensors in a place where "
+                "you trust it, or train again."
             )
             raise ArtifactError(msg) from error
-        # A whole file starts with the length of a JSON header in eight bytes, and then the header.
-        begun = raw[8:9] in {b"", b"{"}
-        how = "cut short or damaged" if begun else "no safetensors file"
+        # A valid file starts with the length of a JSON header in eight bytes, and then the header.
+        has_header = raw[8:9] in {b"", b"{"}
+        how = "truncated or damaged" if has_header else "not a safetensors file"
         first, *_ = str(error).split("\n")
         msg = f"{TENSORS} ({len(raw):,} bytes) is {how}: {first}."
-        raise source.fault(msg) from error
+        raise source.make_error(msg) from error
 
 
 def _prompt(manifest: Manifest, tensors: dict[str, Tensor]) -> Prompt:
@@ -166,16 +270,16 @@ def _prompt(manifest: Manifest, tensors: dict[str, Tensor]) -> Prompt:
         case "kv":
             keys, values = tensors[f"{PROMPT}keys"], tensors[f"{PROMPT}values"]
             layers = (*(manifest.layers or ()),)
-            return KVPrefix(keys, values, layers, shifted=manifest.shifted is True)
+            return KVPrefix(keys, values, layers, shift_positions=manifest.shift_positions is True)
         case unreachable:
             assert_never(unreachable)
 
 
-def _unwritten(folder: Path, error: OSError, size: int) -> str:
-    remedy = "Save to a folder that can be written."
+def _explain_write_error(folder: Path, error: OSError, size: int) -> str:
+    remedy = "Save to a writable folder."
     if error.errno in _FULL:
         remedy = "Free some space, or save to another disk."
     return (
-        f"the artifact ({size:,} bytes) could not be written to {folder}: {error.strerror}. What "
-        f"was there before is unchanged. {remedy}"
+        f"the artifact ({size:,} bytes) could not be written to {folder}: {error.strerror}. "
+        f"Nothing was changed. {remedy}"
     )

@@ -1,21 +1,19 @@
-"""Frozen pretrained models: loaded, measured, fingerprinted, with a seam for prompts."""
+"""Frozen pretrained models: loading, geometry, fingerprint, and hooks for prompts."""
 
-from softprompt.backbone.builtin import BUILTIN, cache_folder
-from softprompt.backbone.fingerprint import same_model
-from softprompt.backbone.load import Loading, open_backbone
-from softprompt.backbone.model import Backbone, Geometry, Inputs, Kind
-from softprompt.backbone.wrap import example, wrap
+from softprompt.backbone.fingerprint import is_same_model
+from softprompt.backbone.introspection import make_example_inputs, wrap_model
+from softprompt.backbone.loading import BUILTIN, LoadOptions, load_unverified
+from softprompt.backbone.model import Architecture, Backbone, BatchInputs, Geometry
 
 __all__ = [
     "BUILTIN",
+    "Architecture",
     "Backbone",
+    "BatchInputs",
     "Geometry",
-    "Inputs",
-    "Kind",
-    "Loading",
-    "cache_folder",
-    "example",
-    "open_backbone",
-    "same_model",
-    "wrap",
+    "LoadOptions",
+    "is_same_model",
+    "load_unverified",
+    "make_example_inputs",
+    "wrap_model",
 ]

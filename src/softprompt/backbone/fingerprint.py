@@ -1,4 +1,4 @@
-"""What tells one model from another, whatever precision it is loaded in."""
+"""Fingerprints that identify a model, whatever precision it is loaded in."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ _SAMPLES = 512
 _PROBE = "A soft prompt, 0123 tokens \u2013 für alle!\n\tEnd."
 
 
-def fingerprint(body: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Two hashes, ``stable-weights``.
+def compute_fingerprint(body: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The fingerprint of a model and its tokenizer: two hashes, ``stable-weights``.
 
-    Both are over the signs of evenly spaced entries, which rounding from fp32 to bf16 or fp16
-    leaves alone and which any fine-tuning flips somewhere. ``weights`` covers the matrices;
-    quantisation replaces those, and it then reads ``quantised``. ``stable`` covers the names and
-    shapes of everything that quantisation leaves alone, the input table and the tokenizer.
+    Both hash the signs of evenly spaced entries: rounding from fp32 to bf16 or fp16 does not
+    change them, and any fine-tuning flips some of them. ``weights`` covers the matrices; for a
+    quantised model it is the word ``quantised``. ``stable`` covers everything that quantisation
+    does not change: the other parameters, the input embedding table and the tokenizer.
     """
     stable, weights = hashlib.sha256(), hashlib.sha256()
     probe: list[int] = tokenizer(_PROBE)["input_ids"]
@@ -35,8 +35,8 @@ def fingerprint(body: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> st
     return f"{stable.hexdigest()[:16]}-{'quantised' if quantised else weights.hexdigest()[:16]}"
 
 
-def same_model(first: str, second: str) -> bool:
-    """Whether two fingerprints can be of the same model, one of them perhaps quantised."""
+def is_same_model(first: str, second: str) -> bool:
+    """Whether two fingerprints can be of the same model; either of them may be quantised."""
     stable_1, _, weights_1 = first.partition("-")
     stable_2, _, weights_2 = second.partition("-")
     return stable_1 == stable_2 and (
@@ -44,27 +44,27 @@ def same_model(first: str, second: str) -> bool:
     )
 
 
-def exact_digest(model: PreTrainedModel) -> str:
-    """A hash of every bit of a model's weights and of its configuration but for its name."""
-    found = hashlib.blake2b(digest_size=16)
+def digest_weights(model: PreTrainedModel) -> str:
+    """A hash of all weights of a model and of its configuration except for its name."""
+    digest = hashlib.blake2b(digest_size=16)
     config = {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"}
-    found.update(repr(sorted(config.items())).encode())
+    digest.update(repr(sorted(config.items())).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
+        digest.update(name.encode())
         for part in _plain_parts(tensor):
-            found.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            found.update(part.reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            digest.update(part.reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of all that a fast tokenizer's ids depend on."""
+def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of everything that the ids of a fast tokenizer depend on."""
     facts = tokenizer.backend_tokenizer.to_str(), sorted(tokenizer.special_tokens_map.items())
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
 def _plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A tensor, or those that a quantised one is made of."""
+    """The tensor itself, or the tensors inside a quantised one."""
     if not isinstance(tensor, torch.Tensor):
         return
     if not hasattr(tensor, "__tensor_flatten__"):
@@ -78,6 +78,6 @@ def _plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 def _signs(parameter: torch.Tensor) -> bytes:
     flat = parameter.detach().flatten()
     index = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64)
-    # fp16 makes zeros of what is smaller still, so that has no sign in any precision.
+    # fp16 rounds smaller numbers to 0, so their sign is ignored in every precision.
     some = flat[index.long().to(flat.device)].to(torch.float16)
     return (some > 0).to("cpu", torch.uint8).numpy().tobytes()

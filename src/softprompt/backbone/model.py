@@ -1,4 +1,4 @@
-"""The frozen model with its tokenizer, and what the rest of the house may ask of it."""
+"""The frozen model with its tokenizer, its geometry and its forward pass."""
 
 import inspect
 from dataclasses import dataclass, field
@@ -11,79 +11,89 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from softprompt.backbone.head import Head
-from softprompt.backbone.place import Bias
+from softprompt.backbone.lm_head import LMHead
+from softprompt.backbone.position_bias import PositionBias
 from softprompt.errors import BackboneError
 
-Kind = Literal["causal", "encoder", "encoder-decoder"]
+Architecture = Literal["causal", "encoder", "encoder-decoder"]
+
+
+_LONG = 48
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shapes that a prompt must fit, read off a dry forward.
+    """The shapes that a prompt must fit, measured in a trial forward pass.
 
     Args:
-        kind: which tokens see which.
-        family: the model type as its configuration names it.
+        architecture: which tokens see which.
+        model_type: the model type as its configuration names it.
         hidden_size: H, the width of the last hidden states.
-        embedding_size: E, the width of the input table (ALBERT, OPT-350M: not H).
-        vocabulary: V, the rows of the input table; soft token k has the id V + k.
-        positions: how many positions the backbone has; None where they are only relative.
-        sites: L, how many attention sites take keys and values; 0 where the backbone has an
-            attention of its own.
-        blocks: how many layers a row's hidden states go through, an encoder-decoder's encoder's;
-            0 where the backbone has an attention of its own.
-        block_size: the width of the states that the layers are given (OPT-350M: not H).
-        heads: N, key/value heads a site.
-        head_size: D.
-        window: the narrowest sliding window of its attention, None without one.
-        window_told: whether attention calls say which window is theirs.
-        position_offset: what to add to 0, 1, 2 … for explicit position ids (RoBERTa counts from
-            2); None where the backbone takes no position ids.
-        own_sites: the attention sites at which a row's own tokens attend to one another: all of
-            them; of an encoder-decoder those of its decoder's self-attention, in the order of its
-            layers. These are what a prefix made by PEFT speaks at.
-        movable: whether a prefix can move rows up: by position ids, or as
-            :mod:`~softprompt.backbone.place` does it for a decoder that takes none.
-        embedding_rms: root mean square of the table's entries, the scale of a real token.
+        embedding_size: E, the width of the input embeddings (ALBERT, OPT-350M: not H).
+        vocab_size: V, the rows of the input embedding table; soft token k has the id V + k.
+        max_positions: the number of positions; None if there are only relative positions.
+        num_attention_sites: L, the number of attention sites that accept keys and values; 0 if the
+            backbone uses a custom attention implementation.
+        num_layers: the number of layers, of an encoder-decoder's encoder; 0 if the backbone uses a
+            custom attention implementation.
+        layer_width: the width of the layers' hidden states (OPT-350M: not H).
+        num_kv_heads: N, key/value heads a site.
+        head_dim: D.
+        sliding_window: the size of its sliding window; None if it has none.
+        reports_window: whether attention calls report their sliding window.
+        position_offset: the first position id (RoBERTa: 2); None if the backbone takes no position
+            ids.
+        self_attention_sites: the attention sites at which a row's own tokens attend to one
+            another, in the order of the layers: all sites; of an encoder-decoder those of the
+            decoder's self-attention. PEFT's prefixes act on these.
+        supports_position_shift: whether a prefix can shift a row's positions: by position ids, or
+            with :mod:`~softprompt.backbone.position_bias` if the decoder takes none.
+        embedding_rms: the root mean square of the input embeddings, the scale of a real token.
     """
 
-    kind: Kind
-    family: str
+    architecture: Architecture
+    model_type: str
     hidden_size: int
     embedding_size: int
-    vocabulary: int
-    positions: int | None
-    sites: int
-    blocks: int
-    block_size: int
-    heads: int
-    head_size: int
-    window: int | None
-    window_told: bool
+    vocab_size: int
+    max_positions: int | None
+    num_attention_sites: int
+    num_layers: int
+    layer_width: int
+    num_kv_heads: int
+    head_dim: int
+    sliding_window: int | None
+    reports_window: bool
     position_offset: int | None
-    own_sites: tuple[int, ...]
-    movable: bool
+    self_attention_sites: tuple[int, ...]
+    supports_position_shift: bool
     embedding_rms: float
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """A padded batch as a backbone takes it.
+class BatchInputs:
+    """A padded batch, the input of a backbone.
 
     Args:
-        ids: token ids, soft ones (>= V) included.
-        mask: 1 on real tokens, 0 on padding, on whichever side that is.
-        types: token types of sentence pairs; None where there are none. Encoders alone take them:
-            GPT-2 would add the embedding of token 0 to every token.
-        decoder_ids: what an encoder-decoder's decoder is fed; None elsewhere. There may be several
-            of these rows, side by side, for each row of ``ids``.
+        input_ids: token ids; those of soft tokens are V or more.
+        attention_mask: 1 on real tokens, 0 on padding, on either side.
+        token_type_ids: token types of sentence pairs, or None. Only encoders use them: GPT-2 would
+            add the embedding of token 0 to every token.
+        decoder_input_ids: the input of an encoder-decoder's decoder; None for other models. Each
+            row of ``input_ids`` may have several consecutive rows here.
+
+    Example:
+        >>> import torch
+        >>> ids = torch.tensor([[5, 6, 7], [5, 6, 0]])
+        >>> inputs = BatchInputs(ids, torch.tensor([[1, 1, 1], [1, 1, 0]]))
+        >>> backbone.compute_hidden_states(inputs).shape
+        torch.Size([2, 3, 32])
     """
 
-    ids: Int[Tensor, "B T"]
-    mask: Int[Tensor, "B T"]
-    types: Int[Tensor, "B T"] | None = None
-    decoder_ids: Int[Tensor, "Bd Td"] | None = None
+    input_ids: Int[Tensor, "B T"]
+    attention_mask: Int[Tensor, "B T"]
+    token_type_ids: Int[Tensor, "B T"] | None = None
+    decoder_input_ids: Int[Tensor, "Bd Td"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,18 +101,28 @@ class Backbone:
     """A frozen pretrained model with its tokenizer.
 
     Args:
-        name: how it was asked for: a Hub id, a folder, a GGUF file or a ``builtin:`` name.
-        revision: the Hub commit, when there is one.
-        model: frozen, in eval mode, with the seam open.
-        tokenizer: its own.
+        name: the name it was loaded by: a Hub id, a folder, a GGUF file or a ``builtin:`` name.
+        revision: the Hub commit, if there is one.
+        model: the model, frozen, in eval mode, with hooks for prompts.
+        tokenizer: its tokenizer.
         geometry: the shapes that a prompt must fit.
-        fingerprint: what tells this model from others, whatever precision it is loaded in.
-        head: the language-model head alone; None if the checkpoint has none.
-        site_of: for each attention module, the sites it serves in the order of its calls.
-        block_of: for each layer, likewise which of the blocks it is.
-        bias_of: for attention modules with a bias by distance, what computes it.
-        sharded: whether each of several processes holds a share of the layers' weights. All must
-            then run it alike.
+        fingerprint: identifies the model, whatever precision it is loaded in.
+        lm_head: the language-model head alone; None if the checkpoint has none.
+        site_of: the numbers of each attention module's sites, in the order of its calls.
+        layer_of: the numbers of each layer module, in the order of its calls.
+        bias_of: the function that computes the bias, for attention modules with one by distance.
+        sharded: whether the layers' weights are divided among several processes, which must then
+            all run the backbone in the same way.
+
+    Example:
+        A tiny backbone stands for one that :func:`~softprompt.load_backbone` returns.
+
+        >>> backbone.geometry.architecture
+        'causal'
+        >>> ids = torch.tensor(backbone.tokenizer("a fine film")["input_ids"])
+        >>> states = backbone.compute_hidden_states(backbone.make_single_row(ids))
+        >>> tuple(states.shape) == (1, len(ids), backbone.geometry.hidden_size)
+        True
     """
 
     name: str
@@ -111,49 +131,53 @@ class Backbone:
     tokenizer: PreTrainedTokenizerBase
     geometry: Geometry
     fingerprint: str
-    head: Head | None
+    lm_head: LMHead | None
     site_of: dict[nn.Module, tuple[int, ...]] = field(repr=False)
-    block_of: dict[nn.Module, tuple[int, ...]] = field(repr=False)
-    bias_of: dict[nn.Module, Bias] = field(repr=False)
+    layer_of: dict[nn.Module, tuple[int, ...]] = field(repr=False)
+    bias_of: dict[nn.Module, PositionBias] = field(repr=False)
     sharded: bool = False
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go."""
-        return self.table.weight.device
+        """The device of the input embeddings, where inputs must be."""
+        return self.input_embeddings.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that the backbone computes in."""
+        """The dtype that the backbone computes in."""
         return self.model.dtype
+
+    def __sklearn_clone__(self) -> "Backbone":
+        """Itself: it is frozen, so the copies that scikit-learn makes of an estimator share it."""
+        return self
 
     @property
     def dropout(self) -> bool:
-        """Whether the model draws dropout in training mode."""
-        return any(rate > 0 for rate in dropout_rates(self.model.config).values())
+        """Whether the model uses dropout in training mode."""
+        return any(rate > 0 for rate in list_dropout_rates(self.model.config).values())
 
     @property
-    def table(self) -> nn.Embedding:
+    def input_embeddings(self) -> nn.Embedding:
         """The input embedding table."""
         return cast("nn.Embedding", self.model.get_input_embeddings())
 
     @property
-    def pad(self) -> int:
-        """An id to pad with; it is masked, so any will do where the tokenizer names none."""
+    def pad_token_id(self) -> int:
+        """The id to pad with; 0 if the tokenizer has none, since padding is masked."""
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) else 0
 
     @property
-    def decoder_start(self) -> int:
+    def decoder_start_token_id(self) -> int:
         """The id that an encoder-decoder's decoder starts from."""
         for source in self._sources:
             start = getattr(source, "decoder_start_token_id", None)
             if start is not None:
                 return int(start)
-        return self.pad
+        return self.pad_token_id
 
     @property
-    def ends(self) -> tuple[int, ...]:
+    def eos_token_ids(self) -> tuple[int, ...]:
         """The ids that end a generated text."""
         for source in (*self._sources, self.tokenizer):
             end = getattr(source, "eos_token_id", None)
@@ -163,69 +187,147 @@ class Backbone:
 
     @property
     def _sources(self) -> tuple[object, object]:
-        """Where a checkpoint writes its special ids down; an encoder has the second only."""
+        """The configurations that may define special ids; an encoder has only the second."""
         return getattr(self.model, "generation_config", None), self.model.config
 
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.model.parameters())
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"{type(self).__name__}({shorten_name(self.name)!r}, "
+            f"family={self.geometry.model_type!r}, "
+            f"kind={self.geometry.architecture!r}, parameters={count:,}, dtype={dtype}, "
+            f"device={str(self.device)!r})"
+        )
+
     def embed(self, ids: Int[Tensor, "*S"]) -> Float[Tensor, "*S E"]:
-        """The input embeddings of real tokens, as the model itself scales them, in fp32."""
+        """The input embeddings of real tokens, as the model itself scales them.
+
+        Args:
+            ids: token ids of any shape, all below V.
+
+        Returns:
+            The embeddings in fp32, without a gradient.
+        """
         with torch.no_grad():
-            embedded: Tensor = self.table(ids.to(self.device))
-        # With gradient checkpointing on, a hook of transformers' makes it ask for a gradient.
+            embedded: Tensor = self.input_embeddings(ids.to(self.device))
+        # With gradient checkpointing, a hook of transformers makes it require a gradient.
         return embedded.detach().float()
 
-    def one_row(self, ids: Int[Tensor, " T"]) -> Inputs:
-        """A row of these ids alone; an encoder-decoder's decoder is fed the same."""
-        row = ids.to(self.device)[None]
-        decoder = row if self.geometry.kind == "encoder-decoder" else None
-        return Inputs(ids=row, mask=torch.ones_like(row), decoder_ids=decoder)
+    def make_single_row(self, ids: Int[Tensor, " T"]) -> BatchInputs:
+        """Make a batch of one row; an encoder-decoder's decoder gets the same ids.
 
-    def hidden(
-        self, inputs: Inputs, *, positions: Int[Tensor, "B T"] | None = None
+        Args:
+            ids: the token ids ``[T]``.
+
+        Returns:
+            The batch, on the backbone's device.
+        """
+        row = ids.to(self.device)[None]
+        decoder = row if self.geometry.architecture == "encoder-decoder" else None
+        return BatchInputs(
+            input_ids=row, attention_mask=torch.ones_like(row), decoder_input_ids=decoder
+        )
+
+    def compute_hidden_states(
+        self, inputs: BatchInputs, *, positions: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "Bs Ts H"]:
-        """The last hidden states: of the row, or of the decoder where there is one."""
-        if self.geometry.kind == "encoder-decoder":
+        """The last hidden states; of an encoder-decoder those of its decoder.
+
+        Args:
+            inputs: the batch.
+            positions: explicit position ids ``[B, T]``; None for the model's own.
+
+        Returns:
+            The hidden states, of the shape of the ids they belong to, plus an axis of size H.
+        """
+        if self.geometry.architecture == "encoder-decoder":
             states = self.encode(inputs)
             return self.decode(inputs, states=states)
         output = self.model.base_model(**self._arguments(inputs, positions))
         return cast("Tensor", output.last_hidden_state)
 
-    def encode(self, inputs: Inputs) -> Float[Tensor, "B T H"]:
-        """The encoder's output of an encoder-decoder."""
+    def encode(self, inputs: BatchInputs) -> Float[Tensor, "B T H"]:
+        """Run the encoder of an encoder-decoder.
+
+        Args:
+            inputs: the batch.
+
+        Returns:
+            The encoder's last hidden states.
+        """
         encoder = self.model.get_encoder()
-        output = encoder(input_ids=inputs.ids, attention_mask=inputs.mask)
+        output = encoder(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask)
         return cast("Tensor", output.last_hidden_state)
 
-    def decode(self, inputs: Inputs, *, states: Float[Tensor, "B T H"]) -> Float[Tensor, "Bd Td H"]:
-        """The decoder's output over the encoder's, of which each row may have several."""
-        if inputs.decoder_ids is None:
-            msg = f"{self.geometry.family} decodes, but was given nothing to decode."
+    def decode(
+        self, inputs: BatchInputs, *, states: Float[Tensor, "B T H"]
+    ) -> Float[Tensor, "Bd Td H"]:
+        """Run the decoder of an encoder-decoder on the output of its encoder.
+
+        Args:
+            inputs: the batch, with ``decoder_input_ids``: one or several rows per encoded row.
+            states: the encoder's last hidden states.
+
+        Returns:
+            The decoder's last hidden states.
+
+        Raises:
+            BackboneError: the batch has no ``decoder_input_ids``.
+        """
+        if inputs.decoder_input_ids is None:
+            msg = (
+                f"{self.geometry.model_type} is an encoder-decoder, but the batch has no "
+                "decoder_input_ids. Add them."
+            )
             raise BackboneError(msg)
-        each = len(inputs.decoder_ids) // len(states)
+        each = len(inputs.decoder_input_ids) // len(states)
         output = self.model.get_decoder()(
-            input_ids=inputs.decoder_ids,
+            input_ids=inputs.decoder_input_ids,
             encoder_hidden_states=states.repeat_interleave(each, dim=0),
-            encoder_attention_mask=inputs.mask.repeat_interleave(each, dim=0),
+            encoder_attention_mask=inputs.attention_mask.repeat_interleave(each, dim=0),
             use_cache=False,
         )
         return cast("Tensor", output.last_hidden_state)
 
-    def _arguments(self, inputs: Inputs, positions: Tensor | None) -> dict[str, Any]:
-        arguments: dict[str, Any] = {"input_ids": inputs.ids, "attention_mask": inputs.mask}
+    def _arguments(self, inputs: BatchInputs, positions: Tensor | None) -> dict[str, Any]:
+        arguments: dict[str, Any] = {
+            "input_ids": inputs.input_ids,
+            "attention_mask": inputs.attention_mask,
+        }
         if positions is not None:
             arguments["position_ids"] = positions
-        if self.geometry.kind == "causal":
+        if self.geometry.architecture == "causal":
             arguments["use_cache"] = False
-        elif inputs.types is not None and accepts(self.model.base_model, "token_type_ids"):
-            arguments["token_type_ids"] = inputs.types
+        elif inputs.token_type_ids is not None and can_accept(
+            self.model.base_model, "token_type_ids"
+        ):
+            arguments["token_type_ids"] = inputs.token_type_ids
         return arguments
 
 
-def dropout_rates(config: PreTrainedConfig) -> dict[str, float]:
+def list_dropout_rates(config: PreTrainedConfig) -> dict[str, float]:
     """The dropout rates of a configuration by name."""
-    named = {k: v for k, v in vars(config).items() if "drop" in k}
-    return {k: v for k, v in named.items() if isinstance(v, float)}
+    rates = {k: v for k, v in vars(config).items() if "drop" in k}
+    return {k: v for k, v in rates.items() if isinstance(v, float)}
 
 
-def accepts(module: nn.Module, argument: str) -> bool:
-    """Whether a model's forward names this argument."""
+def can_accept(module: nn.Module, argument: str) -> bool:
+    """Whether a model's forward has this argument."""
     return argument in inspect.signature(module.forward).parameters
+
+
+def shorten_name(name: str) -> str:
+    """Shorten a name that is too long for a line, such as that of a folder.
+
+    Args:
+        name: the name of a backbone or an artifact.
+
+    Returns:
+        The name, or an ellipsis and its last characters.
+
+    Example:
+        >>> shorten_name("builtin:minilm")
+        'builtin:minilm'
+    """
+    return name if len(name) <= _LONG else f"…{name[1 - _LONG :]}"

@@ -1,9 +1,9 @@
-"""The command line: one file a verb, each of which parses, calls one function and prints.
+"""The command line: one module per command, which parses, calls one function and prints.
 
-Exit status: 0 all is well; 1 the thing itself failed or was interrupted; 2 a mistake in what was
-given, said in one message on stderr. Only results go to stdout.
+Exit status: 0 for success; 1 if the work failed or was interrupted; 2 for a mistake in the input,
+with one message on stderr. Only results go to stdout.
 """
 
-from softprompt.cli.root import app, main
+from softprompt.cli.main import app, main
 
 __all__ = ["app", "main"]

@@ -1,72 +1,106 @@
 """Arguments and options that several commands share."""
 
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as init writes.")]
-Artifact = Annotated[
-    Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder, or a run's.")
+# The names of options before 0.1.0, and their names now.
+RENAMED_OPTIONS = {
+    "--share": "--search-fraction",
+    "--rates": "--lr-multipliers",
+    "--seconds": "--time-budget",
+    "--controls": "--baselines",
+    "--address": "--ray-address",
+}
+
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe file; init writes one.")
 ]
-Changes = Annotated[
+ArtifactPath = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="The folder of an artifact or of a run.")
+]
+Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change a setting; may be repeated."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows run at once.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows per batch.")]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", help="Show no progress; warnings and results only.")
+    bool, typer.Option("--quiet", help="Show only warnings and results, no progress.")
 ]
-Rates = Annotated[
-    str, typer.Option(help="Multiples of the learning rate to choose from; 1 for no search.")
+LrMultipliers = Annotated[
+    str, typer.Option(help="Multiples of the learning rate to search; 1 for no search.")
 ]
-Share = Annotated[
-    float, typer.Option(min=0.01, max=1.0, help="Of the steps, for each rate of the search.")
+SearchFraction = Annotated[
+    float, typer.Option(min=0.01, max=1.0, help="Fraction of the steps for each multiple.")
 ]
-Comparison = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A recipe, or a comparison's file.")
+ComparisonFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A recipe or a comparison file.")
 ]
-Methods = Annotated[
-    str | None, typer.Option(help="Methods, with commas between them; all if left out.")
-]
-Controls = Annotated[
-    str | None, typer.Option(help="Controls, with commas between them, or none; all if left out.")
-]
-Seeds = Annotated[int | None, typer.Option(min=1, help="How often each arm is trained; 5.")]
-Seconds = Annotated[
-    float | None,
-    typer.Option(min=0.1, help="Of training steps for each run, in place of the recipe's steps."),
-]
-MaybeRates = Annotated[
+Methods = Annotated[str | None, typer.Option(help="Methods, separated by commas (default: all).")]
+BaselineNames = Annotated[
     str | None,
-    typer.Option(help="Multiples of the learning rate to choose from, 1 for none; 0.3,1,3."),
+    typer.Option(help="Baselines, separated by commas, or none (default: all)."),
 ]
-MaybeShare = Annotated[
+NumSeeds = Annotated[int | None, typer.Option(min=1, help="Seeds per variant (default 5).")]
+TimeBudget = Annotated[
     float | None,
-    typer.Option(min=0.01, max=1.0, help="Of the steps, for each rate of the search; 0.1."),
+    typer.Option(
+        metavar="SECONDS",
+        min=0.1,
+        help="Seconds of training steps per run, instead of the recipe's number of steps.",
+    ),
+]
+MaybeLrMultipliers = Annotated[
+    str | None,
+    typer.Option(
+        help="Multiples of the learning rate to search; 1 for no search (default 0.3,1,3)."
+    ),
+]
+MaybeSearchFraction = Annotated[
+    float | None,
+    typer.Option(min=0.01, max=1.0, help="Fraction of the steps for each multiple (default 0.1)."),
 ]
 ComparisonFolder = Annotated[
-    Path | None, typer.Option("--output", help="The comparison's folder; runs/NAME-compared.")
+    Path | None, typer.Option("--output", help="The output folder (default runs/NAME-compared).")
 ]
-EngineName = Annotated[
-    str, typer.Option("--engine", help="Where runs take place: local, or ray for a cluster.")
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="Where to run: local, or ray for a Ray cluster.")
 ]
-Cpus = Annotated[int | None, typer.Option(min=1, help="Of a cluster, for each run; 1.")]
-Gpus = Annotated[
-    float | None, typer.Option(min=0, help="Likewise, such as 0.5 or 2; none if left out.")
+CpusPerRun = Annotated[
+    int | None, typer.Option(min=1, help="CPUs per run on the Ray cluster (default 1).")
 ]
-Address = Annotated[
+GpusPerRun = Annotated[
+    float | None, typer.Option(min=0, help="GPUs per run, may be a fraction (default 0).")
+]
+RayAddress = Annotated[
     str | None,
-    typer.Option(help="HOST:PORT of a cluster's head; else RAY_ADDRESS, or this machine's."),
+    typer.Option(help="HOST:PORT of the cluster's head (default RAY_ADDRESS, or this machine)."),
 ]
 
 
-def factors(rates: str) -> tuple[float, ...]:
-    """The multiples that ``--rates`` names.
+class Command(TyperCommand):
+    """A command that refuses the old name of an option and gives the new one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401  # a private class
+        """Parse the arguments; the old name of an option is an error."""
+        known = {name for parameter in self.params for name in parameter.opts}
+        for argument in takewhile(lambda argument: argument != "--", args):
+            old = argument.partition("=")[0]
+            new = RENAMED_OPTIONS.get(old)
+            if new in known:
+                ctx.fail(f"{old}: renamed to {new}. Write that.")
+        return super().parse_args(ctx, args)
+
+
+def parse_multipliers(rates: str) -> tuple[float, ...]:
+    """The numbers of ``--lr-multipliers``.
 
     Raises:
-        RecipeError: they are no distinct positive numbers.
+        RecipeError: they are not distinct positive numbers.
     """
     from softprompt.errors import RecipeError
 
@@ -75,6 +109,9 @@ def factors(rates: str) -> tuple[float, ...]:
     except ValueError:
         found = ()
     if not found or not all(0 < one < float("inf") for one in found) or len({*found}) < len(found):
-        fault = f"--rates {rates!r} are no distinct positive numbers. Write such as 0.3,1,3."
+        fault = (
+            f"--lr-multipliers {rates!r} are not distinct positive numbers. Use 0.3,1,3, for "
+            "example."
+        )
         raise RecipeError([fault])
     return found

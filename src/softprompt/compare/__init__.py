@@ -1,53 +1,90 @@
-"""Prompts and controls under one protocol, and what their differences are worth."""
+"""Compare prompts and baselines under one protocol, with confidence intervals."""
 
-from softprompt.compare.arms import TUNED, Arm, Kind, hard_template, method_arms, tuned_arms
-from softprompt.compare.controls import Control, Majority, Untrained, majority
-from softprompt.compare.exam import Exam, Marks, Row
-from softprompt.compare.outcome import Cost, Event, Failed, Outcome, Searched
-from softprompt.compare.picture import draw_rates
-from softprompt.compare.probe import Probe, Reader, fit_probe
-from softprompt.compare.protocol import Engine, InOrder, Job, Protocol, compare, perform
-from softprompt.compare.rates import Runner, Trained, Trial, best_of, search
-from softprompt.compare.report import markdown, rows_of
-from softprompt.compare.statistics import Difference, Summary, summaries
+from softprompt.compare.baselines import (
+    Baseline,
+    Baselines,
+    HardPromptBaseline,
+    MajorityBaseline,
+    fit_majority,
+)
+from softprompt.compare.config import (
+    TUNED,
+    Variant,
+    VariantKind,
+    make_finetune_variants,
+    make_method_variants,
+)
+from softprompt.compare.linear_probe import FeatureReader, Probe, fit_probe
+from softprompt.compare.lr_search import (
+    RunSpec,
+    TrainedRun,
+    TrainFn,
+    search_learning_rate,
+    select_best,
+)
+from softprompt.compare.protocol import (
+    Engine,
+    Job,
+    Protocol,
+    SequentialEngine,
+    run_comparison,
+    run_job,
+)
+from softprompt.compare.report.figures import draw_learning_rates
+from softprompt.compare.report.table import format_markdown, format_rows
+from softprompt.compare.results import (
+    BaselineSkipped,
+    ComparisonEvent,
+    Cost,
+    Failed,
+    HeldOutTest,
+    ResultEvent,
+    RunResult,
+    ScoredAnswers,
+    SearchResult,
+    Status,
+)
+from softprompt.compare.statistics import Difference, Summary, summarize_variants
 
 __all__ = [
     "TUNED",
-    "Arm",
-    "Control",
+    "Baseline",
+    "BaselineSkipped",
+    "Baselines",
+    "ComparisonEvent",
     "Cost",
     "Difference",
     "Engine",
-    "Event",
-    "Exam",
     "Failed",
-    "InOrder",
+    "FeatureReader",
+    "HardPromptBaseline",
+    "HeldOutTest",
     "Job",
-    "Kind",
-    "Majority",
-    "Marks",
-    "Outcome",
+    "MajorityBaseline",
     "Probe",
     "Protocol",
-    "Reader",
-    "Row",
-    "Runner",
-    "Searched",
+    "ResultEvent",
+    "RunResult",
+    "RunSpec",
+    "ScoredAnswers",
+    "SearchResult",
+    "SequentialEngine",
+    "Status",
     "Summary",
-    "Trained",
-    "Trial",
-    "Untrained",
-    "best_of",
-    "compare",
-    "draw_rates",
+    "TrainFn",
+    "TrainedRun",
+    "Variant",
+    "VariantKind",
+    "draw_learning_rates",
+    "fit_majority",
     "fit_probe",
-    "hard_template",
-    "majority",
-    "markdown",
-    "method_arms",
-    "perform",
-    "rows_of",
-    "search",
-    "summaries",
-    "tuned_arms",
+    "format_markdown",
+    "format_rows",
+    "make_finetune_variants",
+    "make_method_variants",
+    "run_comparison",
+    "run_job",
+    "search_learning_rate",
+    "select_best",
+    "summarize_variants",
 ]

@@ -1,7 +1,7 @@
-"""The protocol: every arm gets the same rows, the same budget and the same search for a rate.
+"""The protocol: every variant gets the same rows, budget and search for a learning rate.
 
-What is trained is chosen by validation rows. The test rows are answered once by each trained arm,
-after its training is over; nothing is chosen by them.
+Everything is selected by validation rows. Each trained variant predicts the test rows once, after
+its training; nothing is selected by them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,217 +9,248 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol as Interface
 
-from softprompt.compare.arms import Arm
-from softprompt.compare.controls import Control
-from softprompt.compare.exam import Exam
-from softprompt.compare.journal import Journal, check
-from softprompt.compare.outcome import Event, Failed, Outcome, Searched
-from softprompt.compare.rates import Runner, Trial, best_of, search, steps_within
+from softprompt.compare.baselines import Baseline
+from softprompt.compare.config import Variant
+from softprompt.compare.lr_search import (
+    RunSpec,
+    TrainFn,
+    estimate_steps,
+    search_learning_rate,
+    select_best,
+)
+from softprompt.compare.results import (
+    Failed,
+    HeldOutTest,
+    ResultEvent,
+    ResultsLog,
+    RunResult,
+    SearchResult,
+    check_results,
+)
 from softprompt.errors import SoftpromptError
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What all arms have in common.
+    """What all variants share.
 
     Args:
-        seeds: how often each arm is trained.
-        factors: of the rates in the search; a single one means no search.
-        share: of the steps that a search takes for each.
-        exam: the test rows.
-        seconds: of training steps for each run; None for the steps that the recipe says.
+        num_seeds: how often each variant is trained.
+        lr_multipliers: of the learning rate, to search; a single one means no search.
+        search_fraction: of the steps, for each multiplier of the search.
+        test_set: the test rows.
+        time_budget_seconds: of training steps for each run; None for the recipe's steps.
     """
 
-    seeds: int
-    factors: tuple[float, ...]
-    share: float
-    exam: Exam
-    seconds: float | None = None
+    num_seeds: int
+    lr_multipliers: tuple[float, ...]
+    search_fraction: float
+    test_set: HeldOutTest
+    time_budget_seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """What can be run by itself: the search of an arm, or its training with a seed.
+    """A unit of work: the search of a variant, or its training with a seed.
 
     Args:
-        arm: whose.
-        order: seed by seed, so that a comparison that is stopped has something of every arm.
+        variant: to search or to train.
+        order: seed by seed, so that an interrupted comparison has results of every variant.
         seed: None for the search.
-        searched: what the search found.
+        searched: the result of the search.
     """
 
-    arm: Arm
+    variant: Variant
     order: tuple[int, int]
     seed: int | None = None
-    searched: Searched | None = None
+    searched: SearchResult | None = None
 
 
 class Engine(Interface):
-    """Runs jobs, wherever there is room."""
+    """Runs jobs, here or on a cluster."""
 
-    def next(self, jobs: Sequence[Job]) -> tuple[Job, Event]:
-        """Run at least one of the open jobs, and say what came of the first one that is done.
+    def take_next(self, jobs: Sequence[Job]) -> tuple[Job, ResultEvent]:
+        """Run at least one of the open jobs, and return the first that is done with its result.
 
         Args:
-            jobs: all that are open; one that is no longer among them is not wanted any more.
+            jobs: all that are open; a running job that is not among them is cancelled.
         """
 
 
 @dataclass(frozen=True)
-class InOrder:
-    """Runs one job after the other, here.
+class SequentialEngine:
+    """Runs one job after the other in this process.
 
     Args:
         protocol: of the comparison.
-        run: trains.
+        run: trains a run.
     """
 
     protocol: Protocol
-    run: Runner
+    run: TrainFn
 
-    def next(self, jobs: Sequence[Job]) -> tuple[Job, Event]:
+    def take_next(self, jobs: Sequence[Job]) -> tuple[Job, ResultEvent]:
         """Run the first job."""
         job = min(jobs, key=lambda job: job.order)
-        return job, perform(job, protocol=self.protocol, run=self.run)
+        return job, run_job(job, protocol=self.protocol, run=self.run)
 
 
-def perform(job: Job, *, protocol: Protocol, run: Runner) -> Event:
-    """Run a job. Whatever goes wrong in it is told and takes no other down."""
+def run_job(job: Job, *, protocol: Protocol, run: TrainFn) -> ResultEvent:
+    """Run a job. An error in it becomes a :class:`Failed`, so that the other jobs still run."""
 
-    def done() -> Event:
+    def train() -> ResultEvent:
         if job.seed is None or job.searched is None:
-            return _searched(job.arm, protocol, run)
-        return _outcome(job.arm, job.seed, job.searched, protocol=protocol, run=run)
+            return _search(job.variant, protocol, run)
+        return _train_and_test(job.variant, job.seed, job.searched, protocol=protocol, run=run)
 
-    return _told(done, job.arm.name, seed=job.seed)
+    return _catch_errors(train, job.variant.name, seed=job.seed)
 
 
-def _told(do: Callable[[], Event], arm: str, *, seed: int | None = None) -> Event:
+def _catch_errors(
+    do: Callable[[], ResultEvent], variant: str, *, seed: int | None = None
+) -> ResultEvent:
     try:
         return do()
     except SoftpromptError as error:
-        return Failed(arm, seed, str(error))
-    except Exception as error:  # noqa: BLE001  # memory that ran out, a library's own fault
-        return Failed(arm, seed, f"{type(error).__name__}: {error}")
+        return Failed(variant, seed, str(error))
+    except Exception as error:  # noqa: BLE001  # out of memory, or an error of a library
+        return Failed(variant, seed, f"{type(error).__name__}: {error}")
 
 
-def compare(
-    arms: Sequence[Arm],
-    controls: Mapping[str, Callable[[], Control]],
+def run_comparison(
+    variants: Sequence[Variant],
+    baselines: Mapping[str, Callable[[], Baseline]],
     *,
     protocol: Protocol,
     engine: Engine,
     path: Path,
-) -> Iterator[Event]:
-    """Run everything that the file at ``path`` does not hold yet, and add it there line by line.
+) -> Iterator[ResultEvent]:
+    """Run everything that the file at ``path`` does not hold yet, and append it there.
 
-    An arm that fails is told, and the others go on; it is tried again the next time.
+    If a variant fails, the others continue; the next call tries it again.
 
     Args:
-        controls: made when they are needed, which may take a while.
-        engine: runs what is trained.
+        baselines: those without training steps, each made when it is needed.
+        engine: runs the jobs of the variants.
 
     Yields:
-        What was asked for and is in the file, then what is new.
+        The requested results that are in the file, then the new ones.
 
     Raises:
         DataError: the file is damaged, or of other test rows.
     """
-    journal = Journal(path)
-    before = [e for e in journal.read() if not isinstance(e, Failed)]
-    wanted = tuple(sorted(protocol.factors)), protocol.share, protocol.seconds
-    marks = {arm.name: arm.mark for arm in arms}
-    check(before, rows=len(protocol.exam.rows), wanted=wanted, marks=marks)
-    journal.write(before)
-    asked: set[tuple[str, int | None]] = {(name, None) for name in controls}
-    asked |= {(a.name, a.recipe.seed + n) for a in arms for n in range(protocol.seeds)}
+    log = ResultsLog(path)
+    before = [e for e in log.read() if not isinstance(e, Failed)]
+    search = (
+        tuple(sorted(protocol.lr_multipliers)),
+        protocol.search_fraction,
+        protocol.time_budget_seconds,
+    )
+    keys = {variant.name: variant.cache_key for variant in variants}
+    check_results(before, rows=len(protocol.test_set.rows), search=search, cache_keys=keys)
+    log.write(before)
+    runs: set[tuple[str, int | None]] = {(name, None) for name in baselines}
+    runs |= {(v.name, v.recipe.seed + n) for v in variants for n in range(protocol.num_seeds)}
     for known in before:
-        if (known.arm, known.seed) in asked if isinstance(known, Outcome) else known.arm in marks:
-            yield known
-    done = {(e.arm, e.seed) for e in before if isinstance(e, Outcome)}
-    rates = {e.arm: e for e in before if isinstance(e, Searched)}
-    for event in _controls(controls, protocol, done):
-        journal.add(event)
+        match known:
+            case RunResult() if (known.variant, known.seed) in runs:
+                yield known
+            case SearchResult() if known.variant in keys:
+                yield known
+            case _:
+                pass
+    done = {(e.variant, e.seed) for e in before if isinstance(e, RunResult)}
+    searched = {e.variant: e for e in before if isinstance(e, SearchResult)}
+    for event in _run_baselines(baselines, protocol, done):
+        log.add(event)
         yield event
-    for event in _trained(arms, protocol, engine, done=done, rates=rates):
-        journal.add(event)
+    for event in _run_variants(variants, protocol, engine, done=done, searched=searched):
+        log.add(event)
         yield event
 
 
-def _controls(
-    controls: Mapping[str, Callable[[], Control]],
+def _run_baselines(
+    baselines: Mapping[str, Callable[[], Baseline]],
     protocol: Protocol,
     done: set[tuple[str, int | None]],
-) -> Iterator[Event]:
-    for name, make in controls.items():
+) -> Iterator[ResultEvent]:
+    for name, make in baselines.items():
         if (name, None) in done:
             continue
-        yield _told(lambda: _untrained(name, make, protocol), name)  # noqa: B023  # called at once
+        yield _catch_errors(lambda: _test_baseline(name, make, protocol), name)  # noqa: B023  # called at once
 
 
-def _untrained(name: str, make: Callable[[], Control], protocol: Protocol) -> Outcome:
-    control = make()
-    marks = protocol.exam.mark(control(protocol.exam.rows))
-    return Outcome(name, None, **vars(marks), control=True, cost=control.cost)
+def _test_baseline(name: str, make: Callable[[], Baseline], protocol: Protocol) -> RunResult:
+    baseline = make()
+    scored = protocol.test_set.score(baseline(protocol.test_set.rows))
+    return RunResult(name, None, **vars(scored), is_baseline=True, cost=baseline.cost)
 
 
-def _trained(
-    arms: Sequence[Arm],
+def _run_variants(
+    variants: Sequence[Variant],
     protocol: Protocol,
     engine: Engine,
     *,
     done: set[tuple[str, int | None]],
-    rates: Mapping[str, Searched],
-) -> Iterator[Event]:
+    searched: Mapping[str, SearchResult],
+) -> Iterator[ResultEvent]:
     jobs: list[Job] = []
-    numbered = {arm.name: (at, arm) for at, arm in enumerate(arms)}
-    for at, arm in numbered.values():
-        wanted = [n for n in range(protocol.seeds) if (arm.name, arm.recipe.seed + n) not in done]
-        if arm.name in rates:
-            jobs += _of_seeds(arm, at, rates[arm.name], wanted)
-        elif wanted:
-            jobs.append(Job(arm, (wanted[0], at)))
+    numbered = {variant.name: (at, variant) for at, variant in enumerate(variants)}
+    missing = {
+        v.name: [n for n in range(protocol.num_seeds) if (v.name, v.recipe.seed + n) not in done]
+        for v in variants
+    }
+    for at, variant in numbered.values():
+        numbers = missing[variant.name]
+        if variant.name in searched:
+            jobs += _make_jobs(variant, at, searched[variant.name], numbers)
+        elif numbers:
+            jobs.append(Job(variant, (numbers[0], at)))
     while jobs:
-        job, event = engine.next(tuple(jobs))
+        job, event = engine.take_next(tuple(jobs))
         jobs.remove(job)
         yield event
         match event:
-            case Searched():
-                at, arm = numbered[event.arm]
-                numbers = range(protocol.seeds)
-                wanted = [n for n in numbers if (arm.name, arm.recipe.seed + n) not in done]
-                jobs += _of_seeds(arm, at, event, wanted)
+            case SearchResult():
+                at, variant = numbered[event.variant]
+                jobs += _make_jobs(variant, at, event, missing[variant.name])
             case Failed():
-                jobs = [job for job in jobs if job.arm.name != event.arm]
-            case Outcome():
+                jobs = [job for job in jobs if job.variant.name != event.variant]
+            case RunResult():
                 pass
 
 
-def _of_seeds(arm: Arm, at: int, searched: Searched, numbers: Sequence[int]) -> list[Job]:
-    return [Job(arm, (n, at), arm.recipe.seed + n, searched) for n in numbers]
+def _make_jobs(
+    variant: Variant, at: int, searched: SearchResult, numbers: Sequence[int]
+) -> list[Job]:
+    """One job for each of the missing seeds."""
+    return [Job(variant, (n, at), variant.recipe.seed + n, searched) for n in numbers]
 
 
-def _searched(arm: Arm, protocol: Protocol, run: Runner) -> Searched:
-    share, seconds = protocol.share, protocol.seconds
-    steps = None if seconds is None else steps_within(seconds, arm=arm, run=run)
-    scores, best = dict[float, float](), protocol.factors[0]
-    if len(protocol.factors) > 1:
-        found = search(arm, factors=protocol.factors, share=share, run=run, steps=steps)
-        scores, best = {factor: one.score for factor, one in found.items()}, best_of(found)
-    return Searched(arm.name, scores, best, share, arm.mark, seconds, steps)
+def _search(variant: Variant, protocol: Protocol, run: TrainFn) -> SearchResult:
+    fraction, seconds = protocol.search_fraction, protocol.time_budget_seconds
+    steps = None if seconds is None else estimate_steps(seconds, variant=variant, run=run)
+    scores, best = dict[float, float](), protocol.lr_multipliers[0]
+    if len(protocol.lr_multipliers) > 1:
+        runs = search_learning_rate(
+            variant, multipliers=protocol.lr_multipliers, fraction=fraction, run=run, steps=steps
+        )
+        scores = {multiplier: trained.score for multiplier, trained in runs.items()}
+        best = select_best(runs)
+    return SearchResult(variant.name, scores, best, fraction, variant.cache_key, seconds, steps)
 
 
-def _outcome(
-    arm: Arm, seed: int, searched: Searched, *, protocol: Protocol, run: Runner
-) -> Outcome:
-    name, factor = f"{arm.folder}-{seed}", searched.factor
-    trained = run(Trial(arm, name, seed, factor=factor, steps=searched.steps))
-    marks = protocol.exam.mark(trained.answer(protocol.exam.rows))
-    return Outcome(
-        arm.name,
+def _train_and_test(
+    variant: Variant, seed: int, searched: SearchResult, *, protocol: Protocol, run: TrainFn
+) -> RunResult:
+    name, multiplier = f"{variant.folder}-{seed}", searched.multiplier
+    trained = run(RunSpec(variant, name, seed, multiplier=multiplier, steps=searched.steps))
+    scored = protocol.test_set.score(trained.answer(protocol.test_set.rows))
+    return RunResult(
+        variant.name,
         seed,
-        **vars(marks),
-        control=arm.kind != "prompt",
+        **vars(scored),
+        is_baseline=variant.kind != "prompt",
         validation=dict(trained.validation),
         rate=trained.rate,
         cost=trained.cost,

@@ -1,4 +1,4 @@
-"""What outcomes say together: means over seeds, and differences with their uncertainty."""
+"""Means over seeds, and differences from the best baseline with confidence intervals."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import bootstrap
 
-from softprompt.compare.outcome import Outcome
+from softprompt.compare.results import RunResult
 from softprompt.errors import DataError
 
 _LEVEL = 0.95
@@ -16,16 +16,16 @@ _RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher an arm scores than the best control.
+    """The difference in score between a prompt and the baseline with the highest score.
 
     Args:
-        control: its name.
-        mean: of the difference in score.
-        low: of the 95 % interval, by resampling test rows in pairs.
-        high: likewise.
+        baseline: its name.
+        mean: the difference.
+        low: the lower end of the 95 % interval, by a paired bootstrap over test rows.
+        high: the upper end.
     """
 
-    control: str
+    baseline: str
     mean: float
     low: float
     high: float
@@ -33,73 +33,74 @@ class Difference:
 
 @dataclass(frozen=True)
 class Summary:
-    """An arm over its seeds.
+    """The results of a variant over its seeds.
 
     Args:
-        arm: its name.
-        seeds: how many outcomes there are.
-        mean: score on the test rows.
-        spread: its standard deviation over seeds; None for a single outcome.
-        difference: from the best control; None for controls, and where there is none.
-        outcomes: all of them.
+        variant: its name.
+        seeds: the number of results.
+        mean: of the scores on the test rows.
+        spread: their standard deviation over seeds; None for a single result.
+        difference: from the strongest baseline; None for a baseline, and without baselines.
+        results: one for each seed.
     """
 
-    arm: str
+    variant: str
     seeds: int
     mean: float
     spread: float | None
     difference: Difference | None
-    outcomes: tuple[Outcome, ...]
+    results: tuple[RunResult, ...]
 
     @property
-    def control(self) -> bool:
-        """Whether it is what prompts must beat."""
-        return self.outcomes[0].control
+    def is_baseline(self) -> bool:
+        """Whether prompts are compared with it."""
+        return self.results[0].is_baseline
 
 
-def summaries(outcomes: Sequence[Outcome]) -> list[Summary]:
-    """One summary an arm, in the order of their first outcomes.
+def summarize_variants(results: Sequence[RunResult]) -> list[Summary]:
+    """One summary for each variant, in the order of their first results.
 
     Raises:
-        DataError: the outcomes are not of the same test rows.
+        DataError: the results are not of the same test rows.
     """
-    rows = {len(outcome.scores) for outcome in outcomes}
+    rows = {len(result.scores) for result in results}
     if len(rows) > 1:
-        msg = f"the outcomes are of {sorted(rows)} test rows. Compare what answered the same rows."
+        msg = f"the results are of {sorted(rows)} test rows. Compare results on the same rows."
         raise DataError(msg)
-    by_arm: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        by_arm.setdefault(outcome.arm, []).append(outcome)
-    controls = [found for found in by_arm.values() if found[0].control]
-    best = max(controls, key=_mean, default=None)
-    return [_summary(found, best) for found in by_arm.values()]
+    by_variant: dict[str, list[RunResult]] = {}
+    for result in results:
+        by_variant.setdefault(result.variant, []).append(result)
+    baselines = [group for group in by_variant.values() if group[0].is_baseline]
+    best = max(baselines, key=_mean, default=None)
+    return [_summarize(group, best) for group in by_variant.values()]
 
 
-def _mean(outcomes: Sequence[Outcome]) -> float:
-    return statistics.fmean(outcome.score for outcome in outcomes)
+def _mean(results: Sequence[RunResult]) -> float:
+    return statistics.fmean(result.score for result in results)
 
 
-def _summary(outcomes: Sequence[Outcome], control: Sequence[Outcome] | None) -> Summary:
-    shares = [outcome.score for outcome in outcomes]
-    beside = not outcomes[0].control and control is not None
+def _summarize(results: Sequence[RunResult], baseline: Sequence[RunResult] | None) -> Summary:
+    scores = [result.score for result in results]
+    if results[0].is_baseline:
+        baseline = None
     return Summary(
-        arm=outcomes[0].arm,
-        seeds=len(outcomes),
-        mean=_mean(outcomes),
-        spread=statistics.stdev(shares) if len(shares) > 1 else None,
-        difference=_difference(outcomes, control) if beside and control is not None else None,
-        outcomes=tuple(outcomes),
+        variant=results[0].variant,
+        seeds=len(results),
+        mean=_mean(results),
+        spread=statistics.stdev(scores) if len(scores) > 1 else None,
+        difference=None if baseline is None else _difference(results, baseline),
+        results=tuple(results),
     )
 
 
-def _difference(outcomes: Sequence[Outcome], control: Sequence[Outcome]) -> Difference:
+def _difference(results: Sequence[RunResult], baseline: Sequence[RunResult]) -> Difference:
     """The paired bootstrap over test rows (Efron & Tibshirani 1993), percentile interval.
 
-    A row's value is its mean score over the arm's seeds, less that over the control's.
+    The value of a row is its mean score over the seeds of one, minus that of the other.
     """
-    own, theirs = (np.mean([o.scores for o in found], axis=0) for found in (outcomes, control))
-    by_row = own - theirs
-    mean, name = float(by_row.mean()), control[0].arm
+    ours, theirs = (np.mean([r.scores for r in group], axis=0) for group in (results, baseline))
+    by_row = ours - theirs
+    mean, name = float(by_row.mean()), baseline[0].variant
     if len(by_row) < 2 or np.ptp(by_row) == 0:  # noqa: PLR2004  # nothing to resample
         return Difference(name, mean, mean, mean)
     found = bootstrap(

@@ -1,38 +1,59 @@
-"""Data: rows, splits, templates, tokens, batches, labels."""
+"""Data: rows, labels, splits, templates, token ids and batches."""
 
-from softprompt.data.batch import Batch, Side, collate, like_length
-from softprompt.data.labels import check_labels, labels_of
-from softprompt.data.pieces import Field, Literal, Mask, Piece, Separator, Soft
-from softprompt.data.read import Rows, check_columns, read
-from softprompt.data.rows import named
-from softprompt.data.split import SHARES, split, subset
-from softprompt.data.template import Template, check_fields, parse
-from softprompt.data.tokenise import Renderer, Tokenised, renderer
+from softprompt.data.collate import Batch, Side, collate, group_by_length
+from softprompt.data.inputs import Row, RowsLike, as_row, iterate_rows, to_table
+from softprompt.data.loading import DataConfig, MaxRows, SplitSizes, digest_rows, read_splits
+from softprompt.data.rendering import RenderedRow, Renderer, make_renderer
+from softprompt.data.sources import read_data, read_source
+from softprompt.data.splits import DEFAULT_SPLIT, sample, split_rows
+from softprompt.data.table import Table, check_columns, check_labels, collect_labels, map_values
+from softprompt.data.template import (
+    Field,
+    Literal,
+    MaskToken,
+    Piece,
+    Separator,
+    SoftTokens,
+    Template,
+    check_fields,
+    parse_template,
+)
 
 __all__ = [
-    "SHARES",
+    "DEFAULT_SPLIT",
     "Batch",
+    "DataConfig",
     "Field",
     "Literal",
-    "Mask",
+    "MaskToken",
+    "MaxRows",
     "Piece",
+    "RenderedRow",
     "Renderer",
-    "Rows",
+    "Row",
+    "RowsLike",
     "Separator",
     "Side",
-    "Soft",
+    "SoftTokens",
+    "SplitSizes",
+    "Table",
     "Template",
-    "Tokenised",
+    "as_row",
     "check_columns",
     "check_fields",
     "check_labels",
     "collate",
-    "labels_of",
-    "like_length",
-    "named",
-    "parse",
-    "read",
-    "renderer",
-    "split",
-    "subset",
+    "collect_labels",
+    "digest_rows",
+    "group_by_length",
+    "iterate_rows",
+    "make_renderer",
+    "map_values",
+    "parse_template",
+    "read_data",
+    "read_source",
+    "read_splits",
+    "sample",
+    "split_rows",
+    "to_table",
 ]

@@ -1,17 +1,17 @@
-"""How prompts enter a backbone: among the embeddings, and at the attention interface."""
+"""Running a backbone with prompts: among the embeddings, and at the attention interface."""
 
-from softprompt.injection.capture import bake, capture
-from softprompt.injection.generate import Decoding, generate
-from softprompt.injection.load import load_backbone, prove
-from softprompt.injection.run import injected, run
+from softprompt.injection.capture import capture_keys_and_values, to_kv_prefix
+from softprompt.injection.forward import forward, inject_prompts
+from softprompt.injection.generation import Decoding, generate
+from softprompt.injection.verify import load_backbone, verify_backbone
 
 __all__ = [
     "Decoding",
-    "bake",
-    "capture",
+    "capture_keys_and_values",
+    "forward",
     "generate",
-    "injected",
+    "inject_prompts",
     "load_backbone",
-    "prove",
-    "run",
+    "to_kv_prefix",
+    "verify_backbone",
 ]

@@ -1,75 +1,165 @@
-"""Keys and values read off a backbone: of a prompt (bake), or of a text (to start from)."""
+"""Keys, values and attention read from a forward pass."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from softprompt.backbone.model import Backbone
+from softprompt.backbone.attention import AttentionCall
+from softprompt.backbone.hooks import PassHook, PromptHook, use_hook
+from softprompt.backbone.model import Backbone, BatchInputs
 from softprompt.errors import PromptError
-from softprompt.injection.check import unmovable
-from softprompt.injection.kept import keys_and_values
+from softprompt.injection.compatibility import explain_unshiftable
+from softprompt.injection.forward import assign_prompts, compute_position_ids
+from softprompt.injection.state_cache import compute_keys_and_values
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
 
 @torch.no_grad()
-def capture(
+def capture_keys_and_values(
     backbone: Backbone, ids: Int[Tensor, " P"], *, prompt: Prompt | None = None
 ) -> KVPrefix:
-    """The keys and values that every attention site computes for one row of ids, in fp32.
-
-    An encoder-decoder's decoder is fed the same ids.
-
-    Raises:
-        PromptError: the backbone has an attention of its own.
-    """
-    if not backbone.geometry.sites:
-        msg = (
-            f"{backbone.geometry.family} has an attention of its own, whose keys and values cannot "
-            "be read. Use prompt-tuning or p-tuning."
-        )
-        raise PromptError(msg)
-    found = keys_and_values(backbone, backbone.one_row(ids), prompt=prompt)
-    keys = torch.cat([keys.float() for keys, _ in found])
-    values = torch.cat([values.float() for _, values in found])
-    return KVPrefix(keys, values, tuple(range(len(found))))
-
-
-def bake(backbone: Backbone, prompt: InputPrompt, *, head: Int[Tensor, " P"]) -> KVPrefix:
-    """Turn what all rows share at their head into keys and values, computed once.
-
-    Rows are then run without their head, and answer as before. In a causal backbone nothing after
-    the head changes what the head computes; in any other it does. Sliding windows forget the head
-    as they would its tokens.
+    """Capture the keys and values that every attention site computes for one row of ids.
 
     Args:
-        prompt: the trained prompt.
-        head: the ids that every row begins with, soft ones included, specials too.
+        backbone: the backbone; an encoder-decoder's decoder gets the same ids.
+        ids: the token ids, including those of soft tokens.
+        prompt: the prompt of the row, if it has one.
 
     Returns:
-        A prefix as long as the head, with ``shifted`` set.
+        A prefix in fp32, as long as the row.
 
     Raises:
-        PromptError: the backbone is not causal, or rows cannot begin behind a head in it.
+        PromptError: the backbone uses a custom attention implementation.
     """
-    geometry = backbone.geometry
-    if prompt.layer:
+    if not backbone.geometry.num_attention_sites:
         msg = (
-            f"a prompt that enters at layer {prompt.layer} cannot be baked: below it there are no "
-            "keys and values of it. Run it with its soft tokens."
+            f"{backbone.geometry.model_type} uses a custom attention implementation, whose keys "
+            "and values cannot be read. Use prompt-tuning or p-tuning."
         )
         raise PromptError(msg)
-    if geometry.kind != "causal":
+    pairs = compute_keys_and_values(backbone, backbone.make_single_row(ids), prompt=prompt)
+    keys = torch.cat([keys.float() for keys, _ in pairs])
+    values = torch.cat([values.float() for _, values in pairs])
+    return KVPrefix(keys, values, tuple(range(len(pairs))))
+
+
+def to_kv_prefix(backbone: Backbone, prompt: InputPrompt, *, head: Int[Tensor, " P"]) -> KVPrefix:
+    """Bake an input prompt: compute the keys and values of the tokens that all rows begin with.
+
+    Rows can then be run without these tokens, with the same result. This needs a causal backbone,
+    in which later tokens do not change the keys and values of earlier ones. Sliding windows apply
+    to the prefix as they do to its tokens.
+
+    Args:
+        backbone: the backbone that the prompt was trained on.
+        prompt: the trained prompt, on the input embeddings.
+        head: the ids ``[P]`` that every row begins with, including soft tokens (V + k) and special
+            tokens.
+
+    Returns:
+        A prefix of P positions, with ``shift_positions`` set.
+
+    Raises:
+        PromptError: the prompt enters at a later layer, the backbone is not causal, or it cannot
+            shift a row's positions.
+
+    Example:
+        >>> vocabulary = backbone.geometry.vocab_size
+        >>> prompt = InputPrompt(backbone.embed(torch.tensor([5, 6, 7])))
+        >>> prefix = to_kv_prefix(backbone, prompt, head=torch.arange(3) + vocabulary)
+        >>> prefix.length, prefix.shift_positions
+        (3, True)
+    """
+    geometry = backbone.geometry
+    if prompt.start_layer:
         msg = (
-            f"a prompt for {geometry.family} cannot be baked: its tokens see what comes after "
+            f"a prompt that enters at layer {prompt.start_layer} cannot be baked: it has no keys "
+            "and values in the layers below. Run it with its soft tokens."
+        )
+        raise PromptError(msg)
+    if geometry.architecture != "causal":
+        msg = (
+            f"a prompt for {geometry.model_type} cannot be baked: its tokens see what comes after "
             "them, so their keys and values differ from row to row. Run it with its soft tokens."
         )
         raise PromptError(msg)
-    reason = unmovable(geometry)
+    reason = explain_unshiftable(geometry)
     if reason is not None:
         msg = (
-            f"a prompt for {geometry.family} cannot be baked: it {reason}, so rows cannot begin "
-            "behind the head. Run it with its soft tokens."
+            f"a prompt for {geometry.model_type} cannot be baked: it {reason}, so the rows' "
+            "positions cannot be shifted. Run it with its soft tokens."
         )
         raise PromptError(msg)
-    captured = capture(backbone, head, prompt=prompt)
-    return KVPrefix(captured.keys, captured.values, captured.layers, shifted=True)
+    captured = capture_keys_and_values(backbone, head, prompt=prompt)
+    return KVPrefix(captured.keys, captured.values, captured.sites, shift_positions=True)
+
+
+AttentionCallback = Callable[[int, AttentionCall], None]
+
+
+@torch.no_grad()
+def observe_attention(
+    backbone: Backbone, inputs: BatchInputs, *, prompt: Prompt, callback: AttentionCallback
+) -> None:
+    """Run a backbone on rows with a prompt, and pass each attention call to a function.
+
+    Args:
+        backbone: the backbone.
+        inputs: the rows; of an encoder-decoder with ``decoder_input_ids``.
+        prompt: the prompt of all rows.
+        callback: called with the number of each attention site, in the order of their calls, and
+            its inputs, in which the prompt's keys come before the row's own.
+
+    Raises:
+        PromptError: the backbone uses a custom attention implementation, or the prompt does not
+            fit it.
+    """
+    if not backbone.geometry.num_attention_sites:
+        msg = (
+            f"{backbone.geometry.model_type} uses a custom attention implementation, whose weights "
+            "cannot be read. Look at the prompt's nearest words and its distance from "
+            "initialization instead."
+        )
+        raise PromptError(msg)
+    row_prompts = assign_prompts(backbone, inputs, prompts=[prompt])
+    positions = compute_position_ids(backbone, inputs, cached=row_prompts)
+    with use_hook(_Observer(row_prompts, callback)):
+        backbone.compute_hidden_states(inputs, positions=positions)
+
+
+@dataclass
+class _Observer:
+    """A hook that applies another one, and passes each attention call to a function."""
+
+    below: PromptHook
+    callback: AttentionCallback
+    count: int = field(default=0, init=False)
+
+    def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.below.embed(ids, table)
+
+    def get_position_shift(self, batch: int) -> Tensor | None:
+        return self.below.get_position_shift(batch)
+
+    def begin_pass(self, positions: Tensor) -> PassHook:
+        return _ObservedPass(self, self.below.begin_pass(positions))
+
+
+@dataclass
+class _ObservedPass:
+    observer: _Observer
+    below: PassHook
+    extra_outputs: list[Any] = field(default_factory=list)
+
+    def attend(self, module: nn.Module, attention: AttentionCall) -> AttentionCall:
+        seen = self.below.attend(module, attention)
+        self.observer.callback(self.observer.count, seen)
+        self.observer.count += 1
+        return seen
+
+    def on_layer(self, block: nn.Module, states: Tensor) -> tuple[Tensor, bool]:
+        return self.below.on_layer(block, states)

@@ -1,6 +1,7 @@
-"""The list of methods: the only place that names them all.
+"""Methods: how a prompt is parametrised while it is trained, and what it starts from.
 
-A method costs its file and one line here; the contract tests pick it up by themselves.
+This is the only list of methods. To add one, write its module and add it here; the contract tests
+then cover it.
 """
 
 from dataclasses import replace
@@ -10,9 +11,9 @@ import torch
 
 from softprompt.backbone.model import Backbone, Geometry
 from softprompt.errors import PromptError
-from softprompt.initialise import FromRandom, Initial, initial_prompt
-from softprompt.injection.check import check, check_layer
-from softprompt.methods.base import Method, fit
+from softprompt.injection.compatibility import check_layer_exists, check_prompt_fits
+from softprompt.methods.base import Method, warm_start
+from softprompt.methods.initializers import FromRandom, Initializer, initialize_prompt
 from softprompt.methods.p_tuning import PTuning
 from softprompt.methods.p_tuning_v2 import PTuningV2
 from softprompt.methods.prefix_tuning import PrefixTuning
@@ -31,58 +32,65 @@ def build_method(
     settings: MethodSettings,
     *,
     soft_length: int,
-    initial: Initial,
+    init: Initializer,
     seed: int,
 ) -> Method:
-    """A method at its start, for a backbone.
+    """A method with its initial parameters, for a backbone.
 
     Args:
-        soft_length: how many soft tokens the template has (0 for keys and values).
-        initial: what the prompt is before its first step. Methods with an encoder are fitted to
-            it, except to ``FromRandom``, which leaves them as the papers draw them.
-        seed: decides everything random, on every machine.
+        backbone: to train on.
+        settings: of the method.
+        soft_length: the number of soft tokens in the template (0 for keys and values).
+        init: the initialization. Methods with an encoder are fitted to it, except to
+            ``FromRandom``, which leaves them as the papers initialize them.
+        seed: of everything random; the same seed gives the same method on every machine.
 
     Raises:
         PromptError: the method does not fit the backbone or the initial value.
     """
     generator = torch.Generator().manual_seed(seed)
-    if settings.shape == "kv" and not backbone.geometry.sites:
-        _refuse(backbone, settings.name)
+    if settings.prompt_kind == "kv" and not backbone.geometry.num_attention_sites:
+        _refuse_attention(backbone, settings.name)
     geometry = backbone.geometry
     match settings:
         case PrefixTuning() | PTuningV2():
-            length, layers = settings.length, sites(settings.layers, geometry.sites)
-            shifted = settings.shifted
+            length = settings.length
+            layers = parse_layers(settings.layers, geometry.num_attention_sites)
+            shift_positions = settings.shift_positions
         case PromptTuning() | PTuning():
-            length, layers = soft_length, _from(settings.layers, geometry)
-            shifted = False
-    start = initial_prompt(
+            length, layers = soft_length, _parse_upper_layers(settings.layers, geometry)
+            shift_positions = False
+    start = initialize_prompt(
         backbone,
-        initial,
-        shape=settings.shape,
+        init,
+        shape=settings.prompt_kind,
         length=length,
         layers=layers,
         generator=generator,
     )
-    if isinstance(start, KVPrefix) and shifted:
-        start = replace(start, shifted=True)
-    check(geometry, start)
+    if isinstance(start, KVPrefix) and shift_positions:
+        start = replace(start, shift_positions=True)
+    check_prompt_fits(geometry, start)
     method: Method = settings.build(geometry, start, generator=generator)  # type: ignore[arg-type]  # `shape` pairs them
-    if not settings.direct and not isinstance(initial, FromRandom):
-        fit(method, start)
+    if not settings.is_direct and not isinstance(init, FromRandom):
+        warm_start(method, start)
     return method
 
 
-def sites(text: str, count: int) -> tuple[int, ...]:
-    """The attention sites that ``"all"``, ``"12:"``, ``":6"``, ``"3:9"`` or ``"4::2"`` names.
+def parse_layers(text: str, count: int) -> tuple[int, ...]:
+    """The attention sites that ``"all"``, ``"12:"``, ``":6"``, ``"3:9"`` or ``"4::2"`` selects.
+
+    Args:
+        text: ``"all"`` or a slice.
+        count: how many sites there are.
 
     Raises:
-        PromptError: it is no such thing, or names none of the ``count`` sites.
+        PromptError: it is neither, or selects no site.
     """
     bounds = (":" if text == "all" else text).split(":")
     try:
-        chosen = tuple(range(count))[slice(*map(_bound, bounds))] if len(bounds) > 1 else ()
-    except (ValueError, TypeError):  # no numbers, or more than three
+        chosen = tuple(range(count))[slice(*map(_parse_bound, bounds))] if len(bounds) > 1 else ()
+    except (ValueError, TypeError):  # not numbers, or more than three
         chosen = ()
     if not chosen or chosen[0] > chosen[-1]:
         msg = (
@@ -93,34 +101,36 @@ def sites(text: str, count: int) -> tuple[int, ...]:
     return chosen
 
 
-def _from(text: str, geometry: Geometry) -> tuple[int, ...]:
-    """The layers that see soft tokens: all from one on.
+def _parse_upper_layers(text: str, geometry: Geometry) -> tuple[int, ...]:
+    """The layers that see soft tokens: one layer and all later ones; empty for all.
 
     Raises:
-        PromptError: it leaves the last ones out, or they cannot enter late.
+        PromptError: later layers are left out, or soft tokens cannot enter at a later layer.
     """
     if text == "all":
         return ()
-    if not geometry.blocks:
-        check_layer(geometry, 1)
-    chosen = sites(text, geometry.blocks)
-    if chosen != tuple(range(chosen[0], geometry.blocks)):
+    if not geometry.num_layers:
+        check_layer_exists(geometry, 1)
+    chosen = parse_layers(text, geometry.num_layers)
+    if chosen != tuple(range(chosen[0], geometry.num_layers)):
         msg = (
-            f"layers = {text!r} leaves out some of the {geometry.blocks} layers that come after "
-            f'its first, but soft tokens stay once they have entered. Write "{chosen[0]}:".'
+            f"layers = {text!r} leaves out some of the backbone's {geometry.num_layers} layers "
+            "after the first that it selects, but soft tokens pass through all later layers. "
+            f'Write "{chosen[0]}:".'
         )
         raise PromptError(msg)
     return chosen
 
 
-def _bound(text: str) -> int | None:
+def _parse_bound(text: str) -> int | None:
     return int(text) if text else None
 
 
-def _refuse(backbone: Backbone, method: str) -> None:
+def _refuse_attention(backbone: Backbone, method: str) -> None:
     msg = (
-        f"{method} trains keys and values, but {backbone.geometry.family} has an attention of its "
-        "own, which they cannot enter. Use prompt-tuning or p-tuning, or another backbone."
+        f"{method} trains keys and values, but {backbone.geometry.model_type} uses a custom "
+        "attention implementation that does not accept key/value prefixes. Use prompt-tuning or "
+        "p-tuning, or another backbone."
     )
     raise PromptError(msg)
 
@@ -134,6 +144,6 @@ __all__ = [
     "PrefixTuning",
     "PromptTuning",
     "build_method",
-    "fit",
-    "sites",
+    "parse_layers",
+    "warm_start",
 ]

@@ -1,16 +1,16 @@
-"""What a recipe leaves unsaid: good settings by method and backbone, each with its source."""
+"""Default settings by method and backbone, each with its source."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from softprompt.backbone.model import Geometry
-from softprompt.errors import unknown
-from softprompt.initialise import FromRandom, FromVocabulary, Initial
+from softprompt.errors import format_unknown
+from softprompt.methods.initializers import FromRandom, FromVocabulary, Initializer
 
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-# Families that normalise what they are given: their prompts take, and need, a hundredfold rate.
+# Families that normalize their input embeddings: prompts need a hundredfold learning rate there.
 T5 = {"t5", "mt5", "umt5"}
 
 
@@ -22,34 +22,38 @@ class Defaults:
         optimizer: ``adamw``, ``adafactor``, or a class of ``torch.optim``.
         learning_rate: of the prompt, at its highest.
         weight_decay: of the prompt.
-        schedule: how the rate falls.
-        warmup: the share of all steps in which it rises first.
-        initial: what the prompt is before its first step, if there are no label words or text.
-        source: where this is from.
+        lr_scheduler: how the rate falls.
+        warmup_ratio: the share of all steps in which it rises first.
+        init: the initialization, if there are no label words or text.
+        source: of these settings.
     """
 
     optimizer: str
     learning_rate: float
     weight_decay: float
-    schedule: Schedule
-    warmup: float
-    initial: Initial
+    lr_scheduler: Schedule
+    warmup_ratio: float
+    init: Initializer
     source: str
 
 
-def defaults(method: str, geometry: Geometry) -> Defaults:
-    """Good settings for a method on a backbone.
+def choose_defaults(method: str, geometry: Geometry) -> Defaults:
+    """The default settings of a method on a backbone.
+
+    Args:
+        method: its name.
+        geometry: of the backbone.
 
     Raises:
-        KeyError: a method without an entry here; the contract tests forbid it.
+        KeyError: the method has no entry here, which the contract tests check.
     """
     match method:
-        case "prompt-tuning" if geometry.family in T5:
+        case "prompt-tuning" if geometry.model_type in T5:
             return Defaults(
                 "adafactor", 0.3, 1e-5, "constant", 0.0, FromVocabulary(),
                 "Lester et al. 2021: Adafactor at 0.3, parameter scaling off, weight decay 1e-5",
             )  # fmt: skip
-        case "prompt-tuning" if geometry.kind == "encoder":
+        case "prompt-tuning" if geometry.architecture == "encoder":
             return Defaults(
                 "adamw", 1e-2, 1e-5, "linear", 0.0, FromVocabulary(),
                 "Liu et al. 2022 (P-tuning v2's code): 5e-3 to 3e-2 for BERT and RoBERTa",
@@ -65,7 +69,7 @@ def defaults(method: str, geometry: Geometry) -> Defaults:
                 "PEFT's MRPC example: AdamW at 1e-3, decay 0.01; 1e-5 to 1e-3 in the papers",
             )  # fmt: skip
         case "prefix-tuning":
-            rate = 1e-4 if geometry.kind == "encoder" else 5e-5
+            rate = 1e-4 if geometry.architecture == "encoder" else 5e-5
             return Defaults(
                 "adamw", rate, 0.0, "linear", 0.0, FromRandom(),
                 "Li & Liang 2021: AdamW at 5e-5; P-tuning v2's code: 1e-4 with projection on BERT",
@@ -76,4 +80,4 @@ def defaults(method: str, geometry: Geometry) -> Defaults:
                 "Liu et al. 2022: 5e-3, 7e-3 or 1e-2 in most scripts, linear decay",
             )  # fmt: skip
         case _:
-            raise KeyError(unknown("method", method, options=["prompt-tuning"]))
+            raise KeyError(format_unknown("method", method, options=["prompt-tuning"]))

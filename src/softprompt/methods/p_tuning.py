@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.backbone.model import Geometry
-from softprompt.initialise import Shape
 from softprompt.methods.base import Method
+from softprompt.methods.initializers import PromptKind
 from softprompt.prompt import InputPrompt, Prompt
 
 Encoder = Literal["mlp", "lstm"]
@@ -18,31 +18,43 @@ Encoder = Literal["mlp", "lstm"]
 
 @dataclass(frozen=True)
 class PTuning:
-    """Settings of P-tuning v1.
+    """P-tuning v1: vectors made by a small encoder (Liu et al. 2021).
 
     Args:
         encoder: ``lstm`` as in the paper, or ``mlp`` as in NeMo and PEFT.
-        hidden_size: of the encoder; per direction for the LSTM. None: half the embedding width
-            for the LSTM (the LAMA code), the whole for the MLP.
-        encoder_layers: LSTM layers, or hidden layers of the MLP (two: the LAMA code; NeMo).
-        dropout: between LSTM layers (0 in the LAMA code).
-        layers: the ones that see the soft tokens: ``"all"``, or ``"12:"`` for those from there on.
+        encoder_hidden_size: the encoder's width; per direction for the LSTM. None: half the
+            embedding width for the LSTM (the LAMA code), the whole for the MLP.
+        encoder_num_layers: LSTM layers, or hidden layers of the MLP (2 in the LAMA code and NeMo).
+        encoder_dropout: the rate of dropout between LSTM layers (0 in the LAMA code).
+        layers: the layers that see the soft tokens: ``"all"``, or ``"12:"`` for layer 12 and later.
+
+    Example:
+        >>> PTuning(encoder="mlp", encoder_hidden_size=128).encoder_num_layers
+        2
     """
 
     name: ClassVar = "p-tuning"
-    shape: ClassVar[Shape] = "input"
-    direct: ClassVar = False
+    prompt_kind: ClassVar[PromptKind] = "input"
+    is_direct: ClassVar = False
 
     encoder: Encoder = "lstm"
-    hidden_size: int | None = None
-    encoder_layers: int = 2
-    dropout: float = 0.0
+    encoder_hidden_size: int | None = None
+    encoder_num_layers: int = 2
+    encoder_dropout: float = 0.0
     layers: str = "all"
 
     def build(
         self, _geometry: Geometry, start: InputPrompt, *, generator: torch.Generator
     ) -> "PTuningMethod":
-        """An encoder whose output has the shape of ``start``."""
+        """Build an encoder whose output has the shape of the initial prompt.
+
+        Args:
+            start: the initial prompt, for its shape.
+            generator: of everything random.
+
+        Returns:
+            The method.
+        """
         return PTuningMethod(self, start, generator=generator)
 
 
@@ -53,51 +65,58 @@ class PTuningMethod(Method):
         self, settings: PTuning, start: InputPrompt, *, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.layer = start.layer
+        self.layer = start.start_layer
         width = start.vectors.shape[1]
         self.embedding = nn.Parameter(torch.randn(start.vectors.shape, generator=generator))
         match settings.encoder:
             case "lstm":
-                hidden = settings.hidden_size or width // 2
+                hidden = settings.encoder_hidden_size or width // 2
                 self.lstm: nn.LSTM | None = nn.LSTM(
                     width,
                     hidden,
-                    num_layers=settings.encoder_layers,
-                    dropout=settings.dropout,
+                    num_layers=settings.encoder_num_layers,
+                    dropout=settings.encoder_dropout,
                     bidirectional=True,
                     batch_first=True,
                 )
                 self.mlp = _mlp(2 * hidden, 2 * hidden, width, layers=1)
             case "mlp":
-                hidden = settings.hidden_size or width
+                hidden = settings.encoder_hidden_size or width
                 self.lstm = None
-                self.mlp = _mlp(width, hidden, width, layers=settings.encoder_layers)
+                self.mlp = _mlp(width, hidden, width, layers=settings.encoder_num_layers)
             case _:
                 assert_never(settings.encoder)
-        draw(self, generator, skip=("embedding",))
+        reset_parameters(self, generator, skip=("embedding",))
 
     def forward(self) -> Prompt:
-        """The encoder's output; it runs once a step, not once a row."""
+        """The encoder's output; it is computed once per step, not per row."""
         states = self.embedding
         if self.lstm is not None:
             states = self.lstm(states[None])[0][0]
         return InputPrompt(self.mlp(states), self.layer)
 
 
-def _mlp(given: int, hidden: int, wanted: int, *, layers: int) -> nn.Sequential:
+def _mlp(inputs: int, hidden: int, outputs: int, *, layers: int) -> nn.Sequential:
     """``layers`` times Linear and ReLU, then Linear."""
-    widths = [given, *[hidden] * layers]
+    widths = [inputs, *[hidden] * layers]
     blocks: list[nn.Module] = []
     for before, after in pairwise(widths):
         blocks += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*blocks, nn.Linear(widths[-1], wanted))
+    return nn.Sequential(*blocks, nn.Linear(widths[-1], outputs))
 
 
 @torch.no_grad()
-def draw(module: nn.Module, generator: torch.Generator, *, skip: tuple[str, ...] = ()) -> None:
-    """Draw every parameter anew from ``generator``, as torch's own defaults are distributed.
+def reset_parameters(
+    module: nn.Module, generator: torch.Generator, *, skip: tuple[str, ...] = ()
+) -> None:
+    """Initialize all parameters from a generator, with the distributions of torch's defaults.
 
-    torch initialises from the global generator; a seed must decide a run by itself.
+    torch itself draws from the global generator, but the seed of a run alone must decide it.
+
+    Args:
+        module: to initialize.
+        generator: to draw from.
+        skip: names of parameters to leave unchanged.
     """
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):

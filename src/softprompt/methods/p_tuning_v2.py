@@ -7,40 +7,54 @@ import torch
 from torch import nn
 
 from softprompt.backbone.model import Geometry
-from softprompt.initialise import Shape
 from softprompt.methods.base import Method
+from softprompt.methods.initializers import PromptKind
 from softprompt.prompt import KVPrefix, Prompt
 
 
 @dataclass(frozen=True)
 class PTuningV2:
-    """Settings of P-tuning v2.
+    """P-tuning v2: keys and values of every layer are trained directly (Liu et al. 2022).
 
     Args:
-        length: P (under 20 for simple classification, around 100 for labelling, in the paper).
+        length: the number of soft tokens (under 20 for simple classification, around 100 for
+            labeling, in the paper).
         layers: attention sites as ``"all"`` or a slice such as ``"12:"``.
-        shifted: whether the row's positions move up by P, as PEFT's do; needed to export there.
-        dropout: on keys and values (0.1 in the code; 0 here, as for the backbone).
+        shift_positions: whether the positions of a row are shifted by ``length``, as in PEFT;
+            needed to export there.
+        prefix_dropout: the rate of dropout on keys and values (0.1 in the authors' code).
+
+    Example:
+        >>> PTuningV2(length=40, layers="12:").prefix_dropout
+        0.0
     """
 
     name: ClassVar = "p-tuning-v2"
-    shape: ClassVar[Shape] = "kv"
-    direct: ClassVar = True
+    prompt_kind: ClassVar[PromptKind] = "kv"
+    is_direct: ClassVar = True
 
     length: int = 20
     layers: str = "all"
-    shifted: bool = False
-    dropout: float = 0.0
+    shift_positions: bool = False
+    prefix_dropout: float = 0.0
 
     def build(
         self,
         _geometry: Geometry,
         start: KVPrefix,
         *,
-        generator: torch.Generator,  # noqa: ARG002  # every method is built alike
+        generator: torch.Generator,  # noqa: ARG002  # all methods are built by one call
     ) -> "PTuningV2Method":
-        """Keys and values ``[L, N, P, D]`` that begin at ``start``."""
-        return PTuningV2Method(start, self.dropout)
+        """Build keys and values ``[L, N, P, D]`` with the initial values of a prompt.
+
+        Args:
+            start: the initial prompt, for its shape and values.
+            generator: of everything random (nothing, here).
+
+        Returns:
+            The method.
+        """
+        return PTuningV2Method(start, self.prefix_dropout)
 
 
 class PTuningV2Method(Method):
@@ -48,12 +62,12 @@ class PTuningV2Method(Method):
 
     def __init__(self, start: KVPrefix, dropout: float) -> None:
         super().__init__()
-        self.layers, self.shifted = start.layers, start.shifted
+        self.sites, self.shift_positions = start.sites, start.shift_positions
         self.keys = nn.Parameter(start.keys.detach().float().clone())
         self.values = nn.Parameter(start.values.detach().float().clone())
         self.dropout = nn.Dropout(dropout)
 
     def forward(self) -> Prompt:
-        """Keys and values, as they are (through dropout in training, if asked)."""
+        """Keys and values; with dropout in training, if its rate is not 0."""
         keys, values = self.dropout(self.keys), self.dropout(self.values)
-        return KVPrefix(keys, values, self.layers, shifted=self.shifted)
+        return KVPrefix(keys, values, self.sites, shift_positions=self.shift_positions)

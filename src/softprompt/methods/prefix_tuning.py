@@ -7,36 +7,51 @@ import torch
 from torch import nn
 
 from softprompt.backbone.model import Geometry
-from softprompt.initialise import Shape
 from softprompt.methods.base import Method
-from softprompt.methods.p_tuning import draw
+from softprompt.methods.initializers import PromptKind
+from softprompt.methods.p_tuning import reset_parameters
 from softprompt.prompt import KVPrefix, Prompt
 
 
 @dataclass(frozen=True)
 class PrefixTuning:
-    """Settings of prefix tuning.
+    """Prefix tuning: keys and values of every layer, made by an MLP (Li & Liang 2021).
 
     Args:
-        length: P (10 for table-to-text, 200 for summarisation in the paper).
-        hidden_size: of the MLP (512; 800 for XSUM).
+        length: the number of soft tokens (10 for table-to-text, 200 for summarization in the
+            paper).
+        encoder_hidden_size: the width of the MLP (512; 800 for XSUM).
         layers: attention sites as ``"all"`` or a slice such as ``"12:"``.
-        shifted: whether the row's positions move up by P, as PEFT's do; needed to export there.
+        shift_positions: whether the positions of a row are shifted by ``length``, as in PEFT;
+            needed to export there.
+
+    Example:
+        >>> PrefixTuning(length=20).encoder_hidden_size
+        512
     """
 
     name: ClassVar = "prefix-tuning"
-    shape: ClassVar[Shape] = "kv"
-    direct: ClassVar = False
+    prompt_kind: ClassVar[PromptKind] = "kv"
+    is_direct: ClassVar = False
 
     length: int = 10
-    hidden_size: int = 512
+    encoder_hidden_size: int = 512
     layers: str = "all"
-    shifted: bool = False
+    shift_positions: bool = False
 
     def build(
         self, geometry: Geometry, start: KVPrefix, *, generator: torch.Generator
     ) -> "PrefixTuningMethod":
-        """An MLP whose output has the shape of ``start``."""
+        """Build an MLP whose output has the shape of the initial prompt.
+
+        Args:
+            geometry: of the backbone.
+            start: the initial prompt, for its shape.
+            generator: of everything random.
+
+        Returns:
+            The method.
+        """
         return PrefixTuningMethod(self, start, width=geometry.hidden_size, generator=generator)
 
 
@@ -53,18 +68,18 @@ class PrefixTuningMethod(Method):
     ) -> None:
         super().__init__()
         layers, heads, length, size = start.keys.shape
-        self.layers, self.shifted = start.layers, start.shifted
+        self.sites, self.shift_positions = start.sites, start.shift_positions
         self.shape = (length, layers, 2, heads, size)
         self.embedding = nn.Parameter(torch.randn(length, width, generator=generator))
         self.mlp = nn.Sequential(
-            nn.Linear(width, settings.hidden_size),
+            nn.Linear(width, settings.encoder_hidden_size),
             nn.Tanh(),
-            nn.Linear(settings.hidden_size, layers * 2 * heads * size),
+            nn.Linear(settings.encoder_hidden_size, layers * 2 * heads * size),
         )
-        draw(self, generator, skip=("embedding",))
+        reset_parameters(self, generator, skip=("embedding",))
 
     def forward(self) -> Prompt:
-        """The MLP's output, cut into keys and values; it runs once a step, not once a row."""
+        """The MLP's output as keys and values; it is computed once per step, not per row."""
         pairs = self.mlp(self.embedding).view(self.shape)
         keys, values = pairs.permute(2, 1, 3, 0, 4)
-        return KVPrefix(keys, values, self.layers, shifted=self.shifted)
+        return KVPrefix(keys, values, self.sites, shift_positions=self.shift_positions)

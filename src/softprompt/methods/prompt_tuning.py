@@ -7,23 +7,29 @@ import torch
 from torch import nn
 
 from softprompt.backbone.model import Geometry
-from softprompt.initialise import Shape
 from softprompt.methods.base import Method
+from softprompt.methods.initializers import PromptKind
 from softprompt.prompt import InputPrompt, Prompt
 
 
 @dataclass(frozen=True)
 class PromptTuning:
-    """Settings; the template says how many soft tokens there are and where.
+    """Prompt tuning: the vectors are trained directly (Lester et al. 2021).
+
+    The template says where they stand.
 
     Args:
-        layers: the ones that see them: ``"all"``, or ``"12:"`` for those from the twelfth on
+        layers: the layers that see the soft tokens: ``"all"``, or ``"12:"`` for layer 12 and later
             (Liu et al. 2022, "Late prompt tuning").
+
+    Example:
+        >>> PromptTuning(layers="12:").prompt_kind
+        'input'
     """
 
     name: ClassVar = "prompt-tuning"
-    shape: ClassVar[Shape] = "input"
-    direct: ClassVar = True
+    prompt_kind: ClassVar[PromptKind] = "input"
+    is_direct: ClassVar = True
 
     layers: str = "all"
 
@@ -32,9 +38,17 @@ class PromptTuning:
         _geometry: Geometry,
         start: InputPrompt,
         *,
-        generator: torch.Generator,  # noqa: ARG002  # every method is built alike
+        generator: torch.Generator,  # noqa: ARG002  # all methods are built by one call
     ) -> "PromptTuningMethod":
-        """Vectors ``[P, E]`` (``[P, H]`` at a later layer) that begin at ``start``."""
+        """Build vectors ``[P, E]`` (``[P, H]`` at a later layer) with the values of a prompt.
+
+        Args:
+            start: the initial prompt, for its shape and values.
+            generator: of everything random (nothing, here).
+
+        Returns:
+            The method.
+        """
         return PromptTuningMethod(start)
 
 
@@ -43,9 +57,9 @@ class PromptTuningMethod(Method):
 
     def __init__(self, start: InputPrompt) -> None:
         super().__init__()
-        self.layer = start.layer
+        self.layer = start.start_layer
         self.vectors = nn.Parameter(start.vectors.detach().float().clone())
 
     def forward(self) -> Prompt:
-        """The vectors, as they are."""
+        """The vectors."""
         return InputPrompt(self.vectors, self.layer)

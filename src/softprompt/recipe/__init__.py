@@ -1,35 +1,40 @@
-"""Everything that decides a run, as one strict TOML file, with all its faults at once."""
+"""Recipes: one strict TOML file that decides a run, checked with all faults at once."""
 
-from softprompt.recipe.make import faults_of, make_recipe
-from softprompt.recipe.parts import read_parts
-from softprompt.recipe.read import read_data, read_recipe
-from softprompt.recipe.sections import (
-    BackboneSection,
-    DataSection,
-    InitialiseSection,
-    Limit,
-    MethodSection,
+from softprompt.recipe.describe import describe_recipe, make_recipe_schema
+from softprompt.recipe.loading import (
+    RecipeSource,
+    explain_validation_error,
+    load_recipe,
+    make_recipe,
+    read_overrides,
+    read_recipe,
+    read_toml,
+)
+from softprompt.recipe.schema import (
+    BackboneConfig,
+    InitConfig,
+    MethodConfig,
     Recipe,
-    Section,
-    Shares,
-    TaskSection,
-    TrainSection,
+    StrictModel,
+    TaskConfig,
+    TrainConfig,
 )
 
 __all__ = [
-    "BackboneSection",
-    "DataSection",
-    "InitialiseSection",
-    "Limit",
-    "MethodSection",
+    "BackboneConfig",
+    "InitConfig",
+    "MethodConfig",
     "Recipe",
-    "Section",
-    "Shares",
-    "TaskSection",
-    "TrainSection",
-    "faults_of",
+    "RecipeSource",
+    "StrictModel",
+    "TaskConfig",
+    "TrainConfig",
+    "describe_recipe",
+    "explain_validation_error",
+    "load_recipe",
     "make_recipe",
-    "read_data",
-    "read_parts",
+    "make_recipe_schema",
+    "read_overrides",
     "read_recipe",
+    "read_toml",
 ]

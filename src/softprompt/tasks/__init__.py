@@ -1,20 +1,20 @@
-"""What is asked of a backbone's output: the loss and the answer, whatever the prompt."""
+"""Tasks: the loss and the predictions that are computed from a backbone's output."""
 
-from softprompt.tasks.base import Answer, Example, Loss, Task
-from softprompt.tasks.bind import Room, bind
-from softprompt.tasks.classifier import Classifier
-from softprompt.tasks.settings import TASKS, Classify, Generate, TaskSettings
+from softprompt.tasks.base import Example, Prediction, SummedLoss, Task
+from softprompt.tasks.binding import LengthBudget, build_task
+from softprompt.tasks.classification import Classifier
+from softprompt.tasks.config import TASKS, Classify, Generate, TaskSettings
 
 __all__ = [
     "TASKS",
-    "Answer",
     "Classifier",
     "Classify",
     "Example",
     "Generate",
-    "Loss",
-    "Room",
+    "LengthBudget",
+    "Prediction",
+    "SummedLoss",
     "Task",
     "TaskSettings",
-    "bind",
+    "build_task",
 ]

@@ -1,60 +1,100 @@
-"""What every task is: rows in, a loss or answers out, whatever the prompt and the method."""
+"""The interface of tasks: rows in, a loss or predictions out, for any prompt and method."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from softprompt.backbone.model import Backbone
-from softprompt.data.tokenise import Tokenised
-from softprompt.injection.kept import Kept, first_layer, key_of
-from softprompt.injection.rows import Given
-from softprompt.injection.run import run
-from softprompt.injection.segments import Beginning, begin, cut, run_cut
+from softprompt.backbone.model import Backbone, BatchInputs
+from softprompt.data.collate import Side, collate
+from softprompt.data.inputs import Row
+from softprompt.data.rendering import RenderedRow
+from softprompt.injection.forward import forward
+from softprompt.injection.prefix_sharing import (
+    SharedPrefix,
+    compute_shared_prefix,
+    plan_split,
+    run_split,
+)
+from softprompt.injection.row_prompts import CachedInput
+from softprompt.injection.state_cache import (
+    CachedStates,
+    compute_row_key,
+    find_first_affected_layer,
+)
 from softprompt.prompt import Prompt
-from softprompt.tasks.layout import padded, picked, with_decoder
 
-Row = Mapping[str, object]
 
-# Fewer rows are one batch, which shares its beginning anyway.
-_MANY = 33
+def pad_rows(
+    backbone: Backbone, rows: Sequence[RenderedRow], *, side: Side = "right"
+) -> BatchInputs:
+    """Pad rows to one batch on the backbone's device."""
+    batch = collate(rows, range(len(rows)), pad=backbone.pad_token_id, side=side).to(
+        backbone.device
+    )
+    return BatchInputs(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        token_type_ids=batch.token_type_ids,
+    )
+
+
+def with_decoder_inputs(inputs: BatchInputs, decoder: Sequence[Sequence[int]]) -> BatchInputs:
+    """The batch with a decoder's input; short rows are padded on the right."""
+    width = max(len(row) for row in decoder)
+    padded = [[*row, *[0] * (width - len(row))] for row in decoder]
+    return replace(inputs, decoder_input_ids=torch.tensor(padded, device=inputs.input_ids.device))
+
+
+def gather_positions(
+    states: Float[Tensor, "B T H"], points: Sequence[Sequence[int]]
+) -> Float[Tensor, "S H"]:
+    """The hidden states at the given positions of each row, one row after the other."""
+    row = [b for b, positions in enumerate(points) for _ in positions]
+    column = [position for positions in points for position in positions]
+    return states[row, column]
+
+
+# Fewer rows are one batch, within which a common beginning is run once anyway.
+_MIN_ROWS_TO_SHARE = 33
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row as a task runs it.
+    """A rendered row, as a task runs it.
 
     Args:
-        variants: the row as the backbone sees it, once or in several continuations.
-        points: for each variant the positions whose hidden states are needed.
-        target: the label's index, or the ids to be written; None where nothing is known.
+        variants: the row as the backbone is run on it, once or with several continuations.
+        read_positions: for each variant the positions whose hidden states are needed.
+        target: the label's index, or the ids of the target text; None if it is not known.
     """
 
-    variants: tuple[Tokenised, ...]
-    points: tuple[tuple[int, ...], ...]
+    variants: tuple[RenderedRow, ...]
+    read_positions: tuple[tuple[int, ...], ...]
     target: int | tuple[int, ...] | None
 
     @property
     def length(self) -> int:
-        """The tokens of the longest variant, for batches of like length."""
-        return max(len(v.ids) for v in self.variants)
+        """The number of tokens of the longest variant, by which rows are batched."""
+        return max(len(v.input_ids) for v in self.variants)
 
     @property
-    def cut(self) -> bool:
+    def truncated(self) -> bool:
         """Whether a field was truncated."""
-        return any(v.cut for v in self.variants)
+        return any(v.truncated for v in self.variants)
 
 
 @dataclass(frozen=True, eq=False)
-class Loss:
-    """A sum over scored tokens and how many there were, so that any split of a batch adds up.
+class SummedLoss:
+    """A loss summed over scored tokens, and their number, so that parts of a batch add up.
 
     Args:
         total: the summed loss, with its graph.
-        count: the scored tokens; for classification the rows.
+        count: the number of scored tokens; for classification, of rows.
     """
 
     total: Float[Tensor, ""]
@@ -62,12 +102,17 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a task says of a row.
+class Prediction:
+    """The prediction for a row.
 
     Args:
-        label: the likeliest label, or the text.
+        label: the likeliest label, or the generated text.
         probabilities: of every label, summing to one; empty for text.
+
+    Example:
+        >>> prediction = Prediction("positive", {"negative": 0.25, "positive": 0.75})
+        >>> prediction.probabilities[prediction.label]
+        0.75
     """
 
     label: str
@@ -75,78 +120,89 @@ class Answer:
 
 
 class Task(ABC):
-    """What is asked of a backbone's output, bound to one backbone."""
+    """What a backbone's output is used for: a loss and predictions, bound to one backbone."""
 
     backbone: Backbone
     labels: tuple[str, ...]
-    kept: Kept | Beginning | None = None
+    cached: CachedStates | SharedPrefix | None = None
 
-    def keeping(self, kept: Kept | Beginning) -> "Task":
-        """The same task, which finds there what was computed of rows before."""
-        twin = copy(self)
-        twin.kept = kept
-        return twin
+    def with_cached_states(self, cached: CachedStates | SharedPrefix) -> "Task":
+        """A copy of the task that takes states of rows from a cache."""
+        task = copy(self)
+        task.cached = cached
+        return task
 
-    def answering(self, examples: Sequence[Example], prompt: Prompt | None) -> "Task":
-        """The same task, which runs what these rows begin with once for all of them."""
-        rows = [variant.ids for example in examples for variant in example.variants]
-        if self.kept is not None or prompt is None or len(rows) < _MANY:
+    def with_shared_prefix(self, examples: Sequence[Example], prompt: Prompt | None) -> "Task":
+        """A copy of the task that runs the common beginning of these rows once for all."""
+        rows = [variant.input_ids for example in examples for variant in example.variants]
+        if self.cached is not None or prompt is None or len(rows) < _MIN_ROWS_TO_SHARE:
             return self
-        beginning = begin(self.backbone, rows, prompt=prompt)
-        return self if beginning is None else self.keeping(beginning)
+        shared = compute_shared_prefix(self.backbone, rows, prompt=prompt)
+        return self if shared is None else self.with_cached_states(shared)
 
-    def rows_run(self, example: Example) -> tuple[Tokenised, ...]:
-        """What the backbone is run on to learn from a row."""
+    def count_training_rows(self, example: Example) -> tuple[RenderedRow, ...]:
+        """The rows that the backbone is run on to train on an example."""
         return example.variants
 
-    def given(self, rows: Sequence[Tokenised], prompts: Sequence[Prompt | None]) -> Given | None:
-        """The states of rows at the layer where they are kept, if no prompt reaches below it."""
-        kept = self.kept
-        if not isinstance(kept, Kept) or kept.layer is None:
+    def make_cached_input(
+        self, rows: Sequence[RenderedRow], prompts: Sequence[Prompt | None]
+    ) -> CachedInput | None:
+        """The cached states of rows; None if a prompt affects a lower layer or a row is missing."""
+        cached = self.cached
+        if not isinstance(cached, CachedStates) or cached.layer is None:
             return None
-        reached = [first_layer(prompt) for prompt in prompts]
-        if any(layer is not None and layer < kept.layer for layer in reached):
+        affected = [find_first_affected_layer(prompt) for prompt in prompts]
+        if any(layer is not None and layer < cached.layer for layer in affected):
             return None
-        found = kept.find([key_of(r.ids, r.types) for r in rows], device=self.backbone.device)
-        return None if found is None else Given(kept.layer, found)
+        states = cached.find(
+            [compute_row_key(r.input_ids, r.token_type_ids) for r in rows],
+            device=self.backbone.device,
+        )
+        return None if states is None else CachedInput(cached.layer, states)
 
-    def states_at(
+    def compute_states_at(
         self,
-        rows: Sequence[Tokenised],
+        rows: Sequence[RenderedRow],
         *,
         points: Sequence[Sequence[int]],
         prompts: Sequence[Prompt | None],
         which: Int[Tensor, " B"] | None,
     ) -> Float[Tensor, "S H"]:
-        """The hidden states at each row's points; what no answer needs is not run.
+        """The hidden states at some positions of each row; only what these need is run.
 
         Args:
-            which: for each row the index of its prompt.
+            rows: to run.
+            points: for each row the positions.
+            prompts: a single one for all rows, or several.
+            which: for each row the index of its prompt; None with a single prompt.
         """
         if which is None and len(prompts) == 1:
-            ids = [row.ids for row in rows]
+            ids = [row.input_ids for row in rows]
             needed = [min(at, default=0) for at in points]
-            where = cut(self.backbone, ids, prompt=prompts[0], needed=needed, kept=self.kept)
+            where = plan_split(
+                self.backbone, ids, prompt=prompts[0], needed=needed, kept=self.cached
+            )
             if where is not None:
-                states = run_cut(self.backbone, ids, where=where)
-                behind = [[p - at for p in ps] for ps, at in zip(points, where.at, strict=True)]
-                return picked(states, behind)
-        given = self.given(rows, prompts)
-        inputs = padded(self.backbone, rows)
-        return picked(run(self.backbone, inputs, prompts=prompts, rows=which, given=given), points)
+                states = run_split(self.backbone, ids, where=where)
+                shifted = [[p - at for p in ps] for ps, at in zip(points, where.at, strict=True)]
+                return gather_positions(states, shifted)
+        cached = self.make_cached_input(rows, prompts)
+        inputs = pad_rows(self.backbone, rows)
+        states = forward(self.backbone, inputs, prompts=prompts, rows=which, cached=cached)
+        return gather_positions(states, points)
 
-    def decoded(
+    def decode_states(
         self,
-        rows: Sequence[Tokenised],
+        rows: Sequence[RenderedRow],
         *,
         decoder: Sequence[Sequence[int]],
         prompts: Sequence[Prompt | None],
         which: Int[Tensor, " B"] | None,
     ) -> Float[Tensor, "Bd Td H"]:
-        """The decoder's hidden states over what it is fed, once or several times for each row."""
-        inputs = with_decoder(padded(self.backbone, rows), decoder)
-        given = self.given(rows, prompts)
-        return run(self.backbone, inputs, prompts=prompts, rows=which, given=given)
+        """The decoder's hidden states; there may be several decoder inputs for each row."""
+        inputs = with_decoder_inputs(pad_rows(self.backbone, rows), decoder)
+        cached = self.make_cached_input(rows, prompts)
+        return forward(self.backbone, inputs, prompts=prompts, rows=which, cached=cached)
 
     @property
     def head(self) -> nn.Module | None:
@@ -155,7 +211,7 @@ class Task(ABC):
 
     @property
     def parameters(self) -> int:
-        """The backbone's parameters that are run; no language-model head where a trained one is."""
+        """How many of the backbone's parameters are used; with a trained head, no LM head's."""
         model = self.backbone.model
         owner = model if self.head is None else model.base_model
         return sum(p.numel() for p in owner.parameters())
@@ -163,33 +219,33 @@ class Task(ABC):
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """The columns that a row must have to be answered."""
+        """The columns that a row must have for a prediction."""
 
     @property
     @abstractmethod
     def target_column(self) -> str:
-        """The column that a row must have as well to be learnt from."""
+        """The column of the target, which training and evaluation need as well."""
 
     @abstractmethod
-    def example(self, row: Row, *, target: bool = True) -> Example:
-        """Render a row; with ``target`` also what it should be answered."""
+    def make_example(self, row: Row, *, target: bool = True) -> Example:
+        """Render a row; with ``target`` also its target."""
 
     @abstractmethod
-    def loss(
+    def compute_loss(
         self,
         examples: Sequence[Example],
         prompts: Sequence[Prompt | None],
         *,
         rows: Int[Tensor, " B"] | None = None,
-    ) -> Loss:
+    ) -> SummedLoss:
         """The summed loss of a batch."""
 
     @abstractmethod
-    def answer(
+    def predict(
         self,
         examples: Sequence[Example],
         prompts: Sequence[Prompt | None],
         *,
         rows: Int[Tensor, " B"] | None = None,
-    ) -> list[Answer]:
-        """Answer a batch."""
+    ) -> list[Prediction]:
+        """The predictions for a batch."""

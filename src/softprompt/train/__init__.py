@@ -1,30 +1,43 @@
-"""Training: a loop that yields steps, and the run folder around it."""
+"""Training: the loop that yields events, the setup of a run, and run directories."""
 
-from softprompt.train.events import Caching, Evaluation, Event, Finished, Planned, Step, Warned
-from softprompt.train.folder import RunFolder, free_folder
-from softprompt.train.prepare import Prepared, prepare
-from softprompt.train.result import artifact_of, plain
-from softprompt.train.run import Watcher, make_trainer, train
-from softprompt.train.settings import Training
+from softprompt.train.api import make_run_artifact, make_trainer, run_recipe, to_dict, train_recipe
+from softprompt.train.config import ResolvedTraining
+from softprompt.train.events import (
+    Callback,
+    Evaluation,
+    Event,
+    Finished,
+    PrecomputePlanned,
+    PrecomputeProgress,
+    Started,
+    Step,
+    TrainingWarning,
+)
+from softprompt.train.run_dir import RunDir, find_free_dir
+from softprompt.train.setup import RunSetup, evaluate_hard_prompt, setup_hard_prompt, setup_run
 from softprompt.train.trainer import Trainer
 
 __all__ = [
-    "Caching",
+    "Callback",
     "Evaluation",
     "Event",
     "Finished",
-    "Planned",
-    "Prepared",
-    "RunFolder",
+    "PrecomputePlanned",
+    "PrecomputeProgress",
+    "ResolvedTraining",
+    "RunDir",
+    "RunSetup",
+    "Started",
     "Step",
     "Trainer",
-    "Training",
-    "Warned",
-    "Watcher",
-    "artifact_of",
-    "free_folder",
+    "TrainingWarning",
+    "evaluate_hard_prompt",
+    "find_free_dir",
+    "make_run_artifact",
     "make_trainer",
-    "plain",
-    "prepare",
-    "train",
+    "run_recipe",
+    "setup_hard_prompt",
+    "setup_run",
+    "to_dict",
+    "train_recipe",
 ]

@@ -1,18 +1,54 @@
-"""What a training run says while it runs."""
+"""The events of a training run, in the order in which it yields them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from softprompt.evaluate.predict import Report
+from softprompt.inference.loops import EvaluationReport
 
 
 @dataclass(frozen=True)
-class Planned:
-    """What this run need not compute, before it begins.
+class Started:
+    """A run starts, or resumes from a checkpoint; the first event.
 
     Args:
-        savings: a line each; see :func:`softprompt.train.savings.savings`.
-        step: before which it is said.
+        step: the number of steps that are already done.
+        total_steps: of the whole run, at most.
+        rows: the number of rows by split.
+        truncated: the number of truncated rows by split.
+        trainable_parameters: their number, with those of a trained head.
+        backbone_parameters: the number of those that are run.
+        shapes: of the backbone and of the prompt, as a text.
+        best_metric: the validation metric that the best prompt is selected by.
+
+    Example:
+        >>> rows = {"train": 90, "validation": 10}
+        >>> start = Started(0, 15, rows, {"train": 0}, 5760, 134_515_008, "prompt: …", "loss")
+        >>> start.total_steps
+        15
+    """
+
+    step: int
+    total_steps: int
+    rows: Mapping[str, int]
+    truncated: Mapping[str, int]
+    trainable_parameters: int
+    backbone_parameters: int
+    shapes: str
+    best_metric: str
+
+
+@dataclass(frozen=True)
+class PrecomputePlanned:
+    """What is computed once and cached, or skipped, before the first step.
+
+    Args:
+        savings: a sentence each; see :func:`softprompt.train.summary.describe_savings`.
+        step: the number of steps that are already done.
+
+    Example:
+        >>> PrecomputePlanned(("text before the prompt is run forward only",)).step
+        0
     """
 
     savings: tuple[str, ...]
@@ -20,14 +56,19 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Caching:
-    """What no step changes is computed once, before the first one.
+class PrecomputeProgress:
+    """Progress of caching the states that training does not change, before the first step.
 
     Args:
-        done: tokens.
-        total: tokens.
-        size: bytes, when it is done.
-        step: before which it happens.
+        done: the number of tokens so far.
+        total: the number of all tokens.
+        size: of the whole cache in bytes.
+        step: the number of steps that are already done.
+
+    Example:
+        >>> progress = PrecomputeProgress(done=500, total=2000, size=1_000_000)
+        >>> f"{progress.done / progress.total:.0%}"
+        '25%'
     """
 
     done: int
@@ -38,15 +79,19 @@ class Caching:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step.
+    """One optimizer step.
 
     Args:
         step: counted from 1.
         epoch: with its fraction.
         loss: per scored token, of the step's rows.
-        rows: how many rows it saw.
+        rows: the number of rows of the step.
         learning_rate: of the prompt.
         norm: of the gradient before clipping.
+
+    Example:
+        >>> Step(step=3, epoch=0.5, loss=0.69, rows=8, learning_rate=0.01, norm=1.2).loss
+        0.69
     """
 
     step: int
@@ -62,24 +107,31 @@ class Evaluation:
     """One validation.
 
     Args:
-        step: after which step; 0 is the start.
+        step: the number of steps before it; 0 is the start.
         epoch: with its fraction.
         train_loss: per scored token since the last validation; None at the start.
         report: loss and metrics on the validation rows.
-        best: whether no earlier one was better.
-        prompt_norm: of the prompt, relative to what it started from; None where there is none.
-        moved: how far the prompt is from its start, relative to the start's norm; likewise.
-        train: loss and metrics on training rows, where these are judged too.
+        best: whether it is the best so far.
+        prompt_norm: relative to the norm of the initialization; None without a prompt.
+        moved: the prompt's distance from initialization, relative to its norm; None without a
+            prompt.
+        train: loss and metrics on training rows, if these are evaluated too.
+
+    Example:
+        >>> from softprompt import EvaluationReport
+        >>> report = EvaluationReport(10, {"loss": 0.41, "accuracy": 0.9}, None)
+        >>> Evaluation(6, 1.0, 0.5, report, best=True).metrics["accuracy"]
+        0.9
     """
 
     step: int
     epoch: float
     train_loss: float | None
-    report: Report
+    report: EvaluationReport
     best: bool
     prompt_norm: float | None = None
     moved: float | None = None
-    train: Report | None = None
+    train: EvaluationReport | None = None
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -88,12 +140,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Warned:
-    """Something looks wrong; the run goes on.
+class TrainingWarning:
+    """Something looks wrong; the run continues.
 
     Args:
-        step: after which step.
-        message: the fact and what to try.
+        step: the number of steps before it.
+        message: the fact and the remedy.
+
+    Example:
+        >>> TrainingWarning(6, "the prompt has not moved. Try a higher learning rate.").step
+        6
     """
 
     step: int
@@ -102,15 +158,28 @@ class Warned:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is over.
+    """The run has finished.
 
     Args:
         step: the last one.
-        reason: why it stopped.
+        reason: why it ended.
+
+    Example:
+        >>> Finished(15, "all 5 epochs done").reason
+        'all 5 epochs done'
     """
 
     step: int
     reason: str
 
 
-Event = Planned | Caching | Step | Evaluation | Warned | Finished
+Event = (
+    Started
+    | PrecomputePlanned
+    | PrecomputeProgress
+    | Step
+    | Evaluation
+    | TrainingWarning
+    | Finished
+)
+Callback: TypeAlias = Callable[[Event], object]

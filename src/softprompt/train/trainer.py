@@ -2,239 +2,390 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, assert_never
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 
-from softprompt.errors import TrainingError
-from softprompt.evaluate.predict import Judged, report
-from softprompt.methods import Method
-from softprompt.prompt import Prompt, cast, detached
-from softprompt.tasks import Task
-from softprompt.train.best import Best, restored, score_of, snapshot, with_tensors
-from softprompt.train.events import Evaluation, Event, Finished, Step, Warned
-from softprompt.train.gradient import check_step, gradients, seeded, trained
-from softprompt.train.optimise import advance, optimiser, schedule
-from softprompt.train.order import Order
-from softprompt.train.rows import Rows, sampled
-from softprompt.train.settings import Training, check_judging
-from softprompt.train.validate import judged
-from softprompt.train.watch import distance, warnings
+from softprompt.errors import RecipeError, TrainingError, format_unknown
+from softprompt.inference.loops import EvaluatedRows, EvaluationReport, evaluate_rows, make_report
+from softprompt.prompt import InputPrompt, KVPrefix, Prompt, detach_copy, to
+from softprompt.tasks import Classifier, Task
+from softprompt.train.config import ResolvedTraining, check_validation_settings
+from softprompt.train.datasets import RenderedRows, sample_rows
+from softprompt.train.events import Evaluation, Event, Finished, Step, TrainingWarning
+from softprompt.train.gradients import (
+    accumulate_gradients,
+    check_finite_step,
+    list_trainable_parameters,
+    use_step_rng,
+)
+from softprompt.train.monitors import find_warnings, measure_distance
+from softprompt.train.optimizers import build_lr_scheduler, build_optimizer, update_parameters
+from softprompt.train.sampler import BatchSampler
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The trained state, copied to the CPU at the validation with the best score so far.
+
+    Args:
+        prompt: as inference needs it, without its method; None where no prompt is trained.
+        head: the trained head's tensors; empty without one.
+        score: on the validation rows; higher is better.
+        step: of the validation.
+        metrics: on the validation rows.
+        weights: the backbone's trained weights; empty where a prompt is trained.
+    """
+
+    prompt: Prompt | None
+    head: Mapping[str, Tensor]
+    score: float
+    step: int
+    metrics: Mapping[str, float]
+    weights: Mapping[str, Tensor]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as a checkpoint stores it."""
+        state = {
+            "prompt": {} if self.prompt is None else self.prompt.to_tensors(),
+            "head": dict(self.head),
+            "score": self.score,
+            "step": self.step,
+            "metrics": dict(self.metrics),
+        }
+        return state | ({"weights": dict(self.weights)} if self.weights else {})
 
 
 class Trainer:
-    """One run: a method and perhaps a head, trained on one task.
+    """The training loop: steps, validations between them, and the selection of the best state.
 
-    Iterate over :meth:`run`; at every event the run can be saved and, in another process, loaded
-    and continued, with the same events to the end.
+    It trains the parameters of one module, ``method``, and those of the task's head if it has one.
+    In each step ``method()`` gives the prompt that a batch of rows is run with:
+
+    * A :class:`softprompt.methods.Method` gives a prompt. The backbone stays frozen.
+    * :class:`softprompt.train.finetune.BackboneWeights` holds the backbone's own weights, or those
+      of LoRA, and gives None: the rows are run without a prompt.
+
+    The rest is the same for both. The run validates before the first step, then after each epoch or
+    every ``eval_every_steps`` steps, and after the last step. It keeps the state with the best
+    validation metric (``best_metric``), and ends after ``early_stopping_patience`` validations
+    without a better one.
+
+    Iterate over :meth:`run`; at every event the run can be saved (:meth:`state_dict`) and, in
+    another process, loaded (:meth:`load_state_dict`) and continued, with the same events.
 
     Args:
         task: bound to its backbone.
-        method: at its start.
-        rows: to learn from.
-        validation: to choose by; None keeps the last prompt.
+        method: at its initialization, on the backbone's device.
+        rows: to train on.
+        validation: the rows to select the best state by; None keeps the last one.
         training: all settings.
         accelerator: device, precision and processes.
+
+    Raises:
+        TrainingError: there are no training rows.
+        RecipeError: the optimizer's name or options are wrong, or settings of validations are given
+            without validation rows.
     """
 
     def __init__(
         self,
         task: Task,
-        method: Method,
+        method: nn.Module,
         *,
-        rows: Rows,
-        validation: Rows | None,
-        training: Training,
+        rows: RenderedRows,
+        validation: RenderedRows | None,
+        training: ResolvedTraining,
         accelerator: Accelerator,
     ) -> None:
         if not rows.examples:
             msg = "there are no rows to train on. Give a training split that has some."
             raise TrainingError(msg)
-        check_judging(training, validated=validation is not None)
-        self.task, self.method = task, method.to(task.backbone.device)
-        self.rows, self.validation = rows, validation
+        check_validation_settings(training, validated=validation is not None)
+        self.task, self.method, self.rows = task, method, rows
         self.training, self.accelerator = training, accelerator
-        seen = training.evaluate_train
-        if validation is not None:
-            self.validation = sampled(validation, training.evaluate_rows)
-        self.judged = None if seen is None else sampled(rows, seen)
-        self.modules = nn.ModuleDict({"method": self.method})
+        some, seen = training.max_eval_rows, training.eval_train_rows
+        self.validation = None if validation is None else sample_rows(validation, some)
+        self.train_sample = None if seen is None else sample_rows(rows, seen)
+        self.modules = nn.ModuleDict({"method": method})
         if task.head is not None:
             self.modules["head"] = task.head
-        self.order = Order([e.length for e in rows.examples], training)
-        self.total = self.order.steps()
+        self.sampler = BatchSampler([e.length for e in rows.examples], training)
+        self.total = self.sampler.count_steps()
         head = [] if task.head is None else task.head.parameters()
-        plain = optimiser(self.method.parameters(), head, training=training)
-        self.schedule = schedule(plain, training=training, steps=self.total)
+        plain = build_optimizer(method.parameters(), head, training=training)
+        self.schedule = build_lr_scheduler(plain, training=training, steps=self.total)
         self.optimizer = accelerator.prepare(plain)
-        self.step, self.epoch, self.at = 0, 0, 0
-        self.batches = self.order.batches(0)
+        # The position: finished steps, finished epochs, and the next batch of this epoch.
+        self.step, self.epoch, self.batch_index = 0, 0, 0
+        self.batches = self.sampler.draw_batches(0)
+        self.validation_due = validation is not None
+        # The training loss since the last validation.
         self.seen_loss, self.seen_count = 0.0, 0
-        self.start = cast(detached(self.prompt()), device="cpu")
+        self.start = _copy_of(self.prompt())
         self.best: Best | None = None
-        self.stale = 0
-        self.due = validation is not None
-        self.told: set[str] = set()
-        self.pending: list[Warned] = []
+        self.bad_validations = 0  # since the best one
+        # The kinds of warnings so far, and the warnings that are not yet yielded.
+        self.warned: set[str] = set()
+        self.pending: list[TrainingWarning] = []
 
     def run(self) -> Iterator[Event]:
-        """Train to the end, from wherever the run is.
+        """Train from the current position to the end.
 
         Raises:
-            TrainingError: a loss or a gradient is no number.
+            TrainingError: a loss or a gradient is NaN or infinite.
             RecipeError: there is no such metric to select by.
         """
         while not isinstance(event := self._next(), Finished):
             yield event
         yield event
 
-    def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+    def _next(self) -> Event:
+        if self.pending:
+            return self.pending.pop(0)
+        if self.validation_due and self.validation is not None:
+            return self._validate(self.validation)
+        reason = self.stop_reason()
+        return self.train_step() if reason is None else Finished(self.step, reason)
+
+    def stop_reason(self) -> str | None:
+        """Why the run has finished; None if it has not."""
+        patience = self.training.early_stopping_patience
+        if patience is not None and self.bad_validations >= patience:
+            return f"no improvement in {self.bad_validations} validations"
+        if self.step < self.total:
+            return None
+        cut = self.step == self.training.max_steps
+        return f"all {self.step} steps done" if cut else f"all {self.epoch} epochs done"
+
+    def train_step(self) -> Step:
+        """One optimizer step on the next batch."""
+        batch = [self.rows.examples[i] for i in self.batches[self.batch_index]]
+        which, device = self.accelerator.process_index, self.task.backbone.device
+        self._wake(awake=True)
+        with use_step_rng(self.training.seed, step=self.step, process=which, device=device):
+            loss, count = accumulate_gradients(
+                self.task,
+                self.method,
+                batch=batch,
+                parts=self.training.gradient_accumulation_steps,
+                accelerator=self.accelerator,
+            )
+        norm = self._clipped()
+        check_finite_step(
+            self.step + 1, loss, norm=norm, training=self.training, scaler=self.accelerator.scaler
+        )
+        rate = update_parameters(self.optimizer, self.schedule)
+        self.seen_loss, self.seen_count = self.seen_loss + loss * count, self.seen_count + count
+        self._advance()
+        return Step(self.step, self._epochs, loss, len(batch), rate, norm)
+
+    def _clipped(self) -> float:
+        """Clip the gradient, and return its norm before."""
+        limit = math.inf if self.training.max_grad_norm is None else self.training.max_grad_norm
+        parameters = list_trainable_parameters(self.task, self.method)
+        return float(self.accelerator.clip_grad_norm_(parameters, limit))
+
+    def _advance(self) -> None:
+        """Move to the next batch, and decide whether a validation is due before it."""
+        self.step, self.batch_index = self.step + 1, self.batch_index + 1
+        ended = self.batch_index == len(self.batches)
+        every = self.training.eval_every_steps
+        regular = ended if every is None else self.step % every == 0
+        self.validation_due = self.validation is not None and (regular or self.step == self.total)
+        if ended:
+            self.epoch, self.batch_index = self.epoch + 1, 0
+            self.batches = self.sampler.draw_batches(self.epoch)
+
+    def _validate(self, rows: RenderedRows) -> Evaluation:
+        prompt = self.prompt()
+        parts = self._judge(prompt, rows)
+        found = make_report(self.task, parts)
+        train = None if self.train_sample is None else self.evaluate(self.train_sample)
+        better = self._keep(prompt, found.metrics)
+        norm, moved = None, None
+        if prompt is not None and self.start is not None:
+            norm, moved = measure_distance(self.start, prompt)
+        seen = self.seen_loss / self.seen_count if self.seen_count else None
+        self.seen_loss, self.seen_count, self.validation_due = 0.0, 0, False
+        if self.step:
+            self._warn(parts, moved, norm)
+        return Evaluation(self.step, self._epochs, seen, found, better, norm, moved, train)
+
+    @property
+    def _epochs(self) -> float:
+        """Epochs so far, with the fraction of this one."""
+        return self.epoch + self.batch_index / len(self.batches)
+
+    def _keep(self, prompt: Prompt | None, metrics: Mapping[str, float]) -> bool:
+        """Keep the validated state if it is the best so far; return whether it is."""
+        score = compute_selection_score(metrics, select=self.training.best_metric, step=self.step)
+        if self.best is not None and score <= self.best.score:
+            self.bad_validations += 1
+            return False
+        self.bad_validations = 0
+        self.best = self._snapshot(prompt, score, metrics)
+        return True
+
+    def _warn(
+        self, parts: Sequence[EvaluatedRows], moved: float | None, norm: float | None
+    ) -> None:
+        """Add warnings, each kind once."""
+        family = self.task.backbone.geometry.model_type
+        found = find_warnings(parts, labels=self.task.labels, moved=moved, norm=norm, family=family)
+        for kind, message in found:
+            if kind not in self.warned:
+                self.warned.add(kind)
+                self.pending.append(TrainingWarning(self.step, message))
+
+    def prompt(self) -> Prompt | None:
+        """The current prompt, without dropout; None if no prompt is trained."""
+        self._wake(awake=False)
+        with torch.no_grad():
+            made: Prompt | None = self.method()
+        return made
+
+    def evaluate(self, rows: RenderedRows) -> EvaluationReport:
+        """The loss and the metrics of the current state on some rows."""
+        return make_report(self.task, self._judge(self.prompt(), rows))
+
+    def _judge(self, prompt: Prompt | None, rows: RenderedRows) -> list[EvaluatedRows]:
+        size, asked = self.training.batch_size, self.accelerator
+        # A saved prompt is used without autocast. A backbone that is trained in fp32, so that small
+        # updates are not lost, is used with it.
+        with asked.autocast() if prompt is None else nullcontext():
+            return evaluate_split(
+                self.task, rows, prompt=prompt, batch_size=size, accelerator=asked
+            )
+
+    def _wake(self, *, awake: bool) -> None:
+        """Switch the trained modules, and the backbone if needed, to training or eval mode."""
+        self.modules.train(awake)
+        if self.training.awake:
+            self.task.backbone.model.train(awake)
+
+    def get_best(self) -> Best:
+        """The best state by validation, or the current one without validations."""
+        return self.best or self._snapshot(self.prompt(), math.nan, {})
+
+    def _snapshot(self, prompt: Prompt | None, score: float, metrics: Mapping[str, float]) -> Best:
+        head = {} if self.task.head is None else _copies(self.task.head)
+        weights = _copies(self.method) if prompt is None else {}
+        return Best(_copy_of(prompt), head, score, self.step, dict(metrics), weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state that the rest of the run depends on."""
         scaler = self.accelerator.scaler
         return {
             "modules": dict(self.modules.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": {} if scaler is None else scaler.state_dict(),
-            "position": [self.step, self.epoch, self.at, self.due],
-            "since": [self.stale, self.seen_count, self.seen_loss],
-            "told": sorted(self.told),
+            "position": [self.step, self.epoch, self.batch_index, self.validation_due],
+            "since": [self.bad_validations, self.seen_count, self.seen_loss],
+            "told": sorted(self.warned),
             "pending": [[warned.step, warned.message] for warned in self.pending],
-            "start": self.start.tensors(),
-            "best": None if self.best is None else self.best.state(),
+            "start": {} if self.start is None else self.start.to_tensors(),
+            "best": None if self.best is None else self.best.state_dict(),
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state that :meth:`state_dict` returned."""
         self.modules.load_state_dict(state["modules"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.epoch, self.at, self.due = state["position"]
-        self.stale, self.seen_count, self.seen_loss = state["since"]
-        self.batches = self.order.batches(self.epoch)
-        self.told = set(state["told"])
-        self.pending = [Warned(step, message) for step, message in state["pending"]]
-        self.start = with_tensors(self.start, state["start"])
+        self.step, self.epoch, self.batch_index, self.validation_due = state["position"]
+        self.bad_validations, self.seen_count, self.seen_loss = state["since"]
+        self.batches = self.sampler.draw_batches(self.epoch)
+        self.warned = set(state["told"])
+        self.pending = [TrainingWarning(step, message) for step, message in state["pending"]]
+        if self.start is not None:
+            self.start = with_tensors(self.start, state["start"])
         best = state["best"]
-        self.best = None if best is None else restored(best, like=self.start)
+        self.best = None if best is None else restore_best(best, like=self.start)
 
-    def prompt(self) -> Prompt:
-        """The prompt as it is now, without dropout."""
-        self._wake(awake=False)
-        with torch.no_grad():
-            made: Prompt = self.method()
-        return made
 
-    def chosen(self) -> Best:
-        """The best prompt by validation, or the last one where nothing was validated."""
-        return self.best or self._snapshot(self.prompt(), math.nan, {})
+def compute_selection_score(metrics: Mapping[str, float], *, select: str, step: int) -> float:
+    """The score to select by, higher is better: a metric, or the negative loss.
 
-    def _next(self) -> Event:
-        if self.pending:
-            return self.pending.pop(0)
-        if self.due and self.validation is not None:
-            return self._validate(self.validation)
-        reason = self.ended()
-        return self.one_step() if reason is None else Finished(self.step, reason)
-
-    def ended(self) -> str | None:
-        """Why the run is over, if it is."""
-        patience = self.training.patience
-        if patience is not None and self.stale >= patience:
-            return f"no better for {self.stale} validations"
-        if self.step < self.total:
-            return None
-        cut = self.step == self.training.steps
-        return f"all {self.step} steps done" if cut else f"all {self.epoch} epochs done"
-
-    def one_step(self) -> Step:
-        """One optimiser step on the next batch."""
-        batch = [self.rows.examples[i] for i in self.batches[self.at]]
-        which, device = self.accelerator.process_index, self.task.backbone.device
-        self._wake(awake=True)
-        with seeded(self.training.seed, step=self.step, process=which, device=device):
-            loss, count = gradients(
-                self.task,
-                self.method,
-                batch=batch,
-                parts=self.training.accumulate,
-                accelerator=self.accelerator,
-            )
-        norm = self._clipped()
-        check_step(
-            self.step + 1, loss, norm=norm, training=self.training, scaler=self.accelerator.scaler
+    Raises:
+        RecipeError: there is no such metric.
+        TrainingError: it is NaN.
+    """
+    if select not in metrics:
+        raise RecipeError(
+            [f"train.best_metric: {format_unknown('metric', select, options=metrics)}"]
         )
-        rate = advance(self.optimizer, self.schedule)
-        self.seen_loss, self.seen_count = self.seen_loss + loss * count, self.seen_count + count
-        self._advance()
-        return Step(
-            self.step, self.epoch + self.at / len(self.batches), loss, len(batch), rate, norm
+    if math.isnan(metrics[select]):
+        msg = (
+            f"validation after step {step}: {select} is NaN, so the best step cannot be selected. "
+            'The precision may be too low: try backbone.dtype = "float32".'
         )
+        raise TrainingError(msg)
+    return -metrics[select] if select == "loss" else metrics[select]
 
-    def _advance(self) -> None:
-        self.step, self.at = self.step + 1, self.at + 1
-        ended = self.at == len(self.batches)
-        every = self.training.evaluate_every
-        regular = ended if every is None else self.step % every == 0
-        self.due = self.validation is not None and (regular or self.step == self.total)
-        if ended:
-            self.epoch, self.at = self.epoch + 1, 0
-            self.batches = self.order.batches(self.epoch)
 
-    def _wake(self, *, awake: bool) -> None:
-        """Put what is trained, and the backbone if it is to be, in training mode or out of it."""
-        self.modules.train(awake)
-        if self.training.awake:
-            self.task.backbone.model.train(awake)
+def restore_best(state: Mapping[str, Any], *, like: Prompt | None) -> Best:
+    """Restore what :meth:`Best.state_dict` stored.
 
-    def _clipped(self) -> float:
-        limit = self.training.clip
-        most = math.inf if limit is None else limit
-        parameters = trained(self.task, self.method)
-        norm = self.accelerator.clip_grad_norm_(parameters, most)
-        return float(norm)
+    Args:
+        like: a prompt of the same kind; None where no prompt is trained.
+    """
+    prompt = None if like is None else with_tensors(like, state["prompt"])
+    score, step, metrics = state["score"], state["step"], state["metrics"]
+    return Best(prompt, state["head"], score, step, metrics, state.get("weights", {}))
 
-    def _validate(self, rows: Rows) -> Evaluation:
-        prompt = self.prompt()
-        parts = self._judge(prompt, rows)
-        found = report(self.task, parts)
-        train = None
-        if self.judged is not None:
-            train = report(self.task, self._judge(prompt, self.judged))
-        better = self._keep(prompt, dict(found.metrics))
-        norm, moved = distance(self.start, prompt)
-        seen = self.seen_loss / self.seen_count if self.seen_count else None
-        self.seen_loss, self.seen_count, self.due = 0.0, 0, False
-        if self.step:
-            self._warn(parts, moved, norm)
-        epoch = self.epoch + self.at / len(self.batches)
-        return Evaluation(self.step, epoch, seen, found, better, norm, moved, train)
 
-    def _judge(self, prompt: Prompt, rows: Rows) -> list[Judged]:
-        size, asked = self.training.batch_size, self.accelerator
-        return judged(self.task, rows, prompt=prompt, batch_size=size, accelerator=asked)
+def with_tensors(like: Prompt, tensors: Mapping[str, Tensor]) -> Prompt:
+    """A prompt of the same kind with other tensors."""
+    match like:
+        case InputPrompt():
+            return replace(like, vectors=tensors["vectors"])
+        case KVPrefix():
+            return replace(like, keys=tensors["keys"], values=tensors["values"])
+        case _:
+            assert_never(like)
 
-    def _warn(self, parts: Sequence[Judged], moved: float, norm: float) -> None:
-        """Each kind of warning once."""
-        family = self.task.backbone.geometry.family
-        found = warnings(parts, labels=self.task.labels, moved=moved, norm=norm, family=family)
-        for kind, message in found:
-            if kind not in self.told:
-                self.told.add(kind)
-                self.pending.append(Warned(self.step, message))
 
-    def _keep(self, prompt: Prompt, metrics: Mapping[str, float]) -> bool:
-        score = score_of(metrics, select=self.training.select, step=self.step)
-        if self.best is not None and score <= self.best.score:
-            self.stale += 1
-            return False
-        self.stale = 0
-        self.best = self._snapshot(prompt, score, metrics)
-        return True
+def evaluate_split(
+    task: Task,
+    rows: RenderedRows,
+    *,
+    prompt: Prompt | None,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> list[EvaluatedRows]:
+    """The evaluated rows of each process; the same list in all of them."""
+    total, processes = len(rows.examples), accelerator.num_processes
+    # All processes must run a sharded backbone equally often. So each gets the same number of rows,
+    # and all run the remaining ones; generated texts differ in length, so all generate all of them.
+    shared = total
+    if task.backbone.sharded:
+        shared = total - total % processes if isinstance(task, Classifier) else 0
 
-    def _snapshot(self, prompt: Prompt, score: float, metrics: Mapping[str, float]) -> Best:
-        return snapshot(prompt, self.task.head, score=score, step=self.step, metrics=metrics)
+    def on(own: slice) -> list[EvaluatedRows]:
+        examples, truth = rows.examples[own], rows.truth[own]
+        return [evaluate_rows(task, examples, truth=truth, prompt=prompt, batch_size=batch_size)]
+
+    found: list[EvaluatedRows] = []
+    if shared:
+        found += gather_object(on(slice(accelerator.process_index, shared, processes)))
+    if shared < total:
+        found += on(slice(shared, total))
+    return found
+
+
+def _copy_of(prompt: Prompt | None) -> Prompt | None:
+    return None if prompt is None else to(detach_copy(prompt), device="cpu")
+
+
+def _copies(module: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors, copied to the CPU."""
+    return {n: t.detach().to("cpu", copy=True) for n, t in module.state_dict().items()}

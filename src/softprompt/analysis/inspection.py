@@ -1,0 +1,131 @@
+"""Inspect the prompts of artifacts: nearest words, norms, attention, and figures of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from softprompt.analysis.attention import AttentionShare, compute_attention_shares
+from softprompt.analysis.nearest import SoftToken, find_nearest_words
+from softprompt.analysis.norms import LayerNorms, compute_layer_norms
+from softprompt.analysis.plots import draw_attention, draw_similarity
+from softprompt.analysis.similarity import Similarity
+from softprompt.artifact import Artifact
+from softprompt.data import read_source, to_table
+from softprompt.inference import PromptModel, attach
+from softprompt.prompt import InputPrompt, KVPrefix
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Attention is measured on at most so many rows.
+_MAX_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was measured of a prompt.
+
+    Args:
+        tokens: the nearest words of each soft token; empty if there are none or no backbone.
+        sites: the norms of a prefix by layer.
+        attention: by layer; None if it was not measured.
+        rows: a description of the rows on which attention was measured.
+    """
+
+    tokens: tuple[SoftToken, ...] = ()
+    sites: tuple[LayerNorms, ...] = ()
+    attention: tuple[AttentionShare, ...] | None = None
+    rows: str = ""
+
+
+def has_nearest_words(artifacts: Sequence[Artifact]) -> bool:
+    """Whether some prompt has nearest words, which are words of a backbone."""
+    return any(_is_embedded(artifact) for artifact in artifacts)
+
+
+def inspect_prompts(artifacts: Sequence[Artifact], model: PromptModel | None) -> list[Inspection]:
+    """Find nearest words and norms of prompts of one backbone.
+
+    Args:
+        artifacts: that hold the prompts.
+        model: one on that backbone; None leaves out nearest words.
+    """
+    inspections = []
+    for artifact in artifacts:
+        match artifact.prompt:
+            case KVPrefix() as prefix:
+                inspections.append(Inspection(sites=tuple(compute_layer_norms(prefix))))
+            case InputPrompt(start_layer=0) as prompt if model is not None:
+                tokens = find_nearest_words(prompt, model.backbone)
+                inspections.append(Inspection(tokens=tuple(tokens)))
+            case _:
+                inspections.append(Inspection())
+    return inspections
+
+
+def add_attention(
+    inspections: Sequence[Inspection],
+    artifacts: Sequence[Artifact],
+    *,
+    model: PromptModel,
+    data: str | None,
+) -> list[Inspection]:
+    """Add the attention that rows pay to each prompt.
+
+    Args:
+        inspections: of the artifacts.
+        artifacts: that hold the prompts.
+        model: of the first artifact.
+        data: the rows; None for each artifact's own validation rows.
+
+    Raises:
+        SoftpromptError: the backbone uses a custom attention implementation, or the rows do not
+            fit.
+    """
+    models = [model, *(attach(artifact, model.backbone) for artifact in artifacts[1:])]
+    where = data or "validation"
+    extended = []
+    for inspection, one in zip(inspections, models, strict=True):
+        table = one.read_split(where) if data is None else read_source(data)
+        table = to_table(table, columns=one.task.columns, where=f"the {where} data")
+        rows = table.select(range(min(_MAX_ROWS, len(table))))
+        shares = tuple(compute_attention_shares(one, rows))
+        extended.append(replace(inspection, attention=shares, rows=f"{len(rows)} rows of {where}"))
+    return extended
+
+
+def save_figures(
+    path: Path,
+    inspections: Sequence[Inspection],
+    *,
+    names: Sequence[str],
+    similarity: Similarity | None,
+) -> list[Path]:
+    """Draw the similarity of several prompts, and the attention to them if it was measured.
+
+    Args:
+        path: of the picture; its suffix decides the format.
+        inspections: of the prompts.
+        names: of the prompts.
+        similarity: of the prompts, in the same order; None for a single prompt.
+
+    Returns:
+        The files that were written: ``path``, or with both figures also ``…-attention``.
+    """
+    figures: dict[Path, Figure] = {}
+    if similarity is not None:
+        figures[path] = draw_similarity(similarity, names)
+    pairs = zip(names, inspections, strict=True)
+    attention = {name: one.attention for name, one in pairs if one.attention}
+    if attention:
+        second = path if similarity is None else path.with_stem(f"{path.stem}-attention")
+        figures[second] = draw_attention(attention)
+    for file, figure in figures.items():
+        figure.savefig(file, dpi=120)
+    return [*figures]
+
+
+def _is_embedded(artifact: Artifact) -> bool:
+    """Whether a prompt's soft tokens stand among the input embeddings."""
+    return isinstance(artifact.prompt, InputPrompt) and not artifact.prompt.start_layer

@@ -1,0 +1,1 @@
+"""Model families whose attention does not use transformers' interface, one module each."""

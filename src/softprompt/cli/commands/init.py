@@ -1,0 +1,38 @@
+"""``softprompt init``: a commented recipe for a file of labelled text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from softprompt.cli.console import print_status
+
+
+def init(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file or data set to learn from.")],
+    output: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.toml"),
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id, folder, .gguf file or builtin: name (default "
+            "builtin:smollm2-135m-instruct)."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a commented recipe for a file of labelled text."""
+    from softprompt.errors import DataError
+    from softprompt.recipe.drafting import DEFAULT_BACKBONE, draft_recipe
+
+    if output.exists() and not force:
+        msg = f"{output} exists already. Choose another --output, or add --force to replace it."
+        raise DataError(msg)
+    draft = draft_recipe(data, backbone=backbone or DEFAULT_BACKBONE, directory=output.parent)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(draft.text, encoding="utf-8")
+    columns = draft.columns
+    texts = " and ".join(map(repr, columns.texts))
+    print(f"wrote {output}: {texts} classified by {columns.label!r} ({len(columns.labels)} labels)")
+    for remark in draft.notes:
+        print_status(remark)
+    print_status(f"\nNext:\n  softprompt check {output}\n  softprompt train {output}")

@@ -1,0 +1,114 @@
+"""``softprompt train`` and ``softprompt resume``: run a recipe into a run directory."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from softprompt.cli.console import (
+    FAILED,
+    exit_with,
+    format_fields,
+    format_scores,
+    print_json,
+    print_status,
+)
+from softprompt.cli.options import AsJson, Overrides, Quiet, RecipePath
+from softprompt.cli.signals import GracefulStop
+
+if TYPE_CHECKING:
+    from softprompt.recipe import Recipe
+    from softprompt.train import RunDir
+    from softprompt.train.events import Event
+
+
+def run_training(
+    recipe: "Recipe", folder: Path, *, resume: bool, as_json: bool, quiet: bool
+) -> None:
+    """Train, showing progress, and print the result.
+
+    Args:
+        folder: of the run.
+        resume: whether to resume the run in the folder.
+        as_json: print the result as JSON.
+        quiet: show no progress.
+    """
+    from softprompt.train import RunDir, run_recipe
+    from softprompt.train.display import ProgressDisplay, is_main_process
+
+    is_main = is_main_process()
+    display = ProgressDisplay(quiet=quiet or not is_main, silent=not is_main)
+    with GracefulStop() as stop, display as progress:
+
+        def check_stop(_event: "Event") -> None:
+            stop.check()
+
+        try:
+            run_recipe(recipe, folder, callbacks=[progress.show, check_stop], resume=resume)
+        except KeyboardInterrupt:
+            if not (folder / "recipe.toml").exists():
+                raise
+            progress.close()
+            command = f"softprompt resume {shlex.quote(str(folder))}"
+            exit_with(f"{progress.stopped}; resume with: {command}", status=FAILED)
+    if is_main:
+        print_result(RunDir(folder), as_json=as_json, quiet=quiet)
+
+
+def print_result(folder: "RunDir", *, as_json: bool, quiet: bool) -> None:
+    """Print the result of a finished run, and the next commands."""
+    metrics = folder.read_metrics() or {}
+    paths = {"artifact": str(folder.artifact), "picture": str(folder.picture)}
+    if as_json:
+        print_json({"run": str(folder.path), **paths, **metrics})
+        return
+    for name in ("validation", "test"):
+        if metrics.get(name):
+            title = f"{name} rows" + (", best prompt" if name == "validation" else "")
+            print(f"{title}\n{format_scores(metrics[name])}\n")
+    print(format_fields(paths))
+    if not quiet:
+        path = shlex.quote(str(folder.path))
+        print_status(
+            f"\nNext:\n  softprompt predict {path} TEXT\n  softprompt evaluate {path} FILE\n"
+            f"  softprompt show {path}"
+        )
+
+
+def train(
+    recipe: RecipePath,
+    changes: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="The run's folder (default runs/NAME)."),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a prompt by a recipe, and save the best one."""
+    from softprompt.recipe import read_recipe
+    from softprompt.train import find_free_dir
+
+    found = read_recipe(recipe, changes or ())
+    folder = output or find_free_dir(recipe.stem, root=Path("runs"))
+    run_training(found, folder, resume=False, as_json=as_json, quiet=quiet)
+
+
+def resume(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder of the interrupted run.")
+    ],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Resume an interrupted run, to the same results."""
+    from softprompt.train import RunDir
+
+    run = RunDir(folder)
+    recipe = run.read_recipe()
+    if run.read_metrics() is not None:
+        print_status(f"the run in {folder} is finished already")
+        print_result(run, as_json=as_json, quiet=quiet)
+        return
+    run_training(recipe, folder, resume=True, as_json=as_json, quiet=quiet)

@@ -1,0 +1,183 @@
+"""Print results to stdout and everything else to stderr; report errors without a traceback."""
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, NoReturn, ParamSpec, TextIO
+
+import typer
+from rich.cells import cell_len
+
+from softprompt.errors import SoftpromptError, SoftpromptWarning
+
+FAILED, MISTAKE = 1, 2
+DEBUG = "SOFTPROMPT_DEBUG"
+_Given = ParamSpec("_Given")
+
+
+def report_errors(command: Callable[_Given, None]) -> Callable[_Given, None]:
+    """Wrap a command, so that an error becomes a message and an exit status."""
+
+    @wraps(command)
+    def run(*args: _Given.args, **kwargs: _Given.kwargs) -> None:
+        try:
+            with _print_warnings():
+                command(*args, **kwargs)
+            sys.stdout.flush()
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except SoftpromptError as error:
+            exit_with(str(error), status=MISTAKE)
+        except BrokenPipeError:
+            _close_stdout()
+            raise typer.Exit(FAILED) from None
+        except KeyboardInterrupt:
+            exit_with("interrupted", status=FAILED)
+        except OSError as error:
+            exit_with(_describe_os_error(error), status=MISTAKE if error.filename else FAILED)
+        except Exception as error:  # noqa: BLE001  # the last resort: no traceback for a user
+            exit_with(_describe_bug(error), status=FAILED)
+
+    return run
+
+
+@contextmanager
+def _print_warnings() -> Iterator[None]:
+    """Print softprompt's warnings as messages; those of other libraries are shown as usual."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SoftpromptWarning)
+        show = warnings.showwarning
+
+        def print_warning(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, SoftpromptWarning):
+                print_status(f"warning: {message}")
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = print_warning
+        yield
+
+
+def exit_with(message: str, *, status: int) -> NoReturn:
+    """Print a message to stderr, and exit."""
+    if os.environ.get(DEBUG):
+        traceback.print_exc()
+    print_status(message)
+    raise typer.Exit(status) from None
+
+
+def print_status(message: str) -> None:
+    """Print a message, which is not a result, to stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_status_now(message: str) -> None:
+    """As `print_status`, from a signal handler, which may interrupt a write to the stream."""
+    try:
+        os.write(sys.stderr.fileno(), f"{message}\n".encode())
+    except (OSError, ValueError):  # stderr is not a file, so no write to it can be interrupted
+        print_status(message)
+
+
+def print_json(value: Mapping[str, object]) -> None:
+    """Print a result as JSON."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def hide_progress_bars() -> None:
+    """Disable the progress bars of the Hub's client where stderr is not a terminal."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+
+
+def format_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as columns: the first to the left, the others to the right."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [first + " " * (widths[0] - cell_len(first))]
+        cells += [" " * (w - cell_len(c)) + c for c, w in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def format_fields(facts: Mapping[str, str]) -> str:
+    """Names and values, one a line; further lines of a value are aligned with its first."""
+    width = max(map(cell_len, facts)) + 2
+    lines = []
+    for name, value in facts.items():
+        first, *rest = value.split("\n")
+        lines += [f"{name:<{width}}{first}", *(" " * width + line for line in rest)]
+    return "\n".join(lines)
+
+
+def _close_stdout() -> None:
+    """Discard what is still to be flushed to a closed pipe."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # stdout is not a file
+        return
+
+
+def _describe_os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return (
+        f"{where}{error.strerror or error}. Check that the path exists, that you have permission "
+        "to use it, and that the disk has free space."
+    )
+
+
+def _describe_bug(error: Exception) -> str:
+    return (
+        f"internal error (a bug in softprompt): {type(error).__name__}: {error}\n"
+        f"Please report it with the output of {DEBUG}=1."
+    )
+
+
+# A larger confusion matrix is not readable in a terminal.
+_MAX_LABELS = 20
+# Metrics from 0 to 100.
+_PERCENT = {"bleu", "chrf"}
+
+
+def format_scores(report: Mapping[str, Any]) -> str:
+    """A table of metrics, and the confusion matrix if there is one.
+
+    Args:
+        report: as ``metrics.json`` has it.
+    """
+    names = [name for name in report if name not in {"confusion", "rows"}]
+    rows = [[name, _number(name, float(report[name]))] for name in names]
+    if "rows" in report:
+        rows.append(["rows", f"{report['rows']:,}"])
+    found = format_columns(rows)
+    table = report.get("confusion")
+    return found if table is None else f"{found}\n\n{format_confusion(table)}"
+
+
+def format_confusion(table: Mapping[str, Any]) -> str:
+    """A confusion matrix with true labels as rows; a large one is left to --json."""
+    labels, columns = table["labels"], table["predicted_labels"]
+    if len(labels) > _MAX_LABELS:
+        return f"confusion of {len(labels)} labels: see --json"
+    head = ["true \\ answered", *columns]
+    counts = [[str(n) for n in row] for row in table["counts"]]
+    return format_columns([head, *([la, *row] for la, row in zip(labels, counts, strict=True))])
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.2f}" if name in _PERCENT else f"{value:.4f}"

@@ -1,0 +1,151 @@
+"""Read the rows to predict: from a table, or line by line as they arrive."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+
+from softprompt.errors import DataError
+
+WINDOW = 2048
+
+
+@dataclass(frozen=True)
+class InputRow:
+    """A row and its place in the input.
+
+    Args:
+        place: for messages, such as ``line 3``.
+        raw: a text, a line of JSON (bytes are not decoded yet) or a mapping.
+    """
+
+    place: str
+    raw: str | bytes | Mapping[str, object]
+
+    def read_content(self) -> str | Mapping[str, object]:
+        """The row as a model takes it; a line that starts with ``{`` is a JSON object.
+
+        Raises:
+            DataError: the line is not UTF-8 or not JSON.
+        """
+        if not isinstance(self.raw, bytes):
+            return self.raw
+        line = _decode(self.raw)
+        return _parse_object(line) if line.lstrip().startswith("{") else line
+
+
+def is_table(source: str) -> bool:
+    """Whether a file is to be read as a table; anything else, and stdin, is read line by line."""
+    from softprompt.data.readers import FORMATS, detect_format
+
+    return source != "-" and detect_format(Path(source)) in FORMATS
+
+
+def read_table_rows(source: str, fields: Sequence[str]) -> Iterator[list[InputRow]]:
+    """The rows of a table, some at a time.
+
+    Raises:
+        DataError: it cannot be read, or lacks a column.
+    """
+    from softprompt.data import check_columns, read_data
+
+    table = read_data(source)
+    check_columns(table, fields, where=source)
+    table = table.select_columns([*fields])
+    for start in range(0, len(table), WINDOW):
+        part = table.select(range(start, min(start + WINDOW, len(table)))).to_list()
+        yield [InputRow(f"row {start + n}", row) for n, row in enumerate(part, 1)]
+
+
+def read_text_rows(source: str) -> Iterator[InputRow]:
+    """The lines of a file, or of stdin if it is ``-``.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if source == "-":
+        yield from _lines(sys.stdin.buffer)
+        return
+    path = Path(source).expanduser()
+    if not path.is_file():
+        msg = f"there is no file {source}. Give one, or - to read lines from stdin."
+        raise DataError(msg)
+    with path.open("rb") as file:
+        yield from _lines(file)
+
+
+def group_rows(rows: Iterator[InputRow]) -> Iterator[list[InputRow]]:
+    """Group the rows that have arrived: a slow input gives single rows, a fast one batches."""
+    arrived: Queue[InputRow | BaseException | None] = Queue(maxsize=2 * WINDOW)
+
+    def read() -> None:
+        try:
+            for row in rows:
+                arrived.put(row)
+            arrived.put(None)
+        except BaseException as error:  # noqa: BLE001  # raised again by the consumer
+            arrived.put(error)
+
+    Thread(target=read, daemon=True).start()
+    while True:
+        window, end = _take(arrived)
+        if window:
+            yield window
+        match end:
+            case BaseException():
+                raise end
+            case True:
+                return
+            case _:
+                pass
+
+
+def _take(
+    arrived: "Queue[InputRow | BaseException | None]",
+) -> tuple[list[InputRow], BaseException | bool]:
+    """Wait for a row, and take all that have arrived after it; also the end or an error."""
+    window: list[InputRow] = []
+    while len(window) < WINDOW:
+        try:
+            item = arrived.get(block=not window)
+        except Empty:
+            break
+        match item:
+            case InputRow():
+                window.append(item)
+            case None:
+                return window, True
+            case BaseException():
+                return window, item
+    return window, False
+
+
+def _lines(file: Iterable[bytes]) -> Iterator[InputRow]:
+    for number, line in enumerate(file, 1):
+        yield InputRow(f"line {number}", line.rstrip(b"\r\n"))
+
+
+def _decode(line: bytes) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        msg = (
+            f"it is not valid UTF-8: byte 0x{line[error.start]:02x} at position {error.start}. "
+            "Encode the text in UTF-8."
+        )
+        raise DataError(msg) from error
+
+
+def _parse_object(line: str) -> Mapping[str, object]:
+    try:
+        found: Mapping[str, object] = json.loads(line)
+    except json.JSONDecodeError as error:
+        msg = (
+            f"it starts with a brace but is not valid JSON: {error.msg} at column {error.colno}. "
+            'Write an object such as {"text": "…"}, or {"text": "{…"} for a text with a brace.'
+        )
+        raise DataError(msg) from error
+    return found

@@ -1,0 +1,115 @@
+"""Write the reports of a comparison: its table in Markdown, and an HTML page with figures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+from softprompt.compare.protocol import Protocol
+from softprompt.compare.report.axes import Curve, Curves
+from softprompt.compare.report.html import ComparisonReport, Extra, render_html
+from softprompt.compare.report.prose import Conditions
+from softprompt.compare.report.table import format_markdown
+from softprompt.compare.results import Failed, ResultEvent, SearchResult
+from softprompt.compare.statistics import Summary
+from softprompt.data import Table
+from softprompt.recipe import Recipe
+from softprompt.train import RunDir
+
+_SOFTWARE = ("softprompt", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """The paths of the reports of a comparison.
+
+    Args:
+        table: in Markdown.
+        page: in HTML.
+    """
+
+    table: Path
+    page: Path
+
+    @classmethod
+    def locate(cls, folder: Path) -> Self:
+        """The paths in a comparison's folder."""
+        return cls(folder / "report.md", folder / "report.html")
+
+
+def write_reports(
+    found: Sequence[Summary],
+    events: Sequence[ResultEvent],
+    *,
+    folder: Path,
+    conditions: Conditions,
+    extras: Sequence[Extra],
+) -> ReportPaths:
+    """Write the reports of a comparison into its folder.
+
+    Args:
+        found: the summaries of its results.
+        events: all of its results, searches and failures.
+        folder: of the comparison.
+        conditions: of the measurement.
+        extras: further sections of the page.
+    """
+    measure, select = conditions.protocol.test_set.measure, conditions.base.train.best_metric
+    paths = ReportPaths.locate(folder)
+    paths.table.write_text(format_markdown(found, measure=measure) + "\n", encoding="utf-8")
+    report = ComparisonReport(
+        title=f"{folder.resolve().name}: a comparison",
+        summaries=found,
+        failed=[event for event in events if isinstance(event, Failed)],
+        searched=[event for event in events if isinstance(event, SearchResult)],
+        curves=_curves(found, folder, names=dict.fromkeys([measure, select])),
+        conditions=conditions,
+        extras=extras,
+    )
+    paths.page.write_text(render_html(report), encoding="utf-8")
+    return paths
+
+
+def record_conditions(
+    base: Recipe, protocol: Protocol, *, folder: Path, tables: Mapping[str, Table]
+) -> Conditions:
+    """Record the conditions of a comparison.
+
+    Args:
+        base: the recipe that all variants share.
+        protocol: seeds, search and test rows.
+        folder: of the comparison, with the recipe as run.
+        tables: rows by split.
+    """
+    return Conditions(
+        protocol=protocol,
+        base=base,
+        recipe=(folder / "recipe.toml").read_text(encoding="utf-8"),
+        rows={name: len(table) for name, table in tables.items()},
+        versions={name: version(name) for name in _SOFTWARE},
+    )
+
+
+def _curves(
+    found: Sequence[Summary], folder: Path, *, names: Mapping[str, None]
+) -> dict[str, Curves]:
+    """The validations of each run by metric and variant; a metric without values is left out."""
+    runs = {s.variant: [RunDir(folder / o.run) for o in s.results if o.run] for s in found}
+    made = {
+        name: {variant: [_curve(run, name) for run in folders] for variant, folders in runs.items()}
+        for name in names
+    }
+    return {
+        name: by_variant for name, by_variant in made.items() if any(map(any, by_variant.values()))
+    }
+
+
+def _curve(run: RunDir, name: str) -> Curve:
+    return [*_points(run, name)]
+
+
+def _points(run: RunDir, name: str) -> Iterator[tuple[float, float]]:
+    for event in run.read_events():
+        if event["event"] == "evaluation" and name in event["metrics"]:
+            yield float(event["step"]), float(event["metrics"][name])

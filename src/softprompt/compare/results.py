@@ -1,0 +1,365 @@
+"""The test rows of a comparison, its results, and the log that they are written to."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from softprompt._io import name_event
+from softprompt.data.inputs import Row
+from softprompt.errors import DataError
+from softprompt.inference import (
+    ConfusionMatrix,
+    compute_classification_metrics,
+    compute_confusion_matrix,
+    compute_generation_metrics,
+)
+from softprompt.inference.metrics import score_chrf
+
+
+@dataclass(frozen=True)
+class ScoredAnswers:
+    """The scores of answers to the test rows.
+
+    Args:
+        scores: of each row, 0 to 1.
+        metrics: over all rows.
+        confusion: true labels against answers; None for free text.
+    """
+
+    scores: tuple[float, ...]
+    metrics: Mapping[str, float]
+    confusion: ConfusionMatrix | None
+
+
+@dataclass(frozen=True)
+class HeldOutTest:
+    """The test rows and their right answers.
+
+    Args:
+        rows: as the variants get them.
+        truth: the right answer of each row.
+        labels: of the task; empty for free text.
+    """
+
+    rows: Sequence[Row]
+    truth: Sequence[str]
+    labels: tuple[str, ...]
+
+    @property
+    def measure(self) -> str:
+        """The name of the score: ``accuracy``, or ``chrf`` for free text."""
+        return "accuracy" if self.labels else "chrf"
+
+    def score(self, answers: Sequence[str]) -> ScoredAnswers:
+        """Score the answers, one for each row, in the order of the rows."""
+        if not self.labels:
+            return ScoredAnswers(
+                score_chrf(self.truth, answers),
+                compute_generation_metrics(self.truth, answers),
+                None,
+            )
+        pairs = zip(answers, self.truth, strict=True)
+        return ScoredAnswers(
+            scores=tuple(float(answer == truth) for answer, truth in pairs),
+            metrics=compute_classification_metrics(self.truth, answers, labels=self.labels),
+            confusion=compute_confusion_matrix(self.truth, answers, labels=self.labels),
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of training a variant.
+
+    Args:
+        trainable: parameters.
+        parameters: of the backbone that are run, trained or not.
+        added: trained parameters that are not part of the backbone.
+        size: bytes that have to be saved, without the backbone.
+        seconds: of training with its validations, without the search for a learning rate.
+        steps: of the optimizer; 0 without one.
+        speed: training rows per second, without validations; 0 if unknown.
+        memory: bytes of the backbone plus the peak that training adds to it; 0 if unknown.
+    """
+
+    trainable: int
+    parameters: int
+    size: int
+    seconds: float
+    steps: int = 0
+    speed: float = 0.0
+    memory: int = 0
+    added: int = 0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The test result of a trained variant or of a baseline.
+
+    Args:
+        variant: its name.
+        seed: None where nothing is random.
+        scores: of each test row: 1 or 0 for right or wrong, or the similarity of a text, 0 to 1.
+        metrics: on the test rows.
+        is_baseline: whether prompts are compared with it.
+        confusion: true labels against answers; None for free text.
+        validation: metrics of the selected state on the validation rows; empty without one.
+        rate: the learning rate; None without one.
+        cost: None where nothing was trained.
+        run: the name of the run's folder in the comparison's folder; empty without one.
+    """
+
+    variant: str
+    seed: int | None
+    scores: tuple[float, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    is_baseline: bool = False
+    confusion: ConfusionMatrix | None = None
+    validation: Mapping[str, float] = field(default_factory=dict)
+    rate: float | None = None
+    cost: Cost | None = None
+    run: str = ""
+
+    @property
+    def score(self) -> float:
+        """The mean over test rows: the accuracy, where answers are right or wrong."""
+        return sum(self.scores) / len(self.scores)
+
+    def __str__(self) -> str:
+        measure = "chrf" if self.confusion is None else "accuracy"
+        if self.seed is None:
+            return f"{self.variant}: {measure} {self.score:.1%}"
+        seconds = 0.0 if self.cost is None else self.cost.seconds
+        return f"{self.variant}, seed {self.seed}: {measure} {self.score:.1%}, {seconds:.0f} s"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The result of the short search for a variant's learning rate.
+
+    Args:
+        variant: its name.
+        scores: by the multiplier of the learning rate; higher is better.
+        multiplier: the best one.
+        fraction: of the steps, for each multiplier.
+        cache_key: of the variant's settings; another variant of the same name has another.
+        seconds: the time budget of a whole run; None if the recipe sets the steps.
+        steps: of a whole run within the time budget.
+    """
+
+    variant: str
+    scores: Mapping[float, float]
+    multiplier: float
+    fraction: float
+    cache_key: str
+    seconds: float | None = None
+    steps: int | None = None
+
+    @property
+    def multipliers(self) -> tuple[float, ...]:
+        """The candidates in order; a single one is used without a search."""
+        return tuple(sorted(self.scores)) or (self.multiplier,)
+
+    def __str__(self) -> str:
+        tried = ", ".join(f"{number:g}: {score:.4f}" for number, score in self.scores.items())
+        best = f"{self.variant}: learning rate times {self.multiplier:g}"
+        steps = "" if self.steps is None else f", {self.steps:,} steps per run"
+        return best + (tried and f" ({tried})") + steps
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A variant or baseline that could not be run; the others still run.
+
+    Args:
+        variant: its name.
+        seed: of the failed run; None for the search, or where nothing is random.
+        error: the message.
+    """
+
+    variant: str
+    seed: int | None
+    error: str
+
+    def __str__(self) -> str:
+        return f"{self.variant} failed, the others continue: {self.error}"
+
+
+@dataclass(frozen=True)
+class BaselineSkipped:
+    """A baseline that does not exist for the recipe.
+
+    Args:
+        name: of the baseline.
+        reason: why it does not exist.
+    """
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} is skipped. {self.reason}"
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a comparison is doing.
+
+    Args:
+        message: a sentence.
+    """
+
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+# The events that are logged to a file, and all events that callbacks get.
+ResultEvent = RunResult | SearchResult | Failed
+ComparisonEvent = ResultEvent | BaselineSkipped | Status
+
+_DIGITS = {0.0: "0", 1.0: "1"}
+
+
+def as_line(event: ResultEvent) -> dict[str, Any]:
+    """An event as JSON has it; scores that are only 0 and 1 are a string with a digit a row."""
+    line = {"event": name_event(event), **asdict(event)}
+    if isinstance(event, RunResult):
+        digits = [_DIGITS.get(score) for score in event.scores]
+        is_binary = None not in digits
+        line["scores"] = "".join(str(d) for d in digits) if is_binary else [*event.scores]
+    if isinstance(event, SearchResult):
+        line["scores"] = [[multiplier, score] for multiplier, score in event.scores.items()]
+    return line
+
+
+def from_line(line: Mapping[str, Any]) -> ResultEvent:
+    """Read an event that was written by :func:`as_line`.
+
+    Raises:
+        DataError: the line is not an event.
+    """
+    values = {name: value for name, value in line.items() if name != "event"}
+    try:
+        match line.get("event"):
+            case "run_result":
+                cost, confusion = values.pop("cost", None), values.pop("confusion", None)
+                scores = tuple(float(score) for score in values.pop("scores"))
+                return RunResult(
+                    **values,
+                    scores=scores,
+                    cost=None if cost is None else Cost(**cost),
+                    confusion=None if confusion is None else _confusion(**confusion),
+                )
+            case "search_result":
+                tried = {float(number): float(score) for number, score in values.pop("scores")}
+                return SearchResult(**values, scores=tried)
+            case "failed":
+                return Failed(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"a line of the results is damaged ({error}). Remove it, and it is run again."
+        raise DataError(msg) from error
+    msg = f"a line of the results has the unknown event {line.get('event')!r}. Remove it."
+    raise DataError(msg)
+
+
+def _confusion(
+    labels: Sequence[str], predicted_labels: Sequence[str], counts: Sequence[Sequence[int]]
+) -> ConfusionMatrix:
+    return ConfusionMatrix((*labels,), (*predicted_labels,), tuple((*row,) for row in counts))
+
+
+@dataclass(frozen=True)
+class ResultsLog:
+    """The file of the results of one comparison, one JSON object a line.
+
+    Args:
+        path: of the file.
+    """
+
+    path: Path
+
+    def read(self) -> list[ResultEvent]:
+        """The events in the file, without a last line that was cut off by a kill.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        if not self.path.exists():
+            return []
+        *lines, _ = self.path.read_text(encoding="utf-8").split("\n")
+        try:
+            return [from_line(json.loads(line)) for line in lines]
+        except (AttributeError, ValueError) as error:  # not a JSON object, or not JSON
+            msg = f"{self.path} is damaged ({error}). Remove the damaged line, and it is run again."
+            raise DataError(msg) from error
+
+    def write(self, events: Sequence[ResultEvent]) -> None:
+        """Replace the file atomically by one with these events."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".new")
+        temporary.write_text("".join(map(_line, events)), encoding="utf-8")
+        temporary.replace(self.path)
+
+    def add(self, event: ResultEvent) -> None:
+        """Append an event."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(event))
+
+
+# The multipliers of a search, its fraction of the steps, and the time budget if there is one.
+SearchSettings = tuple[tuple[float, ...], float, float | None]
+
+
+def check_results(
+    events: Sequence[ResultEvent],
+    *,
+    rows: int,
+    search: SearchSettings,
+    cache_keys: Mapping[str, str],
+) -> None:
+    """Check that earlier results can be compared with new ones.
+
+    Args:
+        rows: the number of test rows.
+        search: the settings of the search.
+        cache_keys: of the variants, by name.
+
+    Raises:
+        DataError: the test rows, the search or the settings of a variant have changed.
+    """
+    for event in events:
+        if isinstance(event, RunResult) and len(event.scores) != rows:
+            msg = (
+                f"the comparison was started with {len(event.scores)} test rows, but there are "
+                f"{rows} now. Start a new comparison in another folder."
+            )
+            raise DataError(msg)
+        if isinstance(event, SearchResult):
+            _check_search((event.multipliers, event.fraction, event.seconds), search)
+            if cache_keys.get(event.variant, event.cache_key) != event.cache_key:
+                msg = (
+                    f"the variant {event.variant!r} was started with other settings. Give it "
+                    "another name, or start a new comparison in another folder."
+                )
+                raise DataError(msg)
+
+
+def _check_search(before: SearchSettings, now: SearchSettings) -> None:
+    if before == now:
+        return
+    multipliers, fraction, seconds = before
+    tried = ", ".join(f"{multiplier:g}" for multiplier in multipliers)
+    budget = "the steps" if seconds is None else f"{seconds:g} seconds"
+    msg = (
+        f"the comparison was started with learning rates times {tried}, each for {fraction:.0%} of "
+        f"{budget}. All variants get the same search: use the same settings, or start a new "
+        "comparison in another folder."
+    )
+    raise DataError(msg)
+
+
+def _line(event: ResultEvent) -> str:
+    return json.dumps(as_line(event)) + "\n"

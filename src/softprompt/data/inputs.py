@@ -1,0 +1,350 @@
+"""Rows from Python: texts, mappings, data frames, data sets, Arrow tables.
+
+`iterate_rows` reads any of them row by row; `to_table` makes the table that training reads. Neither
+imports pandas, polars or datasets to check a type: a program with a data frame has imported the
+library already.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Never, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+from softprompt.data.table import Table, check_columns, check_names, make_table, name_classes
+from softprompt.errors import DataError
+
+Row: TypeAlias = Mapping[str, object]
+
+_CHUNK = 2048
+_SHAPES = (
+    "Give one text, one mapping of fields, a list or another iterable of these, a pandas or polars "
+    "data frame, a datasets.Dataset or a pyarrow Table"
+)
+
+
+@runtime_checkable
+class ArrowStream(Protocol):
+    """A table of another library that can be read as Arrow's record batches."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """The stream of Arrow's PyCapsule interface."""
+        ...
+
+
+if TYPE_CHECKING:
+    RowsLike: TypeAlias = str | Row | Iterable[str | Row] | ArrowStream
+else:
+    # Any value is accepted here, so that a wrong one gets an error message of this module.
+    RowsLike: TypeAlias = object
+
+
+def iterate_rows(data: RowsLike, *, fields: Iterable[str] | None = None) -> Iterator[Row]:
+    """Read rows one by one, from any of the supported types.
+
+    Missing values (None, NaN, ``pandas.NA``, null) become None, numpy's scalars become Python's,
+    and class labels of a data set become their names. A stream is read lazily.
+
+    Args:
+        data: one text (one row), one mapping (one row), a list, generator or other iterable of
+            texts and mappings, a pandas or polars data frame, a Series of texts, a
+            ``datasets.Dataset`` or ``IterableDataset``, a pyarrow ``Table``, or any other table
+            with Arrow's stream interface.
+        fields: the fields of the template; a text is the value of the only field. Without them
+            texts are refused.
+
+    Returns:
+        The rows, as mappings from field names to values.
+
+    Raises:
+        DataError: the data has another type (raised at the call), or a row is neither a mapping
+            nor a text for a single field (raised when the row is reached).
+
+    Example:
+        >>> list(iterate_rows(["Fine.", {"text": "Dull.", "year": float("nan")}], fields=["text"]))
+        [{'text': 'Fine.'}, {'text': 'Dull.', 'year': None}]
+        >>> list(iterate_rows("Fine.", fields=["text"]))
+        [{'text': 'Fine.'}]
+    """
+    names = None if fields is None else tuple(dict.fromkeys(fields))
+    items = _items(data, names)  # outside the generator, so that errors are raised at the call
+    return (_row(item, names, at=at) for at, item in enumerate(items))
+
+
+def to_table(
+    data: RowsLike, *, columns: Iterable[str] | None = None, where: str = "the data"
+) -> Table:
+    """Make a table of rows, from any of the supported types.
+
+    Args:
+        data: as for `iterate_rows`, except texts, which have no column name. Columns such as
+            ``{"text": […], "label": […]}`` are refused: ``datasets.Dataset.from_dict`` reads them.
+        columns: the columns to keep, each of which must have a value in every row; all columns by
+            default.
+        where: the name of the data in messages.
+
+    Returns:
+        The table; class labels are their names, and a field that a row lacks is None there.
+
+    Raises:
+        DataError: the data has another type or no rows, lacks a column or a value, or mixes text
+            and numbers in a column.
+
+    Example:
+        >>> table = to_table([{"text": "Fine.", "stars": 4}, {"text": "Dull."}])
+        >>> table["stars"][:]
+        [4, None]
+    """
+    kept = None if columns is None else list(dict.fromkeys(columns))
+    if _is(data, "datasets", "Dataset"):
+        table = name_classes(_as_any(data).with_format(None))
+    else:
+        rows = list(iterate_rows(data))
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        if rows and kept is not None:
+            check_names(kept, names, where=where)
+        table = make_table(
+            {name: [row.get(name) for row in rows] for name in kept or names}, where=where
+        )
+    if len(table) == 0:
+        msg = f"{where} has no rows. Give at least one."
+        raise DataError(msg)
+    if kept is None:
+        return table
+    check_columns(table, kept, where=where)
+    return table.select_columns(kept)
+
+
+def as_row(row: str | Row, columns: Iterable[str]) -> Row:
+    """Make a mapping of a row that may be a text.
+
+    Args:
+        row: a mapping of fields, or a text if there is a single field.
+        columns: the names of the template's fields.
+
+    Returns:
+        The row as a mapping.
+
+    Raises:
+        DataError: the row is a text, but there are several fields.
+    """
+    if not isinstance(row, str):
+        return row
+    fields = tuple(dict.fromkeys(columns))
+    if len(fields) != 1:
+        msg = (
+            f"a row of this artifact has the fields {', '.join(fields)}, but a single text was "
+            'given. Give an object with all of them: {"' + '": …, "'.join(fields) + '": …}.'
+        )
+        raise DataError(msg)
+    return {fields[0]: row}
+
+
+def _items(data: object, names: tuple[str, ...] | None) -> Iterable[object]:
+    """The rows as they are, or an error if it has none."""
+    for package, classes, read in _READERS:
+        if _is(data, package, *classes):
+            return read(data, names)
+    match data:
+        case str():
+            return [data]
+        case Mapping():
+            _check_single(data)
+            return [data]
+        case ArrowStream():
+            return _of_arrow(data)
+        case _:
+            return _of_iterable(data)
+
+
+def _row(item: object, names: tuple[str, ...] | None, *, at: int) -> Row:
+    """Read one row, with plain Python values."""
+    if isinstance(item, str):
+        if names is None:
+            msg = (
+                f"row {at} (counted from 0) is a text, which has no column. Give a mapping, such "
+                'as {"text": …, "label": …}.'
+            )
+            raise DataError(msg)
+        return as_row(str(item), names)
+    if _is(item, "pandas", "Series"):
+        item = _as_any(item).to_dict()
+    if not isinstance(item, Mapping):
+        texts = "" if names is None or len(names) > 1 else ", or a text"
+        example = ", ".join(f'"{name}": …' for name in names or ("text", "label"))
+        msg = (
+            f"row {at} (counted from 0) is of type {type(item).__name__}, but a row is a mapping "
+            f"of fields, such as {{{example}}}{texts}."
+        )
+        raise DataError(msg)
+    return {str(name): _plain(value) for name, value in item.items()}
+
+
+def _plain(value: object) -> object:
+    """Convert a value to a plain Python value; None if it is missing."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float | Decimal) and math.isnan(value):
+        return None
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and (value is pandas.NA or value is pandas.NaT):
+        return None
+    return value
+
+
+def _is(value: object, package: str, *names: str) -> bool:
+    """Whether a value has one of these classes of a package that may not be installed."""
+    module = sys.modules.get(package)
+    return module is not None and isinstance(value, tuple(vars(module)[name] for name in names))
+
+
+def _as_any(value: object) -> Any:  # noqa: ANN401  # of a library that may not be installed
+    return value
+
+
+def _of_dataset(data: Any, _names: object) -> Iterator[object]:  # noqa: ANN401
+    """The rows of a (streaming) data set, with the names of class labels."""
+    classes = {
+        column: feature.names
+        for column, feature in (data.features or {}).items()
+        if _is(feature, "datasets", "ClassLabel")
+    }
+    for row in data.with_format(None):
+        labels = {
+            column: None if (number := row[column]) is None or number < 0 else names[number]
+            for column, names in classes.items()
+        }
+        yield {**row, **labels}
+
+
+def _of_pandas(frame: Any, _names: object) -> Iterator[object]:  # noqa: ANN401
+    names = [str(name) for name in frame.columns]
+    _check_distinct(names)
+    columns = (frame.iloc[:, at] for at in range(len(names)))
+    return (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
+
+
+def _of_series(series: Any, names: tuple[str, ...] | None) -> Iterable[object]:  # noqa: ANN401
+    """A column of texts, or one row of a data frame if its index has the template's fields."""
+    if names and {*names} <= {*series.index}:
+        return [series]
+    return _of_cells(series, names)
+
+
+def _of_cells(cells: Iterable[object], names: tuple[str, ...] | None) -> Iterable[object]:
+    """The rows of a column, which is the template's only field."""
+    if names is None or len(names) != 1:
+        fields = "" if names is None else f" ({', '.join(names)})"
+        msg = (
+            f"a single column was given, but a row has several fields{fields}. Give a data frame "
+            "that has them as columns."
+        )
+        raise DataError(msg)
+    return ({names[0]: cell} for cell in cells)
+
+
+def _of_array(array: Any, names: tuple[str, ...] | None) -> Iterable[object]:  # noqa: ANN401
+    return _of_cells(array.to_pylist(), names)
+
+
+# The known classes by package; no package is imported for the check.
+_READERS: tuple[tuple[str, tuple[str, ...], Callable[..., Iterable[object]]], ...] = (
+    ("datasets", ("Dataset", "IterableDataset"), _of_dataset),
+    ("pandas", ("DataFrame",), _of_pandas),
+    ("pandas", ("Series",), _of_series),
+    ("polars", ("Series",), _of_cells),
+    ("pyarrow", ("Array", "ChunkedArray"), _of_array),
+)
+
+
+def _of_arrow(data: ArrowStream) -> Iterator[object]:
+    import pyarrow as pa
+
+    try:
+        reader = pa.RecordBatchReader.from_stream(data)
+    except (pa.ArrowException, TypeError) as error:
+        msg = f"the rows ({type(data).__name__}) cannot be read as a table: {error}. {_SHAPES}."
+        raise DataError(msg) from error
+    _check_distinct(reader.schema.names)
+    return (
+        row
+        for batch in reader
+        for start in range(0, batch.num_rows, _CHUNK)
+        for row in batch.slice(start, _CHUNK).to_pylist()
+    )
+
+
+def _of_iterable(data: object) -> Iterable[object]:
+    if isinstance(data, bytes | bytearray | memoryview | set | frozenset) or _is(
+        data, "polars", "LazyFrame"
+    ):
+        _refuse(data)
+    try:
+        items: Iterator[object] = iter(_as_any(data))
+    except TypeError:
+        _refuse(data)
+    return items
+
+
+def _check_distinct(names: list[str]) -> None:
+    if len({*names}) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        msg = f"the rows have two columns called {twice!r}. Rename one of them."
+        raise DataError(msg)
+
+
+def _check_single(data: Mapping[Any, object]) -> None:
+    """Check that a mapping is one row, not several tables or columns."""
+    names, values = ", ".join(map(str, data)), list(data.values())
+    if values and all(_is_table(value) for value in values):
+        msg = (
+            f"the rows are a mapping of tables ({names}), but one table is needed here. Give one "
+            f"of them, such as rows[{next(iter(data))!r}]."
+        )
+        raise DataError(msg)
+    if values and all(_is_column(value) for value in values):
+        msg = (
+            f"the rows are a mapping of columns ({names}), but a mapping is one row. Give "
+            "datasets.Dataset.from_dict(rows), a data frame, or a list of one mapping a row."
+        )
+        raise DataError(msg)
+
+
+def _is_table(value: object) -> bool:
+    """Whether a value is several rows, not a field of one."""
+    if isinstance(value, list | tuple):
+        return bool(value) and isinstance(value[0], Mapping)
+    return (
+        _is(value, "datasets", "Dataset", "IterableDataset")
+        or _is(value, "pandas", "DataFrame")
+        or (isinstance(value, ArrowStream) and not _is_column(value))
+    )
+
+
+def _is_column(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple | np.ndarray)
+        or _is(value, "pandas", "Series")
+        or _is(value, "polars", "Series")
+        or _is(value, "pyarrow", "Array", "ChunkedArray")
+    )
+
+
+def _refuse(data: object) -> Never:
+    """Raise a DataError for a value of a wrong type."""
+    match data:
+        case bytes() | bytearray() | memoryview():
+            remedy = "Decode them to a text first: data.decode('utf-8')"
+        case set() | frozenset():
+            remedy = "A set has no order for its answers. Give sorted(rows)"
+        case PurePath():
+            remedy = "Read the file first, for example with pandas.read_csv"
+        case _ if _is(data, "polars", "LazyFrame"):
+            remedy = "Give rows.collect()"
+        case _:
+            remedy = _SHAPES
+    msg = f"rows cannot be read from a value of type {type(data).__name__}. {remedy}."
+    raise DataError(msg)

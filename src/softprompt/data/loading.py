@@ -1,0 +1,192 @@
+"""Loading the rows of a recipe's table ``[data]``: reading, splitting, sampling and hashing."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from softprompt.data.sources import read_source
+from softprompt.data.splits import sample, split_rows
+from softprompt.data.table import Table, map_values
+from softprompt.errors import FaultCollector, UnreachableError
+
+
+class _Table(BaseModel):
+    """A table of the recipe: frozen, without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SplitSizes(_Table):
+    """The fraction of the rows in each split; they sum to 1."""
+
+    train: PositiveFloat = Field(0.8, description="The fraction of training rows.")
+    validation: NonNegativeFloat = Field(0.1, description="The fraction of validation rows.")
+    test: NonNegativeFloat = Field(0.1, description="The fraction of test rows.")
+
+
+class MaxRows(_Table):
+    """The most rows of each split, sampled with the recipe's seed."""
+
+    train: PositiveInt | None = Field(None, description="The most training rows.")
+    validation: PositiveInt | None = Field(None, description="The most validation rows.")
+    test: PositiveInt | None = Field(None, description="The most test rows.")
+
+
+class DataConfig(_Table):
+    """Where the rows come from: files, Hub data sets (`name:config[split]`), `builtin:` names."""
+
+    train: str = Field(
+        description="The training rows: a file, a Hub data set such as `nyu-mll/glue:sst2[train]`, "
+        "or `builtin:rotten-tomatoes`."
+    )
+    validation: str | None = Field(
+        None, description="The validation rows. Left out, they are split off the training rows."
+    )
+    test: str | None = Field(
+        None, description="The test rows. Left out, they are split off the training rows."
+    )
+    split_sizes: SplitSizes = Field(
+        SplitSizes(), description="The fraction of the rows in each split. They sum to 1."
+    )
+    group_by: str | None = Field(
+        None, description="A column; rows that have the same value in it are in the same split."
+    )
+    value_map: dict[str, dict[str, str]] = Field(
+        {},
+        description="New names for the values of a column: "
+        '`{ label = { neg = "negative", pos = "positive" } }`.',
+    )
+    max_rows: MaxRows = Field(
+        MaxRows(), description="The most rows of each split, sampled with the recipe's seed."
+    )
+    max_length: PositiveInt | None = Field(
+        None,
+        description="The most tokens of a row, soft tokens included; longer text is truncated. "
+        "Left out: the backbone's limit.",
+    )
+
+
+def read_splits(data: DataConfig, *, seed: int) -> dict[str, Table]:
+    """Read the splits of a recipe.
+
+    Args:
+        data: the recipe's table ``[data]``.
+        seed: the seed of splits and samples.
+
+    Returns:
+        The rows by the name of the split.
+
+    Raises:
+        DataError: a source cannot be read or split.
+    """
+    collector = FaultCollector()
+    tables = read_sources(data, collector)
+    return complete_splits(tables, data, seed=seed, splits=[*tables], collector=collector)
+
+
+def list_sources(data: DataConfig) -> dict[str, str]:
+    """The sources that a recipe names, by split."""
+    sources = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {name: source for name, source in sources.items() if source is not None}
+
+
+def read_sources(data: DataConfig, collector: FaultCollector) -> dict[str, Table]:
+    """Read the sources that a recipe names.
+
+    Args:
+        data: the recipe's table ``[data]``.
+        collector: collects the faults. If it keeps going, sources that cannot be read are left
+            out; an unreachable data set is requested only once, since that takes long.
+    """
+    tables: dict[str, Table] = {}
+    unreachable: set[str] = set()
+    for name, source in list_sources(data).items():
+        data_set = source.partition("[")[0]
+        if data_set in unreachable:
+            continue
+        try:
+            table = collector.attempt(read_source, source)
+        except UnreachableError:
+            if not collector.keep_going:
+                raise
+            unreachable.add(data_set)
+            collector.add_note(
+                f"not checked: the data set {data_set!r} and what depends on it. The Hub cannot be "
+                "reached and nothing is cached on this machine; training would fetch it from there."
+            )
+            continue
+        if table is not None:
+            tables[name] = table
+    return tables
+
+
+def complete_splits(
+    given: Mapping[str, Table],
+    data: DataConfig,
+    *,
+    seed: int,
+    splits: Collection[str],
+    collector: FaultCollector,
+) -> dict[str, Table]:
+    """Map values, split missing splits off the training rows, and sample to the limits.
+
+    Args:
+        given: the rows by split, as they were read.
+        data: the recipe's table ``[data]``.
+        seed: the seed of splits and samples.
+        splits: the names of all splits of the recipe, including those that could not be read; only
+            others are split off.
+        collector: collects the faults. If it keeps going, a table whose values cannot be mapped or
+            that cannot be split stays as it is, so that the rest of it can be checked.
+    """
+    tables = dict(given)
+    for name, table in given.items():
+        renamed = collector.attempt(map_values, table, data.value_map, where=f"the {name} data")
+        tables[name] = table if renamed is None else renamed
+    if "train" in tables:
+        parts = collector.attempt(split_off, tables["train"], data, seed=seed, splits=splits)
+        tables |= parts or {}
+    limits = {"train": data.max_rows.train, "validation": data.max_rows.validation}
+    limits["test"] = data.max_rows.test
+    for name, limit in limits.items():
+        if limit is not None and name in tables:
+            tables[name] = sample(tables[name], min(limit, len(tables[name])), seed=seed)
+    return tables
+
+
+def split_off(
+    train: Table, data: DataConfig, *, seed: int, splits: Collection[str]
+) -> dict[str, Table]:
+    """Split missing splits off the training rows.
+
+    Args:
+        train: the training rows.
+        data: the recipe's table ``[data]``.
+        seed: the seed of the split.
+        splits: the names of the splits that exist. Rows are split off only if there are no
+            validation rows: these, and test rows if they are missing too.
+
+    Returns:
+        The rows by split, including the remaining training rows.
+
+    Raises:
+        DataError: the rows cannot be split in this way.
+    """
+    if "validation" in splits:
+        return {"train": train}
+    shares = {"train": data.split_sizes.train, "validation": data.split_sizes.validation}
+    if "test" not in splits:
+        shares["test"] = data.split_sizes.test
+    total = sum(shares.values())
+    normal = {name: share / total for name, share in shares.items() if share}
+    return split_rows(train, seed=seed, shares=normal, group=data.group_by)
+
+
+def digest_rows(table: Table, columns: Sequence[str]) -> str:
+    """A hash of the rows' contents in these columns, independent of the file format."""
+    digest = hashlib.sha256()
+    for row in table.select_columns(sorted(set(columns))):
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return digest.hexdigest()

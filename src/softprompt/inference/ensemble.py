@@ -1,0 +1,408 @@
+"""Ensembles: several prompts on one backbone whose predictions are combined."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from math import log
+from typing import Literal, assert_never, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # torch's own convention
+
+from softprompt.backbone.model import Backbone, shorten_name
+from softprompt.data import Row, RowsLike, group_by_length, iterate_rows
+from softprompt.errors import PromptError, SoftpromptWarning, format_unknown
+from softprompt.inference.loops import (
+    EvaluatedRows,
+    EvaluationReport,
+    check_probabilities,
+    make_report,
+    stack_probabilities,
+)
+from softprompt.inference.model import (
+    PromptModel,
+    attach,
+)
+from softprompt.inference.notebook import make_fact_table, make_grid
+from softprompt.tasks import Classifier, Classify, Example, Prediction
+from softprompt.tasks.config import read_task_settings
+
+Vote = Literal["majority", "mean"]
+
+
+def combine(predictions: Sequence[Prediction], vote: Vote) -> Prediction:
+    """Combine the predictions of several prompts for one row.
+
+    The probabilities are the mean of theirs with either vote; so with ``majority`` the label need
+    not be the likeliest.
+
+    Source: Lester et al. 2021, "Prompt ensembling" (the majority of five prompts).
+
+    Args:
+        predictions: at least one; with the same labels, or texts.
+        vote: ``majority`` takes the label that most of them have; of tied labels, the one with the
+            highest mean probability, then the first of the labels; of tied texts, the first.
+            ``mean`` takes the label with the highest mean probability.
+    """
+    names = [*predictions[0].probabilities]
+    mean = {n: sum(p.probabilities[n] for p in predictions) / len(predictions) for n in names}
+    match vote:
+        case "majority":
+            count = Counter(p.label for p in predictions)
+            most = [label for label in (names or count) if count[label] == max(count.values())]
+            return Prediction(max(most, key=lambda label: mean.get(label, 0.0)), mean)
+        case "mean":
+            return Prediction(max(mean, key=mean.__getitem__), mean)
+        case _:
+            assert_never(vote)
+
+
+_WINDOW = 2048  # rows of a stream that are sorted into batches together
+# Settings of the task that may differ between members.
+_MAY_DIFFER = {"template", "head"}
+
+MemberViews = Sequence[Example]
+
+
+@dataclass(frozen=True)
+class EnsembleReport:
+    """Loss and metrics of an ensemble on some rows.
+
+    Args:
+        ensemble: of the combined predictions.
+        members: of each member alone, in their order.
+    """
+
+    ensemble: EvaluationReport
+    members: tuple[EvaluationReport, ...]
+
+
+class Ensemble:
+    """Several prompts on one copy of the weights; each row is in a batch once for each prompt.
+
+    The members have the same backbone, kind of task, labels, target column and label words. Their
+    templates, methods, lengths and trained heads may differ.
+
+    Source: Lester et al. 2021, "Prompt ensembling".
+
+    Args:
+        models: at least one. All are attached to the backbone of the first.
+        vote: how predictions are combined: ``majority``, the commonest label or text; or ``mean``,
+            the label with the highest mean probability, which text generation does not have.
+
+    Raises:
+        ArtifactError: a prompt was trained on another backbone.
+        PromptError: there are no prompts, their tasks differ, or the vote does not fit the task.
+
+    Example:
+        >>> from softprompt import Classify, TrainingConfig, fit
+        >>> words = {"negative": " bad", "positive": " good"}
+        >>> task = Classify("{text} is{soft:2}", verbalizer=words)
+        >>> model = fit(backbone, task, rows, validation=0, config=TrainingConfig(epochs=1))
+        >>> both = Ensemble([model, model], vote="mean")
+        >>> both.predict(rows)[0].label == model.predict(rows)[0].label
+        True
+    """
+
+    def __init__(self, models: Sequence[PromptModel], *, vote: Vote = "majority") -> None:
+        if not models:
+            msg = "an ensemble needs models, but there are none. Give at least one."
+            raise PromptError(msg)
+        first = models[0]
+        self.members = tuple(
+            m if m.backbone is first.backbone else attach(m.artifact, first.backbone)
+            for m in models
+        )
+        self.vote: Vote = vote
+        _check_vote(vote, first)
+        for number, model in enumerate(self.members[1:], start=2):
+            _check_same_task(first, model, number=number)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen model of all members."""
+        return self.members[0].backbone
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that can be predicted; empty for text generation."""
+        return self.members[0].labels
+
+    def predict(self, rows: RowsLike, *, batch_size: int = 32) -> list[Prediction]:
+        """Predict rows.
+
+        Args:
+            rows: as `PromptModel.predict` takes them; texts, if all templates have the same single
+                field.
+            batch_size: the most rows that are run at once, those of all members together.
+
+        Returns:
+            A prediction for each row, in their order.
+
+        Raises:
+            DataError: the rows cannot be read, a field is missing, or a row is a text, but the
+                templates have several fields.
+        """
+        return list(self.predict_stream(rows, batch_size=batch_size))
+
+    def predict_stream(self, rows: RowsLike, *, batch_size: int = 32) -> Iterator[Prediction]:
+        """Predict rows of a stream of any length, which is read in windows of 2,048 rows.
+
+        Args:
+            rows: as `predict` takes them.
+            batch_size: the most rows that are run at once, those of all members together.
+
+        Returns:
+            The predictions, in the rows' order, computed on demand.
+
+        Raises:
+            DataError: as in `predict`.
+        """
+        if len(self.members) == 1:
+            return self.members[0].predict_stream(rows, batch_size=batch_size)
+        fields = [name for member in self.members for name in member.task.columns]
+        return self._predict_windows(iterate_rows(rows, fields=fields), batch_size)
+
+    def predict_proba(self, rows: RowsLike, *, batch_size: int = 32) -> NDArray[np.float64]:
+        """The mean of the members' probabilities of each label for each row.
+
+        Args:
+            rows: as `predict` takes them.
+            batch_size: the most rows that are run at once, those of all members together.
+
+        Returns:
+            An array [rows, labels], the columns in the order of `labels`; each row sums to one.
+
+        Raises:
+            DataError: as in `predict`.
+            PromptError: the task is text generation, which has no probabilities.
+        """
+        check_probabilities(self.members[0].task)
+        return stack_probabilities(self.predict(rows, batch_size=batch_size), self.labels)
+
+    def evaluate(
+        self,
+        rows: RowsLike | None = None,
+        *,
+        split: str | None = None,
+        batch_size: int = 32,
+        name: str = "given",
+    ) -> EvaluationReport:
+        """Loss and metrics on rows with known targets.
+
+        The loss is that of the mean probabilities; for text generation, the mean of the members'.
+
+        Args:
+            rows: as `PromptModel.evaluate` takes them; by default those of a split of the data
+                that the first member was trained with.
+            split: of that data; ``test`` by default.
+            batch_size: the most rows that are run at once, those of all members together.
+            name: of the rows in messages.
+
+        Returns:
+            Loss and metrics of the combined predictions.
+
+        Raises:
+            DataError: as in `PromptModel.evaluate`.
+            ArtifactError: as in `PromptModel.evaluate`.
+        """
+        report = self.evaluate_members(rows, split=split, batch_size=batch_size, name=name)
+        return report.ensemble
+
+    def evaluate_members(
+        self,
+        rows: RowsLike | None = None,
+        *,
+        split: str | None = None,
+        batch_size: int = 32,
+        name: str = "given",
+    ) -> EnsembleReport:
+        """As `evaluate`, for the ensemble and for each member alone.
+
+        Warns of a member that was not trained with the same split, since it may have been trained
+        on these rows.
+
+        Args:
+            rows: as in `evaluate`.
+            split: as in `evaluate`.
+            batch_size: as in `evaluate`.
+            name: as in `evaluate`.
+
+        Returns:
+            Loss and metrics of the ensemble and of its members.
+
+        Raises:
+            DataError: as in `evaluate`.
+            ArtifactError: as in `evaluate`.
+        """
+        first = self.members[0]
+        columns = [name for member in self.members for name in member.columns]
+        table, where = first.read_labeled_rows(rows, split=split, columns=columns, name=name)
+        if rows is None:
+            self._check_split(where)
+        labeled = table.to_list()
+        truth = [str(row[first.task.target_column]) for row in labeled]
+        views = [[m.task.make_example(row) for m in self.members] for row in labeled]
+        return self.evaluate_rendered(views, truth, batch_size=batch_size)
+
+    def evaluate_rendered(
+        self, views: Sequence[MemberViews], truth: Sequence[str], *, batch_size: int = 32
+    ) -> EnsembleReport:
+        """Loss and metrics on rows that each member has already rendered.
+
+        Args:
+            views: each row as rendered by every member.
+            truth: the target of each row as text.
+            batch_size: the most rows that are run at once, those of all members together.
+
+        Returns:
+            Loss and metrics of the ensemble and of its members.
+
+        Raises:
+            DataError: there are no rows.
+        """
+        if len(self.members) == 1 or not views:
+            report = self.members[0].evaluate_rendered(
+                [view[0] for view in views], truth, batch_size=batch_size
+            )
+            return EnsembleReport(report, (report,))
+        truncated = [sum(e.truncated for e in examples) for examples in zip(*views, strict=True)]
+        truncated.append(sum(any(e.truncated for e in view) for view in views))
+        sums, count = torch.zeros(len(self.members) + 1, dtype=torch.float64), 0
+        predictions: dict[int, list[Prediction]] = {}
+        for batch in self._batches(views, batch_size):
+            chosen = [views[i] for i in batch]
+            by_member, scores = self._predict_members(chosen)
+            losses, scored = self._sum_losses(chosen, scores)
+            sums, count = sums + losses, count + scored
+            rows = zip(*by_member, self._combine(by_member), strict=True)
+            predictions |= zip(batch, map(list, rows), strict=True)
+        ordered = zip(*(predictions[i] for i in range(len(views))), strict=True)
+        task = self.members[0].task
+        *members, ensemble = [
+            make_report(task, [EvaluatedRows(total, count, tuple(truth), predicted, number)])
+            for total, predicted, number in zip(sums.tolist(), ordered, truncated, strict=True)
+        ]
+        return EnsembleReport(ensemble, tuple(members))
+
+    def __repr__(self) -> str:
+        first = self.members[0].artifact.manifest
+        return (
+            f"{type(self).__name__}(members={len(self.members)}, vote={self.vote!r}, "
+            f"task={first.task.get('kind')!r}, labels={len(self.labels)}, "
+            f"backbone={shorten_name(first.backbone['name'])!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        head = ["member", "template", "prompt"]
+        rows = [
+            [number, member.artifact.manifest.template, repr(member.prompt)]
+            for number, member in enumerate(self.members, start=1)
+        ]
+        facts = {
+            "vote": self.vote,
+            "labels": ", ".join(self.labels) or "none (free text)",
+            "backbone": self.members[0].artifact.manifest.backbone["name"],
+        }
+        return make_fact_table(type(self).__name__, facts) + make_grid(
+            "Members", head=head, rows=rows
+        )
+
+    def _predict_windows(self, stream: Iterator[Row], batch_size: int) -> Iterator[Prediction]:
+        while window := list(islice(stream, _WINDOW)):
+            views = [[m.render(row) for m in self.members] for row in window]
+            predictions: dict[int, Prediction] = {}
+            for batch in self._batches(views, batch_size):
+                by_member, _ = self._predict_members([views[i] for i in batch])
+                predictions |= zip(batch, self._combine(by_member), strict=True)
+            yield from (predictions[i] for i in range(len(window)))
+
+    def _check_split(self, split: str) -> None:
+        """Warn of members with another split, which may have been trained on these rows."""
+        wanted, *others = [m.artifact.manifest.data.get(split) for m in self.members]
+        for number, other in enumerate(others, start=2):
+            if other != wanted:
+                msg = (
+                    f"member {number} was not trained with the same {split} rows as the first (or "
+                    "reads other columns of them), so it may have been trained on these"
+                )
+                warnings.warn(msg, SoftpromptWarning, stacklevel=3)
+
+    def _batches(self, views: Sequence[MemberViews], size: int) -> Iterator[list[int]]:
+        lengths = [max(e.length for e in view) for view in views]
+        yield from group_by_length(lengths, size=max(1, size // len(self.members)), seed=None)
+
+    @torch.no_grad()
+    def _predict_members(
+        self, views: Sequence[MemberViews]
+    ) -> tuple[list[list[Prediction]], Float[Tensor, "M B C"] | None]:
+        """Each member's predictions, and the scores of a classifier, in one run of the backbone."""
+        count, rows = len(self.members), len(views)
+        flat = [view[m] for m in range(count) for view in views]
+        which = torch.arange(count, device=self.backbone.device).repeat_interleave(rows)
+        prompts, task = [m.prompt for m in self.members], self.members[0].task
+        if not isinstance(task, Classifier):
+            texts = task.predict(flat, prompts, rows=which)
+            return [texts[m * rows : (m + 1) * rows] for m in range(count)], None
+        parts = task.compute_states(flat, prompts, rows=which).split(rows)
+        readers = [m.task for m in self.members if isinstance(m.task, Classifier)]
+        scores = [reader.read(part) for reader, part in zip(readers, parts, strict=True)]
+        return [task.to_predictions(part) for part in scores], torch.stack(scores)
+
+    def _combine(self, by_member: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+        return [combine(of_row, self.vote) for of_row in zip(*by_member, strict=True)]
+
+    @torch.no_grad()
+    def _sum_losses(
+        self, views: Sequence[MemberViews], scores: Float[Tensor, "M B C"] | None
+    ) -> tuple[Float[Tensor, " M1"], int]:
+        """The summed loss of each member and, last, of the ensemble; and the number of terms."""
+        if scores is None:
+            pairs = zip(self.members, zip(*views, strict=True), strict=True)
+            losses = [m.task.compute_loss(examples, [m.prompt]) for m, examples in pairs]
+            totals = torch.stack([loss.total for loss in losses]).double().cpu()
+            return torch.cat([totals, totals.mean()[None]]), losses[0].count
+        wanted = torch.tensor([view[0].target for view in views], device=scores.device)
+        each = scores.log_softmax(dim=-1)
+        mean = each.logsumexp(dim=0) - log(len(each))
+        sums = [F.nll_loss(one, wanted, reduction="sum") for one in (*each, mean)]
+        return torch.stack(sums).double().cpu(), len(views)
+
+
+def _check_vote(vote: str, model: PromptModel) -> None:
+    if vote not in get_args(Vote):
+        raise PromptError(format_unknown("vote", vote, options=get_args(Vote)))
+    if vote == "mean" and not isinstance(model.task, Classifier):
+        msg = (
+            "generated texts have no probabilities, so there is no mean. Use vote 'majority', "
+            "or a task of kind 'classify'."
+        )
+        raise PromptError(msg)
+
+
+def _check_same_task(first: PromptModel, other: PromptModel, *, number: int) -> None:
+    """Refuse a member with another task."""
+    wanted, actual = _describe_task(first), _describe_task(other)
+    for name in wanted | actual:
+        if wanted.get(name) != actual.get(name):
+            msg = (
+                f"the members of an ensemble need the same task, but {name} is "
+                f"{wanted.get(name)!r} for the first and {actual.get(name)!r} for member {number}. "
+                "Choose prompts that were trained for the same task."
+            )
+            raise PromptError(msg)
+
+
+def _describe_task(model: PromptModel) -> dict[str, object]:
+    """The settings that members have in common, and the labels in their order."""
+    settings = read_task_settings(model.artifact.manifest)
+    facts = {name: value for name, value in asdict(settings).items() if name not in _MAY_DIFFER}
+    if isinstance(settings, Classify):
+        facts["verbalizer"] = settings.list_words()
+    return {"kind": settings.kind, **facts, "labels": [*model.labels]}

@@ -1,0 +1,206 @@
+"""Run a task over many rows: predictions and evaluation."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from softprompt.data.collate import group_by_length
+from softprompt.errors import DataError, PromptError
+from softprompt.inference.metrics import (
+    ConfusionMatrix,
+    compute_classification_metrics,
+    compute_confusion_matrix,
+    compute_generation_metrics,
+)
+from softprompt.inference.notebook import make_fact_table, make_grid
+from softprompt.prompt import Prompt
+from softprompt.tasks import Classifier, Example, Prediction, SummedLoss, Task
+
+_MAX_SHOWN_LABELS = 20  # of a confusion matrix in a notebook
+
+METRICS = {
+    "classify": ("accuracy", "macro_f1", "matthews", "f1"),
+    "generate": ("exact_match", "bleu", "chrf", "rouge1", "rouge2", "rougeL"),
+}
+
+
+@dataclass(frozen=True)
+class EvaluatedRows:
+    """Loss and predictions for rows with known targets.
+
+    Args:
+        total: the summed loss.
+        count: the number of scored tokens (of rows, in classification).
+        truth: the targets.
+        predictions: for the rows, in their order.
+        truncated: in how many rows a field was truncated to fit.
+    """
+
+    total: float
+    count: int
+    truth: tuple[str, ...]
+    predictions: tuple[Prediction, ...]
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Loss and metrics of a prompt on some rows.
+
+    Args:
+        rows: the number of rows.
+        metrics: ``loss`` per scored token, and the task's metrics by name.
+        confusion: the confusion matrix; None for text generation.
+        truncated: in how many rows a field was truncated to fit.
+
+    Example:
+        >>> report = EvaluationReport(8, {"loss": 0.5, "accuracy": 0.75}, confusion=None)
+        >>> report
+        EvaluationReport(rows=8, loss=0.5, accuracy=0.75)
+        >>> report.metrics["accuracy"]
+        0.75
+    """
+
+    rows: int
+    metrics: Mapping[str, float]
+    confusion: ConfusionMatrix | None
+    truncated: int = 0
+
+    def __repr__(self) -> str:
+        metrics = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
+        return f"{type(self).__name__}(rows={self.rows}, {metrics})"
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, object] = {k: f"{v:.4f}" for k, v in self.metrics.items()}
+        html = make_fact_table("Report", {**facts, "rows": self.rows, "truncated": self.truncated})
+        if self.confusion is None or len(self.confusion.labels) > _MAX_SHOWN_LABELS:
+            return html
+        counts = zip(self.confusion.labels, self.confusion.counts, strict=True)
+        head = ["true \\ predicted", *self.confusion.predicted_labels]
+        rows = ([label, *row] for label, row in counts)
+        return html + make_grid("Confusion", head=head, rows=rows)
+
+
+def predict_rows(
+    task: Task,
+    examples: Sequence[Example],
+    *,
+    prompt: Prompt | None,
+    batch_size: int = 32,
+) -> Iterator[tuple[int, Prediction]]:
+    """Predict rows in batches of similar length.
+
+    Args:
+        task: to run.
+        examples: the rendered rows.
+        prompt: None for the bare backbone.
+        batch_size: the most rows that are run at once.
+
+    Yields:
+        The index of a row and its prediction, as batches are ready.
+    """
+    task = task.with_shared_prefix(examples, prompt)
+    for batch in group_by_length([e.length for e in examples], size=batch_size, seed=None):
+        with torch.no_grad():
+            predictions = task.predict([examples[i] for i in batch], [prompt])
+        yield from zip(batch, predictions, strict=True)
+
+
+def predict_without_prompt(task: Task, rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """The labels or texts that a task's backbone predicts without a prompt, in the rows' order."""
+    examples = [task.make_example(row, target=False) for row in rows]
+    predictions = dict(predict_rows(task, examples, prompt=None))
+    return [predictions[i].label for i in range(len(rows))]
+
+
+def evaluate_rows(
+    task: Task,
+    examples: Sequence[Example],
+    *,
+    truth: Sequence[str],
+    prompt: Prompt | None,
+    batch_size: int = 32,
+) -> EvaluatedRows:
+    """Predict rows and sum their loss; a classifier runs the backbone once for both.
+
+    Args:
+        task: to run.
+        examples: the rendered rows, with their targets.
+        truth: the target of each row as text.
+        prompt: None for the bare backbone.
+        batch_size: the most rows that are run at once.
+    """
+    total, count = 0.0, 0
+    predictions: dict[int, Prediction] = {}
+    task = task.with_shared_prefix(examples, prompt)
+    for batch in group_by_length([e.length for e in examples], size=batch_size, seed=None):
+        chosen = [examples[i] for i in batch]
+        with torch.no_grad():
+            loss, predicted = _compute_loss_and_predict(task, chosen, prompt)
+        total, count = total + float(loss.total), count + loss.count
+        predictions |= dict(zip(batch, predicted, strict=True))
+    ordered = tuple(predictions[i] for i in range(len(examples)))
+    return EvaluatedRows(total, count, tuple(truth), ordered, sum(e.truncated for e in examples))
+
+
+def make_report(task: Task, parts: Sequence[EvaluatedRows]) -> EvaluationReport:
+    """Compute the metrics of evaluated rows, which may come from several processes.
+
+    Args:
+        task: that was run.
+        parts: the evaluated rows.
+
+    Raises:
+        DataError: there are no rows.
+    """
+    truth = [t for part in parts for t in part.truth]
+    answers = [a.label for part in parts for a in part.predictions]
+    if not truth:
+        msg = "no rows to evaluate. Give a split or a file that has some."
+        raise DataError(msg)
+    loss = sum(part.total for part in parts) / sum(part.count for part in parts)
+    metrics = {"loss": loss}
+    table = None
+    if task.labels:
+        metrics |= compute_classification_metrics(truth, answers, labels=task.labels)
+        table = compute_confusion_matrix(truth, answers, labels=task.labels)
+    if not isinstance(task, Classifier):
+        metrics |= compute_generation_metrics(truth, answers)
+    return EvaluationReport(len(truth), metrics, table, sum(part.truncated for part in parts))
+
+
+def _compute_loss_and_predict(
+    task: Task, examples: Sequence[Example], prompt: Prompt | None
+) -> tuple[SummedLoss, list[Prediction]]:
+    if not isinstance(task, Classifier):
+        return task.compute_loss(examples, [prompt]), task.predict(examples, [prompt])
+    scores = task.compute_scores(examples, [prompt])
+    wanted = torch.tensor([e.target for e in examples], device=scores.device)
+    loss = SummedLoss(F.cross_entropy(scores, wanted, reduction="sum"), len(examples))
+    return loss, task.to_predictions(scores)
+
+
+def stack_probabilities(
+    predictions: Sequence[Prediction], labels: Sequence[str]
+) -> NDArray[np.float64]:
+    """The probabilities of predictions as an array [rows, labels]."""
+    rows = [[prediction.probabilities[label] for label in labels] for prediction in predictions]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(labels))
+
+
+def check_probabilities(task: Task) -> None:
+    """Make sure that a task's predictions have probabilities.
+
+    Raises:
+        PromptError: the task is text generation.
+    """
+    if not isinstance(task, Classifier):
+        msg = (
+            "generated text has no probabilities. Use predict, or train a prompt for a task of "
+            "kind 'classify'."
+        )
+        raise PromptError(msg)

@@ -1,0 +1,197 @@
+"""Metrics: pure functions on lists of text.
+
+The libraries are imported where they are used, since each takes about a second to import.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from softprompt.errors import DataError
+
+_OTHER = "other"
+_PAIR = 2
+
+
+@dataclass(frozen=True)
+class ConfusionMatrix:
+    """The number of rows for each true and each predicted label.
+
+    Args:
+        labels: the true labels, one for each row of the matrix.
+        predicted_labels: the columns: the labels, then ``other`` if there are predictions that are
+            not labels (in brackets if a label has that name already).
+        counts: one tuple for each true label.
+    """
+
+    labels: tuple[str, ...]
+    predicted_labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+def compute_classification_metrics(
+    truth: Sequence[str], predicted: Sequence[str], *, labels: Sequence[str]
+) -> dict[str, float]:
+    """Metrics of predicted labels.
+
+    Args:
+        truth: the true label of each row.
+        predicted: the prediction for each row. One that is not a label is wrong, and counts as
+            a further class, ``other``, that no row belongs to.
+        labels: all labels, at least two. Of two, the second is the positive one.
+
+    Returns:
+        ``accuracy`` (0 to 1); ``macro_f1`` (0 to 1), the unweighted mean over ``labels``, where a
+        label that is never predicted correctly scores 0, even if no row has it; ``matthews``
+        (-1 to 1), 0 where it is not defined; and for two labels ``f1`` (0 to 1) of the positive
+        one.
+
+    Raises:
+        DataError: there are no rows, not as many predictions as rows, fewer than two labels, a
+            label twice, or a true label that is not among them.
+    """
+    from sklearn.metrics import (  # noqa: PLC0415  # slow to import
+        accuracy_score,
+        f1_score,
+        matthews_corrcoef,
+    )
+
+    table = compute_confusion_matrix(truth, predicted, labels=labels)
+    # The cells, weighted with their counts, stand for the rows. They contain every class, so that
+    # sklearn has no reason to warn when a test set is small.
+    cells = [(i, j, n) for i, row in enumerate(table.counts) for j, n in enumerate(row)]
+    true, answered, weight = zip(*cells, strict=True)
+    classes = range(len(labels))
+    f1 = f1_score(
+        true,
+        answered,
+        labels=[*classes],
+        average=None,
+        sample_weight=weight,
+        zero_division=0.0,
+    )
+    scores = {
+        "accuracy": float(accuracy_score(true, answered, sample_weight=weight)),
+        "macro_f1": float(f1.mean()),
+        "matthews": float(matthews_corrcoef(true, answered, sample_weight=weight)),
+    }
+    return scores | ({"f1": float(f1[1])} if len(labels) == _PAIR else {})
+
+
+def compute_confusion_matrix(
+    truth: Sequence[str], predicted: Sequence[str], *, labels: Sequence[str]
+) -> ConfusionMatrix:
+    """Count the rows for each true and each predicted label.
+
+    Args:
+        truth: the true label of each row.
+        predicted: the prediction for each row, a label or any other text.
+        labels: all labels, in the order wanted, at least two.
+
+    Raises:
+        DataError: as in `compute_classification_metrics`.
+    """
+    _check_pairs(truth, predicted)
+    _check_labels(truth, labels)
+    known, other = set(labels), _OTHER
+    while other in known:
+        other = f"({other})"
+    answers = [answer if answer in known else other for answer in predicted]
+    columns = (*labels, other) if other in answers else (*labels,)
+    count = Counter(zip(truth, answers, strict=True))
+    rows = tuple(tuple(count[label, column] for column in columns) for label in labels)
+    return ConfusionMatrix((*labels,), columns, rows)
+
+
+def compute_generation_metrics(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
+    """Metrics of generated text, with one reference for each row.
+
+    Args:
+        truth: the references.
+        predicted: the generated texts.
+
+    Returns:
+        ``exact_match`` (0 to 1), the share of rows that are equal except for surrounding space;
+        ``bleu`` and ``chrf`` (0 to 100), of the whole corpus, as sacrebleu counts by default;
+        ``rouge1``, ``rouge2`` and ``rougeL`` (0 to 1), F-measures averaged over rows, as
+        rouge_score counts without stemming. ROUGE sees only a to z and 0 to 9, so text in other
+        scripts scores 0 there: use ``chrf``.
+
+    Raises:
+        DataError: there are no rows, or not as many texts as references.
+    """
+    from rouge_score.rouge_scorer import RougeScorer  # noqa: PLC0415  # slow to import
+    from sacrebleu.metrics.bleu import BLEU  # noqa: PLC0415  # slow to import
+    from sacrebleu.metrics.chrf import CHRF  # noqa: PLC0415  # slow to import
+
+    _check_pairs(truth, predicted)
+    pairs = [*zip(truth, predicted, strict=True)]
+    equal = sum(wanted.strip() == answer.strip() for wanted, answer in pairs)
+    rouge = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    scored = [rouge.score(wanted, answer) for wanted, answer in pairs]
+    return {
+        "exact_match": equal / len(pairs),
+        "bleu": float(BLEU().corpus_score([*predicted], [[*truth]]).score),
+        "chrf": float(CHRF().corpus_score([*predicted], [[*truth]]).score),
+    } | {
+        name: sum(float(row[name].fmeasure) for row in scored) / len(scored)
+        for name in ("rouge1", "rouge2", "rougeL")
+    }
+
+
+def score_chrf(truth: Sequence[str], predicted: Sequence[str]) -> tuple[float, ...]:
+    """The similarity of each generated text to its reference: sacrebleu's sentence chrF, 0 to 1.
+
+    Source: Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation".
+
+    Raises:
+        DataError: there are no rows, or not as many texts as references.
+    """
+    from sacrebleu.metrics.chrf import CHRF  # noqa: PLC0415  # slow to import
+
+    _check_pairs(truth, predicted)
+    pairs, counted = zip(truth, predicted, strict=True), CHRF()
+    return tuple(
+        round(float(counted.sentence_score(answer, [wanted]).score) / 100, 6)
+        for wanted, answer in pairs
+    )
+
+
+def compute_majority_accuracy(train_labels: Sequence[str], test_labels: Sequence[str]) -> float:
+    """The accuracy (0 to 1) of always predicting the commonest label of the training data.
+
+    Of equally common labels the first in alphabetical order is taken, so that the order of the
+    rows does not matter.
+
+    Raises:
+        DataError: either list is empty.
+    """
+    for name, rows in {"training": train_labels, "test": test_labels}.items():
+        if not rows:
+            msg = f"there are no {name} labels to compare with. Give at least one row."
+            raise DataError(msg)
+    count = Counter(train_labels)
+    commonest = min(count, key=lambda label: (-count[label], label))
+    return sum(label == commonest for label in test_labels) / len(test_labels)
+
+
+def _check_pairs(truth: Sequence[str], predicted: Sequence[str]) -> None:
+    if len(truth) != len(predicted):
+        msg = f"{len(truth)} true answers and {len(predicted)} predicted ones: give one for each."
+        raise DataError(msg)
+    if not truth:
+        msg = "there are no rows to score. Give at least one."
+        raise DataError(msg)
+
+
+def _check_labels(truth: Sequence[str], labels: Sequence[str]) -> None:
+    if len(set(labels)) != len(labels) or len(labels) < _PAIR:
+        msg = f"the labels are {[*labels]}. At least two are needed, all of them different."
+        raise DataError(msg)
+    strange = sorted(set(truth) - set(labels))
+    if strange:
+        msg = (
+            f"the true labels {', '.join(map(repr, strange[:5]))} are not among the labels "
+            f"{', '.join(map(repr, labels[:20]))}. Add them, or leave out their rows."
+        )
+        raise DataError(msg)

@@ -1,0 +1,497 @@
+"""A trained prompt with its backbone and its task, ready to predict."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from softprompt.artifact import Artifact, Manifest, check_backbone, load_artifact, save_artifact
+from softprompt.artifact.store import find_artifact
+from softprompt.backbone.loading import AUTO, DTYPES
+from softprompt.backbone.model import Backbone, shorten_name
+from softprompt.data import (
+    DataConfig,
+    Row,
+    RowsLike,
+    Table,
+    as_row,
+    check_labels,
+    digest_rows,
+    iterate_rows,
+    read_splits,
+    to_table,
+)
+from softprompt.errors import (
+    ArtifactError,
+    DataError,
+    SoftpromptWarning,
+    format_unknown,
+)
+from softprompt.hub.model_card import MEMORY
+from softprompt.hub.names import is_path
+from softprompt.hub.repository import PushResult, pull_to_cache, push
+from softprompt.inference.loops import (
+    EvaluationReport,
+    check_probabilities,
+    evaluate_rows,
+    make_report,
+    predict_rows,
+    stack_probabilities,
+)
+from softprompt.inference.notebook import make_fact_table
+from softprompt.injection.verify import load_backbone
+from softprompt.prompt import Prompt, to
+from softprompt.tasks import (
+    Classifier,
+    Example,
+    LengthBudget,
+    Prediction,
+    Task,
+    build_task,
+)
+from softprompt.tasks.config import read_task_settings
+
+_WINDOW = 2048  # rows of a stream that are sorted into batches together
+
+
+@dataclass(frozen=True, eq=False)
+class PromptModel:
+    """A trained prompt, attached to its backbone.
+
+    Rows may be one text (if the template has a single field), one mapping, a list or any
+    other iterable of these, a pandas or polars data frame, a ``datasets.Dataset`` or a pyarrow
+    ``Table``.
+
+    Args:
+        task: bound to the backbone, with its trained head, if any.
+        prompt: on the backbone's device.
+        artifact: that both were made of.
+
+    Example:
+        >>> from softprompt import Classify, TrainingConfig, fit
+        >>> words = {"negative": " bad", "positive": " good"}
+        >>> task = Classify("{text} is{soft:2}", verbalizer=words)
+        >>> model = fit(backbone, task, rows, validation=0, config=TrainingConfig(epochs=1))
+        >>> len(model.predict(["a good film", "dull"]))
+        2
+        >>> model.predict_proba("a good film").shape
+        (1, 2)
+        >>> model.evaluate(rows).rows
+        8
+        >>> folder = model.save("sentiment")
+        >>> again = PromptModel.from_pretrained(folder, backbone=backbone)
+        >>> again.predict("dull") == model.predict("dull")
+        True
+    """
+
+    task: Task
+    prompt: Prompt
+    artifact: Artifact
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory_or_repo: str | Path,
+        *,
+        revision: str | None = None,
+        backbone: Backbone | None = None,
+    ) -> "PromptModel":
+        """Load a trained prompt, check it and attach it to its backbone.
+
+        Args:
+            directory_or_repo: an artifact's folder, a run's folder with an artifact, or
+                ``OWNER/NAME`` on the Hub, which is downloaded into the cache. If a folder of that
+                name exists, the Hub is not used.
+            revision: a branch, tag or commit of the repository; ``main`` by default.
+            backbone: that the prompt was trained on, if it is loaded already. By default it is
+                loaded as in training, on this machine's best device.
+
+        Returns:
+            The prompt, ready to predict.
+
+        Raises:
+            ArtifactError: there is no such folder, it is not complete, or was trained for another
+                backbone.
+            HubError: the repository does not exist, is not public or cannot be reached.
+            BackboneError: the backbone cannot be loaded.
+        """
+        artifact = load_artifact(_locate(directory_or_repo, revision))
+        if backbone is None:
+            backbone = load_backbone(
+                artifact.manifest.backbone["name"], **_get_load_options(artifact)
+            )
+        return attach(artifact, backbone)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen model."""
+        return self.task.backbone
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that can be predicted; empty for text generation."""
+        return self.task.labels
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that evaluation needs: the template's fields and the target column."""
+        return tuple(dict.fromkeys([*self.task.columns, self.task.target_column]))
+
+    def predict(self, rows: RowsLike, *, batch_size: int = 32) -> list[Prediction]:
+        """Predict rows.
+
+        Args:
+            rows: in any of the shapes above.
+            batch_size: the most rows that are run at once.
+
+        Returns:
+            A prediction for each row, in their order.
+
+        Raises:
+            DataError: the rows cannot be read, a field is missing, or a row is a text, but the
+                template has several fields.
+        """
+        return list(self.predict_stream(rows, batch_size=batch_size))
+
+    def predict_stream(self, rows: RowsLike, *, batch_size: int = 32) -> Iterator[Prediction]:
+        """Predict rows of a stream of any length, which is read in windows of 2,048 rows.
+
+        Args:
+            rows: in any of the shapes above.
+            batch_size: the most rows that are run at once.
+
+        Returns:
+            The predictions, in the rows' order. They are computed on demand, and errors are
+            raised on demand too.
+
+        Raises:
+            DataError: as in `predict`.
+        """
+        return self._predict_windows(iterate_rows(rows, fields=self.task.columns), batch_size)
+
+    def predict_proba(self, rows: RowsLike, *, batch_size: int = 32) -> NDArray[np.float64]:
+        """The probability of each label for each row.
+
+        Args:
+            rows: in any of the shapes above.
+            batch_size: the most rows that are run at once.
+
+        Returns:
+            An array [rows, labels], the columns in the order of `labels`; each row sums to one.
+
+        Raises:
+            DataError: as in `predict`.
+            PromptError: the task is text generation, which has no probabilities.
+        """
+        check_probabilities(self.task)
+        return stack_probabilities(self.predict(rows, batch_size=batch_size), self.labels)
+
+    def evaluate(
+        self,
+        rows: RowsLike | None = None,
+        *,
+        split: str | None = None,
+        batch_size: int = 32,
+        name: str = "given",
+    ) -> EvaluationReport:
+        """Loss and metrics on rows with known targets.
+
+        Args:
+            rows: in any of the shapes above, with the template's fields and the target column. By
+                default those of a split of the data that the prompt was trained with.
+            split: of that data: ``test`` by default, ``validation`` or ``train``.
+            batch_size: the most rows that are run at once.
+            name: of the rows in messages, such as the name of their file.
+
+        Returns:
+            Loss and metrics.
+
+        Raises:
+            DataError: there are no rows, one lacks a field or the target, or has a label that the
+                prompt was not trained with; or there are both rows and a split.
+            ArtifactError: the artifact does not say which data it was trained with, or that data
+                has no such split.
+        """
+        table, name = self.read_labeled_rows(rows, split=split, columns=self.columns, name=name)
+        labeled = table.to_list()
+        truth = [str(row[self.task.target_column]) for row in labeled]
+        return self.evaluate_rendered(
+            [self.task.make_example(row) for row in labeled], truth, batch_size=batch_size
+        )
+
+    def read_labeled_rows(
+        self,
+        rows: RowsLike | None,
+        *,
+        split: str | None,
+        columns: Sequence[str],
+        name: str = "given",
+    ) -> tuple[Table, str]:
+        """Read and check the rows to evaluate on.
+
+        Args:
+            rows: as `evaluate` takes them.
+            split: as `evaluate` takes it.
+            columns: that the rows must have.
+            name: of the rows in messages.
+
+        Returns:
+            The rows, and their name.
+
+        Raises:
+            DataError: they do not fit the prompt's task, or there are both rows and a split.
+            ArtifactError: there is no such split.
+        """
+        if rows is not None and split is not None:
+            msg = f"both rows and the split {split!r} are given. Give one of the two."
+            raise DataError(msg)
+        if rows is None:
+            name = split or "test"
+            rows = self.read_split(name)
+        table = to_table(rows, columns=columns, where=f"the {name} data")
+        if isinstance(self.task, Classifier):
+            check_labels(table, self.task.target_column, known=self.labels, split=name)
+        return table, name
+
+    def read_split(self, split: str) -> Table:
+        """Read a split of the data that the prompt was trained with, as its recipe says.
+
+        Warns if the rows have changed since.
+
+        Args:
+            split: ``train``, ``validation`` or ``test``.
+
+        Returns:
+            Its rows, with all their columns.
+
+        Raises:
+            ArtifactError: the artifact does not say which data it was trained with, or that data
+                has no such split.
+            DataError: the data cannot be read.
+        """
+        manifest = self.artifact.manifest
+        tables = read_splits(_data_of(manifest), seed=_seed_of(manifest))
+        if split not in tables:
+            fault = format_unknown("split", split, options=tables)
+            msg = f"in the recipe's data: {fault} Or give rows."
+            raise ArtifactError(msg)
+        match manifest.data.get(split):
+            case {"sha256": str(known)} if known != digest_rows(tables[split], self.columns):
+                msg = f"the {split} data has changed since the prompt was trained"
+                warnings.warn(msg, SoftpromptWarning, stacklevel=2)
+        return tables[split]
+
+    def evaluate_rendered(
+        self, examples: Sequence[Example], truth: Sequence[str], *, batch_size: int = 32
+    ) -> EvaluationReport:
+        """Loss and metrics on rows that are already rendered.
+
+        Args:
+            examples: the rendered rows.
+            truth: the target of each as text.
+            batch_size: the most rows that are run at once.
+
+        Returns:
+            Loss and metrics.
+
+        Raises:
+            DataError: there are no rows.
+        """
+        evaluated = evaluate_rows(
+            self.task, examples, truth=truth, prompt=self.prompt, batch_size=batch_size
+        )
+        return make_report(self.task, [evaluated])
+
+    def render(self, row: str | Row) -> Example:
+        """Render a row for a prediction.
+
+        Args:
+            row: the template's fields, or a text if there is a single one.
+
+        Returns:
+            The rendered row.
+
+        Raises:
+            DataError: a field is missing, or the row is a text, but there are several fields.
+        """
+        return self.task.make_example(as_row(row, self.task.columns), target=False)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the artifact, which `from_pretrained` reads.
+
+        Args:
+            folder: to write; an artifact in it is replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ArtifactError: the folder holds other files or cannot be written.
+        """
+        return save_artifact(self.artifact, Path(folder))
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        backbone: str | None = None,
+        private: bool = False,
+        message: str | None = None,
+        revision: str | None = None,
+    ) -> PushResult:
+        """Put the artifact and a model card into a repository on the Hub, in one commit.
+
+        Args:
+            repo: ``OWNER/NAME``; created if it does not exist.
+            backbone: the Hub id of the backbone, perhaps with ``@revision``; needed if the
+                backbone is a local folder.
+            private: create a private repository; an existing one must be private already.
+            message: of the commit.
+            revision: the branch to push to, created if it does not exist; ``main`` by default.
+
+        Returns:
+            The commit, and what was redacted in the published manifest.
+
+        Raises:
+            HubError: the repository cannot be written to, or the backbone is not on the Hub.
+        """
+        return push(
+            self.artifact,
+            repo,
+            backbone=backbone,
+            private=private,
+            message=message,
+            revision=revision,
+        )
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}={value}" for name, value in _list_facts(self.artifact.manifest))
+        return f"{type(self).__name__}({facts}, prompt={self.prompt!r})"
+
+    def _repr_html_(self) -> str:
+        manifest = self.artifact.manifest
+        facts = {
+            "task": manifest.task.get("kind"),
+            "labels": ", ".join(self.labels) or "none (free text)",
+            "template": manifest.template,
+            "prompt": repr(self.prompt),
+            "backbone": manifest.backbone["name"],
+        }
+        return make_fact_table(type(self).__name__, facts)
+
+    def _predict_windows(self, stream: Iterator[Row], batch_size: int) -> Iterator[Prediction]:
+        while window := list(islice(stream, _WINDOW)):
+            examples = [self.render(row) for row in window]
+            ready = dict(
+                predict_rows(self.task, examples, prompt=self.prompt, batch_size=batch_size)
+            )
+            yield from (ready[i] for i in range(len(window)))
+
+
+def get_prompt(trained: Prompt | Artifact | PromptModel) -> Prompt:
+    """The prompt itself, of an artifact or of a model."""
+    return trained.prompt if isinstance(trained, Artifact | PromptModel) else trained
+
+
+def _locate(name: str | Path, revision: str | None) -> Path:
+    """The folder of an artifact; one on the Hub is downloaded into the cache."""
+    path = Path(name).expanduser()
+    if path.exists() or isinstance(name, Path) or is_path(name):
+        if revision is not None:
+            msg = f"{name} is a path, which has no revision {revision!r}. Leave the revision out."
+            raise ArtifactError(msg)
+        return path
+    owner, slash, _ = name.partition("/")
+    if revision is None and (not slash or Path(owner).is_dir()):
+        try:
+            return find_artifact(path)
+        except ArtifactError as error:
+            remedy = "To download from the Hub, give OWNER/NAME with its revision, such as main."
+            msg = f"{error} {remedy}"
+            raise ArtifactError(msg) from error
+    return pull_to_cache(name, revision=revision)
+
+
+def _data_of(manifest: Manifest) -> DataConfig:
+    """The data that a prompt was trained with."""
+    table = manifest.recipe.get("data")
+    if not isinstance(table, dict) or not table or table.get("train") == MEMORY:
+        msg = "the artifact does not say which data it was trained on. Give the rows, or a file."
+        raise ArtifactError(msg)
+    try:
+        return DataConfig.model_validate(table)
+    except ValidationError as error:
+        first, *_ = error.errors()
+        where = ".".join(map(str, ("data", *first["loc"])))
+        msg = (
+            f"the artifact's recipe cannot be read: {where}: {first['msg']}. It may be of another "
+            "version of softprompt. Give the rows, or a file."
+        )
+        raise ArtifactError(msg) from error
+
+
+def _seed_of(manifest: Manifest) -> int:
+    seed = manifest.recipe.get("seed", 42)
+    if isinstance(seed, int):
+        return seed
+    msg = f"the artifact's recipe cannot be read: seed is {seed!r}. Give the rows, or a file."
+    raise ArtifactError(msg)
+
+
+def _list_facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
+    """The facts in the repr of a model, without the prompt."""
+    yield "task", repr(manifest.task.get("kind"))
+    if manifest.labels:
+        yield "labels", len(manifest.labels)
+    yield "backbone", repr(shorten_name(manifest.backbone["name"]))
+
+
+def attach(artifact: Artifact, backbone: Backbone) -> PromptModel:
+    """Attach an artifact to a loaded backbone.
+
+    Args:
+        artifact: to attach.
+        backbone: that it was trained on.
+
+    Raises:
+        ArtifactError: it was trained for another backbone, or its head does not fit its task.
+    """
+    check_backbone(artifact, backbone)
+    manifest = artifact.manifest
+    task = build_task(
+        read_task_settings(manifest),
+        backbone,
+        template=manifest.template,
+        labels=manifest.labels,
+        budget=LengthBudget(manifest.max_length, artifact.prompt.num_positions),
+    )
+    expected = {} if task.head is None else dict(task.head.state_dict())
+    if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in artifact.head.items()}:
+        msg = (
+            f"the artifact's head has tensors {sorted(artifact.head)}, but its task needs "
+            f"{sorted(expected)} for {len(manifest.labels)} labels. Train it again."
+        )
+        raise ArtifactError(msg)
+    if task.head is not None:
+        task.head.load_state_dict(dict(artifact.head))
+        task.head.eval()
+    return PromptModel(task, to(artifact.prompt, device=backbone.device), artifact)
+
+
+def _get_load_options(artifact: Artifact) -> dict[str, Any]:
+    """As in the recipe, but on this machine's best device, and never with remote code."""
+    table = artifact.manifest.recipe.get("backbone")
+    section = table if isinstance(table, dict) else {}
+    dtype, device_map = section.get("dtype"), section.get("device_map")
+    return {
+        "revision": artifact.manifest.backbone["revision"],
+        "dtype": dtype if isinstance(dtype, str) and dtype in DTYPES else AUTO,
+        "device_map": device_map if isinstance(device_map, str) else None,
+        "quantization_config": section.get("quantization_config"),
+    }

@@ -1,0 +1,205 @@
+"""The forward pass of a backbone with the prompts of a batch."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F  # torch's own convention
+
+from softprompt.backbone.hooks import use_hook
+from softprompt.backbone.model import Backbone, BatchInputs
+from softprompt.errors import PromptError
+from softprompt.injection.compatibility import check_prompt_fits
+from softprompt.injection.row_prompts import CachedInput, LayerEntry, RowPrompts, SitePrefix
+from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+
+
+def build_row_prompts(
+    backbone: Backbone,
+    prompts: Sequence[Prompt | None],
+    *,
+    rows: Int[Tensor, " B"],
+    ids: Int[Tensor, "B T"],
+) -> RowPrompts:
+    """Build the hook for the prompts of a batch.
+
+    Args:
+        backbone: the backbone.
+        prompts: the prompts; None for rows without a prompt.
+        rows: the index of each row's prompt.
+        ids: the token ids of the rows.
+
+    Returns:
+        The hook.
+
+    Raises:
+        PromptError: a prompt does not fit the backbone.
+    """
+    for prompt in prompts:
+        if prompt is not None:
+            check_prompt_fits(backbone.geometry, prompt)
+    lengths = [0 if p is None else p.num_positions for p in prompts]
+    shift = torch.tensor(lengths, device=rows.device) if any(lengths) else None
+    prefixes = [p if isinstance(p, KVPrefix) else None for p in prompts]
+    sites = {site for p in prefixes if p is not None for site in p.sites}
+    levels = {p.start_layer for p in prompts if isinstance(p, InputPrompt)}
+    return RowPrompts(
+        vocabulary=backbone.geometry.vocab_size,
+        rows=rows,
+        ids=ids,
+        entries={level: _entry(prompts, level, device=rows.device) for level in levels},
+        sites={site: _site(prefixes, site) for site in sorted(sites)},
+        site_of=backbone.site_of,
+        layer_of=backbone.layer_of,
+        bias_of=backbone.bias_of,
+        shift=shift,
+    )
+
+
+def _entry(prompts: Sequence[Prompt | None], level: int, *, device: torch.device) -> LayerEntry:
+    own = [p if isinstance(p, InputPrompt) and p.start_layer == level else None for p in prompts]
+    lengths = torch.tensor([0 if p is None else p.length for p in own])
+    return LayerEntry(
+        torch.cat([p.vectors for p in own if p is not None]),
+        (lengths.cumsum(0) - lengths).to(device),
+        torch.tensor([p is not None for p in own], device=device),
+    )
+
+
+def _site(prefixes: Sequence[KVPrefix | None], site: int) -> SitePrefix:
+    active = [p if p is not None and site in p.sites else None for p in prefixes]
+    first = next(p for p in active if p is not None)
+    if len(prefixes) == 1:
+        at = first.sites.index(site)
+        return SitePrefix(first.keys[at][None], first.values[at][None], None)
+    longest = max(p.length for p in active if p is not None)
+    keys, values, visible = [], [], []
+    for prefix in active:
+        length = 0 if prefix is None else prefix.length
+        source = first if prefix is None else prefix
+        at = source.sites.index(site)
+        pad = (0, 0, 0, longest - length)
+        keys.append(F.pad(source.keys[at][:, :length], pad))
+        values.append(F.pad(source.values[at][:, :length], pad))
+        visible.append(torch.arange(longest, device=source.keys.device) < length)
+    return SitePrefix(torch.stack(keys), torch.stack(values), torch.stack(visible))
+
+
+def forward(
+    backbone: Backbone,
+    inputs: BatchInputs,
+    *,
+    prompts: Sequence[Prompt | None],
+    rows: Int[Tensor, " B"] | None = None,
+    cached: CachedInput | None = None,
+) -> Float[Tensor, "Bs Ts H"]:
+    """Compute the last hidden states of a batch, each row with its own prompt.
+
+    Args:
+        backbone: the backbone.
+        inputs: the batch, in whose ids soft token k of a row's prompt is ``V + k``.
+        prompts: the prompts; None for rows without a prompt.
+        rows: the index of each row's prompt; may be left out if there is only one.
+        cached: hidden states of the rows, computed before, that no prompt has changed yet.
+
+    Returns:
+        The hidden states; of an encoder-decoder those of its decoder.
+
+    Raises:
+        PromptError: a prompt does not fit the backbone, or a row has soft tokens that its prompt
+            does not have.
+
+    Example:
+        >>> import torch
+        >>> from softprompt import BatchInputs, InputPrompt
+        >>> vectors = backbone.embed(torch.tensor([8, 9]))
+        >>> soft = torch.tensor([[backbone.geometry.vocab_size, backbone.geometry.vocab_size + 1]])
+        >>> words, mask = torch.tensor([[8, 9]]), torch.ones(1, 2, dtype=torch.long)
+        >>> states = forward(backbone, BatchInputs(soft, mask), prompts=[InputPrompt(vectors)])
+        >>> torch.allclose(states, forward(backbone, BatchInputs(words, mask), prompts=[None]))
+        True
+    """
+    with inject_prompts(backbone, inputs, prompts=prompts, rows=rows, cached=cached) as hook:
+        if cached is not None and cached.layer == backbone.geometry.num_layers:
+            return backbone.decode(inputs, states=cached.states)
+        return backbone.compute_hidden_states(
+            inputs, positions=compute_position_ids(backbone, inputs, cached=hook)
+        )
+
+
+@contextmanager
+def inject_prompts(
+    backbone: Backbone,
+    inputs: BatchInputs,
+    *,
+    prompts: Sequence[Prompt | None],
+    rows: Int[Tensor, " B"] | None = None,
+    cached: CachedInput | None = None,
+) -> Iterator[RowPrompts]:
+    """Apply the prompts in every forward pass that starts in this context."""
+    hook = replace(
+        assign_prompts(backbone, inputs, prompts=prompts, rows=rows), cached_states=cached
+    )
+    with use_hook(hook):
+        yield hook
+
+
+def assign_prompts(
+    backbone: Backbone,
+    inputs: BatchInputs,
+    *,
+    prompts: Sequence[Prompt | None],
+    rows: Int[Tensor, " B"] | None = None,
+) -> RowPrompts:
+    """Check that a batch fits its prompts, and build their hook."""
+    if rows is None:
+        if len(prompts) != 1:
+            msg = f"{len(prompts)} prompts need `rows`, the index of each row's prompt. Give it."
+            raise PromptError(msg)
+        rows = torch.zeros(
+            inputs.input_ids.shape[0], dtype=torch.long, device=inputs.input_ids.device
+        )
+    _check_rows(backbone, inputs, prompts, rows)
+    return build_row_prompts(backbone, prompts, rows=rows, ids=inputs.input_ids)
+
+
+def compute_position_ids(
+    backbone: Backbone, inputs: BatchInputs, *, cached: RowPrompts
+) -> Int[Tensor, "B T"] | None:
+    """Compute position ids from the mask, so that padding on either side changes nothing."""
+    offset = backbone.geometry.position_offset
+    if offset is None:
+        return None
+    count = (inputs.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    shift = cached.get_position_shift(len(count))
+    return count + offset + (0 if shift is None else shift[:, None])
+
+
+def _check_rows(
+    backbone: Backbone, inputs: BatchInputs, prompts: Sequence[Prompt | None], rows: Tensor
+) -> None:
+    """Check that no row has soft tokens beyond its own prompt, which would be the next one's."""
+    if (
+        rows.shape != inputs.input_ids.shape[:1]
+        or int(rows.min()) < 0
+        or int(rows.max()) >= len(prompts)
+    ):
+        msg = (
+            f"`rows` must name one of the {len(prompts)} prompts for each of the "
+            f"{inputs.input_ids.shape[0]} rows; it is {rows.tolist()}."
+        )
+        raise PromptError(msg)
+    lengths = [p.length if isinstance(p, InputPrompt) else 0 for p in prompts]
+    available = torch.tensor(lengths, device=rows.device)[rows]
+    used = inputs.input_ids.amax(dim=1) + 1 - backbone.geometry.vocab_size
+    over = (used > available.to(used.device)).nonzero()
+    if len(over):
+        row = int(over[0])
+        msg = (
+            f"row {row} has soft token {int(used[row]) - 1}, but its prompt has "
+            f"{int(available[row])} soft tokens. Render it with the prompt's own template."
+        )
+        raise PromptError(msg)

@@ -1,0 +1,244 @@
+"""Text generation with prompts: greedy, beam search, sampling, or constrained to answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+from zlib import crc32
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PrefixConstrainedLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from softprompt.backbone.model import Backbone, BatchInputs
+from softprompt.errors import PromptError, RecipeError, format_unknown
+from softprompt.injection.forward import compute_position_ids, inject_prompts
+from softprompt.prompt import InputPrompt, Prompt
+
+CacheKind = Literal["dynamic", "static", "none"]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The settings of text generation.
+
+    Args:
+        max_new_tokens: the most tokens to generate.
+        num_beams: the number of beams; 1 is greedy search (or sampling).
+        do_sample: sample from the distribution instead of taking the most likely token.
+        temperature: divides the logits when sampling.
+        top_k: sample from the k most likely tokens only; 0 for all.
+        top_p: sample from the smallest set of tokens with this probability.
+        seed: the seed of sampling. A row's samples depend on it and on the row, not on the other
+            rows of the batch.
+        cache: transformers' kind of cache: ``dynamic``, ``static``, or ``none``.
+        allowed_answers: the token ids of all allowed answers; None for any text.
+
+    Raises:
+        RecipeError: values that are not possible, or not in combination; all of them at once.
+
+    Example:
+        >>> Decoding(max_new_tokens=8, do_sample=True, top_p=0.9).num_beams
+        1
+        >>> Decoding(top_p=2.0)
+        Traceback (most recent call last):
+        softprompt.errors.RecipeError: 1 fault in the recipe:
+          - top_p = 2.0: more than 0 and at most 1.
+    """
+
+    max_new_tokens: int = 20
+    num_beams: int = 1
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    cache: CacheKind = "dynamic"
+    allowed_answers: Sequence[Sequence[int]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache not in get_args(CacheKind):
+            raise RecipeError([format_unknown("cache", self.cache, options=get_args(CacheKind))])
+        beams, top_p = self.num_beams, self.top_p
+        possible = {
+            f"max_new_tokens = {self.max_new_tokens}: at least 1.": self.max_new_tokens >= 1,
+            f"num_beams = {beams}: 1 is greedy, more are a search.": beams >= 1,
+            f"num_beams = {beams} and do_sample = true: beam search looks for the most likely "
+            "text and sampling draws one. Choose one of them.": beams <= 1 or not self.do_sample,
+            f"temperature = {self.temperature}: more than 0.": self.temperature > 0,
+            f"top_k = {self.top_k}: at least 1, or 0 for all.": self.top_k >= 0,
+            f"top_p = {top_p}: more than 0 and at most 1.": 0 < top_p <= 1,
+        }
+        faults = [fault for fault, fine in possible.items() if not fine]
+        if faults:
+            raise RecipeError(faults)
+
+
+class _Noise(LogitsProcessor):
+    """Gumbel noise: the arg-max of its output is a sample from the softmax of its input.
+
+    Each row has its own generator, so its samples do not depend on the other rows of the batch.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(
+        self, _ids: Int[Tensor, "B T"], scores: Float[Tensor, "B V"]
+    ) -> Float[Tensor, "B V"]:
+        """Add the noise of one step."""
+        noise = [
+            torch.rand(scores.shape[1], generator=g).clamp_(min=1e-20).log_().neg_().log_().neg_()
+            for g in self.generators
+        ]
+        return scores.float() + torch.stack(noise).to(scores.device)
+
+
+@torch.no_grad()
+def generate(
+    backbone: Backbone,
+    inputs: BatchInputs,
+    *,
+    prompts: Sequence[Prompt | None],
+    rows: Int[Tensor, " B"] | None = None,
+    decoding: Decoding | None = None,
+    past: Cache | None = None,
+) -> list[list[int]]:
+    """Generate text for each row: its continuation, or the output of an encoder-decoder.
+
+    Args:
+        backbone: the backbone.
+        inputs: the rows, in whose ids soft token k is ``V + k``; for a causal backbone padded on
+            the left.
+        prompts: the prompts; None for rows without a prompt.
+        rows: the index of each row's prompt; may be left out if there is only one.
+        decoding: the settings; greedy search by default.
+        past: the cache of an earlier turn, for the tokens at the rows' beginning. It is extended
+            in place.
+
+    Returns:
+        The new ids of each row, up to the end token.
+
+    Raises:
+        PromptError: a row of a causal backbone is padded on the right, or a prompt enters at a
+            later layer of a backbone with a sliding window.
+
+    Example:
+        >>> prompt = InputPrompt(backbone.embed(torch.tensor([5, 6])))
+        >>> soft = torch.arange(2) + backbone.geometry.vocab_size
+        >>> text = torch.tensor(backbone.tokenizer("a fine film")["input_ids"])
+        >>> inputs = backbone.make_single_row(torch.cat([soft, text]))
+        >>> [ids] = generate(
+        ...     backbone, inputs, prompts=[prompt], decoding=Decoding(max_new_tokens=3)
+        ... )
+        >>> len(ids) <= 3
+        True
+    """
+    decoding = decoding or Decoding()
+    _check_late(backbone, prompts)
+    causal = backbone.geometry.architecture == "causal"
+    if causal and not bool(inputs.attention_mask[:, -1].all()):
+        msg = "a row to continue is padded on the right. Pad on the left: collate(side='left')."
+        raise PromptError(msg)
+    begin = inputs.input_ids.shape[1] if causal else 1
+    model: Any = backbone.model
+    with inject_prompts(backbone, inputs, prompts=prompts, rows=rows) as hook:
+        generated = model.generate(
+            input_ids=inputs.input_ids,
+            attention_mask=inputs.attention_mask,
+            generation_config=_configuration(backbone, decoding),
+            logits_processor=_processors(backbone, inputs, decoding),
+            **_extra(compute_position_ids(backbone, inputs, cached=hook) if causal else None, past),
+        )
+    return [_until(row[begin:].tolist(), backbone.eos_token_ids) for row in generated]
+
+
+def _check_late(backbone: Backbone, prompts: Sequence[Prompt | None]) -> None:
+    window = backbone.geometry.sliding_window
+    if window is not None and any(isinstance(p, InputPrompt) and p.start_layer for p in prompts):
+        msg = (
+            f"{backbone.geometry.model_type} has a sliding window of {window}, whose cache does "
+            "not store the places of soft tokens that enter at a later layer, so it cannot "
+            'generate with them. Use layers = "all", or keys and values: prefix-tuning or '
+            "p-tuning-v2."
+        )
+        raise PromptError(msg)
+
+
+def _extra(positions: Tensor | None, past: Cache | None) -> dict[str, Any]:
+    extra = {"position_ids": positions, "past_key_values": past}
+    return {name: value for name, value in extra.items() if value is not None}
+
+
+def _configuration(backbone: Backbone, decoding: Decoding) -> GenerationConfig:
+    """Only these settings, without a checkpoint's own, such as Qwen's repetition penalty."""
+    return GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        num_beams=decoding.num_beams,
+        do_sample=False,
+        use_cache=decoding.cache != "none",
+        cache_implementation="static" if decoding.cache == "static" else None,
+        eos_token_id=list(backbone.eos_token_ids) or None,
+        pad_token_id=backbone.pad_token_id,
+        bos_token_id=backbone.tokenizer.bos_token_id,
+        decoder_start_token_id=backbone.decoder_start_token_id,
+    )
+
+
+def _processors(backbone: Backbone, inputs: BatchInputs, decoding: Decoding) -> LogitsProcessorList:
+    chain = LogitsProcessorList()
+    if decoding.allowed_answers is not None:
+        begin = inputs.input_ids.shape[1] if backbone.geometry.architecture == "causal" else 1
+        trie = _Trie(
+            decoding.allowed_answers,
+            begin=begin,
+            ends=backbone.eos_token_ids or (backbone.pad_token_id,),
+        )
+        chain.append(PrefixConstrainedLogitsProcessor(trie, decoding.num_beams))
+    if decoding.do_sample:
+        chain.append(TemperatureLogitsWarper(decoding.temperature))
+        if decoding.top_k:
+            chain.append(TopKLogitsWarper(decoding.top_k))
+        if decoding.top_p < 1:
+            chain.append(TopPLogitsWarper(decoding.top_p))
+        chain.append(_Noise(_seeds(inputs, decoding.seed)))
+    return chain
+
+
+def _seeds(inputs: BatchInputs, seed: int) -> list[int]:
+    """The seed of each row, from the common seed and the row's real tokens."""
+    pairs = zip(inputs.input_ids.tolist(), inputs.attention_mask.tolist(), strict=True)
+    real = [[i for i, keep in zip(ids, mask, strict=True) if keep] for ids, mask in pairs]
+    return [crc32(repr((seed, row)).encode()) for row in real]
+
+
+class _Trie:
+    """The tokens that may come next so that the text becomes one of the answers."""
+
+    def __init__(
+        self, answers: Sequence[Sequence[int]], *, begin: int, ends: Sequence[int]
+    ) -> None:
+        self.begin = begin
+        self.ends = list(ends)
+        self.next: dict[tuple[int, ...], set[int]] = {}
+        for answer in answers:
+            for at, token in enumerate((*answer, self.ends[0])):
+                self.next.setdefault(tuple(answer[:at]), set()).add(token)
+
+    def __call__(self, _row: int, ids: Int[Tensor, " T"]) -> list[int]:
+        """The tokens allowed after those generated so far."""
+        return sorted(self.next.get(tuple(ids[self.begin :].tolist()), set(self.ends)))
+
+
+def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+    return ids[:end]

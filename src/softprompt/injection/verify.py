@@ -1,0 +1,167 @@
+"""Loading a backbone, and verifying that prompts change its output and receive a gradient."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from softprompt.backbone.introspection import make_example_inputs
+from softprompt.backbone.loading import (
+    AUTO,
+    LoadOptions,
+    QuantizationConfig,
+    load_unverified,
+    read_quantization,
+    resolve_device,
+    resolve_dtype,
+)
+from softprompt.backbone.model import Backbone
+from softprompt.errors import BackboneError
+from softprompt.injection.forward import forward
+from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+
+_log = logging.getLogger(__name__)
+
+
+def load_backbone(  # noqa: PLR0913  # the keys of a recipe's [backbone]
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype | None = AUTO,
+    device: str | torch.device = AUTO,
+    revision: str | None = None,
+    quantization_config: QuantizationConfig | None = None,
+    device_map: str | Mapping[str, str | int] | None = None,
+    keep_dropout: bool = False,
+    trust_remote_code: bool = False,
+    shard: bool = False,
+) -> Backbone:
+    """Load and freeze a backbone, and verify that prompts have an effect on it.
+
+    The arguments are the keys of a recipe's ``[backbone]``, with the same defaults.
+
+    Args:
+        name: a Hub id, a folder, a ``.gguf`` file, or ``builtin:minilm`` and the like.
+        dtype: the dtype to compute in: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch
+            dtype; ``"auto"`` is bfloat16 if the device has it in hardware, else float32; None is
+            the dtype of the checkpoint.
+        device: such as ``"cpu"`` or ``"cuda:1"``; ``"auto"`` is the accelerator if there is one.
+            With ``device_map`` it only determines what ``"auto"`` means for ``dtype``.
+        revision: a branch, tag or commit on the Hub.
+        quantization_config: a quantization configuration of transformers, as an object or as a
+            table such as ``{"load_in_8bit": True}``.
+        device_map: passed to transformers, to spread a large model over several devices.
+        keep_dropout: keep the backbone's own dropout in training (default: none, which is better
+            and faster for classification; SuperPos-Prompt 2024, OpenPrompt's ``plm_eval_mode``).
+        trust_remote_code: run code that comes with the checkpoint.
+        shard: divide the layers' weights among the processes of ``accelerate launch``, all of
+            which must load and run the backbone in the same way.
+
+    Returns:
+        The frozen model with its tokenizer and its geometry.
+
+    Raises:
+        BackboneError: it cannot be loaded, a prompt has no effect on it, or the dtype or device is
+            unknown.
+        MissingPackageError: the package of a ``builtin:`` name or of a quantization is not
+            installed.
+
+    Example:
+        ```python
+        backbone = load_backbone("builtin:smollm2-135m-instruct", dtype="float32", device="cpu")
+        ```
+
+        >>> load_backbone("builtin:minilm", dtype="float31")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        softprompt.errors.BackboneError: unknown dtype 'float31'. Options: auto, bfloat16, ...
+    """
+    place = resolve_device(device)
+    quantization = quantization_config
+    loading = LoadOptions(
+        revision=revision,
+        dtype=resolve_dtype(dtype, place),
+        device=place,
+        device_map=device_map,
+        quantization_config=None if quantization is None else read_quantization(quantization),
+        shard=shard,
+        keep_dropout=keep_dropout,
+        trust_remote_code=trust_remote_code,
+    )
+    backbone = load_unverified(str(name), loading)
+    verify_backbone(backbone)
+    _log.info(
+        "loaded %s (%s, %s) in %s on %s",
+        name,
+        backbone.geometry.model_type,
+        backbone.geometry.architecture,
+        backbone.dtype,
+        backbone.device,
+    )
+    return backbone
+
+
+@torch.enable_grad()
+def verify_backbone(backbone: Backbone) -> None:
+    """Verify that prompts change the output of a backbone and receive a gradient from it.
+
+    Args:
+        backbone: the backbone.
+
+    Raises:
+        BackboneError: some part of a prompt has no effect on the output, or receives no gradient.
+    """
+    geometry = backbone.geometry
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        drawn = torch.randn(*shape, generator=generator)
+        return drawn.to(backbone.device).requires_grad_()
+
+    scale = geometry.embedding_rms or 1.0
+    vectors = noise(2, geometry.embedding_size)
+    _verify_prompt(backbone, InputPrompt(vectors * scale), {"vectors": vectors})
+    if geometry.num_attention_sites:
+        shape = (geometry.num_attention_sites, geometry.num_kv_heads, 2, geometry.head_dim)
+        keys, values = noise(*shape), noise(*shape)
+        prefix = KVPrefix(keys, values, tuple(range(geometry.num_attention_sites)))
+        _verify_prompt(backbone, prefix, {"keys": keys, "values": values})
+
+
+def _verify_prompt(backbone: Backbone, prompt: Prompt, leaves: Mapping[str, Tensor]) -> None:
+    inputs = make_example_inputs(backbone)
+    bare = forward(backbone, inputs, prompts=[None])
+    if isinstance(prompt, InputPrompt):
+        soft = (
+            torch.arange(prompt.length, device=inputs.input_ids.device)
+            + backbone.geometry.vocab_size
+        )
+        inputs.input_ids[0, : prompt.length] = soft
+    states = forward(backbone, inputs, prompts=[prompt])
+    if torch.equal(states, bare):
+        raise BackboneError(_explain_failure(backbone, prompt, "does not change its output"))
+    gradients = _gradients(states, list(leaves.values()))
+    for name, gradient in zip(leaves, gradients, strict=True):
+        if gradient is None or not bool(gradient.flatten(1).any(dim=1).all()):
+            raise BackboneError(
+                _explain_failure(backbone, prompt, f"receives no gradient at its {name}")
+            )
+
+
+def _gradients(states: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The gradients of a weighted sum; a sum of squares is constant after a normalisation."""
+    if not states.requires_grad:
+        return [None for _ in leaves]
+    weights = torch.linspace(-1, 1, states.shape[-1], device=states.device)
+    return torch.autograd.grad((states.float() * weights).sum(), leaves, allow_unused=True)
+
+
+def _explain_failure(backbone: Backbone, prompt: Prompt, fact: str) -> str:
+    return (
+        f"backbone {backbone.name!r} ({backbone.geometry.model_type}) failed verification: a "
+        f"random {type(prompt).__name__} {fact}, so training could not work. Choose another "
+        "backbone, or report its family."
+    )
+
+
+__all__ = ["load_backbone", "verify_backbone"]

@@ -1,0 +1,362 @@
+"""Import prompts from the files of other libraries, and export prompts to them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, assert_never
+
+from torch import Tensor
+
+from softprompt._io import write_dir
+from softprompt.artifact import describe_backbone, make_artifact
+from softprompt.backbone.model import Backbone
+from softprompt.data.template import parse_template
+from softprompt.data.tokenizer import measure_wrapping
+from softprompt.errors import ArtifactError, TemplateError, format_unknown
+from softprompt.inference.model import PromptModel, attach
+from softprompt.injection.compatibility import check_prompt_fits
+from softprompt.injection.verify import load_backbone
+from softprompt.interop.registry import (
+    ExportRequest,
+    ForeignPrompt,
+    Readout,
+    get_reader,
+    get_writer,
+    read_base_model,
+)
+from softprompt.prompt import InputPrompt
+from softprompt.tasks import TASKS, Classify, Generate, Task, TaskSettings
+from softprompt.tasks.classification import CausalVerbalizer
+from softprompt.tasks.generation import TextGenerator
+from softprompt.tasks.heads import ClassifierHead
+
+
+def resolve_task_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> TaskSettings:
+    """The task of an imported prompt.
+
+    Args:
+        foreign: what the file has.
+        task: the task that the caller wants.
+
+    Raises:
+        ArtifactError: neither names a task, or the two contradict each other.
+    """
+    stored: Mapping[str, Any] = foreign.task or {}
+    if foreign.head:
+        head = {key: value for key, value in stored.items() if key != "kind"}
+        if task is None:
+            return Classify(**head)
+        if not isinstance(task, Classify) or task.verbalizer is not None:
+            msg = (
+                "the file has a trained head, which a task of another kind would not use. Leave "
+                "the task and the verbalizer out."
+            )
+            raise ArtifactError(msg)
+        return replace(task, **head)
+    if task is None and not stored:
+        msg = (
+            "the file does not say which task the prompt is for. Give the task: kind 'generate', "
+            "or kind 'classify' with a verbalizer, such as --set task.kind=classify --set "
+            '\'task.verbalizer={bad=" bad", good=" good"}\'.'
+        )
+        raise ArtifactError(msg)
+    settings = task or _build_task_settings(stored)
+    if isinstance(settings, Classify) and settings.verbalizer is None:
+        msg = (
+            "the file has no trained head, so labels need words that the language-model head can "
+            "score. Give the task a verbalizer."
+        )
+        raise ArtifactError(msg)
+    return settings
+
+
+def _build_task_settings(stored: Mapping[str, object]) -> TaskSettings:
+    values: dict[str, Any] = dict(stored)
+    return TASKS[values.pop("kind")](**values)
+
+
+def resolve_labels(
+    foreign: ForeignPrompt, settings: TaskSettings, *, labels: Sequence[str]
+) -> list[str]:
+    """The labels in the order of a head's scores, or the choices of text generation.
+
+    Args:
+        foreign: what the file has.
+        settings: of the task.
+        labels: as the caller names them.
+
+    Raises:
+        ArtifactError: there are not as many as the head has classes, or they depend on data.
+    """
+    named = list(labels) or _named_labels(settings)
+    if not foreign.head:
+        return named
+    if foreign.classes < 2:  # noqa: PLR2004  # a choice
+        msg = (
+            f"the head gives {foreign.classes} scores, but a choice is among 2 or more. It may be "
+            "that of a regression, which softprompt has no task for."
+        )
+        raise ArtifactError(msg)
+    names = named or [f"LABEL_{at}" for at in range(foreign.classes)]
+    if len(names) != foreign.classes or len({*names}) != len(names):
+        msg = (
+            f"the head scores {foreign.classes} classes, but the labels are {', '.join(names)}. "
+            f"Name {foreign.classes} different ones, in the order of its scores."
+        )
+        raise ArtifactError(msg)
+    return names
+
+
+def _named_labels(settings: TaskSettings) -> list[str]:
+    match settings:
+        case Classify(labels=names):
+            return list(names or ())
+        case Generate(choices="from-data"):
+            msg = (
+                "task.choices is 'from-data', but a prompt is imported without data. List the "
+                "choices, or leave task.choices out for any text."
+            )
+            raise ArtifactError(msg)
+        case Generate(choices=choices):
+            return list(choices or ())
+        case unreachable:
+            assert_never(unreachable)
+
+
+def check_foreign_head(
+    foreign: ForeignPrompt, settings: TaskSettings, *, backbone: Backbone
+) -> None:
+    """Make sure that the head fits the backbone.
+
+    Raises:
+        ArtifactError: its tensors are not those of the head's kind, or have another width.
+    """
+    if not foreign.head or not isinstance(settings, Classify):
+        return
+    width = backbone.geometry.hidden_size
+    expected = ClassifierHead(width, foreign.classes, kind=settings.head, seed=0).state_dict()
+    stored, wanted = (_describe_shapes(head) for head in (foreign.head, expected))
+    if stored != wanted:
+        msg = (
+            f"the file's head has {stored}, but {backbone.name!r} takes {wanted}. The prompt "
+            "belongs to another backbone, or the file is incomplete. Name its own with --backbone."
+        )
+        raise ArtifactError(msg)
+
+
+def _describe_shapes(head: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {[*tensor.shape]}" for name, tensor in sorted(head.items()))
+
+
+def check_foreign_template(foreign: ForeignPrompt, template: str) -> None:
+    """Make sure that the template has as many soft tokens as the prompt.
+
+    Raises:
+        TemplateError: the numbers differ.
+    """
+    length = foreign.prompt.length if isinstance(foreign.prompt, InputPrompt) else 0
+    soft = parse_template(template).soft_length
+    if soft != length:
+        msg = (
+            f"the template {template!r} has {soft} soft tokens, but the prompt has {length}. "
+            f"Write one such as {foreign.template!r}."
+        )
+        raise TemplateError(msg)
+
+
+def import_prompts(
+    form: str,
+    source: str | Path,
+    *,
+    backbone: Backbone | None = None,
+    task: TaskSettings | None = None,
+    labels: Sequence[str] = (),
+) -> dict[str, PromptModel]:
+    """Import all prompts of another library's file or folder.
+
+    Args:
+        form: one of ``softprompt.interop.registry.PROMPT_FORMATS``: ``peft``, ``npy`` …
+        source: the file or folder.
+        backbone: that the prompt was trained on; by default the one that the file names. Only
+            shapes can be checked, since files do not identify the weights.
+        task: with its template; by default the task of the file, with the template that
+            corresponds to the other library. The kind of a trained head is always the file's.
+        labels: of a trained head, in the order of its scores; ``LABEL_0`` … by default, as in
+            transformers.
+
+    Returns:
+        The models by name: ``""`` if there is only one; ``task-0``, ``task-1`` … for PEFT's
+        multitask prompts. A model's ``save`` writes it as an artifact.
+
+    Raises:
+        ArtifactError: the file is incomplete, inconsistent, or does not fit the backbone.
+        TemplateError: the task's template has another number of soft tokens.
+
+    Example:
+        >>> import numpy as np
+        >>> np.save("prompt.npy", np.ones((5, backbone.geometry.embedding_size), "float32"))
+        >>> models = import_prompts("npy", "prompt.npy", backbone=backbone)
+        >>> models[""].prompt.length
+        5
+    """
+    read = get_reader(form)
+    backbone = backbone or _load_named_backbone(form, Path(source))
+    prompts = read(Path(source), backbone)
+    return {
+        name: _make_model(foreign, backbone, task=task, labels=labels)
+        for name, foreign in prompts.items()
+    }
+
+
+def import_prompt(
+    form: str,
+    source: str | Path,
+    *,
+    backbone: Backbone | None = None,
+    task: TaskSettings | None = None,
+    labels: Sequence[str] = (),
+    pick: str | None = None,
+) -> PromptModel:
+    """Import the prompt of another library's file or folder.
+
+    Args:
+        form: as in `import_prompts`.
+        source: the file or folder.
+        backbone: as in `import_prompts`.
+        task: as in `import_prompts`.
+        labels: as in `import_prompts`.
+        pick: the name of one of several prompts, such as ``task-1``.
+
+    Returns:
+        The model; its ``save`` writes it as an artifact.
+
+    Raises:
+        ArtifactError: there are several prompts and none was picked, there is none of that name,
+            or `import_prompts` raises it.
+        TemplateError: the task's template has another number of soft tokens.
+
+    Example:
+        >>> import numpy as np
+        >>> np.save("prompt.npy", np.ones((5, backbone.geometry.embedding_size), "float32"))
+        >>> model = import_prompt("npy", "prompt.npy", backbone=backbone)
+        >>> model.artifact.manifest.template
+        '{soft:5}{text}'
+    """
+    models = import_prompts(form, source, backbone=backbone, task=task, labels=labels)
+    if pick is not None:
+        return pick_prompt(models, pick)
+    if len(models) > 1:
+        msg = (
+            f"{source} has {len(models)} prompts: {', '.join(models)}. Pick one of them, or use "
+            "import_prompts for all."
+        )
+        raise ArtifactError(msg)
+    (model,) = models.values()
+    return model
+
+
+def pick_prompt(models: Mapping[str, PromptModel], name: str) -> PromptModel:
+    """One of the prompts that `import_prompts` found.
+
+    Args:
+        models: by name.
+        name: of the prompt.
+
+    Returns:
+        The prompt.
+
+    Raises:
+        ArtifactError: there is none of that name.
+    """
+    if name in models:
+        return models[name]
+    if "" in models:
+        msg = f"there is a single prompt, so there is no {name!r}. Leave the name out."
+        raise ArtifactError(msg)
+    raise ArtifactError(format_unknown("prompt", name, options=models))
+
+
+def export_prompt(form: str, model: PromptModel, *, output: str | Path) -> Path:
+    """Export a prompt to another library's format.
+
+    Args:
+        form: one of ``softprompt.interop.registry.PROMPT_FORMATS``.
+        model: the prompt with its backbone.
+        output: the folder to write; new or empty.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArtifactError: the format has nothing that corresponds to the prompt (the message says what
+            to train instead), or the folder cannot be written.
+
+    Example:
+        >>> import numpy as np
+        >>> np.save("prompt.npy", np.ones((5, backbone.geometry.embedding_size), "float32"))
+        >>> model = import_prompt("npy", "prompt.npy", backbone=backbone)
+        >>> folder = export_prompt("safetensors", model, output="exported")
+        >>> print(*(path.name for path in folder.iterdir()))
+        prompt.safetensors
+    """
+    write = get_writer(form)
+    return write_dir(write(make_export_request(model)), Path(output))
+
+
+def make_export_request(model: PromptModel) -> ExportRequest:
+    """The artifact of a model, with what a writer needs of its template and its task."""
+    template = parse_template(model.artifact.manifest.template)
+    first, *_ = measure_wrapping(model.backbone.tokenizer, pair=template.pair).ids
+    return ExportRequest(
+        model.artifact,
+        model.backbone,
+        leading_soft=template.soft_before_bos if first else template.leading_soft_tokens,
+        hard_template=template.hard_text,
+        readout=_get_readout(model.task),
+    )
+
+
+def _get_readout(task: Task) -> Readout | None:
+    match task:
+        case CausalVerbalizer(words=words):
+            label_tokens = dict(zip(words.labels, words.tokens, strict=True))
+            return Readout(task.renderer.max_length, label_tokens, None)
+        case TextGenerator():
+            return Readout(task.renderer.max_length, {}, task.decoding)
+        case _:
+            return None
+
+
+def _load_named_backbone(form: str, source: Path) -> Backbone:
+    base = read_base_model(form, source)
+    if base.name is None:
+        msg = f"{source} does not name the backbone of its prompt. Load it, and give it too."
+        raise ArtifactError(msg)
+    return load_backbone(base.name, revision=base.revision)
+
+
+def _make_model(
+    foreign: ForeignPrompt, backbone: Backbone, *, task: TaskSettings | None, labels: Sequence[str]
+) -> PromptModel:
+    check_prompt_fits(backbone.geometry, foreign.prompt)
+    settings = resolve_task_settings(foreign, task)
+    template = settings.template or foreign.template
+    check_foreign_template(foreign, template)
+    names = resolve_labels(foreign, settings, labels=labels)
+    check_foreign_head(foreign, settings, backbone=backbone)
+    artifact = make_artifact(
+        foreign.prompt,
+        foreign.head,
+        template=template,
+        max_length=None,
+        task={"kind": settings.kind, **asdict(settings), "template": template},
+        labels=names,
+        backbone=describe_backbone(backbone),
+        data={},
+        recipe={"imported": dict(foreign.note)},
+        metrics={},
+    )
+    model = attach(artifact, backbone)
+    # The labels of a verbalizer are known only now.
+    manifest = replace(artifact.manifest, labels=[*model.labels])
+    return replace(model, artifact=replace(artifact, manifest=manifest))

@@ -1,0 +1,78 @@
+"""Keys and values as rows ``[P, L·2·N·D]``, one per soft token, as in PEFT and P-tuning v2."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from softprompt.backbone import Backbone
+from softprompt.errors import ArtifactError
+from softprompt.prompt import KVPrefix
+
+
+def unpack_kv(flat: Float[Tensor, "P F"], backbone: Backbone) -> KVPrefix:
+    """Make a prefix of rows that have the keys and values of layer 0, those of layer 1, and so on.
+
+    Args:
+        flat: the rows.
+        backbone: of the prefix.
+
+    Raises:
+        ArtifactError: the rows do not have the size that the backbone needs.
+    """
+    geometry = backbone.geometry
+    sites = geometry.self_attention_sites
+    wanted = len(sites) * 2 * geometry.num_kv_heads * geometry.head_dim
+    if not sites:
+        msg = (
+            f"the prompt is keys and values, but {geometry.model_type} uses a custom attention "
+            "implementation that does not accept key/value prefixes. Only vectors among the input "
+            "embeddings can be used with it."
+        )
+        raise ArtifactError(msg)
+    if flat.shape[1] != wanted:
+        msg = (
+            f"each soft token has {flat.shape[1]} numbers, but {backbone.name!r} takes {wanted} "
+            f"(2 x {len(sites)} layers x {geometry.num_kv_heads} heads x {geometry.head_dim}). The "
+            "prompt belongs to another backbone: name it with --backbone."
+        )
+        raise ArtifactError(msg)
+    length = flat.shape[0]
+    pairs = flat.view(length, len(sites), 2, geometry.num_kv_heads, geometry.head_dim)
+    pairs = pairs[:, _list_pairs_read(len(sites), backbone)]
+    keys, values = pairs.permute(2, 1, 3, 0, 4)
+    return KVPrefix(keys.contiguous(), values.contiguous(), sites, shift_positions=True)
+
+
+def pack_kv(prefix: KVPrefix, backbone: Backbone) -> Float[Tensor, "P F"]:
+    """The rows of a prefix, in the same layout; numbers that are never read are zero.
+
+    Args:
+        prefix: on all layers.
+        backbone: of the prefix.
+
+    Raises:
+        ArtifactError: two layers share a place in the rows, and the prefix differs between them.
+    """
+    pairs = torch.stack([prefix.keys, prefix.values])  # [2, L, N, P, D]
+    read = _list_pairs_read(pairs.shape[1], backbone)
+    packed = torch.zeros_like(pairs)
+    packed[:, read] = pairs
+    if not torch.equal(packed[:, read], pairs):
+        msg = (
+            f"PEFT gives {backbone.geometry.model_type}'s decoder layers 0 and {len(read) // 2} "
+            "the same keys and values, and so on, since it has an even number of layers, but the "
+            "prefix has different ones. Train vectors for use in PEFT, or keep the artifact."
+        )
+        raise ArtifactError(msg)
+    return packed.permute(3, 1, 0, 2, 4).reshape(prefix.length, -1).contiguous()
+
+
+def _list_pairs_read(layers: int, backbone: Backbone) -> list[int]:
+    """Which pair of keys and values each layer reads: its own, except in an encoder-decoder.
+
+    For these PEFT repeats the pairs and splits them in groups of four tensors, for self-attention
+    and cross-attention, of which only the first gets a prefix. So layer i reads pair 2·i, modulo
+    the number of layers.
+    """
+    twice = backbone.geometry.architecture == "encoder-decoder"
+    return [(2 * at if twice else at) % layers for at in range(layers)]

@@ -1,0 +1,163 @@
+"""The state dict of THUDM's P-tuning v2: a prefix, perhaps made by an MLP, and a classifier.
+
+``prefix_encoder.embedding.weight`` is ``[P, 2·L·H]``; with ``prefix_projection`` it is ``[P, H]``,
+and the MLP ``prefix_encoder.trans`` (linear, tanh, linear) maps it to ``[P, 2·L·H]``. The models
+are BERT and RoBERTa with a pooler, a linear ``classifier``, and positions shifted by P.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from softprompt._io import to_bytes
+from softprompt.backbone import Backbone
+from softprompt.backbone.classifier_weights import read_classifier_weights
+from softprompt.errors import ArtifactError
+from softprompt.interop.base import ExportRequest, ForeignPrompt
+from softprompt.interop.files import check_finite, find_file, read_tensors
+from softprompt.interop.kv_layout import pack_kv, unpack_kv
+from softprompt.prompt import KVPrefix
+
+FILE = "model.safetensors"
+_EMBEDDING = "prefix_encoder.embedding.weight"
+_MLP = tuple(f"prefix_encoder.trans.{at}.{part}" for at in (0, 2) for part in ("weight", "bias"))
+_HEAD = {"output.weight": "classifier.weight", "output.bias": "classifier.bias"}
+_OUTPUT = "output.weight"
+_FAMILIES = ("bert", "roberta")
+
+
+def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPrompt]:
+    """The prefix of a checkpoint and its classifier, if it has one.
+
+    It may contain the weights of the backbone too; of these, only the pooler is read.
+
+    Raises:
+        ArtifactError: tensors are missing, not of this method, or do not fit the backbone.
+        BackboneError: neither the file nor the backbone has the pooler that the classifier needs.
+    """
+    path = find_file(source, [FILE, "prompt.safetensors"], what="P-tuning v2 checkpoint")
+    tensors = read_tensors(path)
+    family = backbone.geometry.model_type
+    prefix = _prefix(tensors, path)
+    spare = [
+        k for k in tensors if not k.startswith((f"{family}.", "prefix_encoder.", "classifier."))
+    ]
+    if spare:
+        msg = (
+            f"{path} also holds {', '.join(sorted(spare)[:3])}, which P-tuning v2 of {family} does "
+            "not have. It may be of another method, or of another backbone."
+        )
+        raise ArtifactError(msg)
+    head = _head(tensors, backbone, path=path)
+    check_finite(path, {_EMBEDDING: prefix} | head)
+    task = {"kind": "classify", "head": "mlp-tanh"} if head else None
+    return {
+        "": ForeignPrompt(
+            unpack_kv(prefix, backbone),
+            template="{text}",
+            task=task,
+            head=head,
+            classes=len(head[_OUTPUT]) if head else 0,
+            note={"format": "p-tuning-v2"},
+        )
+    }
+
+
+def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
+    """Make such a state dict of the trained tensors and the pooler.
+
+    Raises:
+        ArtifactError: P-tuning v2's code could not load it; the message says why.
+    """
+    artifact = request.artifact
+    prefix, task = artifact.prompt, artifact.manifest.task
+    family = artifact.manifest.backbone["model_type"]
+    faults = {
+        "is not a prefix of keys and values": not isinstance(prefix, KVPrefix),
+        f"is for {family}, but that code supports BERT and RoBERTa": family not in _FAMILIES,
+        "has a head other than 'mlp-tanh'": bool(artifact.head) and task.get("head") != "mlp-tanh",
+    }
+    if isinstance(prefix, KVPrefix):
+        partial = prefix.sites != request.backbone.geometry.self_attention_sites
+        faults |= {
+            "does not shift the row's positions": not prefix.shift_positions,
+            "leaves layers out": partial,
+        }
+    found_faults = [fact for fact, wrong in faults.items() if wrong]
+    if found_faults or not isinstance(prefix, KVPrefix):
+        msg = (
+            f"the artifact cannot be a P-tuning v2 checkpoint: it {', and '.join(found_faults)}. "
+            'Train p-tuning-v2 with method.shift_positions = true, layers = "all", and '
+            'task.head = "mlp-tanh".'
+        )
+        raise ArtifactError(msg)
+    names = _HEAD | {f"dense.{p}": f"{family}.pooler.dense.{p}" for p in ("weight", "bias")}
+    tensors = {_EMBEDDING: pack_kv(prefix, request.backbone)} | {
+        names[key]: t for key, t in artifact.head.items()
+    }
+    return {FILE: to_bytes(tensors, {"format": "pt"})}
+
+
+def _prefix(tensors: Mapping[str, Tensor], path: Path) -> Tensor:
+    if _EMBEDDING not in tensors:
+        msg = (
+            f"{path} has no tensor {_EMBEDDING!r}; it has "
+            f"{', '.join(sorted(tensors)[:5]) or 'none'}. Give a checkpoint of P-tuning v2."
+        )
+        raise ArtifactError(msg)
+    embedding = tensors[_EMBEDDING]
+    check_finite(path, {key: tensors[key] for key in tensors if key.startswith("prefix_encoder.")})
+    present = [name for name in _MLP if name in tensors]
+    known = {_EMBEDDING, *_MLP}
+    odd = sorted(k for k in tensors if k.startswith("prefix_encoder.") and k not in known)
+    if odd or (present and len(present) != len(_MLP)):
+        what = f"holds {odd[0]}" if odd else f"has {', '.join(present)} but not all four of its MLP"
+        msg = f"{path} {what}: it is not a complete prefix encoder of P-tuning v2. Fetch it again."
+        raise ArtifactError(msg)
+    made = (
+        _apply_mlp(*(tensors[name].float() for name in (_EMBEDDING, *_MLP)))
+        if present
+        else embedding
+    )
+    if made is None or made.ndim != 2 or not len(made):  # noqa: PLR2004  # a table
+        shapes = ", ".join(f"{key} {[*tensors[key].shape]}" for key in (_EMBEDDING, *present))
+        msg = (
+            f"{path} holds {shapes}, but a prefix of P soft tokens is [P, 2·L·H], or [P, H] with "
+            "an MLP that maps it to that. Give a checkpoint of P-tuning v2."
+        )
+        raise ArtifactError(msg)
+    return made
+
+
+def _apply_mlp(embedding: Tensor, *mlp: Tensor) -> Tensor | None:
+    """The output of the MLP; None if the shapes do not fit."""
+    first, first_bias, second, second_bias = mlp
+    if [t.ndim for t in (embedding, *mlp)] != [2, 2, 1, 2, 1]:
+        return None
+    try:
+        with torch.no_grad():
+            return F.linear(F.linear(embedding, first, first_bias).tanh(), second, second_bias)
+    except RuntimeError:
+        return None
+
+
+def _head(tensors: Mapping[str, Tensor], backbone: Backbone, *, path: Path) -> dict[str, Tensor]:
+    own = {name: tensors[theirs] for name, theirs in _HEAD.items() if theirs in tensors}
+    if not own:
+        return {}
+    family = backbone.geometry.model_type
+    if family not in _FAMILIES or len(own) != len(_HEAD) or own[_OUTPUT].ndim != 2:  # noqa: PLR2004  # [C, H]
+        msg = (
+            f"{path} has a classifier that cannot be read for {family}: it must be of BERT or "
+            "RoBERTa, with classifier.weight [C, H] and classifier.bias [C]. Give a backbone of "
+            "these, or the prefix alone."
+        )
+        raise ArtifactError(msg)
+    pooler = {f"dense.{p}": tensors.get(f"{family}.pooler.dense.{p}") for p in ("weight", "bias")}
+    stored = {name: tensor for name, tensor in pooler.items() if tensor is not None}
+    if len(stored) == len(pooler):
+        return stored | own
+    return read_classifier_weights(backbone, {"dense": f"{family}.pooler.dense"}) | own

@@ -1,0 +1,399 @@
+"""PEFT's adapters: read and write ``adapter_config.json`` and ``adapter_model.safetensors``."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, assert_never
+
+from torch import Tensor
+
+from softprompt._io import to_bytes
+from softprompt.artifact.artifact import Artifact
+from softprompt.backbone import Backbone
+from softprompt.backbone.classifier_weights import read_classifier_weights
+from softprompt.errors import ArtifactError, format_unknown
+from softprompt.interop.base import BaseModelRef, ExportRequest, ForeignPrompt
+from softprompt.interop.classifier_heads import HeadLayout, get_head_layout
+from softprompt.interop.files import (
+    check_finite,
+    find_file,
+    read_json,
+    read_positive_int,
+    read_tensors,
+)
+from softprompt.interop.kv_layout import pack_kv, unpack_kv
+from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+
+CONFIG, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+INPUTS = {"PROMPT_TUNING", "P_TUNING", "CPT"}
+PREFIXES = {"PREFIX_TUNING", "CARTRIDGE"}
+MULTITASK = "MULTITASK_PROMPT_TUNING"
+_TYPES = {*INPUTS, *PREFIXES, MULTITASK}
+_TASKS = {"CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "FEATURE_EXTRACTION"}
+_PROMPT, _COLS, _ROWS = "prompt_embeddings", "prefix_task_cols", "prefix_task_rows"
+_HEAD = "base_model."
+
+
+def read_peft_base_model(source: Path) -> BaseModelRef:
+    """The backbone that an adapter names.
+
+    Raises:
+        ArtifactError: there is no adapter.
+    """
+    config = _read_config(source)
+    names = [config.get(key) for key in ("base_model_name_or_path", "revision")]
+    name, revision = (value if isinstance(value, str) and value else None for value in names)
+    return BaseModelRef(name, revision)
+
+
+def read_peft(source: Path, backbone: Backbone) -> dict[str, ForeignPrompt]:
+    """The prompt of an adapter, or each task's of a multitask one (``task-0``, ``task-1`` …).
+
+    Raises:
+        ArtifactError: it is not complete, contradicts its configuration, is not a soft prompt, or
+            does not fit the backbone.
+        BackboneError: its head needs weights that the backbone's checkpoint does not have.
+    """
+    config = _read_config(source)
+    path = find_file(source, [PEFT_TENSORS], what="PEFT adapter")
+    tensors = read_tensors(path)
+    check_finite(path, tensors)
+    prompts = _read_prompts(config, tensors, backbone=backbone, path=path)
+    first = next(iter(prompts.values()))
+    spare = {key: tensors[key] for key in tensors if key not in {_PROMPT, _COLS, _ROWS}}
+    task, head = _read_task(config, backbone, path=path), {}
+    if config.get("task_type") == "SEQ_CLS":
+        form = get_head_layout(
+            backbone.geometry.model_type, causal=backbone.geometry.architecture == "causal"
+        )
+        head = _read_head(spare, form, backbone=backbone, path=path)
+        pool = "first" if isinstance(first, InputPrompt) else "cls"
+        task = {"kind": "classify", "head": form.kind, "pooling": pool}
+    elif spare:
+        msg = (
+            f"{path} also holds {', '.join(sorted(spare)[:3])}, which a soft prompt of task type "
+            f"{config.get('task_type')} does not have. Its configuration may belong to another "
+            "file."
+        )
+        raise ArtifactError(msg)
+    soft = f"{{soft:{first.length}}}{{bos}}" if isinstance(first, InputPrompt) else ""
+    note = {"format": "peft", "config": config}
+    return {
+        name: ForeignPrompt(
+            prompt,
+            template=f"{soft}{{text}}",
+            task=task,
+            head=head,
+            classes=len(head["output.weight"]) if head else 0,
+            note=note | ({"task": name} if name else {}),
+        )
+        for name, prompt in prompts.items()
+    }
+
+
+def _read_config(source: Path) -> dict[str, Any]:
+    if source.is_file():
+        msg = (
+            f"{source} is a file, but a PEFT adapter is a folder. Give its folder {source.parent}."
+        )
+        raise ArtifactError(msg)
+    path = find_file(source, [CONFIG], what="PEFT adapter")
+    config = read_json(path)
+    kind = config.get("peft_type")
+    if not isinstance(kind, str) or kind not in _TYPES:
+        msg = (
+            f"{path}: {format_unknown('peft_type', str(kind), options=_TYPES)} "
+            "Only soft prompts can be imported."
+        )
+        raise ArtifactError(msg)
+    task = config.get("task_type")
+    if task is not None and (not isinstance(task, str) or task not in _TASKS):
+        msg = (
+            f"{path}: task_type is {task!r}, which softprompt has no task for. It has "
+            f"{', '.join(sorted(_TASKS))}."
+        )
+        raise ArtifactError(msg)
+    return config
+
+
+def _read_prompts(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, backbone: Backbone, path: Path
+) -> dict[str, Prompt]:
+    length = read_positive_int(config, "num_virtual_tokens", path=path.parent / CONFIG)
+    kind = config["peft_type"]
+    stored = _read_rows(tensors, config, length=length, path=path)
+    if kind in PREFIXES:
+        return {"": unpack_kv(stored, backbone)}
+    if stored.shape[1] != backbone.geometry.embedding_size:
+        msg = (
+            f"{path}: each soft token has {stored.shape[1]} numbers, but {backbone.name!r} embeds "
+            f"tokens in {backbone.geometry.embedding_size}. The prompt belongs to another "
+            "backbone: name it with --backbone."
+        )
+        raise ArtifactError(msg)
+    if kind in INPUTS:
+        # For an encoder-decoder there are twice the rows; PEFT never reads the second half.
+        return {"": InputPrompt(stored[:length].clone())}
+    cols, rows = (_get_tensor(tensors, name, path=path) for name in (_COLS, _ROWS))
+    tasks, rank = cols.shape[:1], cols.shape[2:]
+    whole, width = stored.shape
+    if (
+        cols.shape != (*tasks, whole, *rank)
+        or rows.shape != (*tasks, *rank, width)
+        or not rank
+        or 0 in cols.shape
+    ):
+        msg = (
+            f"{path}: {_COLS} {[*cols.shape]} and {_ROWS} {[*rows.shape]} must be [T,{whole},r] "
+            f"and [T,r,{width}]. They are not from the same adapter."
+        )
+        raise ArtifactError(msg)
+    # One task at a time, as in PEFT, so that the results are equal bit for bit.
+    products = [
+        (stored * (c @ r)[0])[:length] for c, r in zip(cols[:, None], rows[:, None], strict=True)
+    ]
+    return {f"task-{at}": InputPrompt(table.clone()) for at, table in enumerate(products)}
+
+
+def _read_rows(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, length: int, path: Path
+) -> Tensor:
+    stored = _get_tensor(tensors, _PROMPT, path=path)
+    kind, twice = config["peft_type"], config.get("num_transformer_submodules") == 2  # noqa: PLR2004  # encoder and decoder
+    wanted = length * 2 if twice and kind not in PREFIXES else length
+    if stored.ndim != 2 or len(stored) != wanted:  # noqa: PLR2004  # a table
+        msg = (
+            f"{path}: {_PROMPT} is {[*stored.shape]}, but {kind} with {length} virtual tokens has "
+            f"{wanted} rows. Configuration and tensors are not from the same adapter."
+        )
+        raise ArtifactError(msg)
+    if kind != MULTITASK and not {_COLS, _ROWS}.isdisjoint(tensors):
+        msg = (
+            f"{path} holds {_COLS}, which only {MULTITASK} has, but {CONFIG} says {kind}. "
+            "Configuration and tensors are not from the same adapter."
+        )
+        raise ArtifactError(msg)
+    return stored
+
+
+def _get_tensor(tensors: Mapping[str, Tensor], name: str, *, path: Path) -> Tensor:
+    if name not in tensors:
+        msg = (
+            f"{path} has no tensor {name!r}; it has {', '.join(sorted(tensors)) or 'none'}. "
+            "Fetch it again, or correct its configuration."
+        )
+        raise ArtifactError(msg)
+    return tensors[name]
+
+
+def _read_head(
+    spare: Mapping[str, Tensor], form: HeadLayout, *, backbone: Backbone, path: Path
+) -> dict[str, Tensor]:
+    """The head; modules that the adapter leaves out are those of the backbone's checkpoint."""
+    head: dict[str, Tensor] = {}
+    for key, tensor in spare.items():
+        own = form.from_foreign(key.removeprefix(_HEAD)) if key.startswith(_HEAD) else None
+        if own is None:
+            msg = (
+                f"{path} also holds {key}, which is not part of {backbone.geometry.model_type}'s "
+                f"classifier ({', '.join(form.names.values())}). Only prompts and heads can be "
+                "imported, not other trained weights."
+            )
+            raise ArtifactError(msg)
+        head[own] = tensor
+    if "output.weight" not in head or head["output.weight"].ndim != 2:  # noqa: PLR2004  # [C, H]
+        msg = (
+            f"{path} has no {_HEAD}{form.to_foreign('output.weight')} [C,H], the trained head of "
+            f"SEQ_CLS. Fetch it again, or correct task_type in {CONFIG}."
+        )
+        raise ArtifactError(msg)
+    modules = {own.rsplit(".", 1)[0] for own in head}
+    lacking = {own: theirs for own, theirs in form.names.items() if own not in modules}
+    return read_classifier_weights(backbone, lacking) | head if lacking else head
+
+
+def _read_task(
+    config: Mapping[str, Any], backbone: Backbone, *, path: Path
+) -> dict[str, object] | None:
+    task, kind = config.get("task_type"), backbone.geometry.architecture
+    if task == "SEQ_2_SEQ_LM" and kind != "encoder-decoder":
+        msg = (
+            f"{path.parent}: task_type is {task}, but {backbone.name!r} has no decoder. "
+            "Name the adapter's own backbone with --backbone."
+        )
+        raise ArtifactError(msg)
+    return None if kind == "encoder" else {"kind": "generate"}
+
+
+_COMMON: dict[str, Any] = {
+    "auto_mapping": None,
+    "inference_mode": True,
+    "modules_to_save": None,
+    "num_attention_heads": None,
+    "num_layers": None,
+    "token_dim": None,
+}
+# Keys that would make PEFT open or run something, or that are written anew.
+_NOT_PASSED_ON = {
+    "auto_mapping",
+    "inference_mode",
+    "modules_to_save",
+    "prompt_tuning_init",
+    "prompt_tuning_init_state_dict_path",
+    "prompt_tuning_init_text",
+    "tokenizer_kwargs",
+    "tokenizer_name_or_path",
+}
+
+
+def write_peft(request: ExportRequest) -> dict[str, bytes]:
+    """Make the files of an adapter.
+
+    Raises:
+        ArtifactError: PEFT has nothing that corresponds to the artifact.
+    """
+    artifact, backbone = request.artifact, request.backbone
+    config = _make_config(artifact, backbone)
+    settings, tensors = _make_prompt_part(request)
+    head: dict[str, Tensor] = {}
+    if artifact.head:
+        form = _get_form(artifact, backbone)
+        head = {f"base_model.{form.to_foreign(key)}": t for key, t in artifact.head.items()}
+        config["modules_to_save"] = ["classifier", "score", *form.outer]
+    described = json.dumps(config | settings, indent=2, sort_keys=True, ensure_ascii=False)
+    return {
+        CONFIG: f"{described}\n".encode(),
+        PEFT_TENSORS: to_bytes(tensors | head, {"format": "pt"}),
+        "README.md": _make_readme(request).encode(),
+    }
+
+
+def _make_config(artifact: Artifact, backbone: Backbone) -> dict[str, Any]:
+    """The configuration that was imported, if there is one, with current values; else a new one."""
+    kind = backbone.geometry.architecture
+    both = kind == "encoder-decoder" and isinstance(artifact.prompt, KVPrefix)
+    return (
+        _COMMON
+        | _get_imported_config(artifact)
+        | {
+            "base_model_name_or_path": artifact.manifest.backbone["name"],
+            "revision": artifact.manifest.backbone["revision"],
+            "num_virtual_tokens": artifact.prompt.length,
+            # PEFT never reads the decoder's half of a prompt among the input embeddings.
+            "num_transformer_submodules": 2 if both else 1,
+            "task_type": _task_type(artifact, kind),
+        }
+    )
+
+
+def _get_imported_config(artifact: Artifact) -> dict[str, Any]:
+    note = artifact.manifest.recipe.get("imported")
+    config = note.get("config") if isinstance(note, Mapping) else None
+    own = INPUTS if isinstance(artifact.prompt, InputPrompt) else PREFIXES
+    if not isinstance(config, Mapping) or config.get("peft_type") not in own:
+        return {}
+    return {key: value for key, value in config.items() if key not in _NOT_PASSED_ON}
+
+
+def _task_type(artifact: Artifact, kind: str) -> str:
+    if artifact.head:
+        return "SEQ_CLS"
+    match kind:
+        case "causal":
+            return "CAUSAL_LM"
+        case "encoder-decoder":
+            return "SEQ_2_SEQ_LM"
+        case _:  # PEFT has no task type for masked language models
+            return "FEATURE_EXTRACTION"
+
+
+def _make_prompt_part(
+    request: ExportRequest,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    known = "peft_type" in _get_imported_config(request.artifact)
+    match request.artifact.prompt:
+        case InputPrompt() as prompt:
+            _check_position(request, prompt)
+            # PEFT needs all three and uses the first; it cannot infer them for every family.
+            geometry = request.backbone.geometry
+            own: dict[str, Any] = {
+                "token_dim": prompt.vectors.shape[1],
+                "num_layers": geometry.num_layers or None,
+                "num_attention_heads": geometry.num_kv_heads or None,
+            }
+            kind = {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}
+            return own | ({} if known else kind), {"prompt_embeddings": prompt.vectors}
+        case KVPrefix() as prefix:
+            _check_prefix(prefix, request.backbone)
+            sites, heads, _, size = prefix.keys.shape
+            own = {"num_layers": sites, "num_attention_heads": heads, "token_dim": heads * size}
+            plain = {"peft_type": "PREFIX_TUNING", "prefix_projection": False}
+            return own | ({} if known else plain), {
+                "prompt_embeddings": pack_kv(prefix, request.backbone)
+            }
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _check_position(request: ExportRequest, prompt: InputPrompt) -> None:
+    """Make sure that all soft tokens come first, before [CLS] or <s>, and that the head fits."""
+    manifest = request.artifact.manifest
+    if prompt.start_layer:
+        msg = (
+            f"the soft tokens enter at layer {prompt.start_layer}, but PEFT's enter at the input. "
+            'Train with method.layers = "all".'
+        )
+        raise ArtifactError(msg)
+    if request.leading_soft != prompt.length:
+        msg = (
+            f"the template {manifest.template!r} has soft tokens after another token ([CLS] and "
+            "<s> count), but PEFT puts all of them first. Train with a template "
+            f"such as '{{soft:{prompt.length}}}{{bos}}{request.hard_template}'."
+        )
+        raise ArtifactError(msg)
+    encoder = request.backbone.geometry.architecture == "encoder"
+    if request.artifact.head and encoder and manifest.task.get("pooling") != "first":
+        msg = (
+            "the head reads [CLS], but with soft tokens before it PEFT's reads the first of these. "
+            'Train with task.pooling = "first" for use in PEFT.'
+        )
+        raise ArtifactError(msg)
+
+
+def _check_prefix(prefix: KVPrefix, backbone: Backbone) -> None:
+    if not prefix.shift_positions:
+        msg = (
+            "the prefix does not shift the row's positions, but PEFT shifts them by its length. "
+            "Train with method.shift_positions = true for use in PEFT."
+        )
+        raise ArtifactError(msg)
+    own = backbone.geometry.self_attention_sites
+    if prefix.sites != own:
+        msg = (
+            f"the prefix acts on the attention layers {[*prefix.sites]}, but PEFT's acts on "
+            f"{[*own]}. Train it on exactly these with method.layers."
+        )
+        raise ArtifactError(msg)
+
+
+def _get_form(artifact: Artifact, backbone: Backbone) -> HeadLayout:
+    geometry, kind = backbone.geometry, artifact.manifest.task.get("head")
+    form = get_head_layout(geometry.model_type, causal=geometry.architecture == "causal")
+    if form.kind != kind:
+        msg = (
+            f"the artifact's head is {kind!r}, but {geometry.model_type}'s classifier in "
+            f"transformers has {form.kind!r}, the only one that PEFT trains. Train with "
+            f"task.head = {form.kind!r}."
+        )
+        raise ArtifactError(msg)
+    return form
+
+
+def _make_readme(request: ExportRequest) -> str:
+    return (
+        "A soft prompt, exported by softprompt for PEFT.\n\n"
+        f"Backbone: {request.artifact.manifest.backbone['name']}. Give each row as this text, with "
+        f"the tokenizer's own special tokens:\n\n```\n{request.hard_template}\n```\n\n"
+        "PEFT answers as softprompt does on rows without padding. With padding its answers differ: "
+        "it counts positions from the first pad token, and pools a pad token.\n"
+    )

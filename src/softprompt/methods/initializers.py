@@ -1,0 +1,266 @@
+"""Initialization: the prompt before its first training step.
+
+N(0, 1) and the first rows of the vocabulary are deliberately not offered: both are common, and
+with both, prompts often do not converge (Lester et al. 2021, Fig. 3b; see
+docs/explanation/initialization.md).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, assert_never
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from softprompt.backbone.model import Backbone
+from softprompt.errors import PromptError
+from softprompt.injection.capture import capture_keys_and_values
+from softprompt.injection.compatibility import check_layer_exists
+from softprompt.injection.state_cache import compute_states
+from softprompt.prompt import InputPrompt, KVPrefix, Prompt, detach_copy
+
+PromptKind = Literal["input", "kv"]
+
+_COMMON_IDS = 5000
+
+
+@dataclass(frozen=True)
+class FromVocabulary:
+    """Embeddings of tokens, sampled without replacement from the first 5,000 of the vocabulary.
+
+    Source: Lester et al. 2021, section 3.2 ("sampled vocabulary").
+
+    Example:
+        >>> FromVocabulary()
+        FromVocabulary()
+    """
+
+
+@dataclass(frozen=True)
+class FromLabels:
+    """The mean embedding of each label word's tokens; further soft tokens as `FromVocabulary`.
+
+    Source: Lester et al. 2021, section 3.2 ("class label").
+
+    Args:
+        words: the label words, with the space before them, if any.
+
+    Example:
+        >>> FromLabels((" bad", " good")).words
+        (' bad', ' good')
+    """
+
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FromText:
+    """The embeddings of a text's tokens, repeated or truncated to the prompt's length.
+
+    A prefix gets the keys and values of these tokens.
+
+    Source: Li & Liang 2021, section 7.4, for prefixes; also Cartridges, 2025.
+
+    Args:
+        text: at least one word.
+
+    Example:
+        >>> FromText("Classify the review by its sentiment.").text
+        'Classify the review by its sentiment.'
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class FromRandom:
+    """Normal noise with the root mean square of the embedding table; for a prefix, N(0, 0.02).
+
+    Source: P-tuning v2's code, for prefixes.
+
+    Example:
+        >>> FromRandom()
+        FromRandom()
+    """
+
+
+@dataclass(frozen=True, eq=False)
+class FromPrompt:
+    """Another trained prompt, of the same kind, length and shapes.
+
+    Source: Vu et al. 2022 (SPoT).
+
+    Args:
+        prompt: to start from.
+
+    Example:
+        >>> from softprompt.prompt import InputPrompt
+        >>> FromPrompt(InputPrompt(torch.zeros(10, 64))).prompt.length
+        10
+    """
+
+    prompt: Prompt
+
+
+Initializer = FromVocabulary | FromLabels | FromText | FromRandom | FromPrompt
+
+
+def initialize_prompt(
+    backbone: Backbone,
+    init: Initializer,
+    *,
+    shape: PromptKind,
+    length: int,
+    layers: Sequence[int] = (),
+    generator: torch.Generator,
+) -> Prompt:
+    """The initial prompt, in fp32 on the CPU.
+
+    Args:
+        backbone: to train on.
+        init: the initialization.
+        shape: vectors among the input embeddings, or keys and values.
+        length: P.
+        layers: the attention sites of a prefix, or the layers that see vectors; empty for all.
+        generator: on the CPU; the same seed gives the same prompt on every machine.
+
+    Raises:
+        PromptError: the text has no tokens, or the given prompt has another kind or shape.
+    """
+    layer = min(layers, default=0) if shape == "input" else 0
+    check_layer_exists(backbone.geometry, layer)
+    match init:
+        case FromPrompt(prompt=prompt):
+            return _adapt_prompt(prompt, shape, length, layers)
+        case FromRandom() if shape == "kv":
+            return _random_prefix(backbone, length, layers, generator)
+        case FromRandom():
+            return _random_vectors(backbone, length, layer, generator)
+        case FromVocabulary():
+            ids = _sample_ids(backbone, length, generator)
+        case FromText(text=text):
+            ids = _repeat(_tokenize(backbone, text), length)
+        case FromLabels(words=words) if shape == "input":
+            vectors = _embed_labels(backbone, words, length, generator=generator, layer=layer)
+            return InputPrompt(vectors, layer)
+        case FromLabels(words=()):
+            msg = (
+                "keys and values cannot be initialized from label words, as there are none. Add a "
+                "verbalizer, or choose text or vocabulary."
+            )
+            raise PromptError(msg)
+        case FromLabels(words=words):
+            tokens = torch.cat([_tokenize(backbone, word) for word in words])
+            ids = _repeat(tokens, length)
+        case _:
+            assert_never(init)
+    if shape == "input":
+        return InputPrompt(_embed(backbone, ids, layer), layer)
+    return _select_layers(capture_keys_and_values(backbone, ids), layers)
+
+
+def _adapt_prompt(prompt: Prompt, shape: PromptKind, length: int, layers: Sequence[int]) -> Prompt:
+    kind: PromptKind = "input" if isinstance(prompt, InputPrompt) else "kv"
+    if kind != shape or prompt.length != length:
+        msg = (
+            f"the artifact to start from is a {type(prompt).__name__} of {prompt.length} soft "
+            f"tokens, but the method trains {'vectors' if shape == 'input' else 'keys and values'} "
+            f"of {length}. Start from an artifact of the same kind and length."
+        )
+        raise PromptError(msg)
+    if isinstance(prompt, KVPrefix):
+        missing = sorted(set(layers) - set(prompt.sites))
+        if missing:
+            msg = (
+                f"the artifact to start from has no keys and values on layers {missing}. Train on "
+                f"its layers: {list(prompt.sites)}."
+            )
+            raise PromptError(msg)
+        index = [prompt.sites.index(layer) for layer in layers]
+        chosen = replace(
+            prompt, keys=prompt.keys[index], values=prompt.values[index], sites=tuple(layers)
+        )
+        return detach_copy(chosen)
+    wanted = min(layers, default=0)
+    if prompt.start_layer != wanted:
+        msg = (
+            f"the artifact to start from enters at layer {prompt.start_layer}, but the method's "
+            f'prompt enters at {wanted}. Set method.layers = "{prompt.start_layer}:", or "all" for '
+            "layer 0."
+        )
+        raise PromptError(msg)
+    return detach_copy(prompt)
+
+
+def _embed(backbone: Backbone, ids: Int[Tensor, " P"], layer: int) -> Float[Tensor, "P W"]:
+    """The input embeddings of tokens, or their hidden states at a later layer."""
+    if not layer:
+        return backbone.embed(ids).cpu()
+    # Put one token first: models have extreme values in the first state of any row.
+    starts = (backbone.tokenizer.bos_token_id, backbone.tokenizer.cls_token_id)
+    first = next((token for token in starts if token is not None), int(ids[0]))
+    row = backbone.make_single_row(torch.cat([torch.tensor([first]), ids]))
+    return compute_states(backbone, row, layer=layer, prompt=None)[0, 1:].float().cpu()
+
+
+def _random_vectors(
+    backbone: Backbone, length: int, layer: int, generator: torch.Generator
+) -> InputPrompt:
+    geometry = backbone.geometry
+    scale, width = geometry.embedding_rms, geometry.embedding_size
+    if layer:
+        states = _embed(backbone, _sample_ids(backbone, 32, generator), layer)
+        scale, width = float(states.pow(2).mean().sqrt()), geometry.layer_width
+    noise = torch.randn(length, width, generator=generator)
+    return InputPrompt(noise * scale, layer)
+
+
+def _random_prefix(
+    backbone: Backbone, length: int, layers: Sequence[int], generator: torch.Generator
+) -> KVPrefix:
+    size = (len(layers), backbone.geometry.num_kv_heads, length, backbone.geometry.head_dim)
+    keys = torch.randn(size, generator=generator) * 0.02
+    values = torch.randn(size, generator=generator) * 0.02
+    return KVPrefix(keys, values, tuple(layers))
+
+
+def _select_layers(prefix: KVPrefix, layers: Sequence[int]) -> KVPrefix:
+    index = list(layers)
+    return KVPrefix(prefix.keys[index].cpu(), prefix.values[index].cpu(), tuple(layers))
+
+
+def _tokenize(backbone: Backbone, text: str) -> Int[Tensor, " P"]:
+    ids: list[int] = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        msg = f"the text to initialise from, {text!r}, has no tokens. Give at least one word."
+        raise PromptError(msg)
+    return torch.tensor(ids)
+
+
+def _repeat(ids: Int[Tensor, " n"], length: int) -> Int[Tensor, " P"]:
+    return ids.repeat(-(-length // len(ids)))[:length]
+
+
+def _sample_ids(backbone: Backbone, length: int, generator: torch.Generator) -> Int[Tensor, " P"]:
+    special = set(backbone.tokenizer.all_special_ids)
+    # An embedding table may have more rows than the tokenizer has tokens.
+    top = min(_COMMON_IDS, backbone.geometry.vocab_size, len(backbone.tokenizer))
+    candidates = torch.tensor([i for i in range(top) if i not in special])
+    order = torch.randperm(len(candidates), generator=generator)
+    return _repeat(candidates[order], length)
+
+
+def _embed_labels(
+    backbone: Backbone,
+    words: Sequence[str],
+    length: int,
+    *,
+    generator: torch.Generator,
+    layer: int,
+) -> Float[Tensor, "P W"]:
+    tokens = [_tokenize(backbone, word) for word in words][:length]
+    means = [_embed(backbone, ids, layer).mean(dim=0) for ids in tokens]
+    rest = length - len(means)
+    sampled = _embed(backbone, _sample_ids(backbone, max(rest, 1), generator), layer)[:rest]
+    return torch.cat([torch.stack(means), sampled]) if means else sampled

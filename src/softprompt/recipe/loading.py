@@ -1,0 +1,398 @@
+"""Read a recipe from a file or from plain data, and report all its faults at once."""
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeAlias, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from softprompt.errors import RecipeError, format_unknown
+from softprompt.methods import METHODS
+from softprompt.recipe.renamed import explain_renamed_value, explain_unknown_key, find_new_key
+from softprompt.recipe.schema import BackboneConfig, Recipe, build_settings
+from softprompt.tasks import TASKS, TaskSettings
+
+_ROUNDING = 1e-6
+# The keys of the two open tables that their options' own settings do not name.
+_COMMON = {"method": ("name", "init"), "task": ("kind",)}
+
+
+def make_recipe(data: Mapping[str, Any]) -> Recipe:
+    """Make a recipe of plain data, and check it.
+
+    Args:
+        data: as in the TOML file.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: with all faults at once.
+
+    Example:
+        >>> recipe = make_recipe(
+        ...     {
+        ...         "backbone": {"name": "builtin:smollm2-135m-instruct"},
+        ...         "data": {"train": "reviews.csv"},
+        ...         "task": {"kind": "classify", "template": "{text}{soft:10}"},
+        ...         "method": {"name": "prompt-tuning"},
+        ...     }
+        ... )
+        >>> recipe.train.epochs
+        5
+    """
+    faults: list[str] = []
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(dict(data))
+    except ValidationError as error:
+        faults += explain_validation_error(error, owner=Recipe)
+    faults += _choice_faults(data, "method", METHODS)
+    faults += _choice_faults(data, "task", TASKS)
+    if recipe is not None:
+        faults += _cross_faults(recipe)
+    if faults or recipe is None:
+        raise RecipeError(faults)
+    return recipe
+
+
+def _choice_faults(
+    data: Mapping[str, Any], section: str, options: Mapping[str, type[Any]]
+) -> list[str]:
+    """The faults of a section whose keys depend on a choice made in it."""
+    common = _COMMON[section]
+    table = data.get(section)
+    name = table.get(common[0]) if isinstance(table, Mapping) else None
+    if not isinstance(table, Mapping) or not isinstance(name, str):
+        return []
+    if name not in options:
+        return [f"{section}.{common[0]}: {format_unknown(section, name, options=options)}"]
+    settings = {key: value for key, value in table.items() if key not in common}
+    try:
+        build_settings(options[name], settings)
+    except ValidationError as error:
+        return explain_validation_error(error, (section,), owner=options[name])
+    return []
+
+
+def _cross_faults(recipe: Recipe) -> Iterator[str]:
+    shares = recipe.data.split_sizes
+    total = shares.train + shares.validation + shares.test
+    if abs(total - 1) > _ROUNDING:
+        yield f"data.split_sizes: they add up to {total:g}, not 1. Correct them."
+    spread = [key for key in ("device_map", "quantization_config") if dict(recipe.backbone)[key]]
+    if recipe.backbone.shard and spread:
+        yield (
+            f"backbone.shard: does not go with backbone.{spread[0]}, which places or packs the "
+            "weights in another way. Take one of the two out."
+        )
+    start = recipe.method.init
+    needs = {"text": "text", "artifact": "path"}
+    if start is not None:
+        for key, given in (("text", start.text), ("path", start.path)):
+            wanted = needs.get(start.source) == key
+            if wanted and given is None:
+                yield f"method.init.{key}: is missing with from = {start.source!r}. Add it."
+            if given is not None and not wanted:
+                yield (
+                    f"method.init.{key}: means nothing with from = {start.source!r}. Take it out."
+                )
+        if start.words is not None and start.source != "labels":
+            yield (f"method.init.words: means nothing with from = {start.source!r}. Take it out.")
+    task = recipe.task.collect_settings()
+    if task.get("labels") is not None and task.get("verbalizer") is not None:
+        yield (
+            "task.labels: means nothing with a verbalizer, whose own order is that of the labels. "
+            "Take it out."
+        )
+    warmup = recipe.train.warmup_ratio
+    if warmup is not None and warmup > 1:
+        yield f"train.warmup_ratio: it is a share of all steps, from 0 to 1, not {warmup:g}."
+
+
+def explain_validation_error(
+    error: ValidationError, before: tuple[str, ...] = (), *, owner: type[Any]
+) -> list[str]:
+    """The faults in plain words, one for each key.
+
+    Args:
+        error: of pydantic.
+        before: the path of the table that was checked.
+        owner: the class that it was checked by.
+    """
+    messages: dict[str, list[str]] = {}
+    renamed: set[str] = set()
+    for fault in error.errors():
+        path = [str(part) for part in fault["loc"]]
+        # Of a union, pydantic names the alternative as well: it is not part of the recipe.
+        end = next((i for i, part in enumerate(path) if not _is_key(part)), len(path))
+        where = ".".join([*before, *path[:end]])
+        messages.setdefault(where, []).append(_explain_fault(fault, where, before, owner))
+        if fault["type"] == "extra_forbidden":
+            name = find_new_key(where, options=_keys(owner, path[:-1], before))
+            renamed |= {".".join([*before, *path[:-1], name])} if name else set()
+    return [
+        f"{where}: {' Or: '.join(dict.fromkeys(of_key))}"
+        for where, of_key in messages.items()
+        if where not in renamed  # it is missing under its new name only
+    ]
+
+
+def _is_key(part: str) -> bool:
+    """Whether part of a path is a key, not an alternative such as ``list[str]``."""
+    return part not in {"str", "int"} and not {*"[({"} & {*part}
+
+
+def _explain_fault(
+    fault: ErrorDetails, where: str, before: tuple[str, ...], owner: type[Any]
+) -> str:
+    renamed = explain_renamed_value(where, fault["input"])
+    if renamed is not None:
+        return renamed
+    match fault["type"]:
+        case "extra_forbidden":
+            table = [str(part) for part in fault["loc"][:-1]]
+            return explain_unknown_key(where, options=_keys(owner, table, before))
+        case "missing":
+            return "is missing. Add it."
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"must be a table of keys, not {fault['input']!r}."
+        case _:
+            message = fault["msg"]
+            return f"{message[0].lower()}{message[1:]}, not {fault['input']!r}."
+
+
+def _table(annotation: object) -> type[BaseModel] | None:
+    """The class of a table in a field, which may be optional or a list; None without one."""
+    inner = get_args(annotation)
+    if not inner and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for one in inner if (found := _table(one)) is not None), None)
+
+
+def _keys(owner: type[Any], path: Iterable[str], before: tuple[str, ...]) -> list[str]:
+    """The keys that a table may have."""
+    for part in path:
+        if issubclass(owner, BaseModel) and part in owner.model_fields:
+            owner = _table(owner.model_fields[part].annotation) or owner
+    if issubclass(owner, BaseModel):
+        return [field.alias or name for name, field in owner.model_fields.items()]
+    common = _COMMON[before[0]] if before else ()
+    return [*common, *(field.name for field in fields(owner))]
+
+
+RecipeSource: TypeAlias = str | Path | Recipe | Mapping[str, Any]
+
+_FILES = (("backbone", "name"), ("data", "train"), ("data", "validation"), ("data", "test"))
+
+
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    r"""Read a recipe file.
+
+    Args:
+        path: of the TOML file; files in it are named relative to it.
+        changes: ``section.key=value`` with the value in TOML; a bare word is text.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: with all faults at once.
+
+    Example:
+        >>> draft = "[backbone]\nname = 'builtin:minilm'\n[data]\ntrain = 'reviews.csv'\n"
+        >>> draft += "[task]\nkind = 'classify'\n[method]\nname = 'p-tuning-v2'\n"
+        >>> _ = Path("recipe.toml").write_text(draft)
+        >>> read_recipe(Path("recipe.toml"), ["train.epochs=3"]).train.epochs
+        3
+    """
+    return make_recipe(read_toml(path, changes))
+
+
+def load_recipe(source: RecipeSource, changes: Sequence[str] = ()) -> Recipe:
+    """Get a recipe from a file, plain data or another recipe.
+
+    Args:
+        source: the file; the same as a mapping, in which files are named relative to the working
+            directory; or a recipe.
+        changes: ``section.key=value`` with the value in TOML; a bare word is text.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: with all faults at once.
+
+    Example:
+        >>> recipe = load_recipe(
+        ...     {
+        ...         "backbone": {"name": "builtin:minilm"},
+        ...         "data": {"train": "reviews.csv"},
+        ...         "task": {"kind": "classify"},
+        ...         "method": {"name": "p-tuning-v2"},
+        ...     }
+        ... )
+        >>> load_recipe(recipe, ["seed=7"]).seed
+        7
+    """
+    match source:
+        case str() | Path():
+            return read_recipe(Path(source), changes)
+        case Recipe():
+            return make_recipe(apply_overrides(source.as_data(), changes)) if changes else source
+        case Mapping():
+            return make_recipe(apply_overrides(deepcopy(dict(source)), changes))
+        case _:
+            fault = (
+                f"a recipe is the path of a file, a mapping or a Recipe, not "
+                f"{type(source).__name__}. Give one of these."
+            )
+            raise RecipeError([fault])
+
+
+def read_toml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a recipe file as plain data with changes and absolute paths; it is not yet checked.
+
+    Args:
+        path: of the file.
+        changes: as in `read_recipe`.
+
+    Raises:
+        RecipeError: the file does not exist or is not TOML, or a change is not valid.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        msg = f"no recipe {str(path)!r}. Write one with: softprompt init DATA"
+        raise RecipeError([msg]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{path} is not TOML in UTF-8: {error}. Correct that place."
+        raise RecipeError([msg]) from error
+    except OSError as error:
+        msg = (
+            f"{path} cannot be read: {error.strerror}. Give a recipe file that this user may read."
+        )
+        raise RecipeError([msg]) from error
+    apply_overrides(data, changes)
+    _locate(data, path.resolve().parent)
+    return data
+
+
+def apply_overrides(data: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Set single values of plain data, in place.
+
+    Raises:
+        RecipeError: with all changes that are not valid.
+    """
+    faults = [fault for change in changes if (fault := _apply_override(data, change))]
+    if faults:
+        raise RecipeError(faults)
+    return data
+
+
+def _apply_override(data: dict[str, Any], change: str) -> str | None:
+    """Set one value of a recipe, as ``--set a.b=c`` does; or return the fault of the change."""
+    path, equals, text = change.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not equals or not all(keys):
+        return f"--set {change!r}: write section.key=value, such as train.epochs=3."
+    table = data
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            return f"--set {change!r}: {key!r} is a value, not a table. Set {key!r} itself."
+    table[keys[-1]] = _parse_value(text)
+    return None
+
+
+def _parse_value(text: str) -> object:
+    """A value in TOML, else text; dates are text, since recipes have none."""
+    try:
+        value: object = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, str | bool | int | float | list | dict) else text
+
+
+def _locate(data: dict[str, Any], folder: Path) -> None:
+    """Replace names of files relative to the recipe by absolute paths."""
+    for section, key in _FILES:
+        table = data.get(section)
+        value = table.get(key) if isinstance(table, dict) else None
+        if isinstance(table, dict) and isinstance(value, str) and (folder / value).exists():
+            table[key] = str(folder / value)
+    method = data.get("method")
+    start = method.get("init") if isinstance(method, Mapping) else None
+    if isinstance(start, dict) and isinstance(start.get("path"), str):
+        start["path"] = str(folder / Path(start["path"]).expanduser())
+
+
+_TABLES = ("backbone", "task")
+
+
+def read_overrides(
+    changes: Sequence[str], *, backbone: Mapping[str, object]
+) -> tuple[BackboneConfig, TaskSettings | None]:
+    """The tables ``backbone`` and ``task`` of changes alone, as in ``softprompt import``.
+
+    Args:
+        changes: ``task.key=value`` or ``backbone.key=value``, as in `read_recipe`.
+        backbone: the defaults of that table.
+
+    Returns:
+        The backbone, and the task; None if none of its keys is set.
+
+    Raises:
+        RecipeError: with all faults at once.
+    """
+    data = apply_overrides({"backbone": dict(backbone)}, changes)
+    faults = [
+        format_unknown("table", name, options=_TABLES) for name in data if name not in _TABLES
+    ]
+    section, task = None, None
+    try:
+        section = BackboneConfig.model_validate(data["backbone"])
+    except ValidationError as error:
+        faults += explain_validation_error(error, ("backbone",), owner=BackboneConfig)
+    if "task" in data:
+        task = _build_task(data["task"], faults)
+    if faults or section is None:
+        raise RecipeError(faults)
+    return section, task
+
+
+def _infer_kind(values: Iterable[str]) -> str | None:
+    """The only kind of task that has one of these keys."""
+    keys = {kind: {field.name for field in fields(task)} for kind, task in TASKS.items()}
+    common = set.intersection(*keys.values())
+    kinds = [kind for kind, names in keys.items() if (names - common) & {*values}]
+    return kinds[0] if len(kinds) == 1 else None
+
+
+def _build_task(table: object, faults: list[str]) -> TaskSettings | None:
+    if not isinstance(table, dict):
+        faults.append(f"task: must be a table of keys, not {table!r}.")
+        return None
+    values: dict[str, Any] = dict(table)
+    kind = values.pop("kind", None) or _infer_kind(values)
+    if kind is None:
+        known = {field.name for task in TASKS.values() for field in fields(task)}
+        unknown = [key for key in values if key not in known]
+        faults += [
+            f"task.{key}: {explain_unknown_key(f'task.{key}', options=known)}" for key in unknown
+        ]
+        faults.append("task.kind: is missing. Add it: classify or generate.")
+        return None
+    if not isinstance(kind, str) or kind not in TASKS:
+        faults.append(f"task.kind: {format_unknown('task', str(kind), options=TASKS)}")
+        return None
+    try:
+        settings: TaskSettings = build_settings(TASKS[kind], values)
+    except ValidationError as error:
+        faults += explain_validation_error(error, ("task",), owner=TASKS[kind])
+        return None
+    return settings

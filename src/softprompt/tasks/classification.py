@@ -1,0 +1,339 @@
+"""Classification: the probabilities of labels.
+
+A prediction takes three steps. `make_example` renders a row and notes which positions are read;
+`compute_states` runs the backbone and returns the hidden states there, K for each row; `read` turns
+the states into scores of the labels. `Classifier` makes a loss and predictions of the scores.
+
+The classes with a verbalizer score label words with the language-model head, one class for each
+architecture. A `ReadoutPlan` says which of a row's K states predicts which token of which word.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from softprompt.backbone.lm_head import LMHead
+from softprompt.backbone.model import Backbone
+from softprompt.data.inputs import Row
+from softprompt.data.rendering import RenderedRow, Renderer
+from softprompt.errors import DataError, format_unknown
+from softprompt.prompt import Prompt
+from softprompt.tasks.base import Example, Prediction, SummedLoss, Task, gather_positions
+from softprompt.tasks.verbalizer import LabelWords, score_labels
+
+
+class Classifier(Task):
+    """A task whose predictions are probabilities of labels."""
+
+    def read_target(self, row: Row) -> int:
+        """The index of a row's label.
+
+        Raises:
+            DataError: the row has no label, or an unknown one.
+        """
+        if self.target_column not in row:
+            raise DataError(format_unknown("column", self.target_column, options=row))
+        label = str(row[self.target_column])
+        if label not in self.labels:
+            raise DataError(format_unknown("label", label, options=self.labels))
+        return self.labels.index(label)
+
+    @abstractmethod
+    def compute_states(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B K H"]:
+        """The hidden states that the prediction is read from, K for each row."""
+
+    @abstractmethod
+    def read(self, states: Float[Tensor, "B K H"]) -> Float[Tensor, "B C"]:
+        """Unnormalised log-probabilities of the labels, in fp32, from a row's states."""
+
+    def compute_scores(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B C"]:
+        """Unnormalised log-probabilities of the labels, in fp32."""
+        return self.read(self.compute_states(examples, prompts, rows=rows))
+
+    def compute_loss(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> SummedLoss:
+        """Cross-entropy over the labels."""
+        scores = self.compute_scores(examples, prompts, rows=rows)
+        targets = torch.tensor([e.target for e in examples], device=scores.device)
+        total = nn.functional.cross_entropy(scores, targets, reduction="sum")
+        return SummedLoss(total, len(examples))
+
+    @torch.no_grad()
+    def predict(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> list[Prediction]:
+        """The likeliest label of each row and the probabilities of all."""
+        return self.to_predictions(self.compute_scores(examples, prompts, rows=rows))
+
+    def to_predictions(self, scores: Float[Tensor, "B C"]) -> list[Prediction]:
+        """The predictions that scores amount to."""
+        return rank_labels(self.labels, scores)
+
+
+def rank_labels(labels: Sequence[str], scores: Float[Tensor, "B C"]) -> list[Prediction]:
+    """The likeliest label of each row and the probabilities of all.
+
+    Args:
+        scores: unnormalised log-probabilities of the labels.
+    """
+    predictions = []
+    for row in scores.softmax(dim=-1).tolist():
+        probabilities = dict(zip(labels, row, strict=True))
+        predictions.append(Prediction(max(labels, key=probabilities.__getitem__), probabilities))
+    return predictions
+
+
+@dataclass(frozen=True)
+class ReadoutPlan:
+    """Which of a row's K states predict the label words.
+
+    Args:
+        readouts: for each word, by its tokens, the states (0 to K - 1) that its tokens are
+            predicted from.
+        continuations: tokens that the row is run with, one run for each; only where words are
+            written token by token.
+        offsets: for each continuation the states that are read: after how many of its tokens.
+    """
+
+    readouts: Mapping[tuple[int, ...], tuple[int, ...]]
+    continuations: tuple[tuple[int, ...], ...] = ()
+    offsets: tuple[tuple[int, ...], ...] = ()
+
+
+def plan_continuations(words: LabelWords) -> ReadoutPlan:
+    """Plan to score words token by token, each token given those before it.
+
+    What several continuations begin with is read in the first of them only.
+    """
+    continuations = words.list_continuations()
+    states: dict[tuple[int, ...], int] = {}  # by the tokens that have been written so far
+    offsets = []
+    for tokens in continuations:
+        new = tuple(n for n in range(len(tokens) + 1) if tokens[:n] not in states)
+        states |= {tokens[:n]: len(states) + k for k, n in enumerate(new)}
+        offsets.append(new)
+    readouts = {word: tuple(states[word[:n]] for n in range(len(word))) for word in words.all}
+    return ReadoutPlan(readouts, continuations, tuple(offsets))
+
+
+def plan_masks(words: LabelWords) -> ReadoutPlan:
+    """Plan to score words of k tokens at k masks; the row is run once for each length of word."""
+    first = {k: sum(shorter for shorter in words.lengths if shorter < k) for k in words.lengths}
+    readouts = {word: tuple(first[len(word)] + at for at in range(len(word))) for word in words.all}
+    return ReadoutPlan(readouts)
+
+
+class VerbalizerClassifier(Classifier):
+    """Label words that the language-model head scores.
+
+    Args:
+        words: the label words.
+        renderers: one, or for a masked backbone one for each length of word, the shortest first.
+        target_column: the column of the label.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: LMHead,
+        *,
+        words: LabelWords,
+        renderers: Sequence[Renderer],
+        target_column: str,
+    ) -> None:
+        self.backbone = backbone
+        self.words = words
+        self.labels = words.labels
+        self._plan = self.plan_readouts(words)
+        self._head = head
+        self._renderers = tuple(renderers)
+        self._target_column = target_column
+        scored = sorted(set(chain.from_iterable(words.all)))
+        self._scored_tokens = torch.tensor(scored, device=backbone.device)
+        self._logit_columns = {token: column for column, token in enumerate(scored)}
+
+    @staticmethod
+    @abstractmethod
+    def plan_readouts(words: LabelWords) -> ReadoutPlan:
+        """Plan which states predict the words."""
+
+    @abstractmethod
+    def render_variants(self, row: Row) -> tuple[RenderedRow, ...]:
+        """The row as the backbone is run on it, once or several times."""
+
+    @abstractmethod
+    def list_read_positions(self, variants: Sequence[RenderedRow]) -> tuple[tuple[int, ...], ...]:
+        """For each variant of a row the positions whose states are read."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The template's fields."""
+        return self._renderers[0].template.fields
+
+    @property
+    def target_column(self) -> str:
+        """The column of the label."""
+        return self._target_column
+
+    def make_example(self, row: Row, *, target: bool = True) -> Example:
+        """Render a row in each of its variants."""
+        label = self.read_target(row) if target else None
+        variants = self.render_variants(row)
+        return Example(variants, self.list_read_positions(variants), label)
+
+    def read(self, states: Float[Tensor, "B K H"]) -> Float[Tensor, "B C"]:
+        """The labels' scores, from the states that predict their words."""
+        readouts = self._plan.readouts
+        if not self.words.all_single_token:
+            return score_labels(self._head(states), self.words, readouts=readouts)
+        logits = self._head.score_positions(states, self._scored_tokens)
+        return score_labels(logits, self.words, readouts=readouts, columns=self._logit_columns)
+
+    def _compute_variant_states(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        rows: Int[Tensor, " B"] | None,
+    ) -> Float[Tensor, "B K H"]:
+        """Run every variant of every row and read its positions."""
+        variants = list(chain.from_iterable(e.variants for e in examples))
+        positions = list(chain.from_iterable(e.read_positions for e in examples))
+        per_row = len(variants) // len(examples)
+        which = None if rows is None else rows.repeat_interleave(per_row)
+        states = self.compute_states_at(variants, points=positions, prompts=prompts, which=which)
+        return _group_by_row(states, len(examples))
+
+
+class CausalVerbalizer(VerbalizerClassifier):
+    """A causal backbone: the word continues the row, which is run with each continuation."""
+
+    @property
+    def renderer(self) -> Renderer:
+        """What tokenizes rows, without a continuation."""
+        return self._renderers[0]
+
+    @staticmethod
+    def plan_readouts(words: LabelWords) -> ReadoutPlan:
+        """Words are scored token by token."""
+        return plan_continuations(words)
+
+    def render_variants(self, row: Row) -> tuple[RenderedRow, ...]:
+        """The row followed by each continuation."""
+        base = self._renderers[0].render(row)
+        return tuple(
+            RenderedRow(
+                input_ids=(*base.input_ids, *tokens),
+                token_type_ids=(*base.token_type_ids, *[0] * len(tokens)),
+                mask_positions=base.mask_positions,
+                truncated=base.truncated,
+            )
+            for tokens in self._plan.continuations
+        )
+
+    def list_read_positions(self, variants: Sequence[RenderedRow]) -> tuple[tuple[int, ...], ...]:
+        """From the row's last token on, where the plan reads."""
+        plan = self._plan
+        triples = zip(variants, plan.continuations, plan.offsets, strict=True)
+        return tuple(
+            tuple(len(variant.input_ids) - len(tokens) - 1 + n for n in offsets)
+            for variant, tokens, offsets in triples
+        )
+
+    def compute_states(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B K H"]:
+        """Run every row with every continuation."""
+        return self._compute_variant_states(examples, prompts, rows)
+
+
+class MaskedVerbalizer(VerbalizerClassifier):
+    """A masked backbone: a word of k tokens is scored at k masks, in one run."""
+
+    @staticmethod
+    def plan_readouts(words: LabelWords) -> ReadoutPlan:
+        """Words are scored at the masks of their length's run."""
+        return plan_masks(words)
+
+    def render_variants(self, row: Row) -> tuple[RenderedRow, ...]:
+        """The row with as many masks as words have tokens, once for each length."""
+        return tuple(renderer.render(row) for renderer in self._renderers)
+
+    def list_read_positions(self, variants: Sequence[RenderedRow]) -> tuple[tuple[int, ...], ...]:
+        """The masks."""
+        return tuple(variant.mask_positions for variant in variants)
+
+    def compute_states(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B K H"]:
+        """Run every row once for each length of word."""
+        return self._compute_variant_states(examples, prompts, rows)
+
+
+class Seq2SeqVerbalizer(VerbalizerClassifier):
+    """An encoder-decoder: the word, with the end token, is all that the decoder writes."""
+
+    @staticmethod
+    def plan_readouts(words: LabelWords) -> ReadoutPlan:
+        """Words are scored token by token."""
+        return plan_continuations(words)
+
+    def render_variants(self, row: Row) -> tuple[RenderedRow, ...]:
+        """The encoder's input."""
+        return (self._renderers[0].render(row),)
+
+    def list_read_positions(self, variants: Sequence[RenderedRow]) -> tuple[tuple[int, ...], ...]:
+        """None of the encoder's: the decoder's states are read, the same ones for every row."""
+        return tuple(() for _ in variants)
+
+    def compute_states(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B K H"]:
+        """Encode every row once; decode it with every continuation."""
+        sources = [e.variants[0] for e in examples]
+        start = self.backbone.decoder_start_token_id
+        decoder = [[start, *tokens] for _ in examples for tokens in self._plan.continuations]
+        states = self.decode_states(sources, decoder=decoder, prompts=prompts, which=rows)
+        read = gather_positions(states, [*self._plan.offsets] * len(examples))
+        return _group_by_row(read, len(examples))
+
+
+def _group_by_row(states: Float[Tensor, "S H"], rows: int) -> Float[Tensor, "B K H"]:
+    return states.reshape(rows, -1, states.shape[-1])

@@ -1,0 +1,114 @@
+"""The settings of tasks: ``[task]`` of a recipe, which an artifact records too."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from softprompt.artifact.manifest import Manifest
+from softprompt.errors import ArtifactError
+from softprompt.tasks.heads import HeadKind, Pooling
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Choose one of the labels.
+
+    Args:
+        template: what a row looks like. None: the text columns, joined.
+        label_column: the column of the labels.
+        verbalizer: for each label its word or words, which the language-model head scores. None: a
+            head is trained.
+        labels: the labels of a trained head, in the order wanted; of two, F1 is that of the second.
+            None: those of the training data, sorted.
+        head: ``linear``; ``linear-no-bias`` (causal models); ``mlp-tanh``: dense, tanh, linear, as
+            in BERT and RoBERTa; ``mlp-gelu`` (ELECTRA, DeBERTa); ``mlp-relu`` (DistilBERT);
+            ``mlp-norm`` (ModernBERT), each as the family's classifiers in transformers have it.
+        pooling: the state of an encoder that a trained head reads. ``cls``: that of the real [CLS];
+            ``first``: that of the first position, which is a soft token in PEFT.
+
+    Example:
+        >>> task = Classify("{text} It was{soft:5}", verbalizer={"good": " great", "bad": " dull"})
+        >>> task.list_words()
+        {'good': (' great',), 'bad': (' dull',)}
+    """
+
+    kind: ClassVar = "classify"
+
+    template: str | None = None
+    label_column: str = "label"
+    verbalizer: Mapping[str, str | Sequence[str]] | None = None
+    labels: Sequence[str] | None = None
+    head: HeadKind = "linear"
+    pooling: Pooling = "cls"
+
+    def list_words(self) -> dict[str, tuple[str, ...]]:
+        """The verbalizer with a tuple of words for each label.
+
+        Returns:
+            The words by label; empty without a verbalizer.
+        """
+        verbalizer = self.verbalizer or {}
+        return {k: (v,) if isinstance(v, str) else tuple(v) for k, v in verbalizer.items()}
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Write text.
+
+    Args:
+        template: what a row looks like. None: the text columns, joined.
+        target_column: the column of the text to be written.
+        choices: the only answers allowed: a list, or ``from-data`` for the targets of the training
+            data. None: any text.
+        constrained_decoding: whether only the choices can be written; otherwise any other text
+            counts as ``other``.
+        max_new_tokens: the longest answer, in tokens.
+        max_target_length: the most tokens of a target in training, its end not counted; a longer
+            one is truncated. None: no limit.
+        num_beams: beams of the search; 1 is greedy.
+        do_sample: whether tokens are drawn; otherwise the likeliest is taken.
+        temperature: divides the logits when sampling.
+        top_k: sample from the k likeliest tokens; 0: from all.
+        top_p: sample from the smallest set of tokens with this probability.
+
+    Example:
+        >>> task = Generate("Summarize: {text}{soft:20}", target_column="summary", num_beams=4)
+        >>> task.max_new_tokens
+        32
+    """
+
+    kind: ClassVar = "generate"
+
+    template: str | None = None
+    target_column: str = "target"
+    choices: Literal["from-data"] | Sequence[str] | None = None
+    constrained_decoding: bool = True
+    max_new_tokens: int = 32
+    max_target_length: int | None = None
+    num_beams: int = 1
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+TaskSettings = Classify | Generate
+TASKS: dict[str, type[Classify] | type[Generate]] = {t.kind: t for t in (Classify, Generate)}
+
+
+def read_task_settings(manifest: Manifest) -> TaskSettings:
+    """The task that an artifact was trained for.
+
+    Raises:
+        ArtifactError: this version of softprompt has no such task or setting.
+    """
+    values: dict[str, Any] = dict(manifest.task)
+    kind = values.pop("kind", None)
+    try:
+        return TASKS[kind](**values)
+    except (KeyError, TypeError) as error:
+        msg = (
+            f"the artifact's task {manifest.task} is unknown to this softprompt ({error}). It may "
+            "be of a newer version: upgrade softprompt."
+        )
+        raise ArtifactError(msg) from error

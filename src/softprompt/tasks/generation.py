@@ -1,0 +1,276 @@
+"""Text generation: the loss of the target's tokens, and the generated text."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from softprompt.backbone.lm_head import LMHead
+from softprompt.backbone.model import Backbone
+from softprompt.data.collate import Side
+from softprompt.data.inputs import Row
+from softprompt.data.rendering import RenderedRow, Renderer
+from softprompt.errors import DataError, format_unknown
+from softprompt.injection.generation import Decoding, generate
+from softprompt.prompt import Prompt
+from softprompt.tasks.base import Example, Prediction, SummedLoss, Task, gather_positions, pad_rows
+from softprompt.tasks.config import Generate
+
+# How many logits are in memory at once: 64 MB of fp32.
+LOGITS = 1 << 24
+
+
+def compute_chunked_cross_entropy(
+    head: LMHead, states: Float[Tensor, "S H"], *, wanted: Int[Tensor, " S"], vocabulary: int
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the wanted tokens, summed.
+
+    The gradient of the states is computed with the loss, chunk by chunk, so that the logits of
+    only one chunk are in memory. (As in fused losses such as Liger's, 2024; here the head is
+    frozen, so nothing else has a gradient.)
+
+    Args:
+        head: makes logits of the states.
+        states: that predict the tokens.
+        wanted: the tokens.
+        vocabulary: V.
+    """
+    size = max(1, LOGITS // vocabulary)
+    if any(parameter.requires_grad for parameter in head.parameters()) or len(states) <= size:
+        return F.cross_entropy(head(states).float(), wanted, reduction="sum")
+    if torch.is_grad_enabled() and states.requires_grad:
+        total: Tensor = _InChunks.apply((head, wanted, size), states)  # type: ignore[no-untyped-call]  # torch's own
+        return total
+    chunks = zip(states.split(size), wanted.split(size), strict=True)
+    return torch.stack(
+        [F.cross_entropy(head(s).float(), w, reduction="sum") for s, w in chunks]
+    ).sum()
+
+
+class _InChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        options: tuple[LMHead, Tensor, int],
+        *tensors: Tensor,
+    ) -> Tensor:
+        head, wanted, size = options
+        (states,) = tensors
+        losses, slopes = [], []
+        for chunk, targets in zip(states.split(size), wanted.split(size), strict=True):
+            with torch.enable_grad():
+                leaf = chunk.detach().requires_grad_()
+                loss = F.cross_entropy(head(leaf).float(), targets, reduction="sum")
+            slopes.append(torch.autograd.grad(loss, leaf)[0])
+            losses.append(loss.detach())
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # noqa: ANN401
+        (slopes,) = ctx.saved_tensors
+        return None, slopes * grad
+
+
+class TextGenerator(Task):
+    """Text generation, free or constrained to a list of answers.
+
+    Args:
+        backbone: to run.
+        head: its language-model head.
+        renderer: of rows.
+        settings: of the task.
+        positions: for the row and its answer (for an encoder-decoder, for the answer alone); None
+            without a limit.
+        choices: the possible answers; empty for any text.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: LMHead,
+        *,
+        renderer: Renderer,
+        settings: Generate,
+        positions: int | None,
+        choices: Sequence[str],
+    ) -> None:
+        decoding = Decoding(
+            max_new_tokens=settings.max_new_tokens,
+            num_beams=settings.num_beams,
+            do_sample=settings.do_sample,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        )
+        self.backbone = backbone
+        self.labels = tuple(choices)
+        self._head = head
+        self._renderer = renderer
+        self._target_column = settings.target_column
+        self._positions = positions
+        self._max_target_length = settings.max_target_length
+        answers = tuple(self._tokenize(choice) for choice in choices) or None
+        _check_choices(choices, answers or (), longest=decoding.max_new_tokens)
+        self._decoding = (
+            replace(decoding, allowed_answers=answers)
+            if settings.constrained_decoding
+            else decoding
+        )
+
+    @property
+    def renderer(self) -> Renderer:
+        """What tokenizes rows."""
+        return self._renderer
+
+    @property
+    def decoding(self) -> Decoding:
+        """How answers are generated."""
+        return self._decoding
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The template's fields."""
+        return self._renderer.template.fields
+
+    @property
+    def target_column(self) -> str:
+        """The column of the target text."""
+        return self._target_column
+
+    def make_example(self, row: Row, *, target: bool = True) -> Example:
+        """Render a row; the target is the ids of the target text and the end token."""
+        source = self._renderer.render(row)
+        if not target:
+            return Example((source,), ((),), None)
+        if self._target_column not in row:
+            raise DataError(format_unknown("column", self._target_column, options=row))
+        whole = self._tokenize(str(row[self._target_column]))
+        target_ids = (*whole[: self._max_target_length], *self.backbone.eos_token_ids[:1])
+        if self._max_target_length is not None and len(whole) > self._max_target_length:
+            source = replace(source, truncated=True)
+        free = self._count_free_positions(source)
+        if len(target_ids) > free:
+            msg = (
+                f"a target text has {len(target_ids)} tokens, but {free} positions are left "
+                f"for it: {str(row[self._target_column])[:60]!r}… Lower data.max_length, which "
+                "frees positions, or leave the row out."
+            )
+            raise DataError(msg)
+        return Example((source,), ((),), target_ids)
+
+    def compute_loss(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> SummedLoss:
+        """Cross-entropy on the targets' tokens, and on no others."""
+        targets = [_get_target(e) for e in examples]
+        states = self._compute_target_states(examples, targets, prompts=prompts, rows=rows)
+        wanted = torch.tensor([token for t in targets for token in t], device=states.device)
+        vocabulary = self.backbone.geometry.vocab_size
+        total = compute_chunked_cross_entropy(
+            self._head, states, wanted=wanted, vocabulary=vocabulary
+        )
+        return SummedLoss(total, len(wanted))
+
+    def predict(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> list[Prediction]:
+        """Generate each row's text."""
+        side: Side = "left" if self.backbone.geometry.architecture == "causal" else "right"
+        inputs = pad_rows(self.backbone, [e.variants[0] for e in examples], side=side)
+        texts = generate(
+            self.backbone,
+            inputs,
+            prompts=prompts,
+            rows=rows,
+            decoding=self._decoding,
+        )
+        return [Prediction(decode_text(self.backbone.tokenizer, ids), {}) for ids in texts]
+
+    def count_training_rows(self, example: Example) -> tuple[RenderedRow, ...]:
+        """The row; on a causal backbone, followed by its target."""
+        if self.backbone.geometry.architecture != "causal":
+            return example.variants
+        return (_append_target(example.variants[0], _get_target(example)),)
+
+    def _compute_target_states(
+        self,
+        examples: Sequence[Example],
+        targets: Sequence[tuple[int, ...]],
+        *,
+        prompts: Sequence[Prompt | None],
+        rows: Int[Tensor, " B"] | None,
+    ) -> Float[Tensor, "S H"]:
+        """The hidden states that predict the targets' tokens."""
+        sources = [e.variants[0] for e in examples]
+        if self.backbone.geometry.architecture == "causal":
+            whole = [_append_target(s, t) for s, t in zip(sources, targets, strict=True)]
+            starts = [len(source.input_ids) - 1 for source in sources]
+            points = [range(at, at + len(t)) for at, t in zip(starts, targets, strict=True)]
+            return self.compute_states_at(whole, points=points, prompts=prompts, which=rows)
+        decoder = [[self.backbone.decoder_start_token_id, *t[:-1]] for t in targets]
+        states = self.decode_states(sources, decoder=decoder, prompts=prompts, which=rows)
+        return gather_positions(states, [range(len(t)) for t in targets])
+
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        """Tokenize an answer; after a row of a causal backbone it begins with a space."""
+        space = " " if self.backbone.geometry.architecture == "causal" and text[:1].strip() else ""
+        return tuple(self.backbone.tokenizer(space + text, add_special_tokens=False)["input_ids"])
+
+    def _count_free_positions(self, source: RenderedRow) -> int:
+        if self._positions is None:
+            return 1 << 30
+        return self._positions - (
+            len(source.input_ids) if self.backbone.geometry.architecture == "causal" else 0
+        )
+
+
+def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of generated tokens, without the end token."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+
+def _check_choices(
+    choices: Sequence[str], answers: Sequence[tuple[int, ...]], *, longest: int
+) -> None:
+    for choice, answer in zip(choices, answers, strict=True):
+        if len(answer) > longest:
+            msg = (
+                f"the choice {choice!r} has {len(answer)} tokens, but max_new_tokens is {longest}, "
+                "so it could never be the answer. Raise task.max_new_tokens to at least "
+                f"{max(map(len, answers))}."
+            )
+            raise DataError(msg)
+
+
+def _append_target(source: RenderedRow, target: Sequence[int]) -> RenderedRow:
+    """The row followed by its target, without the last token, whose state is not needed."""
+    ids = (*source.input_ids, *target[:-1])
+    return RenderedRow(
+        ids,
+        (*source.token_type_ids, *[0] * (len(target) - 1)),
+        source.mask_positions,
+        source.truncated,
+    )
+
+
+def _get_target(example: Example) -> tuple[int, ...]:
+    if not isinstance(example.target, tuple):
+        msg = "an example without its target has no loss. Render it with target=True."
+        raise DataError(msg)
+    return example.target

@@ -1,0 +1,473 @@
+"""Train a prompt: `train_recipe` runs a recipe into a folder, `fit` trains on rows in memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Self, TypeAlias, cast
+
+from accelerate import Accelerator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from softprompt.backbone.model import Backbone
+from softprompt.data import Table
+from softprompt.data.inputs import RowsLike, to_table
+from softprompt.errors import DataError, RecipeError, TrainingError, format_unknown
+from softprompt.hub.model_card import MEMORY
+from softprompt.inference.model import PromptModel, attach
+from softprompt.injection.verify import load_backbone
+from softprompt.methods import METHODS, MethodSettings, PromptTuning
+from softprompt.methods.initializers import Initializer
+from softprompt.recipe import Recipe, TrainConfig, explain_validation_error, make_recipe
+from softprompt.tasks import TaskSettings
+from softprompt.train.accelerator import (
+    check_sharding,
+    make_accelerator,
+    track_event,
+    use_gradient_checkpointing,
+)
+from softprompt.train.display import ProgressOption, log_event, make_callbacks
+from softprompt.train.events import Callback, Evaluation, Event
+from softprompt.train.plots import draw_run
+from softprompt.train.recipe_backbone import choose_device
+from softprompt.train.results import (
+    collect_checkpoint,
+    collect_results,
+    evaluate_all_validation_rows,
+    make_run_artifact,
+    restore_run,
+    to_dict,
+)
+from softprompt.train.run_dir import RunDir
+from softprompt.train.setup import RunSetup, setup_run
+from softprompt.train.summary import prepare_caches
+from softprompt.train.trainer import Trainer
+
+__all__ = [
+    "TrainingConfig",
+    "fit",
+    "make_run_artifact",
+    "make_trainer",
+    "run_recipe",
+    "to_dict",
+    "train_recipe",
+]
+
+SplitsLike: TypeAlias = Mapping[str, RowsLike]
+
+# Steps between checkpoints, besides those at validations.
+CHECKPOINT_EVERY = 50
+# Of the rows, for validation, if fit gets no validation rows.
+VALIDATION_FRACTION = 0.1
+_SPLITS = ("train", "validation", "test")
+
+
+def train_recipe(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    progress: ProgressOption = "auto",
+) -> PromptModel:
+    """Run a recipe, or resume an interrupted run, and write its folder.
+
+    The folder gets the recipe as run, a checkpoint, every event, metrics, a picture of the losses
+    and the artifact, as ``softprompt train`` writes them.
+
+    Args:
+        recipe: everything that decides the run.
+        folder: of the run; a new one, or with ``resume`` that of the interrupted run.
+        resume: continue from the folder's last checkpoint, with the same numbers.
+        callbacks: called with every event of the run, in order, in every process. A
+            KeyboardInterrupt that one of them raises stops the run, which is saved first.
+        progress: show a bar and a row for each validation on stderr; ``"auto"`` does so in a
+            terminal and in a notebook only.
+
+    Returns:
+        The best prompt by validation, ready to predict.
+
+    Raises:
+        SoftpromptError: something does not fit; the message says what to do.
+        KeyboardInterrupt: the run was stopped, and can be resumed.
+
+    Warns:
+        SoftpromptWarning: the run does not seem to converge.
+
+    Example:
+        ```python
+        model = train_recipe(read_recipe("recipe.toml"), "runs/recipe", callbacks=[print])
+        ```
+
+        >>> from softprompt.train.events import Evaluation, Event
+        >>> def report(event: Event) -> None:  # for callbacks=[report]
+        ...     if isinstance(event, Evaluation) and event.best:
+        ...         print(f"best at step {event.step}: {event.metrics['loss']:.3f}")
+    """
+    with make_callbacks(callbacks, progress=progress) as every:
+        return run_recipe(recipe, Path(folder), callbacks=every, resume=resume)
+
+
+def run_recipe(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    prepared: RunSetup | None = None,
+) -> PromptModel:
+    """Run a recipe as `train_recipe` does, but without progress and without Python warnings.
+
+    Args:
+        recipe: of the run.
+        folder: of the run; a new one, or with ``resume`` the interrupted one.
+        callbacks: called with every event, in every process. If one raises KeyboardInterrupt, the
+            run is saved first. Any other interrupt may come within a step, so the run resumes from
+            its last checkpoint.
+        resume: whether to resume the run in the folder.
+        prepared: the recipe's parts, if they are already made. Their method is trained in place.
+
+    Returns:
+        The best prompt on its backbone. Its metrics on the test rows, if there are any, are in
+        ``metrics.json``. If its backbone is sharded, all processes must make the same calls.
+
+    Raises:
+        SoftpromptError: something does not fit; the message says what to do.
+        KeyboardInterrupt: the run was interrupted, and can be resumed.
+    """
+    run = RunDir(folder)
+    if not resume:
+        run.check_free()
+    device = choose_device(recipe.backbone)
+    accelerator = make_accelerator(recipe.train, cpu=device.startswith("cpu"), folder=folder)
+    check_sharding(recipe.backbone, accelerator)
+    parts = prepared or setup_run(recipe)
+    with use_gradient_checkpointing(parts.backbone, wanted=recipe.train.gradient_checkpointing):
+        trainer = make_trainer(parts, accelerator)
+        noted = restore_run(trainer, run, prepared=parts) if resume else 0
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process and not resume:
+            run.create(recipe)
+        if recipe.train.trackers:
+            accelerator.init_trackers("softprompt")
+        try:
+            _Recorder(trainer, run, prepared=parts).run(callbacks, noted=noted)
+        finally:
+            for tracker in accelerator.trackers:
+                tracker.finish()
+    best = evaluate_all_validation_rows(trainer.get_best(), trainer, prepared=parts)
+    model = attach(make_run_artifact(parts, best, start=trainer.start), parts.backbone)
+    metrics = collect_results(model, trainer, best=best, prepared=parts)
+    if accelerator.is_main_process:
+        run.finish(model.artifact, metrics)
+        draw_run(run.read_events(), run.picture, title=f"{run.path.name}: {recipe.method.name}")
+    accelerator.wait_for_everyone()
+    return model
+
+
+def make_trainer(prepared: RunSetup, accelerator: Accelerator) -> Trainer:
+    """Make the trainer of a recipe's parts."""
+    return Trainer(
+        prepared.task,
+        prepared.method.to(prepared.backbone.device),
+        rows=prepared.rows["train"],
+        validation=prepared.rows.get("validation"),
+        training=prepared.training,
+        accelerator=accelerator,
+    )
+
+
+class _Recorder:
+    """Runs a trainer, and writes its events and checkpoints into the run's folder."""
+
+    def __init__(self, trainer: Trainer, folder: RunDir, *, prepared: RunSetup) -> None:
+        self.trainer, self.folder, self.prepared = trainer, folder, prepared
+        self.main = trainer.accelerator.is_main_process
+        self.noted = 0
+        self.saved_at = trainer.step
+
+    def run(self, callbacks: Sequence[Callback], *, noted: int) -> None:
+        """Run the trainer to the end.
+
+        Args:
+            callbacks: called with every event.
+            noted: the number of events in the folder that a resumed run keeps.
+        """
+        self.noted = noted
+        before = self.folder.truncate_events(noted) if self.main else 0.0
+        every = (log_event, *callbacks) if self.main else callbacks
+        for first in prepare_caches(self.trainer, self.prepared):
+            for callback in every:
+                callback(first)
+        start = perf_counter() - before
+        for event in self.trainer.run():
+            track_event(self.trainer.accelerator, event)
+            if self.main:
+                self._record(event, perf_counter() - start)
+            try:
+                for callback in every:
+                    callback(event)
+            except KeyboardInterrupt:
+                self._save()
+                raise
+
+    def _record(self, event: Event, seconds: float) -> None:
+        self.folder.append_event(event, seconds=round(seconds, 3))
+        self.noted += 1
+        if isinstance(event, Evaluation) or event.step - self.saved_at >= CHECKPOINT_EVERY:
+            self._save()
+
+    def _save(self) -> None:
+        state = collect_checkpoint(self.trainer, self.prepared, noted=self.noted)
+        if self.main:
+            self.folder.save_checkpoint(state)
+        self.saved_at = self.trainer.step
+
+
+class TrainingConfig(TrainConfig):
+    """The settings of training: the keys of a recipe's ``[train]``, and its seed.
+
+    Frozen and strict. A setting that is None is chosen by method and backbone.
+
+    Args:
+        seed: of all random numbers.
+
+    Raises:
+        RecipeError: a setting is unknown or wrong; all faults at once.
+
+    Example:
+        >>> config = TrainingConfig(epochs=4, learning_rate=0.01)
+        >>> config.epochs, config.seed
+        (4, 42)
+        >>> TrainingConfig(epoch=4)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        softprompt.errors.RecipeError: 1 fault in TrainingConfig:
+          - epoch: unknown key 'epoch'. Options: ... Did you mean 'epochs'?
+    """
+
+    seed: int = Field(42, ge=0, lt=2**31, description="decides everything random")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Raise a RecipeError for faults."""
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise RecipeError(
+                explain_validation_error(error, owner=cls), where=cls.__name__
+            ) from None
+
+    def as_table(self) -> dict[str, Any]:
+        """The settings that were given, as a recipe's ``[train]``.
+
+        Returns:
+            The settings by their keys, without the seed.
+        """
+        return self.model_dump(exclude_unset=True, exclude={"seed"})
+
+
+def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
+    backbone: Backbone | str | Path,
+    task: TaskSettings,
+    rows: RowsLike | SplitsLike,
+    *,
+    validation: RowsLike | float | None = None,
+    method: MethodSettings | str | None = None,
+    init: Initializer | None = None,
+    config: TrainingConfig | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: ProgressOption = "auto",
+) -> PromptModel:
+    r"""Train a prompt on rows in memory, and keep the best one by validation.
+
+    Args:
+        backbone: a loaded backbone, or a name for `load_backbone`, which loads it with its
+            defaults.
+        task: `Classify` or `Generate`.
+        rows: to train on, with the template's fields and the target column: a list of mappings, a
+            pandas or polars data frame, a ``datasets.Dataset`` and the like; or these by split,
+            as ``{"train": …, "validation": …}`` or a ``DatasetDict``.
+        validation: the rows to select the best prompt by; or the fraction of ``rows`` to split off
+            for that, 0 for none. By default it is a tenth, if ``rows`` has no such split.
+        method: settings such as `PTuningV2`, or a name such as ``"p-tuning-v2"``; by default prompt
+            tuning.
+        init: the initialization, such as `FromText`; by default label words if there are some.
+        config: how the prompt is trained; by default as the method's authors did.
+        callbacks: called with every event of the run, in order.
+        progress: show a bar and a row for each validation on stderr; ``"auto"`` does so in a
+            terminal and in a notebook only.
+
+    Returns:
+        The best prompt by validation, ready to predict; the last one without validation.
+
+    Raises:
+        RecipeError: a setting does not fit.
+        SoftpromptError: rows, task, method and backbone do not fit; the message says what to do.
+
+    Warns:
+        SoftpromptWarning: the run does not seem to converge.
+
+    Example:
+        ```python
+        model = fit(
+            "builtin:smollm2-135m-instruct",
+            Classify("Review: {text}\nSentiment:{soft:10}", verbalizer={"0": " no", "1": " yes"}),
+            pandas.read_csv("reviews.csv"),
+            validation=0.2,
+            init=FromText("Overall, the sentiment of the review is"),
+            config=TrainingConfig(epochs=4, learning_rate=0.01),
+        )
+        ```
+
+        >>> from softprompt.tasks import Classify
+        >>> fit("builtin:minilm", Classify(), [], method="p-tunin")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        softprompt.errors.TrainingError: unknown method 'p-tunin'. Options: ...
+    """
+    _check_kinds(task, init)
+    settings = PromptTuning() if method is None else find_method(method)
+    tables, fraction = _tables(rows, validation)
+    with make_callbacks(callbacks, progress=progress) as every:
+        if not isinstance(backbone, Backbone):
+            backbone = load_backbone(backbone)
+        recipe = make_fit_recipe(backbone, task, method=settings, config=config, fraction=fraction)
+        prepared = setup_run(recipe, backbone=backbone, tables=tables, init=init)
+        return run_prepared(prepared, callbacks=every)
+
+
+def make_fit_recipe(
+    backbone: Backbone,
+    task: TaskSettings,
+    *,
+    method: MethodSettings,
+    config: TrainingConfig | None,
+    fraction: float,
+    max_length: int | None = None,
+) -> Recipe:
+    """The recipe of a run on rows in memory, which its artifact records.
+
+    Args:
+        backbone: loaded.
+        task: its settings.
+        method: its settings.
+        config: of the training; None for the defaults.
+        fraction: of the training rows, split off for validation if there is no such split.
+        max_length: of a row, in tokens.
+
+    Raises:
+        RecipeError: settings do not go together.
+    """
+    config = TrainingConfig() if config is None else config
+    return make_recipe(
+        {
+            "seed": config.seed,
+            "backbone": {"name": backbone.name, "keep_dropout": backbone.dropout},
+            "data": {
+                "train": MEMORY,
+                "split_sizes": {"train": 1 - fraction, "validation": fraction, "test": 0.0},
+                "max_length": max_length,
+            },
+            "task": {"kind": task.kind, **_given(task)},
+            "method": {"name": method.name, **_given(method)},
+            "train": config.as_table(),
+        }
+    )
+
+
+def run_prepared(prepared: RunSetup, *, callbacks: Sequence[Callback]) -> PromptModel:
+    """Train the parts of a run to the end, without a folder.
+
+    Args:
+        prepared: of the recipe; their method is trained in place.
+        callbacks: called with every event, in every process.
+
+    Returns:
+        The best prompt by validation.
+    """
+    recipe, backbone = prepared.recipe, prepared.backbone
+    cpu = backbone.device.type == "cpu"
+    accelerator = make_accelerator(recipe.train, cpu=cpu, folder=None)
+    every = (log_event, *callbacks) if accelerator.is_main_process else callbacks
+    with use_gradient_checkpointing(backbone, wanted=recipe.train.gradient_checkpointing):
+        trainer = make_trainer(prepared, accelerator)
+        for event in chain(prepare_caches(trainer, prepared), trainer.run()):
+            for callback in every:
+                callback(event)
+    best = evaluate_all_validation_rows(trainer.get_best(), trainer, prepared=prepared)
+    return attach(make_run_artifact(prepared, best, start=trainer.start), backbone)
+
+
+def _check_kinds(task: object, init: object) -> None:
+    """Check that task and initialization are softprompt's settings."""
+    for name, value, kind, examples in (
+        ("task", task, TaskSettings, "Classify(…) or Generate(…)"),
+        ("init", init, Initializer | None, "FromText(…), FromLabels(…) or another From…"),
+    ):
+        if not isinstance(value, kind):
+            msg = f"{name} is {value!r}, which is not a setting of softprompt. Pass {examples}."
+            raise TrainingError(msg)
+
+
+def find_method(method: MethodSettings | str) -> MethodSettings:
+    """The settings of a method by its name; settings are returned unchanged.
+
+    Args:
+        method: settings or a name.
+
+    Raises:
+        TrainingError: there is no method of this name.
+
+    Example:
+        >>> find_method("p-tuning-v2").name
+        'p-tuning-v2'
+    """
+    if not isinstance(method, str):
+        return method
+    if method not in METHODS:
+        raise TrainingError(format_unknown("method", method, options=METHODS))
+    return cast("MethodSettings", METHODS[method]())
+
+
+def _tables(
+    rows: RowsLike | SplitsLike, validation: RowsLike | float | None
+) -> tuple[dict[str, Table], float]:
+    """The rows by split, and the fraction to split off for validation if it is missing."""
+    given = _by_split(rows)
+    if validation is not None and "validation" in given:
+        msg = (
+            "rows has a validation split, and the argument validation is given too. Leave one of "
+            "them out."
+        )
+        raise DataError(msg)
+    fraction = VALIDATION_FRACTION
+    if isinstance(validation, int | float):
+        fraction = _fraction(validation)
+    elif validation is not None:
+        given["validation"] = validation
+    return {name: to_table(part) for name, part in given.items()}, fraction
+
+
+def _by_split(rows: RowsLike | SplitsLike) -> dict[str, RowsLike]:
+    """The rows by split; all of them are training rows if they are not in splits."""
+    if not isinstance(rows, Mapping) or "train" not in rows or isinstance(rows["train"], str):
+        return {"train": rows}
+    unknown = [str(name) for name in rows if name not in _SPLITS]
+    if unknown:
+        raise DataError(format_unknown("split", unknown[0], options=_SPLITS))
+    return {str(name): cast("RowsLike", part) for name, part in rows.items()}
+
+
+def _fraction(validation: float) -> float:
+    if isinstance(validation, bool) or not 0 <= validation < 1:
+        msg = (
+            f"validation is {validation!r}, but a fraction of the rows is at least 0 and less than "
+            "1. Give such a fraction, or the validation rows themselves."
+        )
+        raise DataError(msg)
+    return validation
+
+
+def _given(settings: TaskSettings | MethodSettings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if value is not None}

@@ -1,0 +1,98 @@
+"""Checkpoints without pickles: tensors in safetensors, everything else in JSON.
+
+A checkpoint is written to a temporary folder, which then replaces the old one.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from softprompt._io import get_backup_path, write_atomically
+from softprompt.errors import ArtifactError
+
+_TENSORS, _REST = "state.safetensors", "state.json"
+
+
+def save_state(state: Mapping[str, Any], folder: Path) -> None:
+    """Write a nested state of dictionaries, lists, numbers, text and tensors.
+
+    Raises:
+        ArtifactError: it cannot be written; the checkpoint from before is complete.
+    """
+    tensors: dict[str, Tensor] = {}
+    rest = json.dumps(_take_apart(dict(state), tensors))
+    try:
+        with write_atomically(folder) as fresh:
+            save_file(tensors, fresh / _TENSORS)
+            (fresh / _REST).write_text(rest, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        msg = (
+            f"the checkpoint {folder} could not be written: {error}. An earlier one is complete. "
+            "Free disk space or correct the permissions, then resume with: "
+            f"softprompt resume {folder.parent}"
+        )
+        raise ArtifactError(msg) from error
+
+
+def has_state(folder: Path) -> bool:
+    """Whether there is a checkpoint, or the backup of one after an interrupted write."""
+    return folder.exists() or get_backup_path(folder).exists()
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read what :func:`save_state` wrote.
+
+    Raises:
+        ArtifactError: there is no complete checkpoint.
+    """
+    source = folder if folder.exists() else get_backup_path(folder)
+    try:
+        rest = json.loads((source / _REST).read_text(encoding="utf-8"))
+        tensors = load_file(source / _TENSORS)
+        state = _put_together(rest, tensors)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        msg = (
+            f"{folder} holds no complete checkpoint ({type(error).__name__}: {error}). Without one "
+            "a run cannot resume; train it again."
+        )
+        raise ArtifactError(msg) from error
+    if not isinstance(state, dict):
+        msg = f"{folder} holds a {type(state).__name__}, not a checkpoint. Train the run again."
+        raise ArtifactError(msg)
+    return state
+
+
+def _take_apart(value: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401  # JSON
+    match value:
+        case Tensor():
+            key = f"t{len(tensors)}"
+            tensors[key] = value.detach().cpu().contiguous().clone()
+            return {"tensor": key}
+        case dict():
+            # Pairs, because an optimiser's keys are numbers, which JSON would make text.
+            return {"dict": [[k, _take_apart(v, tensors)] for k, v in value.items()]}
+        case list() | tuple():
+            return {"list": [_take_apart(v, tensors) for v in value]}
+        case _:
+            return {"value": value}
+
+
+def _put_together(node: Any, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401  # JSON
+    ((kind, content),) = node.items()
+    match kind:
+        case "tensor":
+            return tensors[content]
+        case "dict":
+            return {key: _put_together(value, tensors) for key, value in content}
+        case "list":
+            return [_put_together(value, tensors) for value in content]
+        case "value":
+            return content
+        case _:
+            msg = f"unknown node {kind!r}"
+            raise ValueError(msg)

@@ -1,0 +1,277 @@
+"""Show a run to a person: a progress bar, a table of validations, warnings, a log.
+
+The training loop does not import this module. `fit`, `train_recipe` and the command line do.
+"""
+
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from types import TracebackType
+from typing import Literal, Self, TypeAlias, assert_never
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from softprompt.errors import SoftpromptWarning, TrainingError
+from softprompt.train.events import (
+    Callback,
+    Evaluation,
+    Event,
+    Finished,
+    PrecomputePlanned,
+    PrecomputeProgress,
+    Started,
+    Step,
+    TrainingWarning,
+)
+from softprompt.train.summary import compute_trainable_share
+
+ProgressOption: TypeAlias = bool | Literal["auto"]
+
+_SHOWN = ("accuracy", "macro_f1", "exact_match", "rougeL")
+_PACKAGE = "softprompt"
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def make_callbacks(
+    callbacks: Sequence[Callback], *, progress: ProgressOption
+) -> Iterator[tuple[Callback, ...]]:
+    """The callbacks of a run that was started from Python: progress, warnings, then the user's.
+
+    Args:
+        callbacks: the user's.
+        progress: whether to show progress; ``"auto"`` shows it only in a terminal or a notebook.
+
+    Yields:
+        All of them, in the order in which they are called.
+    """
+    if progress not in (True, False, "auto"):
+        msg = f"progress is {progress!r}, but must be True, False or 'auto'. Pass one of these."
+        raise TrainingError(msg)
+    if callable(callbacks):
+        msg = "callbacks is a single callback. Pass a list of them, such as callbacks=[print]."
+        raise TrainingError(msg)
+    shown = is_watched() if progress == "auto" else bool(progress)
+    if not shown or not is_main_process():
+        yield (issue_warning, *callbacks)
+        return
+    with ProgressDisplay(quiet=False, show_warnings=False) as display:
+        yield (display.show, issue_warning, *callbacks)
+
+
+def is_watched() -> bool:
+    """Whether stderr is a terminal or a notebook, and pytest is not running."""
+    if "PYTEST_CURRENT_TEST" in os.environ:
+        return False
+    console = Console(stderr=True)
+    return console.is_terminal or console.is_jupyter
+
+
+def is_main_process() -> bool:
+    """Whether this is the main one of the processes that ``accelerate launch`` has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def issue_warning(event: Event) -> None:
+    """Issue a run's warning as a Python warning that points at the caller's line.
+
+    Args:
+        event: any; all others are ignored.
+    """
+    if isinstance(event, TrainingWarning) and is_main_process():
+        warnings.warn(event.message, SoftpromptWarning, stacklevel=_outside())
+
+
+def log_event(event: Event) -> None:
+    """Log an event under the name ``softprompt``: each step as DEBUG, the others as INFO.
+
+    Args:
+        event: any.
+    """
+    match event:
+        case Started():
+            _log.info(
+                "training starts at step %d of %d: %s, %s",
+                event.step,
+                event.total_steps,
+                compute_trainable_share(event.trainable_parameters, event.backbone_parameters),
+                ", ".join(f"{count} {name} rows" for name, count in event.rows.items()),
+            )
+        case PrecomputePlanned():
+            for line in event.savings:
+                _log.info("not recomputed: %s", line)
+        case PrecomputeProgress():
+            _log.debug("cached %d of %d tokens", event.done, event.total)
+        case Step():
+            _log.debug("step %d: loss %.4f", event.step, event.loss)
+        case Evaluation():
+            numbers = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
+            best = " (best so far)" if event.best else ""
+            _log.info("validation at step %d: %s%s", event.step, numbers, best)
+        case TrainingWarning():
+            _log.info("warning at step %d: %s", event.step, event.message)
+        case Finished():
+            _log.info("finished after step %d: %s", event.step, event.reason)
+        case _:
+            assert_never(event)
+
+
+class ProgressDisplay:
+    """Shows the progress of a run on stderr: a bar in a terminal, and a line per validation.
+
+    Args:
+        quiet: show only warnings.
+        silent: show nothing.
+        show_warnings: whether to show the run's warnings here too.
+    """
+
+    def __init__(self, *, quiet: bool, silent: bool = False, show_warnings: bool = True) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=silent)
+        self.quiet, self.show_warnings = quiet, show_warnings
+        self.stopped = "stopped before the first step"
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=quiet or not _has_bars(self.console),
+        )
+        self._task: TaskID | None = None
+        self._started: Started | None = None
+        self._before = 0.0
+        self._rows, self._seconds = 0, 0.0
+        self._cached = False
+        self._names: tuple[str, ...] = ()
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        self._say("loading the data and the backbone …")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bars.stop()
+
+    def show(self, event: Event) -> None:
+        """Show an event.
+
+        Args:
+            event: the next one of the run.
+        """
+        now = perf_counter()
+        match event:
+            case Started():
+                self._begin(event)
+            case PrecomputePlanned():
+                for line in event.savings:
+                    self._say(f"saved: {line}")
+            case PrecomputeProgress():
+                self._caching(event)
+            case Step():
+                self._step(event, seconds=now - self._before)
+            case Evaluation():
+                self._row(event)
+            case TrainingWarning(message=message):
+                self._warn(message, shown=self.show_warnings)
+            case Finished():
+                self._say(f"finished after step {event.step}: {event.reason}")
+            case _:
+                assert_never(event)
+        self._before = now
+        if self._started is not None:
+            self.stopped = f"stopped at step {event.step} of {self._started.total_steps}"
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def _warn(self, text: str, *, shown: bool = True) -> None:
+        if not shown:
+            return
+        self.console.print(f"warning: {text}", style="yellow", markup=False)
+
+    def _begin(self, event: Started) -> None:
+        self._started = event
+        self._task = self._bars.add_task("training", total=event.total_steps, state="")
+        self._say(
+            f"{compute_trainable_share(event.trainable_parameters, event.backbone_parameters)}, "
+            f"{event.rows['train']:,} training rows, {event.total_steps:,} steps"
+        )
+        self._say(event.shapes)
+        for split, name in (("train", "training"), ("validation", "validation")):
+            cut = event.truncated.get(split, 0)
+            if cut:
+                count = event.rows[split]
+                self._warn(f"{cut:,} of {count:,} {name} rows are too long and were truncated")
+
+    def _step(self, event: Step, *, seconds: float) -> None:
+        if self._before:
+            self._rows, self._seconds = self._rows + event.rows, self._seconds + seconds
+        rate = f", {self._rows / self._seconds:.1f} samples/s" if self._seconds else ""
+        state = f"step {event.step}, epoch {event.epoch:.2f}, loss {event.loss:.4f}{rate}"
+        if self._task is not None and self._started is not None:
+            total = self._started.total_steps
+            self._bars.update(self._task, total=total, completed=event.step, state=state)
+
+    def _caching(self, event: PrecomputeProgress) -> None:
+        if not self._cached:
+            self._cached = True
+            size = f"{event.size / 1e9:.2f} GB"
+            self._say(
+                f"caching states that training does not change: {event.total:,} tokens, {size}"
+            )
+        if self._task is not None:
+            self._bars.update(self._task, total=event.total, completed=event.done, state="caching")
+
+    def _row(self, event: Evaluation) -> None:
+        if not self._names:
+            best_metric = "loss" if self._started is None else self._started.best_metric
+            chosen = dict.fromkeys((*_SHOWN, best_metric))
+            self._names = tuple(n for n in chosen if n in event.metrics and n != "loss")
+            own = () if event.train is None else self._names
+            heads = ("epoch", "step", "train loss", "valid. loss", *self._names)
+            heads += tuple(f"train {name[:5]}" for name in own)
+            self._say(" ".join(f"{head:>11}" for head in heads))
+        seen = "-" if event.train_loss is None else f"{event.train_loss:.4f}"
+        values = [event.metrics[name] for name in ("loss", *self._names)]
+        if event.train is not None:
+            seen = f"{event.train.metrics['loss']:.4f}"
+            values += [event.train.metrics[name] for name in self._names]
+        cells = [f"{event.epoch:.2f}", str(event.step), seen, *(f"{v:.4f}" for v in values)]
+        self._say(" ".join(f"{cell:>11}" for cell in cells) + (" *" if event.best else ""))
+
+
+def _has_bars(console: Console) -> bool:
+    """Whether a console can show a progress bar; a notebook needs ipywidgets for it."""
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal
+
+
+def _outside() -> int:
+    """The stacklevel, seen from the caller, of the first frame outside this package."""
+    frame, level = sys._getframe(1), 1  # noqa: SLF001  # as `warnings` itself finds it
+    while frame.f_back is not None and _is_own(str(frame.f_globals.get("__name__", ""))):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _is_own(module: str) -> bool:
+    return module == _PACKAGE or module.startswith(f"{_PACKAGE}.")

@@ -1,0 +1,258 @@
+"""Fine-tune the backbone itself, all weights or LoRA, as a baseline."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, assert_never
+
+from accelerate import Accelerator
+from torch import nn
+
+from softprompt.backbone.finetuning import add_lora, unfreeze
+from softprompt.backbone.model import Backbone, Geometry
+from softprompt.data import Table
+from softprompt.errors import DataError, FaultCollector
+from softprompt.inference import predict_without_prompt
+from softprompt.methods.defaults import Defaults
+from softprompt.methods.initializers import FromRandom
+from softprompt.recipe import Recipe
+from softprompt.tasks import Task
+from softprompt.train.accelerator import make_accelerator, use_gradient_checkpointing
+from softprompt.train.config import ResolvedTraining, resolve_training
+from softprompt.train.datasets import RenderedRows, sample_rows
+from softprompt.train.events import Event
+from softprompt.train.plots import draw_run
+from softprompt.train.recipe_backbone import choose_device
+from softprompt.train.run_dir import RunDir
+from softprompt.train.stages import HARD_PROMPT_STAGES, Parts, render_rows, require, run_stages
+from softprompt.train.trainer import Best, Trainer
+
+FinetuneKind = Literal["fine-tuning", "lora"]
+
+# Hu et al. 2022, tables 9 and 11: ranks 4 to 8; alpha twice the rank is their usual scale.
+_RANK, _ALPHA = 8, 16
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneSetup:
+    """The parts of a run that trains the backbone.
+
+    Args:
+        kind: what is trained.
+        task: bound to the backbone, without a prompt.
+        weights: of the backbone, that are trained.
+        parameters: the number of those of the backbone as it was loaded.
+        training: all settings.
+        rows: to train on.
+        validation: the rows to select the best weights by.
+        full_validation: all validation rows.
+    """
+
+    kind: FinetuneKind
+    task: Task
+    weights: Sequence[nn.Parameter]
+    parameters: int
+    training: ResolvedTraining
+    rows: RenderedRows
+    validation: RenderedRows
+    full_validation: RenderedRows
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """All trained parameters, those of a head last."""
+        return [*self.weights, *([] if self.task.head is None else self.task.head.parameters())]
+
+
+def setup_finetune(
+    recipe: Recipe, kind: FinetuneKind, *, backbone: Backbone, tables: Mapping[str, Table]
+) -> FinetuneSetup:
+    """Set up a run that trains the backbone.
+
+    Args:
+        recipe: its method is not used; its soft tokens are replaced as in the hard prompt.
+        kind: what is trained.
+        backbone: not used by anything else, since it is changed in place.
+        tables: training and validation rows.
+
+    Returns:
+        The parts of the run.
+
+    Raises:
+        SoftpromptError: something does not fit; the message says what to do.
+    """
+    parts, trainable = Parts(recipe, backbone, tables), _Trainable(kind)
+    stages = (*HARD_PROMPT_STAGES, trainable.choose_weights, render_rows)
+    run_stages(stages, parts, collector=FaultCollector())
+    if "validation" not in parts.rows:
+        msg = (
+            f"there are no validation rows, by which {kind} selects its best weights. Name some "
+            "in [data], or leave both validation and test out, so that they are split off."
+        )
+        raise DataError(msg)
+    training = resolve_training(recipe, choose_finetune_defaults(kind, backbone.geometry))
+    train, validation = parts.rows["train"], parts.rows["validation"]
+    return FinetuneSetup(
+        kind=kind,
+        task=require(parts.task),
+        weights=trainable.weights,
+        parameters=trainable.parameters,
+        training=training,
+        rows=train,
+        validation=sample_rows(validation, training.max_eval_rows),
+        full_validation=validation,
+    )
+
+
+class _Trainable:
+    """The stage that replaces the method: it makes the backbone's weights trainable."""
+
+    def __init__(self, kind: FinetuneKind) -> None:
+        self.kind = kind
+        self.weights: Sequence[nn.Parameter] = ()
+        self.parameters = 0
+
+    def choose_weights(self, parts: Parts, collector: FaultCollector) -> None:
+        """Count the backbone's parameters as loaded, and make the requested ones trainable."""
+        task, seed = require(parts.task), parts.recipe.seed
+        self.parameters = task.parameters
+        self.weights = require(collector.attempt(self._make_trainable, task, seed=seed))
+
+    def _make_trainable(self, task: Task, *, seed: int) -> list[nn.Parameter]:
+        match self.kind:
+            case "fine-tuning":
+                return unfreeze(task.backbone, head=task.head is None)
+            case "lora":
+                return add_lora(task.backbone, rank=_RANK, alpha=_ALPHA, seed=seed)
+            case _:
+                assert_never(self.kind)
+
+
+def choose_finetune_defaults(kind: FinetuneKind, geometry: Geometry) -> Defaults:
+    """The default settings for training the backbone itself."""
+    match kind:
+        case "fine-tuning" if geometry.architecture == "encoder":
+            return Defaults(
+                "adamw", 5e-5, 0.01, "linear", 0.1, FromRandom(),
+                "Devlin et al. 2019, appendix A.3: 2e-5 to 5e-5, warm-up over a tenth",
+            )  # fmt: skip
+        case "fine-tuning" if geometry.architecture == "encoder-decoder":
+            return Defaults(
+                "adamw", 1e-4, 0.01, "linear", 0.1, FromRandom(),
+                "transformers' guide to T5: AdamW at 1e-4 to 3e-4",
+            )  # fmt: skip
+        case "fine-tuning":
+            return Defaults(
+                "adamw", 2e-5, 0.01, "linear", 0.1, FromRandom(),
+                "Radford et al. 2018: 6.25e-5 for GPT; 1e-5 to 5e-5 for instruction-tuned ones",
+            )  # fmt: skip
+        case "lora":
+            return Defaults(
+                "adamw", 2e-4, 0.01, "linear", 0.06, FromRandom(),
+                "Hu et al. 2022, tables 9 and 11: 2e-4 for GPT-2, 2e-4 to 5e-4 for RoBERTa",
+            )  # fmt: skip
+        case _:
+            assert_never(kind)
+
+
+AnswerFn = Callable[[Sequence[Mapping[str, Any]]], list[str]]
+
+
+class BackboneWeights(nn.Module):
+    """Weights of a backbone in the place of a method: it gives no prompt.
+
+    Args:
+        weights: the backbone's own parameters, not copies.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(weights)
+
+    def forward(self) -> None:
+        """There is no prompt."""
+
+
+def finetune(
+    recipe: Recipe, folder: Path, *, parts: FinetuneSetup, watch: Callable[[Event], None]
+) -> AnswerFn:
+    """Train the backbone by a recipe, and write the run's folder without an artifact.
+
+    Args:
+        recipe: of the run.
+        folder: of the run; a new one.
+        parts: of the recipe. Their backbone is changed in place.
+        watch: called with every event. A KeyboardInterrupt that it raises ends the run.
+
+    Returns:
+        A function that predicts rows with the best weights by validation.
+
+    Raises:
+        SoftpromptError: something does not fit; the message says what to do.
+    """
+    run, start = RunDir(folder), perf_counter()
+    run.create(recipe)
+    cpu = choose_device(recipe.backbone).startswith("cpu")
+    accelerator = make_accelerator(recipe.train, cpu=cpu, folder=None)
+    with use_gradient_checkpointing(
+        parts.task.backbone, wanted=recipe.train.gradient_checkpointing
+    ):
+        trainer = make_finetune_trainer(parts, accelerator)
+        for event in trainer.run():
+            run.append_event(event, seconds=round(perf_counter() - start, 3))
+            watch(event)
+        best = load_best_weights(trainer)
+        sampled = trainer.validation is not parts.full_validation
+        metrics = trainer.evaluate(parts.full_validation).metrics if sampled else best.metrics
+    added = parts.trained if parts.kind == "lora" else parts.trained[len(parts.weights) :]
+    run.write_metrics(
+        {
+            "tuning": parts.kind,
+            "validation": dict(metrics),
+            "best_step": best.step,
+            "steps": trainer.step,
+            "trainable_parameters": sum(p.numel() for p in parts.trained),
+            "backbone_parameters": parts.parameters,
+            "added_parameters": sum(p.numel() for p in added),
+        }
+    )
+    draw_run(run.read_events(), run.picture, title=run.path.name)
+
+    def answer(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        with accelerator.autocast():
+            return predict_without_prompt(parts.task, rows)
+
+    return answer
+
+
+def make_finetune_trainer(parts: FinetuneSetup, accelerator: Accelerator) -> Trainer:
+    """The training loop over a backbone's weights, and the head's if there is one.
+
+    Args:
+        parts: of the recipe.
+        accelerator: device and precision.
+    """
+    return Trainer(
+        parts.task,
+        BackboneWeights(parts.weights),
+        rows=parts.rows,
+        validation=parts.full_validation,
+        training=parts.training,
+        accelerator=accelerator,
+    )
+
+
+def load_best_weights(trainer: Trainer) -> Best:
+    """Put the best weights back into the backbone and the head.
+
+    Args:
+        trainer: over :class:`BackboneWeights`.
+
+    Returns:
+        The best weights.
+    """
+    best = trainer.get_best()
+    trainer.method.load_state_dict(best.weights)
+    if trainer.task.head is not None:
+        trainer.task.head.load_state_dict(best.head)
+    return best

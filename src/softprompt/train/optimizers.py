@@ -1,0 +1,99 @@
+"""Optimizers by name, with one learning rate for the prompt and one for a head, and schedules."""
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers.optimization import Adafactor, get_scheduler
+
+from softprompt.errors import RecipeError, format_unknown
+from softprompt.train.config import ResolvedTraining
+
+# Arguments that have their own keys in a recipe.
+_SEPARATE_KEYS = {"params", "lr", "weight_decay"}
+
+
+def build_optimizer(
+    prompt: Iterable[nn.Parameter], head: Iterable[nn.Parameter], *, training: ResolvedTraining
+) -> torch.optim.Optimizer:
+    """Build an optimizer of the prompt's parameters and the head's.
+
+    Raises:
+        RecipeError: there is no such optimizer, or it has no such option.
+    """
+    groups = [
+        {
+            "params": list(prompt),
+            "lr": training.learning_rate,
+            "weight_decay": training.weight_decay,
+        },
+        {"params": list(head), "lr": training.head_learning_rate, "weight_decay": 0.0},
+    ]
+    kind, usual = _kind(training.optimizer)
+    options = usual | dict(training.optimizer_args or {})
+    known = set(inspect.signature(kind).parameters)
+    allowed = known - _SEPARATE_KEYS
+    wrong = sorted(options.keys() - allowed)
+    if wrong:
+        fault = format_unknown(f"option of {training.optimizer}", wrong[0], options=allowed)
+        raise RecipeError([f"train.optimizer_args: {fault}"])
+    groups = [group for group in groups if group["params"]]
+    if "weight_decay" not in known:
+        groups = [{k: v for k, v in group.items() if k != "weight_decay"} for group in groups]
+    try:
+        return kind(groups, **options)
+    except (TypeError, ValueError) as error:
+        msg = f"train.optimizer: cannot build {training.optimizer}: {error} Correct its options."
+        raise RecipeError([msg]) from error
+
+
+def list_optimizers() -> list[str]:
+    """The names of the optimizers that a recipe may use."""
+    classes = [
+        name.lower()
+        for name, kind in vars(torch.optim).items()
+        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)
+    ]
+    return sorted({*classes, "adafactor"} - {"optimizer", "lbfgs", "sparseadam"})
+
+
+def build_lr_scheduler(
+    optimizer: torch.optim.Optimizer, *, training: ResolvedTraining, steps: int
+) -> LRScheduler:
+    """Build the learning rate schedule of all steps, with its warm-up."""
+    kind = "constant_with_warmup" if training.lr_scheduler == "constant" else training.lr_scheduler
+    warmup = round(training.warmup_ratio * steps)
+    scheduler: LRScheduler = get_scheduler(
+        kind, optimizer, num_warmup_steps=warmup, num_training_steps=steps
+    )
+    return scheduler
+
+
+def update_parameters(optimizer: AcceleratedOptimizer, rates: LRScheduler) -> float:
+    """Make an optimizer step, and one of the schedule unless fp16's scaler skipped the step.
+
+    Returns:
+        The learning rate of the step.
+    """
+    rate = float(rates.get_last_lr()[0])
+    optimizer.step()
+    if not optimizer.step_was_skipped:
+        rates.step()
+    optimizer.zero_grad()
+    return rate
+
+
+def _kind(name: str) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    if name == "adafactor":
+        # Lester et al. 2021: no parameter scaling, no relative step, decay exponent 0.8.
+        return Adafactor, {"scale_parameter": False, "relative_step": False, "decay_rate": -0.8}
+    if name not in list_optimizers():
+        raise RecipeError(
+            [f"train.optimizer: {format_unknown('optimizer', name, options=list_optimizers())}"]
+        )
+    by_name = {key.lower(): kind for key, kind in vars(torch.optim).items()}
+    return by_name[name], {}

@@ -1,0 +1,76 @@
+"""The learning curves of a run: losses on the left, metrics on the right."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+_Event: TypeAlias = Mapping[str, Any]
+_SHOWN = ("accuracy", "macro_f1", "exact_match", "rougeL")
+
+
+def draw_run(events: Iterable[Mapping[str, Any]], path: Path, *, title: str) -> None:
+    """Draw the losses and metrics of a run as PNG.
+
+    Args:
+        events: as the run's folder stores them.
+        path: of the picture.
+        title: of the picture.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415  # slow to import, and only needed here
+
+    listed = list(events)
+    steps = [e for e in listed if e["event"] == "step"]
+    found = [e for e in listed if e["event"] == "evaluation"]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _losses(left, steps, found)
+    _metrics(right, found)
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    # The name of a folder may contain dollar signs, which are not mathematics.
+    figure.suptitle(title, parse_math=False)
+    figure.savefig(path, dpi=120, format="png")
+
+
+def _losses(axes: "Axes", steps: Sequence[_Event], found: Sequence[_Event]) -> None:
+    epochs, means = _smooth(steps)
+    axes.plot(epochs, means, color="#b8c4d6", linewidth=1, label="training, each step")
+    pairs = [(e["epoch"], e["train_loss"]) for e in found if e["train_loss"] is not None]
+    judged = [(e["epoch"], e["train"]["loss"]) for e in found if e.get("train")]
+    _line(axes, judged or pairs, color="#33527a", label="training")
+    pairs = [(e["epoch"], e["metrics"]["loss"]) for e in found]
+    _line(axes, pairs, color="#c2512e", label="validation")
+    axes.set_ylabel("loss per scored token")
+
+
+def _metrics(axes: "Axes", found: Sequence[_Event]) -> None:
+    judged = [e for e in found if e.get("train")]
+    for name in [n for n in _SHOWN if found and n in found[0]["metrics"]]:
+        _line(axes, [(e["epoch"], e["metrics"][name]) for e in found], label=name)
+        pairs = [(e["epoch"], e["train"][name]) for e in judged]
+        _line(axes, pairs, label=f"{name}, training rows", linestyle="--")
+    axes.set_ylabel("on validation rows")
+
+
+def _line(axes: "Axes", pairs: Sequence[tuple[float, float]], **style: str) -> None:
+    if pairs:
+        epochs, values = zip(*pairs, strict=True)
+        (line,) = axes.plot(epochs, values, marker="o")
+        line.set(**style)
+
+
+def _smooth(steps: Sequence[_Event]) -> tuple[list[float], list[float]]:
+    """A running mean over a fiftieth of the run."""
+    window = max(1, len(steps) // 50)
+    sums = [0.0, *accumulate(e["loss"] for e in steps)]
+    begins = [max(0, end - window) for end in range(1, len(sums))]
+    means = [(sums[end] - sums[begin]) / (end - begin) for end, begin in enumerate(begins, start=1)]
+    return [e["epoch"] for e in steps], means

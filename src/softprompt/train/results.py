@@ -1,0 +1,161 @@
+"""The results of a run: its artifact, its metrics, and its checkpoints."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from softprompt.analysis import measure_distance_from_init
+from softprompt.artifact import Artifact, describe_backbone, make_artifact
+from softprompt.errors import ArtifactError, TrainingError
+from softprompt.inference.loops import EvaluationReport, make_report
+from softprompt.inference.model import PromptModel, attach
+from softprompt.prompt import Prompt
+from softprompt.train.run_dir import RunDir
+from softprompt.train.setup import RunSetup
+from softprompt.train.trainer import Best, Trainer, evaluate_split
+
+
+def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -> Artifact:
+    """Make the artifact of a run: its prompt, and a record of how it was trained.
+
+    Args:
+        prepared: the parts of the run.
+        best: the prompt to save.
+        start: the prompt before the first step; only the distance from it is recorded.
+
+    Raises:
+        TrainingError: the run trained the backbone and no prompt.
+    """
+    if best.prompt is None or start is None:
+        msg = (
+            "an artifact holds a prompt, but this run trained the backbone's own weights. Save "
+            "those with the backbone (backbone.model.save_pretrained), or train a prompt."
+        )
+        raise TrainingError(msg)
+    settings, recipe = prepared.recipe.task_settings, prepared.recipe
+    way = measure_distance_from_init(start, best.prompt)
+    return make_artifact(
+        best.prompt,
+        best.head,
+        template=prepared.template,
+        max_length=recipe.data.max_length,
+        task={"kind": settings.kind, **asdict(settings), "template": prepared.template},
+        labels=list(prepared.task.labels),
+        backbone=describe_backbone(prepared.backbone),
+        data={
+            name: {"rows": len(prepared.rows[name].truth), "sha256": digest}
+            for name, digest in prepared.hashes.items()
+        },
+        recipe=recipe.as_data(),
+        metrics={
+            "validation": dict(best.metrics),
+            "step": best.step,
+            "moved": {"overall": way.overall, "each": [*way.each]},
+        },
+    )
+
+
+def evaluate_all_validation_rows(best: Best, trainer: Trainer, *, prepared: RunSetup) -> Best:
+    """The best prompt with its metrics on all validation rows, if it was selected by a sample."""
+    rows = prepared.rows.get("validation")
+    if rows is None or trainer.validation is rows:
+        return best
+    model = attach(make_run_artifact(prepared, best, start=trainer.start), prepared.backbone)
+    size, asked = prepared.training.batch_size, trainer.accelerator
+    parts = evaluate_split(
+        model.task, rows, prompt=model.prompt, batch_size=size, accelerator=asked
+    )
+    return replace(best, metrics=dict(make_report(model.task, parts).metrics))
+
+
+def collect_results(
+    model: PromptModel, trainer: Trainer, *, best: Best, prepared: RunSetup
+) -> dict[str, Any]:
+    """Collect the metrics of a finished run; the test rows are evaluated only here.
+
+    All processes must call it: each evaluates its share.
+    """
+    test = prepared.rows.get("test")
+    found: dict[str, Any] = {"validation": dict(best.metrics)}
+    if test is not None:
+        size = prepared.training.batch_size
+        task, asked = model.task, trainer.accelerator
+        parts = evaluate_split(task, test, prompt=model.prompt, batch_size=size, accelerator=asked)
+        found["test"] = to_dict(make_report(task, parts))
+    settings = asdict(prepared.training)
+    return found | {
+        "best_step": best.step,
+        "steps": trainer.step,
+        "cut_rows": {name: rows.truncated for name, rows in prepared.rows.items()},
+        "trainable_parameters": sum(p.numel() for p in trainer.modules.parameters()),
+        "backbone_parameters": prepared.task.parameters,
+        "template": prepared.template,
+        "training": {name: value for name, value in settings.items() if value is not None},
+        "defaults_from": prepared.defaults.source,
+    }
+
+
+def to_dict(report: EvaluationReport) -> dict[str, Any]:
+    """A report as JSON has it: the metrics by name, the rows and the confusion matrix."""
+    found: dict[str, Any] = {"rows": report.rows, **report.metrics}
+    if report.confusion is not None:
+        found["confusion"] = asdict(report.confusion)
+    return found
+
+
+def collect_checkpoint(trainer: Trainer, prepared: RunSetup, *, noted: int) -> dict[str, Any]:
+    """Collect the state from which a run can resume.
+
+    Args:
+        trainer: of the run.
+        prepared: the parts of the run.
+        noted: the number of events in the run's folder.
+    """
+    return {
+        "trainer": trainer.state_dict(),
+        "noted": noted,
+        "hashes": dict(prepared.hashes),
+        "fingerprint": prepared.backbone.fingerprint,
+    }
+
+
+def restore_run(trainer: Trainer, run: RunDir, *, prepared: RunSetup) -> int:
+    """Load the checkpoint in a run's folder into a new trainer.
+
+    Returns:
+        The number of events at the time of the checkpoint; 0 without one.
+
+    Raises:
+        ArtifactError: the data or the backbone have changed, or the checkpoint is damaged.
+    """
+    state = run.load_checkpoint()
+    if state is None:
+        return 0
+    try:
+        _check(state, run, prepared)
+        trainer.load_state_dict(state["trainer"])
+        return int(state["noted"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        msg = (
+            f"the checkpoint in {run.path} does not fit its recipe ({type(error).__name__}: "
+            f"{error}): one of the two was changed. Restore it, or train again."
+        )
+        raise ArtifactError(msg) from error
+
+
+def _check(state: Mapping[str, Any], run: RunDir, prepared: RunSetup) -> None:
+    before, now = state["hashes"], prepared.hashes
+    changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    if changed:
+        msg = (
+            f"the {' and '.join(changed)} data is not what the run in {run.path} started with, so "
+            "it cannot resume with the same numbers. Restore the data, or train again."
+        )
+        raise ArtifactError(msg)
+    if state["fingerprint"] != prepared.backbone.fingerprint:
+        msg = (
+            f"{prepared.backbone.name} (fingerprint {prepared.backbone.fingerprint}) is not the "
+            f"backbone that the run in {run.path} started with ({state['fingerprint']}). Use the "
+            "same revision, or train again."
+        )
+        raise ArtifactError(msg)

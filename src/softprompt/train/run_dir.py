@@ -1,0 +1,214 @@
+"""A run directory: the recipe, checkpoints, events, metrics, a picture, and the artifact."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from softprompt._io import name_event
+from softprompt.artifact import Artifact, save_artifact
+from softprompt.errors import ArtifactError, TrainingError
+from softprompt.recipe import Recipe, read_recipe
+from softprompt.train.checkpoint import has_state, load_state, save_state
+from softprompt.train.events import Evaluation, Event
+
+
+class RunDir:
+    """The files of one run.
+
+    Args:
+        path: the folder; created when it is first written to.
+
+    Example:
+        >>> run = RunDir(Path("runs/reviews"))
+        >>> run.artifact.name, run.read_metrics() is None
+        ('artifact', True)
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def artifact(self) -> Path:
+        """The folder of the best prompt."""
+        return self.path / "artifact"
+
+    @property
+    def picture(self) -> Path:
+        """The file of the learning curves."""
+        return self.path / "curve.png"
+
+    @property
+    def _events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    def check_free(self) -> None:
+        """Check that the folder holds no other run.
+
+        Raises:
+            TrainingError: the folder holds one, or is a file.
+        """
+        if (self.path / "recipe.toml").exists():
+            msg = (
+                f"{self.path} holds a run already. Resume it (softprompt resume {self.path}), or "
+                "choose another folder with --output."
+            )
+            raise TrainingError(msg)
+        if self.path.exists() and not self.path.is_dir():
+            msg = f"{self.path} is a file, but a run needs a folder. Choose another with --output."
+            raise TrainingError(msg)
+
+    def create(self, recipe: Recipe) -> None:
+        """Create the folder, and write the recipe.
+
+        Args:
+            recipe: of the run.
+
+        Raises:
+            TrainingError: the folder holds another run, or cannot be written.
+        """
+        self.check_free()
+        text = tomli_w.dumps(recipe.as_data())
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "recipe.toml").write_text(text, encoding="utf-8")
+        except OSError as error:
+            msg = (
+                f"{self.path} cannot be written: {error.strerror}. Choose another folder with "
+                "--output."
+            )
+            raise TrainingError(msg) from error
+
+    def read_recipe(self) -> Recipe:
+        """Read the recipe of the run.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            ArtifactError: the folder is not a run directory.
+        """
+        path = self.path / "recipe.toml"
+        if not path.exists():
+            msg = (
+                f"{self.path} is not a run directory: it has no recipe.toml. Give the folder of a "
+                "run."
+            )
+            raise ArtifactError(msg)
+        return read_recipe(path)
+
+    def read_metrics(self) -> dict[str, Any] | None:
+        """Read the metrics of the run.
+
+        Returns:
+            The metrics; None while the run is not finished.
+
+        Raises:
+            ArtifactError: ``metrics.json`` was damaged.
+        """
+        path = self.path / "metrics.json"
+        if not path.exists():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            msg = f"{path} is not JSON ({error}). Remove it and resume the run, which writes it."
+            raise ArtifactError(msg) from error
+        return found
+
+    def append_event(self, event: Event, **more: float) -> None:
+        """Append an event as one JSON line.
+
+        Args:
+            event: of the run.
+            more: further values of the line.
+        """
+        line = {"event": name_event(event), **_plain(event), **more}
+        with self._events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def read_events(self) -> Iterator[dict[str, Any]]:
+        """Read the events so far, without a line that was cut off by a kill.
+
+        Yields:
+            Each event as a mapping.
+        """
+        if not self._events.exists():
+            return
+        for line in self._events.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint atomically.
+
+        Args:
+            state: of the run.
+        """
+        save_state(state, self.path / "checkpoint")
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Read the state to resume from.
+
+        Returns:
+            The state; None if the run was interrupted before its first checkpoint.
+        """
+        folder = self.path / "checkpoint"
+        return load_state(folder) if has_state(folder) else None
+
+    def truncate_events(self, count: int) -> float:
+        """Keep only the first events; a resumed run repeats the others.
+
+        Args:
+            count: of the events to keep.
+
+        Returns:
+            The seconds of the run up to the last of them.
+        """
+        kept = [e for e in list(self.read_events())[:count] if e["event"] != "finished"]
+        lines = "".join(json.dumps(event) + "\n" for event in kept)
+        fresh = self._events.with_suffix(".new")
+        fresh.write_text(lines, encoding="utf-8")
+        fresh.replace(self._events)
+        return float(kept[-1]["seconds"]) if kept else 0.0
+
+    def finish(self, artifact: Artifact, metrics: Mapping[str, Any]) -> None:
+        """Write the artifact and the metrics.
+
+        Args:
+            artifact: with the best prompt.
+            metrics: of the run.
+        """
+        save_artifact(artifact, self.artifact)
+        self.write_metrics(metrics)
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write the metrics of the run, which is then finished.
+
+        Args:
+            metrics: of the run.
+        """
+        text = json.dumps(metrics, indent=2) + "\n"
+        (self.path / "metrics.json").write_text(text, encoding="utf-8")
+
+
+def find_free_dir(stem: str, *, root: Path) -> Path:
+    """The first of ``root/stem``, ``root/stem-2``, … that does not exist yet."""
+    candidate, number = root / stem, 1
+    while candidate.exists():
+        number += 1
+        candidate = root / f"{stem}-{number}"
+    return candidate
+
+
+def _plain(event: Event) -> dict[str, Any]:
+    found: dict[str, Any] = asdict(event)
+    if isinstance(event, Evaluation):
+        found["train"] = None if event.train is None else dict(event.train.metrics)
+    report: dict[str, Any] = found.pop("report", {})
+    return found | report

@@ -1,0 +1,204 @@
+"""Set up a run: from a recipe to all its parts, for a prompt or for the hard prompt."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from softprompt.backbone.model import Backbone
+from softprompt.data import Table
+from softprompt.errors import DataError, FaultCollector, TemplateError, format_unknown
+from softprompt.inference.loops import EvaluationReport, evaluate_rows, make_report
+from softprompt.methods import Method
+from softprompt.methods.defaults import Defaults
+from softprompt.methods.initializers import Initializer
+from softprompt.recipe import Recipe
+from softprompt.tasks import Task
+from softprompt.train.config import ResolvedTraining, resolve_training
+from softprompt.train.datasets import RenderedRows
+from softprompt.train.stages import (
+    HARD_PROMPT_STAGES,
+    PROMPT_STAGES,
+    Parts,
+    render_rows,
+    require,
+    run_stages,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class RunSetup:
+    """All the parts of a run.
+
+    Args:
+        recipe: of the run.
+        backbone: frozen.
+        task: bound to the backbone.
+        method: at its initialization.
+        template: the recipe's or the default one.
+        training: all settings.
+        defaults: of the method, with their source.
+        rows: rendered, by split.
+        hashes: of each split's contents.
+    """
+
+    recipe: Recipe
+    backbone: Backbone
+    task: Task
+    method: Method
+    template: str
+    training: ResolvedTraining
+    defaults: Defaults
+    rows: Mapping[str, RenderedRows]
+    hashes: Mapping[str, str]
+
+
+def setup_run(
+    recipe: Recipe,
+    *,
+    backbone: Backbone | None = None,
+    tables: Mapping[str, Table] | None = None,
+    init: Initializer | None = None,
+) -> RunSetup:
+    """Read, load, check and build everything that a run needs.
+
+    Args:
+        recipe: of the run.
+        backbone: if it is already loaded.
+        tables: rows by split, if they are in memory. They are used unchanged; missing splits are
+            split off.
+        init: the initialization, instead of the recipe's.
+
+    Returns:
+        The parts of the run.
+
+    Raises:
+        SoftpromptError: something does not fit; the message says what to do.
+    """
+    parts = Parts(recipe, backbone, tables, init)
+    run_stages(PROMPT_STAGES, parts, collector=FaultCollector())
+    return _assemble(parts)
+
+
+def check_setup(
+    recipe: Recipe,
+    collector: FaultCollector,
+    *,
+    backbone: Backbone | None = None,
+    tables: Mapping[str, Table] | None = None,
+) -> RunSetup | None:
+    """Set up a run; the collector decides whether to continue after a fault.
+
+    Args:
+        recipe: of the run.
+        collector: of faults.
+        backbone: if it is already loaded. Otherwise a collector that keeps going notes a backbone
+            that would have to be downloaded, and everything that depends on it is not checked.
+        tables: rows by split, if they are in memory. They are used unchanged; missing splits are
+            split off.
+
+    Returns:
+        The parts of the run. None if there are faults, or if something could not be checked.
+
+    Raises:
+        SoftpromptError: something does not fit, and the collector does not keep going.
+    """
+    parts = Parts(recipe, backbone, tables)
+    run_stages(PROMPT_STAGES, parts, collector=collector)
+    return _assemble(parts) if collector.is_clean else None
+
+
+def setup_hard_prompt(
+    recipe: Recipe,
+    *,
+    backbone: Backbone | None = None,
+    tables: Mapping[str, Table] | None = None,
+) -> Task:
+    """Set up the hard prompt: the same template with words, for the backbone without training.
+
+    Args:
+        recipe: of the prompt that it is compared with. Soft tokens are replaced by the text of
+            their initialization; without one they are left out.
+        backbone: if it is already loaded.
+        tables: rows by split, if they are in memory. Only labels and columns are read from them.
+
+    Returns:
+        The task. Its template has no soft tokens.
+
+    Raises:
+        TemplateError: the task predicts with a trained head, which is random before training.
+        SoftpromptError: something does not fit; the message says what to do.
+    """
+    parts = Parts(recipe, backbone, tables)
+    run_stages((*HARD_PROMPT_STAGES, _check_untrained), parts, collector=FaultCollector())
+    return require(parts.task)
+
+
+def evaluate_hard_prompt(
+    recipe: Recipe,
+    *,
+    split: str = "test",
+    backbone: Backbone | None = None,
+    tables: Mapping[str, Table] | None = None,
+    batch_size: int = 32,
+) -> EvaluationReport:
+    """Evaluate the hard prompt on a split of a recipe's data, before anything is trained.
+
+    Args:
+        recipe: of the prompt that it is compared with, as for :func:`setup_hard_prompt`.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        backbone: if it is already loaded.
+        tables: rows by split, if they are in memory.
+        batch_size: rows per batch.
+
+    Returns:
+        Loss and metrics of this baseline.
+
+    Raises:
+        TemplateError: the task predicts with a trained head, which is random before training.
+        SoftpromptError: something does not fit; the message says what to do.
+
+    Example:
+        ```python
+        report = evaluate_hard_prompt(read_recipe("recipe.toml"))
+        print(report.metrics["accuracy"])
+        ```
+    """
+    parts = Parts(recipe, backbone, tables)
+    stages = (*HARD_PROMPT_STAGES, _check_untrained, render_rows)
+    run_stages(stages, parts, collector=FaultCollector())
+    if split not in parts.rows:
+        msg = f"in the recipe's data: {format_unknown('split', split, options=parts.rows)}"
+        raise DataError(msg)
+    task, rows = require(parts.task), parts.rows[split]
+    evaluated = evaluate_rows(
+        task, rows.examples, truth=rows.truth, prompt=None, batch_size=batch_size
+    )
+    return make_report(task, [evaluated])
+
+
+def _check_untrained(parts: Parts, collector: FaultCollector) -> None:
+    """The stage that refuses a task that cannot predict without training."""
+    collector.check(_refuse_head, require(parts.task))
+
+
+def _refuse_head(task: Task) -> None:
+    if task.head is not None:
+        msg = (
+            "there is no hard prompt without a verbalizer: the task predicts with a head that is "
+            "random until it is trained. Write label words into task.verbalizer."
+        )
+        raise TemplateError(msg)
+
+
+def _assemble(parts: Parts) -> RunSetup:
+    defaults = require(parts.defaults)
+    return RunSetup(
+        recipe=parts.recipe,
+        backbone=require(parts.backbone),
+        task=require(parts.task),
+        method=require(parts.method),
+        template=require(parts.template).text,
+        training=resolve_training(parts.recipe, defaults),
+        defaults=defaults,
+        rows=parts.rows,
+        hashes=parts.hashes,
+    )

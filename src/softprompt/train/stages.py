@@ -1,0 +1,345 @@
+"""The stages that set up a run, in order: each makes one part of it from those before.
+
+A stage is skipped if a part that it needs is missing. That can only be so if the collector keeps
+going after a fault: the fault of the part that is missing has been recorded then.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from softprompt.artifact import load_artifact
+from softprompt.backbone.model import Backbone
+from softprompt.data import Table, Template, check_columns, check_fields, parse_template
+from softprompt.data.loading import (
+    complete_splits,
+    digest_rows,
+    list_sources,
+    read_sources,
+    split_off,
+)
+from softprompt.errors import DataError, FaultCollector
+from softprompt.methods import Method, build_method
+from softprompt.methods.defaults import Defaults, choose_defaults
+from softprompt.methods.initializers import (
+    FromLabels,
+    FromPrompt,
+    FromRandom,
+    FromText,
+    FromVocabulary,
+    Initializer,
+)
+from softprompt.recipe import Recipe
+from softprompt.tasks import Classify, LengthBudget, Task, build_task
+from softprompt.tasks.binding import read_label_words
+from softprompt.train.datasets import (
+    RenderedRows,
+    check_tables,
+    find_labels,
+    get_target_column,
+    render_splits,
+)
+from softprompt.train.recipe_backbone import is_remote, load_recipe_backbone
+from softprompt.train.templates import check_soft_tokens, make_soft_template, resolve_hard_template
+
+LabelNames = tuple[str, ...]
+
+_Part = TypeVar("_Part")
+# Placeholders: if the labels are not known, the rest of task and method is checked with these.
+_STAND_INS: LabelNames = ("no", "yes")
+
+
+class MissingPartError(Exception):
+    """A stage needs a part that an earlier stage could not make."""
+
+
+@dataclass(eq=False)
+class Parts:
+    """The parts of a run that the stages have made so far.
+
+    Args:
+        recipe: of the run.
+        backbone: given, or loaded by its stage.
+        given: the rows by split that are in memory, used unchanged; None to read the recipe's.
+        init: the initialization, instead of the recipe's.
+        tables: the rows by split; a table that cannot be read is missing.
+        labels: of the task; empty if it generates free text.
+        sound: the tables that agree with the labels.
+        template: with soft tokens, or of the hard prompt.
+        defaults: of the method.
+        method: at its initialization.
+        room: the length budget that the prompt leaves for a row.
+        task: bound to the backbone.
+        hashes: of the rows' contents, by split.
+        rows: rendered, by split.
+    """
+
+    recipe: Recipe
+    backbone: Backbone | None = None
+    given: Mapping[str, Table] | None = None
+    init: Initializer | None = None
+    tables: Mapping[str, Table] | None = None
+    labels: LabelNames | None = None
+    sound: dict[str, Table] = field(default_factory=dict)
+    template: Template | None = None
+    defaults: Defaults | None = None
+    method: Method | None = None
+    room: LengthBudget | None = None
+    task: Task | None = None
+    hashes: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, RenderedRows] = field(default_factory=dict)
+
+
+Stage = Callable[[Parts, FaultCollector], None]
+
+
+def run_stages(stages: Sequence[Stage], parts: Parts, *, collector: FaultCollector) -> None:
+    """Run the stages in order, without those that need a missing part.
+
+    Args:
+        stages: to run.
+        parts: of the run so far; the stages add theirs.
+        collector: of faults.
+
+    Raises:
+        SoftpromptError: a stage failed, and the collector does not keep going.
+    """
+    for stage in stages:
+        with suppress(MissingPartError):
+            stage(parts, collector)
+
+
+def require(part: _Part | None) -> _Part:
+    """Return a part that a stage cannot do without.
+
+    Raises:
+        MissingPartError: the part could not be made.
+    """
+    if part is None:
+        raise MissingPartError
+    return part
+
+
+def read_tables(parts: Parts, collector: FaultCollector) -> None:
+    """Read the recipe's data, if no tables are given."""
+    if parts.given is None:
+        parts.tables = read_sources(parts.recipe.data, collector)
+    elif collector.check(_check_training_rows, [*parts.given]):
+        parts.tables = parts.given
+
+
+def split_tables(parts: Parts, collector: FaultCollector) -> None:
+    """Split off missing splits; in tables that were read, also rename values and limit rows."""
+    data, seed, tables = parts.recipe.data, parts.recipe.seed, require(parts.tables)
+    if parts.given is None:
+        splits = list_sources(data)
+        parts.tables = complete_splits(tables, data, seed=seed, splits=splits, collector=collector)
+        return
+    made = collector.attempt(split_off, tables["train"], data, seed=seed, splits=[*tables])
+    parts.tables = {**tables, **require(made)}
+
+
+def choose_labels(parts: Parts, collector: FaultCollector) -> None:
+    """Find the labels, and the tables that agree with them."""
+    settings, tables = parts.recipe.task_settings, require(parts.tables)
+    if "train" in tables:
+        parts.labels = collector.attempt(find_labels, settings, tables["train"])
+    if parts.labels is None:
+        others = {name: table for name, table in tables.items() if name != "train"}
+        target = _known([get_target_column(settings)], tables)
+        _check_columns(others, target, collector=collector)
+        return
+    for name, table in tables.items():
+        if collector.check(check_tables, {name: table}, settings, labels=parts.labels):
+            parts.sound[name] = table
+
+
+def open_backbone(parts: Parts, collector: FaultCollector) -> None:
+    """Load the backbone, if none is given; only training downloads one."""
+    section = parts.recipe.backbone
+    if parts.backbone is not None:
+        return
+    if collector.keep_going and is_remote(section):
+        collector.add_note(
+            f"not checked: the backbone {section.name!r} and everything that depends on it. It is "
+            "not a local folder and not in the local cache; training would download it from the "
+            "Hub."
+        )
+        return
+    parts.backbone = collector.attempt(load_recipe_backbone, section)
+
+
+def choose_template(parts: Parts, collector: FaultCollector) -> None:
+    """Take the recipe's template or the default one; method and tables must agree with it."""
+    recipe, text = parts.recipe, parts.recipe.task_settings.template
+    method = recipe.method_settings
+    if text is None:
+        kind, train = require(parts.backbone).geometry.architecture, _train(parts)
+        parts.template = collector.attempt(make_soft_template, recipe, train, kind=kind)
+    else:
+        parts.template = collector.attempt(parse_template, text)
+    template, soft = require(parts.template), method.prompt_kind == "input"
+    collector.check(check_soft_tokens, template, method.name, soft=soft)
+    _check_fields(parts, collector)
+
+
+def choose_hard_template(parts: Parts, collector: FaultCollector) -> None:
+    """Take the template of the hard prompt; tables must agree with it."""
+    kind, train = require(parts.backbone).geometry.architecture, _train(parts)
+    parts.template = collector.attempt(resolve_hard_template, parts.recipe, train, kind=kind)
+    _check_fields(parts, collector)
+
+
+def make_method(parts: Parts, collector: FaultCollector) -> None:
+    """Build the method at its initialization, if the template has soft tokens as it needs them."""
+    recipe, settings = parts.recipe, parts.recipe.method_settings
+    backbone, template = require(parts.backbone), require(parts.template)
+    parts.defaults = choose_defaults(recipe.method.name, backbone.geometry)
+    labels = _STAND_INS if parts.labels is None else parts.labels
+    init = parts.init or collector.attempt(
+        resolve_initializer, recipe, labels=labels, defaults=parts.defaults
+    )
+    if (template.soft_length > 0) != (settings.prompt_kind == "input"):
+        return
+    parts.method = collector.attempt(
+        build_method,
+        backbone,
+        settings,
+        soft_length=template.soft_length,
+        # The default replaces an initialization that is not available, so that the rest is checked.
+        init=init or parts.defaults.init,
+        seed=recipe.seed,
+    )
+    if parts.method is not None:
+        parts.room = _length_budget(recipe, parts.method)
+
+
+def bind_task(parts: Parts, collector: FaultCollector) -> None:
+    """Bind the task; if it cannot be bound, its label words are still checked."""
+    settings, recipe = parts.recipe.task_settings, parts.recipe
+    backbone, template = require(parts.backbone), require(parts.template)
+    parts.room = parts.room or LengthBudget(recipe.data.max_length)
+    parts.task = collector.attempt(
+        build_task,
+        settings,
+        backbone,
+        template=template.text,
+        labels=_STAND_INS if parts.labels is None else parts.labels,
+        budget=parts.room,
+        seed=recipe.seed,
+    )
+    if parts.task is None and backbone.lm_head is not None:
+        match settings:
+            case Classify(verbalizer=words) if words:
+                collector.attempt(read_label_words, settings, backbone)
+            case _:
+                pass
+
+
+def render_rows(parts: Parts, collector: FaultCollector) -> None:
+    """Render the rows of every table that agrees with labels and template."""
+    template, task = require(parts.template), require(parts.task)
+    for name, table in parts.sound.items():
+        if {*template.fields} <= {*table.column_names}:
+            collector.attempt(_render, parts, task, split=name)
+
+
+# The stages that all setups share, those of a prompt, and those of the hard prompt.
+FIRST_STAGES: tuple[Stage, ...] = (read_tables, split_tables, choose_labels, open_backbone)
+PROMPT_STAGES = (*FIRST_STAGES, choose_template, make_method, bind_task, render_rows)
+HARD_PROMPT_STAGES = (*FIRST_STAGES, choose_hard_template, bind_task)
+
+
+def resolve_initializer(recipe: Recipe, *, labels: LabelNames, defaults: Defaults) -> Initializer:
+    """Choose the initialization: the recipe's, else label words, else the method's default.
+
+    Args:
+        recipe: of the run.
+        labels: of the task; their words are the verbalizer's if there is one.
+        defaults: of the method.
+
+    Raises:
+        ArtifactError: the recipe names an artifact that cannot be read.
+    """
+    words, settings = labels, recipe.task_settings
+    if isinstance(settings, Classify) and settings.verbalizer is not None:
+        words = tuple(word for of_label in settings.list_words().values() for word in of_label)
+    section = recipe.method.init
+    if section is None:
+        sampled = isinstance(defaults.init, FromVocabulary)
+        return FromLabels(words) if sampled and words else defaults.init
+    match section.source:
+        case "vocabulary":
+            return FromVocabulary()
+        case "labels":
+            return FromLabels(tuple(section.words or words))
+        case "text":
+            return FromText(section.text or "")
+        case "random":
+            return FromRandom()
+        case "artifact":
+            return FromPrompt(load_artifact(Path(section.path or "")).prompt)
+
+
+def _train(parts: Parts) -> Table:
+    return require(require(parts.tables).get("train"))
+
+
+def _check_training_rows(splits: Sequence[str]) -> None:
+    if "train" not in splits:
+        msg = (
+            f"there are no training rows: the splits are {', '.join(map(repr, splits))}. "
+            "Give some under the name 'train'."
+        )
+        raise DataError(msg)
+
+
+def _check_fields(parts: Parts, collector: FaultCollector) -> None:
+    """Check that the template's fields are columns, with a value in every row."""
+    template, tables = require(parts.template), require(parts.tables)
+    if "train" in tables:
+        collector.check(check_fields, template, tables["train"].column_names)
+    _check_columns(tables, _known(template.fields, tables), collector=collector)
+
+
+def _known(names: Sequence[str], tables: Mapping[str, Table]) -> list[str]:
+    """The columns that the training data has; the others have been reported already."""
+    return [n for n in names if "train" not in tables or n in tables["train"].column_names]
+
+
+def _check_columns(
+    tables: Mapping[str, Table], names: Sequence[str], *, collector: FaultCollector
+) -> None:
+    for split, table in tables.items():
+        collector.check(check_columns, table, names, where=f"the {split} data")
+
+
+def _length_budget(recipe: Recipe, method: Method) -> LengthBudget:
+    """The recipe's limit of a row's length, and the positions that the method's prompt takes.
+
+    The prompt itself decides whether it takes positions: one that was imported may.
+    """
+    training = method.training
+    method.eval()  # its dropout would draw from the global generator
+    with torch.no_grad():
+        taken = method().num_positions
+    method.train(training)
+    return LengthBudget(recipe.data.max_length, taken)
+
+
+def _render(parts: Parts, task: Task, *, split: str) -> None:
+    table, columns = parts.sound[split], [*task.columns, task.target_column]
+    check_columns(table, columns, where=f"the {split} data")
+    parts.hashes[split] = digest_rows(table, columns)
+    parts.rows |= render_splits(
+        {split: table},
+        task,
+        recipe=parts.recipe,
+        room=require(parts.room),
+        template=require(parts.template).text,
+        hashes=parts.hashes,
+    )

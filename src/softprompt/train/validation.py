@@ -1,0 +1,126 @@
+"""Check a recipe with its backbone and its rows: all faults at once, or the plan of the run."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+from accelerate import Accelerator
+
+from softprompt.errors import FaultCollector, RecipeError, format_unknown
+from softprompt.inference.loops import METRICS
+from softprompt.recipe import Recipe, make_recipe
+from softprompt.tasks import Classify
+from softprompt.train.api import make_trainer
+from softprompt.train.setup import RunSetup, check_setup
+from softprompt.train.summary import RunSummary, summarize_run
+
+_PAIR = 2
+
+
+@dataclass(frozen=True, eq=False)
+class CheckResult:
+    """The result of checking a recipe.
+
+    Args:
+        faults: that must be corrected before training.
+        notes: on parts that could not be checked.
+        plan: of the run; None with faults, or if it could not be made.
+
+    Example:
+        >>> result = CheckResult(faults=("train.epoch: unknown key 'epoch'.",))
+        >>> len(result.faults), result.plan
+        (1, None)
+    """
+
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    plan: RunSummary | None = None
+
+
+def check_recipe(recipe: Recipe | Mapping[str, Any]) -> CheckResult:
+    """Check a recipe with its data and its backbone, without training.
+
+    A backbone that would have to be downloaded is not checked, nor is a data set if the Hub cannot
+    be reached; a note reports it.
+
+    Args:
+        recipe: to check; or plain data, as read from TOML, whose own faults are reported too.
+
+    Returns:
+        All faults, each once; or the plan of the run.
+
+    Example:
+        >>> found = check_recipe(
+        ...     {
+        ...         "backbone": {"name": "./nowhere"},
+        ...         "data": {"train": "reviews.csv"},
+        ...         "task": {"kind": "classify", "template": "{text}"},
+        ...         "method": {"name": "prompt-tuning"},
+        ...         "train": {"epoch": 3},
+        ...     }
+        ... )
+        >>> for fault in found.faults:
+        ...     print(fault)  # doctest: +ELLIPSIS
+        train.epoch: unknown key 'epoch'. ... Did you mean 'epochs'?
+        there is no file reviews.csv ...
+        there is no file or folder './nowhere'. Give a Hub id, a folder or a .gguf file.
+        the template has no soft tokens, but prompt-tuning trains them. Write {soft:10} ...
+    """
+    if isinstance(recipe, Recipe):
+        return _check(recipe)
+    try:
+        return _check(make_recipe(recipe))
+    except RecipeError as error:
+        rest = drop_invalid_keys(recipe, error.faults)
+        found = CheckResult() if rest is None else _check(rest)
+        return replace(found, faults=(*error.faults, *found.faults), plan=None)
+
+
+def drop_invalid_keys(data: Mapping[str, Any], faults: Sequence[str]) -> Recipe | None:
+    """The recipe without its faulty keys, so that the rest can be checked too.
+
+    Args:
+        data: the recipe as plain data.
+        faults: of it, each of which begins with the key's path.
+
+    Returns:
+        None if a key that has a fault cannot be left out.
+    """
+    left = deepcopy(dict(data))
+    for fault in faults:
+        *path, last = fault.partition(": ")[0].split(".")
+        table: Any = left
+        for key in path:
+            table = table.get(key) if isinstance(table, dict) else None
+        if isinstance(table, dict):
+            table.pop(last, None)
+    try:
+        return make_recipe(left)
+    except RecipeError:
+        return None
+
+
+def _check(recipe: Recipe) -> CheckResult:
+    collector = FaultCollector(keep_going=True)
+    setup = check_setup(recipe, collector)
+    plan = None if setup is None else collector.attempt(_make_plan, setup)
+    return CheckResult(tuple(collector.faults), tuple(collector.notes), plan)
+
+
+def _make_plan(prepared: RunSetup) -> RunSummary:
+    """The plan, if a trainer can be made."""
+    _check_best_metric(prepared)
+    accelerator = Accelerator(cpu=prepared.backbone.device.type == "cpu")
+    return summarize_run(prepared, steps=make_trainer(prepared, accelerator).total)
+
+
+def _check_best_metric(prepared: RunSetup) -> None:
+    labels, names = len(prepared.task.labels), {"loss"}
+    if labels:
+        names |= {*METRICS["classify"]} - ({"f1"} if labels != _PAIR else set())
+    if not isinstance(prepared.recipe.task_settings, Classify):
+        names |= {*METRICS["generate"]}
+    select = prepared.training.best_metric
+    if select not in names:
+        raise RecipeError([f"train.best_metric: {format_unknown('metric', select, options=names)}"])

@@ -1,0 +1,67 @@
+"""The head alone says what the whole model says."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from softprompt.injection import forward
+from support.parametrize import for_each
+
+
+@pytest.fixture
+def said(backbone, plain, maker, family):
+    """The head, the last hidden states of two rows, and the model's own logits."""
+    inputs = maker(family).batch(maker(family).words(9), maker(family, 1).words(9))
+    given = (
+        {} if inputs.decoder_input_ids is None else {"decoder_input_ids": inputs.decoder_input_ids}
+    )
+    with torch.no_grad():
+        logits = plain(family)(
+            input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, **given
+        ).logits
+    return backbone(family).lm_head, forward(backbone(family), inputs, prompts=[None]), logits
+
+
+@for_each("family")
+def test_it_is_the_models_own(said, family):
+    head, states, logits = said
+    assert_close(head(states), logits, rtol=1e-5, atol=1e-5)
+    assert_close(head(states[1, 2]), logits[1, 2], rtol=1e-5, atol=1e-5)
+
+
+@for_each("family")
+def test_some_tokens_only(said, family):
+    head, states, logits = said
+    tokens = torch.tensor([300, 7, 41])
+    assert_close(head.score_positions(states, tokens), logits[..., tokens], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_a_plain_product_is_seen_to_be_one(backbone, family):
+    """So that label words cost a few rows, not the vocabulary."""
+    assert backbone(family).lm_head.linear is not None
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert", "electra"])
+def test_a_head_with_a_transform_is_not_taken_for_a_product(backbone, family):
+    assert backbone(family).lm_head.linear is None
+
+
+@pytest.mark.parametrize("family", ["gemma3", "bert"])
+def test_label_words_in_bf16_are_near_fp32(backbone, maker, family):
+    inputs = maker(family).batch(maker(family).words(9))
+    tokens = torch.tensor([7, 41])
+    low, high = (backbone(family, d) for d in (torch.bfloat16, torch.float32))
+    states = forward(low, inputs, prompts=[None])
+    said = low.lm_head.score_positions(states, tokens)
+    assert_close(
+        said.float(), high.lm_head.score_positions(states.float(), tokens), rtol=0.02, atol=0.05
+    )
+
+
+@for_each("family")
+def test_the_head_shares_the_models_parameters(backbone, family):
+    own = backbone(family)
+    mine = {id(p) for p in own.model.parameters()}
+    assert all(id(p) in mine for p in own.lm_head.parameters())
+    assert not any(p.requires_grad for p in own.lm_head.parameters())

@@ -1,0 +1,161 @@
+"""How commands speak: exit status, streams, tables; help pages and misspelt words."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+
+import pytest
+import typer
+import typer.main
+from rich.cells import cell_len
+
+from softprompt.cli import app
+from softprompt.cli.console import (
+    format_columns,
+    format_confusion,
+    format_fields,
+    format_scores,
+    print_status_now,
+    report_errors,
+)
+from softprompt.errors import DataError, RecipeError
+
+COMMANDS = [
+    "init", "check", "recipe-schema", "train", "resume", "find-lr", "compare", "evaluate",
+    "predict", "show",
+    "import", "export",
+    "push", "pull",
+]  # fmt: skip
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def command() -> None:
+        raise error
+
+    return report_errors(command)
+
+
+STATUS = [
+    (DataError("the fact"), 2, "the fact\n"),
+    (RecipeError(["a", "b"]), 2, "2 faults in the recipe:\n  - a\n  - b\n"),
+    (KeyboardInterrupt(), 1, "interrupted\n"),
+    (FileNotFoundError(2, "No such file", "x/y"), 2, "x/y: No such file. Check that the path"),
+    (OSError(28, "No space left on device"), 1, "No space left on device. Check that"),
+    (KeyError("x"), 1, "internal error (a bug in softprompt): KeyError: 'x'\nPlease report"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "message"), STATUS)
+def test_every_fault_has_its_status_and_no_traceback(
+    error: BaseException, status: int, message: str, capsys, monkeypatch
+) -> None:
+    with pytest.raises(typer.Exit) as left:
+        raising(error)()
+    out, err = capsys.readouterr()
+    assert (left.value.exit_code, out) == (status, "")
+    assert err.startswith(message)
+    monkeypatch.setenv("SOFTPROMPT_DEBUG", "1")
+    with pytest.raises(typer.Exit):
+        raising(error)()
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_signals_handler_speaks_although_the_stream_is_being_written(
+    tmp_path, monkeypatch
+) -> None:
+    """Python refuses to write to a stream from within a write to it."""
+
+    class Busy:
+        def __init__(self, descriptor: int) -> None:
+            self.fileno = lambda: descriptor
+
+        def write(self, _text: str) -> None:
+            raise RuntimeError
+
+    with (tmp_path / "said").open("wb") as file:
+        monkeypatch.setattr(sys, "stderr", Busy(file.fileno()))
+        print_status_now("stopping")
+    assert (tmp_path / "said").read_text("utf-8") == "stopping\n"
+
+
+def test_what_typer_raises_is_left_to_it() -> None:
+    for error in (typer.Exit(5), typer.BadParameter("no")):
+        with pytest.raises(type(error)):
+            raising(error)()
+
+
+def test_columns_line_up() -> None:
+    text = format_columns([["a", "1", "22"], ["日本", "333", "4"]])
+    assert text.splitlines() == ["a       1  22", "日本  333   4"]
+    assert len({cell_len(line) for line in text.splitlines()}) == 1
+    assert format_fields({"a": "1\n2", "long": "3"}) == "a     1\n      2\nlong  3"
+
+
+def test_scores_are_rounded_and_long_matrices_left_out() -> None:
+    text = format_scores({"loss": 0.12345, "bleu": 12.345, "rows": 1234})
+    assert text.splitlines() == ["loss  0.1235", "bleu   12.35", "rows   1,234"] or "12.34" in text
+    labels = [f"l{i}" for i in range(21)]
+    table = {"labels": labels, "predicted_labels": labels, "counts": [[0] * 21] * 21}
+    assert format_confusion(table) == "confusion of 21 labels: see --json"
+
+
+def test_the_commands_are_these() -> None:
+    assert list(typer.main.get_command(app).commands) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_in_a_line_what_it_does_and_shows_how(command: str, run) -> None:
+    page = run(command, "--help").out
+    lines = [line.strip() for line in page.splitlines()]
+    assert lines[0].startswith(f"Usage: softprompt {command}") or f" {command} " in lines[0]
+    assert lines[2].endswith(".")
+    assert lines[3] == ""
+    assert any(line.startswith(f"Example: softprompt {command} ") for line in lines)
+    assert not {*page} & set("╭│╰─")
+    assert "\x1b[" not in page
+
+
+def test_the_list_of_commands_is_not_cut_off(run) -> None:
+    page = run("--help").out
+    assert "..." not in page.split("Commands:")[1]
+
+
+def test_misspelt_words_are_guessed(run) -> None:
+    assert run("trian", "recipe.toml").is_mistake("No such command 'trian'", "'train'")
+    assert run("train", "recipe.toml", "--ouput", "x").is_mistake("--ouput", "--output")
+    assert run("train").is_mistake("Missing argument", "RECIPE")
+    assert run("predict", "x", "a", "--batch-size", "0").is_mistake(
+        "--batch-size", "greater than or equal to 1"
+    )
+
+
+def test_the_version_is_said(run) -> None:
+    assert run("--version").out == f"softprompt {version('softprompt')}\n"
+
+
+def test_help_waits_for_no_heavy_import() -> None:
+    program = (
+        "import sys\nfrom softprompt.cli import main\n"
+        "sys.argv = ['softprompt', 'train', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as left:\n    assert left.code == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'sklearn', 'numpy'}\n"
+        "heavy |= {'huggingface_hub'}\n"
+        "print(sorted(heavy & {*sys.modules}), file=sys.stderr)"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert (done.returncode, done.stderr.strip()) == (0, "[]")
+
+
+def test_python_can_run_it_as_a_module() -> None:
+    command = [sys.executable, "-m", "softprompt", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"softprompt {version('softprompt')}\n"

@@ -1,0 +1,67 @@
+"""The probe reads what transformers gives, and is scikit-learn's own on it."""
+
+import numpy as np
+import pytest
+import torch
+
+from softprompt.compare import FeatureReader, fit_probe
+
+TEXTS = ["good film", "a bad movie and a bad film", "the great movie was good", "it was bad"] * 3
+ROWS = [{"text": t, "label": "n" if "bad" in t else "p"} for t in TEXTS]
+
+
+def theirs(model, tokenizer, text, family):
+    """The features of one row alone, by transformers."""
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    body = model.get_encoder() if family == "t5" else model.base_model
+    with torch.no_grad():
+        states = body(input_ids=ids).last_hidden_state[0]
+    return {"mean": states.mean(dim=0), "point": states[0 if family == "bert" else -1]}
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "t5"])
+def test_features_are_those_of_a_row_alone(backbone, plain, family):
+    made = backbone(family)
+    read = FeatureReader(made, "{text}").read(ROWS)
+    for at, row in enumerate(ROWS):
+        wanted = theirs(plain(family), made.tokenizer, row["text"], family)
+        for name in ("mean", "point"):
+            np.testing.assert_allclose(read[name][at], wanted[name], atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_it_answers_as_its_regression_does_and_counts_itself(backbone, family):
+    reader = FeatureReader(backbone(family), "{text}")
+    probe = fit_probe(reader, train=ROWS, validation=ROWS[:4], target="label")
+    features = probe.reader.read(ROWS)[probe.reading]
+    scale, regression = probe.fitted[0], probe.fitted[1]
+    plane = (features - scale.mean_) / scale.scale_ @ regression.coef_[0] + regression.intercept_
+    assert probe(ROWS) == [regression.classes_[int(side)] for side in plane > 0]
+    assert probe.cost.trainable == 32 + 1
+    assert probe.cost.size == 4 * 33
+
+
+def test_what_the_features_tell_apart_is_learnt(backbone):
+    """Four texts stand in the training rows three times: a linear rule of 32 features exists."""
+    reader = FeatureReader(backbone("llama"), "{text}")
+    probe = fit_probe(reader, train=ROWS, validation=ROWS, target="label")
+    assert probe(ROWS) == [row["label"] for row in ROWS]
+
+
+def test_validation_rows_decide(backbone):
+    """Labels of the validation rows turned round: the worst fit to the training rows wins."""
+    reader = FeatureReader(backbone("llama"), "{text}")
+    turned = [row | {"label": "n" if row["label"] == "p" else "p"} for row in ROWS]
+    kept = fit_probe(reader, train=ROWS, validation=ROWS, target="label")
+    other = fit_probe(reader, train=ROWS, validation=turned, target="label")
+    right = [
+        sum(a == row["label"] for a, row in zip(p(ROWS), ROWS, strict=True)) for p in (kept, other)
+    ]
+    assert right[1] <= right[0]
+
+
+def test_a_row_longer_than_the_backbone_is_cut(backbone):
+    made = backbone("llama")
+    assert made.geometry.max_positions == 64
+    long = [{"text": " good" * 200}]
+    assert np.isfinite(FeatureReader(made, "{text}").read(long)["mean"]).all()

@@ -1,0 +1,276 @@
+"""A model at work takes rows of any shape, answers at once, and says in a line what it is."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from softprompt.errors import ArtifactError, DataError, PromptError, SoftpromptWarning
+from softprompt.inference import Ensemble, PromptModel
+from softprompt.inference.loops import EvaluationReport
+from softprompt.tasks import Classify
+
+TEXTS = ["a good film", "dull", "the story is old"]
+LABELS = ["positive", "negative", "negative"]
+ROWS = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS, strict=True)]
+SHAPES = {
+    "list": lambda: ROWS,
+    "generator": lambda: (row for row in ROWS),
+    "pandas": lambda: pd.DataFrame(ROWS),
+    "polars": lambda: pytest.importorskip("polars").DataFrame(ROWS),
+    "datasets": lambda: datasets.Dataset.from_list(ROWS),
+    "datasets of classes": lambda: datasets.Dataset.from_list(ROWS).cast_column(
+        "label", datasets.ClassLabel(names=["negative", "positive"])
+    ),
+    "datasets stream": lambda: datasets.Dataset.from_list(ROWS).to_iterable_dataset(),
+    "pyarrow": lambda: pa.Table.from_pylist(ROWS),
+}
+COLUMNS = {
+    "texts": lambda: TEXTS,
+    "pandas column": lambda: pd.Series(TEXTS),
+    "numpy": lambda: np.array(TEXTS),
+}
+Made = Callable[..., PromptModel]
+
+
+@pytest.fixture
+def pair(model: Made) -> Ensemble:
+    """Two members that differ."""
+    two = Classify("so {text} is{soft:3}", verbalizer={"negative": " bad", "positive": " good"})
+    one = Classify("{soft:3}{text} is", verbalizer={"negative": " bad", "positive": " good"})
+    return Ensemble([model("causal words", settings=s) for s in (one, two)])
+
+
+@pytest.mark.parametrize("shape", SHAPES | COLUMNS)
+def test_every_shape_is_answered_as_the_list(model: Made, pair: Ensemble, shape: str) -> None:
+    make = (SHAPES | COLUMNS)[shape]
+    for own in (model("causal words"), pair):
+        assert own.predict(make()) == own.predict(ROWS)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_is_evaluated_as_the_list(model: Made, pair: Ensemble, shape: str) -> None:
+    for own in (model("causal words"), pair):
+        assert own.evaluate(SHAPES[shape]()) == own.evaluate(ROWS)
+
+
+def test_a_text_is_one_row(model: Made, pair: Ensemble) -> None:
+    for own in (model("causal words"), pair):
+        assert own.predict("dull") == own.predict(["dull"])
+        assert own.predict({"text": "dull"}) == own.predict(["dull"])
+        assert own.predict_proba("dull").shape == (1, 2)
+
+
+def test_faults_show_at_the_call(model: Made, pair: Ensemble) -> None:
+    for own in (model("causal words"), pair):
+        for given in (7, None, b"dull", [7], [{"txet": "a"}], pd.DataFrame({"text": [None]})):
+            with pytest.raises(DataError):
+                own.predict(given)
+        with pytest.raises(DataError, match="cannot be read from a value of type int"):
+            own.predict_stream(7)
+
+
+@pytest.mark.parametrize("way", ["causal words", "head on [CLS]", "answer words"])
+def test_probabilities_are_those_of_the_answers(model: Made, rows, way: str) -> None:
+    own = model(way)
+    found = own.predict_proba(rows)
+    assert (found.dtype, found.shape) == (np.float64, (len(rows), 2))
+    assert own.labels == ("negative", "positive")
+    for line, answer in zip(found, own.predict(rows), strict=True):
+        assert [*line] == [answer.probabilities[label] for label in own.labels]
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-6)
+    assert own.predict_proba([]).shape == (0, 2)
+
+
+def test_probabilities_of_an_ensemble_are_the_members_mean(pair: Ensemble, rows) -> None:
+    mean = sum(member.predict_proba(rows) for member in pair.members) / 2
+    np.testing.assert_allclose(pair.predict_proba(rows), mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["text", "a choice"])
+def test_written_text_has_no_probabilities(model: Made, way: str) -> None:
+    for own in (model(way), Ensemble([model(way)])):
+        with pytest.raises(PromptError, match=r"no probabilities\. Use predict, or train a prompt"):
+            own.predict_proba(["a"])
+
+
+def trained_on(model: Made, folder: Path, **data: object) -> PromptModel:
+    """A model whose recipe names files."""
+    for name, rows in {"train": ROWS * 4, "validation": ROWS[:2], "test": ROWS}.items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines, "utf-8")
+    own = model("causal words")
+    named = {"train": str(folder / "train.jsonl")} | data
+    manifest = replace(own.artifact.manifest, recipe={"seed": 1, "data": named})
+    return replace(own, artifact=replace(own.artifact, manifest=manifest))
+
+
+def test_a_split_is_evaluated_as_the_rows_of_its_file(model: Made, tmp_path: Path) -> None:
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("validation", "test")}
+    own = trained_on(model, tmp_path, **files)
+    assert own.evaluate() == own.evaluate(split="test") == own.evaluate(ROWS)
+    assert own.evaluate(split="validation") == own.evaluate(ROWS[:2])
+    assert own.evaluate(split="train").rows == 12
+    assert Ensemble([own, own]).evaluate(split="validation").rows == 2
+    assert own.read_split("test").to_list() == ROWS
+
+
+def test_a_split_that_the_data_lacks_is_refused(model: Made, tmp_path: Path) -> None:
+    own = trained_on(model, tmp_path, validation=str(tmp_path / "validation.jsonl"))
+    with pytest.raises(ArtifactError, match=r"unknown split 'test'\. Options: train, validation"):
+        own.evaluate()
+    with pytest.raises(DataError, match="both rows and the split 'test' are given"):
+        own.evaluate(ROWS, split="test")
+
+
+def test_rows_that_changed_are_told(model: Made, tmp_path: Path) -> None:
+    own = trained_on(model, tmp_path, test=str(tmp_path / "test.jsonl"))
+    data = {"test": {"rows": 3, "sha256": "0" * 64}}
+    changed = replace(
+        own, artifact=replace(own.artifact, manifest=replace(own.artifact.manifest, data=data))
+    )
+    with pytest.warns(SoftpromptWarning, match="the test data has changed since"):
+        assert changed.evaluate() == own.evaluate()
+    with pytest.warns(SoftpromptWarning, match="member 2 was not trained with the same test rows"):
+        Ensemble([own, changed]).evaluate()
+
+
+RECIPES = [
+    ({}, "does not say which data it was trained on. Give the rows"),
+    ({"data": {"train": "memory"}}, "does not say which data it was trained on"),
+    ({"data": {"train": 7}}, "recipe cannot be read: data.train: "),
+    ({"data": {"train": "a.csv", "more": 1}}, "recipe cannot be read: data.more: "),
+    ({"data": {"train": "a.csv"}, "seed": "x"}, "recipe cannot be read: seed is 'x'"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "said"), RECIPES)
+def test_a_recipe_that_names_no_rows_is_told(model: Made, recipe: dict, said: str) -> None:
+    own = model("causal words", recipe=recipe)
+    with pytest.raises(ArtifactError) as caught:
+        own.evaluate()
+    assert said in str(caught.value)
+
+
+def test_a_folder_is_never_looked_up_on_the_hub(
+    model: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = model("causal words")
+    own.save("runs/sentiment")
+    again = PromptModel.from_pretrained("runs/sentiment", backbone=own.backbone)
+    assert again.predict(ROWS) == own.predict(ROWS)
+    with pytest.raises(ArtifactError) as caught:
+        PromptModel.from_pretrained("runs/sentimnt", backbone=own.backbone)
+    assert "there is no folder runs/sentimnt" in str(caught.value)
+    assert "Did you mean sentiment? To download from the Hub, give OWNER/NAME" in str(caught.value)
+    for path in ("sentiment", "./sentiment", tmp_path / "sentiment"):
+        with pytest.raises(ArtifactError, match="there is no folder"):
+            PromptModel.from_pretrained(path, backbone=own.backbone)
+    with pytest.raises(ArtifactError, match="is a path, which has no revision 'main'"):
+        PromptModel.from_pretrained("runs/sentiment", revision="main", backbone=own.backbone)
+
+
+def saved_twice(own: PromptModel, folder: Path) -> tuple[bytes, bytes]:
+    """The tensors as they were saved, and as they are saved again once loaded."""
+    first = own.save(folder / "one")
+    second = PromptModel.from_pretrained(first, backbone=own.backbone).save(folder / "two")
+    return tuple((place / "prompt.safetensors").read_bytes() for place in (first, second))
+
+
+@pytest.mark.parametrize("way", ["causal words", "head on [CLS]", "text"])
+def test_loaded_and_saved_it_is_the_same_to_the_last_bit(
+    model: Made, tmp_path: Path, way: str
+) -> None:
+    one, two = saved_twice(model(way), tmp_path)
+    assert one == two
+
+
+@pytest.mark.parametrize("way", ["causal words", "causal words, prefix", "head on [CLS]", "text"])
+def test_values_say_in_a_line_what_they_are(model: Made, rows, way: str) -> None:
+    own = model(way)
+    values = [own, own.prompt, own.artifact, own.artifact.manifest, own.backbone]
+    values += [Ensemble([own, own]), own.predict(rows)[0]]
+    values += [own.evaluate(rows)] if way != "text" else []
+    for value in values:
+        line = repr(value)
+        assert line.startswith(f"{type(value).__name__}(")
+        assert len(line) < 200
+        assert "tensor" not in line.lower()
+        assert "\n" not in line
+
+
+def test_the_lines_hold_the_facts(model: Made) -> None:
+    own = model("causal words")
+    assert repr(own.prompt) == "InputPrompt(length=3, width=32, dtype=float32)"
+    assert repr(own) == (
+        "PromptModel(task='classify', labels=2, backbone='llama', "
+        "prompt=InputPrompt(length=3, width=32, dtype=float32))"
+    )
+    prefix = model("causal words, prefix").prompt
+    assert repr(prefix).startswith("KVPrefix(length=")
+    assert re.search(r"layers=2, heads=4, head_size=8, dtype=float32\)$", repr(prefix))
+    count = sum(p.numel() for p in own.backbone.model.parameters())
+    assert f"family='llama', kind='causal', parameters={count:,}, " in repr(own.backbone)
+    report = EvaluationReport(7, {"loss": 0.51234, "accuracy": 0.5}, None)
+    assert repr(report) == "EvaluationReport(rows=7, loss=0.5123, accuracy=0.5)"
+
+
+def test_a_long_name_is_shown_by_its_end(model: Made) -> None:
+    own = model("causal words")
+    name = "/" + "far/" * 60 + "llama"
+    manifest = replace(
+        own.artifact.manifest, backbone=own.artifact.manifest.backbone | {"name": name}
+    )
+    line = repr(replace(own, artifact=replace(own.artifact, manifest=manifest)))
+    assert len(line) < 200
+    assert "far/llama" in line
+
+
+class Checked(HTMLParser):
+    """Whether what is opened is closed, and the text that a reader sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, _attrs: object) -> None:
+        self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.seen.append(data)
+
+
+def read_html(html: str) -> list[str]:
+    parser = Checked()
+    parser.feed(html)
+    parser.close()
+    assert parser.open == []
+    return parser.seen
+
+
+def test_a_notebook_shows_tables_in_which_nothing_is_code(model: Made, rows) -> None:
+    own = model("causal words")
+    template = "{soft:3}<b>{text}</b> & so"
+    manifest = replace(own.artifact.manifest, template=template)
+    marked = replace(own, artifact=replace(own.artifact, manifest=manifest))
+    for value in (marked, Ensemble([marked, marked])):
+        html = value._repr_html_()
+        assert template in read_html(html)
+        assert "<b>" not in html
+    report = own.evaluate(rows)
+    seen = read_html(report._repr_html_())
+    assert f"{report.metrics['accuracy']:.4f}" in seen
+    assert [*map(str, report.confusion.counts[0])] == seen[-5:-3]

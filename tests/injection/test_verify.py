@@ -1,0 +1,173 @@
+"""A backbone that does not listen is refused at load, with the part that is deaf."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from softprompt.backbone import make_example_inputs, wrap_model
+from softprompt.backbone.loading import choose_dtype, select_device
+from softprompt.errors import BackboneError
+from softprompt.injection import forward, load_backbone, verify_backbone
+from softprompt.injection.verify import _gradients
+from softprompt.prompt import InputPrompt
+from softprompt.recipe import BackboneConfig
+from softprompt.train.recipe_backbone import load_recipe_backbone
+from support.parametrize import for_each
+
+
+def message(own) -> str:
+    with pytest.raises(BackboneError) as error:
+        verify_backbone(own)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@for_each("family")
+def test_every_family_listens(backbone, family, dtype):
+    verify_backbone(backbone(family, dtype))
+
+
+@for_each("family")
+def test_proving_leaves_no_trace(backbone, family):
+    own = backbone(family)
+    before = forward(own, make_example_inputs(own), prompts=[None])
+    verify_backbone(own)
+    assert torch.equal(forward(own, make_example_inputs(own), prompts=[None]), before)
+    assert all(p.grad is None for p in own.model.parameters())
+
+
+def test_also_where_no_gradient_is_wanted(backbone):
+    with torch.no_grad():
+        verify_backbone(backbone("llama"))
+
+
+def test_an_attention_that_ignores_prefixes(new_backbone):
+    own = new_backbone("llama")
+    for module in own.model.modules():
+        module._forward_pre_hooks.clear()
+    assert message(own) == (
+        "backbone 'llama' (llama) failed verification: a random KVPrefix does not change its "
+        "output, so training could not work. Choose another backbone, or report its family."
+    )
+
+
+def test_one_layer_that_ignores_prefixes(new_backbone):
+    own = new_backbone("bert")
+    first = dict(list(own.site_of.items())[:1])
+    assert "a random KVPrefix receives no gradient at its keys" in message(
+        replace(own, site_of=first)
+    )
+
+
+def test_a_table_that_ignores_vectors(new_backbone):
+    own = new_backbone("gpt2")
+    own.input_embeddings.forward = lambda ids: torch.nn.functional.embedding(
+        ids.clamp(max=own.geometry.vocab_size - 1), own.input_embeddings.weight
+    )
+    assert "a random InputPrompt receives no gradient at its vectors" in message(own)
+
+
+@pytest.mark.parametrize("cut", [torch.Tensor.detach, lambda t: t * 0 + t.detach()])
+def test_a_gradient_that_is_cut(new_backbone, cut):
+    """Wholly, as under no_grad inside a model's code, or multiplied away."""
+    own = new_backbone("llama")
+    own.model.model.layers[0].register_forward_hook(lambda _module, _args, output: cut(output))
+    assert "a random InputPrompt receives no gradient at its vectors" in message(own)
+
+
+def test_a_fresh_normalisation_hides_no_gradient(tokenizer):
+    """The squares behind a LayerNorm of ones add up to a constant: a gradient of rounding only."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=366,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+    )
+    own = wrap_model(
+        "fresh", BertForMaskedLM(config), tokenizer=tokenizer("encoder"), kind="encoder"
+    )
+    inputs, vectors = make_example_inputs(own), torch.randn(2, 32, requires_grad=True)
+    inputs.input_ids[0, :2] = torch.arange(2) + 366
+    states = forward(own, inputs, prompts=[InputPrompt(vectors * own.geometry.embedding_rms)])
+    (found,) = _gradients(states, [vectors])
+    assert found.abs().max() > 1e-2
+
+
+def test_loading_proves(saved, monkeypatch):
+    folder = saved("gpt2")
+    monkeypatch.setattr("softprompt.backbone.hooks._embed", lambda table, ids: table(ids % 366))
+    with pytest.raises(
+        BackboneError, match="failed verification: a random InputPrompt receives no grad"
+    ):
+        load_backbone(str(folder), dtype="float32", device="cpu")
+
+
+def test_the_defaults_are_those_of_a_recipe(saved):
+    """One default in Python, in a recipe and for an artifact: the machine's best."""
+    folder = str(saved("llama"))
+    own, of_recipe = load_backbone(folder), load_recipe_backbone(BackboneConfig(name=folder))
+    best = select_device()
+    assert own.device.type == of_recipe.device.type == torch.device(best).type
+    assert own.dtype == of_recipe.dtype == choose_dtype("auto", best)
+    assert own.dropout is of_recipe.dropout is False
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "torch.bfloat16", torch.bfloat16])
+def test_a_precision_by_its_name_or_as_torch_has_it(saved, dtype):
+    assert load_backbone(str(saved("gpt2")), dtype=dtype, device="cpu").dtype == torch.bfloat16
+
+
+def test_without_a_precision_it_is_the_checkpoints(saved, new_model):
+    half = saved("gpt2", new_model("gpt2", dtype=torch.bfloat16))
+    assert load_backbone(str(half), dtype=None, device="cpu").dtype == torch.bfloat16
+    whole = saved("llama")
+    assert load_backbone(str(whole), dtype=None, device="cpu").dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"dtype": "float31"},
+            (
+                "unknown dtype 'float31'. Options: auto, bfloat16, float16, float32. "
+                "Did you mean 'float32'?"
+            ),
+        ),
+        (
+            {"dtype": torch.int8},
+            "unknown dtype 'int8'. Options: auto, bfloat16, float16, float32.",
+        ),
+        ({"device": "cpv"}, "unknown device 'cpv'. Options: auto, cpu. Did you mean 'cpu'?"),
+        (
+            {"device": torch.device("cuda:1")},
+            "device 'cuda:1' is not on this machine. It has: cpu. Give one of these, or 'auto'.",
+        ),
+    ],
+)
+def test_misspelt_options_are_told_before_anything_is_read(monkeypatch, given, message):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(BackboneError) as caught:
+        load_backbone("there is no such folder", **given)
+    assert str(caught.value) == message
+
+
+def test_dropout_is_kept_when_asked(saved, new_model):
+    folder = str(saved("bert", new_model("bert", dropout=True)))
+    assert not load_backbone(folder, device="cpu").dropout
+    assert load_backbone(folder, device="cpu", keep_dropout=True).dropout
+
+
+def test_loading_is_logged_and_says_nothing_else(saved, caplog, capsys):
+    folder = str(saved("llama"))
+    capsys.readouterr()
+    with caplog.at_level(logging.INFO, logger="softprompt"):
+        load_backbone(folder, dtype="float32", device="cpu")
+    said = f"loaded {folder} (llama, causal) in torch.float32 on cpu"
+    assert [record.getMessage() for record in caplog.records] == [said]
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,154 @@
+"""Artifacts of every sort, made of bits that are easily lost, and ways to spoil saved ones."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from softprompt.artifact import (
+    Artifact,
+    ManifestFields,
+    describe_backbone,
+    make_artifact,
+    save_artifact,
+)
+from softprompt.backbone import Backbone
+from softprompt.inference import PromptModel, attach
+from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+from softprompt.tasks import Classify, TaskSettings
+
+ORIGIN: ManifestFields = {
+    "template": "{soft:3} {text} – war es schön? {mask}",  # noqa: RUF001  # a real dash
+    "max_length": 64,
+    "task": {"kind": "classify", "verbalizer": {"gut": "good", "schlecht": ["bad", "awful"]}},
+    "labels": ["gut", "schlecht"],
+    "backbone": {
+        "name": "tiny/bert",
+        "revision": "0123abc",
+        "fingerprint": "0123456789abcdef-fedcba9876543210",
+        "model_type": "bert",
+    },
+    "data": {"hashes": {"train": "ab12"}, "sources": ["reviews.csv"], "rows": {"train": 100}},
+    "recipe": {"train": {"rate": 0.01, "max_steps": 100, "resume": False, "seed": None}},
+    "metrics": {"accuracy": 0.875, "macro_f1": 0.1 + 0.2},
+}
+
+# Arguments of ``make_sample``: every kind and precision, with and without a head.
+SAMPLES = [
+    pytest.param(
+        {"kind": kind, "dtype": dtype, "head": head},
+        id=f"{kind}-{dtype}-{'head' if head else 'bare'}",
+    )
+    for kind in ("input", "kv")
+    for dtype in ("float32", "bfloat16", "float16")
+    for head in (False, True)
+]
+
+
+def draw_numbers(*size: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """Random numbers with a negative zero and the smallest number that is none among them."""
+    made = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    made.view(-1)[:2] = torch.tensor([-0.0, torch.finfo(dtype).smallest_normal / 4], dtype=dtype)
+    return made
+
+
+def make_sample(kind: str = "input", dtype: str = "float32", *, head: bool = False) -> Artifact:
+    precision = getattr(torch, dtype)
+    prompt: Prompt
+    if kind == "input":
+        prompt = InputPrompt(draw_numbers(3, 8, dtype=precision))
+    else:
+        keys, values = (draw_numbers(2, 4, 3, 5, dtype=precision, seed=seed) for seed in (1, 2))
+        prompt = KVPrefix(keys, values, (1, 3), shift_positions=True)
+    weights = {
+        "dense.weight": draw_numbers(2, 8, dtype=torch.float32, seed=3),
+        "scale": torch.tensor(0.5),
+    }
+    return make_artifact(prompt, weights if head else {}, **ORIGIN)
+
+
+def read_bits(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype, bytes]:
+    """All that there is to know of a tensor."""
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tuple(tensor.shape), tensor.dtype, raw
+
+
+class Stored:
+    """An artifact on disk that can be spoilt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = folder / "manifest.json"
+        self.tensors = folder / "prompt.safetensors"
+
+    def edit(self, **changes: object) -> None:
+        """Set keys of the manifest."""
+        content = json.loads(self.manifest.read_text("utf-8"))
+        self.manifest.write_text(json.dumps(content | changes), "utf-8")
+
+    def drop(self, key: str) -> None:
+        """Take a key out of the manifest."""
+        content = json.loads(self.manifest.read_text("utf-8"))
+        del content[key]
+        self.manifest.write_text(json.dumps(content), "utf-8")
+
+    def put(self, raw: bytes) -> None:
+        """Replace the tensors' file, and let the manifest vouch for it."""
+        self.tensors.write_bytes(raw)
+        self.edit(digest=hashlib.sha256(raw).hexdigest())
+
+    def put_tensors(self, **tensors: Tensor) -> None:
+        """Likewise, by name; two underscores stand for a dot."""
+        named = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+        self.put(safetensors.torch.save(named))
+
+
+def store_sample(folder: Path, kind: str = "input") -> Stored:
+    """A sample on disk, in a folder below the given one."""
+    return Stored(save_artifact(make_sample(kind), folder / "mood"))
+
+
+WORDS = {"no": " bad", "yes": " good"}
+TEXTS = ["the film was good", "bad", "a dull story and an awful actor in a boring film", "great"]
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Prompts at work on tiny backbones, asked for label words or by a head."""
+
+    backbone: Callable[[str], Backbone]
+    maker: Callable[..., Any]
+
+    def asking(self, own: Backbone, template: str) -> Classify:
+        """Label words, which every backbone can say; an encoder at the mask."""
+        mask = " {mask}" if own.geometry.architecture == "encoder" else ""
+        return Classify(template=f"{template}{mask}", verbalizer=WORDS)
+
+    def vectors(self, family: str, length: int = 3) -> Tensor:
+        return self.maker(family).input_prompt(length).vectors
+
+    def model(
+        self,
+        own: Backbone,
+        prompt: Prompt,
+        settings: TaskSettings,
+        *,
+        head: Mapping[str, Tensor] | None = None,
+        **origin: object,
+    ) -> PromptModel:
+        told = {"kind": settings.kind, **asdict(settings)}
+        usual = {"template": settings.template, "task": told, "labels": ["no", "yes"]}
+        more = {"backbone": describe_backbone(own), "recipe": {}, "max_length": None}
+        return attach(make_artifact(prompt, head or {}, **ORIGIN | usual | more | origin), own)
+
+    def scores(self, model: PromptModel, texts: Sequence[str] = TEXTS) -> Tensor:
+        """Of texts of different lengths, in one batch."""
+        with torch.no_grad():
+            return model.task.compute_scores([model.render(text) for text in texts], [model.prompt])

@@ -1,0 +1,72 @@
+"""Recipes of small runs, for every kind of task, and what runs write."""
+
+import json
+from copy import copy, deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from softprompt.train import RunSetup
+from support.tiny_models import ENCODERS, SMALL
+
+
+def make_task_table(kind: str, *, family: str, soft: bool) -> dict[str, Any]:
+    """The ``[task]`` of a recipe: label words, a trained head, or text."""
+    prompt = "{soft:3}" if soft else ""
+    match kind:
+        case "words":
+            mask = " {mask}" if family in ENCODERS else " movie"
+            words = {"negative": " bad", "positive": " good"}
+            return {
+                "kind": "classify",
+                "template": f"{prompt}{{text}}{mask}",
+                "verbalizer": words,
+            }
+        case "head":
+            return {"kind": "classify", "template": f"{prompt}{{text}}"}
+        case _:
+            return {
+                "kind": "generate",
+                "template": f"{{text}} is{prompt}",
+                "target_column": "answer",
+                "max_new_tokens": 4,
+            }
+
+
+def make_recipe_data(
+    family: str = "llama",
+    method: str = "prompt-tuning",
+    *,
+    task: str = "words",
+    settings: dict[str, Any] | None = None,
+    backbone: dict[str, Any] | None = None,
+    cache: dict[str, float] | None = None,
+    **train: Any,
+) -> dict[str, Any]:
+    """A recipe as plain data; ``train`` is its last table."""
+    soft = method in {"prompt-tuning", "p-tuning"}
+    usual = {"batch_size": 4, "epochs": 2, "learning_rate": 0.05, "lr_scheduler": "linear"}
+    return {
+        "seed": 7,
+        "backbone": {"name": family, "device": "cpu", "dtype": "float32"} | (backbone or {}),
+        # What is not given is not there: nothing is split off.
+        "data": {"train": "memory", "split_sizes": {"train": 1.0, "validation": 0.0, "test": 0.0}},
+        "task": make_task_table(task, family=family, soft=soft),
+        "method": {"name": method} | SMALL.get(method, {}) | (settings or {}),
+        "train": usual | train,
+        "cache": cache or {},
+    }
+
+
+def renew_run(prepared: RunSetup) -> RunSetup:
+    """The same parts with a method and a head of their own, as they were at the start."""
+    task = copy(prepared.task)
+    if task.head is not None:
+        task._head = deepcopy(task.head)
+    return replace(prepared, task=task, method=deepcopy(prepared.method))
+
+
+def read_events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of one kind that a run wrote into its folder."""
+    lines = (folder / "events.jsonl").read_text("utf-8").splitlines()
+    return [event for line in lines if (event := json.loads(line))["event"] == kind]

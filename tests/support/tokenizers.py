@@ -1,0 +1,54 @@
+"""Small tokenizers, trained on the spot."""
+
+# The "passwords" of S106 are names of special tokens.
+# ruff: noqa: S106
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+CORPUS = [
+    "the film is a good film, and its ending is as good as its beginning",
+    "a bad film: the plot is thin and nobody in it is worth a word",
+    "Review: it was great. It was terrible! Was it good? Yes; no.",
+    "user and assistant talk about films <and> numbers 1 2 3 [in] brackets / slashes",
+    "tags look <|like|> <|this|> and </that> too",
+] * 5
+
+
+def train_byte_level(
+    specials: Sequence[str], *, corpus: Sequence[str] = CORPUS, vocab_size: int = 400
+) -> Tokenizer:
+    """Byte-level BPE of a corpus."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*specials],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(corpus, trainer)
+    return core
+
+
+def train_unigram(scheme: str, specials: Sequence[str]) -> Tokenizer:
+    """Unigram of the corpus; ``scheme`` says when a word boundary is put in front."""
+    core = Tokenizer(models.Unigram())
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    core.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=specials, unk_token="<unk>", show_progress=False
+    )
+    core.train_from_iterator(CORPUS, trainer)
+    return core
+
+
+def set_special_tokens(core: Tokenizer, *, single: str, pair: str, specials: Sequence[str]) -> None:
+    """Put special tokens around a text and around a pair of texts."""
+    core.post_processor = processors.TemplateProcessing(
+        single=single,
+        pair=pair,
+        special_tokens=[(token, core.token_to_id(token)) for token in specials],
+    )

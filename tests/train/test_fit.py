@@ -1,0 +1,341 @@
+"""Training from Python: any shape of rows, the same numbers as a recipe, warnings, progress."""
+
+import json
+import logging
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+import softprompt
+from softprompt import (
+    Classify,
+    DataError,
+    Evaluation,
+    FromText,
+    PTuningV2,
+    RecipeError,
+    SoftpromptWarning,
+    Started,
+    Step,
+    TrainingConfig,
+    TrainingError,
+    fit,
+    load_backbone,
+    make_recipe,
+    train_recipe,
+)
+
+quietly = pytest.mark.filterwarnings("ignore::softprompt.errors.SoftpromptWarning")
+TASK = Classify("{soft:3}{text} movie", verbalizer={"negative": " bad", "positive": " good"})
+CONFIG = TrainingConfig(seed=7, epochs=2, batch_size=4, learning_rate=0.05)
+
+
+def assert_same(one, other) -> None:
+    """Two models have the same prompt, bit for bit."""
+    first, second = one.artifact.to_tensors(), other.artifact.to_tensors()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def split(rows):
+    """Rows to learn from and rows to select by."""
+    return {"train": rows(11, 0), "validation": rows(5, 1)}
+
+
+@quietly
+def test_it_trains_as_a_recipe_does(saved, split, tmp_path) -> None:
+    """The same events to the last bit, as the run's folder has them."""
+    folder = str(saved("llama"))
+    data = {}
+    for name, part in split.items():
+        data[name] = str(tmp_path / f"{name}.jsonl")
+        Path(data[name]).write_text("\n".join(json.dumps(row) for row in part), "utf-8")
+    recipe = make_recipe(
+        {
+            "seed": 7,
+            "backbone": {"name": folder, "device": "cpu", "dtype": "float32"},
+            "data": data,
+            "task": {
+                "kind": "classify",
+                "template": TASK.template,
+                "verbalizer": dict(TASK.verbalizer),
+            },
+            "method": {"name": "prompt-tuning"},
+            "train": CONFIG.as_table(),
+        }
+    )
+    ours, theirs = [], []
+    model = fit(
+        load_backbone(folder, device="cpu", dtype="float32"),
+        TASK,
+        split,
+        config=CONFIG,
+        callbacks=[ours.append],
+    )
+    again = train_recipe(recipe, tmp_path / "run", callbacks=[theirs.append])
+    assert ours == theirs
+    assert sum(isinstance(event, Step) for event in ours) == 6
+    assert_same(model, again)
+
+
+@quietly
+def test_a_backbone_by_its_name_is_the_one_that_is_loaded(saved, split) -> None:
+    folder = saved("gpt2")
+    loaded = fit(load_backbone(folder), TASK, split, config=CONFIG)
+    assert_same(fit(str(folder), TASK, split, config=CONFIG), loaded)
+    assert_same(fit(folder, TASK, split, config=CONFIG), loaded)
+
+
+def of_classes(rows) -> Dataset:
+    """Labels as numbers that have names."""
+    kinds = Features(
+        text=Value("string"),
+        label=ClassLabel(names=["negative", "positive"]),
+        answer=Value("string"),
+    )
+    return Dataset.from_list(rows, features=kinds)
+
+
+def of_polars(rows):
+    return pytest.importorskip("polars").DataFrame(rows)
+
+
+SHAPES = {
+    "generator": iter,
+    "pandas": pd.DataFrame,
+    "polars": of_polars,
+    "datasets": Dataset.from_list,
+    "classes": of_classes,
+    "arrow": lambda rows: Dataset.from_list(rows).data.table,
+}
+
+
+@quietly
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_every_shape_of_rows_gives_the_same_prompt(backbone, split, shape) -> None:
+    own = backbone("llama")
+    wanted = fit(own, TASK, split, config=CONFIG)
+    made = {name: shape(part) for name, part in split.items()}
+    assert_same(fit(own, TASK, made, config=CONFIG), wanted)
+    train, validation = (shape(split[name]) for name in ("train", "validation"))
+    assert_same(fit(own, TASK, train, validation=validation, config=CONFIG), wanted)
+
+
+@quietly
+def test_splits_as_a_dataset_dict(backbone, split) -> None:
+    own = backbone("llama")
+    given = DatasetDict({name: Dataset.from_list(part) for name, part in split.items()})
+    assert_same(fit(own, TASK, given, config=CONFIG), fit(own, TASK, split, config=CONFIG))
+
+
+@quietly
+def test_rows_are_set_aside_to_select_by(backbone, rows) -> None:
+    counts = {}
+    for name, more in (
+        ("default", {}),
+        ("a fifth", {"validation": 0.2}),
+        ("none", {"validation": 0}),
+    ):
+        seen = []
+        fit(backbone("llama"), TASK, rows(20), config=CONFIG, callbacks=[seen.append], **more)
+        counts[name] = next(event.rows for event in seen if isinstance(event, Started))
+    assert counts == {
+        "default": {"train": 18, "validation": 2},
+        "a fifth": {"train": 16, "validation": 4},
+        "none": {"train": 20},
+    }
+
+
+@quietly
+def test_the_best_prompt_is_the_one_that_is_returned(backbone, split) -> None:
+    seen = []
+    config = TrainingConfig(epochs=5, batch_size=4, learning_rate=2.0)
+    model = fit(backbone("llama"), TASK, split, config=config, callbacks=[seen.append])
+    found = [event for event in seen if isinstance(event, Evaluation)]
+    best = min(found, key=lambda event: event.metrics["loss"])
+    assert best is not found[-1]
+    assert model.artifact.manifest.metrics["step"] == best.step
+    loss = model.evaluate(split["validation"]).metrics["loss"]
+    assert loss == pytest.approx(best.metrics["loss"], abs=1e-6)
+
+
+@quietly
+def test_methods_by_name_and_by_their_settings(backbone, split) -> None:
+    own, task = backbone("bert"), Classify("{text}")
+    named = fit(own, task, split, method="p-tuning-v2", config=CONFIG)
+    assert_same(fit(own, task, split, method=PTuningV2(), config=CONFIG), named)
+    assert named.prompt.length == PTuningV2().length
+
+
+@quietly
+def test_what_the_prompt_starts_from(backbone, split) -> None:
+    """After no step that counts, it is the embeddings of the text."""
+    own = backbone("llama")
+    config = TrainingConfig(epochs=1, learning_rate=1e-30)
+    model = fit(own, TASK, split, init=FromText("good bad film"), config=config)
+    ids = own.tokenizer("good bad film", add_special_tokens=False)["input_ids"][:3]
+    assert torch.equal(model.artifact.prompt.vectors, own.input_embeddings.weight[ids].float())
+
+
+@quietly
+def test_dropout_that_was_kept_is_at_work(saved, new_model, split) -> None:
+    folder = saved("bert", new_model("bert", dropout=True))
+    losses = {}
+    for keep in (False, True):
+        own, seen = load_backbone(folder, keep_dropout=keep, dtype="float32", device="cpu"), []
+        fit(own, Classify("{soft:3}{text}"), split, config=CONFIG, callbacks=[seen.append])
+        losses[keep] = next(event.loss for event in seen if isinstance(event, Step))
+    assert losses[True] != losses[False]
+
+
+def test_a_run_that_goes_wrong_warns_at_the_callers_line(backbone, split) -> None:
+    seen = []
+    config = TrainingConfig(epochs=1, learning_rate=1e-9)
+    with pytest.warns(SoftpromptWarning) as caught:
+        fit(backbone("llama"), TASK, split, config=config, callbacks=[seen.append])
+    wanted = [event.message for event in seen if isinstance(event, softprompt.TrainingWarning)]
+    assert [str(warning.message) for warning in caught] == wanted
+    assert any("the learning rate is too low" in message for message in wanted)
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_a_recipe_that_goes_wrong_warns_too(written, tmp_path) -> None:
+    recipe = softprompt.read_recipe(written(), ["train.epochs=1", "train.learning_rate=1e-9"])
+    with pytest.warns(SoftpromptWarning, match="the learning rate is too low") as caught:
+        train_recipe(recipe, tmp_path / "run")
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+@quietly
+def test_nothing_is_shown_unless_asked(backbone, split, capsys) -> None:
+    fit(backbone("llama"), TASK, split, config=CONFIG)
+    assert capsys.readouterr() == ("", "")
+    fit(backbone("llama"), TASK, split, config=CONFIG, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+@quietly
+def test_progress_goes_to_stderr_alone(backbone, split, capsys) -> None:
+    seen = []
+    fit(backbone("llama"), TASK, split, config=CONFIG, progress=True, callbacks=[seen.append])
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0] == "loading the data and the backbone …"
+    assert lines[-1] == "finished after step 6: all 2 epochs done"
+    found = [event for event in seen if isinstance(event, Evaluation)]
+    head = next(at for at, line in enumerate(lines) if line.split()[:2] == ["epoch", "step"])
+    shown = [line.split() for line in lines[head + 1 : -1]]
+    assert [row[3] for row in shown] == [f"{event.metrics['loss']:.4f}" for event in found]
+    assert [row[-1] == "*" for row in shown] == [event.best for event in found]
+
+
+SCRIPT = """
+import sys
+import softprompt as sp
+
+rows = [{"text": "good film", "label": "positive"}, {"text": "bad film", "label": "negative"}] * 10
+task = sp.Classify("{soft:3}{text} movie", verbalizer={"negative": " bad", "positive": " good"})
+config = sp.TrainingConfig(epochs=1, learning_rate=0.05)
+sp.fit(sys.argv[1], task, rows, config=config)
+"""
+
+
+def test_a_terminal_gets_a_bar_and_a_pipe_nothing(saved, tmp_path) -> None:
+    """In processes of their own: stderr is a pseudo-terminal, or a pipe."""
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(saved("llama"))]
+    around = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+    around |= {"TERM": "xterm", "COLUMNS": "100"}
+    piped = subprocess.run(command, env=around, capture_output=True, text=True, check=True)
+    assert (piped.stdout, "epoch" in piped.stderr) == ("", False)
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, env=around, stdout=subprocess.PIPE, stderr=theirs) as running:
+        os.close(theirs)
+        shown = b""
+        try:
+            while part := os.read(ours, 4096):
+                shown += part
+        except OSError:  # the other end is closed
+            pass
+        assert running.stdout.read() == b""
+    os.close(ours)
+    assert running.returncode == 0
+    assert "finished after step 1" in shown.decode()
+    assert "━" in shown.decode()  # of the bar
+
+
+@quietly
+def test_the_log_says_what_is_done(backbone, split, caplog) -> None:
+    with caplog.at_level(logging.DEBUG, logger="softprompt"):
+        fit(backbone("llama"), TASK, split, config=CONFIG)
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert {record.name.split(".")[0] for record in caplog.records} == {"softprompt"}
+    assert said[0][0] == "INFO"
+    assert said[0][1].startswith("training starts at step 0 of 6: trainable 96 of ")
+    assert sum(level == "DEBUG" and text.startswith("step ") for level, text in said) == 6
+    assert sum(text.startswith("validation at step ") for _, text in said) == 3
+    assert any(text.endswith("(best so far)") for _, text in said)
+    assert said[-1] == ("INFO", "finished after step 6: all 2 epochs done")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"task": "classify"}, TrainingError, "task is 'classify', which is not a setting"),
+        ({"init": "labels"}, TrainingError, "init is 'labels', which is not a setting"),
+        ({"method": "p-tunin"}, TrainingError, "unknown method 'p-tunin'. Options: p-tuning, "),
+        ({"validation": 1.5}, DataError, "validation is 1.5, but a fraction of the rows is at"),
+        ({"validation": True}, DataError, "validation is True, but a fraction of the rows is"),
+        ({"progress": "no"}, TrainingError, "progress is 'no', but must be True, False or"),
+        ({"callbacks": print}, TrainingError, "callbacks is a single callback. Pass a list of"),
+        ({"rows": ["a film"]}, DataError, "row 0 (counted from 0) is a text, which has no column"),
+        ({"rows": {"train": [], "dev": []}}, DataError, "unknown split 'dev'. Options: test, "),
+        ({"rows": {"train": [], "validation": []}, "validation": 0.1}, DataError, "rows has a val"),
+    ],
+)
+def test_what_does_not_fit_is_told(backbone, rows, given, error, message) -> None:
+    more = {"backbone": backbone("llama"), "task": TASK, "rows": rows(8)} | given
+    with pytest.raises(error) as caught:
+        fit(**more)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_config_says_all_of_its_faults_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        TrainingConfig(epoch=3, batch_size=0, seed=-1)
+    assert len(caught.value.faults) == 3
+    said = str(caught.value)
+    assert said.startswith("3 faults in TrainingConfig:\n  - ")
+    assert "epoch: unknown key 'epoch'. Options: " in said
+    assert "batch_size: input should be greater than 0, not 0." in said
+    assert "seed: input should be greater than or equal to 0, not -1." in said
+
+
+def test_a_config_is_a_value() -> None:
+    config = TrainingConfig(epochs=3)
+    assert config == TrainingConfig(epochs=3) != TrainingConfig(epochs=4)
+    assert config.as_table() == {"epochs": 3}
+    with pytest.raises(Exception, match="frozen"):
+        config.epochs = 4
+
+
+@quietly
+def test_an_interrupt_leaves_the_backbone_as_it_was(backbone, split) -> None:
+    own = backbone("llama")
+
+    def stop(event) -> None:
+        if isinstance(event, Step):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(own, TASK, split, config=CONFIG, callbacks=[stop])
+    assert not own.model.training
+    assert_same(fit(own, TASK, split, config=CONFIG), fit(own, TASK, split, config=CONFIG))

@@ -1,0 +1,146 @@
+"""Optimisers, their groups and their rates."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Adam
+from transformers.optimization import Adafactor
+
+from softprompt.errors import RecipeError
+from softprompt.train.config import ResolvedTraining
+from softprompt.train.optimizers import build_lr_scheduler, build_optimizer, list_optimizers
+
+
+def made(training: ResolvedTraining, *, head: bool = True) -> torch.optim.Optimizer:
+    prompt = [nn.Parameter(torch.ones(3, 2))]
+    return build_optimizer(prompt, [nn.Parameter(torch.ones(2))] if head else [], training=training)
+
+
+def test_two_rates_reach_their_groups():
+    training = ResolvedTraining(
+        optimizer="sgd", learning_rate=0.5, head_learning_rate=0.125, weight_decay=0.25
+    )
+    prompt, head = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2))
+    made = build_optimizer([prompt], [head], training=training)
+    prompt.grad, head.grad = torch.full((3, 2), 2.0), torch.full((2,), 4.0)
+    made.step()
+    assert torch.equal(prompt.detach(), torch.full((3, 2), 1 - 0.5 * (2 + 0.25)))
+    assert torch.equal(head.detach(), torch.full((2,), 1 - 0.125 * 4)), "a head does not decay"
+
+
+def test_without_a_head_there_is_one_group():
+    assert len(made(ResolvedTraining(), head=False).param_groups) == 1
+
+
+def test_a_run_trains_the_method_and_the_head_each_at_its_rate(parts, trainer_of):
+    prepared = parts("bert", "p-tuning-v2", task="head", learning_rate=0.25)
+    prepared.training.__dict__["head_learning_rate"] = 0.0625
+    trainer = trainer_of(prepared)
+    prompt, head = trainer.optimizer.param_groups
+    assert {id(p) for p in prompt["params"]} == {id(p) for p in prepared.method.parameters()}
+    assert {id(p) for p in head["params"]} == {id(p) for p in prepared.task.head.parameters()}
+    assert (prompt["initial_lr"], head["initial_lr"]) == (0.25, 0.0625)
+
+
+def test_adafactor_is_lester_s():
+    group = made(ResolvedTraining(optimizer="adafactor", learning_rate=0.3)).param_groups[0]
+    assert isinstance(made(ResolvedTraining(optimizer="adafactor")), Adafactor)
+    assert (group["lr"], group["scale_parameter"], group["relative_step"]) == (0.3, False, False)
+    assert group["decay_rate"] == -0.8
+
+
+def test_every_name_makes_an_optimiser_that_descends():
+    """Down the slope of x²/2, at any rate that a recipe may name."""
+    assert {"adamw", "adafactor", "sgd", "adam", "rmsprop"} <= {*list_optimizers()}
+    for name in list_optimizers():
+        training = ResolvedTraining(optimizer=name, learning_rate=1e-2, head_learning_rate=1e-2)
+        matrix = nn.Parameter(torch.ones(3, 2))
+        made = build_optimizer([matrix], [], training=training)
+        for _ in range(3):
+            made.zero_grad()
+            (matrix**2).sum().div(2).backward()
+            made.step()
+        assert float((matrix.detach() ** 2).sum()) < 6, name
+
+
+def test_options_reach_the_class():
+    training = ResolvedTraining(
+        optimizer="adam", optimizer_args={"betas": [0.5, 0.6], "amsgrad": True}
+    )
+    found = made(training)
+    assert isinstance(found, Adam)
+    assert list(found.param_groups[0]["betas"]) == [0.5, 0.6]
+    assert found.param_groups[1]["amsgrad"] is True
+
+
+@pytest.mark.parametrize(
+    ("training", "fault"),
+    [
+        (
+            ResolvedTraining(optimizer="adamv"),
+            "train.optimizer: unknown optimizer 'adamv'. Options: ",
+        ),
+        (
+            ResolvedTraining(optimizer_args={"beta": 1}),
+            "train.optimizer_args: unknown option of adamw 'beta'. Options: amsgrad, betas, ",
+        ),
+        (
+            ResolvedTraining(optimizer_args={"lr": 1}),
+            "train.optimizer_args: unknown option of adamw 'lr'. Options: amsgrad, betas, ",
+        ),
+        (
+            ResolvedTraining(optimizer_args={"betas": [2.0, 0.9]}),
+            "train.optimizer: cannot build adamw: Invalid beta parameter at index 0: 2.0 Correct",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(training, fault):
+    with pytest.raises(RecipeError) as caught:
+        made(training)
+    assert caught.value.faults[0].startswith(fault)
+
+
+def factor(kind: str, step: int, *, rising: int, steps: int) -> float:
+    """The share of the highest rate, as the papers draw it."""
+    if step < rising:
+        return step / rising
+    done = (step - rising) / (steps - rising)
+    match kind:
+        case "linear":
+            return 1 - done
+        case "cosine":
+            return (1 + math.cos(math.pi * done)) / 2
+        case _:
+            return 1.0
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+def test_the_rates_follow_their_formula(kind, warmup):
+    steps = 20
+    training = ResolvedTraining(
+        lr_scheduler=kind,
+        warmup_ratio=warmup,
+        learning_rate=0.5,
+        head_learning_rate=0.25,
+        optimizer="sgd",
+    )
+    optimizer = made(training)
+    rates = build_lr_scheduler(optimizer, training=training, steps=steps)
+    for step in range(steps):
+        wanted = factor(kind, step, rising=round(warmup * steps), steps=steps)
+        prompt, head = (group["lr"] for group in optimizer.param_groups)
+        assert prompt == pytest.approx(0.5 * wanted)
+        assert head == pytest.approx(0.25 * wanted)
+        optimizer.step()
+        rates.step()
+
+
+def test_a_step_says_the_rate_that_it_was_made_with(parts, trainer_of):
+    trainer = trainer_of(
+        parts(sizes=(11,), lr_scheduler="linear", warmup_ratio=0.0, learning_rate=0.5)
+    )
+    rates = [e.learning_rate for e in trainer.run() if type(e).__name__ == "Step"]
+    assert rates == pytest.approx([0.5 * (1 - step / 6) for step in range(6)])

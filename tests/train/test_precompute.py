@@ -1,0 +1,174 @@
+"""What is kept changes no number, and nothing that it depends on may change unseen."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from softprompt.data.disk_cache import DiskCache
+from softprompt.train import PrecomputePlanned, PrecomputeProgress, Step, TrainingWarning
+from softprompt.train import precompute as module
+from softprompt.train.gradients import accumulate_gradients
+from softprompt.train.precompute import plan_precompute
+from softprompt.train.summary import prepare_caches
+
+LATE = {"layers": "1:"}
+# family, method, task, settings, the layer that is kept
+CASES = {
+    "text": ("llama", "prompt-tuning", "generate", {}, None),
+    "text, sliding window": ("gemma3", "p-tuning", "generate", {}, None),
+    "late keys and values": ("bert", "p-tuning-v2", "head", LATE, 1),
+    "late prefix of a writer": ("gpt2", "prefix-tuning", "generate", LATE, 1),
+    "late words": ("roberta", "p-tuning-v2", "words", LATE, 1),
+    "late soft tokens": ("albert", "prompt-tuning", "head", LATE, 1),
+    "late soft tokens in front": ("llama", "prompt-tuning", "words", LATE, 1),
+    "late encoder": ("t5", "p-tuning-v2", "words", LATE, 1),
+    "decoder alone": ("t5", "p-tuning-v2", "generate", {"layers": "2:"}, 2),
+    "decoder of bart": ("bart", "prefix-tuning", "generate", {"layers": "2:"}, 2),
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def case(request, parts):
+    family, method, task, settings, layer = request.param
+    return parts(family, method, task=task, settings=settings), layer
+
+
+def kept(trainer, prepared) -> list[object]:
+    _, planned, *found = prepare_caches(trainer, prepared)
+    assert isinstance(planned, PrecomputePlanned)
+    return found
+
+
+def test_loss_and_gradient_are_those_of_whole_rows(case, trainer_of, monkeypatch):
+    prepared, layer = case
+    trainer = trainer_of(prepared)
+    events = kept(trainer, prepared)
+    assert events, "something must be computed"
+    assert trainer.task.cached.layer == layer
+    found = {}
+    for name, task in (("kept", trainer.task), ("whole", prepared.task)):
+        prepared.method.zero_grad()
+        batch = prepared.rows["train"].examples
+        loss, _ = accumulate_gradients(
+            task, prepared.method, batch=batch, parts=2, accelerator=trainer.accelerator
+        )
+        found[name] = loss, [p.grad.clone() for p in prepared.method.parameters()]
+        monkeypatch.setattr(
+            "softprompt.injection.prefix_sharing.plan_split", lambda *_a, **_k: None
+        )
+    assert found["kept"][0] == pytest.approx(found["whole"][0], rel=1e-5)
+    assert any(g.abs().max() > 1e-4 for g in found["whole"][1])
+    assert_close(found["kept"][1], found["whole"][1], rtol=1e-3, atol=1e-4)
+
+
+def test_the_kept_rows_are_found(case, trainer_of, monkeypatch):
+    """All of them, of training and of validation; what is computed anew has another way."""
+    prepared, _ = case
+    trainer = trainer_of(prepared)
+    kept(trainer, prepared)
+    misses = []
+    find = type(trainer.task.cached).find
+
+    def watched(self, keys, **more):
+        found = find(self, keys, **more)
+        misses.append(found is None)
+        return found
+
+    monkeypatch.setattr(type(trainer.task.cached), "find", watched)
+    for split in ("train", "validation"):
+        trainer.task.compute_loss(prepared.rows[split].examples, [trainer.prompt()])
+    assert misses == [False, False]
+
+
+def test_a_second_run_computes_nothing(case, trainer_of):
+    prepared, _ = case
+    first, second = trainer_of(prepared), trainer_of(prepared)
+    kept(first, prepared)
+    assert kept(second, prepared) == []
+    assert torch.equal(first.task.cached.states, second.task.cached.states)
+
+
+def mark(prepared) -> str:
+    return module._cache_key(prepared, plan_precompute(prepared))
+
+
+def test_any_change_is_another_file(parts, new_backbone, rows):
+    usual = ("llama", "prompt-tuning")
+    base = mark(parts(*usual, task="generate"))
+    other = new_backbone("llama")
+    with torch.no_grad():
+        other.model.base_model.layers[0].mlp.up_proj.weight.mul_(-1)
+    changed = replace(other, fingerprint="another")
+    swapped = rows(11, 0)
+    swapped[3] = swapped[3] | {"text": swapped[3]["text"] + " film"}
+    found = [
+        mark(parts(*usual, task="generate", own=changed)),
+        mark(parts(*usual, task="generate", own=new_backbone("llama", dtype=torch.bfloat16))),
+        mark(parts(*usual, task="generate", tables={"train": swapped})),
+        mark(parts(*usual, task="generate", mixed_precision="bf16")),
+        mark(parts(*usual, task="words", settings=LATE)),
+    ]
+    assert len({base, *found}) == 1 + len(found)
+    assert mark(parts(*usual, task="generate", learning_rate=0.3)) == base
+
+
+def test_rows_that_are_seen_once_are_not_kept(parts):
+    prepared = parts("llama", "prompt-tuning", task="generate", epochs=1)
+    assert plan_precompute(prepared).splits == ("validation",)
+    assert plan_precompute(parts("llama", "prompt-tuning", task="words")) is None
+    awake = parts("llama", "prompt-tuning", task="generate", gradient_checkpointing=True)
+    assert plan_precompute(awake).splits == ("train", "validation")
+
+
+def limited(prepared, **cache: float):
+    recipe = prepared.recipe
+    return replace(
+        prepared, recipe=recipe.model_copy(update={"cache": recipe.cache.model_copy(update=cache)})
+    )
+
+
+def test_where_it_is_kept(parts, trainer_of):
+    prepared = parts("llama", "prompt-tuning", task="generate")
+    assert plan_precompute(prepared).place == "file"
+    in_memory = limited(prepared, disk_gb=0.0)
+    assert plan_precompute(in_memory).place == "memory"
+    nowhere = limited(prepared, disk_gb=0.0, memory_gb=0.0)
+    assert plan_precompute(nowhere).place == "nowhere"
+    lines = []
+    for chosen in (prepared, in_memory, limited(prepared, memory_gb=0.0)):
+        trainer = trainer_of(chosen)
+        kept(trainer, chosen)
+        lines.append(trainer.task.cached.states)
+    assert torch.equal(lines[0], lines[1])
+    assert torch.equal(lines[0], lines[2])
+    trainer = trainer_of(nowhere)
+    assert kept(trainer, nowhere) == []
+    assert trainer.task.cached is None
+
+
+def test_a_disk_that_cannot_be_written_is_told(parts, trainer_of, monkeypatch):
+    def full(*_args, **_more):
+        raise OSError(28, "No space left on device")
+        yield
+
+    monkeypatch.setattr(DiskCache, "write", full)
+    monkeypatch.setattr(DiskCache, "load", lambda *_args, **_more: None)
+    prepared = parts("llama", "prompt-tuning", task="generate")
+    trainer = trainer_of(prepared)
+    [warned] = kept(trainer, prepared)
+    assert isinstance(warned, TrainingWarning)
+    assert "No space left on device" in warned.message
+    assert "set SOFTPROMPT_CACHE to another folder" in warned.message
+    assert sum(isinstance(event, Step) for event in trainer.run()) == trainer.total
+
+
+def test_how_far_it_is(parts, trainer_of, monkeypatch):
+    monkeypatch.setattr(module, "_TOKENS", 8)
+    monkeypatch.setattr(DiskCache, "load", lambda *_args, **_more: None)
+    prepared = limited(parts("llama", "prompt-tuning", task="generate"), disk_gb=0.0)
+    events = kept(trainer_of(prepared), prepared)
+    assert all(isinstance(event, PrecomputeProgress) for event in events)
+    assert [e.done for e in events] == sorted({e.done for e in events})
+    assert events[-1].done == events[-1].total == plan_precompute(prepared).shape.rows
