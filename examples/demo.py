@@ -18,7 +18,6 @@ from rich.table import Table
 
 import softprompt
 from softprompt.inference import compute_majority_accuracy
-from softprompt.train import evaluate_hard_prompt
 
 Metrics = Mapping[str, Any]
 
@@ -42,7 +41,7 @@ def main(changes: Sequence[str] = ()) -> None:
     model = softprompt.train_recipe(recipe, FOLDER, callbacks=[report_evaluation])
     trained = softprompt.RunDir(FOLDER).read_metrics()["test"]
     console.print("predicting the test reviews with the hard prompt …")
-    hard = evaluate_hard_prompt(recipe, backbone=model.backbone)
+    hard = softprompt.evaluate_hard_prompt(recipe, backbone=model.backbone)
     train_labels, test_labels = (read_labels(model, split) for split in ("train", "test"))
     majority = compute_majority_accuracy(train_labels, test_labels)
     console.print(make_table(majority, hard.metrics, trained))

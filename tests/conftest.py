@@ -1,10 +1,10 @@
-"""Tiny random backbones of every family, and shapes checked at run time.
+"""Fixtures: tiny random backbones of every family. Shapes in signatures are checked in all tests.
 
-Ask for a backbone by its family: ``def test_x(backbone): backbone("llama")``. ``plain("llama")`` is
-the same model as transformers made it, for an oracle. Helpers are in ``tests/support``: import them
+Get a backbone by its family: ``def test_x(backbone): backbone("llama")``. ``plain("llama")`` is the
+same model without hooks, for an oracle. Helpers are in ``tests/support``: import them
 from there; ``@for_each("family")`` of ``support.parametrize`` runs a test for each family.
 """
-# ruff: noqa: E402  # the hook must stand before what it changes is imported
+# ruff: noqa: E402  # the hook must be installed before the modules that it changes are imported
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFL
 
 from jaxtyping import install_import_hook
 
-# Before any of them is imported: shapes in signatures are checked in the tests alone.
+# Before any of them is imported; shapes in signatures are checked in tests only.
 _CHECKED = ("prompt", "backbone", "injection", "methods", "data", "tasks")
 install_import_hook([f"softprompt.{name}" for name in _CHECKED], "beartype.beartype")
 
@@ -43,7 +43,7 @@ from support.tiny_models import (
 
 @pytest.fixture(scope="session")
 def backbone() -> Iterator[Callable[..., Backbone]]:
-    """Backbones by family, each made once; that no test changes one is checked at the end."""
+    """Backbones by family, each made once. At the end it is checked that no test changed one."""
     made: dict[tuple[str, torch.dtype], tuple[Backbone, str]] = {}
 
     def get(family: str, dtype: torch.dtype = torch.float32) -> Backbone:
@@ -59,42 +59,42 @@ def backbone() -> Iterator[Callable[..., Backbone]]:
 
 @pytest.fixture(scope="session")
 def plain() -> Callable[[str], tf.PreTrainedModel]:
-    """Models by family with the backbones' weights, as transformers made them: no seam."""
+    """Models by family with the backbones' weights, as transformers made them, without hooks."""
     return cache(make_model)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is read from the user's cache, or written there."""
+    """An empty cache, except for converted models, which take long to make."""
     with pytest.MonkeyPatch.context() as patch:
         own, users = tmp_path_factory.mktemp("cache"), cache_folder() / "gguf"
         users.mkdir(parents=True, exist_ok=True)
-        (own / "gguf").symlink_to(users)  # but for converted models, which take long to make
+        (own / "gguf").symlink_to(users)  # except converted models, which take long to make
         patch.setenv("SOFTPROMPT_CACHE", str(own))
         yield
 
 
 @pytest.fixture
 def new_model() -> Callable[..., tf.PreTrainedModel]:
-    """Models of one's own, to spoil, by family."""
+    """New models by family, which a test may change."""
     return make_model
 
 
 @pytest.fixture(scope="session")
 def drawn() -> Callable[..., tf.PreTrainedModel]:
-    """Random models of configurations of one's own."""
+    """Random models of a given configuration."""
     return draw_model
 
 
 @pytest.fixture
 def new_backbone() -> Callable[..., Backbone]:
-    """Backbones of one's own, to spoil, by family."""
+    """New backbones by family, which a test may change."""
     return make_backbone
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Callable[[Architecture], tf.PreTrainedTokenizerFast]:
-    """The small tokenizer in the form that a kind of backbone has."""
+    """The small tokenizer, with the special tokens of a kind of backbone."""
     return make_tokenizer
 
 
@@ -106,7 +106,7 @@ def settings() -> dict[str, MethodSettings]:
 
 @pytest.fixture
 def families() -> tuple[str, ...]:
-    """All of them, for a test that cannot be run for each."""
+    """All families, for a test that cannot be run for each."""
     return FAMILIES
 
 

@@ -1,4 +1,4 @@
-"""Either the old folder or the new one is there, whole, whatever happens when."""
+"""Folders are written atomically: after a failure at any step, the old folder is there."""
 
 import os
 from pathlib import Path
@@ -24,14 +24,14 @@ def write(folder: Path, text: str) -> None:
 OLD, NEW = ({"x/a": text, "x/deep/b": text} for text in ("old", "new"))
 
 
-def test_the_new_folder_takes_the_place_of_the_old(tmp_path):
+def test_the_new_folder_replaces_the_old(tmp_path):
     write(tmp_path / "x", "old")
     assert content(tmp_path) == OLD
     write(tmp_path / "x", "new")
     assert content(tmp_path) == NEW
 
 
-def test_parents_are_made(tmp_path):
+def test_parents_are_created(tmp_path):
     write(tmp_path / "run" / "3" / "x", "new")
     assert content(tmp_path / "run" / "3") == NEW
 
@@ -46,7 +46,7 @@ def test_the_old_folder_is_there_while_the_new_one_is_written(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("before", [OLD, {}])
-def test_a_block_that_fails_leaves_what_was_there(tmp_path, error, before):
+def test_a_failed_block_changes_nothing(tmp_path, error, before):
     if before:
         write(tmp_path / "x", "old")
 
@@ -61,7 +61,7 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path, error, before):
 
 
 class Failing:
-    """Stands for a function and fails at its nth call, before or after doing its work."""
+    """A replacement of a function that fails at its nth call, before or after the work."""
 
     def __init__(self, function, *, at: int, late: bool, error: type[BaseException]) -> None:
         self.function, self.left, self.late, self.error = function, at, late, error
@@ -105,9 +105,7 @@ def test_whichever_step_fails_the_old_folder_is_there(tmp_path, monkeypatch, ste
 
 
 @pytest.mark.parametrize("at", range(1, 6))
-def test_whichever_step_fails_a_folder_that_was_not_there_is_not_half_there(
-    tmp_path, monkeypatch, at
-):
+def test_whichever_step_fails_a_new_folder_is_not_left_incomplete(tmp_path, monkeypatch, at):
     with monkeypatch.context() as patch:
         patched(patch, (os, "fsync", at), late=False)
         with pytest.raises(OSError):  # noqa: PT011  # it says nothing
@@ -115,7 +113,7 @@ def test_whichever_step_fails_a_folder_that_was_not_there_is_not_half_there(
     assert content(tmp_path) == {}
 
 
-def test_everything_is_on_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+def test_everything_is_synced_before_the_replacement(tmp_path, monkeypatch):
     write(tmp_path / "x", "old")
     steps: list[str] = []
     rename, fsync = Path.rename, os.fsync
@@ -139,14 +137,14 @@ def test_everything_is_on_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     assert steps[4:] == ["rename x", "rename new", "sync "]
 
 
-def test_what_a_power_cut_left_aside_goes_when_a_save_succeeds(tmp_path):
+def test_the_backup_of_a_power_failure_is_removed_by_a_successful_write(tmp_path):
     write(tmp_path / "x", "old")
     (tmp_path / "x").rename(tmp_path / ".x.previous")
     write(tmp_path / "x", "new")
     assert content(tmp_path) == NEW
 
 
-def test_what_a_power_cut_left_aside_comes_back_when_a_save_fails(tmp_path, monkeypatch):
+def test_the_backup_of_a_power_failure_is_restored_by_a_failed_write(tmp_path, monkeypatch):
     write(tmp_path / "x", "old")
     (tmp_path / "x").rename(tmp_path / ".x.previous")
     with monkeypatch.context() as patch:

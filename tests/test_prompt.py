@@ -1,4 +1,4 @@
-"""The two prompt values: their shapes hold, and copies are copies."""
+"""The two prompt values: their shapes are checked, and copies share nothing."""
 
 import pytest
 import torch
@@ -25,19 +25,19 @@ def test_tensors_by_name():
     assert InputPrompt(vectors).to_tensors() == {"vectors": vectors}
 
 
-@pytest.mark.parametrize("layers", [(0,), (0, 1, 2), ()])
-def test_one_slice_a_layer(layers):
+@pytest.mark.parametrize("sites", [(0,), (0, 1, 2), ()])
+def test_one_slice_per_site(sites):
     keys = torch.zeros(2, 4, 3, 8)
     with pytest.raises(PromptError) as error:
-        KVPrefix(keys, keys, layers)
+        KVPrefix(keys, keys, sites)
     assert str(error.value) == (
-        f"keys (2, 4, 3, 8), values (2, 4, 3, 8) and {len(layers)} layers do not agree: keys and "
-        "values must both be [L,N,P,D] with one slice per layer."
+        f"keys (2, 4, 3, 8), values (2, 4, 3, 8) and {len(sites)} sites do not agree: keys and "
+        "values must both be [L,N,P,D] with one slice per site."
     )
 
 
 def test_shapes_are_checked_in_the_tests():
-    """Of keys against values, and of the number of axes: by jaxtyping, which users do not pay."""
+    """Keys against values, and the number of axes: by jaxtyping, which only tests switch on."""
     with pytest.raises((PromptError, TypeCheckError)):
         KVPrefix(torch.zeros(2, 4, 3, 8), torch.zeros(2, 4, 5, 8), (0, 1))
     with pytest.raises(TypeCheckError):
@@ -53,7 +53,7 @@ def test_a_cast_keeps_the_graph_and_the_rest():
     assert torch.equal(given.keys.grad, torch.ones_like(given.keys))
 
 
-def test_a_cast_to_what_it_is_copies_nothing():
+def test_a_cast_to_the_same_dtype_copies_nothing():
     vectors = torch.zeros(2, 4)
     assert to(InputPrompt(vectors), dtype=torch.float32).vectors is vectors
 
@@ -69,13 +69,13 @@ def test_a_detached_copy_shares_nothing():
     assert copy.sites == given.sites
 
 
-def test_prompts_are_values_that_do_not_change():
+def test_prompts_are_immutable():
     with pytest.raises(AttributeError):
         prefix().sites = (1, 2)
 
 
-def test_prompts_can_be_told_apart_and_put_in_a_set():
-    """By identity: comparing tensors has no one answer."""
+def test_prompts_are_compared_by_identity():
+    """Because comparing tensors does not give one answer."""
     first, second = prefix(), prefix()
     assert len({first, second, first}) == 2
     assert first == first  # noqa: PLR0124

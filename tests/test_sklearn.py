@@ -34,8 +34,8 @@ def rows():
 @pytest.fixture
 def texts(rows):
     """Texts and their labels."""
-    found = rows(24)
-    return [row["text"] for row in found], [row["label"] for row in found]
+    reviews = rows(24)
+    return [row["text"] for row in reviews], [row["label"] for row in reviews]
 
 
 @pytest.fixture
@@ -48,27 +48,26 @@ def classifier(backbone):
 
 def test_it_trains_as_fit_does(backbone, classifier, texts) -> None:
     """The same prompt and the same probabilities, to the last bit."""
-    own = classifier(validation_fraction=0).fit(*texts)
+    trained = classifier(validation_fraction=0).fit(*texts)
     rows = [{"text": text, "label": label} for text, label in zip(*texts, strict=True)]
     config = TrainingConfig(epochs=2, batch_size=8, learning_rate=0.05)
     task = Classify("{soft:3}{text}")
-    wanted = fit(backbone("bert"), task, rows, validation=0, config=config)
-    assert torch.equal(own.model_.prompt.vectors, wanted.prompt.vectors)
-    asked = [
-        [answer.probabilities[name] for name in ("negative", "positive")]
-        for answer in wanted.predict(texts[0], batch_size=8)
+    expected = fit(backbone("bert"), task, rows, validation=0, config=config)
+    assert torch.equal(trained.model_.prompt.vectors, expected.prompt.vectors)
+    probabilities = trained.predict_proba(texts[0])
+    assert probabilities.tolist() == [
+        [prediction.probabilities[name] for name in ("negative", "positive")]
+        for prediction in expected.predict(texts[0], batch_size=8)
     ]
-    found = own.predict_proba(texts[0])
-    assert found.tolist() == asked
-    assert found.sum(axis=1) == pytest.approx(np.ones(24), abs=1e-6)
-    assert own.predict(texts[0]).tolist() == [a.label for a in wanted.predict(texts[0])]
+    assert probabilities.sum(axis=1) == pytest.approx(np.ones(24), abs=1e-6)
+    assert trained.predict(texts[0]).tolist() == [p.label for p in expected.predict(texts[0])]
 
 
 def test_it_learns(classifier, rows) -> None:
     """Half of the rows are of either class; a random model can learn the rows by heart."""
-    own = classifier(epochs=30, head_learning_rate=0.05, length=8, validation_fraction=0)
+    trained = classifier(epochs=30, head_learning_rate=0.05, length=8, validation_fraction=0)
     texts, labels = zip(*((row["text"], row["label"]) for row in rows(48)), strict=True)
-    assert own.fit(texts, labels).score(texts, labels) > 0.8
+    assert trained.fit(texts, labels).score(texts, labels) > 0.8
 
 
 LABELS = {
@@ -83,28 +82,28 @@ LABELS = {
 @pytest.mark.parametrize(("labels", "kind"), LABELS.values(), ids=LABELS)
 def test_labels_come_back_in_their_type(classifier, texts, labels, kind) -> None:
     rows = texts[0]
-    given = np.array(labels)[[int(label == "positive") for label in texts[1]]]
-    given = given if kind is not str else given.astype(object)
-    own = classifier().fit(rows, given)
-    assert own.classes_.tolist() == list(labels)
-    assert own.classes_.dtype == given.dtype
-    found = own.predict(rows)
-    assert found.dtype == given.dtype
-    assert all(isinstance(label, kind) for label in found)
-    named = dict(zip([str(label) for label in labels], labels, strict=True))
-    assert list(found) == [named[a.label] for a in own.model_.predict(rows)]
+    y = np.array(labels)[[int(label == "positive") for label in texts[1]]]
+    y = y if kind is not str else y.astype(object)
+    trained = classifier().fit(rows, y)
+    assert trained.classes_.tolist() == list(labels)
+    assert trained.classes_.dtype == y.dtype
+    predicted = trained.predict(rows)
+    assert predicted.dtype == y.dtype
+    assert all(isinstance(label, kind) for label in predicted)
+    by_name = dict(zip([str(label) for label in labels], labels, strict=True))
+    assert list(predicted) == [by_name[p.label] for p in trained.model_.predict(rows)]
 
 
 def test_a_verbalizer_is_keyed_by_the_labels(backbone, texts) -> None:
-    own = SoftPromptClassifier(
+    trained = SoftPromptClassifier(
         backbone("llama"),
         template="{soft:3}{text} movie",
         verbalizer={0: " bad", 1: " good"},
         epochs=1,
     )
-    own.fit(texts[0], [int(label == "positive") for label in texts[1]])
-    assert {*own.predict(texts[0]).tolist()} <= {0, 1}
-    assert own.model_.artifact.manifest.task["verbalizer"] == {"0": " bad", "1": " good"}
+    trained.fit(texts[0], [int(label == "positive") for label in texts[1]])
+    assert {*trained.predict(texts[0]).tolist()} <= {0, 1}
+    assert trained.model_.artifact.manifest.task["verbalizer"] == {"0": " bad", "1": " good"}
 
 
 SHAPES = {
@@ -120,23 +119,44 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_every_shape_of_rows_gives_the_same_answers(classifier, texts, shape) -> None:
-    wanted = classifier().fit(*texts).predict_proba(texts[0])
-    given = shape(texts[0])
-    found = classifier().fit(given, texts[1])
-    assert np.array_equal(found.predict_proba(given), wanted)
-    assert vars(found).get("n_features_in_") == (1 if np.ndim(given) > 1 else None)
+    expected = classifier().fit(*texts).predict_proba(texts[0])
+    rows = shape(texts[0])
+    trained = classifier().fit(rows, texts[1])
+    assert np.array_equal(trained.predict_proba(rows), expected)
+    assert vars(trained).get("n_features_in_") == (1 if np.ndim(rows) > 1 else None)
+
+
+def test_a_second_fit_forgets_the_columns_of_the_first(classifier, texts) -> None:
+    trained = classifier().fit(pd.DataFrame({"review": texts[0]}), texts[1])
+    assert trained.model_.artifact.manifest.template == "{soft:3}{review}"
+    trained.fit(*texts)
+    assert not {"feature_names_in_", "n_features_in_"} & {*vars(trained)}
+    assert trained.model_.artifact.manifest.template == "{soft:3}{text}"
+    expected = classifier().fit(*texts).predict_proba(texts[0])
+    assert np.array_equal(trained.predict_proba(texts[0]), expected)
+
+
+def test_rows_with_other_columns_are_refused(classifier, texts) -> None:
+    trained = classifier().fit(*texts)
+    frame = pd.DataFrame({"text": texts[0], "year": range(24)})
+    message = "X has 2 columns, but the classifier was trained on the field text. Give exactly"
+    with pytest.raises(ValueError, match=message):
+        trained.predict(frame.to_numpy())
+    pairs = classifier(template="{soft:3}{text} {year}", length=None).fit(frame, texts[1])
+    with pytest.raises(ValueError, match=r"X has 1 column, but the .* the fields text, year"):
+        pairs.predict(texts[0])
 
 
 def test_several_columns_are_the_fields_of_the_template(classifier, texts) -> None:
     frame = pd.DataFrame({"review": texts[0], "year": range(24)})
     named = classifier(template="{soft:3}{review} {year}", length=None).fit(frame, texts[1])
     rows = [{"review": text, "year": str(at)} for at, text in enumerate(texts[0])]
-    wanted = [a.label for a in named.model_.predict(rows)]
-    assert named.predict(frame).tolist() == wanted
+    expected = [prediction.label for prediction in named.model_.predict(rows)]
+    assert named.predict(frame).tolist() == expected
     assert named.feature_names_in_.tolist() == ["review", "year"]
     unnamed = classifier(template="{soft:3}{review} {year}", length=None)
     unnamed.fit(frame.to_numpy(), texts[1])
-    assert unnamed.predict(frame.to_numpy()).tolist() == wanted
+    assert unnamed.predict(frame.to_numpy()).tolist() == expected
     assert classifier().fit(frame, texts[1]).model_.artifact.manifest.template == (
         "{soft:3}{review}{sep}{year}"
     )
@@ -145,12 +165,12 @@ def test_several_columns_are_the_fields_of_the_template(classifier, texts) -> No
 def test_cross_validation_is_a_loop_over_the_folds(classifier, texts) -> None:
     rows, labels = np.array(texts[0]), np.array(texts[1])
     folds = StratifiedKFold(3)
-    wanted = []
+    expected = []
     for train, test in folds.split(rows, labels):
-        own = classifier().fit(rows[train], labels[train])
-        wanted.append(np.mean(own.predict(rows[test]) == labels[test]))
-    found = cross_val_score(classifier(), rows, labels, cv=folds, error_score="raise")
-    assert found.tolist() == wanted
+        trained = classifier().fit(rows[train], labels[train])
+        expected.append(np.mean(trained.predict(rows[test]) == labels[test]))
+    scores = cross_val_score(classifier(), rows, labels, cv=folds, error_score="raise")
+    assert scores.tolist() == expected
 
 
 def test_a_grid_search_over_learning_rates(classifier, texts) -> None:
@@ -169,18 +189,18 @@ def test_a_grid_search_over_learning_rates(classifier, texts) -> None:
 
 def test_in_a_pipeline_it_gets_what_the_step_before_makes(classifier, texts) -> None:
     lower = FunctionTransformer(lambda rows: [text.lower() for text in rows])
-    whole = Pipeline([("lower", lower), ("classify", classifier())])
-    loud = [text.upper() for text in texts[0]]
-    found = whole.fit(loud, texts[1]).predict_proba(loud)
-    assert np.array_equal(found, classifier().fit(*texts).predict_proba(texts[0]))
-    assert whole.set_params(classify__epochs=7).named_steps["classify"].epochs == 7
+    pipeline = Pipeline([("lower", lower), ("classify", classifier())])
+    upper = [text.upper() for text in texts[0]]
+    probabilities = pipeline.fit(upper, texts[1]).predict_proba(upper)
+    assert np.array_equal(probabilities, classifier().fit(*texts).predict_proba(texts[0]))
+    assert pipeline.set_params(classify__epochs=7).named_steps["classify"].epochs == 7
 
 
 def test_copies_share_the_backbone_and_nothing_that_was_trained(classifier, texts) -> None:
-    own = classifier(verbalizer=None, epochs=1).fit(*texts)
-    copy = clone(own)
-    assert copy.backbone is own.backbone
-    assert copy.get_params() == own.get_params()
+    trained = classifier(verbalizer=None, epochs=1).fit(*texts)
+    copy = clone(trained)
+    assert copy.backbone is trained.backbone
+    assert copy.get_params() == trained.get_params()
     with pytest.raises(NotFittedError):
         copy.predict(texts[0])
 
@@ -191,26 +211,26 @@ def test_a_backbone_by_name_is_loaded_once(saved, texts, monkeypatch) -> None:
         module, "load_backbone", lambda name, **more: loads.append(name) or load(name, **more)
     )
     release_backbone()
-    own = SoftPromptClassifier(str(saved("bert")), dtype="float32", device="cpu", **QUICK)
-    cross_val_score(own, *texts, cv=3, error_score="raise")
-    assert loads == [own.backbone]
-    own.fit(*texts)
-    first = own.model_.backbone
-    assert loads == [own.backbone]
+    named = SoftPromptClassifier(str(saved("bert")), dtype="float32", device="cpu", **QUICK)
+    cross_val_score(named, *texts, cv=3, error_score="raise")
+    assert loads == [named.backbone]
+    named.fit(*texts)
+    first = named.model_.backbone
+    assert loads == [named.backbone]
     release_backbone()
-    assert own.fit(*texts).model_.backbone is not first
+    assert named.fit(*texts).model_.backbone is not first
     release_backbone()
 
 
 def test_the_settings_are_those_of_a_recipe() -> None:
     """Under the same names, with the same defaults."""
-    given = SoftPromptClassifier().get_params()
+    params = SoftPromptClassifier().get_params()
     fields = TrainingConfig.model_fields
     assert {*fields} - {*SETTINGS} == {"seed", "trackers"}
     for name in SETTINGS:
         default = fields[name].get_default()
-        assert given[name] == (None if default == {} else default), name
-    assert given["random_state"] == fields["seed"].get_default()
+        assert params[name] == (None if default == {} else default), name
+    assert params["random_state"] == fields["seed"].get_default()
 
 
 def test_the_seed(classifier, texts) -> None:
@@ -240,6 +260,7 @@ def test_the_seed(classifier, texts) -> None:
             ["a", "b"] * 2,
             "length is 3, but the template",
         ),
+        ({"length": 0}, ["a"] * 4, ["a", "b"] * 2, "length is 0, but a prompt has at least 1 soft"),
         (
             {"template": "{soft:3}{a}{b}", "length": None},
             ["a"] * 4,
@@ -248,7 +269,7 @@ def test_the_seed(classifier, texts) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_told(classifier, more, X, y, message) -> None:
+def test_rows_and_settings_that_do_not_fit_are_refused(classifier, more, X, y, message) -> None:
     with pytest.raises(ValueError, match=r".+") as caught:
         classifier(**more).fit(X, y)
     assert str(caught.value).startswith(message)
@@ -259,14 +280,16 @@ def test_an_unknown_method_lists_the_options(classifier, texts) -> None:
         classifier(method="p-tunin").fit(*texts)
 
 
-# What scikit-learn asks of every classifier, and one of texts cannot do, by reason.
-EXPECTED = {"check_classifiers_train": "the digits of random numbers tell a language model nothing"}
+# The checks of scikit-learn that a classifier of texts cannot pass, with the reason.
+EXPECTED = {
+    "check_classifiers_train": "a language model cannot learn from the digits of random numbers"
+}
 
 
 @pytest.mark.slow
 def test_scikit_learns_own_checks(saved) -> None:
-    """Numbers are read as texts, so all of them run: those of the interface and the others."""
-    own = SoftPromptClassifier(
+    """Numbers are read as texts, so all checks run: those of the interface and the others."""
+    estimator = SoftPromptClassifier(
         str(saved("bert")),
         dtype="float32",
         device="cpu",
@@ -275,16 +298,16 @@ def test_scikit_learns_own_checks(saved) -> None:
         batch_size=64,
         validation_fraction=0,
     )
-    found = check_estimator(
-        own, on_fail=None, on_skip=None, legacy=True, expected_failed_checks=EXPECTED
+    results = check_estimator(
+        estimator, on_fail=None, on_skip=None, legacy=True, expected_failed_checks=EXPECTED
     )
     release_backbone()
-    failed = {r["check_name"]: r["exception"] for r in found if r["status"] == "failed"}
+    failed = {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"}
     assert failed == {}
-    assert {r["check_name"] for r in found if r["status"] == "xfail"} == {*EXPECTED}
-    assert sum(r["status"] == "passed" for r in found) > 50
-    # They were run on what the classifier says of itself.
-    tags = get_tags(own)
+    assert {r["check_name"] for r in results if r["status"] == "xfail"} == {*EXPECTED}
+    assert sum(r["status"] == "passed" for r in results) > 50
+    # scikit-learn selects the checks by these tags.
+    tags = get_tags(estimator)
     assert tags.input_tags.string
     assert tags.target_tags.required
     assert not tags.input_tags.allow_nan

@@ -1,4 +1,4 @@
-"""All methods and all controls on reviews of films never seen, by `compare_methods`.
+"""All methods and all baselines on reviews of other films, by `compare_methods`.
 
 scripts/bench comparison [--only minilm|smollm2] [--seeds N]
 """
@@ -21,10 +21,10 @@ ROOT = HERE.parents[1]
 SEEDS = {"minilm": 5, "smollm2": 3}
 
 
-def compared(name: str, seeds: int) -> dict[str, Any]:
-    """The comparison of one backbone; what an earlier call left undone is gone on with."""
+def run_comparison(name: str, seeds: int) -> dict[str, Any]:
+    """Compare on one backbone; an interrupted comparison resumes."""
     recipe, folder = HERE / f"{name}.toml", ROOT / "runs" / f"comparison-{name}"
-    comparison = compare_methods(recipe, folder, num_seeds=seeds, callbacks=[_tell])
+    comparison = compare_methods(recipe, folder, num_seeds=seeds, callbacks=[print_event])
     if comparison.failed:
         sys.exit(f"{len(comparison.failed)} failed: {comparison.failed[0].error}")
     shutil.copy(comparison.report_html, HERE / "results" / f"{name}.html")
@@ -38,7 +38,8 @@ def compared(name: str, seeds: int) -> dict[str, Any]:
     }
 
 
-def _tell(event: object) -> None:
+def print_event(event: object) -> None:
+    """Print an event as a sentence."""
     print(event, file=sys.stderr, flush=True)
 
 
@@ -47,13 +48,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=[*SEEDS])
     parser.add_argument("--seeds", type=int)
-    given = parser.parse_args()
+    args = parser.parse_args()
     for name, seeds in SEEDS.items():
-        if given.only not in (None, name):
+        if args.only not in (None, name):
             continue
-        found = compared(name, given.seeds or seeds)
+        result = run_comparison(name, args.seeds or seeds)
         target = HERE / "results" / f"{name}.json"
-        target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is measured: one step of ours, of PEFT's in its best setting, and of the bare backbone."""
+"""The variants that are compared: one step of ours, of PEFT's, and of the bare backbone."""
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +13,8 @@ from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+# Inner modules, because single steps are timed and PEFT gets the same weights and batches; the
+# public API only trains whole runs.
 from softprompt.backbone.loading import convert_gguf, resolve_builtin
 from softprompt.data import group_by_length, read_data
 from softprompt.recipe import make_recipe
@@ -24,15 +26,22 @@ TEXT = "Overall, the sentiment of the review is"
 WORDS = {"rotten": " negative", "fresh": " positive"}
 FRONT, BEHIND = "{{soft:{}}}Review: {{text}}\nSentiment:", "Review: {{text}}\nSentiment:{{soft:{}}}"
 CUDA = torch.cuda.is_available()
-Arm = Callable[[Sequence[int]], None]
-Table, Text = dict[str, Any], dict[str, str]
+# Runs a batch, given by the indices of its rows.
+Step = Callable[[Sequence[int]], None]
 
 
-def recipe_of(
+def make_recipe_data(
     template: str, *, rows: int, batch: int = 16, **tables: dict[str, Any]
 ) -> dict[str, Any]:
-    """The recipe of one of our arms; further tables replace parts of its own."""
-    usual: Table = {
+    """A recipe as a mapping.
+
+    Args:
+        template: of the task.
+        rows: the number of training rows.
+        batch: rows per step.
+        **tables: tables of the recipe that replace the defaults here.
+    """
+    defaults: dict[str, Any] = {
         "seed": 1,
         "backbone": {"name": SMOLLM},
         "data": {
@@ -44,20 +53,20 @@ def recipe_of(
         "method": {"name": "prompt-tuning", "init": {"from": "text", "text": TEXT}},
         "train": {"epochs": 2, "batch_size": batch, "learning_rate": 0.01},
     }
-    return {name: tables.get(name, table) for name, table in usual.items()}
+    return {name: tables.get(name, table) for name, table in defaults.items()}
 
 
-def trainer_of(data: Mapping[str, Any], *, texts: Sequence[Mapping[str, str]] = ()) -> Trainer:
-    """Our loop, ready to step, with what an earlier epoch would have left it.
+def prepare_trainer(data: Mapping[str, Any], *, texts: Sequence[Mapping[str, str]] = ()) -> Trainer:
+    """A trainer before its first step, with filled caches, as after a first epoch.
 
     Args:
         data: a recipe.
-        texts: rows to train on in place of the recipe's.
+        texts: rows to train on, in place of the recipe's.
     """
     tables = None
     if texts:
-        parts = {"train": texts, "validation": texts[:1], "test": texts[:1]}
-        tables = {name: Dataset.from_list([dict(r) for r in part]) for name, part in parts.items()}
+        splits = {"train": texts, "validation": texts[:1], "test": texts[:1]}
+        tables = {name: Dataset.from_list([dict(r) for r in rows]) for name, rows in splits.items()}
     prepared = setup_run(make_recipe(data), tables=tables)
     trainer = make_trainer(prepared, Accelerator(cpu=not CUDA))
     for _ in prepare_caches(trainer, prepared):
@@ -65,21 +74,21 @@ def trainer_of(data: Mapping[str, Any], *, texts: Sequence[Mapping[str, str]] = 
     return trainer
 
 
-def long_texts(count: int, *, tokens: int, tokenizer: Tokenizer) -> list[dict[str, str]]:
-    """Reviews joined to texts of about so many tokens, each with its first review's label."""
-    rows, found = iter(read_data("builtin:rotten-tomatoes")), []
+def make_long_texts(count: int, *, tokens: int, tokenizer: Tokenizer) -> list[dict[str, str]]:
+    """Texts of about a number of tokens, joined from reviews; the label is the first review's."""
+    reviews, texts = iter(read_data("builtin:rotten-tomatoes")), []
     for _ in range(count):
-        row = next(rows)
-        text = str(row["text"])
+        review = next(reviews)
+        text = str(review["text"])
         while len(tokenizer(text)["input_ids"]) < tokens:
-            text = f"{text} {next(rows)['text']}"
+            text = f"{text} {next(reviews)['text']}"
         ids = tokenizer(text)["input_ids"][:tokens]
-        found.append({"text": tokenizer.decode(ids), "label": str(row["label"])})
-    return found
+        texts.append({"text": tokenizer.decode(ids), "label": str(review["label"])})
+    return texts
 
 
-def ours(trainer: Trainer) -> Arm:
-    """One optimiser step of our loop on given rows."""
+def make_our_step(trainer: Trainer) -> Step:
+    """One optimizer step of our trainer."""
 
     def step(batch: Sequence[int]) -> None:
         trainer.batches, trainer.batch_index = [list(batch)], 0
@@ -88,15 +97,19 @@ def ours(trainer: Trainer) -> Arm:
     return step
 
 
-def plain_texts(trainer: Trainer, batch: Sequence[int]) -> list[list[int]]:
-    """The rows' own tokens."""
-    vocabulary = trainer.task.backbone.geometry.vocab_size
+def get_text_ids(trainer: Trainer, batch: Sequence[int]) -> list[list[int]]:
+    """The token ids of rows, without soft tokens."""
+    vocab_size = trainer.task.backbone.geometry.vocab_size
     examples = [trainer.rows.examples[i] for i in batch]
-    return [[t for t in e.variants[0].input_ids if t < vocabulary] for e in examples]
+    return [[t for t in e.variants[0].input_ids if t < vocab_size] for e in examples]
 
 
-def peft_model(tokens: int) -> torch.nn.Module:
-    """PEFT's prompt tuning on the same weights, in bf16."""
+def make_peft_model(tokens: int) -> torch.nn.Module:
+    """PEFT's prompt tuning on the same weights, in bf16.
+
+    Args:
+        tokens: the number of soft tokens.
+    """
     folder = convert_gguf(resolve_builtin(SMOLLM), torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     config = PromptTuningConfig(
@@ -109,52 +122,62 @@ def peft_model(tokens: int) -> torch.nn.Module:
     return get_peft_model(model, config).to("cuda" if CUDA else "cpu")
 
 
-def peft_arm(trainer: Trainer, model: torch.nn.Module) -> Arm:
-    """One step as PEFT does it best: bf16, rows of like length, labels elsewhere ignored."""
-    return _peft_steps(trainer, model, width=None)
+def make_peft_step(trainer: Trainer, model: torch.nn.Module) -> Step:
+    """One step of PEFT in its best setting: bf16, rows of similar length, loss on the label only.
+
+    Args:
+        trainer: ours, for the rows.
+        model: PEFT's.
+    """
+    return _make_peft_step(trainer, model, width=None)
 
 
-def documented_arm(trainer: Trainer, model: torch.nn.Module) -> Arm:
-    """One step as PEFT's guide to prompt-based methods has it: random rows, all 64 tokens wide."""
-    step = _peft_steps(trainer, model, width=64)
+def make_documented_peft_step(trainer: Trainer, model: torch.nn.Module) -> Step:
+    """One step as in PEFT's guide to prompt-based methods: random rows, all padded to 64 tokens.
+
+    Args:
+        trainer: ours, for the rows.
+        model: PEFT's.
+    """
+    step = _make_peft_step(trainer, model, width=64)
     generator = torch.Generator().manual_seed(1)
     order = torch.randperm(len(trainer.rows.examples), generator=generator).tolist()
 
-    def of_any_length(batch: Sequence[int]) -> None:
-        chosen = [order.pop() for _ in batch]
-        order[:0] = chosen
-        step(chosen)
+    def step_on_random_rows(batch: Sequence[int]) -> None:
+        rows = [order.pop() for _ in batch]
+        order[:0] = rows
+        step(rows)
 
-    return of_any_length
+    return step_on_random_rows
 
 
-def _peft_steps(trainer: Trainer, model: torch.nn.Module, *, width: int | None) -> Arm:
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+def _make_peft_step(trainer: Trainer, model: torch.nn.Module, *, width: int | None) -> Step:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     words = [trainer.task.words.tokens[i][0][0] for i in range(2)]
 
     def step(batch: Sequence[int]) -> None:
         targets = [trainer.rows.examples[i].target for i in batch]
-        pairs = zip(plain_texts(trainer, batch), targets, strict=True)
+        pairs = zip(get_text_ids(trainer, batch), targets, strict=True)
         texts = [[*text, words[target]] for text, target in pairs]
-        ids, mask = padded(texts, width=width)
+        ids, mask = pad_rows(texts, width=width)
         labels = torch.full_like(ids, -100)
         for row, text in enumerate(texts):
             labels[row, len(text) - 1] = text[-1]
         model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 
 
-def floor_arm(trainer: Trainer) -> Arm:
-    """The bare backbone as transformers has it, forward and activation backward."""
+def make_bare_step(trainer: Trainer) -> Step:
+    """The bare backbone as in transformers: forward, and backward to its input embeddings."""
     folder = convert_gguf(resolve_builtin(SMOLLM), torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     model.requires_grad_(requires_grad=False).to("cuda" if CUDA else "cpu")
 
     def step(batch: Sequence[int]) -> None:
-        ids, mask = padded(plain_texts(trainer, batch))
+        ids, mask = pad_rows(get_text_ids(trainer, batch))
         embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
         out = model.base_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
         out.last_hidden_state[:, -1].float().sum().backward()
@@ -162,53 +185,59 @@ def floor_arm(trainer: Trainer) -> Arm:
     return step
 
 
-def padded(
+def pad_rows(
     rows: Sequence[Sequence[int]], *, width: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, padded on the right to the longest row or to a width."""
+    """Ids and mask, padded on the right to the longest row, or to a width if that is more."""
     width = max(width or 0, *map(len, rows))
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     mask = torch.tensor([[*[1] * len(row), *[0] * (width - len(row))] for row in rows])
     return (ids.cuda(), mask.cuda()) if CUDA else (ids, mask)
 
 
-def batches_of(trainer: Trainer, *, size: int, count: int) -> list[list[int]]:
-    """Whole batches of like length."""
+def make_batches(trainer: Trainer, *, size: int, count: int) -> list[list[int]]:
+    """The first full batches of rows of similar length.
+
+    Args:
+        trainer: for the rows.
+        size: rows per batch.
+        count: the most batches.
+    """
     lengths = [e.length for e in trainer.rows.examples]
     return [b for b in group_by_length(lengths, size=size, seed=1) if len(b) == size][:count]
 
 
-def measure(
-    arms: Mapping[str, Arm], batches: Sequence[Sequence[int]], *, rounds: int
+def measure_speeds(
+    steps: Mapping[str, Step], batches: Sequence[Sequence[int]], *, rounds: int
 ) -> dict[str, list[float]]:
-    """Samples per second of each arm in each round; the arms take turns batch by batch."""
-    for arm in arms.values():
-        arm(batches[0])
-    speeds: dict[str, list[float]] = {name: [] for name in arms}
+    """Samples per second of each variant in each round; variants alternate batch by batch."""
+    for step in steps.values():
+        step(batches[0])  # warm up
+    speeds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
-        seconds = dict.fromkeys(arms, 0.0)
+        seconds = dict.fromkeys(steps, 0.0)
         for batch in batches:
-            for name, arm in arms.items():
-                with timed() as spent:
-                    arm(batch)
-                seconds[name] += spent[0]
+            for name, step in steps.items():
+                with measure_time() as elapsed:
+                    step(batch)
+                seconds[name] += elapsed[0]
         for name, total in seconds.items():
             speeds[name].append(round(sum(map(len, batches)) / total, 3))
     return speeds
 
 
 @contextmanager
-def timed() -> Iterator[list[float]]:
-    """How long a block takes, the device's own work included."""
-    found: list[float] = []
-    began = perf_counter()
-    yield found
+def measure_time() -> Iterator[list[float]]:
+    """The seconds that a block takes, work on the GPU included, as the only item of a list."""
+    elapsed: list[float] = []
+    start = perf_counter()
+    yield elapsed
     if CUDA:
         torch.cuda.synchronize()
-    found.append(perf_counter() - began)
+    elapsed.append(perf_counter() - start)
 
 
-def ratio(speeds: Mapping[str, Sequence[float]], one: str, other: str) -> float:
-    """The median over rounds of one arm's speed by the other's in the same round."""
+def compute_ratio(speeds: Mapping[str, Sequence[float]], one: str, other: str) -> float:
+    """The median over rounds of one variant's speed divided by the other's in the same round."""
     pairs = zip(speeds[one], speeds[other], strict=True)
     return round(statistics.median(a / b for a, b in pairs), 3)

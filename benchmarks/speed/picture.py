@@ -1,4 +1,4 @@
-"""Pictures of what was measured."""
+"""The figure of the measured growth."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,13 +6,18 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 
-def draw_growth(by: Mapping[str, Mapping[int, float]], path: Path) -> None:
-    """Seconds a row over what grows, one frame each."""
-    figure, frames = plt.subplots(1, len(by), figsize=(12, 3.6), layout="constrained")
-    for frame, (name, points) in zip(frames, by.items(), strict=True):
+def draw_growth(seconds: Mapping[str, Mapping[int, float]], path: Path) -> None:
+    """Draw the time per row, with one frame for each quantity that grows.
+
+    Args:
+        seconds: per row, by the name of the quantity and its value.
+        path: of the picture.
+    """
+    figure, frames = plt.subplots(1, len(seconds), figsize=(12, 3.6), layout="constrained")
+    for frame, (name, points) in zip(frames, seconds.items(), strict=True):
         frame.plot([*points], [1000 * v for v in points.values()], marker="o", color="#2b5079")
         frame.set_xlabel(name)
-        frame.set_ylabel("milliseconds a row")
+        frame.set_ylabel("milliseconds per row")
         frame.set_ylim(bottom=0)
         frame.grid(alpha=0.3)
         if name == "rows":

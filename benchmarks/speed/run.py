@@ -1,7 +1,7 @@
-"""Speed and memory beside PEFT in its best setting and the bare backbone, all in one run.
+"""Measure speed and memory, compared with PEFT in its best setting and with the bare backbone.
 
-The arms take turns on the same batches; a figure is the median over rounds of the ratio within a
-round. Results are kept as data; the last line printed is one JSON object of all ratios.
+Variants alternate on the same batches; a number is the median over rounds of the ratio within a
+round. Results are written as JSON; the last line of the output is one JSON object of all ratios.
 
     scripts/bench speed [--quick] [--only PART]...
 """
@@ -17,45 +17,49 @@ from typing import Any
 import parts
 import torch
 from arms import CUDA
-from attention import attention
-from growth import growth
-from reach import reach
-from startup import startup
-from tried import tried
+from attention import measure_attention
+from growth import measure_growth
+from reach import measure_time_to_accuracy
+from startup import measure_startup
+from tried import measure_left_out
 
 HERE = Path(__file__).parent
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
-    "train": parts.train,
-    "long": parts.long,
-    "late": parts.late,
-    "predict": parts.predict,
-    "memory": parts.memory,
-    "attention": attention,
-    "growth": growth,
-    "startup": startup,
-    "reach": reach,
-    "tried": tried,
+    "train": parts.measure_training,
+    "long": parts.measure_long_texts,
+    "late": parts.measure_late_prefix,
+    "predict": parts.measure_prediction,
+    "memory": parts.measure_memory,
+    "attention": measure_attention,
+    "growth": measure_growth,
+    "startup": measure_startup,
+    "reach": measure_time_to_accuracy,
+    "tried": measure_left_out,
 }
 
 
 def main() -> None:
     """Measure, write the results, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="training alone, and fewer rounds")
+    parser.add_argument("--quick", action="store_true", help="training only, on fewer batches")
     parser.add_argument("--only", action="append", choices=PARTS, help="parts to measure")
-    given = parser.parse_args()
-    chosen = given.only or (["train"] if given.quick else [*PARTS])
+    args = parser.parse_args()
+    names = args.only or (["train"] if args.quick else [*PARTS])
+    device = "cuda" if CUDA else "cpu"
+    suffix = "-quick" if args.quick else ""
     ratios: dict[str, float] = {}
-    for name in chosen:
-        found = PARTS[name](quick=given.quick)
-        ratios |= found.get("ratios", {})
-        device = "cuda" if CUDA else "cpu"
-        target = HERE / "results" / f"{name}-{device}{'-quick' if given.quick else ''}.json"
-        target.write_text(json.dumps(found | _about(), indent=2) + "\n", encoding="utf-8")
+    for name in names:
+        result = PARTS[name](quick=args.quick)
+        ratios |= result.get("ratios", {})
+        target = HERE / "results" / f"{name}-{device}{suffix}.json"
+        target.write_text(
+            json.dumps(result | describe_machine(), indent=2) + "\n", encoding="utf-8"
+        )
     print(json.dumps(ratios))
 
 
-def _about() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
+    """The machine and the versions, as the result files have them."""
     return {
         "machine": {
             "processor": platform.processor() or platform.machine(),

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from arms import timed
+from arms import measure_time
 
 COMMANDS = {
     "softprompt --help": [str(Path(sys.executable).with_name("softprompt")), "--help"],
@@ -16,13 +16,13 @@ COMMANDS = {
 ROUNDS = 9
 
 
-def startup(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # every part is called alike
-    """Median seconds of each, in turns."""
-    spent: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for _ in range(ROUNDS + 1):
+def measure_startup(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # as for every part
+    """The median seconds of each command; the commands alternate."""
+    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for _ in range(ROUNDS + 1):  # the first round warms up
         for name, command in COMMANDS.items():
-            with timed() as seconds:
+            with measure_time() as elapsed:
                 subprocess.run(command, check=True, capture_output=True)
-            spent[name].append(seconds[0])
-    middle = {name: round(statistics.median(all_[1:]), 3) for name, all_ in spent.items()}
-    return {"seconds": middle, "setting": {"rounds": ROUNDS}}
+            times[name].append(elapsed[0])
+    medians = {name: round(statistics.median(values[1:]), 3) for name, values in times.items()}
+    return {"seconds": medians, "setting": {"rounds": ROUNDS}}

@@ -1,57 +1,71 @@
-"""What was tried for speed and left out: what it would gain, measured."""
+"""Optimizations that were left out: what they would save."""
 
 from typing import Any
 
 import torch
-from arms import BEHIND, FRONT, batches_of, measure, ours, ratio, recipe_of, timed, trainer_of
+from arms import (
+    BEHIND,
+    FRONT,
+    compute_ratio,
+    make_batches,
+    make_our_step,
+    make_recipe_data,
+    measure_speeds,
+    measure_time,
+    prepare_trainer,
+)
 
+# An inner module: its method is replaced by one that is timed.
 from softprompt.injection.state_cache import CachedStates
 
 
-def tried(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # every part is called alike
-    """Compiled layers beside plain ones, and the share of a step that prefetching could hide."""
-    with timed() as spent:
-        compiled = _compiled()
+def measure_left_out(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # as for every part
+    """Compiled layers compared with plain ones, and the share of a step that prefetching saves."""
+    with measure_time() as elapsed:
+        speeds = _measure_compiled()
     return {
-        "ratios": {"compiled_over_plain": ratio(compiled, "compiled", "plain")},
-        "samples_per_second": compiled,
-        "seconds_with_compilation": round(spent[0], 1),
-        "share_of_host_work": round(_host_share(), 4),
+        "ratios": {"compiled_over_plain": compute_ratio(speeds, "compiled", "plain")},
+        "samples_per_second": speeds,
+        "seconds_with_compilation": round(elapsed[0], 1),
+        "share_of_host_work": round(_measure_host_share(), 4),
     }
 
 
-def _compiled() -> dict[str, list[float]]:
-    """The parts of a layer that the seam does not pass through, compiled for any length."""
-    arms = {}
+def _measure_compiled() -> dict[str, list[float]]:
+    """Speeds with and without compilation, for any length, of the parts that use no hook."""
+    steps = {}
     for name in ("plain", "compiled"):
-        trainer = trainer_of(recipe_of(FRONT.format(20), rows=640))
-        arms[name] = ours(trainer)
+        trainer = prepare_trainer(make_recipe_data(FRONT.format(20), rows=640))
+        steps[name] = make_our_step(trainer)
     for layer in trainer.task.backbone.model.model.layers:
         for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
             part.forward = torch.compile(part.forward, dynamic=True)
-    batches = batches_of(trainer, size=16, count=3)
+    batches = make_batches(trainer, size=16, count=3)
     for batch in batches:
-        arms["compiled"](batch)
-    return measure(arms, batches, rounds=5)
+        steps["compiled"](batch)  # compiles
+    return measure_speeds(steps, batches, rounds=5)
 
 
-def _host_share() -> float:
-    """Of a step with kept text: reading the rows' lines, by far the most that a step reads."""
-    trainer = trainer_of(recipe_of(BEHIND.format(10), rows=640))
-    spent, arm = [0.0], ours(trainer)
-    plain_find = CachedStates.find
-    batches = batches_of(trainer, size=16, count=6)
+def _measure_host_share() -> float:
+    """The share of a step with cached text that reads the cached states.
 
-    def find(self: CachedStates, *args: Any, **more: Any) -> Any:  # noqa: ANN401
-        with timed() as seconds:
-            found = plain_find(self, *args, **more)
-        spent[0] += seconds[0]
-        return found
+    Reading them is by far the most work on the CPU that a thread could do in advance.
+    """
+    trainer = prepare_trainer(make_recipe_data(BEHIND.format(10), rows=640))
+    seconds, step = [0.0], make_our_step(trainer)
+    find = CachedStates.find
+    batches = make_batches(trainer, size=16, count=6)
 
-    arm(batches[0])
-    CachedStates.find = find  # type: ignore[method-assign]
-    with timed() as whole:
+    def find_timed(self: CachedStates, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        with measure_time() as elapsed:
+            states = find(self, *args, **kwargs)
+        seconds[0] += elapsed[0]
+        return states
+
+    step(batches[0])
+    CachedStates.find = find_timed  # type: ignore[method-assign]
+    with measure_time() as total:
         for batch in batches:
-            arm(batch)
-    CachedStates.find = plain_find  # type: ignore[method-assign]
-    return spent[0] / whole[0]
+            step(batch)
+    CachedStates.find = find  # type: ignore[method-assign]
+    return seconds[0] / total[0]

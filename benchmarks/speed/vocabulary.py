@@ -1,7 +1,7 @@
-"""Peak memory of learning to write with a large vocabulary, in a process of its own: ours|peft.
+"""Peak memory of training to generate text with a large vocabulary: vocabulary.py ours|peft.
 
-A hundred soft tokens stand in front, and there are as many words as Gemma 3 has. The body is small
-and random: it is the logits that matter here.
+100 soft tokens stand before the text, and the vocabulary is as large as Gemma 3's. The body of the
+model is small and random, because the logits take the memory here.
 """
 
 import json
@@ -10,47 +10,49 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from arms import SMOLLM, long_texts, padded, recipe_of
+from arms import SMOLLM, make_long_texts, make_recipe_data, pad_rows
 from datasets import Dataset
-from peak import peak_of
+from peak import measure_peak
 from peft import PromptTuningConfig, TaskType, get_peft_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+# Inner modules: the backbone is a random model, and single steps are measured.
 from softprompt.backbone import wrap_model
 from softprompt.backbone.loading import convert_gguf, resolve_builtin
 from softprompt.recipe import make_recipe
 from softprompt.tasks import Example
 from softprompt.train import make_trainer, setup_run
 
-WORDS, TOKENS, ROWS, TARGET = 262_144, 100, 8, 64
+VOCABULARY, TOKENS, ROWS, TARGET = 262_144, 100, 8, 64
 
 
 def main() -> None:
-    """Run the arm; print what was in use before its steps, and the most during them."""
+    """Run steps of a variant; print the memory in use before them, and the peak during them."""
+    variant = sys.argv[1]
     tokenizer = AutoTokenizer.from_pretrained(convert_gguf(resolve_builtin(SMOLLM), torch.bfloat16))
     rows = [
         {"text": "A review:", "label": text["text"]}
-        for text in long_texts(ROWS, tokens=TARGET, tokenizer=tokenizer)
+        for text in make_long_texts(ROWS, tokens=TARGET, tokenizer=tokenizer)
     ]
-    data = recipe_of("", rows=ROWS, batch=ROWS)
+    data = make_recipe_data("", rows=ROWS, batch=ROWS)
     template = f"{{soft:{TOKENS}}}{{text}}"
     data["task"] = {"kind": "generate", "template": template, "target_column": "label"}
     tables = {name: Dataset.from_list(rows) for name in ("train", "validation", "test")}
-    own = wrap_model("random", bare(), tokenizer=tokenizer, kind="causal")
-    prepared = setup_run(make_recipe(data), backbone=own, tables=tables)
+    backbone = wrap_model("random", make_model(), tokenizer=tokenizer, kind="causal")
+    prepared = setup_run(make_recipe(data), backbone=backbone, tables=tables)
     trainer = make_trainer(prepared, Accelerator(cpu=True))
     examples = prepared.rows["train"].examples
-    step = trainer.train_step if sys.argv[1] == "ours" else peft_step(examples)
-    if sys.argv[1] == "peft":
-        own.model.to("meta")
-    print(json.dumps(peak_of([step] * 3)))
+    step = trainer.train_step if variant == "ours" else make_peft_step(examples)
+    if variant == "peft":
+        backbone.model.to("meta")  # only PEFT's own weights are counted
+    print(json.dumps(measure_peak([step] * 3)))
 
 
-def bare() -> LlamaForCausalLM:
-    """A small random model with many words."""
+def make_model() -> LlamaForCausalLM:
+    """A small random model with a large vocabulary."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=WORDS,
+        vocab_size=VOCABULARY,
         hidden_size=640,
         intermediate_size=2048,
         num_hidden_layers=2,
@@ -61,13 +63,13 @@ def bare() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).to(torch.bfloat16)
 
 
-def peft_step(examples: list[Example]) -> Callable[[], None]:
+def make_peft_step(examples: list[Example]) -> Callable[[], None]:
     """PEFT's prompt tuning on the same rows, with the loss on the same tokens."""
     config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=TOKENS)
-    model = get_peft_model(bare(), config)
-    texts = [[t for t in e.variants[0].input_ids if t < WORDS] for e in examples]
+    model = get_peft_model(make_model(), config)
+    texts = [[t for t in e.variants[0].input_ids if t < VOCABULARY] for e in examples]
     targets = [e.target for e in examples]
-    ids, mask = padded([[*text, *target] for text, target in zip(texts, targets, strict=True)])
+    ids, mask = pad_rows([[*text, *target] for text, target in zip(texts, targets, strict=True)])
     labels = torch.full_like(ids, -100)
     for row, (text, target) in enumerate(zip(texts, targets, strict=True)):
         labels[row, len(text) : len(text) + len(target)] = torch.tensor(target)

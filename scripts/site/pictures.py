@@ -1,7 +1,7 @@
 """Draw where the vectors of each method enter the backbone: docs/pictures/*.svg.
 
-The pictures follow the reader's light or dark setting. They have a background of their own, so that
-they can be read where that setting is not known.
+The pictures follow the reader's light or dark setting. They have a background, so that they can be
+read where that setting is not known.
 """
 
 import html
@@ -68,7 +68,7 @@ PREFIX_NOTE = [
 
 @dataclass
 class Picture:
-    """An SVG picture that grows by what is drawn into it."""
+    """An SVG picture, to which shapes are added one by one."""
 
     height: int
     parts: list[str] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Picture:
         self.parts.append(f'<path class="brace" d="M{x:g} {y:g}v6h{width:g}v-6"/>')
 
     def artifact(self, x: float, y: float, shapes: list[str]) -> None:
-        """Draw the file that is kept, with what it holds."""
+        """Draw the artifact, with its tensors."""
         width, height = 168, 52 + 18 * len(shapes)
         self.parts.append(
             f'<path class="saved" d="M{x + 7:g} {y:g}h{width - 25}l18 18v{height - 25}'
@@ -107,7 +107,7 @@ class Picture:
             self.text(x + width / 2, y + 46 + 18 * row, shape, style="code")
 
     def legend(self, names: list[str]) -> None:
-        """Explain the colours at the foot of the picture."""
+        """Explain the colors at the bottom of the picture."""
         widths = {name: 34 + 7.1 * len(LEGEND[name]) + 22 for name in names}
         x, y = (WIDTH - sum(widths.values())) / 2 + 8, self.height - 30
         for name in names:
@@ -116,7 +116,7 @@ class Picture:
             x += widths[name]
 
     def render(self, title: str) -> str:
-        """The whole file."""
+        """The SVG file as text."""
         width, height = WIDTH, self.height
         ground = (
             f'<rect class="ground" x="1" y="1" width="{width - 2}" height="{height - 2}" rx="12"/>'
@@ -130,7 +130,7 @@ class Picture:
 
 
 def draw_layers(picture: Picture, x: float, top: float, width: float) -> list[float]:
-    """Draw the frozen layers from the last down to the first; give the middle of each."""
+    """Draw the frozen layers, the last one on top; return the vertical middle of each."""
     rows = {"last layer": 0, "second layer": 80, "first layer": 140}
     for name, down in rows.items():
         picture.box("frozen", (x, top + down, width, 44))
@@ -144,7 +144,7 @@ def draw_layers(picture: Picture, x: float, top: float, width: float) -> list[fl
 def draw_tokens(
     picture: Picture, x: float, y: float, tokens: list[tuple[str, int, str]]
 ) -> list[float]:
-    """Draw a row of input vectors (word, width, style); give the middle of each."""
+    """Draw a row of input vectors (word, width, style); return the horizontal middle of each."""
     middles = []
     for word, width, style in tokens:
         picture.box(style, (x, y, width, 38), 6)
@@ -156,7 +156,7 @@ def draw_tokens(
 
 
 def draw_head(picture: Picture, x: float, y: float, width: float, *, head: tuple[str, str]) -> None:
-    """Draw what stands on the last layer, and the answer above it."""
+    """Draw the head on top of the last layer, and the answer above it."""
     words, style = head
     picture.box(style, (x + width / 2 - 140, y, 280, 36))
     kind = "on-trained" if style == "trained" else ""
@@ -262,7 +262,7 @@ def draw_note(picture: Picture, x: float, lines: list[str], *, top: float = 170)
 
 
 def draw_text_row(picture: Picture, x: float, words: dict[str, int]) -> None:
-    """Draw the input vectors of a text, none of which is trained."""
+    """Draw the input vectors of a text, without soft tokens."""
     tokens = [(word, size, "frozen") for word, size in words.items()]
     for middle in draw_tokens(picture, x, 338, tokens):
         picture.arrow("flow", f"M{middle:g} 336V308")

@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         TrainingWarning,
     )
     from softprompt.train.run_dir import RunDir
+    from softprompt.train.setup import evaluate_hard_prompt
     from softprompt.train.validation import CheckResult, check_recipe
 
     __version__: str
@@ -127,11 +128,14 @@ _HOMES = {
         "TrainingWarning",
     ),
     "softprompt.train.run_dir": ("RunDir",),
+    "softprompt.train.setup": ("evaluate_hard_prompt",),
     "softprompt.train.validation": ("CheckResult", "check_recipe"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 # As a library should: without a handler of the application, log messages are not printed.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+# PEFT imports bitsandbytes, which then warns of a missing package also where nothing is quantized.
+logging.getLogger("bitsandbytes").addHandler(logging.NullHandler())
 
 __all__ = [
     "ArtifactError",
@@ -190,6 +194,7 @@ __all__ = [
     "check_recipe",
     "compare_methods",
     "draft_recipe",
+    "evaluate_hard_prompt",
     "export_prompt",
     "find_learning_rate",
     "fit",

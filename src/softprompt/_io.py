@@ -1,4 +1,4 @@
-"""Reading and writing files: atomic folders, strict JSON, tensors as bytes, error messages."""
+"""Files: folders written atomically, strict JSON, tensors as bytes, and their error messages."""
 
 import json
 import math
@@ -16,6 +16,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from softprompt.errors import ArtifactError
+
+# What reading a damaged safetensors file can raise; the last two come from torch, for types and
+# sizes in the header that it does not support.
+UNREADABLE = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
+# The first bytes of a zip archive, which torch.save writes, and of pickles of protocol 2 to 5.
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @contextmanager
@@ -127,21 +133,21 @@ def load_strict_json(raw: bytes) -> object:
     """
     content: object = json.loads(
         raw.decode("utf-8"),
-        object_pairs_hook=_make_table,
+        object_pairs_hook=_make_object,
         parse_constant=_reject_constant,
         parse_float=_parse_finite,
     )
     return content
 
 
-def _make_table(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
+def _make_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        msg = f"the key {twice!r} appears twice"
+        duplicate = next(name for name in names if names.count(name) > 1)
+        msg = f"the key {duplicate!r} appears twice"
         raise ValueError(msg)
-    return table
+    return content
 
 
 def _reject_constant(word: str) -> None:
@@ -157,17 +163,10 @@ def _parse_finite(word: str) -> float:
     return number
 
 
-# What reading a damaged safetensors file can raise; the last two come from torch, for types and
-# sizes in the header that it does not support.
-UNREADABLE = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
-# The first bytes of a zip archive, which torch.save writes, and of pickles of protocol 2 to 5.
-_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-
-
 def name_event(event: object) -> str:
     """The name of an event in JSON lines: its class name in snake case.
 
-    Example:
+    Examples:
         >>> name_event(ErrorContext("a file", "Fetch it again."))
         'error_context'
     """

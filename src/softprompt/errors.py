@@ -94,25 +94,25 @@ class MissingPackageError(SoftpromptError):
     """An optional package is needed and is not installed."""
 
 
-def format_unknown(what: str, given: str, *, options: Iterable[str]) -> str:
+def format_unknown(what: str, name: str, *, options: Iterable[str]) -> str:
     """The message for an unknown name: it lists the options and suggests the closest one.
 
     Args:
         what: the kind of thing that was named, such as ``"method"``.
-        given: the unknown name.
+        name: the unknown name.
         options: the known names.
 
     Returns:
         The message.
 
-    Example:
+    Examples:
         >>> format_unknown("method", "p-tunin", options=["prompt-tuning", "p-tuning"])
         "unknown method 'p-tunin'. Options: p-tuning, prompt-tuning. Did you mean 'p-tuning'?"
     """
     names = sorted(options)
-    close = get_close_matches(given, names, n=1)
+    close = get_close_matches(name, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown {what} {given!r}. Options: {', '.join(names)}.{hint}"
+    return f"unknown {what} {name!r}. Options: {', '.join(names)}.{hint}"
 
 
 class FaultCollector:
@@ -133,7 +133,7 @@ class FaultCollector:
 
     @property
     def is_clean(self) -> bool:
-        """Whether everything was checked and nothing is wrong."""
+        """Whether everything was checked and no fault was found."""
         return not self.faults and not self.notes
 
     def attempt(

@@ -2,7 +2,7 @@
 
 Axes: B batch, T tokens of a row, P soft tokens, E embedding width, H hidden size, L layers
 (attention sites), N key/value heads, D head size, V vocabulary (rows of the embedding table),
-S scored positions, C classes, R prompts in a batch.
+S scored positions, C classes, R prompts in a batch, W either E or H.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class InputPrompt:
         vectors: ``[P, E]``, one per soft token; ``[P, H]`` if they enter at a later layer.
         start_layer: the first layer that sees them; 0 for the input embeddings.
 
-    Example:
+    Examples:
         >>> prompt = InputPrompt(torch.zeros(4, 64))
         >>> prompt
         InputPrompt(length=4, width=64, dtype=float32)
@@ -92,7 +92,7 @@ class KVPrefix:
     Raises:
         PromptError: the shapes of keys, values and sites do not agree.
 
-    Example:
+    Examples:
         >>> prefix = KVPrefix(torch.zeros(2, 4, 5, 16), torch.zeros(2, 4, 5, 16), sites=(0, 1))
         >>> prefix
         KVPrefix(length=5, layers=2, heads=4, head_size=16, dtype=float32)
@@ -109,8 +109,8 @@ class KVPrefix:
         if self.keys.shape != self.values.shape or self.keys.shape[0] != len(self.sites):
             msg = (
                 f"keys {tuple(self.keys.shape)}, values {tuple(self.values.shape)} and "
-                f"{len(self.sites)} layers do not agree: keys and values must both be [L,N,P,D] "
-                "with one slice per layer."
+                f"{len(self.sites)} sites do not agree: keys and values must both be [L,N,P,D] "
+                "with one slice per site."
             )
             raise PromptError(msg)
 

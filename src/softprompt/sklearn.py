@@ -43,7 +43,9 @@ ClassLabels: TypeAlias = Any
 
 __all__ = ["SoftPromptClassifier", "release_backbone"]
 
+# Soft tokens where neither length nor template sets their number.
 LENGTH = 20
+# The field of a text, and the column of its label.
 _TEXT, _LABEL = "text", "label"
 _PAIR = 2
 
@@ -53,11 +55,11 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     ``X`` is a list, array or series of texts; a list of mappings of fields; a data frame, whose
     columns are the fields; or a two-dimensional array. Numbers in it are read as texts. ``y`` holds
-    labels of any type, and predictions have that type again.
+    labels of any type, and predictions have the same type.
 
-    A backbone that is given by name is loaded once a process and shared, so that cross-validation
-    does not load it anew: see `release_backbone`. Copies of the classifier share a backbone that is
-    given as an object, too.
+    A backbone named by a string or a path is loaded once per process and shared, so that
+    cross-validation does not load it again: see `release_backbone`. Copies of the classifier also
+    share a backbone that is passed as an object.
 
     Args:
         backbone: a name as `load_backbone` takes it, or a loaded backbone.
@@ -66,21 +68,22 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         verbalizer: for each label its word or words, which the language-model head scores; None
             trains a head instead.
         method: settings, or a name such as ``"p-tuning-v2"``.
-        length: the number of soft tokens, or of keys and values; None for 20, or the method's
-            default. With a template that has soft tokens it must be None.
+        length: the number of soft tokens, or of keys and values per layer; None for 20, or the
+            method's default. A method that trains soft tokens takes it only without a template,
+            which sets their number itself.
         init: the initialization, such as `FromText`; None for label words if there are some.
         validation_fraction: of the rows of each class, split off to select the best prompt by; 0
-            keeps the last prompt.
+            to use the last prompt.
         max_length: of a row, in tokens; None for the positions that the backbone has.
         device: as in `load_backbone`.
         dtype: as in `load_backbone`.
-        random_state: the seed; None draws one.
+        random_state: the seed; None for a random one.
         epochs: passes over the rows. This and the arguments up to ``mixed_precision`` are those of
             `TrainingConfig`, with its defaults.
         max_steps: stop after so many optimizer steps.
-        batch_size: rows of one optimizer step, and of a batch in prediction.
-        max_tokens_per_batch: the most padded tokens of a step.
-        gradient_accumulation_steps: the number of parts that the rows of a step are run in.
+        batch_size: rows per optimizer step, and per batch in prediction.
+        max_tokens_per_batch: the most padded tokens per step.
+        gradient_accumulation_steps: the number of parts in which the rows of a step are run.
         optimizer: ``adamw``, ``adafactor``, or a class of ``torch.optim``.
         optimizer_args: further arguments of that class.
         learning_rate: of the prompt; None for the method's default.
@@ -100,11 +103,12 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         progress: as in `fit`; False by default, since a search trains many times.
 
     Attributes:
-        classes_: the labels, sorted, in the type they were given in.
+        classes_: the labels, sorted, with the type of ``y``.
         model_: the trained prompt on its backbone; ``model_.save(folder)`` saves it.
-        n_features_in_: the number of columns, where ``X`` has columns.
+        n_features_in_: the number of columns, if ``X`` is a data frame or a two-dimensional array.
+        feature_names_in_: the names of the columns, if ``X`` is a data frame.
 
-    Example:
+    Examples:
         ```python
         classifier = SoftPromptClassifier("builtin:minilm", epochs=4)
         cross_val_score(classifier, texts, labels)
@@ -197,11 +201,11 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         return tags
 
     def fit(self, X: Texts, y: ClassLabels) -> Self:
-        """Train a prompt, and keep the best one by validation.
+        """Train a prompt, and select the best one by validation.
 
         Args:
             X: the rows.
-            y: their labels.
+            y: their labels, one for each row.
 
         Returns:
             The classifier itself.
@@ -221,12 +225,12 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
                 "classes. Give rows of another class too."
             )
             raise ValueError(msg)
-        backbone = self._load()
-        method = self._method()
-        template = self.template or self._default_template(method, backbone)
+        backbone = self._load_backbone()
+        method = self._read_method()
+        template = self.template or self._make_template(method, backbone)
         target = _LABEL + "_" * (_LABEL in self._fields)
-        task = Classify(template, label_column=target, verbalizer=self._words())
-        seed = self._seed()
+        task = Classify(template, label_column=target, verbalizer=self._read_verbalizer())
+        seed = self._draw_seed()
         table = to_table(
             [{**row, target: str(label)} for row, label in zip(rows, labels, strict=True)]
         )
@@ -238,13 +242,13 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             backbone,
             task,
             method=method,
-            config=self._config(seed),
+            config=self._make_config(seed),
             fraction=fraction,
             max_length=self.max_length,
         )
-        with make_callbacks(self.callbacks, progress=self.progress) as every:
+        with make_callbacks(self.callbacks, progress=self.progress) as callbacks:
             prepared = setup_run(recipe, backbone=backbone, tables=tables, init=self.init)
-            self.model_ = run_prepared(prepared, callbacks=every)
+            self.model_ = run_prepared(prepared, callbacks=callbacks)
         return self
 
     def predict_proba(self, X: Texts) -> NDArray[np.float64]:
@@ -254,7 +258,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             X: the rows.
 
         Returns:
-            One row for each of ``X``, and one column for each of ``classes_``.
+            Probabilities ``[rows, classes]``; the columns are in the order of ``classes_``.
 
         Raises:
             NotFittedError: it is not trained yet.
@@ -263,11 +267,11 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         check_is_fitted(self, "model_")
         rows = self._read_rows(X, reset=False)
         names = [str(label) for label in self.classes_]
-        found = [
-            [answer.probabilities[name] for name in names]
-            for answer in self.model_.predict(rows, batch_size=self.batch_size)
+        probabilities = [
+            [prediction.probabilities[name] for name in names]
+            for prediction in self.model_.predict(rows, batch_size=self.batch_size)
         ]
-        return np.array(found, dtype=np.float64).reshape(len(rows), len(names))
+        return np.array(probabilities, dtype=np.float64).reshape(len(rows), len(names))
 
     def predict(self, X: Texts) -> NDArray[Any]:
         """The most probable class of each row.
@@ -276,7 +280,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             X: the rows.
 
         Returns:
-            The labels, in the type they were given in.
+            The labels, with the type of ``y``.
 
         Raises:
             NotFittedError: it is not trained yet.
@@ -299,17 +303,29 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     def _read_rows(self, X: Texts, *, reset: bool) -> list[dict[str, str]]:
         """The rows as mappings of texts; those of training (``reset``) decide on the fields."""
-        items = _items(X)
-        if items is not None and isinstance(items[0], str):
-            return self._of_texts(items, reset=reset)
-        if items is not None:
-            return self._of_mappings(items, reset=reset)
+        items = _list_items(X)
+        if items is None:
+            return self._read_table(X, reset=reset)
+        if reset:
+            self._forget_columns()
+        if isinstance(items[0], str):
+            return self._read_texts(items, reset=reset)
+        return self._read_mappings(items, reset=reset)
+
+    def _forget_columns(self) -> None:
+        """Remove the attributes on columns that an earlier fit set."""
+        for name in ("n_features_in_", "feature_names_in_"):
+            if name in vars(self):
+                delattr(self, name)
+
+    def _read_table(self, X: Texts, *, reset: bool) -> list[dict[str, str]]:
         table = validate_data(self, X, dtype=None, reset=reset)
         if reset:
-            self._fields = self._names(table.shape[1])
-        return [dict(zip(self._fields, map(_text, row), strict=True)) for row in table]
+            self._fields = self._choose_fields(table.shape[1])
+        self._check_count(table.shape[1])
+        return [dict(zip(self._fields, map(_to_text, row), strict=True)) for row in table]
 
-    def _of_texts(self, items: Sequence[object], *, reset: bool) -> list[dict[str, str]]:
+    def _read_texts(self, items: Sequence[object], *, reset: bool) -> list[dict[str, str]]:
         wrong = next((at for at, item in enumerate(items) if not isinstance(item, str)), None)
         if wrong is not None:
             msg = (
@@ -318,14 +334,14 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             )
             raise ValueError(msg)
         if reset:
-            self._fields = self._names(1)
-        self._check_fields(1)
+            self._fields = self._choose_fields(1)
+        self._check_count(1)
         return [{self._fields[0]: str(item)} for item in items]
 
-    def _of_mappings(self, items: Sequence[Any], *, reset: bool) -> list[dict[str, str]]:
+    def _read_mappings(self, items: Sequence[Any], *, reset: bool) -> list[dict[str, str]]:
         rows = list(iterate_rows(items))
         if reset:
-            self._fields = _fields_of(self.template) or tuple(rows[0])
+            self._fields = _list_fields(self.template) or tuple(rows[0])
         for at, row in enumerate(rows):
             missing = [name for name in self._fields if row.get(name) is None]
             if missing:
@@ -334,14 +350,14 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
                     "or leave that row out."
                 )
                 raise ValueError(msg)
-        return [{name: _text(row[name]) for name in self._fields} for row in rows]
+        return [{name: _to_text(row[name]) for name in self._fields} for row in rows]
 
-    def _names(self, count: int) -> tuple[str, ...]:
-        """The fields of rows that have so many columns."""
-        named = vars(self).get("feature_names_in_")
-        if named is not None and count == len(named):
-            return tuple(str(name) for name in named)
-        fields = _fields_of(self.template)
+    def _choose_fields(self, count: int) -> tuple[str, ...]:
+        """The fields of rows with ``count`` columns: by their names, or by the template."""
+        names = vars(self).get("feature_names_in_")
+        if names is not None:
+            return tuple(str(name) for name in names)
+        fields = _list_fields(self.template)
         if fields and len(fields) != count:
             msg = (
                 f"X has {count} column{'' if count == 1 else 's'}, but the template has the fields "
@@ -350,24 +366,33 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             raise ValueError(msg)
         return fields or ((_TEXT,) if count == 1 else tuple(f"x{at}" for at in range(count)))
 
-    def _check_fields(self, count: int) -> None:
+    def _check_count(self, count: int) -> None:
+        """Check that there is a column for each field."""
         if len(self._fields) != count:
+            fields = f"field{'' if len(self._fields) == 1 else 's'} {', '.join(self._fields)}"
             msg = (
-                f"X has {count} column, but the classifier was trained on the fields "
-                f"{', '.join(self._fields)}. Give all of them."
+                f"X has {count} column{'' if count == 1 else 's'}, but the classifier was trained "
+                f"on the {fields}. Give exactly these."
             )
             raise ValueError(msg)
 
-    def _default_template(self, method: MethodSettings, backbone: Backbone) -> str:
-        pair = len(self._fields) == _PAIR and backbone.geometry.architecture == "encoder"
-        text = ("{sep}" if pair else "\n").join(f"{{{name}}}" for name in self._fields)
+    def _make_template(self, method: MethodSettings, backbone: Backbone) -> str:
+        """The template of fields alone: two texts of an encoder are a pair."""
+        is_pair = len(self._fields) == _PAIR and backbone.geometry.architecture == "encoder"
+        text = ("{sep}" if is_pair else "\n").join(f"{{{name}}}" for name in self._fields)
         soft = f"{{soft:{self.length or LENGTH}}}" if method.prompt_kind == "input" else ""
         return soft + text
 
-    def _method(self) -> MethodSettings:
+    def _read_method(self) -> MethodSettings:
         method = find_method(self.method)
         if self.length is None:
             return method
+        if self.length < 1:
+            msg = (
+                f"length is {self.length}, but a prompt has at least 1 soft token. Give 1 or more, "
+                "or None for the default."
+            )
+            raise ValueError(msg)
         if isinstance(method, PrefixTuning | PTuningV2):
             return replace(method, length=self.length)
         if self.template is not None:
@@ -378,25 +403,25 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             raise ValueError(msg)
         return method
 
-    def _words(self) -> dict[str, str | Sequence[str]] | None:
+    def _read_verbalizer(self) -> dict[str, str | Sequence[str]] | None:
         if self.verbalizer is None:
             return None
         return {str(label): words for label, words in self.verbalizer.items()}
 
-    def _seed(self) -> int:
+    def _draw_seed(self) -> int:
         if isinstance(self.random_state, int | np.integer):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
-    def _config(self, seed: int) -> TrainingConfig:
-        given = {name: vars(self)[name] for name in SETTINGS}
-        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
+    def _make_config(self, seed: int) -> TrainingConfig:
+        settings = {name: vars(self)[name] for name in SETTINGS}
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
         return TrainingConfig(seed=seed, **{k: v for k, v in plain.items() if v is not None})
 
-    def _load(self) -> Backbone:
+    def _load_backbone(self) -> Backbone:
         if isinstance(self.backbone, Backbone):
             return self.backbone
-        return _loaded(str(self.backbone), self.dtype, self.device)
+        return _load_shared_backbone(str(self.backbone), self.dtype, self.device)
 
 
 # The settings of TrainingConfig that are arguments here, all but seed and trackers.
@@ -404,21 +429,23 @@ SETTINGS = tuple(name for name in TrainingConfig.model_fields if name not in {"s
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str, dtype: str | torch.dtype | None, device: str | torch.device) -> Backbone:
-    """The last backbone that was loaded by its name."""
+def _load_shared_backbone(
+    name: str, dtype: str | torch.dtype | None, device: str | torch.device
+) -> Backbone:
+    """Load a backbone, unless it is the last one that was loaded."""
     return load_backbone(name, dtype=dtype, device=device)
 
 
 def release_backbone() -> None:
     """Release the backbone that classifiers of this process share, to free its memory.
 
-    Example:
+    Examples:
         >>> release_backbone()
     """
-    _loaded.cache_clear()
+    _load_shared_backbone.cache_clear()
 
 
-def _items(X: Texts) -> list[object] | None:
+def _list_items(X: Texts) -> list[object] | None:
     """The rows of a sequence of texts or mappings; None for anything else."""
     if isinstance(X, str):
         msg = f"X is one text, {X[:40]!r}, but must be a list of texts. Give [X]."
@@ -438,11 +465,11 @@ def _is_column(X: Texts) -> bool:
         return False
 
 
-def _fields_of(template: str | None) -> tuple[str, ...]:
+def _list_fields(template: str | None) -> tuple[str, ...]:
     """The fields of a template, each once, in their order."""
     return () if template is None else tuple(dict.fromkeys(parse_template(template).fields))
 
 
-def _text(value: object) -> str:
+def _to_text(value: object) -> str:
     """A cell as a text."""
     return str(value.item() if isinstance(value, np.generic) else value)

@@ -1,4 +1,4 @@
-"""Rows, and models to look inside."""
+"""Rows, and models to inspect."""
 
 from collections.abc import Callable
 

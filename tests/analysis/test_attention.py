@@ -33,7 +33,7 @@ def eager(new_model, family: str, ids: torch.Tensor, own, **more):
 def test_soft_tokens_of_words_get_the_words_attention(
     model, backbone, maker, rows, new_model, kv: str
 ) -> None:
-    """Every family whose attention is open, rows of many lengths in one batch."""
+    """Every family that accepts prefixes, rows of many lengths in one batch."""
     own = backbone(kv)
     words = maker(kv).words(3)
     settings = Classify(template(own, "{soft:3}"), verbalizer=WORDS)
@@ -101,10 +101,10 @@ def test_a_prefix_gets_what_keys_of_the_past_get(
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "t5"])
-def test_where_queries_say_nothing_attention_is_even(
+def test_without_queries_attention_is_uniform(
     model, maker, rows, new_backbone, family: str
 ) -> None:
-    """Without queries (and T5's bias) all that is seen gets alike: P of P + what else is seen."""
+    """Without queries (and T5's bias), P of P + T visible positions are the prompt's share."""
     own = new_backbone(family)
     for name, parameter in own.model.named_parameters():
         if any(part in name for part in ("q_proj", "query", ".q.", "relative_attention_bias")):
@@ -131,7 +131,7 @@ def test_where_queries_say_nothing_attention_is_even(
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "t5"])
-def test_only_sites_that_see_the_prompt_are_told(model, backbone, maker, rows, family) -> None:
+def test_only_sites_that_see_the_prompt_are_listed(model, backbone, maker, rows, family) -> None:
     own = backbone(family)
     late = Classify(template(own, "{soft:3}"), verbalizer=WORDS)
     prompt = maker(family).late_prompt()
@@ -158,7 +158,7 @@ def test_batches_change_nothing(model, rows, way) -> None:
         assert (one.at_readout or 0) == pytest.approx(other.at_readout or 0, abs=1e-5)
 
 
-def test_an_attention_of_its_own_is_refused(model, backbone, maker, rows) -> None:
+def test_a_custom_attention_implementation_is_refused(model, backbone, maker, rows) -> None:
     family = "deberta_v2"
     settings = Classify(template(backbone(family), "{soft:3}"), verbalizer=WORDS)
     own = model((family, "words", ""), settings=settings, prompt=maker(family).prompt("input"))

@@ -1,4 +1,4 @@
-"""Nearest words, norms and ways, on prompts of which all are known."""
+"""Nearest words, norms and distances, of prompts for which they are known."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_real_words_are_their_own_nearest(family: str, backbone, maker, monkeypa
         ]
 
 
-def test_the_norms_of_a_prefix_are_told_layer_by_layer() -> None:
+def test_the_norms_of_a_prefix_are_computed_layer_by_layer() -> None:
     ones = torch.ones(2, 3, 4, 9)  # norm 3
     scale = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
     first, second = compute_layer_norms(KVPrefix(ones * scale, -5 * ones, (4, 7)))
@@ -41,15 +41,15 @@ def test_the_norms_of_a_prefix_are_told_layer_by_layer() -> None:
     assert (second.layer, second.keys, second.values) == (7, pytest.approx(6), pytest.approx(15))
 
 
-def test_the_way_from_the_start_is_told_for_each_soft_token() -> None:
+def test_the_distance_from_the_start_is_measured_for_each_soft_token() -> None:
     start = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
-    way = torch.tensor([[0.0, 0.0], [0.0, 1.0], [-3.0, 4.0]])
-    found = measure_distance_from_init(InputPrompt(start, 1), InputPrompt(start + way, 1))
+    change = torch.tensor([[0.0, 0.0], [0.0, 1.0], [-3.0, 4.0]])
+    found = measure_distance_from_init(InputPrompt(start, 1), InputPrompt(start + change, 1))
     assert found.each == pytest.approx((0, 1 / 2, 5))
     assert found.overall == pytest.approx((26 / 30) ** 0.5)  # 1 + 25 of 25 + 4 + 1
 
 
-def test_the_way_of_a_prefix_is_told_layer_by_layer() -> None:
+def test_the_distance_of_a_prefix_is_measured_layer_by_layer() -> None:
     """Keys of 2, values of 1, of which the second layer's values go to 4."""
     keys, values = torch.full((2, 3, 4, 5), 2.0), torch.ones(2, 3, 4, 5)
     now = values.clone()
@@ -57,6 +57,17 @@ def test_the_way_of_a_prefix_is_told_layer_by_layer() -> None:
     found = measure_distance_from_init(KVPrefix(keys, values, (0, 2)), KVPrefix(keys, now, (0, 2)))
     assert found.each == pytest.approx((0, (9 / 5) ** 0.5))
     assert found.overall == pytest.approx((9 / 10) ** 0.5)
+
+
+def test_prompts_of_another_shape_have_no_distance() -> None:
+    """Torch would broadcast one soft token over many, and compare keys of different layers."""
+    one, many = InputPrompt(torch.ones(1, 2)), InputPrompt(torch.ones(3, 2))
+    keys = torch.ones(1, 1, 1, 2)
+    prefixes = [KVPrefix(keys, keys, (site,)) for site in (0, 1)]
+    later = InputPrompt(torch.ones(1, 2), 1)
+    for start, now in ((one, many), (many, one), (one, later), (one, prefixes[0]), prefixes):
+        with pytest.raises(PromptError, match=r"has no distance from .* kind, shape or layers"):
+            measure_distance_from_init(start, now)
 
 
 def test_a_start_of_nothing_gives_numbers_that_json_can_say() -> None:
@@ -80,7 +91,7 @@ def test_a_model_or_its_artifact_will_do(model) -> None:
     assert compute_similarity([own, own.artifact]) == compute_similarity([own.prompt, own.prompt])
 
 
-def test_what_a_prompt_has_not_cannot_be_seen(model) -> None:
+def test_what_a_prompt_does_not_have_is_refused(model) -> None:
     own, prefix = model("causal words"), model("causal words, prefix")
     with pytest.raises(PromptError, match=r"^KVPrefix\(.* is not among the input embedd"):
         find_nearest_words(prefix)

@@ -1,4 +1,4 @@
-"""The project's own source, read once for the architecture tests."""
+"""The source of the package, read once for the architecture tests."""
 
 from pathlib import Path
 

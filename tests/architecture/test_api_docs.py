@@ -1,4 +1,4 @@
-"""The public API is documented whole: arguments, results, errors, and an example that runs.
+"""The public API is documented completely: arguments, results, errors, and examples that run.
 
 What counts as public is what ``__all__`` of the packages in ``PUBLIC`` names; of a class, also its
 public methods. The form is Google's, as ``docs/reference/python.md`` is made from it.
@@ -20,7 +20,7 @@ import softprompt
 
 PUBLIC = ("softprompt", "softprompt.analysis", "softprompt.interop", "softprompt.sklearn")
 SECTION = re.compile(
-    r"^(Args|Attributes|Returns|Yields|Raises|Examples?|Note|Notes|Source|Sources|References?):$"
+    r"^(Args|Attributes|Returns|Yields|Raises|Examples|Note|Notes|Source|Sources|References?):$"
 )
 ENTRY = re.compile(r"^(\*{0,2}\w+)(?: \([^)]*\))?:\s*(\S.*)?$")
 # Examples that cannot run here, and why; they are shown as code, and not as a doctest.
@@ -32,12 +32,12 @@ NOT_RUN = {
 
 
 def read_sections(docstring: str) -> dict[str, list[str]]:
-    """The sections of a docstring in Google form by their titles, singular; '' is the text."""
+    """The sections of a docstring in Google form by their titles; '' is the text."""
     sections: dict[str, list[str]] = {"": []}
     title = ""
     for line in inspect.cleandoc(docstring).splitlines():
         if match := SECTION.match(line):
-            title = match[1].rstrip("s") if match[1] == "Examples" else match[1]
+            title = match[1]
             sections.setdefault(title, [])
         elif line and not line[0].isspace():
             title = ""
@@ -73,13 +73,13 @@ def argument_names(value: object) -> list[str]:
 
 
 def inherited_docs(owner: type) -> str:
-    """The docstrings of a class and of our classes that it extends."""
+    """The docstrings of a class and of its base classes."""
     own = (base for base in owner.__mro__ if base.__module__.partition(".")[0] != "builtins")
     return "\n\n".join(inspect.cleandoc(base.__doc__ or "") for base in own)
 
 
 def raised_names(function: object) -> set[str]:
-    """The classes that the text of a function raises itself."""
+    """The errors that the source of a function raises."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
     except (OSError, TypeError, SyntaxError):
@@ -127,19 +127,19 @@ def class_faults(name: str, value: type) -> Iterator[str]:
 
 
 def example_fault(name: str, docstring: str) -> str | None:
-    """What is wrong with the example of a public name; None if there is a good one."""
-    example = "\n".join(read_sections(docstring).get("Example", []))
+    """What is wrong with the example of a public name; None if nothing is."""
+    example = "\n".join(read_sections(docstring).get("Examples", []))
     if not example.strip():
-        return f"{name}: no Example"
+        return f"{name}: no Examples"
     if name not in NOT_RUN and ">>> " not in example:
-        return f"{name}: the Example is no doctest"
+        return f"{name}: Examples has no doctest"
     if "+SKIP" in example:
-        return f"{name}: the Example is skipped"
+        return f"{name}: the doctest of Examples is skipped"
     return None
 
 
 def is_described(value: object) -> bool:
-    """Whether a value has a docstring of its own to judge: not errors and unions of types."""
+    """Whether a value needs a docstring: errors and unions of types do not."""
     return inspect.isroutine(value) or (
         inspect.isclass(value) and not issubclass(value, BaseException)
     )
@@ -170,7 +170,7 @@ def public_values() -> dict[str, object]:
     return values
 
 
-def test_the_public_api_is_documented_whole() -> None:
+def test_the_public_api_is_documented_completely() -> None:
     values = public_values()
     faults = [fault for name, value in values.items() for fault in doc_faults(name, value)]
     assert not faults, f"{len(faults)} faults\n" + "\n".join(faults)
@@ -196,7 +196,7 @@ def good(rows: int, *, size: float = 1.0) -> float:
     Raises:
         ValueError: there are none.
 
-    Example:
+    Examples:
         >>> good(2)
         2.0
     """
@@ -212,7 +212,7 @@ class Good:
     Args:
         rows: how many.
 
-    Example:
+    Examples:
         >>> Good(2).double()
         4
     """
@@ -240,7 +240,7 @@ class Sized:
     Attributes:
         size: in centimetres.
 
-    Example:
+    Examples:
         >>> Sized(2.0).size
         2.0
     """
@@ -261,8 +261,8 @@ def test_the_guard_lets_pass(value: object) -> None:
         (": how many.", "value: not in Args: rows"),
         ("    Returns:\n        The product.\n", "value: no Returns"),
         ("    Raises:\n        ValueError: there are none.\n", "value: not in Raises: ValueError"),
-        ("    Example:\n        >>> good(2)\n        2.0\n", "value: no Example"),
-        (">>> ", "value: the Example is no doctest"),
+        ("    Examples:\n        >>> good(2)\n        2.0\n", "value: no Examples"),
+        (">>> ", "value: Examples has no doctest"),
     ],
 )
 def test_the_guard_catches_a_function(removed: str, fault: str, monkeypatch) -> None:
@@ -281,15 +281,15 @@ def test_the_guard_catches_a_class(monkeypatch) -> None:
     assert doc_faults("Good", Good) == [
         "Good: not in Args or Attributes: rows",
         "Good.double: no Returns",
-        "Good: no Example",
+        "Good: no Examples",
     ]
 
 
 def test_the_guard_catches_a_field(monkeypatch) -> None:
     monkeypatch.setattr(
-        Sized, "__doc__", "A value.\n\nExample:\n    >>> Sized(2.0)  # doctest: +SKIP\n"
+        Sized, "__doc__", "A value.\n\nExamples:\n    >>> Sized(2.0)  # doctest: +SKIP\n"
     )
     assert doc_faults("Sized", Sized) == [
         "Sized: not in Args or Attributes: size",
-        "Sized: the Example is skipped",
+        "Sized: the doctest of Examples is skipped",
     ]

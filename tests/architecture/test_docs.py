@@ -1,4 +1,4 @@
-"""What the documents say is there: links, names, paths, options; and no machine's paths."""
+"""What the documents name exists: links, names, paths, options, tests; and no machine's paths."""
 
 import ast
 import doctest
@@ -25,9 +25,10 @@ ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 MACHINE_PATH = re.compile(r"(?<![\w.~}-])/(?:wo" + r"rk|tm" + r"p|ho" + r"me|ro" + r"ot)/\w")
 BINARY = {".png", ".safetensors", ".parquet", ".gz", ".bz2", ".npz", ".ico"}
 
-# A name of the package, and a path of the checkout, wherever a text has them.
+# A name of the package, a path of the checkout, and a test, perhaps with its file.
 DOTTED_NAME = re.compile(r"(?<![\w./-])softprompt(?:\.[A-Za-z_]\w*)+")
 OWN_PATH = re.compile(r"(?<![\w./-])(?:src|tests|docs|scripts|benchmarks|examples)/[\w./*-]*[\w/*]")
+TEST_NAME = re.compile(r"`(test_\w+)`(?:\s+in\s+`(tests/[\w/]+\.py)`)?")
 CODE_BLOCK = re.compile(r"^(`{3,})(\w+)\n(.*?)^\1", re.MULTILINE | re.DOTALL)
 SHELLS = {"sh", "console"}
 INLINE_CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
@@ -89,10 +90,19 @@ def has_name(dotted: str) -> bool:
 
 
 def name_faults(page: str, text: str, *, root: Path) -> list[str]:
-    """Names of the package and paths of the checkout that are not there."""
+    """Names of the package, paths of the checkout and tests that do not exist."""
     names = [name for name in DOTTED_NAME.findall(text) if not has_name(name)]
     paths = [path for path in OWN_PATH.findall(text) if not list(root.glob(path))]
-    return [f"{page}: there is no {found}" for found in dict.fromkeys([*names, *paths])]
+    tests = missing_tests(text, root=root)
+    return [f"{page}: there is no {found}" for found in dict.fromkeys([*names, *paths, *tests])]
+
+
+def missing_tests(text: str, *, root: Path) -> Iterator[str]:
+    """Tests that a text names and that do not exist, or not in the file that it names."""
+    for name, path in TEST_NAME.findall(text):
+        files = [root / path] if path else (root / "tests").rglob("test_*.py")
+        if not any(f"def {name}(" in file.read_text("utf-8") for file in files if file.exists()):
+            yield f"{name} in {path}" if path else name
 
 
 def python_faults(page: str, text: str) -> Iterator[str]:
@@ -114,7 +124,7 @@ def call_faults(page: str, call: ast.Call) -> Iterator[str]:
     name = ast.unparse(call.func)
     found: Any = importlib.import_module("softprompt")
     if not has_name(name):
-        return  # which is said of the name
+        return  # `name_faults` reports it
     for part in name.split(".")[1:]:
         found = getattr(found, part)
     try:
@@ -166,7 +176,7 @@ def test_python_in_documents_can_be_called(root: Path) -> None:
 
 def test_every_command_and_option_exists(root: Path) -> None:
     pages = read_documents(root).items()
-    assert sum(len(list(iterate_commands(text))) for _, text in pages) > 40  # that they are read
+    assert sum(len(list(iterate_commands(text))) for _, text in pages) > 40  # some are found
     faults = [fault for page, text in pages for fault in option_faults(page, text)]
     assert not faults, "\n".join(faults)
 
@@ -276,10 +286,20 @@ def test_the_guard_catches_a_dead_link(text: str, message: str, tmp_path: Path) 
         "tests/evaluate/test_model.py",
         "src/softprompt/initialise.py",
         "docs/reference/absent.md",
+        "test_absent_as_it_is",
     ],
 )
 def test_the_guard_catches_an_absent_name(absent: str, root: Path) -> None:
     assert name_faults("a.md", f"see `{absent}`.", root=root) == [f"a.md: there is no {absent}"]
+
+
+def test_the_guard_catches_a_test_in_another_file(root: Path) -> None:
+    name, here, other = "test_the_guard_lets_names_pass", "test_docs.py", "test_english.py"
+    text = f"`{name}` in\n`tests/architecture/{{}}`"
+    assert name_faults("a.md", text.format(here), root=root) == []
+    assert name_faults("a.md", text.format(other), root=root) == [
+        f"a.md: there is no {name} in tests/architecture/{other}"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -287,6 +307,7 @@ def test_the_guard_catches_an_absent_name(absent: str, root: Path) -> None:
     [
         "`softprompt.PromptModel.predict`, `softprompt.inference.model`, softprompt.Step.loss.",
         "`tests/architecture`, `tests/support/*.py` and src/softprompt/py.typed.",
+        "`test_the_guard_lets_names_pass` and `test_every_name_and_path_exists`.",
         "https://x.y/docs/absent.md, runs/docs/absent, softprompt.",
     ],
 )

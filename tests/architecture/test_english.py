@@ -1,4 +1,4 @@
-"""Texts are in plain standard English: phrases that readers stumble over are found by a list.
+"""Texts are in plain standard English: a list finds phrases that readers do not understand.
 
 The list is ``phrases.toml``; each entry has its plain wording, which a failing test prints.
 """
@@ -13,7 +13,7 @@ import click
 import pytest
 import typer.main
 
-from support.text import flatten, iterate_prose, read_documents
+from support.text import flatten, iterate_prose, read_documents, read_scripts
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ PHRASES = [
 
 
 def phrase_faults(name: str, text: str, *, first_line: int = 1) -> Iterator[str]:
-    """The phrases of the list that a text has."""
+    """The phrases of the list that occur in a text."""
     flat, lines = flatten(text, first_line=first_line)
     for phrase in PHRASES:
         for match in phrase.find.finditer(flat):
@@ -69,6 +69,17 @@ def test_documents_are_in_plain_english(root: Path) -> None:
 
 def test_code_is_in_plain_english(sources: dict[str, str]) -> None:
     faults = [fault for name, source in sources.items() for fault in prose_faults(name, source)]
+    assert not faults, "\n".join(faults)
+
+
+def test_scripts_and_examples_are_in_plain_english(root: Path) -> None:
+    scripts = read_scripts(root)
+    assert {"benchmarks/tables.py", "examples/demo.toml", "scripts/test"} <= {*scripts}
+    faults = [
+        fault
+        for name, text in scripts.items()
+        for fault in (prose_faults if name.endswith(".py") else phrase_faults)(name, text)
+    ]
     assert not faults, "\n".join(faults)
 
 

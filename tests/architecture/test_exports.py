@@ -1,4 +1,4 @@
-"""The public names of ``softprompt``: all there, all documented, in order, and nothing else."""
+"""The public names of ``softprompt`` exist, are documented and sorted, and there are no others."""
 
 import inspect
 import re
@@ -15,7 +15,7 @@ def order(name: str) -> tuple[int, str]:
 
 
 def own_docstring(value: object, name: str) -> str:
-    """The docstring that was written for a value; a dataclass makes up one that says nothing."""
+    """The docstring that was written for a value; Python generates one for dataclasses."""
     written = value.__doc__ or ""
     return "" if written.startswith(f"{name}(") else written
 
@@ -45,14 +45,14 @@ def faults(package: ModuleType) -> list[str]:
             found.append(f"{name} has no docstring")
         if not code and not described(name, package.__doc__ or ""):
             found.append(
-                f"{name} is no class or function: say in the package's docstring what it is"
+                f"{name} is not a class or function: describe it in the package's docstring"
             )
     visible = {name for name in dir(package) if not name.startswith("_")}
     stray = sorted(name for name in visible - {*names} if not is_part(package, name))
     return found + [f"{name} is public and not in __all__" for name in stray]
 
 
-def test_the_public_names_hold() -> None:
+def test_the_public_names_are_complete() -> None:
     assert faults(softprompt) == []
 
 
@@ -78,7 +78,7 @@ PLANTED = [
     ({"__all__": ["LIMIT", "Value", "absent", "action"]}, "absent is in __all__"),
     ({"__all__": ["LIMIT", "action", "Value"]}, "not in order"),
     ({"__all__": ["LIMIT", "Value", "action", "bare"], "bare": bare}, "bare has no docstring"),
-    ({"__all__": ["LIMIT", "OTHER", "Value", "action"], "OTHER": 3}, "OTHER is no class"),
+    ({"__all__": ["LIMIT", "OTHER", "Value", "action"], "OTHER": 3}, "OTHER is not a class"),
     ({"__all__": ["LIMIT", "Value"]}, "action is public"),
     ({"__all__": ["LIMIT", "Value", "action"], "re": re}, "re is public"),
 ]

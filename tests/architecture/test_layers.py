@@ -1,4 +1,4 @@
-"""Packages stand in one strict order; a module imports what stands below it, and no circles.
+"""Packages stand in one strict order; a module imports only those below it, without circles.
 
 The guard reads source text, so imports inside functions and under TYPE_CHECKING count too.
 """
@@ -12,7 +12,7 @@ import pytest
 
 from support.source import import_graph, is_own, iterate_imports
 
-# From the bottom to the top. Each may import all that stand before it, and none that stand behind.
+# From the bottom to the top: each may import those before it in this list, and none after it.
 ORDER = (
     "errors",
     "_paths",
@@ -30,15 +30,15 @@ ORDER = (
     "analysis",
     "interop",
     "train",
-    "serve",
+    "serve",  # does not exist yet; its place is decided
     "compare",
     "sklearn",
     "cli",
     "__main__",
 )
 HEIGHT = {package: height for height, package in enumerate(ORDER)}
-# What a package may not reach at all, even through others. Tasks and models at work know the two
-# prompt values and no method; a server knows no training either.
+# What a package may not reach at all, even through others. Tasks and inference know the two prompt
+# values and no method; a server does not need training either.
 OUT_OF_REACH = {
     "tasks": {"methods"},
     "inference": {"methods"},
@@ -104,7 +104,7 @@ def reachable(sources: dict[str, str], start: str) -> dict[str, str]:
 
 
 def reach_faults(sources: dict[str, str]) -> list[str]:
-    """Chains of imports that end where the first package may not reach."""
+    """Chains of imports from a package to one that it may not reach."""
     chains = []
     for start in sources:
         barred = OUT_OF_REACH.get(package_of(start), set())
@@ -132,7 +132,7 @@ def shortest_circle(graph: dict[str, set[str]], start: str) -> list[str]:
 
 
 def circle_faults(sources: dict[str, str]) -> list[str]:
-    """Every circle of imports once, from its first module by name; packages count by their text."""
+    """Every circle of imports once, from its first module by name; a package is its __init__."""
     graph = import_graph(sources)
     graph.pop("softprompt", None)
     graph = {module: targets & {*graph} for module, targets in graph.items()}

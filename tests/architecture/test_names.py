@@ -1,7 +1,7 @@
-"""A function is a verb, a predicate begins as one, and a name is defined once.
+"""Functions are named by verbs, predicates begin with ``is_`` or the like, names are defined once.
 
-The verbs that names may begin with are in ``verbs.txt``, one a line, sorted. A verb that is missing
-is added there; a noun or a participle (``told``, ``picked``, ``laid_out``) is a name to be changed.
+The verbs that names may begin with are in ``verbs.txt``, one per line, sorted. Add a verb that is
+missing; change a name that is a noun or a participle (``told``, ``picked``, ``laid_out``).
 """
 
 import ast
@@ -18,21 +18,19 @@ from support.source import Function, decorator_names, iterate_public
 VERBS_FILE = Path(__file__).with_name("verbs.txt")
 VERBS = frozenset(VERBS_FILE.read_text("utf-8").split())
 PREDICATE = re.compile(r"(is|has|can|are)_\w+")
-# Conversions as everywhere in Python (`to_dict`, `from_file`, `with_prompt`: a changed copy), and
-# handlers of an event.
+# Conversions (`to_dict`, `from_file`, `with_prompt`: a changed copy), and handlers of an event.
 CONVERSION = re.compile(r"(to|from|as|with)(_\w+)?|on_\w+")
-# Names that another library or its users expect, by name, with whose name it is.
+# Names that another library or its users expect, with the reason.
 EXPECTED = {
     "main": "the entry point of a command line",
     "parameters": "torch.nn.Module",
     "state_dict": "torch.nn.Module",
 }
-# Names that several modules define, by pattern of module, because whoever writes a plug-in defines
-# them: the protocol of that kind of plug-in.
+# Modules, by pattern, whose names other modules may define too, with the reason.
 PROTOCOLS = {
     "softprompt.cli.commands.*": "a command bears the name of the function that it calls",
 }
-# Likewise by name.
+# Names that several modules may define, with the reason.
 SHARED = {
     "app": "the command line of a module of commands, as typer calls it",
     "logger": "the logger of a module",
@@ -52,7 +50,7 @@ def is_verb(name: str) -> bool:
 
 
 def verb_faults(module: str, source: str) -> Iterator[str]:
-    """Public functions and methods whose names are no verbs."""
+    """Public functions and methods whose names do not begin with a verb."""
     for qualified, node in iterate_public(ast.parse(source)):
         if isinstance(node, Function) and not is_attribute(node) and not is_verb(node.name):
             first = node.name.split("_")[0]

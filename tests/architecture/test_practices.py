@@ -1,4 +1,4 @@
-"""What is done in one place only, or nowhere: model classes, printing, pickles, getattr."""
+"""Practices that are allowed in one package only, or nowhere: model classes, printing, pickles."""
 
 import ast
 import re
@@ -11,12 +11,12 @@ from support.source import iterate_imports
 MODEL_CLASS = re.compile(r"AutoModel\w*|\w+Model|\w+For[A-Z]\w+|\w+LMHeadModel")
 MODEL_MODULE = re.compile(r"transformers\.models(\.|$)")
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-# Who may call torch.save, and why. Nobody may call torch.load.
+# The modules that may call torch.save, and why; torch.load is not allowed anywhere.
 MAY_SAVE = {
-    "softprompt.interop.vllm_client": "written and never read: vLLM takes vectors in this form",
+    "softprompt.interop.vllm_client": "written and never read: vLLM accepts vectors in this form",
 }
-# Other people's models have to be asked what they have; our own types are known.
-MAY_ASK = {"backbone", "injection"}
+# Models of other libraries must be inspected; our own types are known.
+MAY_INSPECT = {"backbone", "injection"}
 
 
 def package_of(module: str) -> str:
@@ -39,15 +39,17 @@ def model_faults(module: str, tree: ast.Module) -> Iterator[str]:
 
 
 def call_fault(module: str, call: ast.Call) -> str | None:
-    """What is wrong with one call, wherever it is not allowed to stand."""
+    """What is wrong with one call; None if it is allowed."""
     here = package_of(module)
     match call:
         case ast.Call(func=ast.Name(id="print")) if here not in {"cli", "__main__"}:
             return "print outside cli/"
-        case ast.Call(func=ast.Name(id="hasattr" | "getattr" as asks)) if here not in MAY_ASK:
+        case ast.Call(func=ast.Name(id="hasattr" | "getattr" as function)) if (
+            here not in MAY_INSPECT
+        ):
             match call.args:
                 case [_, ast.Constant(value=str(name)), *_]:
-                    return f"{asks}(…, {name!r}) outside {' and '.join(sorted(MAY_ASK))}"
+                    return f"{function}(…, {name!r}) outside {' and '.join(sorted(MAY_INSPECT))}"
         case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="save")) if (
             module in MAY_SAVE
         ):
@@ -72,19 +74,19 @@ def pickle_faults(module: str, tree: ast.Module) -> Iterator[str]:
 
 
 def practice_faults(module: str, source: str) -> list[str]:
-    """Everything in one module's text that may not stand there."""
+    """Everything in one module's source that is not allowed there."""
     tree = ast.parse(source)
     guards = (model_faults, call_faults, pickle_faults)
     return [fault for guard in guards for fault in guard(module, tree)]
 
 
-def test_every_module_keeps_to_the_practices(sources: dict[str, str]) -> None:
+def test_every_module_follows_the_practices(sources: dict[str, str]) -> None:
     faults = [f for module, source in sources.items() for f in practice_faults(module, source)]
     assert not faults, "\n".join(faults)
 
 
-def test_who_may_save_does(sources: dict[str, str]) -> None:
-    """An entry that has lost its reason is removed."""
+def test_every_exception_is_used(sources: dict[str, str]) -> None:
+    """Remove an entry that is not needed."""
     assert {*MAY_SAVE} <= {*sources}
     for module in MAY_SAVE:
         calls = [n for n in ast.walk(ast.parse(sources[module])) if isinstance(n, ast.Call)]

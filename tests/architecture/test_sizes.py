@@ -1,7 +1,8 @@
-"""Modules and functions stay small, are annotated whole and say what they are.
+"""Modules and functions are small, completely annotated, and documented.
 
-A function's length is counted without its docstring: explaining costs nothing. A module's is all
-of its lines. Modules may not be chopped either: see ``test_no_module_is_a_fragment``.
+A function's length is counted without its docstring, so that explanations cost nothing. A module's
+length is all of its lines. Modules may not be too small either: see
+``test_no_module_is_a_fragment``.
 """
 
 import ast
@@ -26,16 +27,16 @@ PARAMETERS, POSITIONAL = 6, 2
 
 # Public signatures that another library decides, as (module, function).
 DICTATED: set[tuple[str, str]] = set()
-# Functions whose keywords are options that a user chooses from, as a command's are, by module.
+# Functions whose keyword arguments are options of a user, with the reason.
 OPTIONS = {
     ("softprompt.injection.verify", "load_backbone"): "as transformers' from_pretrained",
-    ("softprompt.train.api", "fit"): "what a recipe decides, each with a default",
-    ("softprompt.sklearn", "__init__"): "scikit-learn wants every setting as an argument",
+    ("softprompt.train.api", "fit"): "the settings of a recipe, each with a default",
+    ("softprompt.sklearn", "__init__"): "scikit-learn requires every setting as an argument",
 }
 
-# A module with fewer lines that one other module alone imports belongs into that module …
+# A module with fewer lines that only one other module imports belongs in that module …
 FRAGMENT_LINES = 60
-# … unless it is a plug-in: a file of its own, so that adding one touches no other.
+# … unless it is a plug-in, which is a separate file so that adding one changes no other.
 PLUG_INS = {
     "softprompt.__init__": "the public names",
     "softprompt.*.__init__": "a package's own names",
@@ -46,7 +47,7 @@ PLUG_INS = {
     "softprompt.interop.arrays": "a format: vectors without a library of their own",
     "softprompt.interop.p_tuning_v2": "a format: P-tuning v2's checkpoints",
     "softprompt.interop.peft": "a format: PEFT's adapters",
-    "softprompt.interop.vllm_*": "a format: what a vLLM server takes",
+    "softprompt.interop.vllm_*": "a format: files and requests for a vLLM server",
     "softprompt.compare.engines.*": "an engine that runs the runs of a comparison",
     "softprompt.cli.commands.*": "a command",
 }
@@ -67,22 +68,22 @@ def length(function: Function) -> int:
 
 
 def parameters(function: Function) -> tuple[list[ast.arg], list[ast.arg]]:
-    """What a caller gives by position and by name only; self and cls are not given."""
-    given = function.args
-    by_position = [*given.posonlyargs, *given.args]
+    """The parameters by position, and those by keyword only, without self and cls."""
+    arguments = function.args
+    by_position = [*arguments.posonlyargs, *arguments.args]
     bound = (
         by_position
         and by_position[0].arg in {"self", "cls"}
         and not decorator_names(function) & {"staticmethod"}
     )
-    return by_position[1:] if bound else by_position, given.kwonlyargs
+    return by_position[1:] if bound else by_position, arguments.kwonlyargs
 
 
-def dictated(module: str, function: Function) -> bool:
-    """Whether somebody else may decide the order that it is called with.
+def is_dictated(module: str, function: Function) -> bool:
+    """Whether its callers decide the order of its parameters.
 
-    Python does for its own methods; for the rest, another library calls our private functions
-    (hooks, attention), and no reader outside the file calls those by position.
+    Python does for special methods, and other libraries for private functions that they call, such
+    as hooks.
     """
     private = function.name.startswith("_") and function.name != "__init__"
     return private or (module, function.name) in DICTATED
@@ -111,7 +112,7 @@ def parameter_faults(module: str, source: str) -> Iterator[str]:
             yield f"{where} takes {count} parameters, at most {PARAMETERS}; group them in a value"
         # A backbone, a task and rows, in this order.
         most = POSITIONAL + ((module, function.name) in OPTIONS)
-        if len(by_position) > most and not dictated(module, function):
+        if len(by_position) > most and not is_dictated(module, function):
             yield f"{where} takes {len(by_position)} by position, at most {most}; use a *"
 
 
@@ -137,7 +138,7 @@ GUARDS = (size_faults, parameter_faults, annotation_faults, docstring_faults)
 
 
 @pytest.mark.parametrize("guard", GUARDS)
-def test_every_module_keeps_to_the_limits(guard, sources: dict[str, str]) -> None:
+def test_every_module_is_within_the_limits(guard, sources: dict[str, str]) -> None:
     faults = [fault for module, source in sources.items() for fault in guard(module, source)]
     assert not faults, "\n".join(faults)
 
@@ -148,7 +149,7 @@ def is_plug_in(module: str, *, packages: set[str]) -> bool:
 
 
 def fragment_faults(sources: dict[str, str]) -> list[str]:
-    """Small modules that exist for one other module."""
+    """Small modules that only one other module imports, or none."""
     packages = {name.rpartition(".")[0] for name in sources}
     graph = import_graph(sources)
     faults = []
@@ -158,9 +159,11 @@ def fragment_faults(sources: dict[str, str]) -> list[str]:
         if lines >= FRAGMENT_LINES or is_plug_in(module, packages=packages):
             continue
         if len(importers) == 1:
-            faults.append(f"{module} has {lines} lines and serves {importers[0]} alone; merge them")
+            faults.append(
+                f"{module} has {lines} lines and only {importers[0]} imports it; merge them"
+            )
         elif not importers:
-            faults.append(f"{module} is imported by nobody; remove it")
+            faults.append(f"{module} is not imported; remove it")
     return faults
 
 
@@ -170,7 +173,7 @@ def test_no_module_is_a_fragment(sources: dict[str, str]) -> None:
 
 
 def test_every_plug_in_exists(sources: dict[str, str]) -> None:
-    """A pattern that matches nothing is removed."""
+    """Remove a pattern that matches nothing."""
     packages = {name.rpartition(".")[0] for name in sources}
     names = {f"{name}.__init__" if name in packages else name for name in sources}
     unused = [p for p in PLUG_INS if not any(fnmatchcase(name, p) for name in names)]
@@ -178,7 +181,7 @@ def test_every_plug_in_exists(sources: dict[str, str]) -> None:
 
 
 def test_every_wide_signature_exists(sources: dict[str, str]) -> None:
-    """An entry that has lost its reason is removed."""
+    """Remove an entry that is not needed."""
     for module, name in OPTIONS:
         assert module in sources
         assert name in {f.name for f in iterate_functions(ast.parse(sources[module]))}, module
@@ -240,8 +243,11 @@ def test_options_of_a_command_are_not_counted() -> None:
 SMALL, LARGE = "\n" * 59, "\n" * 60
 FRAGMENTS = [
     ({"train.a": "", "train.b": "import softprompt.train.a" + LARGE}, "train.a has 0 lines and"),
-    ({"train.a": SMALL, "train": "from softprompt.train.a import x"}, "serves softprompt.train al"),
-    ({"train.a": SMALL, "train": ""}, "train.a is imported by nobody"),
+    (
+        {"train.a": SMALL, "train": "from softprompt.train.a import x"},
+        "only softprompt.train imports",
+    ),
+    ({"train.a": SMALL, "train": ""}, "train.a is not imported"),
 ]
 
 

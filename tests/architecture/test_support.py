@@ -1,4 +1,4 @@
-"""Helpers of tests stand in ``tests/support``, once; a conftest holds fixtures and nothing else."""
+"""Helpers of tests are in ``tests/support``, once; a conftest holds fixtures and nothing else."""
 
 import ast
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from support.source import Function, decorator_names
 
 
 def conftest_faults(name: str, source: str) -> Iterator[str]:
-    """Classes and functions of a conftest that are no fixtures."""
+    """Classes and functions of a conftest that are not fixtures."""
     for node in ast.parse(source).body:
         helper = isinstance(node, ast.ClassDef) or (
             isinstance(node, Function)
@@ -22,7 +22,7 @@ def conftest_faults(name: str, source: str) -> Iterator[str]:
 
 
 def twin_faults(sources: dict[str, str]) -> list[str]:
-    """Functions and classes that stand twice in the same words."""
+    """Functions and classes whose bodies are repeated."""
     homes: dict[str, str] = {}
     faults = []
     for name, source in sources.items():
@@ -32,7 +32,7 @@ def twin_faults(sources: dict[str, str]) -> list[str]:
             text = ast.dump(ast.Module(node.body, []))
             where = f"{name}: {node.name}"
             if text in homes:
-                faults.append(f"{homes[text]} stands again in {where}; move it to tests/support")
+                faults.append(f"{homes[text]} is repeated in {where}; move it to tests/support")
             homes.setdefault(text, where)
     return faults
 
@@ -53,7 +53,7 @@ def test_a_conftest_holds_fixtures(root: Path) -> None:
     assert not faults, "\n".join(faults)
 
 
-def test_no_helper_stands_twice(root: Path) -> None:
+def test_no_helper_is_repeated(root: Path) -> None:
     faults = twin_faults(read_tests(root))
     assert not faults, "\n".join(faults)
 
@@ -80,6 +80,6 @@ def test_the_guard_lets_fixtures_pass(fixture: str) -> None:
 def test_the_guard_catches_twins() -> None:
     body = "(a):\n  b = a + 1\n  return b"
     assert twin_faults({"a.py": f"def f{body}", "b.py": f"def g{body}"}) == [
-        "a.py: f stands again in b.py: g; move it to tests/support"
+        "a.py: f is repeated in b.py: g; move it to tests/support"
     ]
     assert twin_faults({"a.py": f"def f{body}", "b.py": f"def g{body}\n".replace("1", "2")}) == []

@@ -1,4 +1,4 @@
-"""Artifacts of every sort, in memory and on disk."""
+"""Artifacts of every kind, in memory and on disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,12 +31,15 @@ def stored_prefix(tmp_path: Path) -> Stored:
 
 @pytest.fixture(scope="session")
 def same() -> Callable[[Artifact, Artifact], bool]:
-    """Whether two artifacts agree in every bit and every word."""
+    """Whether two artifacts agree in every bit of their tensors and in their manifests."""
 
     def equal(first: Artifact, second: Artifact) -> bool:
         pairs = [{n: read_bits(t) for n, t in one.to_tensors().items()} for one in (first, second)]
-        # What the values themselves say of kind, layers and shift, whatever their manifests say.
-        told = [make_artifact(one.prompt, one.head, **ORIGIN).manifest for one in (first, second)]
-        return first.manifest == second.manifest and pairs[0] == pairs[1] and told[0] == told[1]
+        # Kind, layers and shift of the prompts themselves, whatever their manifests say.
+        derived = [
+            make_artifact(one.prompt, one.head, **ORIGIN).manifest for one in (first, second)
+        ]
+        same_derived = derived[0] == derived[1]
+        return first.manifest == second.manifest and pairs[0] == pairs[1] and same_derived
 
     return equal

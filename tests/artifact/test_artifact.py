@@ -1,4 +1,4 @@
-"""An artifact knows its backbone, in whatever precision, and no other."""
+"""An artifact accepts its own backbone, in any precision, and no other."""
 
 from dataclasses import replace
 
@@ -29,9 +29,9 @@ def test_the_manifest_names_the_backbone(backbone):
 def test_the_own_backbone_is_accepted_in_any_precision(new, backbone, dtype):
     artifact = of(new(), backbone("bert"))
     check_backbone(artifact, backbone("bert", dtype))
-    # and a copy whose weights are quantised, whose fingerprint says so
+    # and a quantized copy, whose fingerprint has a word in place of the second hash
     stable, _, _ = backbone("bert").fingerprint.partition("-")
-    check_backbone(artifact, replace(backbone("bert"), fingerprint=f"{stable}-quantised"))
+    check_backbone(artifact, replace(backbone("bert"), fingerprint=f"{stable}-quantized"))
 
 
 def test_another_backbone_is_refused_with_both_names(new, backbone):

@@ -1,4 +1,4 @@
-"""Whatever a folder holds, loading it gives what was saved or an error that says what is wrong."""
+"""Loading any folder returns what was saved, or raises an error that names the fault."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def refusal(folder: Path) -> str:
     return str(error.value)
 
 
-def test_a_missing_folder_is_told_with_near_names(stored):
+def test_a_missing_folder_is_reported_with_near_names(stored):
     path = stored.folder.parent / "moot"
     said = refusal(path)
     assert said.startswith(f"there is no folder {path} (looked in {path.parent})")
@@ -35,7 +35,7 @@ def test_a_missing_folder_is_told_with_near_names(stored):
     assert refusal(stored.folder.parent / "xyz").endswith("No folder there has a similar name.")
 
 
-def test_a_missing_parent_is_told(tmp_path):
+def test_a_missing_parent_is_reported(tmp_path):
     path = tmp_path / "gone" / "mood"
     assert (
         refusal(path)
@@ -43,27 +43,28 @@ def test_a_missing_parent_is_told(tmp_path):
     )
 
 
-def test_an_artifact_that_a_power_cut_left_aside_is_pointed_to(stored):
-    aside = stored.folder.with_name(".mood.previous")
-    stored.folder.rename(aside)
+def test_the_previous_artifact_of_an_interrupted_save_is_named(stored):
+    previous = stored.folder.with_name(".mood.previous")
+    stored.folder.rename(previous)
     assert refusal(stored.folder) == (
         f"there is no folder {stored.folder}: a save was interrupted just before it "
-        f"finished. The previous artifact is complete in {aside}; rename that to {stored.folder}."
+        f"finished. The previous artifact is complete in {previous}; rename that to "
+        f"{stored.folder}."
     )
 
 
-def test_a_file_instead_of_its_folder_is_told(stored):
+def test_a_file_instead_of_its_folder_is_reported(stored):
     assert refusal(stored.manifest) == (
         f"{stored.manifest} is a file, but an artifact is a folder. Give its folder "
         f"{stored.folder}."
     )
 
 
-def test_a_name_that_the_system_refuses_is_told(tmp_path):
+def test_a_name_that_the_system_refuses_is_reported(tmp_path):
     assert "cannot be read: File name too long. Give a folder" in refusal(tmp_path / ("x" * 300))
 
 
-def test_files_that_may_not_be_read_are_told(stored, monkeypatch):
+def test_files_that_may_not_be_read_are_reported(stored, monkeypatch):
     def refuse(_: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
 
@@ -73,7 +74,7 @@ def test_files_that_may_not_be_read_are_told(stored, monkeypatch):
     )
 
 
-def test_a_missing_manifest_is_told(stored):
+def test_a_missing_manifest_is_reported(stored):
     stored.manifest.unlink()
     assert refusal(stored.folder) == (
         f"{stored.folder} has no file manifest.json; it has prompt.safetensors. An artifact is a "
@@ -82,21 +83,21 @@ def test_a_missing_manifest_is_told(stored):
     )
 
 
-def test_an_empty_folder_is_told(tmp_path):
+def test_an_empty_folder_is_reported(tmp_path):
     assert f"{tmp_path} has no file manifest.json; it has nothing." in refusal(tmp_path)
 
 
-def test_a_run_without_a_whole_artifact_is_told(tmp_path):
+def test_a_run_without_a_whole_artifact_is_reported(tmp_path):
     (tmp_path / "artifact").mkdir()
     assert f"{tmp_path / 'artifact'} has no file manifest.json" in refusal(tmp_path)
 
 
-def test_missing_tensors_are_told(stored):
+def test_missing_tensors_are_reported(stored):
     stored.tensors.unlink()
     assert "has no file prompt.safetensors; it has manifest.json." in refusal(stored.folder)
 
 
-def test_a_pickle_beside_the_manifest_is_refused(stored):
+def test_a_pickle_next_to_the_manifest_is_refused(stored):
     stored.tensors.rename(stored.folder / "prompt.pt")
     said = refusal(stored.folder)
     assert "prompt.pt looks like a pickle, which is refused: reading one can run any code." in said
@@ -130,7 +131,7 @@ def test_a_pickle_in_the_place_of_the_tensors_is_refused_unread(stored, form, tm
     assert not bomb.goal.exists()
 
 
-def test_truncated_tensors_are_told(stored):
+def test_truncated_tensors_are_reported(stored):
     whole = stored.tensors.read_bytes()
     for kept in (0, 4, 8, 9, 40, len(whole) - 1):
         stored.tensors.write_bytes(whole[:kept])
@@ -139,12 +140,12 @@ def test_truncated_tensors_are_told(stored):
         assert said.endswith(REMEDY)
 
 
-def test_something_that_is_no_safetensors_file_is_told(stored):
+def test_something_that_is_no_safetensors_file_is_reported(stored):
     stored.put(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR")
     assert "prompt.safetensors (16 bytes) is not a safetensors file: " in refusal(stored.folder)
 
 
-def test_a_changed_number_is_told(stored):
+def test_a_changed_number_is_reported(stored):
     raw = bytearray(stored.tensors.read_bytes())
     raw[-1] ^= 1
     wanted = hashlib.sha256(stored.tensors.read_bytes()).hexdigest()
@@ -156,7 +157,7 @@ def test_a_changed_number_is_told(stored):
     )
 
 
-def test_two_artifacts_mixed_up_are_told(stored, new, tmp_path):
+def test_two_artifacts_mixed_up_are_reported(stored, new, tmp_path):
     other = save_artifact(new("input", "float32", head=True), tmp_path / "other")
     shutil.copy(other / "prompt.safetensors", stored.tensors)
     assert "or they belong to different artifacts." in refusal(stored.folder)
@@ -196,12 +197,12 @@ def test_two_artifacts_mixed_up_are_told(stored, new, tmp_path):
         ),
     ],
 )
-def test_tensors_that_are_not_as_the_manifest_says_are_told(stored, tensors, message):
+def test_tensors_that_are_not_as_the_manifest_says_are_reported(stored, tensors, message):
     stored.put_tensors(**tensors)
     assert refusal(stored.folder) == f"{stored.folder}: {message} {REMEDY}"
 
 
-def test_all_faults_are_told_at_once(stored):
+def test_all_faults_are_reported_at_once(stored):
     stored.put_tensors(vectors=torch.ones(3, 8))
     assert refusal(stored.folder) == (
         f"{stored.folder}: 2 faults:\n  - the tensor 'prompt.vectors' is missing.\n"
@@ -217,7 +218,7 @@ def with_header(content: object, data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("dtype", "shape", "size"), [("F4", [2], 1), ("F32", [2**63, 0], 0), ("F32", [2**64 - 1, 0], 0)]
 )
-def test_what_torch_cannot_hold_is_told(stored, dtype, shape, size):
+def test_what_torch_cannot_hold_is_reported(stored, dtype, shape, size):
     entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
     stored.put(with_header({"prompt.vectors": entry}, bytes(size)))
     assert "is truncated or damaged: " in refusal(stored.folder)
@@ -234,7 +235,7 @@ def test_a_link_out_of_the_folder_is_not_followed(stored, name, tmp_path):
 
 
 @pytest.mark.parametrize("goal", ["../gone", "prompt.safetensors"])
-def test_a_link_to_nothing_is_told(stored, goal):
+def test_a_link_to_nothing_is_reported(stored, goal):
     stored.tensors.unlink()
     stored.tensors.symlink_to(goal)
     assert "prompt.safetensors" in refusal(stored.folder)
@@ -254,7 +255,7 @@ def test_a_pipe_is_not_waited_for(stored):
 
 def test_names_in_the_manifest_open_no_file(stored, monkeypatch, tmp_path):
     trap = str(tmp_path / "trap")
-    os.mkfifo(trap)  # whoever opens it waits for ever
+    os.mkfifo(trap)  # opening it would block for ever
     backbone = {"name": trap, "revision": trap, "fingerprint": trap, "model_type": trap}
     stored.edit(backbone=backbone, data={"sources": [trap]}, recipe={"path": trap}, template=trap)
     opened: list[str] = []
@@ -273,7 +274,7 @@ def test_names_of_tensors_that_look_like_paths_are_refused(stored, name):
     )
 
 
-# Whatever bytes: what was saved, or an ArtifactError.
+# Any bytes: what was saved, or an ArtifactError.
 
 
 @cache
@@ -284,7 +285,7 @@ def originals(kind: str, make) -> tuple[bytes, bytes]:
 
 
 def spoilt(data: st.DataObject, raw: bytes) -> bytes:
-    """Bytes overwritten, cut out or put in, anywhere."""
+    """The bytes with some overwritten, removed or inserted, anywhere."""
     start = data.draw(st.integers(0, len(raw)))
     removed = data.draw(st.integers(0, 20))
     return raw[:start] + data.draw(st.binary(max_size=20)) + raw[start + removed :]
@@ -317,7 +318,7 @@ def test_spoilt_tensors_never_load_as_something_else(kind, new, same, data):
 @pytest.mark.parametrize("kind", ["input", "kv"])
 @given(data=st.data())
 @settings(deadline=None, max_examples=150)
-def test_spoilt_tensors_that_the_manifest_vouches_for_are_still_checked(kind, new, data):
+def test_spoilt_tensors_with_a_matching_digest_are_still_checked(kind, new, data):
     manifest, tensors = originals(kind, new)
     changed = spoilt(data, tensors)
     digests = [hashlib.sha256(raw).hexdigest().encode() for raw in (tensors, changed)]
@@ -341,7 +342,7 @@ def test_a_header_that_lies_is_refused(dtype, shape, end, new):
     entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}
     changed = with_header({"prompt.vectors": entry}, bytes(end))
     digests = [hashlib.sha256(raw).hexdigest().encode() for raw in (tensors, changed)]
-    assert attempt(manifest.replace(*digests), changed) is None  # it has a head besides
+    assert attempt(manifest.replace(*digests), changed) is None  # the artifact has a head, too
 
 
 @pytest.mark.parametrize("kind", ["input", "kv"])

@@ -1,4 +1,4 @@
-"""The manifest is strict, can be read by people, and says what is wrong with it."""
+"""The manifest is strict and readable, and every fault in it has a message."""
 
 import json
 from dataclasses import fields
@@ -14,11 +14,11 @@ from softprompt.artifact.manifest import dump_manifest, parse_manifest
 from softprompt.errors import ArtifactError
 
 REMEDY = "Restore the folder from a copy, or train again."
-SOURCE = ErrorContext("mood", "Mend it.")
+SOURCE = ErrorContext("mood", "Fix it.")
 
 
 def refusal(stored) -> str:
-    """What loading says, without the folder in front and the remedy behind."""
+    """The message of loading, without the folder before it and the remedy after it."""
     with pytest.raises(ArtifactError) as error:
         load_artifact(stored.folder)
     said = str(error.value)
@@ -36,7 +36,7 @@ def test_it_is_json_that_people_can_read(stored):
     assert [*json.loads(text)] == [*(field.name for field in fields(Manifest)), "digest"]
 
 
-def test_it_says_what_the_tensors_tell(stored, stored_prefix):
+def test_it_describes_the_tensors(stored, stored_prefix):
     assert stored_prefix.folder == stored.folder  # the prefix was saved over the other
     content = json.loads(stored_prefix.manifest.read_text("utf-8"))
     assert (
@@ -101,7 +101,7 @@ def test_what_is_written_is_read(content):
     )
 
 
-def test_a_manifest_that_is_no_text_is_told(stored):
+def test_a_manifest_that_is_no_text_is_reported(stored):
     stored.manifest.write_bytes('{"schema": "ü"}'.encode("latin-1"))
     assert refusal(stored) == "its manifest.json is not UTF-8: byte 0xfc at offset 12."
 
@@ -117,12 +117,12 @@ def test_a_manifest_that_is_no_text_is_told(stored):
         ('{"schema": ' + "1" * 5000 + "}", "is not JSON: Exceeds the limit (4300 digits)"),
     ],
 )
-def test_a_manifest_that_is_no_table_is_told(stored, text, message):
+def test_a_manifest_that_is_no_table_is_reported(stored, text, message):
     stored.manifest.write_text(text, "utf-8")
     assert message in refusal(stored)
 
 
-def test_a_newer_schema_is_told_with_the_way_to_update(stored):
+def test_a_newer_schema_is_reported_with_the_way_to_update(stored):
     stored.edit(schema=SCHEMA + 1, softprompt="9.8.7", brand_new=True)
     with pytest.raises(ArtifactError) as error:
         load_artifact(stored.folder)
@@ -133,7 +133,7 @@ def test_a_newer_schema_is_told_with_the_way_to_update(stored):
 
 
 @pytest.mark.parametrize("schema", [0, -1, "1", None, [1]])
-def test_a_schema_that_never_was_is_told(stored, schema):
+def test_a_schema_that_never_was_is_reported(stored, schema):
     stored.edit(schema=schema)
     assert (
         refusal(stored)
@@ -141,7 +141,7 @@ def test_a_schema_that_never_was_is_told(stored, schema):
     )
 
 
-def test_the_schema_before_the_keys_were_renamed_is_told_with_the_remedy(stored):
+def test_the_schema_before_the_keys_were_renamed_is_reported_with_the_remedy(stored):
     stored.edit(schema=1)
     with pytest.raises(ArtifactError) as error:
         load_artifact(stored.folder)
@@ -152,7 +152,7 @@ def test_the_schema_before_the_keys_were_renamed_is_told_with_the_remedy(stored)
 
 
 @pytest.mark.parametrize("schema", [2.0])
-def test_a_schema_that_is_no_whole_number_is_told(stored, schema):
+def test_a_schema_that_is_no_whole_number_is_reported(stored, schema):
     stored.edit(schema=schema)
     assert f"schema in manifest.json is {schema}. Input should be a valid integer" in refusal(
         stored
@@ -162,17 +162,17 @@ def test_a_schema_that_is_no_whole_number_is_told(stored, schema):
 @pytest.mark.parametrize(
     "key", [field.name for field in fields(Manifest) if field.name != "schema"]
 )
-def test_every_missing_key_is_told(stored, key):
+def test_every_missing_key_is_reported(stored, key):
     stored.drop(key)
     assert refusal(stored) == f"manifest.json lacks the key {key!r}."
 
 
-def test_a_missing_key_of_the_backbone_is_told(stored):
+def test_a_missing_key_of_the_backbone_is_reported(stored):
     stored.edit(backbone={"name": "x", "fingerprint": "a-b", "model_type": "bert"})
     assert refusal(stored) == "manifest.json lacks the key 'backbone.revision'."
 
 
-def test_unknown_keys_are_told_with_the_options(stored):
+def test_unknown_keys_are_reported_with_the_options(stored):
     stored.edit(lenght=3)
     said = refusal(stored)
     assert said.startswith(
@@ -208,7 +208,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("key", WRONG)
-def test_a_value_of_a_wrong_type_is_told(stored, key):
+def test_a_value_of_a_wrong_type_is_reported(stored, key):
     value, message = WRONG[key]
     stored.edit(**{key: value})
     assert refusal(stored) == f"{key} in manifest.json is {message}"
@@ -218,7 +218,7 @@ def test_every_key_is_tried_with_a_wrong_type():
     assert {*WRONG} == {field.name for field in fields(Manifest)} - {"schema"}
 
 
-def test_several_faults_are_told_at_once(stored):
+def test_several_faults_are_reported_at_once(stored):
     stored.edit(length="3", dtype=32)
     assert refusal(stored) == (
         "2 faults:\n  - length in manifest.json is '3'. Input should be a valid integer.\n"
@@ -227,7 +227,7 @@ def test_several_faults_are_told_at_once(stored):
 
 
 @pytest.mark.parametrize("digest", ["", "ab" * 31, "AB" * 32, "g" * 64, 7, None])
-def test_a_digest_of_another_form_is_told(stored, digest):
+def test_a_digest_of_another_form_is_reported(stored, digest):
     stored.edit(digest=digest)
     assert refusal(stored) == (
         f"digest in manifest.json is {digest!r}, not 64 hexadecimal digits (SHA-256)."
@@ -235,14 +235,14 @@ def test_a_digest_of_another_form_is_told(stored, digest):
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
-def test_numbers_that_are_none_are_told(stored, number):
+def test_numbers_that_are_none_are_reported(stored, number):
     text = stored.manifest.read_text("utf-8")
     stored.manifest.write_text(text.replace("0.875", number), "utf-8")
     fact = "overflows a float" if number == "1e999" else "is not a number in JSON"
     assert f"its manifest.json is not JSON: {number} {fact}." in refusal(stored)
 
 
-def test_what_nests_too_deep_is_told(stored):
+def test_what_nests_too_deep_is_reported(stored):
     nested: list[object] = []
     for _ in range(500):
         nested = [nested]

@@ -1,4 +1,4 @@
-"""A manifest that contradicts itself is refused before any tensor is looked at."""
+"""A manifest that contradicts itself is refused before any tensor is checked."""
 
 import pytest
 

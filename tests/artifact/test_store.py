@@ -1,4 +1,4 @@
-"""What is saved is what is loaded, or nothing is."""
+"""What is saved is loaded again, bit for bit, or nothing is saved."""
 
 import errno
 import hashlib
@@ -19,14 +19,14 @@ from softprompt.artifact import Artifact, load_artifact, save_artifact
 from softprompt.errors import ArtifactError
 from softprompt.prompt import InputPrompt, KVPrefix
 
-# Another process says what it read: the type and every bit.
+# Another process prints what it read: the type and every bit.
 READ = """
 import json, sys
 from pathlib import Path
 import torch
 from softprompt.artifact import load_artifact
 
-def said(artifact):
+def describe(artifact):
     prompt = artifact.prompt
     return {
         "prompt": type(prompt).__name__,
@@ -41,7 +41,7 @@ def said(artifact):
     }
 
 folders = sorted(Path(sys.argv[1]).iterdir())
-json.dump({folder.name: said(load_artifact(folder)) for folder in folders}, sys.stdout)
+json.dump({folder.name: describe(load_artifact(folder)) for folder in folders}, sys.stdout)
 """
 
 
@@ -111,7 +111,7 @@ def test_tensors_in_a_graph_on_one_storage_and_strided_are_kept(new, tmp_path):
     assert torch.equal(loaded.keys, keys)
     assert torch.equal(loaded.values, values)
     assert not loaded.keys.requires_grad
-    assert both.requires_grad  # and the method's own tensor is as it was
+    assert both.requires_grad  # the method's own tensor is unchanged
 
 
 def test_a_loaded_prompt_owns_its_memory(new, same, tmp_path):
@@ -122,7 +122,7 @@ def test_a_loaded_prompt_owns_its_memory(new, same, tmp_path):
 
 
 def test_a_header_that_looks_like_a_pickle_is_none(new, tmp_path):
-    starts = set()  # with the header's length: 640 bytes is how a pickle starts
+    starts = set()  # the header's length; the one of 640 bytes looks like the start of a pickle
     for size in range(440, 600, 8):
         artifact = new()
         name = "n" * size

@@ -1,4 +1,4 @@
-"""Plain attention is torch's, gradient and all, whatever stands before the row."""
+"""Plain attention has the output and the gradients of the formula, with and without a prefix."""
 
 import pytest
 import torch
@@ -11,10 +11,10 @@ from softprompt.backbone.attention import AttentionCall, attend
 BATCH, HEADS, GROUPS, LENGTH, OWN, SIZE = 3, 4, 2, 5, 6, 8
 
 
-def seen(
+def make_call(
     *, prefix: int, mask: str, bias: bool, dtype: torch.dtype = torch.float64
 ) -> AttentionCall:
-    """One call, whose leaves ask for a gradient; ``prefix`` says how many there are."""
+    """An attention call whose inputs require gradients; ``prefix``: the number of prefixes."""
     generator = torch.Generator().manual_seed(0)
 
     def leaf(*size: int) -> torch.Tensor:
@@ -45,7 +45,7 @@ def seen(
     )
 
 
-def by_torch(call: AttentionCall) -> torch.Tensor:
+def compute_reference(call: AttentionCall) -> torch.Tensor:
     key, value = call.key, call.value
     if call.prefix_kv is not None:
         keys, values = (t.expand(BATCH, -1, -1, -1) for t in call.prefix_kv)
@@ -69,37 +69,37 @@ def leaves(call: AttentionCall) -> list[torch.Tensor]:
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("mask", ["none", "shared", "rows", "added"])
 @pytest.mark.parametrize("prefix", [0, 1, BATCH], ids=["alone", "one prefix", "prefixes"])
-def test_shares_of_the_values_are_the_output_and_what_is_hidden_has_none(prefix, mask, bias):
-    call = seen(prefix=prefix, mask=mask, bias=bias)
+def test_weighted_values_are_the_output_and_masked_keys_have_no_weight(prefix, mask, bias):
+    call = make_call(prefix=prefix, mask=mask, bias=bias)
     value = call.value
     if call.prefix_kv is not None:
         value = torch.cat([call.prefix_kv[1].expand(BATCH, -1, -1, -1), value], dim=2)
-    shares = call.compute_attention_weights()
-    made = shares.double() @ value.repeat_interleave(HEADS // GROUPS, dim=1)
-    assert_close(made.transpose(1, 2), by_torch(call), atol=1e-5, rtol=1e-5)
-    assert_close(shares.sum(dim=-1), torch.ones(BATCH, HEADS, OWN), atol=1e-5, rtol=0)
+    weights = call.compute_attention_weights()
+    mixed = weights.double() @ value.repeat_interleave(HEADS // GROUPS, dim=1)
+    assert_close(mixed.transpose(1, 2), compute_reference(call), atol=1e-5, rtol=1e-5)
+    assert_close(weights.sum(dim=-1), torch.ones(BATCH, HEADS, OWN), atol=1e-5, rtol=0)
     visible = call.make_visible_mask().expand(BATCH, HEADS, OWN, -1)
-    assert torch.equal(shares > 0, visible)
+    assert torch.equal(weights > 0, visible)
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("mask", ["none", "shared", "rows", "added"])
 @pytest.mark.parametrize("prefix", [0, 1, BATCH], ids=["alone", "one prefix", "prefixes"])
-def test_output_and_gradient_are_those_of_the_formula(prefix, mask, bias):
-    call = seen(prefix=prefix, mask=mask, bias=bias)
-    assert module._is_short(call, {})
-    found, wanted = attend(torch.nn.Module(), call, options={}), by_torch(call)
-    assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    weights = torch.linspace(-1, 1, found.numel()).view_as(found).double()
-    gradients = torch.autograd.grad((found * weights).sum(), leaves(call))
-    expected = torch.autograd.grad((wanted * weights).sum(), leaves(call))
+def test_output_and_gradients_equal_the_formula(prefix, mask, bias):
+    call = make_call(prefix=prefix, mask=mask, bias=bias)
+    assert module._is_plain_faster(call, {})
+    output, expected_output = attend(torch.nn.Module(), call, options={}), compute_reference(call)
+    assert_close(output, expected_output, rtol=1e-5, atol=1e-6)
+    weights = torch.linspace(-1, 1, output.numel()).view_as(output).double()
+    gradients = torch.autograd.grad((output * weights).sum(), leaves(call))
+    expected = torch.autograd.grad((expected_output * weights).sum(), leaves(call))
     assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_fused_kernel_gives_the_same(monkeypatch):
-    call = seen(prefix=1, mask="rows", bias=False, dtype=torch.float32)
+def test_the_fused_kernel_gives_the_same_output_and_gradients(monkeypatch):
+    call = make_call(prefix=1, mask="rows", bias=False, dtype=torch.float32)
     plain = attend(torch.nn.Module(), call, options={})
-    monkeypatch.setattr(module, "PLAIN", 0)
+    monkeypatch.setattr(module, "PLAIN_LIMIT", 0)
     grouped = torch.nn.Module()
     grouped.num_key_value_groups = HEADS // GROUPS
     fused = attend(grouped, call, options={})
@@ -108,22 +108,22 @@ def test_the_fused_kernel_gives_the_same(monkeypatch):
     assert_close(once, again, rtol=1e-4, atol=1e-5)
 
 
-def test_bf16_is_nearer_to_the_truth_than_the_fused_kernel():
-    call = seen(prefix=0, mask="none", bias=False, dtype=torch.bfloat16)
-    found = attend(torch.nn.Module(), call, options={})
+def test_bf16_is_closer_to_fp64_than_the_fused_kernel():
+    call = make_call(prefix=0, mask="none", bias=False, dtype=torch.bfloat16)
+    output = attend(torch.nn.Module(), call, options={})
     key, value = (t.repeat_interleave(HEADS // GROUPS, dim=1) for t in (call.key, call.value))
     fused = F.scaled_dot_product_attention(call.query, key, value, is_causal=True).transpose(1, 2)
-    exact = seen(prefix=0, mask="none", bias=False, dtype=torch.bfloat16)
+    exact = make_call(prefix=0, mask="none", bias=False, dtype=torch.bfloat16)
     wide = [t.detach().double() for t in (exact.query, exact.key, exact.value)]
-    truth = by_torch(AttentionCall(*wide, None, causal=True, bias=None))
-    assert found.dtype == torch.bfloat16
-    assert (found - truth).abs().max() <= (fused - truth).abs().max() * 1.01
+    truth = compute_reference(AttentionCall(*wide, None, causal=True, bias=None))
+    assert output.dtype == torch.bfloat16
+    assert (output - truth).abs().max() <= (fused - truth).abs().max() * 1.01
 
 
-def test_what_the_fused_kernel_does_better_is_left_to_it(monkeypatch):
-    call = seen(prefix=1, mask="shared", bias=False)
-    assert not module._is_short(call, {"dropout": 0.1})
+def test_cases_that_are_left_to_the_fused_kernel(monkeypatch):
+    call = make_call(prefix=1, mask="shared", bias=False)
+    assert not module._is_plain_faster(call, {"dropout": 0.1})
     with torch.no_grad():
-        assert not module._is_short(call, {})
-    monkeypatch.setattr(module, "PLAIN", OWN * (OWN + LENGTH) - 1)
-    assert not module._is_short(call, {})
+        assert not module._is_plain_faster(call, {})
+    monkeypatch.setattr(module, "PLAIN_LIMIT", OWN * (OWN + LENGTH) - 1)
+    assert not module._is_plain_faster(call, {})

@@ -1,4 +1,4 @@
-"""One model in any precision has one fingerprint; another model has another."""
+"""A model has the same fingerprint in every precision; other models have other fingerprints."""
 
 from copy import deepcopy
 
@@ -61,7 +61,7 @@ def test_another_size_or_family_matters(backbone):
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "gpt_neox", "opt"])
-def test_the_table_is_in_the_part_that_quantisation_leaves_alone(new_model, tokenizer, family):
+def test_the_embedding_table_is_in_the_stable_part(new_model, tokenizer, family):
     """T5 calls its table `shared`, GPT-NeoX `embed_in`."""
     words, model = tokenizer("causal"), new_model(family)
     before = compute_fingerprint(model, words)
@@ -71,13 +71,13 @@ def test_the_table_is_in_the_part_that_quantisation_leaves_alone(new_model, toke
     assert stable != before.partition("-")[0]
 
 
-def test_matrices_replaced_by_quantisation_are_not_compared(new_model, tokenizer):
+def test_matrices_replaced_by_quantization_are_not_compared(new_model, tokenizer):
     words, model = tokenizer("causal"), new_model("llama")
     exact = compute_fingerprint(model, words)
     layer = model.model.layers[0].mlp.up_proj
     layer.weight = torch.nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
     packed = compute_fingerprint(model, words)
-    assert packed == f"{exact.partition('-')[0]}-quantised"
+    assert packed == f"{exact.partition('-')[0]}-quantized"
     assert is_same_model(exact, packed)
 
 
@@ -87,9 +87,9 @@ def test_matrices_replaced_by_quantisation_are_not_compared(new_model, tokenizer
         ("a-1", "a-1", True),
         ("a-1", "a-2", False),
         ("a-1", "b-1", False),
-        ("a-quantised", "a-2", True),
-        ("a-1", "a-quantised", True),
-        ("a-quantised", "b-quantised", False),
+        ("a-quantized", "a-2", True),
+        ("a-1", "a-quantized", True),
+        ("a-quantized", "b-quantized", False),
     ],
 )
 def test_same_model(first, second, same):
@@ -98,7 +98,7 @@ def test_same_model(first, second, same):
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_bit_of_any_weight_changes_the_exact_digest(data, new_model):
+def test_any_bit_of_any_weight_changes_the_digest(data, new_model):
     model = new_model(data.draw(st.sampled_from(("llama", "bert", "t5"))), dtype=torch.bfloat16)
     before = digest_weights(model)
     parameters = [*model.parameters()]
@@ -108,7 +108,7 @@ def test_any_bit_of_any_weight_changes_the_exact_digest(data, new_model):
     assert digest_weights(model) != before
 
 
-def test_the_exact_digest_is_of_weights_and_settings_but_not_of_a_name(new_model):
+def test_the_digest_depends_on_weights_and_settings_but_not_on_the_name(new_model):
     model, twin = new_model("llama"), new_model("llama")
     twin.config._name_or_path = "elsewhere"
     assert digest_weights(twin) == digest_weights(model)
@@ -126,8 +126,8 @@ def test_any_change_of_a_tokenizer_changes_its_digest(tokenizer):
     assert digest_tokenizer(deepcopy(usual)) == digest_tokenizer(usual)
 
 
-def test_the_exact_digest_looks_into_tensors_that_are_made_of_others(new_model):
-    """As torchao's are."""
+def test_the_digest_covers_tensors_inside_tensor_subclasses(new_model):
+    """Such as torchao's."""
     model = new_model("llama")
     layer = model.base_model.layers[0].mlp.up_proj
     found = set()

@@ -1,4 +1,4 @@
-"""The seam is silent when nobody listens, and listeners do not hear each other."""
+"""Hooks act in their own context only: not in other threads, and not after it has ended."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +11,7 @@ from softprompt.backbone import make_example_inputs
 from softprompt.injection import forward, inject_prompts
 
 
-def test_threads_do_not_hear_each_other(backbone, maker):
+def test_threads_do_not_affect_each_other(backbone, maker):
     """Two prompts and none, each in its own thread, all in their context at the same time."""
     own, make = backbone("llama"), maker("llama")
     prompts = [make.prefix(3), maker("llama", 1).prefix(2), None]
@@ -31,7 +31,7 @@ def test_threads_do_not_hear_each_other(backbone, maker):
             assert all(torch.allclose(states, wanted, atol=1e-5) for states in found)
 
 
-def test_the_inner_context_speaks(backbone, maker):
+def test_the_inner_context_replaces_the_outer(backbone, maker):
     own, make = backbone("gpt2"), maker("gpt2")
     outer, inner = make.prefix(2), maker("gpt2", 1).prefix(3)
     inputs = make.batch(make.words(6))

@@ -1,16 +1,17 @@
-"""Shapes are read off the model: each family's known facts, and what the seam records."""
+"""The geometry of each family is measured right, and the recorder sees every attention call."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from softprompt.backbone import make_example_inputs, wrap_model
 from softprompt.backbone.hooks import Recorder, use_hook
 from softprompt.errors import BackboneError
 from support.parametrize import for_each
+from support.tiny_models import CONFIGS
 
 # family: (kind, embedding width, width of the states, sites, heads, head size, positions, offset)
 FACTS = {
@@ -38,7 +39,7 @@ WINDOWS = {"mistral": 8, "gemma3": 8, "modernbert": 4}  # ModernBERT: half on ei
 
 
 @for_each("family")
-def test_the_facts_of_a_family(backbone, family):
+def test_the_geometry_of_a_family(backbone, family):
     g = backbone(family).geometry
     found = (
         g.architecture,
@@ -55,7 +56,7 @@ def test_the_facts_of_a_family(backbone, family):
 
 
 @for_each("family")
-def test_where_a_rows_own_tokens_attend_to_one_another(backbone, family):
+def test_self_attention_sites(backbone, family):
     """T5 and BART call two layers of their encoder, then self- and cross-attention in turn."""
     g = backbone(family).geometry
     assert g.self_attention_sites == (
@@ -65,8 +66,8 @@ def test_where_a_rows_own_tokens_attend_to_one_another(backbone, family):
 
 
 @for_each("family")
-def test_the_scale_of_a_token(backbone, family):
-    """Gemma multiplies its table by the root of the width; the scale is of what comes out."""
+def test_the_rms_of_embeddings(backbone, family):
+    """Gemma multiplies its embeddings by the root of the width, after the table."""
     own = backbone(family)
     rms = own.embed(torch.arange(own.geometry.vocab_size)).pow(2).mean().sqrt().item()
     assert own.geometry.embedding_rms == pytest.approx(rms, rel=1e-4)
@@ -75,7 +76,7 @@ def test_the_scale_of_a_token(backbone, family):
 
 
 @for_each("family")
-def test_embeddings_are_the_models_own(backbone, plain, family):
+def test_embeddings_equal_the_models_own(backbone, plain, family):
     ids = torch.tensor([[5, 60, 300]])
     table = plain(family).get_input_embeddings()
     own = backbone(family).embed(ids)
@@ -83,7 +84,7 @@ def test_embeddings_are_the_models_own(backbone, plain, family):
     assert not own.requires_grad
 
 
-def test_albert_serves_all_sites_with_one_module(backbone):
+def test_albert_has_one_module_for_all_sites(backbone):
     assert list(backbone("albert").site_of.values()) == [(0, 1)]
     assert list(backbone("bert").site_of.values()) == [(0,), (1,)]
 
@@ -99,25 +100,17 @@ def test_the_recorder_sees_every_site_once(backbone, kv):
     assert shapes == [((1, g.num_kv_heads, 3, g.head_dim),) * 2] * g.num_attention_sites
 
 
-def test_a_model_whose_layers_differ_is_refused(tokenizer):
-    config = LlamaConfig(
-        vocab_size=366,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        head_dim=8,
-        num_key_value_heads=2,
-    )
-    model = LlamaForCausalLM(config)
+def test_a_model_with_layers_of_different_shapes_is_refused(tokenizer):
+    model = LlamaForCausalLM(CONFIGS["llama"](head_dim=8))
     second = model.model.layers[1].self_attn
     second.k_proj, second.v_proj = (nn.Linear(32, 32, bias=False) for _ in range(2))
     second.num_key_value_groups = 1
     with pytest.raises(BackboneError) as error:
         wrap_model("odd", model, tokenizer=tokenizer("causal"), kind="causal")
-    assert (
-        "'odd' has attention layers of different shapes (heads, head size): [(2, 8), (4, 8)]"
-        in (str(error.value))
+    assert str(error.value) == (
+        "backbone 'odd' has attention layers of different shapes (heads, head size): "
+        "[(2, 8), (4, 8)]. A prefix needs one shape on all layers; this family is not supported "
+        "yet. Choose another backbone."
     )
 
 
@@ -136,7 +129,7 @@ def test_special_ids(backbone):
     assert backbone("distilbert").eos_token_ids == ()
 
 
-def test_without_a_pad_token_any_id_pads(backbone, tokenizer):
+def test_without_a_pad_token_the_pad_id_is_0(backbone, tokenizer):
     bare = tokenizer("causal")
     bare.pad_token = None
     assert replace(backbone("gpt2"), tokenizer=bare).pad_token_id == 0

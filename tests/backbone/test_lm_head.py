@@ -1,4 +1,4 @@
-"""The head alone says what the whole model says."""
+"""The head alone gives the logits of the whole model."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from support.parametrize import for_each
 
 
 @pytest.fixture
-def said(backbone, plain, maker, family):
+def head_and_logits(backbone, plain, maker, family):
     """The head, the last hidden states of two rows, and the model's own logits."""
     inputs = maker(family).batch(maker(family).words(9), maker(family, 1).words(9))
     given = (
@@ -23,27 +23,27 @@ def said(backbone, plain, maker, family):
 
 
 @for_each("family")
-def test_it_is_the_models_own(said, family):
-    head, states, logits = said
+def test_logits_equal_the_models_own(head_and_logits, family):
+    head, states, logits = head_and_logits
     assert_close(head(states), logits, rtol=1e-5, atol=1e-5)
     assert_close(head(states[1, 2]), logits[1, 2], rtol=1e-5, atol=1e-5)
 
 
 @for_each("family")
-def test_some_tokens_only(said, family):
-    head, states, logits = said
+def test_logits_of_some_tokens(head_and_logits, family):
+    head, states, logits = head_and_logits
     tokens = torch.tensor([300, 7, 41])
-    assert_close(head.score_positions(states, tokens), logits[..., tokens], rtol=1e-5, atol=1e-5)
+    assert_close(head.score_tokens(states, tokens), logits[..., tokens], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
-def test_a_plain_product_is_seen_to_be_one(backbone, family):
+def test_a_head_of_one_linear_layer_is_recognized(backbone, family):
     """So that label words cost a few rows, not the vocabulary."""
     assert backbone(family).lm_head.linear is not None
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "albert", "electra"])
-def test_a_head_with_a_transform_is_not_taken_for_a_product(backbone, family):
+def test_a_head_with_a_transform_is_not_taken_for_one_layer(backbone, family):
     assert backbone(family).lm_head.linear is None
 
 
@@ -53,9 +53,9 @@ def test_label_words_in_bf16_are_near_fp32(backbone, maker, family):
     tokens = torch.tensor([7, 41])
     low, high = (backbone(family, d) for d in (torch.bfloat16, torch.float32))
     states = forward(low, inputs, prompts=[None])
-    said = low.lm_head.score_positions(states, tokens)
+    logits = low.lm_head.score_tokens(states, tokens)
     assert_close(
-        said.float(), high.lm_head.score_positions(states.float(), tokens), rtol=0.02, atol=0.05
+        logits.float(), high.lm_head.score_tokens(states.float(), tokens), rtol=0.02, atol=0.05
     )
 
 

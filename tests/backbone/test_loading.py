@@ -1,4 +1,4 @@
-"""What can be loaded is loaded whole and frozen; what cannot is refused with the reason."""
+"""A checkpoint is loaded completely and frozen, or refused with the reason."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ from softprompt.injection import forward, load_backbone
 from support.parametrize import for_each
 
 
-def without(folder: Path, part: str) -> None:
-    """Take the tensors whose name contains ``part`` out of a checkpoint."""
+def remove_tensors(folder: Path, part: str) -> None:
+    """Remove the tensors whose name contains ``part`` from a checkpoint."""
     file = folder / "model.safetensors"
     tensors = load_file(file)
     kept = {name: t for name, t in tensors.items() if part not in name}
@@ -23,7 +23,7 @@ def without(folder: Path, part: str) -> None:
     save_file(kept, file, metadata={"format": "pt"})
 
 
-def message(name: str | Path) -> str:
+def get_error(name: str | Path) -> str:
     with pytest.raises(BackboneError) as error:
         load_unverified(str(name))
     return str(error.value)
@@ -65,26 +65,89 @@ def test_precision_is_the_checkpoints_unless_asked(saved, new_model):
     assert load_unverified(folder, LoadOptions(dtype=torch.float32)).dtype == torch.float32
 
 
-def test_a_device_may_be_named(saved):
+def test_the_device_is_the_requested_one(saved):
     folder = str(saved("gpt2"))
     assert load_unverified(folder, LoadOptions(device="cpu")).device == torch.device("cpu")
 
 
+def test_sharding_needs_several_processes(saved):
+    folder = str(saved("gpt2"))
+    with pytest.raises(BackboneError) as error:
+        load_unverified(folder, LoadOptions(shard=True))
+    assert str(error.value) == (
+        f"backbone {folder!r} cannot be sharded: there is one process. Start several "
+        "(accelerate launch --multi_gpu --num_processes 2 …), or leave out shard."
+    )
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "absent.gguf"])
-def test_no_such_place(name):
-    assert message(name) == (
+def test_no_such_file_or_folder(name):
+    assert get_error(name) == (
         f"there is no file or folder {name!r}. Give a Hub id, a folder or a .gguf file."
     )
 
 
-def test_a_hub_id_without_network_says_what_may_be_given():
-    said = message("nobody/nothing")
-    assert said.startswith("backbone 'nobody/nothing' could not be loaded: ")
-    assert "Give a Hub id that can be reached or is in the local cache" in said
+def test_a_hub_id_without_network():
+    error_message = get_error("nobody/nothing")
+    assert error_message.startswith("backbone 'nobody/nothing' could not be loaded: ")
+    assert "Give a Hub id that can be reached or is in the local cache" in error_message
 
 
 def test_an_empty_folder(tmp_path):
-    assert f"backbone {str(tmp_path)!r} could not be loaded" in message(tmp_path)
+    assert f"backbone {str(tmp_path)!r} could not be loaded" in get_error(tmp_path)
+
+
+DAMAGES = {
+    "weights cut off": ("model.safetensors", lambda raw: raw[:-9], "incomplete metadata"),
+    "no weights": ("model.safetensors", lambda _raw: b"zzzz", "header too small"),
+    "no JSON": ("config.json", lambda _raw: b"{", "is not a valid JSON file. Give a Hub id"),
+    "a wrong type": (
+        "config.json",
+        lambda raw: raw.replace(b'"n_embd": 32', b'"n_embd": "x"'),
+        "Validation error for field 'n_embd'",
+    ),
+    "no entries": ("tokenizer.json", lambda _raw: b"{}", "KeyError('added_tokens')"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file(saved, damage):
+    folder = saved("gpt2")
+    file, change, reason = DAMAGES[damage]
+    content = (folder / file).read_bytes()
+    assert change(content) != content
+    (folder / file).write_bytes(change(content))
+    error_message = get_error(folder)
+    assert error_message.startswith(f"backbone {str(folder)!r} could not be loaded: ")
+    assert reason in error_message
+
+
+def test_a_damaged_gguf_file(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF????")
+    assert "could not be loaded: " in get_error(tmp_path / "x.gguf")
+
+
+def test_weights_of_another_size(saved):
+    folder = saved("gpt2")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 48}))
+    assert get_error(folder) == (
+        f"the weights of backbone {str(folder)!r} do not fit its config.json: "
+        "transformer.h.0.attn.c_attn.bias has the shape [96] instead of [144]. Give a complete "
+        "checkpoint."
+    )
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "roberta", "t5"])
+def test_a_folder_without_a_tokenizer(saved, family):
+    """An empty one is made by transformers, for which every word is unknown."""
+    folder = saved(family)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    assert get_error(folder) == (
+        f"backbone {str(folder)!r} has no tokenizer, or one without a vocabulary. Save its "
+        "tokenizer to the same folder, with tokenizer.save_pretrained."
+    )
 
 
 def test_pickled_weights_are_never_read(saved):
@@ -92,28 +155,28 @@ def test_pickled_weights_are_never_read(saved):
     file = folder / "model.safetensors"
     torch.save(load_file(file), folder / "pytorch_model.bin")
     file.unlink()
-    said = message(folder)
-    assert "could not be loaded" in said
-    assert "pickled .bin weights are never read" in said
+    error_message = get_error(folder)
+    assert "could not be loaded" in error_message
+    assert "pickled .bin weights are never read" in error_message
 
 
 @pytest.mark.parametrize(
     ("family", "part"),
     [("bert", "layer.1.attention.self.query"), ("llama", "layers.0.mlp"), ("t5", "block.1")],
 )
-def test_missing_weights_would_be_random_and_frozen(saved, family, part):
+def test_missing_weights_are_refused(saved, family, part):
     folder = saved(family)
-    without(folder, part)
-    said = message(folder)
-    assert said.startswith(f"backbone {str(folder)!r} lacks ")
-    assert part in said
-    assert "which would be random and frozen. Give a complete checkpoint." in said
+    remove_tensors(folder, part)
+    error_message = get_error(folder)
+    assert error_message.startswith(f"backbone {str(folder)!r} lacks ")
+    assert part in error_message
+    assert "which would be random and frozen. Give a complete checkpoint." in error_message
 
 
 @pytest.mark.parametrize(("family", "part"), [("bert", "cls."), ("electra", "generator_")])
-def test_without_its_head_it_is_a_backbone_without_one(saved, backbone, family, part):
+def test_a_checkpoint_without_a_head(saved, backbone, family, part):
     folder = saved(family)
-    without(folder, part)
+    remove_tensors(folder, part)
     own = load_unverified(str(folder))
     assert own.lm_head is None
     inputs = make_example_inputs(own)
@@ -121,9 +184,9 @@ def test_without_its_head_it_is_a_backbone_without_one(saved, backbone, family, 
     assert torch.equal(states, forward(backbone(family), inputs, prompts=[None]))
 
 
-def test_what_is_no_language_model_is_refused(tmp_path):
+def test_a_model_of_another_kind_is_refused(tmp_path):
     ViTConfig().save_pretrained(tmp_path)
-    assert message(tmp_path) == (
+    assert get_error(tmp_path) == (
         f"backbone {str(tmp_path)!r} is a 'vit' model, which is neither a causal, a masked nor an "
         "encoder-decoder language model. Choose one that is."
     )
@@ -135,5 +198,5 @@ def test_code_of_a_checkpoint_is_not_run(saved):
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
-    assert "could not be loaded" in message(folder)
+    assert "could not be loaded" in get_error(folder)
     assert not (folder / "ran").exists()

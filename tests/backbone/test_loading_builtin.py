@@ -1,4 +1,4 @@
-"""Models from the package registry: found, or the command that installs them."""
+"""Built-in models are loaded from installed packages; a message says how to install them."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def test_a_missing_package_comes_with_its_command(name, monkeypatch):
     )
 
 
-def test_minilm_has_no_head_of_its_own():
+def test_minilm_has_no_language_model_head():
     """An encoder for sentences: 6 layers of 12 heads of 32, pretrained, without its masked head."""
     own = load_backbone("builtin:minilm", dtype="float32", device="cpu")
     g = own.geometry
@@ -57,7 +57,7 @@ def test_minilm_has_no_head_of_its_own():
     assert (g.num_attention_sites, g.num_kv_heads, g.head_dim, g.max_positions) == (6, 12, 32, 512)
 
 
-def test_where_the_cache_lies(monkeypatch):
+def test_the_cache_folder(monkeypatch):
     monkeypatch.delenv("SOFTPROMPT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/there")
     assert cache_folder() == Path("/there/softprompt")
@@ -68,8 +68,17 @@ def test_where_the_cache_lies(monkeypatch):
     assert cache_folder() == Path.home() / ".cache" / "softprompt"
 
 
+def test_an_empty_cache_variable_counts_as_unset(monkeypatch):
+    """Otherwise the cache would be the working directory."""
+    monkeypatch.setenv("SOFTPROMPT_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/there")
+    assert cache_folder() == Path("/there/softprompt")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder() == Path.home() / ".cache" / "softprompt"
+
+
 @pytest.mark.slow
-def test_smollm2_is_converted_once_and_knows_a_fact(tmp_path, monkeypatch):
+def test_smollm2_is_converted_once_and_answers_a_question(tmp_path, monkeypatch):
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path))
     own = load_backbone("builtin:smollm2-135m-instruct", dtype="bfloat16", device="cpu")
     g = own.geometry
@@ -92,7 +101,7 @@ def test_smollm2_is_converted_once_and_knows_a_fact(tmp_path, monkeypatch):
     again = load_unverified("builtin:smollm2-135m-instruct", LoadOptions(dtype=torch.bfloat16))
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == kept
     assert again.fingerprint == own.fingerprint
-    # A real model says a real word, and says it to soft tokens made of the question's words.
+    # It answers the question, also if soft tokens replace the first words.
     question = own.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     soft = torch.arange(4)[None] + g.vocab_size
     for ids, prompt in [
@@ -118,7 +127,7 @@ dist.barrier()
 
 @pytest.mark.slow
 def test_two_processes_may_convert_it_at_the_same_time(tmp_path):
-    """Whichever is done first, what it leaves is whole."""
+    """Whichever finishes first, the files are complete."""
     environment = {**os.environ, "SOFTPROMPT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from softprompt.inference import PromptModel
 from support.cli_runner import CommandResult, run_command, start_command
 from support.tiny_models import save_checkpoint
 from support.workspace import FinishedRun, Workspace, make_workspace
@@ -35,24 +36,24 @@ def backbones(tmp_path_factory, plain) -> dict[str, Path]:
     return {family: root / family for family in KINDS}
 
 
-@pytest.fixture(scope="session")
-def furnished() -> Callable[[Path, Path], Workspace]:
-    """Furnish a folder, for fixtures that outlive a test."""
-    return make_workspace
-
-
 @pytest.fixture
 def home(tmp_path: Path, backbones: dict[str, Path], monkeypatch) -> Workspace:
-    """A folder of one's own, which is the working one."""
+    """A workspace of the test, which is the working directory."""
     monkeypatch.chdir(tmp_path)
     return make_workspace(tmp_path, backbones["llama"])
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, backbones: dict[str, Path], run) -> FinishedRun:
-    """A run that nobody changes."""
+    """A finished run, which no test changes."""
     home = make_workspace(tmp_path_factory.mktemp("trained"), backbones["llama"])
     folder = home.path / "run"
-    said = run("train", home.recipe, "--output", folder, "--json")
-    assert said.status == 0, said.err
-    return FinishedRun(home, folder, said)
+    result = run("train", home.recipe, "--output", folder, "--json")
+    assert result.status == 0, result.err
+    return FinishedRun(home, folder, result)
+
+
+@pytest.fixture(scope="session")
+def model(trained) -> PromptModel:
+    """The model of that run."""
+    return PromptModel.from_pretrained(trained.folder)

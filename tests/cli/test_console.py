@@ -1,4 +1,4 @@
-"""How commands speak: exit status, streams, tables; help pages and misspelt words."""
+"""The output of commands: exit status, streams, tables; help pages and misspelt words."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ COMMANDS = [
 ]  # fmt: skip
 
 
-def raising(error: BaseException) -> Callable[[], None]:
+def make_failing(error: BaseException) -> Callable[[], None]:
     def command() -> None:
         raise error
 
@@ -48,21 +48,21 @@ STATUS = [
 
 
 @pytest.mark.parametrize(("error", "status", "message"), STATUS)
-def test_every_fault_has_its_status_and_no_traceback(
+def test_every_error_has_its_status_and_no_traceback(
     error: BaseException, status: int, message: str, capsys, monkeypatch
 ) -> None:
-    with pytest.raises(typer.Exit) as left:
-        raising(error)()
+    with pytest.raises(typer.Exit) as exit_info:
+        make_failing(error)()
     out, err = capsys.readouterr()
-    assert (left.value.exit_code, out) == (status, "")
+    assert (exit_info.value.exit_code, out) == (status, "")
     assert err.startswith(message)
     monkeypatch.setenv("SOFTPROMPT_DEBUG", "1")
     with pytest.raises(typer.Exit):
-        raising(error)()
+        make_failing(error)()
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_signals_handler_speaks_although_the_stream_is_being_written(
+def test_a_signal_handler_prints_although_the_stream_is_being_written(
     tmp_path, monkeypatch
 ) -> None:
     """Python refuses to write to a stream from within a write to it."""
@@ -74,16 +74,16 @@ def test_a_signals_handler_speaks_although_the_stream_is_being_written(
         def write(self, _text: str) -> None:
             raise RuntimeError
 
-    with (tmp_path / "said").open("wb") as file:
+    with (tmp_path / "stderr").open("wb") as file:
         monkeypatch.setattr(sys, "stderr", Busy(file.fileno()))
         print_status_now("stopping")
-    assert (tmp_path / "said").read_text("utf-8") == "stopping\n"
+    assert (tmp_path / "stderr").read_text("utf-8") == "stopping\n"
 
 
-def test_what_typer_raises_is_left_to_it() -> None:
+def test_errors_of_typer_are_raised_again() -> None:
     for error in (typer.Exit(5), typer.BadParameter("no")):
         with pytest.raises(type(error)):
-            raising(error)()
+            make_failing(error)()
 
 
 def test_columns_line_up() -> None:
@@ -93,20 +93,20 @@ def test_columns_line_up() -> None:
     assert format_fields({"a": "1\n2", "long": "3"}) == "a     1\n      2\nlong  3"
 
 
-def test_scores_are_rounded_and_long_matrices_left_out() -> None:
-    text = format_scores({"loss": 0.12345, "bleu": 12.345, "rows": 1234})
-    assert text.splitlines() == ["loss  0.1235", "bleu   12.35", "rows   1,234"] or "12.34" in text
+def test_scores_are_rounded_and_large_matrices_left_out() -> None:
+    text = format_scores({"loss": 0.12346, "bleu": 12.346, "rows": 1234})
+    assert text.splitlines() == ["loss  0.1235", "bleu   12.35", "rows   1,234"]
     labels = [f"l{i}" for i in range(21)]
     table = {"labels": labels, "predicted_labels": labels, "counts": [[0] * 21] * 21}
     assert format_confusion(table) == "confusion of 21 labels: see --json"
 
 
-def test_the_commands_are_these() -> None:
+def test_the_commands() -> None:
     assert list(typer.main.get_command(app).commands) == COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_says_in_a_line_what_it_does_and_shows_how(command: str, run) -> None:
+def test_every_command_has_a_summary_and_an_example(command: str, run) -> None:
     page = run(command, "--help").out
     lines = [line.strip() for line in page.splitlines()]
     assert lines[0].startswith(f"Usage: softprompt {command}") or f" {command} " in lines[0]
@@ -122,7 +122,7 @@ def test_the_list_of_commands_is_not_cut_off(run) -> None:
     assert "..." not in page.split("Commands:")[1]
 
 
-def test_misspelt_words_are_guessed(run) -> None:
+def test_misspelt_words_get_a_suggestion(run) -> None:
     assert run("trian", "recipe.toml").is_mistake("No such command 'trian'", "'train'")
     assert run("train", "recipe.toml", "--ouput", "x").is_mistake("--ouput", "--output")
     assert run("train").is_mistake("Missing argument", "RECIPE")
@@ -131,15 +131,15 @@ def test_misspelt_words_are_guessed(run) -> None:
     )
 
 
-def test_the_version_is_said(run) -> None:
+def test_the_version_is_printed(run) -> None:
     assert run("--version").out == f"softprompt {version('softprompt')}\n"
 
 
-def test_help_waits_for_no_heavy_import() -> None:
+def test_help_imports_no_heavy_package() -> None:
     program = (
         "import sys\nfrom softprompt.cli import main\n"
         "sys.argv = ['softprompt', 'train', '--help']\n"
-        "try:\n    main()\nexcept SystemExit as left:\n    assert left.code == 0\n"
+        "try:\n    main()\nexcept SystemExit as exit_info:\n    assert exit_info.code == 0\n"
         "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'sklearn', 'numpy'}\n"
         "heavy |= {'huggingface_hub'}\n"
         "print(sorted(heavy & {*sys.modules}), file=sys.stderr)"

@@ -1,4 +1,4 @@
-"""What a comparison gives in Python: rows, plain data, a short text, a table in a notebook."""
+"""The result of a comparison in Python: rows, plain data, a short text, a table in a notebook."""
 
 import json
 from html.parser import HTMLParser
@@ -10,10 +10,11 @@ from softprompt.compare import Failed, format_rows, summarize_variants
 from softprompt.compare.api import compare_methods, find_learning_rate
 from softprompt.compare.comparison import Comparison, LearningRateSearch, LearningRateTrial
 from softprompt.errors import RecipeError
+from support.comparisons import make_result
 
 
-class Cells(HTMLParser):
-    """The cells of a page, row by row."""
+class CellParser(HTMLParser):
+    """The cells of a table, row by row."""
 
     def __init__(self):
         super().__init__()
@@ -29,18 +30,18 @@ class Cells(HTMLParser):
         self.rows[-1][-1] += data
 
 
-def cells(text):
-    parser = Cells()
+def read_cells(text):
+    parser = CellParser()
     parser.feed(text)
     return parser.rows
 
 
 @pytest.fixture
-def comparison(answered):
+def comparison():
     results = [
-        answered("majority", None, "1010101010"),
-        answered("<b> & co", 42, "1111111100"),
-        answered("<b> & co", 43, "1111111110"),
+        make_result("majority", None, "1010101010"),
+        make_result("<b> & co", 42, "1111111100"),
+        make_result("<b> & co", 43, "1111111110"),
     ]
     return Comparison(
         "accuracy", (*summarize_variants(results),), (Failed("c", 42, "why"),), Path("runs/c")
@@ -55,9 +56,9 @@ def test_rows_are_the_cells_of_the_table_by_column(comparison):
     assert rows[0]["accuracy"] == "85.0 ± 7.1 %"
 
 
-def test_in_a_notebook_it_is_its_table_and_names_are_text(comparison):
-    shown = cells(comparison._repr_html_())
-    assert shown == [comparison.columns, *([*row.values()] for row in comparison.to_rows())]
+def test_a_notebook_shows_its_table_and_names_are_text(comparison):
+    cells = read_cells(comparison._repr_html_())
+    assert cells == [comparison.columns, *([*row.values()] for row in comparison.to_rows())]
     assert "<b>" not in comparison._repr_html_()
 
 
@@ -79,26 +80,26 @@ def test_its_text_is_short(comparison):
     )
 
 
-def test_events_are_sentences(answered):
-    text = str(answered("prompt-tuning", 42, "1111111100"))
+def test_events_are_sentences():
+    text = str(make_result("prompt-tuning", 42, "1111111100"))
     assert text == "prompt-tuning, seed 42: accuracy 80.0%, 20 s"
-    assert str(answered("majority", None, "10")) == "majority: accuracy 50.0%"
-    assert str(answered("a", None, "10", confusion=None)) == "a: chrf 50.0%"
+    assert str(make_result("majority", None, "10")) == "majority: accuracy 50.0%"
+    assert str(make_result("a", None, "10", confusion=None)) == "a: chrf 50.0%"
 
 
 def test_a_search_for_a_learning_rate():
     trials = tuple(
         LearningRateTrial(0.01 * m, m, 3, {"loss": 1 / m, "accuracy": 0.5}) for m in (0.5, 2.0)
     )
-    found = LearningRateSearch(trials, trials[1], "accuracy", None, Path("rates.png"))
-    assert repr(found) == "LearningRateSearch(learning_rate=0.02, 2 trials, picture='rates.png')"
-    assert found.to_rows()[0] == {
+    search = LearningRateSearch(trials, trials[1], "accuracy", None, Path("rates.png"))
+    assert repr(search) == "LearningRateSearch(learning_rate=0.02, 2 trials, picture='rates.png')"
+    assert search.to_rows()[0] == {
         "learning rate": "0.005",
         "valid. loss": "2.0000",
         "valid. accuracy": "0.5000",
     }
-    assert cells(found._repr_html_())[2] == ["0.02", "0.5000", "0.5000"]
-    assert found.to_dict() == {
+    assert read_cells(search._repr_html_())[2] == ["0.02", "0.5000", "0.5000"]
+    assert search.to_dict() == {
         "rate": 0.02,
         "picture": "rates.png",
         "tried": [
@@ -109,7 +110,7 @@ def test_a_search_for_a_learning_rate():
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("arguments", "message"),
     [
         ({"lr_multipliers": [1, 1]}, r"lr_multipliers \[1, 1\] are not distinct positive"),
         ({"lr_multipliers": [0.0]}, "not distinct positive"),
@@ -117,12 +118,12 @@ def test_a_search_for_a_learning_rate():
         ({"search_fraction": 2}, "search_fraction 2 is not above 0 and at most 1"),
     ],
 )
-def test_faults_of_a_search(asked, message, tmp_path):
+def test_faults_of_a_search(arguments, message, tmp_path):
     with pytest.raises(RecipeError, match=message):
-        find_learning_rate("absent.toml", tmp_path, **asked)
+        find_learning_rate("absent.toml", tmp_path, **arguments)
 
 
-def test_what_is_no_recipe_or_no_option_is_told(tmp_path):
+def test_a_wrong_recipe_option_or_engine_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="the path of a file, a mapping or a Recipe, not list"):
         compare_methods([], tmp_path)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""A comparison's file, a recipe alone, and what is wrong with either."""
+"""A comparison's file, a recipe alone, and the faults of either."""
 
 from pathlib import Path
 
@@ -26,13 +26,15 @@ RECIPE = {
 
 @pytest.fixture
 def write(tmp_path):
-    def put(name="plan.toml", **table) -> Path:
+    """Writes the recipe, and a comparison file of these keys; returns the path of the latter."""
+
+    def write_files(**table) -> Path:
         (tmp_path / "recipe.toml").write_text(tomli_w.dumps(RECIPE))
-        path = tmp_path / name
+        path = tmp_path / "plan.toml"
         path.write_text(tomli_w.dumps(table))
         return path
 
-    return put
+    return write_files
 
 
 def test_a_recipe_alone_is_compared_over_all_methods_with_all_baselines(write):
@@ -47,7 +49,7 @@ def test_a_recipe_alone_is_compared_over_all_methods_with_all_baselines(write):
     ) == (5, (0.3, 1.0, 3.0), 0.1, None)
 
 
-def test_what_is_given_beside_it_goes_before(write):
+def test_arguments_override_the_file(write):
     path = write(base="recipe.toml", num_seeds=3, methods=["p-tuning"], baselines=["majority"])
     plan = read_plan(path, num_seeds=2, time_budget_seconds=9.0, methods=None)
     assert (plan.num_seeds, plan.time_budget_seconds) == (2, 9.0)
@@ -62,10 +64,10 @@ def test_a_comparison_in_memory_is_that_of_its_file(write):
     for base in (RECIPE, recipe):
         assert read_plan({"base": base, **table}, ["train.epochs=9"]) == plan
         assert read_plan(base, ["train.epochs=9"], **table) == plan
-    assert RECIPE["train"]["epochs"] == recipe.train.epochs == 3, "what was given stays as it was"
+    assert RECIPE["train"]["epochs"] == recipe.train.epochs == 3, "the arguments are not changed"
 
 
-def test_a_variant_of_its_own(write):
+def test_custom_variants(write):
     long = {"name": "long", "overrides": {"task.template": "{soft:9}{text}"}}
     deep = {
         "name": "deep",
@@ -96,7 +98,9 @@ def test_changes_reach_all_variants(write):
             f"unknown baseline 'probe'. Options: {', '.join(sorted(BASELINES))}",
         ),
         ({"variants": [{"name": "lora"}]}, "'lora' is named twice"),
-        ({"lr_multipliers": [1.0, 1.0]}, "not distinct"),
+        ({"lr_multipliers": [1.0, 1.0]}, "lr_multipliers [1.0, 1.0] are not distinct positive"),
+        ({"lr_multipliers": []}, "lr_multipliers [] are not distinct positive numbers. Give such"),
+        ({"lr_multipliers": [float("inf")]}, "lr_multipliers [inf] are not distinct positive"),
         ({"seed": 3}, "unknown key 'seed'"),
         ({"search_fraction": 2.0}, "search_fraction"),
         (

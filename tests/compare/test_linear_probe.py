@@ -1,4 +1,4 @@
-"""The probe reads what transformers gives, and is scikit-learn's own on it."""
+"""The features are those of transformers, and the fit is that of scikit-learn."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ TEXTS = ["good film", "a bad movie and a bad film", "the great movie was good", 
 ROWS = [{"text": t, "label": "n" if "bad" in t else "p"} for t in TEXTS]
 
 
-def theirs(model, tokenizer, text, family):
+def compute_features(model, tokenizer, text, family):
     """The features of one row alone, by transformers."""
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     body = model.get_encoder() if family == "t5" else model.base_model
@@ -21,16 +21,16 @@ def theirs(model, tokenizer, text, family):
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "t5"])
 def test_features_are_those_of_a_row_alone(backbone, plain, family):
-    made = backbone(family)
-    read = FeatureReader(made, "{text}").read(ROWS)
+    loaded = backbone(family)
+    features = FeatureReader(loaded, "{text}").read(ROWS)
     for at, row in enumerate(ROWS):
-        wanted = theirs(plain(family), made.tokenizer, row["text"], family)
+        expected = compute_features(plain(family), loaded.tokenizer, row["text"], family)
         for name in ("mean", "point"):
-            np.testing.assert_allclose(read[name][at], wanted[name], atol=2e-5)
+            np.testing.assert_allclose(features[name][at], expected[name], atol=2e-5)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_it_answers_as_its_regression_does_and_counts_itself(backbone, family):
+def test_it_answers_as_its_regression_and_counts_its_parameters(backbone, family):
     reader = FeatureReader(backbone(family), "{text}")
     probe = fit_probe(reader, train=ROWS, validation=ROWS[:4], target="label")
     features = probe.reader.read(ROWS)[probe.reading]
@@ -41,27 +41,27 @@ def test_it_answers_as_its_regression_does_and_counts_itself(backbone, family):
     assert probe.cost.size == 4 * 33
 
 
-def test_what_the_features_tell_apart_is_learnt(backbone):
-    """Four texts stand in the training rows three times: a linear rule of 32 features exists."""
+def test_it_learns_separable_rows(backbone):
+    """Four different texts, each three times: a linear rule of 32 features exists."""
     reader = FeatureReader(backbone("llama"), "{text}")
     probe = fit_probe(reader, train=ROWS, validation=ROWS, target="label")
     assert probe(ROWS) == [row["label"] for row in ROWS]
 
 
 def test_validation_rows_decide(backbone):
-    """Labels of the validation rows turned round: the worst fit to the training rows wins."""
+    """With inverted labels of the validation rows, the worst fit to the training rows wins."""
     reader = FeatureReader(backbone("llama"), "{text}")
-    turned = [row | {"label": "n" if row["label"] == "p" else "p"} for row in ROWS]
-    kept = fit_probe(reader, train=ROWS, validation=ROWS, target="label")
-    other = fit_probe(reader, train=ROWS, validation=turned, target="label")
+    inverted = [row | {"label": "n" if row["label"] == "p" else "p"} for row in ROWS]
+    probe = fit_probe(reader, train=ROWS, validation=ROWS, target="label")
+    other = fit_probe(reader, train=ROWS, validation=inverted, target="label")
     right = [
-        sum(a == row["label"] for a, row in zip(p(ROWS), ROWS, strict=True)) for p in (kept, other)
+        sum(a == row["label"] for a, row in zip(p(ROWS), ROWS, strict=True)) for p in (probe, other)
     ]
     assert right[1] <= right[0]
 
 
-def test_a_row_longer_than_the_backbone_is_cut(backbone):
-    made = backbone("llama")
-    assert made.geometry.max_positions == 64
-    long = [{"text": " good" * 200}]
-    assert np.isfinite(FeatureReader(made, "{text}").read(long)["mean"]).all()
+def test_a_row_longer_than_the_backbone_is_truncated(backbone):
+    loaded = backbone("llama")
+    assert loaded.geometry.max_positions == 64
+    rows = [{"text": " good" * 200}]
+    assert np.isfinite(FeatureReader(loaded, "{text}").read(rows)["mean"]).all()

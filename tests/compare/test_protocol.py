@@ -1,6 +1,7 @@
-"""Every variant sees the same rows and the test rows last; what was done is not done again."""
+"""Every variant sees the same rows and the test rows last; results are not computed again."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -26,7 +27,7 @@ from softprompt.recipe import make_recipe
 
 TEST = [{"text": text, "label": label} for text, label in (("a", "x"), ("b", "y"), ("c", "x"))]
 TEST_SET = HeldOutTest(TEST, ["x", "y", "x"], ("x", "y"))
-BROKE = ("it broke",)
+ERROR = ("it broke",)
 RECIPE = {
     "seed": 5,
     "backbone": {"name": "none"},
@@ -43,54 +44,51 @@ RECIPE = {
 
 @dataclass
 class FakeRuns:
-    """Trains nothing: the score falls with the distance of the multiplier from the best one."""
+    """Does not train: the score falls with the distance of the multiplier from the best one."""
 
     calls: list
     best: float = 3.0
     broken: str = ""
     fault: type[Exception] = TrainingError
 
-    def __call__(self, trial):
-        self.calls.append((trial.name, trial.seed, trial.fraction, trial.multiplier, trial.steps))
-        if trial.variant.name == self.broken:
-            raise self.fault(*BROKE)
+    def __call__(self, spec):
+        self.calls.append((spec.name, spec.seed, spec.fraction, spec.multiplier, spec.steps))
+        if spec.variant.name == self.broken:
+            raise self.fault(*ERROR)
         return TrainedRun(
             answer=lambda rows: ["x" for _ in rows],
-            score=-abs(trial.multiplier - self.best),
+            score=-abs(spec.multiplier - self.best),
             validation={"loss": 1.0},
-            rate=0.5 * trial.multiplier,
+            rate=0.5 * spec.multiplier,
             pace=0.5,
             cost=Cost(9, 100, 80, 2.0, 6),
-            run=trial.name,
+            run=spec.name,
         )
 
 
-def protocol(**changes) -> Protocol:
-    usual = {
+def make_protocol(**changes) -> Protocol:
+    defaults = {
         "num_seeds": 2,
         "lr_multipliers": (0.3, 1.0, 3.0),
         "search_fraction": 0.1,
         "test_set": TEST_SET,
     }
-    return Protocol(**{**usual, **changes})
+    return Protocol(**{**defaults, **changes})
 
 
-BESIDE = {"majority": lambda: fit_majority(["x", "y", "x"])}
+BASELINES = {"majority": lambda: fit_majority(["x", "y", "x"])}
 
 
-def go(path, runs, methods=("prompt-tuning", "p-tuning-v2"), **changes):
+def compare(path, runs, methods=("prompt-tuning", "p-tuning-v2"), **changes):
     variants = make_method_variants(make_recipe(RECIPE), methods)
-    asked = protocol(**changes)
-    return [
-        *run_comparison(
-            variants, BESIDE, protocol=asked, engine=SequentialEngine(asked, runs), path=path
-        )
-    ]
+    protocol = make_protocol(**changes)
+    engine = SequentialEngine(protocol, runs)
+    return [*run_comparison(variants, BASELINES, protocol=protocol, engine=engine, path=path)]
 
 
-def test_the_order_of_things(tmp_path):
+def test_the_order_of_runs(tmp_path):
     runs = FakeRuns([])
-    events = go(tmp_path / "results.jsonl", runs)
+    events = compare(tmp_path / "results.jsonl", runs)
     assert [type(e) for e in events] == [
         RunResult,
         SearchResult,
@@ -104,14 +102,14 @@ def test_the_order_of_things(tmp_path):
              for v in ("prompt-tuning", "p-tuning-v2")]  # fmt: skip
     assert sorted(runs.calls) == sorted(searches + whole)
     results = [e for e in events if isinstance(e, RunResult)]
-    assert {o.scores for o in results} == {(1.0, 0.0, 1.0)}
-    assert {o.score for o in results} == {2 / 3}
-    assert {o.metrics["accuracy"] for o in results} == {2 / 3}
-    assert {o.confusion.counts for o in results} == {((2, 0), (1, 0))}
-    assert {(o.variant, o.seed) for o in results} == {
+    assert {r.scores for r in results} == {(1.0, 0.0, 1.0)}
+    assert {r.score for r in results} == {2 / 3}
+    assert {r.metrics["accuracy"] for r in results} == {2 / 3}
+    assert {r.confusion.counts for r in results} == {((2, 0), (1, 0))}
+    assert {(r.variant, r.seed) for r in results} == {
         ("majority", None), *((v, s) for v in ("prompt-tuning", "p-tuning-v2") for s in (5, 6)),
     }  # fmt: skip
-    assert {o.rate for o in results if o.seed} == {1.5}
+    assert {r.rate for r in results if r.seed} == {1.5}
 
 
 @pytest.mark.parametrize(
@@ -124,61 +122,62 @@ def test_the_order_of_things(tmp_path):
     ],
     ids=["the score", "else the loss", "else the usual rate", "not the worst score"],
 )
-def test_what_the_search_goes_by(tmp_path, scores, losses, best):
+def test_the_best_multiplier_is_selected(tmp_path, scores, losses, best):
     runs = FakeRuns([])
 
-    def run(trial):
-        score, loss = scores[trial.multiplier], losses[trial.multiplier]
-        return replace(runs(trial), score=float(score), validation={"loss": loss})
+    def run(spec):
+        score, loss = scores[spec.multiplier], losses[spec.multiplier]
+        return replace(runs(spec), score=float(score), validation={"loss": loss})
 
-    [found] = [e for e in go(tmp_path / "o", run, ("p-tuning",)) if isinstance(e, SearchResult)]
-    assert found.multiplier == best
-    assert dict(found.scores) == scores
+    events = compare(tmp_path / "o", run, ("p-tuning",))
+    [search] = [event for event in events if isinstance(event, SearchResult)]
+    assert search.multiplier == best
+    assert dict(search.scores) == scores
 
 
-def test_a_single_factor_is_no_search(tmp_path):
+def test_a_single_multiplier_needs_no_search(tmp_path):
     runs = FakeRuns([])
-    go(tmp_path / "results.jsonl", runs, lr_multipliers=(1.0,), num_seeds=1)
+    compare(tmp_path / "results.jsonl", runs, lr_multipliers=(1.0,), num_seeds=1)
     assert {(fraction, multiplier) for _, _, fraction, multiplier, _ in runs.calls} == {(1.0, 1.0)}
 
 
 @pytest.mark.parametrize("stop", range(1, 8))
-def test_stopped_anywhere_it_goes_on(tmp_path, stop):
-    whole = go(tmp_path / "whole.jsonl", FakeRuns([]))
+def test_it_resumes_wherever_it_was_stopped(tmp_path, stop):
+    whole = compare(tmp_path / "whole.jsonl", FakeRuns([]))
     path, runs = tmp_path / "results.jsonl", FakeRuns([])
     variants = make_method_variants(make_recipe(RECIPE), ("prompt-tuning", "p-tuning-v2"))
-    engine = SequentialEngine(protocol(), runs)
-    going = run_comparison(variants, BESIDE, protocol=protocol(), engine=engine, path=path)
+    protocol = make_protocol()
+    engine = SequentialEngine(protocol, runs)
+    events = run_comparison(variants, BASELINES, protocol=protocol, engine=engine, path=path)
     for _ in range(stop):
-        next(going)
-    going.close()
-    before = len(runs.calls)
-    again = go(path, runs)
-    assert again == whole
+        next(events)
+    events.close()
+    resumed = compare(path, runs)
+    assert resumed == whole
     assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
-    assert before + len(runs.calls[before:]) == 10, "nothing is trained twice"
+    assert len(runs.calls) == 10, "no run is trained twice"
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [(TrainingError, "it broke"), (RuntimeError, "RuntimeError: it broke")],
-    ids=["ours", "anybody's"],
+    ids=["of softprompt", "of a library"],
 )
-def test_a_broken_variant_takes_no_other_down_and_is_tried_again(tmp_path, fault, said):
+def test_after_a_failure_the_others_continue_and_it_is_tried_again(tmp_path, fault, message):
     path = tmp_path / "results.jsonl"
-    events = go(path, FakeRuns([], broken="p-tuning-v2", fault=fault))
-    assert [e for e in events if isinstance(e, Failed)] == [Failed("p-tuning-v2", None, said)]
+    events = compare(path, FakeRuns([], broken="p-tuning-v2", fault=fault))
+    assert [e for e in events if isinstance(e, Failed)] == [Failed("p-tuning-v2", None, message)]
     assert sum(isinstance(e, RunResult) for e in events) == 3
-    mended = go(path, FakeRuns([]))
-    assert not any(isinstance(e, Failed) for e in mended)
-    assert sum(isinstance(e, RunResult) for e in mended) == 5
+    repeated = compare(path, FakeRuns([]))
+    assert not any(isinstance(e, Failed) for e in repeated)
+    assert sum(isinstance(e, RunResult) for e in repeated) == 5
 
 
 def test_other_test_rows_are_another_comparison(tmp_path):
     path = tmp_path / "results.jsonl"
-    go(path, FakeRuns([]))
+    compare(path, FakeRuns([]))
     with pytest.raises(DataError, match="started with 3 test rows, but there are 2 now"):
-        go(path, FakeRuns([]), test_set=HeldOutTest(TEST[:2], ["x", "y"], ("x", "y")))
+        compare(path, FakeRuns([]), test_set=HeldOutTest(TEST[:2], ["x", "y"], ("x", "y")))
 
 
 @pytest.mark.parametrize(
@@ -186,77 +185,88 @@ def test_other_test_rows_are_another_comparison(tmp_path):
 )
 def test_another_search_is_another_comparison(tmp_path, change):
     path = tmp_path / "results.jsonl"
-    go(path, FakeRuns([]))
+    compare(path, FakeRuns([]))
     with pytest.raises(
         DataError, match=r"started with learning rates times 0.3, 1, 3, each for 10% of"
     ):
-        go(path, FakeRuns([]), **change)
+        compare(path, FakeRuns([]), **change)
 
 
-def test_a_damaged_file_is_told(tmp_path):
+DAMAGES = [
+    (r".*", "{", "Expecting property name"),
+    (r".*", "[1]", ""),
+    ('"variant"', '"name"', "the keys of the event 'search_result' are not valid"),
+    (
+        "search_result",
+        "search",
+        r"unknown event 'search'\. Remove the line; what it recorded is run",
+    ),
+]
+
+
+@pytest.mark.parametrize(("pattern", "replacement", "message"), DAMAGES)
+def test_a_damaged_line_is_named(tmp_path, pattern, replacement, message):
     path = tmp_path / "results.jsonl"
-    go(path, FakeRuns([]))
-    path.write_text(path.read_text().replace("seed", "s\n", 1))
-    with pytest.raises(DataError, match=r"results.jsonl is damaged"):
-        go(path, FakeRuns([]))
+    compare(path, FakeRuns([]))
+    first, second, *others = path.read_text().split("\n")
+    path.write_text("\n".join([first, re.sub(pattern, replacement, second, count=1), *others]))
+    with pytest.raises(DataError, match=rf"line 2 of .*results\.jsonl is damaged: {message}"):
+        compare(path, FakeRuns([]))
 
 
 def test_a_last_line_that_a_kill_cut_off_is_run_again(tmp_path):
     path = tmp_path / "results.jsonl"
-    whole = go(path, FakeRuns([]))
+    whole = compare(path, FakeRuns([]))
     path.write_text(path.read_text()[:-9])
     runs = FakeRuns([])
-    assert go(path, runs) == whole
+    assert compare(path, runs) == whole
     assert [name for name, *_ in runs.calls] == ["p-tuning-v2-6"]
 
 
-def test_a_budget_of_seconds_is_one_of_steps_by_a_trial(tmp_path):
+def test_a_time_budget_is_converted_to_steps_by_a_short_run(tmp_path):
     """A step takes half a second: nine seconds are eighteen steps, in searches a tenth of them."""
     runs = FakeRuns([])
-    events = go(tmp_path / "o", runs, ("p-tuning",), time_budget_seconds=9.0)
+    events = compare(tmp_path / "o", runs, ("p-tuning",), time_budget_seconds=9.0)
     assert runs.calls[0] == ("p-tuning-pace", 5, 1.0, 1.0, 12)
     assert {steps for *_, steps in runs.calls[1:]} == {18}
-    [found] = [e for e in events if isinstance(e, SearchResult)]
-    assert (found.seconds, found.steps) == (9.0, 18)
-    again = FakeRuns([])
-    go(tmp_path / "o", again, ("p-tuning",), time_budget_seconds=9.0, num_seeds=3)
-    assert again.calls == [("p-tuning-7", 7, 1.0, 3.0, 18)], "what was found out stays"
+    [search] = [e for e in events if isinstance(e, SearchResult)]
+    assert (search.seconds, search.steps) == (9.0, 18)
+    more = FakeRuns([])
+    compare(tmp_path / "o", more, ("p-tuning",), time_budget_seconds=9.0, num_seeds=3)
+    assert more.calls == [("p-tuning-7", 7, 1.0, 3.0, 18)], "the search is not run again"
 
 
-def test_a_broken_baseline_takes_no_variant_down(tmp_path):
-    def broken():
-        raise ValueError(*BROKE)
+def test_after_a_failure_of_a_baseline_the_variants_continue(tmp_path):
+    def fail():
+        raise ValueError(*ERROR)
 
-    asked = protocol(num_seeds=1)
-    variants, engine = (
-        make_method_variants(make_recipe(RECIPE), ["p-tuning"]),
-        SequentialEngine(asked, FakeRuns([])),
-    )
-    beside = {"linear-probe": broken}
-    events = [*run_comparison(variants, beside, protocol=asked, engine=engine, path=tmp_path / "o")]
+    protocol = make_protocol(num_seeds=1)
+    variants = make_method_variants(make_recipe(RECIPE), ["p-tuning"])
+    engine, path = SequentialEngine(protocol, FakeRuns([])), tmp_path / "o"
+    baselines = {"linear-probe": fail}
+    events = [*run_comparison(variants, baselines, protocol=protocol, engine=engine, path=path)]
     assert events[0] == Failed("linear-probe", None, "ValueError: it broke")
     assert isinstance(events[-1], RunResult)
 
 
-def test_fewer_seeds_are_told_of_and_the_others_kept(tmp_path):
+def test_with_fewer_seeds_or_variants_the_file_keeps_the_other_results(tmp_path):
     path = tmp_path / "o"
-    go(path, FakeRuns([]), num_seeds=3)
-    whole = path.read_text()
-    events = go(path, FakeRuns([]), ("p-tuning-v2",), num_seeds=1)
+    compare(path, FakeRuns([]), num_seeds=3)
+    before = path.read_text()
+    events = compare(path, FakeRuns([]), ("p-tuning-v2",), num_seeds=1)
     results = [(e.variant, e.seed) for e in events if isinstance(e, RunResult)]
     assert results == [("majority", None), ("p-tuning-v2", 5)]
-    assert path.read_text() == whole
+    assert path.read_text() == before
 
 
-def test_a_search_lets_go_of_weights(tmp_path):
-    found = search_learning_rate(make_method_variants(make_recipe(RECIPE), ["p-tuning"])[0],
-    multipliers=(1.0,), fraction=1,
-                   run=FakeRuns([]))  # fmt: skip
+def test_a_search_releases_the_weights(tmp_path):
+    [variant] = make_method_variants(make_recipe(RECIPE), ["p-tuning"])
+    runs = search_learning_rate(variant, multipliers=(1.0,), fraction=1, run=FakeRuns([]))
     with pytest.raises(TrainingError, match="weights of a search are not stored"):
-        found[1.0].answer(TEST)
+        runs[1.0].answer(TEST)
 
 
-def test_what_changes_the_backbone_is_a_baseline_with_the_words_of_the_prompt(tmp_path):
+def test_tuning_the_backbone_is_a_baseline_with_the_words_of_the_prompt(tmp_path):
     recipe = make_recipe(RECIPE)
     variants = make_finetune_variants(recipe, ["fine-tuning", "lora"])
     assert [(variant.name, variant.kind) for variant in variants] == [
@@ -265,9 +275,9 @@ def test_what_changes_the_backbone_is_a_baseline_with_the_words_of_the_prompt(tm
     ]
     assert variants[0].recipe.task_settings.template == "Is {text} good? say"
     assert variants[0].recipe.train.learning_rate is None
-    asked = protocol()
-    engine = SequentialEngine(asked, FakeRuns([]))
-    events = run_comparison(variants, {}, protocol=asked, engine=engine, path=tmp_path / "o")
+    protocol = make_protocol()
+    engine = SequentialEngine(protocol, FakeRuns([]))
+    events = run_comparison(variants, {}, protocol=protocol, engine=engine, path=tmp_path / "o")
     assert {e.is_baseline for e in events if isinstance(e, RunResult)} == {True}
 
 
@@ -280,17 +290,17 @@ def test_another_method_gets_as_many_soft_tokens(first, second):
     data["task"]["template"] = "Is {text} good?" + ("{soft:3}" if soft else "")
     [variant] = make_method_variants(make_recipe(data), [second])
     assert variant.name == variant.recipe.method.name == second
-    own = variant.recipe.method_settings
+    settings = variant.recipe.method_settings
     template = variant.recipe.task_settings.template
     if METHODS[second].prompt_kind == "kv":
-        assert (own.length, template) == (3, "Is {text} good?")
+        assert (settings.length, template) == (3, "Is {text} good?")
     else:
         assert template == ("Is {text} good?{soft:3}" if soft else "{soft:3}Is {text} good?")
     assert variant.recipe.train.learning_rate == (0.5 if first == second else None)
     assert variant.recipe.data == make_recipe(data).data
 
 
-def test_methods_that_are_none_or_named_twice():
-    with pytest.raises(RecipeError, match=r"unknown method 'prompt-tunning'.*Did you mean") as one:
+def test_methods_that_are_unknown_or_named_twice():
+    with pytest.raises(RecipeError, match=r"unknown method 'prompt-tunning'.*Did you mean") as info:
         make_method_variants(make_recipe(RECIPE), ["prompt-tunning", "p-tuning", "p-tuning"])
-    assert "method 'p-tuning' is named twice" in str(one.value)
+    assert "method 'p-tuning' is named twice" in str(info.value)

@@ -18,7 +18,7 @@ def result(variant: str, seed: int | None, right: str, **more) -> RunResult:
 
 
 def test_mean_and_spread_over_seeds():
-    found = summarize_variants(
+    summaries = summarize_variants(
         [
             result("majority", None, "1100"),
             result("a", 1, "1110", rate=0.1),
@@ -26,8 +26,8 @@ def test_mean_and_spread_over_seeds():
             result("a", 2, "1111", rate=0.1),
         ]
     )
-    assert [s.variant for s in found] == ["majority", "a", "b"]
-    baseline, a, b = found
+    assert [s.variant for s in summaries] == ["majority", "a", "b"]
+    baseline, a, b = summaries
     assert (baseline.mean, baseline.spread, baseline.difference) == (0.5, None, None)
     assert a.mean == pytest.approx(0.875)
     assert a.spread == pytest.approx(statistics.stdev([0.75, 1.0]))
@@ -37,15 +37,15 @@ def test_mean_and_spread_over_seeds():
     assert not a.is_baseline
 
 
-def test_the_best_baseline_is_what_is_to_be_beaten():
-    found = summarize_variants(
+def test_the_difference_is_from_the_best_baseline():
+    summaries = summarize_variants(
         [
             result("majority", None, "1000"),
             result("hard prompt", None, "1110"),
             result("a", 1, "1111", rate=0.1),
         ]
     )
-    assert found[-1].difference.baseline == "hard prompt"
+    assert summaries[-1].difference.baseline == "hard prompt"
     assert summarize_variants([result("a", 1, "1111", rate=0.1)])[0].difference is None
 
 
@@ -53,13 +53,13 @@ def test_the_interval_is_the_normal_one_where_rows_are_many():
     """For a mean of independent rows the percentile interval is ±1.96 standard errors."""
     generator = np.random.default_rng(3)
     ours, theirs = (generator.random(2000) < share for share in (0.8, 0.7))
-    found = summarize_variants(
+    summaries = summarize_variants(
         [
             RunResult("baseline", None, tuple(theirs.astype(float)), is_baseline=True),
             RunResult("a", 1, tuple(ours.astype(float)), rate=0.1),
         ]
     )
-    difference = found[1].difference
+    difference = summaries[1].difference
     by_row = ours.astype(float) - theirs
     half = norm.ppf(0.975) * by_row.std(ddof=1) / math.sqrt(len(by_row))
     assert difference.low == pytest.approx(by_row.mean() - half, abs=0.002)
@@ -67,14 +67,16 @@ def test_the_interval_is_the_normal_one_where_rows_are_many():
 
 
 def test_pairing_matters():
-    """The same rows wrong in both: nothing is uncertain."""
-    found = summarize_variants([result("baseline", None, "1100" * 9), result("a", 1, "1100" * 9)])
-    assert (found[1].difference.low, found[1].difference.high) == (0.0, 0.0)
+    """Both are wrong on the same rows, so the difference is certain."""
+    summaries = summarize_variants(
+        [result("baseline", None, "1100" * 9), result("a", 1, "1100" * 9)]
+    )
+    assert (summaries[1].difference.low, summaries[1].difference.high) == (0.0, 0.0)
 
 
-def test_a_baseline_with_seeds_is_beaten_by_its_mean():
-    """By hand: 3/4 and 1/2 against a baseline of 1/2 and 1, whose mean is the same 3/4 - 1/8."""
-    found = summarize_variants(
+def test_a_baseline_with_seeds_counts_by_its_mean():
+    """By hand: the mean of 3/4 and 1/2, against a baseline of 1/2 and 1, whose mean is 3/4."""
+    summaries = summarize_variants(
         [
             result("tuned", 1, "1100", is_baseline=True),
             result("tuned", 2, "1111", is_baseline=True),
@@ -83,9 +85,9 @@ def test_a_baseline_with_seeds_is_beaten_by_its_mean():
             result("a", 2, "1010"),
         ]
     )
-    assert found[-1].difference.baseline == "tuned"
-    assert found[-1].difference.mean == pytest.approx(0.625 - 0.75)
-    assert found[0].difference is None
+    assert summaries[-1].difference.baseline == "tuned"
+    assert summaries[-1].difference.mean == pytest.approx(0.625 - 0.75)
+    assert summaries[0].difference is None
 
 
 def test_results_of_other_rows_are_not_compared():
@@ -109,9 +111,16 @@ def test_an_event_is_written_and_read(event):
     assert from_line(as_line(event)) == event
 
 
-@pytest.mark.parametrize("line", [{}, {"event": "run_result"}, {"event": "failed", "variant": "a"}])
-def test_a_damaged_line_is_told(line):
-    with pytest.raises(DataError, match="Remove it"):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({}, "unknown event None"),
+        ({"event": "run_result"}, r"the keys of the event 'run_result' are not valid \('scores'\)"),
+        ({"event": "failed", "variant": "a"}, "event 'failed' are not valid .*'seed' and 'error'"),
+    ],
+)
+def test_a_damaged_line_is_refused(line, message):
+    with pytest.raises(DataError, match=message):
         from_line(line)
 
 

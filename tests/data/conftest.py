@@ -1,4 +1,4 @@
-"""Real tokenizers: a published BERT's, and small ones of the other kinds, trained on the spot."""
+"""Tokenizers: a published BERT's, and small ones of the other kinds, trained here."""
 
 # The "passwords" of S106 are names of special tokens.
 # ruff: noqa: S106
@@ -29,7 +29,7 @@ def gpt():
 
 @pytest.fixture(scope="session")
 def closing():
-    """Byte-level BPE that puts <bos> before and <eos> behind."""
+    """Byte-level BPE that adds <bos> before the text and <eos> after it."""
     core = train_byte_level(["<bos>", "<eos>"])
     set_special_tokens(
         core, single="<bos> $A <eos>", pair="<bos> $A $B <eos>", specials=["<bos>", "<eos>"]
@@ -42,7 +42,7 @@ def closing():
 
 @pytest.fixture(scope="session")
 def roberta():
-    """Byte-level BPE with <s> A </s></s> B </s> and a mask that swallows the space before it."""
+    """Byte-level BPE with <s> A </s></s> B </s> and a mask that removes the space before it."""
     core = train_byte_level(["<s>", "</s>", "<pad>", "<unk>"])
     core.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
     set_special_tokens(

@@ -1,4 +1,4 @@
-"""Files of lines: what is read is what was written, or it is computed again."""
+"""The disk cache: a file is read as it was written, or it is removed."""
 
 import os
 import subprocess
@@ -12,136 +12,146 @@ from safetensors.torch import load_file
 from softprompt.data.disk_cache import DiskCache, StateShape
 
 SHAPE = StateShape(rows=7, width=5, dtype=torch.float32)
-MARK = "0" * 32
+KEY = "0" * 32
 
 
 @pytest.fixture
-def shelf(tmp_path) -> DiskCache:
+def cache(tmp_path) -> DiskCache:
     return DiskCache(tmp_path / "states", limit=12_000)
 
 
-def lines(shape: StateShape = SHAPE) -> torch.Tensor:
+def make_lines(shape: StateShape = SHAPE) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(shape.rows, shape.width, generator=generator).to(shape.dtype)
 
 
-def opened(shelf: DiskCache, shape: StateShape = SHAPE) -> torch.Tensor | None:
-    return shelf.load(MARK, width=shape.width, dtype=shape.dtype)
+def load(cache: DiskCache, shape: StateShape = SHAPE) -> torch.Tensor | None:
+    return cache.load(KEY, width=shape.width, dtype=shape.dtype)
 
 
-def filled(shelf: DiskCache, mark: str = MARK, shape: StateShape = SHAPE) -> Path:
-    with shelf.lock(mark):
-        assert [*shelf.write(mark, shape, parts=lines(shape).split(3))] == [3, 6, 7]
-    return shelf.folder / f"{mark}.safetensors"
+def write(cache: DiskCache, key: str = KEY, shape: StateShape = SHAPE) -> Path:
+    with cache.lock(key):
+        assert [*cache.write(key, shape, parts=make_lines(shape).split(3))] == [3, 6, 7]
+    return cache.folder / f"{key}.safetensors"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_it_reads_what_it_wrote_and_so_does_safetensors(shelf, dtype):
+def test_a_file_is_read_as_written_also_by_safetensors(cache, dtype):
     shape = StateShape(7, 5, dtype)
-    path = filled(shelf, shape=shape)
-    assert torch.equal(opened(shelf, shape), lines(shape))
-    assert torch.equal(load_file(path)["lines"], lines(shape))
-    assert sorted(p.suffix for p in shelf.folder.iterdir()) == [".lock", ".safetensors"]
+    path = write(cache, shape=shape)
+    assert torch.equal(load(cache, shape), make_lines(shape))
+    assert torch.equal(load_file(path)["lines"], make_lines(shape))
+    assert sorted(p.suffix for p in cache.folder.iterdir()) == [".lock", ".safetensors"]
 
 
-def test_the_folder_is_the_users_own(shelf):
-    assert filled(shelf).parent.stat().st_mode & 0o777 == 0o700
+def test_only_the_user_can_read_the_folder(cache):
+    assert write(cache).parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_what_is_not_there_is_not_found(shelf):
-    assert opened(shelf) is None
+def test_a_missing_file(cache):
+    assert load(cache) is None
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     {
         "a byte of a line": lambda raw: raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:],
         "the end": lambda raw: raw[:-3],
         "the header": lambda raw: raw[:9] + b"?" + raw[10:],
         "all of it": lambda _raw: b"",
-        "more behind it": lambda raw: raw + b"\0",
+        "more after it": lambda raw: raw + b"\0",
     }.values(),
 )
-def test_a_damaged_file_is_removed(shelf, spoil):
-    path = filled(shelf)
-    path.write_bytes(spoil(path.read_bytes()))
-    assert opened(shelf) is None
+def test_a_damaged_file_is_removed(cache, damage):
+    path = write(cache)
+    path.write_bytes(damage(path.read_bytes()))
+    assert load(cache) is None
     assert not path.exists()
 
 
-def test_a_file_of_other_lines_is_none_of_ours(shelf):
-    filled(shelf)
-    assert opened(shelf, StateShape(7, 4, torch.float32)) is None
-    path = filled(shelf)
+def test_a_file_with_another_width_or_key_is_not_used(cache):
+    write(cache)
+    assert load(cache, StateShape(7, 4, torch.float32)) is None
+    path = write(cache)
     path.rename(path.with_name(f"{'1' * 32}.safetensors"))
-    assert shelf.load("1" * 32, width=5, dtype=torch.float32) is None
+    assert cache.load("1" * 32, width=5, dtype=torch.float32) is None
 
 
-def test_nothing_is_left_of_a_fill_that_fails(shelf):
+def test_nothing_is_left_of_an_interrupted_write(cache):
     def parts():
-        yield lines()[:3]
+        yield make_lines()[:3]
         raise KeyboardInterrupt
 
-    with shelf.lock(MARK), pytest.raises(KeyboardInterrupt):
-        [*shelf.write(MARK, SHAPE, parts=parts())]
-    assert [p.suffix for p in shelf.folder.iterdir()] == [".lock"]
+    with cache.lock(KEY), pytest.raises(KeyboardInterrupt):
+        [*cache.write(KEY, SHAPE, parts=parts())]
+    assert [p.suffix for p in cache.folder.iterdir()] == [".lock"]
 
 
-def test_the_longest_unused_make_room(shelf):
+def test_the_least_recently_used_file_is_evicted(cache):
     size = StateShape(20, 20, torch.float32)
-    marks = [str(n) * 32 for n in range(7)]
-    for at, mark in enumerate(marks[:6]):
-        with shelf.lock(mark):
-            [*shelf.write(mark, size, parts=[lines(size)])]
-        os.utime(shelf.folder / f"{mark}.safetensors", (at, at))
-    shelf.load(marks[0], width=size.width, dtype=size.dtype)
-    with shelf.lock(marks[6]):
-        [*shelf.write(marks[6], size, parts=[lines(size)])]
-    left = {p.stem for p in shelf.folder.glob("*.safetensors")}
-    assert left == {marks[0], *marks[2:]}
+    keys = [str(n) * 32 for n in range(7)]
+    for at, key in enumerate(keys[:6]):
+        with cache.lock(key):
+            [*cache.write(key, size, parts=[make_lines(size)])]
+        os.utime(cache.folder / f"{key}.safetensors", (at, at))
+    cache.load(keys[0], width=size.width, dtype=size.dtype)
+    with cache.lock(keys[6]):
+        [*cache.write(keys[6], size, parts=[make_lines(size)])]
+    left = {p.stem for p in cache.folder.glob("*.safetensors")}
+    assert left == {keys[0], *keys[2:]}
 
 
-def test_what_is_larger_than_the_limit_does_not_fit(shelf):
-    assert shelf.has_room(StateShape(60, 50, torch.float32))
-    assert not shelf.has_room(StateShape(61, 50, torch.float32))
+def test_a_file_larger_than_the_limit_has_no_room(cache):
+    assert cache.has_room(StateShape(60, 50, torch.float32))
+    assert not cache.has_room(StateShape(61, 50, torch.float32))
 
 
-FILL_SLOWLY = """
+def test_a_file_that_another_process_evicts_meanwhile_is_skipped(cache):
+    """A broken link stands for a file that is removed between its listing and its stat."""
+    write(cache)
+    (cache.folder / "gone.safetensors").symlink_to(cache.folder / "nowhere")
+    assert cache.has_room(SHAPE)
+    write(cache, key="1" * 32)
+    assert torch.equal(load(cache), make_lines())
+
+
+WRITE_SLOWLY = """
 import sys, time
 from pathlib import Path
 import torch
 from softprompt.data.disk_cache import DiskCache, StateShape
 
-folder, mark, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+folder, key, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 shape = StateShape(rows=7, width=5, dtype=torch.float32)
 lines = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
-shelf = DiskCache(folder, limit=10_000)
-with shelf.lock(mark):
-    if shelf.load(mark, width=5, dtype=torch.float32) is None:
-        for _ in shelf.write(mark, shape, parts=lines.split(1)):
+cache = DiskCache(folder, limit=10_000)
+with cache.lock(key):
+    if cache.load(key, width=5, dtype=torch.float32) is None:
+        for _ in cache.write(key, shape, parts=lines.split(1)):
             print("begun", flush=True)
             time.sleep(seconds)
-        print("filled", flush=True)
+        print("written", flush=True)
 """
 
 
-def filling(shelf: DiskCache, seconds: float) -> subprocess.Popen[str]:
-    """Another process that fills the shelf, waiting after each line."""
-    arguments = [sys.executable, "-c", FILL_SLOWLY, str(shelf.folder), MARK, str(seconds)]
+def start_writing(cache: DiskCache, seconds: float) -> subprocess.Popen[str]:
+    """Start a process that writes a file, waiting after each line."""
+    arguments = [sys.executable, "-c", WRITE_SLOWLY, str(cache.folder), KEY, str(seconds)]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_kill_while_writing_leaves_nothing_to_be_read(shelf):
-    with filling(shelf, 60) as other:
+def test_a_killed_write_leaves_no_file(cache):
+    with start_writing(cache, 60) as other:
         assert other.stdout.readline() == "begun\n"
         other.kill()
-    assert opened(shelf) is None
-    filled(shelf)
-    assert torch.equal(opened(shelf), lines())
-    assert [*shelf.folder.glob(".*")] == []
+    assert load(cache) is None
+    write(cache)
+    assert torch.equal(load(cache), make_lines())
+    assert [*cache.folder.glob(".*")] == []
 
 
-def test_of_two_processes_one_fills(shelf):
-    said = [other.communicate()[0].split() for other in [filling(shelf, 0.05) for _ in range(2)]]
-    assert sorted(said, key=len) == [[], [*["begun"] * 7, "filled"]]
-    assert torch.equal(opened(shelf), lines())
+def test_of_two_processes_one_writes(cache):
+    processes = [start_writing(cache, 0.05) for _ in range(2)]
+    outputs = [process.communicate()[0].split() for process in processes]
+    assert sorted(outputs, key=len) == [[], [*["begun"] * 7, "written"]]
+    assert torch.equal(load(cache), make_lines())

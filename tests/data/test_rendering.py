@@ -20,7 +20,7 @@ TEXTS = [
     "unbelievablysupercalifragilistic 3.14159",
 ]
 SPECIAL = ["[MASK]", "[SEP]", "<mask>", "</s>", "<s>", "<bos>", "<|im_start|>", "<extra_id_0>"]
-# Whatever a row may hold: any Unicode, and the strings that are special to one tokenizer or other.
+# Any Unicode, and the strings that are special tokens of one of the tokenizers.
 ROUGH = st.lists(
     st.one_of(
         st.text(max_size=12),
@@ -50,7 +50,7 @@ def without_soft(tokenised, tokenizer):
     return [tokenised.input_ids[i] for i in kept], [tokenised.token_type_ids[i] for i in kept]
 
 
-def soft_of(tokenised, tokenizer):
+def list_soft_tokens(tokenised, tokenizer):
     return [token - len(tokenizer) for token in tokenised.input_ids if token >= len(tokenizer)]
 
 
@@ -59,27 +59,27 @@ def special_ids(tokenizer):
     return found - {tokenizer.unk_token_id}
 
 
-def shown(tokenizer, ids):
+def decode_text(tokenizer, ids):
     """The text of ids with soft tokens left out."""
     return tokenizer.decode([i for i in ids if i < len(tokenizer)])
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_template_without_soft_tokens_is_what_the_tokenizer_makes(any_tokenizer, text):
+def test_a_template_without_soft_tokens_equals_the_tokenizer(any_tokenizer, text):
     row = render("Review: {text} It was good.", any_tokenizer, {"text": text})
     assert list(row.input_ids) == any_tokenizer(f"Review: {text} It was good.")["input_ids"]
     assert not row.truncated
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_soft_tokens_in_front_and_behind_leave_the_text_alone(any_tokenizer, text):
+def test_soft_tokens_before_and_after_do_not_change_the_text(any_tokenizer, text):
     row = render("{soft:3}Review: {text}!{soft:4}", any_tokenizer, {"text": text})
     ids, _ = without_soft(row, any_tokenizer)
     assert ids == any_tokenizer(f"Review: {text}!")["input_ids"]
-    assert soft_of(row, any_tokenizer) == list(range(7))
+    assert list_soft_tokens(row, any_tokenizer) == list(range(7))
 
 
-def test_soft_tokens_stand_where_the_template_says(bert):
+def test_soft_tokens_are_at_the_places_of_the_template(bert):
     row = render("{soft:2}Good {text}{soft:3} was{soft:1}", bert, {"text": "film"})
     table = len(bert)
     cls, good, film, was, sep = bert("good film was")["input_ids"]
@@ -89,8 +89,8 @@ def test_soft_tokens_stand_where_the_template_says(bert):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_soft_tokens_in_the_middle_of_wordpieces_leave_them_alone(bert, text):
-    """A WordPiece tokenizer parts words at spaces, so a border there changes nothing."""
+def test_soft_tokens_between_words_do_not_change_wordpieces(bert, text):
+    """A WordPiece tokenizer splits at spaces, so a border there changes nothing."""
     row = render("a {text} {soft:5} it was {mask}", bert, {"text": text})
     ids, types = without_soft(row, bert)
     assert ids == bert(f"a {text} it was [MASK]")["input_ids"]
@@ -99,7 +99,7 @@ def test_soft_tokens_in_the_middle_of_wordpieces_leave_them_alone(bert, text):
 
 @pytest.mark.parametrize("second", TEXTS)
 @pytest.mark.parametrize("soft", ["", "{soft:4}"])
-def test_a_pair_is_what_the_tokenizer_makes(pair_tokenizer, soft, second):
+def test_a_pair_equals_the_tokenizer(pair_tokenizer, soft, second):
     row = render(
         f"{soft}{{a}}{{sep}}{{b}}{soft}", pair_tokenizer, {"a": "the plot is thin", "b": second}
     )
@@ -112,7 +112,7 @@ def test_a_pair_is_what_the_tokenizer_makes(pair_tokenizer, soft, second):
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("more", ["", "{soft:2}"])
-def test_soft_tokens_before_everything(any_tokenizer, text, more):
+def test_soft_tokens_before_bos(any_tokenizer, text, more):
     """PEFT's place: before [CLS] or <s>, and the text as the tokenizer makes it."""
     row = render(f"{{soft:3}}{{bos}}Review: {{text}}{more}!", any_tokenizer, {"text": text})
     assert [token - len(any_tokenizer) for token in row.input_ids[:3]] == [0, 1, 2]
@@ -123,7 +123,7 @@ def test_soft_tokens_before_everything(any_tokenizer, text, more):
 
 
 @pytest.mark.parametrize("count", ["", "{soft:2}{soft:2}"])
-def test_a_pair_behind_soft_tokens(pair_tokenizer, count):
+def test_a_pair_after_soft_tokens(pair_tokenizer, count):
     row = render(f"{count}{{bos}}{{a}}{{sep}}{{b}}", pair_tokenizer, {"a": "film", "b": "plot"})
     whole = pair_tokenizer("film", "plot")
     before = 4 if count else 0
@@ -140,18 +140,18 @@ def test_the_mask_moves_with_its_row(request, name):
     assert [row.input_ids[place] for place in row.mask_positions] == [tokenizer.mask_token_id]
 
 
-def test_the_beginning_where_it_always_is(any_tokenizer):
-    """Without soft tokens before it, it changes nothing."""
+def test_bos_at_the_beginning_changes_nothing(any_tokenizer):
+    """Because there are no soft tokens before it."""
     for rest in ("{text}", "{soft:3}{text}", "{soft:3}so {text}"):
-        told = render("{bos}" + rest, any_tokenizer, {"text": "a good film"})
-        assert told == render(rest, any_tokenizer, {"text": "a good film"})
+        with_bos = render("{bos}" + rest, any_tokenizer, {"text": "a good film"})
+        assert with_bos == render(rest, any_tokenizer, {"text": "a good film"})
 
 
-def test_a_long_text_is_cut_behind_it(any_tokenizer):
+def test_a_long_text_after_bos_is_truncated(any_tokenizer):
     row = render("{soft:3}{bos}{text}", any_tokenizer, {"text": "good film " * 50}, max_length=20)
     assert row.truncated
     assert 15 < len(row.input_ids) <= 20
-    assert soft_of(row, any_tokenizer) == [0, 1, 2]
+    assert list_soft_tokens(row, any_tokenizer) == [0, 1, 2]
     begun = any_tokenizer("good film")["input_ids"]
     assert list(row.input_ids[3:5]) == begun[:2]
 
@@ -161,7 +161,7 @@ def test_soft_tokens_have_the_type_of_their_text(bert):
     assert row.token_type_ids == (0, 0, 0, 0, 1, 1, 1)
 
 
-def test_a_causal_row_is_left_open(closing):
+def test_a_causal_row_has_no_end_tokens(closing):
     row = render("{soft:2}the film {text}", closing, {"text": "is good"}, closed=False)
     ids, _ = without_soft(row, closing)
     assert ids == closing("the film is good")["input_ids"][:-1]
@@ -189,7 +189,7 @@ def test_special_tokens_written_in_the_template_are_special(request, name, liter
 
 @pytest.mark.parametrize("text", ["a good film ", "", "bad"])
 @pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_the_mask_is_the_tokenizers_own(request, name, text):
+def test_the_mask_equals_the_tokenizers(request, name, text):
     tokenizer = request.getfixturevalue(name)
     row = render("{soft:2}{text} It was {mask} .", tokenizer, {"text": text})
     ids, _ = without_soft(row, tokenizer)
@@ -201,7 +201,7 @@ def test_a_mask_of_several_tokens(bert):
     row = render("{text} was {mask}.{soft:1}", bert, {"text": "it [MASK]"}, masks=3)
     assert [row.input_ids[place] for place in row.mask_positions] == [bert.mask_token_id] * 3
     assert row.input_ids.count(bert.mask_token_id) == 3
-    assert shown(bert, row.input_ids) == "[CLS] it [ mask ] was [MASK] [MASK] [MASK]. [SEP]"
+    assert decode_text(bert, row.input_ids) == "[CLS] it [ mask ] was [MASK] [MASK] [MASK]. [SEP]"
 
 
 @pytest.mark.parametrize(
@@ -212,13 +212,13 @@ def test_text_of_a_row_is_never_special(any_tokenizer, text):
     row = render("{text}", any_tokenizer, {"text": text})
     wrapped = set(any_tokenizer("good")["input_ids"])
     assert not set(row.input_ids) & (special_ids(any_tokenizer) - wrapped)
-    # What the wrapping does hold, it holds as often as with any other text.
+    # Those around the text occur as often as with any other text.
     for token in special_ids(any_tokenizer) & wrapped:
         assert row.input_ids.count(token) == any_tokenizer("good")["input_ids"].count(token)
 
 
-def test_the_flag_alone_would_not_do_for_unigram(t5):
-    """Why such pieces are cut in two: the plain flag still makes </s> of text."""
+def test_the_option_of_the_tokenizer_is_not_enough_for_unigram(t5):
+    """Why such pieces are split: with the option alone, text can still become </s>."""
     plain = t5("a</s>b", add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert t5.eos_token_id in plain
     row = render("{text}", t5, {"text": "a</s>b"})
@@ -226,7 +226,7 @@ def test_the_flag_alone_would_not_do_for_unigram(t5):
     assert row.input_ids[-1] == t5.eos_token_id
 
 
-def test_a_piece_that_is_cut_in_two_gains_no_space(t5):
+def test_a_split_piece_gains_no_space(t5):
     row = render("{text}", t5, {"text": "good</s>film"})
     assert t5.decode(row.input_ids[:-1]) == "good</s>film"
 
@@ -238,7 +238,7 @@ def test_special_strings_in_a_row_are_tokenised_as_any_text(gpt, text):
 
 
 @pytest.mark.parametrize("count", [1, 40])
-def test_spaces_that_no_token_stands_for_are_cut_too(closing, count):
+def test_spaces_without_a_token_are_truncated_too(closing, count):
     offsets = closing(" " * count, add_special_tokens=False, return_offsets_mapping=True)
     assert all(start == end for start, end in offsets["offset_mapping"])
     row = render("{soft:2}{text}", closing, {"text": " " * count}, max_length=4)
@@ -247,14 +247,14 @@ def test_spaces_that_no_token_stands_for_are_cut_too(closing, count):
 
 
 @pytest.mark.parametrize("limit", range(3, 7))
-def test_a_cut_leaves_no_space_behind(closing, limit):
-    """Where offsets leave spaces out, a cut before a word would leave its space as a token."""
+def test_truncation_leaves_no_space_at_the_end(closing, limit):
+    """If offsets leave spaces out, the space before a removed word would become a token."""
     text = "film film film film"
     expected = closing(text, truncation=True, max_length=limit)["input_ids"]
     assert list(render("{text}", closing, {"text": text}, max_length=limit).input_ids) == expected
 
 
-def test_many_special_strings_in_a_row_are_no_trouble(t5):
+def test_many_special_strings_in_a_row(t5):
     row = render("{text}", t5, {"text": "</s>" * 3000}, max_length=20000)
     assert row.input_ids.count(t5.eos_token_id) == 1
     assert len(row.input_ids) > 3000
@@ -262,15 +262,15 @@ def test_many_special_strings_in_a_row_are_no_trouble(t5):
 
 @BOUNDED
 @given(text=ROUGH, other=ROUGH, room=st.integers(0, 30))
-def test_any_text_fits_and_leaves_the_rest_whole(any_tokenizer, text, other, room):
+def test_any_text_is_truncated_to_fit_and_nothing_else(any_tokenizer, text, other, room):
     source = "{soft:3}Say {text}{soft:2} it was {other}.{soft:1}"
     empty = render(source, any_tokenizer, {"text": "", "other": ""})
     limit = len(empty.input_ids) + room
     row = render(source, any_tokenizer, {"text": text, "other": other}, max_length=limit)
     assert len(row.input_ids) <= limit
     assert len(row.token_type_ids) == len(row.input_ids)
-    assert soft_of(row, any_tokenizer) == list(range(6))
-    # All that is special is the wrapping, where it always is.
+    assert list_soft_tokens(row, any_tokenizer) == list(range(6))
+    # The only special tokens are those around the text.
     special = special_ids(any_tokenizer)
     assert [i for i in row.input_ids if i in special] == [
         i for i in empty.input_ids if i in special
@@ -284,8 +284,8 @@ def test_any_text_fits_and_leaves_the_rest_whole(any_tokenizer, text, other, roo
 
 @BOUNDED
 @given(text=ROUGH, room=st.integers(0, 12))
-def test_a_cut_row_is_the_row_of_a_shorter_text(gpt, text, room):
-    """Byte-level ids can be read back: literals are whole and the field is a beginning of it."""
+def test_a_truncated_row_is_the_row_of_a_shorter_text(gpt, text, room):
+    """Byte-level ids can be decoded: the literals are complete, the field is truncated."""
     limit = len(render("Review: {text}. Good?", gpt, {"text": ""}).input_ids) + room
     row = render("Review: {text}. Good?", gpt, {"text": text}, max_length=limit)
     found = re.fullmatch(r"Review: (.*)\. Good\?", gpt.decode(row.input_ids), re.DOTALL)
@@ -307,7 +307,7 @@ def test_truncation_of_a_pair_agrees_with_the_library(bert, limit):
 
 
 def test_truncation_of_one_text_agrees_with_the_library(any_tokenizer):
-    """Up to what a word's beginning, cut from the rest of it, tokenises to: never more ids."""
+    """Except that the beginning of a word may have other tokens; never more of them."""
     text = "a good film is a good film and a good word is a word"
     whole = any_tokenizer(text)["input_ids"]
     for limit in range(len(any_tokenizer("")["input_ids"]) + 1, len(whole) + 1):
@@ -321,7 +321,7 @@ def test_truncation_of_one_text_agrees_with_the_library(any_tokenizer):
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(0, 160))
-def test_the_longest_gives_first(counts, excess):
+def test_the_longest_is_shortened_first(counts, excess):
     kept = shorten_longest_first(counts, excess)
     assert sum(counts) - sum(kept) == min(excess, sum(counts))
     assert all(0 <= k <= c for k, c in zip(kept, counts, strict=True))
@@ -333,7 +333,7 @@ def test_the_longest_gives_first(counts, excess):
 @pytest.mark.parametrize(
     ("value", "text"), [(3, "3"), (2.5, "2.5"), (True, "True"), ("", ""), ("a", "a")]
 )
-def test_numbers_are_their_text(bert, value, text):
+def test_numbers_become_text(bert, value, text):
     assert (
         render("it {x}", bert, {"x": value}).input_ids
         == render("it {x}", bert, {"x": text}).input_ids
@@ -350,7 +350,7 @@ def test_numbers_are_their_text(bert, value, text):
         ({"x": "ab\ud83d"}, "the field 'x' has half a character at index 2 (the lone surrogate U+D83D)"),
     ],
 )  # fmt: skip
-def test_a_row_that_cannot_be_rendered_says_why(bert, row, message):
+def test_a_row_that_cannot_be_rendered_is_refused(bert, row, message):
     with pytest.raises(DataError, match=re.escape(message)):
         render("it {x}", bert, row)
 
@@ -371,7 +371,7 @@ def test_a_row_that_cannot_be_rendered_says_why(bert, row, message):
         ("bert", "{soft:3}good film {text}", {"max_length": 2}, "Shorten both."),
     ],
 )  # fmt: skip
-def test_a_template_that_does_not_fit_the_tokenizer_says_why(
+def test_a_template_that_does_not_fit_the_tokenizer_is_refused(
     request, name, template, options, message
 ):
     with pytest.raises(TemplateError, match=re.escape(message)):
@@ -379,7 +379,7 @@ def test_a_template_that_does_not_fit_the_tokenizer_says_why(
 
 
 def test_a_table_smaller_than_the_tokenizers_ids_is_refused(bert):
-    """Else id V would be taken for soft token 0."""
+    """Otherwise the id V would be soft token 0."""
     with pytest.raises(
         TemplateError, match="the id 101, but the backbone's embedding table has 100"
     ):

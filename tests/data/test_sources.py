@@ -6,15 +6,18 @@ import csv
 import gzip
 import json
 import lzma
+import math
 import os
 import re
 from collections import Counter
 
 import datasets
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from softprompt.data import sources
 from softprompt.data.readers import FORMATS
@@ -65,7 +68,7 @@ def message(source, **options):
     ("ending", "pack"),
     [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)],
 )
-def test_what_another_library_wrote_is_read(tmp_path, name, content, mark, ending, pack):
+def test_files_of_another_library_are_read(tmp_path, name, content, mark, ending, pack):
     path = tmp_path / (name + ending)
     path.write_bytes(pack(mark + content.encode()))
     assert read_data(str(path)).to_dict() == TABLE
@@ -79,7 +82,7 @@ def test_parquet_is_read(tmp_path):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(CELLS, min_size=1), st.sampled_from([("c.csv", ","), ("c.tsv", "\t")]))
-def test_any_text_that_is_no_number_comes_back_from_csv(tmp_path, cells, form):
+def test_text_survives_csv(tmp_path, cells, form):
     name, separator = form
     words = [f"w{cell}" for cell in cells]
     with (tmp_path / name).open("w", newline="", encoding="utf-8") as stream:
@@ -101,13 +104,23 @@ def test_any_text_that_is_no_number_comes_back_from_csv(tmp_path, cells, form):
         (["", ""], [None, None]),
     ],
 )
-def test_a_column_of_numbers_is_numbers_and_a_word_is_a_word(tmp_path, cells, values):
+def test_only_columns_of_numbers_become_numbers(tmp_path, cells, values):
     lines = "".join(f"a,{cell}\n" for cell in cells)
     (tmp_path / "n.csv").write_text(f"k,x\n{lines}")
     assert read_data(str(tmp_path / "n.csv"))["x"][:] == values
 
 
-def test_a_key_that_a_record_lacks_is_no_value(tmp_path):
+def test_python_words_for_numbers_in_json(tmp_path):
+    """`json.dumps` writes NaN for a missing value of pandas, also in a column of texts."""
+    rows = [{"a": math.nan, "b": 1.5}, {"a": "x", "b": math.inf}, {"a": "y", "b": -math.inf}]
+    (tmp_path / "n.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert read_data(str(tmp_path / "n.jsonl")).to_dict() == {
+        "a": [None, "x", "y"],
+        "b": [1.5, math.inf, -math.inf],
+    }
+
+
+def test_a_missing_key_is_a_missing_value(tmp_path):
     (tmp_path / "n.jsonl").write_text('{"a": 1}\n\n{"b": "x\u2028y"}\n')
     assert read_data(str(tmp_path / "n.jsonl")).to_dict() == {
         "a": [1, None],
@@ -122,7 +135,7 @@ def test_a_document_may_be_long(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["e.csv", "e.jsonl", "e.parquet"])
-def test_an_edited_file_is_read_anew_and_nothing_is_left_behind(tmp_path, monkeypatch, name):
+def test_an_edited_file_is_read_again_and_nothing_is_cached(tmp_path, monkeypatch, name):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     for words in (["one"], ["two"]):
@@ -134,7 +147,7 @@ def test_an_edited_file_is_read_anew_and_nothing_is_left_behind(tmp_path, monkey
                 frame.to_json(name, orient="records", lines=True)
             case _:
                 frame.to_parquet(name)
-        os.utime(name, (1, 1))  # not even its time tells that it was edited
+        os.utime(name, (1, 1))  # the modification time does not show the edit
         rows = read_data(name)
         assert rows["text"][:] == words
         assert rows.cache_files == []
@@ -147,14 +160,14 @@ def test_reading_a_file_is_silent(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_missing_file_names_its_like(tmp_path):
+def test_a_missing_file_suggests_similar_names(tmp_path):
     (tmp_path / "reviews.csv").write_text("text\na\n")
     said = message(tmp_path / "review.csv")
     assert said.startswith(f"there is no file {tmp_path / 'review.csv'} (looked in {tmp_path})")
     assert said.endswith("Did you mean reviews.csv?")
 
 
-def test_a_missing_file_without_like(tmp_path):
+def test_a_missing_file_without_similar_names(tmp_path):
     assert message(tmp_path / "zzz.jsonl").endswith("No file there has a similar name.")
 
 
@@ -166,12 +179,12 @@ def test_a_missing_folder(tmp_path):
 @pytest.mark.parametrize(
     "name", ["./reviews", "~/no-such-file-here", "a/b/c", "reviews.txt", "t.csv"]
 )
-def test_what_no_hub_name_looks_like_is_a_file(tmp_path, monkeypatch, name):
+def test_a_name_that_the_hub_cannot_have_is_a_file(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     assert message(name).startswith("there is no file")
 
 
-def test_a_folder_is_no_table(tmp_path):
+def test_a_folder_is_refused(tmp_path):
     assert message(tmp_path).startswith(f"{tmp_path} is a folder. Name one file in it (.csv, .tsv,")
 
 
@@ -202,6 +215,24 @@ def test_a_file_without_rows(tmp_path, name, content):
     assert message(tmp_path / name) == f"{tmp_path / name} has no rows. At least one row is needed."
 
 
+def test_categories_in_parquet_are_text(tmp_path):
+    labels = ["good", "bad", "good"]
+    frame = pd.DataFrame({"label": pd.Categorical(labels)})
+    frame.to_parquet(tmp_path / "t.parquet")
+    rows = read_data(str(tmp_path / "t.parquet"))
+    check_columns(rows, ["label"], where="t.parquet")
+    assert rows["label"][:] == labels
+
+
+def test_a_parquet_column_of_an_unsupported_type(tmp_path):
+    pairs = pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string()))
+    parquet.write_table(pa.table({"text": ["a"], "more": pairs}), tmp_path / "t.parquet")
+    said = message(tmp_path / "t.parquet")
+    assert said.startswith(f"a column of {tmp_path / 't.parquet'} cannot be read: ")
+    assert "map<string, string" in said
+    assert said.endswith(". Write the file without this column.")
+
+
 def test_a_parquet_file_without_rows(tmp_path):
     pd.DataFrame({"text": []}).to_parquet(tmp_path / "t.parquet")
     assert "has no rows" in message(tmp_path / "t.parquet")
@@ -209,7 +240,7 @@ def test_a_parquet_file_without_rows(tmp_path):
 
 @pytest.mark.parametrize("mark", [b"", "\ufeff".encode()])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_invalid_utf8_is_told_with_its_offset(tmp_path, mark, pack):
+def test_invalid_utf8_is_reported_with_its_offset(tmp_path, mark, pack):
     path = tmp_path / ("t.csv" if pack is bytes else "t.csv.gz")
     raw = mark + b"text\ngood\n" + "na\u00efve".encode("latin-1")
     path.write_bytes(pack(raw))
@@ -242,13 +273,13 @@ def test_invalid_utf8_is_told_with_its_offset(tmp_path, mark, pack):
         ("t.csv.xz", "zzz", "{} cannot be unpacked ("),
     ],
 )  # fmt: skip
-def test_a_damaged_file_says_what_and_where(tmp_path, name, content, said):
+def test_a_damaged_file(tmp_path, name, content, said):
     path = tmp_path / name
     path.write_text(content)
     assert said.replace("{}", str(path)) in message(path)
 
 
-def test_a_file_that_breaks_off(tmp_path):
+def test_a_truncated_archive(tmp_path):
     path = tmp_path / "t.csv.gz"
     path.write_bytes(gzip.compress(b"text\n" + os.urandom(500).hex().encode())[:-40])
     assert "cannot be unpacked" in message(path)
@@ -261,7 +292,7 @@ def test_a_file_has_no_splits(tmp_path):
     )
 
 
-def test_the_reviews_are_those_that_the_design_counts_on():
+def test_the_film_reviews():
     rows = read_data("builtin:rotten-tomatoes")
     assert rows.column_names == ["text", "label", "film"]
     assert Counter(rows["label"]) == {"fresh": 7403, "rotten": 5405}
@@ -289,7 +320,7 @@ def test_an_unknown_builtin_lists_the_known():
 
 
 class Hub:
-    """What stands in for `datasets.load_dataset`."""
+    """A replacement of `datasets.load_dataset`."""
 
     def __init__(self, answer):
         self.answer = answer
@@ -336,7 +367,7 @@ def test_the_only_split_of_a_hub_data_set_needs_no_name(hub):
     assert read_data("org/name")["label"][:] == ["yes", "no"]
 
 
-def test_of_several_splits_one_has_to_be_named(hub):
+def test_one_of_several_splits_must_be_named(hub):
     hub(datasets.DatasetDict(train=classed([1]), test=classed([0])))
     assert message("org/name") == (
         "data set 'org/name' has the splits test, train. Name one of them."
@@ -348,16 +379,16 @@ def test_of_several_splits_one_has_to_be_named(hub):
     [
         (ConnectionError("no"), "the Hub cannot be reached and nothing is cached on this machine. Connect once, or use a local file"),
         (datasets.exceptions.DatasetNotFoundError("no"), "there is no data set 'org/name' on the Hub, or it is private."),
-        (ValueError("Unknown split \"trian\". Should be one of ['train']."), "cannot be loaded: Unknown split \"trian\". Should be one of ['train']."),
+        (ValueError("Unknown split \"trian\". Should be one of ['train']."), "cannot be loaded: Unknown split \"trian\". Should be one of ['train']. Check name, configuration"),
     ],
 )  # fmt: skip
-def test_a_hub_that_does_not_answer_is_told_with_a_remedy(hub, error, said):
+def test_an_error_of_the_hub(hub, error, said):
     hub(error)
     assert said in message("org/name", split="train")
     assert "'org/name'" in message("org/name", split="train")
 
 
-def test_offline_the_library_itself_is_understood(monkeypatch, tmp_path):
+def test_offline_with_the_library_itself(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     said = message("no-such-org/no-such-data")
@@ -371,7 +402,7 @@ def columns_message(columns, names):
     return str(caught.value)
 
 
-def test_missing_columns_name_the_nearest():
+def test_missing_columns_suggest_similar_names():
     columns = {"review": ["a"], "label": ["b"]}
     assert columns_message(columns, ["reviews", "zzz", "label"]) == (
         "t.csv has no columns 'reviews', 'zzz'. It has: label, review. "
@@ -390,14 +421,22 @@ def test_empty_cells_are_counted():
     )
 
 
-def test_empty_cells_outside_a_selection_do_no_harm():
+def test_nan_is_an_empty_cell():
+    columns = {"score": [0.5, math.nan, 1.0], "label": ["x", "x", "y"]}
+    assert columns_message(columns, ["label", "score"]) == (
+        "1 row has no value in column 'score' of t.csv (3 rows); the first is row 1 "
+        "(counted from 0). Fill the cells or leave those rows out."
+    )
+
+
+def test_empty_cells_outside_a_selection_are_ignored():
     rows = datasets.Dataset.from_dict({"text": ["a", None, "b"]})
     check_columns(rows.select([2, 0]), ["text"], where="t.csv")
     with pytest.raises(DataError, match=r"1 row has no value .* the first is row 0"):
         check_columns(rows.select([1, 0]), ["text"], where="t.csv")
 
 
-def test_lists_are_no_text():
+def test_columns_of_lists_are_refused():
     said = columns_message({"tokens": [["a", "b"]]}, ["tokens"])
     assert re.match(
         r"column 'tokens' of t.csv has the type list<.*>, but only text and numbers", said

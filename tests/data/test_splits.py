@@ -1,5 +1,3 @@
-# A message is easiest to check on one line.
-
 import itertools
 from collections import Counter
 
@@ -31,7 +29,7 @@ def test_each_row_is_in_one_split_of_the_right_size(count, seed):
 
 
 def test_the_split_is_the_same_on_every_machine():
-    """These numbers were written down once; a library or platform must not change them."""
+    """These numbers must not change with a library or platform."""
     parts = split_rows(numbered(20), seed=1)
     assert ids(parts["validation"]) == [1, 4]
     assert ids(parts["test"]) == [12, 16]
@@ -46,14 +44,14 @@ def test_another_seed_is_another_split():
     st.lists(st.integers(0, 40), min_size=30, max_size=200).filter(lambda g: len(set(g)) > 3),
     st.integers(0, 5),
 )
-def test_no_group_is_on_both_sides(groups, seed):
+def test_no_group_is_in_two_splits(groups, seed):
     parts = split_rows(numbered(len(groups), film=groups), seed=seed, group="film")
     films = [set(rows["film"]) for rows in parts.values()]
     assert sum(map(len, films)) == len(set(groups))
     assert sum(map(len, parts.values())) == len(groups)
 
 
-def test_grouped_shares_come_near_with_many_groups():
+def test_shares_are_nearly_exact_with_many_groups():
     groups = [f"film {i // 7}" for i in range(7000)]
     parts = split_rows(numbered(7000, film=groups), seed=3, group="film")
     for name, rows in parts.items():
@@ -117,7 +115,7 @@ def test_stratified_splits_have_the_same_shares_of_each_label():
         ),
     ],
 )
-def test_what_cannot_be_split_says_why(rows, options, message):
+def test_impossible_splits_are_refused(rows, options, message):
     with pytest.raises(DataError, match=message):
         split_rows(rows, seed=0, **options)
 
@@ -144,6 +142,6 @@ def test_every_row_is_as_likely_to_be_drawn():
     assert all(abs(counts[i] - 200) < 50 for i in range(10))
 
 
-def test_a_subset_of_nothing_is_refused():
+def test_an_empty_sample_is_refused():
     with pytest.raises(DataError, match="a sample of 0 rows is not possible"):
         sample(numbered(3), 0, seed=0)

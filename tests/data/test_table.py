@@ -36,7 +36,7 @@ def test_one_class_only():
     )
 
 
-def test_labels_that_differ_in_whitespace_alone():
+def test_labels_that_differ_only_in_whitespace():
     data = rows("positive", "positive ", "negative", "positive")
     assert message(collect_labels, data, "label") == (
         "labels in column 'label' differ only in whitespace: "
@@ -44,11 +44,11 @@ def test_labels_that_differ_in_whitespace_alone():
     )
 
 
-def test_whitespace_is_told_before_one_class():
+def test_whitespace_is_reported_before_one_class():
     assert "only in whitespace" in message(collect_labels, rows("a", "a "), "label")
 
 
-def test_a_label_without_value():
+def test_a_missing_label():
     assert message(collect_labels, rows("a", None, "b"), "label").startswith(
         "1 row has no value in column 'label' of the training data (3 rows); the first is row 1"
     )
@@ -63,11 +63,11 @@ def test_a_label_unseen_in_training():
     )
 
 
-def test_known_labels_pass_also_when_some_do_not_occur():
+def test_known_labels_need_not_all_occur():
     assert check_labels(rows(1, 1), "label", known=["0", "1"], split="test") is None
 
 
-def test_a_missing_label_column_names_the_nearest():
+def test_a_missing_label_column_suggests_a_similar_name():
     text = message(collect_labels, rows("a", "b"), "lable")
     assert (
         text

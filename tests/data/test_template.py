@@ -30,7 +30,7 @@ PIECES = st.one_of(
 )
 
 
-def written(piece):
+def write_piece(piece):
     match piece:
         case Literal(text):
             return text.replace("{", "{{").replace("}", "}}")
@@ -71,10 +71,10 @@ def test_counts_over_the_whole_template():
 
 
 @given(st.lists(PIECES), NAMES)
-def test_writing_a_template_and_parsing_it_gives_the_pieces_back(pieces, name):
-    source = "".join(map(written, [*pieces, Field(name)]))
+def test_a_written_template_is_parsed_to_its_pieces(pieces, name):
+    source = "".join(map(write_piece, [*pieces, Field(name)]))
     template = parse_template(source)
-    assert "".join(map(written, template.pieces)) == source
+    assert "".join(map(write_piece, template.pieces)) == source
     assert template.text == source
     # Neighbouring literals are one: apart from that, nothing is lost and nothing moves.
     assert [p for p in template.pieces if not isinstance(p, Literal)] == [
@@ -83,7 +83,7 @@ def test_writing_a_template_and_parsing_it_gives_the_pieces_back(pieces, name):
 
 
 @given(st.text(alphabet="ab{} "))
-def test_braces_mean_what_they_mean_to_python(source):
+def test_braces_have_the_meaning_of_python(source):
     """str.format's own parser is the oracle for which braces are literal."""
     try:
         theirs = [(text, name) for text, name, *_ in Formatter().parse(source)]
@@ -131,12 +131,12 @@ def test_braces_mean_what_they_mean_to_python(source):
         ("{soft:2}{bos:3}{text}", "only soft tokens take a number. Write {soft:N} or {bos}."),
     ],
 )  # fmt: skip
-def test_a_malformed_template_says_what_and_where(source, message):
+def test_a_malformed_template_is_refused_with_its_place(source, message):
     with pytest.raises(TemplateError, match=re.escape(message)):
         parse_template(source)
 
 
-def test_a_field_that_is_no_column_names_the_nearest():
+def test_an_unknown_field_suggests_a_similar_name():
     with pytest.raises(TemplateError) as caught:
         check_fields(parse_template("{text} {titel}"), ["text", "title", "label"])
     assert str(caught.value) == (
@@ -145,7 +145,7 @@ def test_a_field_that_is_no_column_names_the_nearest():
     )
 
 
-def test_fields_that_are_columns_pass():
+def test_known_fields_are_accepted():
     assert check_fields(parse_template("{text} {title}"), ["text", "title", "label"]) is None
 
 
@@ -168,7 +168,7 @@ def test_words_in_place_of_soft_tokens(template, words, expected):
 
 
 @pytest.mark.parametrize(
-    ("source", "before", "head", "spoken"),
+    ("source", "before_bos", "leading", "hard_text"),
     [
         ("{soft:3}{bos}{text}", 3, 3, "{text}"),
         ("{soft:3}{soft:1}{bos}{soft:2}{text}{soft:5}", 4, 6, "{text}"),
@@ -179,8 +179,8 @@ def test_words_in_place_of_soft_tokens(template, words, expected):
         ("{soft:1}{bos}{a}{sep}{b}{{bos}}{mask}", 1, 1, "{a}{sep}{b}{{bos}}{mask}"),
     ],
 )
-def test_what_stands_before_everything(source, before, head, spoken):
+def test_soft_tokens_before_text_and_bos(source, before_bos, leading, hard_text):
     template = parse_template(source)
-    assert (template.soft_before_bos, template.leading_soft_tokens) == (before, head)
-    assert template.hard_text == spoken
+    assert (template.soft_before_bos, template.leading_soft_tokens) == (before_bos, leading)
+    assert template.hard_text == hard_text
     assert parse_template(template.hard_text).soft_length == 0

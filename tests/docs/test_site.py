@@ -1,4 +1,4 @@
-"""The documentation's site: it builds strictly, is complete, and loads nothing from elsewhere."""
+"""The documentation's site builds strictly, is complete, and loads no external resources."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ import pytest
 import softprompt
 
 ROOT = Path(__file__).resolve().parents[2]
-# Attributes by which a browser loads something without being asked; a link in a text is no such.
+# Attributes with which a browser loads a resource at once; links in the text are not among them.
 LOADING = {
     "script": {"src"},
     "img": {"src", "srcset"},
@@ -74,7 +74,7 @@ def css_resources(text: str) -> list[str]:
 
 
 def external_resources(folder: Path) -> list[str]:
-    """What the pages and style sheets of a site load from another place."""
+    """External resources that the pages and style sheets of a site load."""
     loaded = {
         page: PageReader(page.read_text("utf-8")).resources for page in folder.rglob("*.html")
     }
@@ -118,7 +118,7 @@ def load_script(path: Path) -> ModuleType:
 
 
 def build_site(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Build a site as `scripts/docs` does, with no way into the network."""
+    """Build a site as `scripts/docs` does, without access to the network."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     closed = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
     environment = {**os.environ, **closed, "NO_MKDOCS_2_WARNING": "1"}
@@ -153,17 +153,17 @@ def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
     assert dead_links(site) == []
 
 
-def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+def test_no_external_resources_are_loaded(site: Path) -> None:
     assert external_resources(site) == []
 
 
 def public_names() -> set[str]:
-    """What the page of the API has to show: each name once, where a user takes it from."""
+    """The names that the page of the API must show, each once, as users import it."""
     names = {f"softprompt.{name}" for name in softprompt.__all__}
     for package in ("analysis", "interop", "sklearn"):
         module = importlib.import_module(f"softprompt.{package}")
-        own = set(module.__all__) - set(softprompt.__all__)
-        names |= {f"{module.__name__}.{name}" for name in own}
+        others = set(module.__all__) - set(softprompt.__all__)
+        names |= {f"{module.__name__}.{name}" for name in others}
     return names
 
 
@@ -181,13 +181,13 @@ def test_every_public_name_has_an_anchor(site: Path) -> None:
     assert sorted(public_names() - page.anchors) == []
 
 
-def test_the_search_knows_every_page(site: Path) -> None:
+def test_the_search_index_has_every_page(site: Path) -> None:
     index = (site / "search/search_index.json").read_text("utf-8")
     pages = [page.relative_to(ROOT / "docs").with_suffix(".html") for page in markdown_pages()]
     assert [page.as_posix() for page in pages if f'"{page.as_posix()}"' not in index] == []
 
 
-def test_every_method_has_a_picture_with_words_for_those_who_cannot_see_it() -> None:
+def test_every_method_has_a_picture_with_a_text_alternative() -> None:
     methods = importlib.import_module("softprompt.methods")
     for name in methods.METHODS:
         page = (ROOT / "docs/methods" / f"{name}.md").read_text("utf-8")
@@ -224,7 +224,7 @@ PLANTED_RESOURCES = [
 
 
 @pytest.mark.parametrize("text", PLANTED_RESOURCES)
-def test_the_guard_catches_a_resource_from_elsewhere(text: str, tmp_path: Path) -> None:
+def test_the_guard_catches_an_external_resource(text: str, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(text)
     assert len(external_resources(tmp_path)) == 1
 

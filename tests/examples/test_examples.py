@@ -1,4 +1,4 @@
-"""The examples are what they say: recipes that pass, a demonstration that runs on real reviews."""
+"""The recipes of examples and benchmarks are valid, and the demonstration runs on real reviews."""
 
 import json
 import subprocess
@@ -23,13 +23,13 @@ RECIPES = [path for path in FILES if "base" not in tomllib.loads(path.read_text(
 COMPARISONS = [path for path in FILES if path not in RECIPES]
 
 
-def name_of(path: Path) -> str:
+def get_name(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name_of)
-def test_every_recipe_is_whole(path: Path):
-    """It is read without a fault; a verbalizer's words are those of its data's labels."""
+@pytest.mark.parametrize("path", RECIPES, ids=get_name)
+def test_every_recipe_is_valid(path: Path):
+    """It has no faults, and a verbalizer has words for the labels of its data, all different."""
     recipe = read_recipe(path)
     settings = recipe.task_settings
     verbalizer = settings.verbalizer if isinstance(settings, Classify) else None
@@ -39,9 +39,9 @@ def test_every_recipe_is_whole(path: Path):
     assert verbalizer is None or len({*map(str, verbalizer.values())}) == len(verbalizer)
 
 
-@pytest.mark.parametrize("path", COMPARISONS, ids=name_of)
+@pytest.mark.parametrize("path", COMPARISONS, ids=get_name)
 def test_every_comparison_has_its_recipe(path: Path):
-    """Its variants are whole recipes that differ from the named one in no data."""
+    """Its variants are valid recipes with the data of the base recipe."""
     plan = read_plan(path)
     assert plan.base == read_recipe(path.parent / tomllib.loads(path.read_text("utf-8"))["base"])
     assert plan.variants
@@ -50,7 +50,7 @@ def test_every_comparison_has_its_recipe(path: Path):
 
 @pytest.mark.slow
 def test_a_real_encoder_learns_from_real_reviews(tmp_path: Path):
-    """2,500 reviews are enough for MiniLM to leave the majority class behind on other films."""
+    """2,500 reviews are enough for MiniLM to beat the majority class on other films."""
     recipe = make_recipe(
         {
             "backbone": {"name": "builtin:minilm", "dtype": "float32"},
@@ -66,16 +66,16 @@ def test_a_real_encoder_learns_from_real_reviews(tmp_path: Path):
     )
     prepared = setup_run(recipe)
     run_recipe(recipe, tmp_path / "run", prepared=prepared)
-    found = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
-    commonest = compute_majority_accuracy(prepared.rows["train"].truth, prepared.rows["test"].truth)
-    assert found["test"]["accuracy"] > commonest + 0.08
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    majority = compute_majority_accuracy(prepared.rows["train"].truth, prepared.rows["test"].truth)
+    assert metrics["test"]["accuracy"] > majority + 0.08
 
 
 @pytest.mark.slow
 def test_the_demonstration_runs(tmp_path: Path):
-    """With a handful of rows it goes all the way, and says what it must."""
+    """With a few rows it runs to the end, and prints the table and the next step."""
     small = ["data.max_rows.train=64", "data.max_rows.validation=16", "data.max_rows.test=32"]
     command = [sys.executable, ROOT / "examples" / "demo.py", *small, "train.epochs=1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    for said in ("majority class", "hard prompt, untrained", "soft prompt, trained", "curve.png"):
-        assert said in done.stdout
+    for text in ("majority class", "hard prompt, untrained", "soft prompt, trained", "curve.png"):
+        assert text in done.stdout

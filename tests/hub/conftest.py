@@ -1,4 +1,4 @@
-"""Artifacts, and a client and commands that take a stand-in for the Hub."""
+"""Artifacts, and a client and commands that use a stand-in for the Hub."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def stored(tmp_path: Path) -> Stored:
 
 @pytest.fixture
 def away(monkeypatch, tmp_path: Path) -> Iterator[Hub]:
-    """The stand-in, which the client in this process takes for the Hub; nobody is logged in."""
+    """The stand-in, which the client in this process uses as the Hub; nobody is logged in."""
     with serve_hub() as hub:
         files = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         for name, value in {
@@ -57,14 +57,14 @@ def away(monkeypatch, tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(away: Hub, monkeypatch) -> Hub:
-    """The stand-in, to whom we are logged in as who may write."""
+    """The stand-in, with a token that has write permission."""
     monkeypatch.setenv("HF_TOKEN", WRITER)
     return away
 
 
 @pytest.fixture
 def plant(away: Hub) -> Callable[..., None]:
-    """Let requests fail that begin so."""
+    """Make requests fail whose method and path begin with a text."""
 
     def put(begins: str, **how: Any) -> None:
         away.faults.append(Fault(begins, **how))
@@ -80,7 +80,7 @@ def run() -> Callable[..., Result]:
 
 @pytest.fixture
 def command(away: Hub, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run softprompt in a process of its own, which takes the stand-in for the Hub."""
+    """Run softprompt in its own process, which uses the stand-in as the Hub."""
 
     def run(*args: object, **more: str) -> subprocess.CompletedProcess[str]:
         without = {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"}

@@ -1,4 +1,4 @@
-"""``softprompt push`` and ``pull`` as a user has them: processes of their own, and their words."""
+"""``softprompt push`` and ``pull`` as a user runs them: in processes, with their output."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ from softprompt.artifact import save_artifact
 from softprompt.errors import ArtifactError, HubError
 
 pytestmark = [
-    # The client's own way to send a file, of which its transport warns.
+    # The transport warns of the client's way to send a file.
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
-    # A step or two on a random model teach nothing.
+    # A step or two on a random model do not train anything.
     pytest.mark.filterwarnings("ignore::softprompt.errors.SoftpromptWarning"),
 ]
 
@@ -48,7 +48,7 @@ def test_what_is_pulled_answers_as_what_was_pushed(hub, model, tmp_path: Path) -
 def test_a_repository_is_fetched_into_the_cache_once_a_commit(
     hub, model, tmp_path: Path, monkeypatch
 ) -> None:
-    """By name alone; without a connection it is what was fetched before."""
+    """By name alone; without a connection the last fetched commit is used."""
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     texts = ["good film", "bad story"]
@@ -137,7 +137,7 @@ def test_they_work_in_processes_of_their_own(away, new, command, tmp_path: Path)
     folder, token = save_artifact(new(), tmp_path / "own"), {"HF_TOKEN": "hf_writer"}
     done = command("push", folder, "ada/tune", **token)
     assert done.returncode == 0, done.stderr
-    assert "%" not in done.stderr  # no bars where nobody sees them
+    assert "%" not in done.stderr  # no progress bars, because it is not a terminal
     got = command("pull", "ada/tune", "--output", tmp_path / "got", "--json")  # it is public
     assert json.loads(got.stdout) == {
         "artifact": str(tmp_path / "got"),
@@ -165,7 +165,7 @@ def test_they_work_in_processes_of_their_own(away, new, command, tmp_path: Path)
         ("pull ada/tune", None, "Missing option '--output'"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(own, run, monkeypatch, line, token, message) -> None:
+def test_mistakes_are_reported_in_one_sentence(own, run, monkeypatch, line, token, message) -> None:
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     done = run(*line.split())
@@ -177,7 +177,7 @@ def test_mistakes_are_told_in_a_sentence(own, run, monkeypatch, line, token, mes
 
 @pytest.fixture
 def own(away, new, tmp_path: Path, monkeypatch) -> Path:
-    """An artifact in the working folder, with a file of somebody's beside its own."""
+    """An artifact in the working folder, which also has another file."""
     monkeypatch.chdir(tmp_path)
     folder = save_artifact(new(), tmp_path / "own")
     (folder / "config.json").write_text("{}")

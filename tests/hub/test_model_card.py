@@ -1,4 +1,4 @@
-"""The model card says what the manifest says, whatever that holds."""
+"""The model card describes the manifest, whatever texts the manifest has."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def manifest_of(new, kind: str = "input", sort: str = "words", **changes: object
 
 
 def card(manifest: Manifest) -> tuple[dict[str, Any], str]:
-    """What the Hub reads of a card, and its Markdown."""
+    """The metadata of a card, as the Hub reads them, and its Markdown."""
     text = make_model_card(manifest, repo="ada/my_tune", size=12345)
     front, body = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", text, re.DOTALL).groups()
     read = yaml.safe_load(front)
@@ -48,13 +48,13 @@ def card(manifest: Manifest) -> tuple[dict[str, Any], str]:
 
 
 def said(body: str) -> str:
-    """The lines outside blocks of code."""
+    """The lines outside of code blocks."""
     return re.sub(r"^(`{3,}).*?^\1$", "", body, flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("kind", ["input", "kv"])
-def test_it_tells_the_hub_what_it_is(new, kind: str, task: str) -> None:
+def test_its_metadata_describe_the_artifact(new, kind: str, task: str) -> None:
     front, body = card(manifest_of(new, kind, task))
     assert front["library_name"] == "softprompt"
     assert (front["base_model"], front["base_model_relation"]) == ("tiny/bert", "adapter")
@@ -81,7 +81,7 @@ def test_it_tells_the_hub_what_it_is(new, kind: str, task: str) -> None:
     assert ("`bad`, `awful`" in body) == (task == "words")
 
 
-def test_it_tells_people_what_they_need(new) -> None:
+def test_its_text_describes_the_artifact(new) -> None:
     manifest = manifest_of(new)
     _, body = card(manifest)
     own = manifest.backbone
@@ -160,7 +160,7 @@ def test_no_text_breaks_out_of_its_place(new, evil: str) -> None:
     assert "license" not in front
     headings = [line for line in said(body).splitlines() if line.startswith("#")]
     assert headings == [li for li in said(card(plain)[1]).splitlines() if li.startswith("#")]
-    # Without code, nothing of it is left that Markdown or HTML would act on.
+    # Outside of code, nothing is left that Markdown or HTML would interpret.
     bare = re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", said(body))
     assert not {*"<>![`"} & {*bare.replace("[^", "")}
     tables = [line for line in bare.splitlines() if line.startswith("|")]

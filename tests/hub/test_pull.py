@@ -1,4 +1,4 @@
-"""What is pulled: two files and a card at one commit, checked; or nothing, and why."""
+"""A pull writes two files and a card of one commit, checked, or nothing."""
 
 import json
 import pickle
@@ -11,12 +11,12 @@ from softprompt.artifact import load_artifact, save_artifact
 from softprompt.errors import ArtifactError, HubError
 from softprompt.hub import repository
 
-# The client's own way to send a file, of which its transport warns.
+# The transport warns of the client's way to send a file.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 def left(place: Path) -> set[str]:
-    """What a pull has left where it was to write."""
+    """The names that a pull has left in a folder."""
     return {path.name for path in place.iterdir()} - {"hf"}
 
 
@@ -30,7 +30,7 @@ def pushed(hub, stored):
 
 @pytest.fixture
 def goal(tmp_path: Path) -> Path:
-    """Where to pull to: alone in a folder."""
+    """The folder to pull to, the only one in its parent."""
     (tmp_path / "place").mkdir()
     return tmp_path / "place" / "got"
 
@@ -69,7 +69,7 @@ def test_a_repository_without_a_card_is_pulled(pushed, goal: Path) -> None:
     load_artifact(goal)
 
 
-def test_a_download_that_breaks_is_gone_on_with(hub, pushed, stored, plant, goal: Path) -> None:
+def test_a_download_that_breaks_is_resumed(hub, pushed, stored, plant, goal: Path) -> None:
     plant("GET /cdn/", keep=50, times=1)
     softprompt.pull("ada/tune", goal)
     assert (goal / "prompt.safetensors").read_bytes() == stored.tensors.read_bytes()
@@ -87,14 +87,14 @@ def test_a_private_repository_is_its_owners(away, new, monkeypatch, goal: Path) 
     ]:
         monkeypatch.delenv("HF_TOKEN")
         monkeypatch.setenv("HF_TOKEN", token) if token else None
-        with pytest.raises(HubError, match=message) as told:
+        with pytest.raises(HubError, match=message) as error:
             softprompt.pull("ada/tune", goal.parent / "other")
-        assert (token or "hf_") not in str(told.value)
+        assert (token or "hf_") not in str(error.value)
         monkeypatch.setenv("HF_TOKEN", "hf_reader")
     assert left(goal.parent) == {"got"}
 
 
-def test_what_is_not_there_is_told(hub, pushed, goal: Path) -> None:
+def test_what_is_not_there_is_reported(hub, pushed, goal: Path) -> None:
     with pytest.raises(HubError, match="ada/tone cannot be read: there is no such repository"):
         softprompt.pull("ada/tone", goal)
     with pytest.raises(HubError, match=r"unknown revision 'mian'. Options: main. Did you mean"):
@@ -126,7 +126,7 @@ def test_what_fails_on_the_way_leaves_nothing(
     assert left(goal.parent) == set()
 
 
-def test_a_hub_that_is_not_reached_is_told(away, goal: Path, monkeypatch) -> None:
+def test_a_hub_that_is_not_reached_is_reported(away, goal: Path, monkeypatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -172,13 +172,29 @@ def test_what_is_no_whole_artifact_is_refused(pushed, new, goal: Path, spoil, me
     pushed.commit(spoil(pushed.files))
     save_artifact(new("kv"), goal)
     before = {path.name: path.read_bytes() for path in goal.iterdir()}
-    with pytest.raises(ArtifactError) as told:
+    with pytest.raises(ArtifactError) as error:
         softprompt.pull("ada/tune", goal)
-    assert message in str(told.value)
-    assert "ada/tune at commit" in str(told.value)
-    assert str(goal.parent / ".got") not in str(told.value)
+    assert message in str(error.value)
+    assert "ada/tune at commit" in str(error.value)
+    assert str(goal.parent / ".got") not in str(error.value)
     assert {path.name: path.read_bytes() for path in goal.iterdir()} == before
     assert left(goal.parent) == {"got"}
+
+
+def test_another_revision_than_a_damaged_one_can_be_pulled(hub, new, goal: Path, run) -> None:
+    """The message names the command line's option and Python's argument, and both work."""
+    first = softprompt.push(new(), "ada/tune").commit
+    repo = hub.repos["ada/tune"]
+    repo.commit(edited(repo.files, digest="0" * 64))
+    with pytest.raises(ArtifactError) as error:
+        softprompt.pull("ada/tune", goal)
+    assert str(error.value).endswith(
+        f"{goal} is unchanged. Pull another revision (--revision, or revision=… in Python), or ask "
+        "ada."
+    )
+    assert softprompt.pull("ada/tune", goal, revision=first).commit == first
+    done = run("pull", "ada/tune", "--output", goal, "--revision", first)
+    assert done.exit_code == 0, done.stderr
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "prompt.safetensors", "README.md"])
@@ -206,7 +222,7 @@ def test_a_folder_with_other_files_is_left_alone(hub, pushed, goal: Path) -> Non
     assert hub.log == []
 
 
-def test_a_folder_that_cannot_be_written_is_told(pushed, goal: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(pushed, goal: Path) -> None:
     (goal.parent / "file").write_text("")
     with pytest.raises(HubError, match=r"Not a directory|File exists"):
         softprompt.pull("ada/tune", goal.parent / "file" / "got")

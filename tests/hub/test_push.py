@@ -1,4 +1,4 @@
-"""What is pushed: one commit of two files and a card, and nothing of the machine's own folders."""
+"""What is pushed: one commit of two files and a card, without the machine's local paths."""
 
 import json
 from dataclasses import replace
@@ -11,14 +11,14 @@ from softprompt.artifact import Artifact, load_artifact, save_artifact
 from softprompt.errors import ArtifactError, HubError
 from support.artifacts import read_bits
 
-# The client's own way to send a file, of which its transport warns.
+# The transport warns of the client's way to send a file.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 FILES = {"README.md", "manifest.json", "prompt.safetensors"}
 
 
 def secretive(artifact: Artifact, folder: Path) -> Artifact:
-    """An artifact that says where on this machine everything lay."""
+    """An artifact whose manifest has many local paths."""
     place = str(folder / "secret-client")
     recipe = {
         "seed": 7,
@@ -68,7 +68,9 @@ def test_a_push_is_one_commit_of_three_files(hub, new) -> None:
     assert not repo.private
 
 
-def test_an_artifact_a_folder_and_a_run_are_pushed_alike(hub, new, tmp_path: Path) -> None:
+def test_an_artifact_a_folder_and_a_run_are_pushed_in_the_same_way(
+    hub, new, tmp_path: Path
+) -> None:
     save_artifact(new(), tmp_path / "run" / "artifact")
     first = softprompt.push(new(), "ada/tune")
     for given in (tmp_path / "run", str(tmp_path / "run" / "artifact")):
@@ -97,10 +99,10 @@ def test_no_local_folder_reaches_the_hub(hub, new, tmp_path: Path) -> None:
     assert recipe["method"]["init"] == {"from": "artifact", "path": "artifact"}
     assert recipe["train"]["optimizer_args"] == {"log": "x.log", "beta": [0.9, 0.99]}
     assert manifest["data"] == {"sources": ["a.csv"], "b.csv": {"rows": 3}}
-    told = {change.where: change.after for change in done.changed}
-    assert told["backbone.name"] == "ada/bert@v2"
-    assert told["recipe.data.train"] == "train.jsonl"
-    assert len(told) == len(done.changed) == 8
+    changed = {change.where: change.after for change in done.changed}
+    assert changed["backbone.name"] == "ada/bert@v2"
+    assert changed["recipe.data.train"] == "train.jsonl"
+    assert len(changed) == len(done.changed) == 8
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_a_local_backbone_needs_a_name_for_others(
     assert softprompt.push(artifact, "ada/tune", backbone="ada/bert").created
 
 
-def test_a_backbone_of_the_hub_is_one_even_beside_a_folder_of_its_name(
+def test_a_backbone_of_the_hub_is_not_a_local_folder_of_that_name(
     hub, new, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -150,7 +152,9 @@ def test_private_is_private(hub, new) -> None:
     assert (again.private, again.created) == (True, False)
     hub.make("ada/open", {})
     before = len(hub.asked("POST /api/models/ada/open"))
-    with pytest.raises(HubError, match="exists and is public, but --private was given"):
+    with pytest.raises(
+        HubError, match=r"exists and is public, but --private \(private=True in Python\) was"
+    ):
         softprompt.push(new(), "ada/open", private=True)
     assert len(hub.asked("POST /api/models/ada/open")) == before == 0
 
@@ -221,7 +225,7 @@ def test_a_file_that_the_repository_ignores_is_missed(hub, new) -> None:
         softprompt.push(new(), "ada/tune")
 
 
-def test_who_may_not_write_is_told(away, new, monkeypatch) -> None:
+def test_who_may_not_write_is_reported(away, new, monkeypatch) -> None:
     with pytest.raises(HubError, match=r"you are not logged in.*`hf auth login`"):
         softprompt.push(new(), "ada/tune")
     assert away.log == []
@@ -235,9 +239,9 @@ def test_who_may_not_write_is_told(away, new, monkeypatch) -> None:
         ("hf_writer", "bob", "has no permission"),
     ]:
         monkeypatch.setenv("HF_TOKEN", token)
-        with pytest.raises(HubError, match=message) as told:
+        with pytest.raises(HubError, match=message) as error:
             softprompt.push(new(), f"{owner}/tune")
-        assert token not in str(told.value)
+        assert token not in str(error.value)
     assert away.repos == {}
 
 
@@ -263,19 +267,19 @@ def test_a_broken_artifact_is_not_pushed(hub, stored) -> None:
         ("", "is not a valid name of a repository"),
     ],
 )
-def test_a_misspelt_repository_is_told(away, new, repo: str, message: str, tmp_path) -> None:
+def test_a_misspelt_repository_is_reported(away, new, repo: str, message: str, tmp_path) -> None:
     for attempt in (
         lambda: softprompt.push(new(), repo),
         lambda: softprompt.pull(repo, tmp_path / "got"),
     ):
-        with pytest.raises(HubError) as told:
+        with pytest.raises(HubError) as error:
             attempt()
-        assert message in str(told.value)
+        assert message in str(error.value)
     assert away.log == []
 
 
 @pytest.mark.parametrize("revision", ["a b", "", "../x", "refs/pr/1", "0" * 40, "-x"])
-def test_what_is_no_branch_is_told(hub, new, revision: str) -> None:
+def test_what_is_no_branch_is_reported(hub, new, revision: str) -> None:
     with pytest.raises(HubError, match=r"is not a valid name of a branch|which cannot be changed"):
         softprompt.push(new(), "ada/tune", revision=revision)
     assert hub.log == []

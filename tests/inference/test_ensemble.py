@@ -26,11 +26,11 @@ WAYS = (
 )
 NO_PREFIX = {"deberta_v2"}
 WORDS = {"negative": " bad", "positive": [" good", " great"]}
-Made = Callable[..., PromptModel]
+ModelFactory = Callable[..., PromptModel]
 
 
 @pytest.fixture
-def mixed(model: Made, maker, backbone) -> Callable[[str], list[PromptModel]]:
+def mixed(model: ModelFactory, maker, backbone) -> Callable[[str], list[PromptModel]]:
     """Prompts of all kinds and several lengths, each with a template of its own."""
 
     def make(family: str) -> list[PromptModel]:
@@ -94,27 +94,29 @@ VOTES = [("majority", way) for way in WAYS] + [("mean", w) for w in WAYS if w no
 
 
 @pytest.mark.parametrize(("vote", "way"), VOTES)
-def test_an_ensemble_of_one_is_the_model_to_the_last_bit(model: Made, rows, way, vote) -> None:
-    own = model(way)
-    one = Ensemble([own], vote=vote)
-    assert one.predict(rows) == own.predict(rows)
-    assert one.evaluate(rows) == own.evaluate(rows)
+def test_an_ensemble_of_one_is_the_model_to_the_last_bit(
+    model: ModelFactory, rows, way, vote
+) -> None:
+    trained = model(way)
+    one = Ensemble([trained], vote=vote)
+    assert one.predict(rows) == trained.predict(rows)
+    assert one.evaluate(rows) == trained.evaluate(rows)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_copies_of_one_are_the_model(model: Made, rows, way) -> None:
-    own = model(way)
-    three = Ensemble([own, own, own])
-    for found, wanted in zip(three.predict(rows), own.predict(rows), strict=True):
+def test_copies_of_one_are_the_model(model: ModelFactory, rows, way) -> None:
+    trained = model(way)
+    three = Ensemble([trained, trained, trained])
+    for found, wanted in zip(three.predict(rows), trained.predict(rows), strict=True):
         assert found.label == wanted.label
         assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
-    found, wanted = (who.evaluate(rows, batch_size=5) for who in (three, own))
+    found, wanted = (who.evaluate(rows, batch_size=5) for who in (three, trained))
     assert found.metrics == pytest.approx(wanted.metrics, abs=1e-5)
     assert (found.rows, found.confusion) == (wanted.rows, wanted.confusion)
 
 
 @pytest.mark.parametrize("way", ["head on [CLS]", "head on the last token"])
-def test_every_member_is_read_by_its_own_head(model: Made, rows, way) -> None:
+def test_every_member_is_read_by_its_own_head(model: ModelFactory, rows, way) -> None:
     soft = "" if way == "head on [CLS]" else "{soft:3}"
     linear = model(way, seed=8, settings=Classify(f"a {soft} {{text}}", head="linear"))
     members = [model(way, seed=3), model(way, seed=4), linear]
@@ -127,26 +129,28 @@ def test_every_member_is_read_by_its_own_head(model: Made, rows, way) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_the_report_is_of_the_votes_and_of_each_member(mixed, rows, family: str) -> None:
+def test_the_ensemble_and_each_member_are_evaluated(mixed, rows, family: str) -> None:
     members = mixed(family)
     ensemble = Ensemble(members)
     truth = [row["label"] for row in rows]
-    ballots = [[m.task.make_example(row) for m in members] for row in rows]
-    verdict = ensemble.evaluate_rendered(ballots, truth, batch_size=11)
+    views = [[m.task.make_example(row) for m in members] for row in rows]
+    report = ensemble.evaluate_rendered(views, truth, batch_size=11)
     answers = ensemble.predict(rows)
     right = sum(a.label == t for a, t in zip(answers, truth, strict=True))
     loss = -sum(log(a.probabilities[t]) for a, t in zip(answers, truth, strict=True)) / len(rows)
-    assert verdict.ensemble.metrics["accuracy"] == pytest.approx(right / len(rows))
-    assert verdict.ensemble.metrics["loss"] == pytest.approx(loss, abs=1e-5)
-    for member, report in zip(members, verdict.members, strict=True):
+    assert report.ensemble.metrics["accuracy"] == pytest.approx(right / len(rows))
+    assert report.ensemble.metrics["loss"] == pytest.approx(loss, abs=1e-5)
+    for member, member_report in zip(members, report.members, strict=True):
         alone = member.evaluate(rows)
-        assert report.metrics == pytest.approx(alone.metrics, abs=1e-5)
-        assert report.confusion == alone.confusion
-    assert ensemble.evaluate(rows, batch_size=11) == verdict.ensemble
+        assert member_report.metrics == pytest.approx(alone.metrics, abs=1e-5)
+        assert member_report.confusion == alone.confusion
+    assert ensemble.evaluate(rows, batch_size=11) == report.ensemble
 
 
 @pytest.mark.parametrize("family", ["llama", "bart"])
-def test_texts_are_voted_on_and_their_losses_averaged(model: Made, maker, rows, family) -> None:
+def test_texts_are_voted_on_and_their_losses_averaged(
+    model: ModelFactory, maker, rows, family
+) -> None:
     members = [
         model(
             (family, "text", ""),
@@ -166,12 +170,12 @@ def test_texts_are_voted_on_and_their_losses_averaged(model: Made, maker, rows, 
     assert found.metrics["loss"] == pytest.approx(sum(losses) / 3, abs=1e-5)
 
 
-def test_another_copy_of_the_backbone_gives_way(model: Made, rows, new_backbone) -> None:
-    own = model("head on [CLS]")
-    twin = attach(own.artifact, new_backbone("bert"))
-    ensemble = Ensemble([own, twin])
-    assert ensemble.members[1].backbone is own.backbone
-    assert ensemble.predict(rows) == Ensemble([own, own]).predict(rows)
+def test_another_copy_of_the_backbone_gives_way(model: ModelFactory, rows, new_backbone) -> None:
+    trained = model("head on [CLS]")
+    twin = attach(trained.artifact, new_backbone("bert"))
+    ensemble = Ensemble([trained, twin])
+    assert ensemble.members[1].backbone is trained.backbone
+    assert ensemble.predict(rows) == Ensemble([trained, trained]).predict(rows)
 
 
 def refusal(members: list[PromptModel], **more: str) -> str:
@@ -180,41 +184,43 @@ def refusal(members: list[PromptModel], **more: str) -> str:
     return str(caught.value)
 
 
-def test_what_does_not_belong_together_is_refused(model: Made) -> None:
-    own = model("causal words")
+def test_what_does_not_belong_together_is_refused(model: ModelFactory) -> None:
+    trained = model("causal words")
     template = "{soft:3}{text} is"
     end = " Choose prompts that were trained for the same task."
     start = "the members of an ensemble need the same task, but "
     swapped = dict(reversed(WORDS.items()))
     other = model("causal words", settings=Classify(template, verbalizer=swapped))
-    assert refusal([own, own, other]) == (
+    assert refusal([trained, trained, other]) == (
         f"{start}labels is ['negative', 'positive'] for the first and ['positive', 'negative'] for "
         f"member 3.{end}"
     )
     other = model("causal words", settings=Classify(template, "mood", WORDS))
-    assert f"{start}label_column is 'label' for the first and 'mood' for" in refusal([own, other])
+    assert f"{start}label_column is 'label' for the first and 'mood' for" in refusal(
+        [trained, other]
+    )
     other = model(
         "causal words", settings=Classify(template, verbalizer=WORDS | {"positive": " a"})
     )
-    assert f"{start}verbalizer is " in refusal([own, other])
-    assert "was trained on 'bert'" in refusal([own, model("masked words")])
+    assert f"{start}verbalizer is " in refusal([trained, other])
+    assert "was trained on 'bert'" in refusal([trained, model("masked words")])
     head = model(("llama", "head", "input"))
-    assert f"{start}verbalizer is " in refusal([own, head])
+    assert f"{start}verbalizer is " in refusal([trained, head])
     text = model(("llama", "text", "input"))
-    assert f"{start}kind is 'classify' for the first and 'generate'" in refusal([own, text])
+    assert f"{start}kind is 'classify' for the first and 'generate'" in refusal([trained, text])
     assert refusal([]) == "an ensemble needs models, but there are none. Give at least one."
 
 
-def test_votes_that_cannot_be_are_refused(model: Made) -> None:
+def test_votes_that_cannot_be_are_refused(model: ModelFactory) -> None:
     assert refusal([model("causal words")], vote="most") == (
         "unknown vote 'most'. Options: majority, mean."
     )
     assert refusal([model("text")], vote="mean").startswith("generated texts have no probabilities")
 
 
-def test_rows_are_checked_as_a_models(model: Made) -> None:
-    own = model("causal words")
-    pair = Ensemble([own, own])
+def test_rows_are_checked_as_a_models(model: ModelFactory) -> None:
+    trained = model("causal words")
+    pair = Ensemble([trained, trained])
     with pytest.raises(DataError, match="the given data has no rows"):
         pair.evaluate([])
     with pytest.raises(DataError, match="the given data has no column 'label'"):
@@ -222,4 +228,6 @@ def test_rows_are_checked_as_a_models(model: Made) -> None:
     with pytest.raises(DataError, match="no field 'text'"):
         pair.predict([{"label": "a"}])
     assert pair.predict([]) == []
-    assert [a.label for a in pair.predict(["a film"])] == [a.label for a in own.predict(["a film"])]
+    assert [a.label for a in pair.predict(["a film"])] == [
+        a.label for a in trained.predict(["a film"])
+    ]

@@ -38,9 +38,11 @@ def truth(model, rows):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("size", [2, 3, 100])
 def test_an_answer_does_not_depend_on_its_batch(model, rows, way, size):
-    own = model(way)
-    alone = [answer for row in rows for answer in own.predict([row])]
-    found = dict(predict_rows(own.task, examples(own, rows), prompt=own.prompt, batch_size=size))
+    trained = model(way)
+    alone = [answer for row in rows for answer in trained.predict([row])]
+    found = dict(
+        predict_rows(trained.task, examples(trained, rows), prompt=trained.prompt, batch_size=size)
+    )
     assert {*found} == {*range(len(rows))}
     for index, answer in found.items():
         assert_alike(answer, alone[index])
@@ -49,107 +51,119 @@ def test_an_answer_does_not_depend_on_its_batch(model, rows, way, size):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_the_loss_is_the_mean_of_each_scored_token_s(model, rows, way, size):
-    own = model(way)
-    made = examples(own, rows)
+    trained = model(way)
+    made = examples(trained, rows)
     with torch.no_grad():
-        single = [own.task.compute_loss([example], [own.prompt]) for example in made]
+        single = [trained.task.compute_loss([example], [trained.prompt]) for example in made]
     found = evaluate_rows(
-        own.task, made, truth=truth(own, rows), prompt=own.prompt, batch_size=size
+        trained.task, made, truth=truth(trained, rows), prompt=trained.prompt, batch_size=size
     )
     assert found.count == sum(loss.count for loss in single)
     assert found.total == pytest.approx(sum(float(loss.total) for loss in single), rel=1e-5)
     mean = found.total / found.count
-    assert make_report(own.task, [found]).metrics["loss"] == pytest.approx(mean)
+    assert make_report(trained.task, [found]).metrics["loss"] == pytest.approx(mean)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_judging_answers_as_predicting_does(model, rows, way):
-    own = model(way)
-    made = examples(own, rows)
-    found = evaluate_rows(own.task, made, truth=truth(own, rows), prompt=own.prompt, batch_size=3)
-    told = dict(predict_rows(own.task, made, prompt=own.prompt, batch_size=3))
-    assert found.predictions == tuple(told[i] for i in range(len(rows)))
-    assert found.truth == tuple(truth(own, rows))
+def test_evaluation_predicts_as_prediction_does(model, rows, way):
+    trained = model(way)
+    made = examples(trained, rows)
+    found = evaluate_rows(
+        trained.task, made, truth=truth(trained, rows), prompt=trained.prompt, batch_size=3
+    )
+    predicted = dict(predict_rows(trained.task, made, prompt=trained.prompt, batch_size=3))
+    assert found.predictions == tuple(predicted[i] for i in range(len(rows)))
+    assert found.truth == tuple(truth(trained, rows))
 
 
 def test_a_classifier_runs_the_backbone_once_for_both(model, rows):
-    own = model("head on [CLS]")
+    trained = model("head on [CLS]")
     calls = 0
 
     def count(*_args) -> None:
         nonlocal calls
         calls += 1
 
-    hook = own.backbone.model.base_model.register_forward_hook(count)
+    hook = trained.backbone.model.base_model.register_forward_hook(count)
     evaluate_rows(
-        own.task, examples(own, rows), truth=truth(own, rows), prompt=own.prompt, batch_size=3
+        trained.task,
+        examples(trained, rows),
+        truth=truth(trained, rows),
+        prompt=trained.prompt,
+        batch_size=3,
     )
     hook.remove()
     assert calls == 3
 
 
 @pytest.mark.parametrize("way", ["causal words", "text"])
-def test_without_a_prompt_the_bare_backbone_is_judged(model, rows, way):
+def test_without_a_prompt_the_bare_backbone_is_evaluated(model, rows, way):
     """Only a row without soft tokens can be: here its words alone, as a hard prompt."""
-    own = model("causal words, prefix" if way == "causal words" else "text")
-    made = examples(own, rows)
-    bare = evaluate_rows(own.task, made, truth=truth(own, rows), prompt=None)
-    empty = own.prompt.map_tensors(lambda tensor: tensor[:, :, :0])
-    none = evaluate_rows(own.task, made, truth=truth(own, rows), prompt=empty)
+    trained = model("causal words, prefix" if way == "causal words" else "text")
+    made = examples(trained, rows)
+    bare = evaluate_rows(trained.task, made, truth=truth(trained, rows), prompt=None)
+    empty = trained.prompt.map_tensors(lambda tensor: tensor[:, :, :0])
+    none = evaluate_rows(trained.task, made, truth=truth(trained, rows), prompt=empty)
     assert bare.total == pytest.approx(none.total, rel=1e-5)
-    prompted = evaluate_rows(own.task, made, truth=truth(own, rows), prompt=own.prompt)
+    prompted = evaluate_rows(trained.task, made, truth=truth(trained, rows), prompt=trained.prompt)
     assert prompted.total != pytest.approx(bare.total, rel=1e-3)
 
 
 @pytest.mark.parametrize("way", ["head on [CLS]", "text", "a choice"])
 def test_parts_add_up_to_the_whole(model, rows, way):
-    """As when several processes judge, one of which has nothing."""
-    own = model(way)
-    made, right = examples(own, rows), truth(own, rows)
-    whole = evaluate_rows(own.task, made, truth=right, prompt=own.prompt)
+    """As when several processes evaluate, one of which has no rows."""
+    trained = model(way)
+    made, right = examples(trained, rows), truth(trained, rows)
+    whole = evaluate_rows(trained.task, made, truth=right, prompt=trained.prompt)
     parts = [
-        evaluate_rows(own.task, made[k::2], truth=right[k::2], prompt=own.prompt) for k in range(2)
+        evaluate_rows(trained.task, made[k::2], truth=right[k::2], prompt=trained.prompt)
+        for k in range(2)
     ]
-    nothing = evaluate_rows(own.task, [], truth=[], prompt=own.prompt)
+    nothing = evaluate_rows(trained.task, [], truth=[], prompt=trained.prompt)
     assert nothing == EvaluatedRows(0.0, 0, (), ())
-    first, second = make_report(own.task, [whole]), make_report(own.task, [*parts, nothing])
+    first, second = make_report(trained.task, [whole]), make_report(trained.task, [*parts, nothing])
     assert (second.rows, second.confusion) == (first.rows, first.confusion)
     assert second.metrics == pytest.approx(first.metrics, rel=1e-5)
 
 
 def test_nothing_is_left_behind(model, rows):
-    own = model("head on [CLS]")
-    found = evaluate_rows(own.task, examples(own, rows), truth=truth(own, rows), prompt=own.prompt)
+    trained = model("head on [CLS]")
+    found = evaluate_rows(
+        trained.task, examples(trained, rows), truth=truth(trained, rows), prompt=trained.prompt
+    )
     assert isinstance(found.total, float)
-    for module in (own.backbone.model, own.task.head):
+    for module in (trained.backbone.model, trained.task.head):
         assert all(p.grad is None for p in module.parameters())
 
 
 def test_no_rows_are_refused(model):
-    own = model("text")
+    trained = model("text")
     with pytest.raises(DataError, match=r"^no rows to evaluate\. Give a split or a file that has"):
-        make_report(own.task, [EvaluatedRows(0.0, 0, (), ())])
+        make_report(trained.task, [EvaluatedRows(0.0, 0, (), ())])
 
 
 @pytest.mark.parametrize("way", ["causal words", "text"])
 def test_the_metrics_are_those_that_a_recipe_may_select(model, rows, way):
-    own = model(way)
-    found = evaluate_rows(own.task, examples(own, rows), truth=truth(own, rows), prompt=own.prompt)
+    trained = model(way)
+    found = evaluate_rows(
+        trained.task, examples(trained, rows), truth=truth(trained, rows), prompt=trained.prompt
+    )
     kind = "generate" if way == "text" else "classify"
-    assert {*make_report(own.task, [found]).metrics} == {"loss", *METRICS[kind]}
-    assert (make_report(own.task, [found]).confusion is None) == (way == "text")
+    assert {*make_report(trained.task, [found]).metrics} == {"loss", *METRICS[kind]}
+    assert (make_report(trained.task, [found]).confusion is None) == (way == "text")
 
 
-def test_a_held_answer_is_one_of_the_choices(model, rows):
-    own = model("a choice")
-    assert {a.label for a in own.predict(rows)} <= {"negative", "positive"}
+def test_a_constrained_answer_is_one_of_the_choices(model, rows):
+    trained = model("a choice")
+    assert {a.label for a in trained.predict(rows)} <= {"negative", "positive"}
 
 
 def test_an_answer_that_is_no_label_is_other(model):
-    own = model("a choice")
+    trained = model("a choice")
     given = tuple(Prediction(label, {}) for label in ("positive", "posi", "negative", ""))
     found = make_report(
-        own.task, [EvaluatedRows(1.0, 4, ("positive", "positive", "negative", "negative"), given)]
+        trained.task,
+        [EvaluatedRows(1.0, 4, ("positive", "positive", "negative", "negative"), given)],
     )
     assert found.confusion.predicted_labels == ("negative", "positive", "other")
     assert found.confusion.counts == ((1, 0, 1), (0, 1, 1))
@@ -157,14 +171,14 @@ def test_an_answer_that_is_no_label_is_other(model):
 
 
 def test_the_probabilities_are_a_softmax_of_the_scores(model, rows):
-    own = model("masked words")
-    made = examples(own, rows)
+    trained = model("masked words")
+    made = examples(trained, rows)
     with torch.no_grad():
-        scores = own.task.compute_scores(made, [own.prompt])
+        scores = trained.task.compute_scores(made, [trained.prompt])
     by_hand = (scores.double() - scores.double().logsumexp(1, keepdim=True)).exp()
-    found = dict(predict_rows(own.task, made, prompt=own.prompt))
+    found = dict(predict_rows(trained.task, made, prompt=trained.prompt))
     for index, row in enumerate(by_hand):
         given = torch.tensor([*found[index].probabilities.values()], dtype=torch.float64)
         assert_close(given, row, atol=1e-5, rtol=1e-5)
-        assert found[index].label == own.labels[int(row.argmax())]
+        assert found[index].label == trained.labels[int(row.argmax())]
         assert replace(found[index]).probabilities.keys() == {"negative", "positive"}

@@ -1,4 +1,4 @@
-"""Scores by hand arithmetic and by the libraries; and nothing but an error where there is none."""
+"""Metrics by hand and by the libraries; an error where they are not defined."""
 
 import math
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def test_three_labels_have_no_f1_of_one():
     }
 
 
-def test_an_answer_that_is_no_label_is_wrong():
+def test_an_answer_that_is_not_a_label_is_wrong():
     truth, predicted = ["no", "no", "yes", "yes"], ["no", "maybe", "yes", "I think so"]
     assert compute_classification_metrics(truth, predicted, labels=["no", "yes"]) == {
         "accuracy": close(2 / 4),
@@ -184,7 +184,7 @@ def test_confusion_counts_every_row_once(pairs):
         ),
     ],
 )
-def test_what_cannot_be_scored_is_told(score, truth, predicted, labels, message):
+def test_labels_that_cannot_be_scored_are_refused(score, truth, predicted, labels, message):
     with pytest.raises(DataError) as error:
         score(truth, predicted, labels=labels)
     assert message in str(error.value)
@@ -271,7 +271,7 @@ def test_as_the_libraries_count(pairs):
         (["a", "b"], ["a"], "2 true answers and 1 predicted ones: give one for each."),
     ],
 )
-def test_text_that_cannot_be_scored_is_told(truth, predicted, message):
+def test_text_that_cannot_be_scored_is_refused(truth, predicted, message):
     with pytest.raises(DataError) as error:
         compute_generation_metrics(truth, predicted)
     assert str(error.value) == message

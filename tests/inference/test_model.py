@@ -1,4 +1,4 @@
-"""A trained prompt at work: rows in, answers out; and what does not belong together is refused."""
+"""A model predicts and evaluates rows; an artifact that does not fit its backbone is refused."""
 
 import json
 import os
@@ -14,8 +14,7 @@ import torch
 from softprompt.artifact import describe_backbone, load_artifact, make_artifact
 from softprompt.backbone import wrap_model
 from softprompt.errors import ArtifactError, DataError
-from softprompt.inference import PromptModel, attach
-from softprompt.inference import model as module
+from softprompt.inference import PromptModel, attach, loops
 from softprompt.injection import load_backbone
 from softprompt.tasks import Classify, Generate
 from softprompt.tasks.config import read_task_settings
@@ -25,14 +24,14 @@ WAYS = ("causal words", "head on [CLS]", "head on the last token", "text", "answ
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_text_is_a_row_of_one_field(model, rows, way):
-    own = model(way)
-    assert own.predict([row["text"] for row in rows]) == own.predict(rows)
+    trained = model(way)
+    assert trained.predict([row["text"] for row in rows]) == trained.predict(rows)
 
 
 def test_answers_come_in_the_rows_order_from_a_stream(model, rows, monkeypatch):
     """A window at a time: the stream is not read to its end before the first answer."""
-    monkeypatch.setattr(module, "_WINDOW", 3)
-    own = model("causal words")
+    monkeypatch.setattr(loops, "_WINDOW", 3)
+    trained = model("causal words")
     taken = 0
 
     def stream() -> Iterator[str]:
@@ -41,12 +40,12 @@ def test_answers_come_in_the_rows_order_from_a_stream(model, rows, monkeypatch):
             taken += 1
             yield row["text"]
 
-    answers = own.predict_stream(stream(), batch_size=2)
+    answers = trained.predict_stream(stream(), batch_size=2)
     first = list(islice(answers, 1))
     assert taken == 3
     found = [*first, *answers]
     assert taken == len(rows)
-    alone = [answer for row in rows for answer in own.predict([row])]
+    alone = [answer for row in rows for answer in trained.predict([row])]
     assert [a.label for a in found] == [a.label for a in alone]
 
 
@@ -56,21 +55,21 @@ def test_nothing_in_nothing_out(model):
 
 def test_a_text_is_not_enough_for_two_fields(model):
     two = Classify(template="{text} {more}{soft:3}", verbalizer={"a": " a", "b": " film"})
-    own = model("causal words", settings=two)
+    trained = model("causal words", settings=two)
     with pytest.raises(DataError) as caught:
-        own.predict(["x"])
+        trained.predict(["x"])
     assert str(caught.value) == (
-        "a row of this artifact has the fields text, more, but a single text was given. Give an "
-        'object with all of them: {"text": …, "more": …}.'
+        "a row has the fields text, more, but a single text was given. Give all of them: "
+        '{"text": …, "more": …}.'
     )
-    (answer,) = own.predict([{"text": "a", "more": "film"}])
+    (answer,) = trained.predict([{"text": "a", "more": "film"}])
     assert answer.label in {"a", "b"}
 
 
 def test_a_field_that_stands_twice_is_one_field(model):
     twice = Classify(template="{text} and {text}{soft:3}", verbalizer={"a": " a", "b": " film"})
-    own = model("causal words", settings=twice)
-    assert own.predict(["yes"]) == own.predict([{"text": "yes"}])
+    trained = model("causal words", settings=twice)
+    assert trained.predict(["yes"]) == trained.predict([{"text": "yes"}])
 
 
 def test_a_missing_field_is_refused(model):
@@ -78,26 +77,28 @@ def test_a_missing_field_is_refused(model):
         model("causal words").predict([{"txet": "a"}])
 
 
-def test_evaluating_is_judging_the_rendered_rows(model, rows):
-    own = model("head on [CLS]")
-    made = [own.task.make_example(row) for row in rows]
+def test_rows_are_evaluated_as_rendered_rows_are(model, rows):
+    trained = model("head on [CLS]")
+    made = [trained.task.make_example(row) for row in rows]
     truth = [row["label"] for row in rows]
-    assert own.evaluate(rows, batch_size=3) == own.evaluate_rendered(made, truth, batch_size=3)
-    right = [a.label == row["label"] for a, row in zip(own.predict(rows), rows, strict=True)]
-    assert own.evaluate(rows).metrics["accuracy"] == pytest.approx(sum(right) / len(rows))
+    assert trained.evaluate(rows, batch_size=3) == trained.evaluate_rendered(
+        made, truth, batch_size=3
+    )
+    right = [a.label == row["label"] for a, row in zip(trained.predict(rows), rows, strict=True)]
+    assert trained.evaluate(rows).metrics["accuracy"] == pytest.approx(sum(right) / len(rows))
 
 
-def test_an_unlabelled_row_cannot_be_judged(model, rows):
-    own = model("head on [CLS]")
+def test_an_unlabelled_row_cannot_be_evaluated(model, rows):
+    trained = model("head on [CLS]")
     with pytest.raises(DataError) as caught:
-        own.evaluate([rows[0], {"text": "a"}])
+        trained.evaluate([rows[0], {"text": "a"}])
     assert str(caught.value) == (
         "1 row has no value in column 'label' of the given data (2 rows); the first is row 1 "
         "(counted from 0). Fill the cells or leave those rows out."
     )
 
 
-def test_a_label_that_was_never_trained_cannot_be_judged(model, rows):
+def test_an_unknown_label_cannot_be_evaluated(model, rows):
     with pytest.raises(DataError) as caught:
         model("head on [CLS]").evaluate([rows[0] | {"label": "positiv"}])
     assert str(caught.value) == (
@@ -109,11 +110,13 @@ def test_a_label_that_was_never_trained_cannot_be_judged(model, rows):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_saved_and_loaded_it_answers_the_same_to_the_last_bit(model, rows, tmp_path, way):
-    own = model(way)
-    again = PromptModel.from_pretrained(own.save(tmp_path / "artifact"), backbone=own.backbone)
-    assert again.predict(rows) == own.predict(rows)
-    assert again.evaluate(rows) == own.evaluate(rows)
-    assert again.labels == own.labels
+    trained = model(way)
+    again = PromptModel.from_pretrained(
+        trained.save(tmp_path / "artifact"), backbone=trained.backbone
+    )
+    assert again.predict(rows) == trained.predict(rows)
+    assert again.evaluate(rows) == trained.evaluate(rows)
+    assert again.labels == trained.labels
 
 
 FRESH = """
@@ -128,7 +131,7 @@ print(json.dumps([[p.hex() for p in a.probabilities.values()] for a in model.pre
 
 def test_a_fresh_process_answers_the_same_to_the_last_bit(saved, rows, tmp_path, maker):
     """Guarantee 6, from files alone: the backbone by its folder, as the artifact names it."""
-    own = load_backbone(str(saved("llama")), dtype="float32", device="cpu")
+    trained = load_backbone(str(saved("llama")), dtype="float32", device="cpu")
     settings = Classify(template="{soft:3}{text} is", verbalizer={"a": " bad", "b": " good"})
     artifact = make_artifact(
         maker("llama").prompt("input"),
@@ -141,12 +144,12 @@ def test_a_fresh_process_answers_the_same_to_the_last_bit(saved, rows, tmp_path,
             "template": settings.template,
         },
         labels=["a", "b"],
-        backbone=describe_backbone(own),
+        backbone=describe_backbone(trained),
         data={},
-        recipe={"backbone": {"name": own.name, "dtype": "float32"}},
+        recipe={"backbone": {"name": trained.name, "dtype": "float32"}},
         metrics={},
     )
-    here = attach(artifact, own)
+    here = attach(artifact, trained)
     here.save(tmp_path / "artifact")
     texts = [row["text"] for row in rows]
     done = subprocess.run(
@@ -162,11 +165,11 @@ def test_a_fresh_process_answers_the_same_to_the_last_bit(saved, rows, tmp_path,
 
 
 def test_another_backbone_is_refused(model, backbone):
-    own = model("causal words")
+    trained = model("causal words")
     with pytest.raises(
         ArtifactError, match=r"the prompt was trained on 'llama'.*but the backbone is"
     ):
-        attach(own.artifact, backbone("qwen3"))
+        attach(trained.artifact, backbone("qwen3"))
 
 
 def test_a_tuned_copy_of_the_backbone_is_refused(model, new_model, tokenizer):
@@ -179,17 +182,17 @@ def test_a_tuned_copy_of_the_backbone_is_refused(model, new_model, tokenizer):
 
 
 def test_a_head_for_other_labels_is_refused(model):
-    own = model("head on [CLS]")
-    manifest = replace(own.artifact.manifest, labels=["a", "b", "c"])
+    trained = model("head on [CLS]")
+    manifest = replace(trained.artifact.manifest, labels=["a", "b", "c"])
     with pytest.raises(ArtifactError) as caught:
-        attach(replace(own.artifact, manifest=manifest), own.backbone)
+        attach(replace(trained.artifact, manifest=manifest), trained.backbone)
     assert str(caught.value).endswith("for 3 labels. Train it again.")
 
 
 def test_a_head_that_is_missing_is_refused(model):
-    own = model("head on [CLS]")
+    trained = model("head on [CLS]")
     with pytest.raises(ArtifactError, match=r"the artifact's head has tensors \[\], but its task"):
-        attach(replace(own.artifact, head={}), own.backbone)
+        attach(replace(trained.artifact, head={}), trained.backbone)
 
 
 @pytest.mark.parametrize(
@@ -220,10 +223,12 @@ def test_the_task_is_the_one_that_was_trained(model):
 )
 def test_a_backbone_is_loaded_as_in_training(model, saved, tmp_path, section, dtype):
     """What a manifest says of the recipe is data: it may be wrong, and then it is left out."""
-    own = model("causal words")
-    name = {**own.artifact.manifest.backbone, "name": str(saved("llama"))}
-    manifest = replace(own.artifact.manifest, backbone=name, recipe={"backbone": section})
-    replace(own, artifact=replace(own.artifact, manifest=manifest)).save(tmp_path / "artifact")
+    trained = model("causal words")
+    name = {**trained.artifact.manifest.backbone, "name": str(saved("llama"))}
+    manifest = replace(trained.artifact.manifest, backbone=name, recipe={"backbone": section})
+    replace(trained, artifact=replace(trained.artifact, manifest=manifest)).save(
+        tmp_path / "artifact"
+    )
     found = PromptModel.from_pretrained(tmp_path / "artifact")
     assert found.backbone.dtype in ({dtype} if dtype else {torch.float32, torch.bfloat16})
     assert load_artifact(tmp_path / "artifact").manifest.backbone["name"] == found.backbone.name

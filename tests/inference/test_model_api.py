@@ -1,4 +1,4 @@
-"""A model at work takes rows of any shape, answers at once, and says in a line what it is."""
+"""A model takes rows of any shape, answers at once, and has a short repr."""
 
 import json
 import re
@@ -38,11 +38,11 @@ COLUMNS = {
     "pandas column": lambda: pd.Series(TEXTS),
     "numpy": lambda: np.array(TEXTS),
 }
-Made = Callable[..., PromptModel]
+ModelFactory = Callable[..., PromptModel]
 
 
 @pytest.fixture
-def pair(model: Made) -> Ensemble:
+def pair(model: ModelFactory) -> Ensemble:
     """Two members that differ."""
     two = Classify("so {text} is{soft:3}", verbalizer={"negative": " bad", "positive": " good"})
     one = Classify("{soft:3}{text} is", verbalizer={"negative": " bad", "positive": " good"})
@@ -50,44 +50,48 @@ def pair(model: Made) -> Ensemble:
 
 
 @pytest.mark.parametrize("shape", SHAPES | COLUMNS)
-def test_every_shape_is_answered_as_the_list(model: Made, pair: Ensemble, shape: str) -> None:
+def test_every_shape_is_answered_as_the_list(
+    model: ModelFactory, pair: Ensemble, shape: str
+) -> None:
     make = (SHAPES | COLUMNS)[shape]
-    for own in (model("causal words"), pair):
-        assert own.predict(make()) == own.predict(ROWS)
+    for trained in (model("causal words"), pair):
+        assert trained.predict(make()) == trained.predict(ROWS)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_is_evaluated_as_the_list(model: Made, pair: Ensemble, shape: str) -> None:
-    for own in (model("causal words"), pair):
-        assert own.evaluate(SHAPES[shape]()) == own.evaluate(ROWS)
+def test_every_shape_is_evaluated_as_the_list(
+    model: ModelFactory, pair: Ensemble, shape: str
+) -> None:
+    for trained in (model("causal words"), pair):
+        assert trained.evaluate(SHAPES[shape]()) == trained.evaluate(ROWS)
 
 
-def test_a_text_is_one_row(model: Made, pair: Ensemble) -> None:
-    for own in (model("causal words"), pair):
-        assert own.predict("dull") == own.predict(["dull"])
-        assert own.predict({"text": "dull"}) == own.predict(["dull"])
-        assert own.predict_proba("dull").shape == (1, 2)
+def test_a_text_is_one_row(model: ModelFactory, pair: Ensemble) -> None:
+    for trained in (model("causal words"), pair):
+        assert trained.predict("dull") == trained.predict(["dull"])
+        assert trained.predict({"text": "dull"}) == trained.predict(["dull"])
+        assert trained.predict_proba("dull").shape == (1, 2)
 
 
-def test_faults_show_at_the_call(model: Made, pair: Ensemble) -> None:
-    for own in (model("causal words"), pair):
+def test_faults_show_at_the_call(model: ModelFactory, pair: Ensemble) -> None:
+    for trained in (model("causal words"), pair):
         for given in (7, None, b"dull", [7], [{"txet": "a"}], pd.DataFrame({"text": [None]})):
             with pytest.raises(DataError):
-                own.predict(given)
+                trained.predict(given)
         with pytest.raises(DataError, match="cannot be read from a value of type int"):
-            own.predict_stream(7)
+            trained.predict_stream(7)
 
 
 @pytest.mark.parametrize("way", ["causal words", "head on [CLS]", "answer words"])
-def test_probabilities_are_those_of_the_answers(model: Made, rows, way: str) -> None:
-    own = model(way)
-    found = own.predict_proba(rows)
+def test_probabilities_are_those_of_the_answers(model: ModelFactory, rows, way: str) -> None:
+    trained = model(way)
+    found = trained.predict_proba(rows)
     assert (found.dtype, found.shape) == (np.float64, (len(rows), 2))
-    assert own.labels == ("negative", "positive")
-    for line, answer in zip(found, own.predict(rows), strict=True):
-        assert [*line] == [answer.probabilities[label] for label in own.labels]
+    assert trained.labels == ("negative", "positive")
+    for line, answer in zip(found, trained.predict(rows), strict=True):
+        assert [*line] == [answer.probabilities[label] for label in trained.labels]
     np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-6)
-    assert own.predict_proba([]).shape == (0, 2)
+    assert trained.predict_proba([]).shape == (0, 2)
 
 
 def test_probabilities_of_an_ensemble_are_the_members_mean(pair: Ensemble, rows) -> None:
@@ -96,51 +100,52 @@ def test_probabilities_of_an_ensemble_are_the_members_mean(pair: Ensemble, rows)
 
 
 @pytest.mark.parametrize("way", ["text", "a choice"])
-def test_written_text_has_no_probabilities(model: Made, way: str) -> None:
-    for own in (model(way), Ensemble([model(way)])):
+def test_written_text_has_no_probabilities(model: ModelFactory, way: str) -> None:
+    for trained in (model(way), Ensemble([model(way)])):
         with pytest.raises(PromptError, match=r"no probabilities\. Use predict, or train a prompt"):
-            own.predict_proba(["a"])
+            trained.predict_proba(["a"])
 
 
-def trained_on(model: Made, folder: Path, **data: object) -> PromptModel:
+def trained_on(model: ModelFactory, folder: Path, **data: object) -> PromptModel:
     """A model whose recipe names files."""
     for name, rows in {"train": ROWS * 4, "validation": ROWS[:2], "test": ROWS}.items():
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines, "utf-8")
-    own = model("causal words")
+    trained = model("causal words")
     named = {"train": str(folder / "train.jsonl")} | data
-    manifest = replace(own.artifact.manifest, recipe={"seed": 1, "data": named})
-    return replace(own, artifact=replace(own.artifact, manifest=manifest))
+    manifest = replace(trained.artifact.manifest, recipe={"seed": 1, "data": named})
+    return replace(trained, artifact=replace(trained.artifact, manifest=manifest))
 
 
-def test_a_split_is_evaluated_as_the_rows_of_its_file(model: Made, tmp_path: Path) -> None:
+def test_a_split_is_evaluated_as_the_rows_of_its_file(model: ModelFactory, tmp_path: Path) -> None:
     files = {name: str(tmp_path / f"{name}.jsonl") for name in ("validation", "test")}
-    own = trained_on(model, tmp_path, **files)
-    assert own.evaluate() == own.evaluate(split="test") == own.evaluate(ROWS)
-    assert own.evaluate(split="validation") == own.evaluate(ROWS[:2])
-    assert own.evaluate(split="train").rows == 12
-    assert Ensemble([own, own]).evaluate(split="validation").rows == 2
-    assert own.read_split("test").to_list() == ROWS
+    trained = trained_on(model, tmp_path, **files)
+    assert trained.evaluate() == trained.evaluate(split="test") == trained.evaluate(ROWS)
+    assert trained.evaluate(split="validation") == trained.evaluate(ROWS[:2])
+    assert trained.evaluate(split="train").rows == 12
+    assert Ensemble([trained, trained]).evaluate(split="validation").rows == 2
+    assert trained.read_split("test").to_list() == ROWS
 
 
-def test_a_split_that_the_data_lacks_is_refused(model: Made, tmp_path: Path) -> None:
-    own = trained_on(model, tmp_path, validation=str(tmp_path / "validation.jsonl"))
+def test_a_split_that_the_data_lacks_is_refused(model: ModelFactory, tmp_path: Path) -> None:
+    trained = trained_on(model, tmp_path, validation=str(tmp_path / "validation.jsonl"))
     with pytest.raises(ArtifactError, match=r"unknown split 'test'\. Options: train, validation"):
-        own.evaluate()
+        trained.evaluate()
     with pytest.raises(DataError, match="both rows and the split 'test' are given"):
-        own.evaluate(ROWS, split="test")
+        trained.evaluate(ROWS, split="test")
 
 
-def test_rows_that_changed_are_told(model: Made, tmp_path: Path) -> None:
-    own = trained_on(model, tmp_path, test=str(tmp_path / "test.jsonl"))
+def test_changed_rows_raise_a_warning(model: ModelFactory, tmp_path: Path) -> None:
+    trained = trained_on(model, tmp_path, test=str(tmp_path / "test.jsonl"))
     data = {"test": {"rows": 3, "sha256": "0" * 64}}
     changed = replace(
-        own, artifact=replace(own.artifact, manifest=replace(own.artifact.manifest, data=data))
+        trained,
+        artifact=replace(trained.artifact, manifest=replace(trained.artifact.manifest, data=data)),
     )
     with pytest.warns(SoftpromptWarning, match="the test data has changed since"):
-        assert changed.evaluate() == own.evaluate()
+        assert changed.evaluate() == trained.evaluate()
     with pytest.warns(SoftpromptWarning, match="member 2 was not trained with the same test rows"):
-        Ensemble([own, changed]).evaluate()
+        Ensemble([trained, changed]).evaluate()
 
 
 RECIPES = [
@@ -153,53 +158,61 @@ RECIPES = [
 
 
 @pytest.mark.parametrize(("recipe", "said"), RECIPES)
-def test_a_recipe_that_names_no_rows_is_told(model: Made, recipe: dict, said: str) -> None:
-    own = model("causal words", recipe=recipe)
+def test_a_recipe_that_names_no_rows_is_refused(
+    model: ModelFactory, recipe: dict, said: str
+) -> None:
+    trained = model("causal words", recipe=recipe)
     with pytest.raises(ArtifactError) as caught:
-        own.evaluate()
+        trained.evaluate()
     assert said in str(caught.value)
 
 
 def test_a_folder_is_never_looked_up_on_the_hub(
-    model: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: ModelFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    own = model("causal words")
-    own.save("runs/sentiment")
-    again = PromptModel.from_pretrained("runs/sentiment", backbone=own.backbone)
-    assert again.predict(ROWS) == own.predict(ROWS)
+    trained = model("causal words")
+    trained.save("runs/sentiment")
+    again = PromptModel.from_pretrained("runs/sentiment", backbone=trained.backbone)
+    assert again.predict(ROWS) == trained.predict(ROWS)
     with pytest.raises(ArtifactError) as caught:
-        PromptModel.from_pretrained("runs/sentimnt", backbone=own.backbone)
+        PromptModel.from_pretrained("runs/sentimnt", backbone=trained.backbone)
     assert "there is no folder runs/sentimnt" in str(caught.value)
     assert "Did you mean sentiment? To download from the Hub, give OWNER/NAME" in str(caught.value)
     for path in ("sentiment", "./sentiment", tmp_path / "sentiment"):
         with pytest.raises(ArtifactError, match="there is no folder"):
-            PromptModel.from_pretrained(path, backbone=own.backbone)
+            PromptModel.from_pretrained(path, backbone=trained.backbone)
     with pytest.raises(ArtifactError, match="is a path, which has no revision 'main'"):
-        PromptModel.from_pretrained("runs/sentiment", revision="main", backbone=own.backbone)
+        PromptModel.from_pretrained("runs/sentiment", revision="main", backbone=trained.backbone)
 
 
-def saved_twice(own: PromptModel, folder: Path) -> tuple[bytes, bytes]:
+def saved_twice(trained: PromptModel, folder: Path) -> tuple[bytes, bytes]:
     """The tensors as they were saved, and as they are saved again once loaded."""
-    first = own.save(folder / "one")
-    second = PromptModel.from_pretrained(first, backbone=own.backbone).save(folder / "two")
+    first = trained.save(folder / "one")
+    second = PromptModel.from_pretrained(first, backbone=trained.backbone).save(folder / "two")
     return tuple((place / "prompt.safetensors").read_bytes() for place in (first, second))
 
 
 @pytest.mark.parametrize("way", ["causal words", "head on [CLS]", "text"])
 def test_loaded_and_saved_it_is_the_same_to_the_last_bit(
-    model: Made, tmp_path: Path, way: str
+    model: ModelFactory, tmp_path: Path, way: str
 ) -> None:
     one, two = saved_twice(model(way), tmp_path)
     assert one == two
 
 
 @pytest.mark.parametrize("way", ["causal words", "causal words, prefix", "head on [CLS]", "text"])
-def test_values_say_in_a_line_what_they_are(model: Made, rows, way: str) -> None:
-    own = model(way)
-    values = [own, own.prompt, own.artifact, own.artifact.manifest, own.backbone]
-    values += [Ensemble([own, own]), own.predict(rows)[0]]
-    values += [own.evaluate(rows)] if way != "text" else []
+def test_values_say_in_a_line_what_they_are(model: ModelFactory, rows, way: str) -> None:
+    trained = model(way)
+    values = [
+        trained,
+        trained.prompt,
+        trained.artifact,
+        trained.artifact.manifest,
+        trained.backbone,
+    ]
+    values += [Ensemble([trained, trained]), trained.predict(rows)[0]]
+    values += [trained.evaluate(rows)] if way != "text" else []
     for value in values:
         line = repr(value)
         assert line.startswith(f"{type(value).__name__}(")
@@ -208,29 +221,29 @@ def test_values_say_in_a_line_what_they_are(model: Made, rows, way: str) -> None
         assert "\n" not in line
 
 
-def test_the_lines_hold_the_facts(model: Made) -> None:
-    own = model("causal words")
-    assert repr(own.prompt) == "InputPrompt(length=3, width=32, dtype=float32)"
-    assert repr(own) == (
+def test_the_lines_hold_the_facts(model: ModelFactory) -> None:
+    trained = model("causal words")
+    assert repr(trained.prompt) == "InputPrompt(length=3, width=32, dtype=float32)"
+    assert repr(trained) == (
         "PromptModel(task='classify', labels=2, backbone='llama', "
         "prompt=InputPrompt(length=3, width=32, dtype=float32))"
     )
     prefix = model("causal words, prefix").prompt
     assert repr(prefix).startswith("KVPrefix(length=")
     assert re.search(r"layers=2, heads=4, head_size=8, dtype=float32\)$", repr(prefix))
-    count = sum(p.numel() for p in own.backbone.model.parameters())
-    assert f"family='llama', kind='causal', parameters={count:,}, " in repr(own.backbone)
+    count = sum(p.numel() for p in trained.backbone.model.parameters())
+    assert f"family='llama', kind='causal', parameters={count:,}, " in repr(trained.backbone)
     report = EvaluationReport(7, {"loss": 0.51234, "accuracy": 0.5}, None)
     assert repr(report) == "EvaluationReport(rows=7, loss=0.5123, accuracy=0.5)"
 
 
-def test_a_long_name_is_shown_by_its_end(model: Made) -> None:
-    own = model("causal words")
+def test_a_long_name_is_shown_by_its_end(model: ModelFactory) -> None:
+    trained = model("causal words")
     name = "/" + "far/" * 60 + "llama"
     manifest = replace(
-        own.artifact.manifest, backbone=own.artifact.manifest.backbone | {"name": name}
+        trained.artifact.manifest, backbone=trained.artifact.manifest.backbone | {"name": name}
     )
-    line = repr(replace(own, artifact=replace(own.artifact, manifest=manifest)))
+    line = repr(replace(trained, artifact=replace(trained.artifact, manifest=manifest)))
     assert len(line) < 200
     assert "far/llama" in line
 
@@ -261,16 +274,16 @@ def read_html(html: str) -> list[str]:
     return parser.seen
 
 
-def test_a_notebook_shows_tables_in_which_nothing_is_code(model: Made, rows) -> None:
-    own = model("causal words")
+def test_a_notebook_shows_tables_in_which_nothing_is_code(model: ModelFactory, rows) -> None:
+    trained = model("causal words")
     template = "{soft:3}<b>{text}</b> & so"
-    manifest = replace(own.artifact.manifest, template=template)
-    marked = replace(own, artifact=replace(own.artifact, manifest=manifest))
+    manifest = replace(trained.artifact.manifest, template=template)
+    marked = replace(trained, artifact=replace(trained.artifact, manifest=manifest))
     for value in (marked, Ensemble([marked, marked])):
         html = value._repr_html_()
         assert template in read_html(html)
         assert "<b>" not in html
-    report = own.evaluate(rows)
+    report = trained.evaluate(rows)
     seen = read_html(report._repr_html_())
     assert f"{report.metrics['accuracy']:.4f}" in seen
     assert [*map(str, report.confusion.counts[0])] == seen[-5:-3]

@@ -25,7 +25,7 @@ def side_of(make) -> str:
 
 
 def manual(own, inputs: BatchInputs, prompts) -> list[list[int]]:
-    """Greedy decoding by hand: the whole row anew for every token."""
+    """Greedy decoding by hand: the whole row is run again for every token."""
     done = [[] for _ in inputs.input_ids]
     for _ in range(NEW):
         states = forward(own, inputs, prompts=prompts)
@@ -45,7 +45,7 @@ def manual(own, inputs: BatchInputs, prompts) -> list[list[int]]:
 
 
 def started(own, inputs: BatchInputs) -> BatchInputs:
-    """With the decoder at its start, as generation begins."""
+    """The inputs with only the start token in the decoder, as generation begins."""
     if inputs.decoder_input_ids is None:
         return inputs
     start = torch.full((len(inputs.input_ids), 1), own.decoder_start_token_id)
@@ -113,7 +113,7 @@ def test_rows_with_different_prompts_write_as_if_alone(backbone, maker, writer):
 
 
 @for_each("shape", "causal")
-def test_a_second_turn_with_a_kept_cache(backbone, maker, shape, causal):
+def test_a_second_turn_with_the_cache_of_the_first(backbone, maker, shape, causal):
     own, make = backbone(causal), maker(causal)
     prompts, decoding = [make.prompt(shape)], Decoding(max_new_tokens=4)
     first = make.batch(*make.rows(shape, 7))
@@ -173,7 +173,7 @@ def test_only_the_allowed_answers_come_out(backbone, maker, shape, writer, beams
 
 @for_each("writer")
 def test_the_best_allowed_answer_wins_with_enough_beams(backbone, maker, writer):
-    """Four beams hold all four answers; the best has the highest mean log-probability."""
+    """Four beams keep all four answers; the best has the highest mean log-probability."""
     own, make = backbone(writer), maker(writer)
     allowed = [(30, 31), (40, 32), (60, 33), (50, 51)]
     end = own.eos_token_ids[0]
@@ -201,8 +201,8 @@ def test_the_best_allowed_answer_wins_with_enough_beams(backbone, maker, writer)
 
 
 @pytest.mark.parametrize("writer", ["llama", "t5"])
-def test_a_checkpoints_habits_do_not_slip_in(new_model, tokenizer, backbone, maker, writer):
-    """Transformers fills what is not asked for from the model's own generation settings."""
+def test_a_checkpoints_generation_config_is_ignored(new_model, tokenizer, backbone, maker, writer):
+    """Transformers takes settings that are not given from the model's generation config."""
     make = maker(writer)
     model = new_model(writer)
     model.generation_config = GenerationConfig(
@@ -216,11 +216,11 @@ def test_a_checkpoints_habits_do_not_slip_in(new_model, tokenizer, backbone, mak
         suppress_tokens=list(range(5, 300)),
     )
     kind = backbone(writer).geometry.architecture
-    habitual = wrap_model(writer, model, tokenizer=tokenizer(kind), kind=kind)
+    configured = wrap_model(writer, model, tokenizer=tokenizer(kind), kind=kind)
     inputs = make.batch(make.words(6))
-    assert habitual.eos_token_ids == (2,)
+    assert configured.eos_token_ids == (2,)
     for decoding in DECODINGS.values():
-        assert generate(habitual, inputs, prompts=[None], decoding=decoding) == generate(
+        assert generate(configured, inputs, prompts=[None], decoding=decoding) == generate(
             backbone(writer), inputs, prompts=[None], decoding=decoding
         )
 
@@ -238,7 +238,7 @@ def test_padding_on_the_right_is_refused(backbone, maker):
     ("settings", "fault"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens = 0: at least 1."),
-        ({"num_beams": 0}, "num_beams = 0: 1 is greedy, more are a search."),
+        ({"num_beams": 0}, "num_beams = 0: at least 1, which is greedy search."),
         (
             {"num_beams": 3, "do_sample": True},
             "num_beams = 3 and do_sample = true: beam search looks for the most likely",
@@ -259,3 +259,4 @@ def test_all_faults_of_decoding_at_once():
     with pytest.raises(RecipeError) as error:
         Decoding(num_beams=0, top_p=2.0, max_new_tokens=-1)
     assert len(error.value.faults) == 3
+    assert str(error.value).startswith("3 faults in the generation settings:\n")

@@ -1,4 +1,4 @@
-"""Soft tokens that enter at a later layer: below it the row is as if they were not there."""
+"""Soft tokens that enter at a later layer are invisible to the layers below it."""
 
 import pytest
 import torch
@@ -16,14 +16,14 @@ LAYER = 1
 
 
 def block(own, plain, layer: int):
-    """The plain model's own layer, by its name in ours."""
+    """The layer of the plain model that has the same name as in ours."""
     names = {module: name for name, module in own.model.named_modules()}
     module = next(m for m, numbers in own.layer_of.items() if layer in numbers)
     return plain.get_submodule(names[module])
 
 
 def passed(own, plain, inputs, *, mask, change, layer: int = LAYER):
-    """The last states of transformers' own model, ``change`` done to what a layer is given."""
+    """The last states of transformers' own model, with ``change`` applied to a layer's input."""
     calls = []
     shared = len(own.layer_of) < own.geometry.num_layers  # ALBERT calls one module for every layer
 
@@ -39,7 +39,7 @@ def passed(own, plain, inputs, *, mask, change, layer: int = LAYER):
     if offset is not None:
         given["position_ids"] = (torch.arange(ids.shape[1]) + offset).expand_as(ids)
     hook = block(own, plain, layer).register_forward_pre_hook(enter)
-    if own.geometry.model_type == "bloom":  # counts its positions by the mask and takes no others
+    if own.geometry.model_type == "bloom":  # its positions follow from the mask only
         body = plain.base_model
         body.build_alibi_tensor = lambda mask, *rest, **more: type(body).build_alibi_tensor(
             body, torch.ones_like(mask), *rest, **more
@@ -61,7 +61,7 @@ def passed(own, plain, inputs, *, mask, change, layer: int = LAYER):
 @torch.no_grad()
 @for_each("kv")
 def test_it_is_the_plain_model_in_two_halves(backbone, plain, maker, kv):
-    """Once with the soft tokens' places masked, then on with their vectors and all of them seen."""
+    """Below the layer the soft tokens are masked; from it on they are visible, as their vectors."""
     own, make = backbone(kv), maker(kv)
     prompt = make.late_prompt(3, layer=LAYER)
     inputs = make.batch(make.rows("input", 9, length=3)[0])
@@ -77,7 +77,7 @@ def test_it_is_the_plain_model_in_two_halves(backbone, plain, maker, kv):
 
 @pytest.mark.parametrize("causal", ["gpt2", "opt", "gpt_neox", "llama", "mistral", "gemma3"])
 def test_words_that_enter_as_they_would_stand_change_nothing(backbone, maker, causal):
-    """Behind a causal row nothing below depends on them."""
+    """At the end of a causal row no other state depends on them."""
     own, make = backbone(causal), maker(causal)
     row = make.words(9)
     words = make.batch(row)
@@ -111,7 +111,7 @@ def test_given_states_are_those_that_would_be_computed(backbone, maker, kv):
 
 @for_each("kv")
 def test_the_layers_below_are_not_run(backbone, maker, kv):
-    """T5's first layer is: it makes the position bias that all others use. BLOOM's hands on too."""
+    """T5's and BLOOM's first layers are: later layers use their other outputs."""
     own, make = backbone(kv), maker(kv)
     prompt, inputs = make.late_prompt(), make.batch(*make.rows("late", 9, 6))
     given = CachedInput(LAYER, compute_states(own, inputs, layer=LAYER, prompt=prompt))
@@ -126,7 +126,7 @@ def test_the_layers_below_are_not_run(backbone, maker, kv):
 
 
 @pytest.mark.parametrize(
-    ("family", "layer", "said"),
+    ("family", "layer", "message"),
     [
         (
             "deberta_v2",
@@ -136,12 +136,12 @@ def test_the_layers_below_are_not_run(backbone, maker, kv):
         ("llama", 2, "soft tokens cannot enter at layer 2: llama has the layers 0 to 1."),
     ],
 )
-def test_where_they_cannot_enter(backbone, maker, family, layer, said):
+def test_where_they_cannot_enter(backbone, maker, family, layer, message):
     own, make = backbone(family), maker(family)
     prompt = InputPrompt(torch.zeros(3, 32), layer)
     with pytest.raises(PromptError) as error:
         forward(own, make.batch(make.rows("input", 6)[0]), prompts=[prompt])
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_vectors_of_another_width_are_refused(backbone, maker):

@@ -1,4 +1,4 @@
-"""Guarantee 1: a soft prompt made of real words acts like those words, wherever it stands."""
+"""Guarantee 1: a soft prompt made of real words acts like those words, at any place in a row."""
 
 from dataclasses import replace
 from typing import get_args
@@ -16,12 +16,12 @@ from softprompt.prompt import InputPrompt, KVPrefix
 from support.parametrize import for_each
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-# Where three soft tokens stand in rows of 9 and of 6 tokens.
+# The places of three soft tokens in rows of 9 and of 6 tokens.
 PLACES = {"front": (0, 1, 2), "middle": (2, 3, 4), "end": (-3, -2, -1), "apart": (0, 2, 5)}
 
 
 def logits(plain, row: Tensor, decoder: Tensor | None) -> Tensor:
-    """What transformers' own model says to one row without padding."""
+    """The logits of transformers' own model for one row without padding."""
     given = {} if decoder is None else {"decoder_input_ids": decoder[:1]}
     with torch.no_grad():
         return plain(input_ids=row[None], **given).logits[0]
@@ -29,12 +29,12 @@ def logits(plain, row: Tensor, decoder: Tensor | None) -> Tensor:
 
 def check(backbone, inputs: BatchInputs, expected: list[Tensor], **prompts: object) -> None:
     """Compare at the real tokens (or the decoder's)."""
-    said = backbone.lm_head(forward(backbone, inputs, **prompts))
+    actual = backbone.lm_head(forward(backbone, inputs, **prompts))
     for b, wanted in enumerate(expected):
         real = (
-            said[b]
+            actual[b]
             if inputs.decoder_input_ids is not None
-            else said[b][inputs.attention_mask[b].bool()]
+            else actual[b][inputs.attention_mask[b].bool()]
         )
         assert_close(real, wanted, **CLOSE)
 
@@ -110,7 +110,7 @@ def test_a_prompt_baked_with_a_text_acts_as_before(backbone, maker, baked, lengt
 @pytest.mark.parametrize("cache", get_args(CacheKind))
 @for_each("baked")
 def test_a_baked_head_writes_as_before(backbone, maker, baked, cache):
-    """Beyond the window too: every step forgets what it would have forgotten."""
+    """Beyond the window too: at every step the same tokens are outside of it."""
     own, make = backbone(baked), maker(baked)
     prompt, head = make.input_prompt(2), torch.cat([make.words(3), make.soft(2)])
     tails, decoding = [make.words(6), make.words(3)], Decoding(max_new_tokens=9, cache=cache)
@@ -136,7 +136,7 @@ def test_what_cannot_be_baked_is_refused(backbone, maker, family, message):
     assert message in str(error.value)
 
 
-def test_windows_that_are_not_told_are_not_guessed(backbone, maker):
+def test_windows_that_are_not_reported_are_not_guessed(backbone, maker):
     own, make = backbone("mistral"), maker("mistral")
     silent = replace(own, geometry=replace(own.geometry, reports_window=False))
     fact = "does not report which layers use the sliding window"
@@ -148,7 +148,7 @@ def test_windows_that_are_not_told_are_not_guessed(backbone, maker):
 
 @for_each("baked")
 def test_a_text_captured_stands_in_front(backbone, plain, maker, baked):
-    """Keys and values of a text, with positions moved up, are that text."""
+    """Keys and values of a text, with shifted positions, act like that text."""
     own, make = backbone(baked), maker(baked)
     text, row = make.words(3), maker(baked, 1).words(13)
     found = capture_keys_and_values(own, text)
@@ -158,7 +158,7 @@ def test_a_text_captured_stands_in_front(backbone, plain, maker, baked):
     check(own, make.batch(row), expected, prompts=[moved])
 
 
-def test_keys_of_an_attention_of_its_own_cannot_be_read(backbone, maker):
+def test_keys_of_a_custom_attention_cannot_be_read(backbone, maker):
     with pytest.raises(
         PromptError, match="a custom attention implementation, whose keys and values cannot"
     ):

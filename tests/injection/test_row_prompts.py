@@ -1,4 +1,4 @@
-"""Guarantees 8 and 9: every row has its own prompt and no other, and none is the bare backbone."""
+"""Guarantees 8 and 9: only its own prompt affects a row; without one it is the bare backbone."""
 
 from dataclasses import replace
 
@@ -51,14 +51,14 @@ def test_a_batch_of_different_prompts_is_each_row_alone(backbone, maker, family,
 
 @for_each("family")
 def test_prompts_of_a_batch_differ(backbone, maker, family):
-    """The proof above would hold for a backbone that hears nothing: it hears."""
+    """The test above would pass if prompts had no effect: they have one."""
     own, make = backbone(family), maker(family)
     for prompt, row in cases(make):
         if prompt is not None:
-            heard = forward(own, make.batch(row), prompts=[prompt])
+            prompted = forward(own, make.batch(row), prompts=[prompt])
             plain = row.where(row < own.geometry.vocab_size, 7)
             bare = forward(own, make.batch(plain), prompts=[None])
-            assert (heard - bare).abs().max() > 1e-2
+            assert (prompted - bare).abs().max() > 1e-2
 
 
 def hidden(plain, inputs) -> torch.Tensor:
@@ -92,18 +92,18 @@ def test_an_input_prompt_leaves_its_neighbours_exactly_alone(backbone, plain, ma
 
 @for_each("kv")
 def test_a_masked_prefix_is_the_bare_model(backbone, plain, maker, kv):
-    """In a mixed batch the row without a prompt has the other's columns, masked."""
+    """In a mixed batch the row without a prompt has the other rows' columns, masked."""
     own, make = backbone(kv), maker(kv)
     inputs = make.batch(make.words(7), maker(kv, 1).words(7))
     prompts = [make.prefix(3), None, make.prefix(5, layers=(1,))]
     states = forward(own, inputs, prompts=prompts, rows=torch.tensor([0, 1]))
-    # The sums are the same with zeros in between, so a rounding of the last bit is all there is.
+    # The sums have additional zeros, so they may differ by a rounding of the last bit.
     assert_close(states[1], hidden(plain(kv), inputs)[1], rtol=1e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "t5"])
 def test_a_row_cannot_look_beyond_its_own_prompt(backbone, maker, family):
-    """Behind a prompt's last vector stands its neighbour's first."""
+    """After a prompt's last vector comes the first one of the next prompt."""
     own, make = backbone(family), maker(family)
     short, long = make.input_prompt(2), make.input_prompt(4)
     row = make.rows("input", 6, length=3)[0]
@@ -141,7 +141,7 @@ def test_several_prompts_need_rows(backbone, maker):
         forward(own, make.batch(make.words(4)), prompts=[None, make.prefix(1)])
 
 
-def test_nobody_listens_after_the_context(backbone, maker):
+def test_the_hook_is_removed_after_the_context(backbone, maker):
     own, make = backbone("llama"), maker("llama")
     inputs = make.batch(make.words(5))
     bare = own.compute_hidden_states(inputs)
@@ -164,7 +164,7 @@ class TestFit:
             "that it was trained for."
         )
 
-    def test_attention_of_its_own(self, backbone):
+    def test_custom_attention(self, backbone):
         prefix = KVPrefix(torch.zeros(1, 4, 2, 8), torch.zeros(1, 4, 2, 8), (0,))
         message = self.message(backbone("deberta_v2"), prefix)
         assert (
@@ -188,7 +188,7 @@ class TestFit:
 
     @pytest.mark.parametrize("family", ["t5", "bart"])
     def test_positions_of_a_decoder(self, backbone, maker, family):
-        """A prefix with positions has them among the decoder's own tokens, and nowhere else."""
+        """A prefix with positions has them among the decoder's tokens only."""
         message = self.message(backbone(family), maker(family).prefix(3, shift_positions=True))
         assert message == (
             "the prefix was trained with positions shifted by 3 and acts on the layers 0, 1, 2, 3, "
@@ -196,8 +196,8 @@ class TestFit:
             "layers 2, 4. Leave the others out, or train a prefix for it with softprompt instead."
         )
 
-    def test_positions_that_cannot_be_moved(self, backbone, maker):
-        """They are not left where they are in silence."""
+    def test_positions_that_cannot_be_shifted(self, backbone, maker):
+        """The shift is not ignored without an error."""
         own = backbone("bart")
         fixed = replace(own, geometry=replace(own.geometry, supports_position_shift=False))
         prefix = maker("bart").prefix(3, shift_positions=True, layers=(2, 4))

@@ -56,10 +56,11 @@ def test_a_mixed_batch_writes_as_each_row_alone(backbone, maker, family, cache, 
 
 
 @pytest.mark.parametrize("shifted", [True, False])
-def test_a_window_forgets_what_has_positions_alone(backbone, maker, shifted):
-    """Of 2 prefix tokens and a window of 8, the second is seen from the positions up to 8.
+def test_a_window_applies_only_to_a_prefix_with_positions(backbone, maker, shifted):
+    """Of 2 prefix tokens and a window of 8, the second is visible from the positions up to 8.
 
-    There stands the row's seventh token. The last layer is asked, where nothing hands on.
+    Position 8 is that of the row's seventh token. Read in the last layer, because earlier ones pass
+    on what they attended to.
     """
     own, make = backbone("mistral"), maker("mistral")
     prefix = make.prefix(2, shift_positions=shifted)

@@ -1,4 +1,4 @@
-"""A backbone that does not listen is refused at load, with the part that is deaf."""
+"""A backbone on which prompts have no effect is refused, and the message names the part."""
 
 import logging
 from dataclasses import replace
@@ -11,7 +11,7 @@ from softprompt.backbone import make_example_inputs, wrap_model
 from softprompt.backbone.loading import choose_dtype, select_device
 from softprompt.errors import BackboneError
 from softprompt.injection import forward, load_backbone, verify_backbone
-from softprompt.injection.verify import _gradients
+from softprompt.injection.verify import _compute_gradients
 from softprompt.prompt import InputPrompt
 from softprompt.recipe import BackboneConfig
 from softprompt.train.recipe_backbone import load_recipe_backbone
@@ -26,12 +26,12 @@ def message(own) -> str:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @for_each("family")
-def test_every_family_listens(backbone, family, dtype):
+def test_every_family_passes(backbone, family, dtype):
     verify_backbone(backbone(family, dtype))
 
 
 @for_each("family")
-def test_proving_leaves_no_trace(backbone, family):
+def test_verifying_leaves_no_trace(backbone, family):
     own = backbone(family)
     before = forward(own, make_example_inputs(own), prompts=[None])
     verify_backbone(own)
@@ -39,7 +39,7 @@ def test_proving_leaves_no_trace(backbone, family):
     assert all(p.grad is None for p in own.model.parameters())
 
 
-def test_also_where_no_gradient_is_wanted(backbone):
+def test_also_under_no_grad(backbone):
     with torch.no_grad():
         verify_backbone(backbone("llama"))
 
@@ -72,14 +72,14 @@ def test_a_table_that_ignores_vectors(new_backbone):
 
 @pytest.mark.parametrize("cut", [torch.Tensor.detach, lambda t: t * 0 + t.detach()])
 def test_a_gradient_that_is_cut(new_backbone, cut):
-    """Wholly, as under no_grad inside a model's code, or multiplied away."""
+    """Cut completely, as by no_grad in a model's code, or multiplied by zero."""
     own = new_backbone("llama")
     own.model.model.layers[0].register_forward_hook(lambda _module, _args, output: cut(output))
     assert "a random InputPrompt receives no gradient at its vectors" in message(own)
 
 
-def test_a_fresh_normalisation_hides_no_gradient(tokenizer):
-    """The squares behind a LayerNorm of ones add up to a constant: a gradient of rounding only."""
+def test_a_new_layer_norm_hides_no_gradient(tokenizer):
+    """Squares after a LayerNorm of ones add up to a constant, whose gradient is rounding error."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=366,
@@ -94,11 +94,11 @@ def test_a_fresh_normalisation_hides_no_gradient(tokenizer):
     inputs, vectors = make_example_inputs(own), torch.randn(2, 32, requires_grad=True)
     inputs.input_ids[0, :2] = torch.arange(2) + 366
     states = forward(own, inputs, prompts=[InputPrompt(vectors * own.geometry.embedding_rms)])
-    (found,) = _gradients(states, [vectors])
+    (found,) = _compute_gradients(states, [vectors])
     assert found.abs().max() > 1e-2
 
 
-def test_loading_proves(saved, monkeypatch):
+def test_loading_verifies(saved, monkeypatch):
     folder = saved("gpt2")
     monkeypatch.setattr("softprompt.backbone.hooks._embed", lambda table, ids: table(ids % 366))
     with pytest.raises(
@@ -108,7 +108,7 @@ def test_loading_proves(saved, monkeypatch):
 
 
 def test_the_defaults_are_those_of_a_recipe(saved):
-    """One default in Python, in a recipe and for an artifact: the machine's best."""
+    """The defaults in Python and in a recipe are the same: the best of this machine."""
     folder = str(saved("llama"))
     own, of_recipe = load_backbone(folder), load_recipe_backbone(BackboneConfig(name=folder))
     best = select_device()
@@ -150,7 +150,7 @@ def test_without_a_precision_it_is_the_checkpoints(saved, new_model):
         ),
     ],
 )
-def test_misspelt_options_are_told_before_anything_is_read(monkeypatch, given, message):
+def test_misspelt_options_are_reported_before_anything_is_read(monkeypatch, given, message):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     with pytest.raises(BackboneError) as caught:
         load_backbone("there is no such folder", **given)
@@ -163,7 +163,7 @@ def test_dropout_is_kept_when_asked(saved, new_model):
     assert load_backbone(folder, device="cpu", keep_dropout=True).dropout
 
 
-def test_loading_is_logged_and_says_nothing_else(saved, caplog, capsys):
+def test_loading_is_logged_and_prints_nothing(saved, caplog, capsys):
     folder = str(saved("llama"))
     capsys.readouterr()
     with caplog.at_level(logging.INFO, logger="softprompt"):

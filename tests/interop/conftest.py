@@ -1,4 +1,4 @@
-"""Models to export, prompts at work on tiny backbones, and what is said of files of others."""
+"""Models to export, tiny backbones to import for, and the messages of refused imports."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ def desk(backbone, maker) -> Desk:
 
 @pytest.fixture
 def refused(desk) -> Callable[..., str]:
-    """What is said when something is not imported; nothing but an error of ours will do."""
+    """The message of a refused import, which must be an error of softprompt."""
 
     def said(form: str, source: Path, *, family: str = "llama", **more: Any) -> str:
         with pytest.raises(SoftpromptError) as caught:

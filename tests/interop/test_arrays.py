@@ -1,4 +1,4 @@
-"""Vectors go out as .npy or safetensors and come back: the same bits, and the same answers."""
+"""Vectors exported as .npy or safetensors and imported again: the same bits and predictions."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def take(desk):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", VECTORS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_there_and_back(desk, take, tmp_path, family, form, dtype):
+def test_export_and_import(desk, take, tmp_path, family, form, dtype):
     own = desk.backbone(family)
     prompt = to(InputPrompt(desk.vectors(family)), dtype=dtype)
     model = desk.model(own, prompt, desk.asking(own, "{soft:3}{text}"))
@@ -64,7 +64,7 @@ def test_there_and_back(desk, take, tmp_path, family, form, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_others_read_what_is_written(desk, tmp_path, dtype):
+def test_other_libraries_read_the_files(desk, tmp_path, dtype):
     own = desk.backbone("llama")
     prompt = to(InputPrompt(desk.vectors("llama")), dtype=dtype)
     model = desk.model(own, prompt, desk.asking(own, "{text}{soft:3}"))
@@ -106,7 +106,7 @@ def test_arrays_of_every_layout(desk, take, tmp_path, family, change):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_googles_file_has_no_ending(desk, tmp_path, whole):
+def test_googles_file_has_no_suffix(desk, tmp_path, whole):
     """T5X's name, in the folder of a checkpoint or by itself; before the text of the encoder."""
     own = desk.backbone("t5")
     vectors = desk.vectors("t5", 4)
@@ -161,7 +161,7 @@ def test_a_tensor_has_any_name(desk, take, tmp_path, name):
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "gpt2"])
-def test_a_writer_is_the_default(desk, tmp_path, family):
+def test_text_generation_is_the_default_task(desk, tmp_path, family):
     own, prompt = desk.backbone(family), InputPrompt(desk.vectors(family))
     task = Generate(template="{soft:3}{text}")
     model = desk.model(own, prompt, task, labels=[])
@@ -172,7 +172,7 @@ def test_a_writer_is_the_default(desk, tmp_path, family):
     assert list(again.predict(texts)) == list(model.predict(texts))
 
 
-def test_choices_are_the_answers(desk, tmp_path):
+def test_only_choices_are_predicted(desk, tmp_path):
     np.save(tmp_path / "prompt.npy", desk.vectors("llama").numpy())
     task = Generate(choices=["yes", "no"])
     model = import_prompts("npy", tmp_path, backbone=desk.backbone("llama"), task=task)[""]

@@ -1,4 +1,4 @@
-"""What a format cannot hold is said before anything is written, and half a folder never stays."""
+"""A prompt that a format cannot store is refused at once; no partial folder is left behind."""
 
 import errno
 from pathlib import Path
@@ -17,7 +17,7 @@ FORMS = (*VECTORS, "peft", "p-tuning-v2")
 
 @pytest.fixture
 def refused(tmp_path):
-    """What is said, and nothing is written."""
+    """The message of an export that is refused and writes nothing."""
 
     def said(form: str, model) -> str:
         with pytest.raises(ArtifactError) as caught:
@@ -30,7 +30,7 @@ def refused(tmp_path):
 
 @pytest.fixture
 def made(desk):
-    """Prompts of every sort."""
+    """Models with prompts of every sort."""
 
     def make(sort: str, family: str = "llama"):
         own, maker = desk.backbone(family), desk.maker(family)
@@ -95,10 +95,10 @@ V2 = {
 
 
 @pytest.mark.parametrize(("sort", "family"), V2)
-def test_what_is_no_p_tuning_v2(made, refused, sort, family):
+def test_what_p_tuning_v2_cannot_store(made, refused, sort, family):
     assert refused("p-tuning-v2", made(sort, family)) == (
         f"the artifact cannot be a P-tuning v2 checkpoint: it {V2[sort, family]}. Train "
-        'p-tuning-v2 with method.shift_positions = true, layers = "all", and task.head = '
+        'p-tuning-v2 with method.shift_positions = true, method.layers = "all", and task.head = '
         '"mlp-tanh".'
     )
 
@@ -126,11 +126,11 @@ PEFT = {
 
 
 @pytest.mark.parametrize(("sort", "family"), PEFT)
-def test_what_peft_cannot_say(made, refused, sort, family):
+def test_what_peft_cannot_store(made, refused, sort, family):
     assert refused("peft", made(sort, family)).startswith(PEFT[sort, family])
 
 
-def test_a_format_that_there_is_not(made, refused):
+def test_an_unknown_format_to_export(made, refused):
     assert refused("safetensor", made("vectors")).startswith(
         "unknown format to export 'safetensor'. Options: npy, p-tuning-v2, peft, safetensors"
     )
@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_nothing(made, tmp_path, monkeypatch, form, write):
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_folder_that_the_system_will_not_make(made):
+def test_a_folder_that_cannot_be_made(made):
     with pytest.raises(ArtifactError, match=r"written to /dev/null/x: (Not a d|File exists)"):
         export_prompt("npy", made("vectors"), output=Path("/dev/null/x"))
 

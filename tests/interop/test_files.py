@@ -1,4 +1,4 @@
-"""Files of others that are not whole, not what they say, or up to something, are refused."""
+"""Damaged, inconsistent and malicious files of other libraries are refused."""
 
 import io
 import json
@@ -51,14 +51,14 @@ CONFIG = {
 
 
 def whole(form: str) -> Tensor:
-    """Of Llama: four rows wide or keys and values of two layers, two heads of ten."""
+    """A valid prompt for Llama: vectors of 32, or keys and values of 2 layers, 2 heads of 10."""
     return torch.linspace(-1, 1, 3 * (80 if form == "p-tuning-v2" else 32)).view(3, -1)
 
 
 def put(
     folder: Path, form: str, content: Tensor | bytes | Mapping[str, Tensor] | None = None
 ) -> Path:
-    """A folder of a format; it is good unless its content is another."""
+    """A folder of a format; without other content it is valid."""
     folder.mkdir(exist_ok=True)
     content = whole(form) if content is None else content
     path = folder / NAMES[form]
@@ -75,7 +75,7 @@ def put(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_is_spoilt_here_is_good(desk, tmp_path, form):
+def test_the_undamaged_files_are_read(desk, tmp_path, form):
     found = import_prompts(
         form, put(tmp_path, form), backbone=desk.backbone("llama"), task=Generate()
     )
@@ -84,7 +84,7 @@ def test_what_is_spoilt_here_is_good(desk, tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_folder_that_is_not_there(refused, tmp_path, form):
+def test_a_missing_folder(refused, tmp_path, form):
     source = tmp_path / "nowhere"
     assert refused(form, source) == (
         f"there is no file or folder {source}. Give the {WHAT[form]} file, or the folder it is in."
@@ -111,7 +111,7 @@ def test_the_folder_below_is_named(refused, tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_file_cut_short(refused, tmp_path, form):
+def test_a_truncated_file(refused, tmp_path, form):
     path = put(tmp_path, form) / NAMES[form]
     raw = path.read_bytes()
     for size in (0, 1, 7, 8, 9, 60, len(raw) // 2, len(raw) - 1):
@@ -133,7 +133,7 @@ def lying(shape: str, dtype: str = "<f4") -> bytes:
     return array(f"{{'descr':'{dtype}','fortran_order':False,'shape':{shape}}}\n")
 
 
-# Headers that lie, of both kinds of file.
+# Garbage, and headers with false contents, of both kinds of file.
 GARBAGE = [
     b"garbage",
     b"\xff" * 200,
@@ -174,8 +174,8 @@ def test_garbage(refused, tmp_path, form, raw):
     assert refused(form, tmp_path).startswith(str(path))
 
 
-class Loud:
-    """What a pickle can do when it is read."""
+class Malicious:
+    """An object whose unpickling runs code."""
 
     def __reduce__(self):
         return (exec, ("import sys; sys.the_pickle_was_read = True",))
@@ -183,10 +183,10 @@ class Loud:
 
 def pickles() -> dict[str, bytes]:
     archive, old, objects = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    torch.save({"x": torch.ones(3, 32), "y": Loud()}, archive)
-    torch.save({"x": Loud()}, old, _use_new_zipfile_serialization=False)
-    np.save(objects, np.array([Loud()], dtype=object))
-    bare = {f"protocol {at}": pickle.dumps({"x": Loud()}, protocol=at) for at in range(6)}
+    torch.save({"x": torch.ones(3, 32), "y": Malicious()}, archive)
+    torch.save({"x": Malicious()}, old, _use_new_zipfile_serialization=False)
+    np.save(objects, np.array([Malicious()], dtype=object))
+    bare = {f"protocol {at}": pickle.dumps({"x": Malicious()}, protocol=at) for at in range(6)}
     return bare | {"torch": archive.getvalue(), "old": old.getvalue(), "npy": objects.getvalue()}
 
 
@@ -210,14 +210,14 @@ def test_a_pickle_under_the_right_name_is_not_read(refused, tmp_path, form, kind
 
 @pytest.mark.parametrize("ending", [".bin", ".pt", ".pth", ".pkl"])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_pickle_alone_in_the_folder_is_told(refused, tmp_path, form, ending):
+def test_a_pickle_alone_in_the_folder_is_named(refused, tmp_path, form, ending):
     (tmp_path / f"adapter_model{ending}").write_bytes(PICKLED["torch"])
     if form == "peft":
         (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
     assert refused(form, tmp_path).startswith(f"{tmp_path / f'adapter_model{ending}'} is a pickle")
 
 
-def test_a_pickle_beside_the_file_is_left_alone(desk, tmp_path):
+def test_a_pickle_next_to_the_file_is_not_read(desk, tmp_path):
     folder = put(tmp_path, "peft")
     (folder / "adapter_model.bin").write_bytes(PICKLED["torch"])
     found = import_prompts("peft", folder, backbone=desk.backbone("llama"))[""]
@@ -278,7 +278,7 @@ def test_tensors_of_something_else(refused, tmp_path, form, dtype):
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("form", FORMS)
-def test_what_is_no_number(refused, tmp_path, form, wrong):
+def test_values_that_are_not_finite(refused, tmp_path, form, wrong):
     spoilt = whole(form)
     spoilt[0, :2] = wrong
     put(tmp_path, form, spoilt)
@@ -289,7 +289,7 @@ def test_what_is_no_number(refused, tmp_path, form, wrong):
     )
 
 
-def test_doubles_that_no_float_holds(refused, tmp_path):
+def test_doubles_beyond_float32(refused, tmp_path):
     np.save(tmp_path / "prompt.npy", np.full((3, 32), 1e300))
     assert "96 of its 96 values are NaN or infinite" in refused("npy", tmp_path)
 
@@ -304,7 +304,9 @@ def test_shapes(refused, tmp_path, form, shape):
     path, given = tmp_path / NAMES[form], [*shape]
     message = refused(form, tmp_path)
     takes = "takes 80 (2 x 2 layers x 2 heads x 10)"
-    other = "The prompt belongs to another backbone: name it with --backbone."
+    other = (
+        "The prompt belongs to another backbone: name it with --backbone (backbone=… in Python)."
+    )
     match form, shape:
         case "peft", (3, wide):
             assert message == (
@@ -327,7 +329,8 @@ def test_shapes(refused, tmp_path, form, shape):
         case _:
             assert message == (
                 f"{path} holds {given}, but a prompt for 'llama' is [P, 32]: P soft tokens. Take "
-                "another file, or name the prompt's own backbone with --backbone."
+                "another file, or name the prompt's own backbone with --backbone (backbone=… in "
+                "Python)."
             )
 
 
@@ -416,7 +419,7 @@ def test_a_file_too_large_for_any_prompt(refused, tmp_path, monkeypatch, form):
     )
 
 
-def test_two_tensors_are_no_plain_prompt(refused, tmp_path):
+def test_two_tensors_are_not_a_plain_prompt(refused, tmp_path):
     put(tmp_path, "safetensors", {"a": torch.ones(3, 32), "b": torch.ones(3, 32)})
     path = tmp_path / "prompt.safetensors"
     remedy = "Save it alone; for adapters there are the formats peft and p-tuning-v2."
@@ -432,8 +435,10 @@ def test_two_tensors_are_no_plain_prompt(refused, tmp_path):
 def test_an_encoder_without_a_task_is_asked_for_one(refused, desk, tmp_path):
     np.save(tmp_path / "prompt.npy", desk.vectors("bert").numpy())
     said = refused("npy", tmp_path, family="bert")
-    assert said.startswith(
-        "the file does not say which task the prompt is for. Give the task: kind"
+    assert said == (
+        "the file does not say which task the prompt is for. Give the task: kind 'generate', or "
+        "kind 'classify' with a verbalizer, such as --set task.kind=classify --set "
+        '\'task.verbalizer={bad=" bad", good=" good"}\' (task=Classify(verbalizer=…) in Python).'
     )
     said = refused("npy", tmp_path, family="bert", task=Classify())
     assert said == (
@@ -442,7 +447,7 @@ def test_an_encoder_without_a_task_is_asked_for_one(refused, desk, tmp_path):
     )
 
 
-def test_choices_that_no_data_give(refused, tmp_path):
+def test_choices_from_data_need_data(refused, tmp_path):
     said = refused("npy", put(tmp_path, "npy"), task=Generate(choices="from-data"))
     assert said == (
         "task.choices is 'from-data', but a prompt is imported without data. List the choices, or "
@@ -450,7 +455,7 @@ def test_choices_that_no_data_give(refused, tmp_path):
     )
 
 
-def test_a_format_that_there_is_not(refused, tmp_path):
+def test_an_unknown_format_to_import(refused, tmp_path):
     assert refused("pef", tmp_path) == (
         "unknown format to import 'pef'. Options: "
         f"{', '.join(sorted(able('read')))}. Did you mean 'peft'?"

@@ -1,4 +1,4 @@
-"""Checkpoints of THUDM's P-tuning v2 answer as that code does, which is written out here anew."""
+"""Checkpoints of THUDM's P-tuning v2 predict as its code does, which is rewritten here."""
 
 from pathlib import Path
 
@@ -112,7 +112,7 @@ def test_a_whole_checkpoint_answers_as_their_code(
     assert found.artifact.manifest.shift_positions
     again = PromptModel.from_pretrained(found.save(tmp_path / "mood"), backbone=own)
     assert torch.equal(desk.scores(again, texts), desk.scores(found, texts))
-    # The oracle hears the prefix, and the positions: without either it says something else.
+    # The prefix has an effect on the oracle.
     bare = found.task.compute_scores([found.render(text) for text in texts], [None])
     assert not torch.allclose(bare, wanted, atol=1e-2)
 
@@ -135,7 +135,7 @@ def test_the_trained_part_alone_takes_the_pooler_from_the_backbone(
 
 
 @pytest.mark.parametrize("family", BODIES)
-def test_a_pooler_that_nobody_has_is_not_made_up(theirs, saved, tmp_path, family):
+def test_a_missing_pooler_is_refused(theirs, saved, tmp_path, family):
     path = store(theirs(family), tmp_path / "mine.safetensors", left_out=(f"{family}.",))
     own = load_backbone(str(saved(family)), dtype="float32", device="cpu")
     with pytest.raises(BackboneError) as caught:
@@ -148,7 +148,7 @@ def test_a_pooler_that_nobody_has_is_not_made_up(theirs, saved, tmp_path, family
 
 
 @pytest.mark.parametrize("family", BODIES)
-def test_out_and_in_again(desk, theirs, tmp_path, family):
+def test_export_and_import(desk, theirs, tmp_path, family):
     own, model = desk.backbone(family), theirs(family)
     store(model, tmp_path / "model.safetensors")
     found = import_prompts("p-tuning-v2", tmp_path, backbone=own)[""]
@@ -186,7 +186,7 @@ def test_precision_is_kept(desk, theirs, tmp_path, dtype):
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "albert", "llama"])
-def test_a_prefix_alone_says_label_words(desk, tmp_path, family):
+def test_a_prefix_alone_scores_label_words(desk, tmp_path, family):
     """Layer by layer: keys, values, ``[P, L, 2, N, D]``."""
     own = desk.backbone(family)
     prefix = desk.maker(family).prefix(shift_positions=True)

@@ -1,7 +1,7 @@
-"""PEFT's folders, written by PEFT, answer here as there; ours, read by PEFT, answer there as here.
+"""Adapters written by PEFT predict here as in PEFT, and exported prompts in PEFT as here.
 
-Every cell of method, family and task in which PEFT itself runs. Those in which it does not are
-listed with what it says, and looked at too, so that the list stays true.
+Every combination of method, family and task in which PEFT itself runs. The others are listed with
+PEFT's error and tested too, so that the list stays true.
 """
 
 import copy
@@ -206,7 +206,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("task", ["head", "words"])
 @pytest.mark.parametrize("kind", KINDS)
 @for_each("family")
-def test_there_and_here_and_there(cells, tmp_path, family, kind, task):
+def test_import_and_export(cells, tmp_path, family, kind, task):
     cell = cells(family, task)
     fault = THEIRS.get((family, task, kind in PREFIXES))
     if fault is not None:
@@ -344,7 +344,7 @@ def trained(cell: Cell, name: str, *, method: dict[str, Any] | None = None) -> A
 @pytest.mark.parametrize("task", ["head", "words"])
 @pytest.mark.parametrize("name", METHOD_SETTINGS)
 @for_each("family")
-def test_here_and_there_and_here(cells, tmp_path, family, name, task):
+def test_export_and_import(cells, tmp_path, family, name, task):
     cell, keys = cells(family, task), name in {"prefix-tuning", "p-tuning-v2"}
     if (family, task, keys) in THEIRS or (keys and family in NO_KEYS):
         pytest.skip("PEFT cannot do this; see the other test")
@@ -431,7 +431,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("family", "name", "changes", "message"), REFUSED)
-def test_what_peft_cannot_hold_is_refused(cells, tmp_path, family, name, changes, message):
+def test_what_peft_cannot_store_is_refused(cells, tmp_path, family, name, changes, message):
     cell = cells(family, "head" if family == "bert" else "words")
     method = {k: v for k, v in changes.items() if k in {"shift_positions", "layers"}}
     made = trained(

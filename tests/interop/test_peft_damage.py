@@ -1,4 +1,4 @@
-"""Adapters whose configuration lies or is hostile, and tensors that do not belong together."""
+"""Adapters with a false or hostile configuration, and tensors that do not belong together."""
 
 import builtins
 import io
@@ -88,7 +88,7 @@ LIES = {
 
 
 @pytest.mark.parametrize(("config", "message"), LIES.values(), ids=LIES)
-def test_a_configuration_that_says_something_else(refused, tmp_path, config, message):
+def test_a_configuration_with_a_false_value(refused, tmp_path, config, message):
     put(tmp_path, **config)
     assert refused("peft", tmp_path) == f"{tmp_path / 'adapter_config.json'}: {message}"
 
@@ -107,7 +107,7 @@ def test_a_decoder_that_the_backbone_lacks(refused, tmp_path):
     put(tmp_path, task_type="SEQ_2_SEQ_LM")
     assert refused("peft", tmp_path) == (
         f"{tmp_path}: task_type is SEQ_2_SEQ_LM, but 'llama' has no decoder. Name the adapter's"
-        " own backbone with --backbone."
+        " own backbone with --backbone (backbone=… in Python)."
     )
 
 
@@ -127,7 +127,7 @@ NO_JSON = {
 
 
 @pytest.mark.parametrize(("raw", "message"), NO_JSON.items(), ids=range(len(NO_JSON)))
-def test_a_configuration_that_is_no_json(refused, tmp_path, raw, message):
+def test_a_configuration_that_is_not_json(refused, tmp_path, raw, message):
     path = put(tmp_path) / "adapter_config.json"
     path.write_bytes(raw)
     said = refused("peft", tmp_path)
@@ -138,7 +138,7 @@ def test_a_configuration_that_is_no_json(refused, tmp_path, raw, message):
 @pytest.mark.parametrize(
     ("raw", "kind"), [(b"[1]", "list"), (b'"x"', "str"), (b"null", "NoneType")]
 )
-def test_a_configuration_that_is_no_table(refused, tmp_path, raw, kind):
+def test_a_configuration_that_is_not_a_table(refused, tmp_path, raw, kind):
     path = put(tmp_path) / "adapter_config.json"
     path.write_bytes(raw)
     assert refused("peft", tmp_path) == (
@@ -146,7 +146,7 @@ def test_a_configuration_that_is_no_table(refused, tmp_path, raw, kind):
     )
 
 
-def test_a_single_file_is_no_adapter(refused, tmp_path):
+def test_a_single_file_is_not_an_adapter(refused, tmp_path):
     path = put(tmp_path) / "adapter_model.safetensors"
     assert refused("peft", path) == (
         f"{path} is a file, but a PEFT adapter is a folder. Give its folder {tmp_path}."
@@ -220,7 +220,7 @@ def test_heads_that_do_not_fit(refused, tmp_path):
     put(tmp_path, head(width=16), task_type="SEQ_CLS")
     remedy = (
         "The prompt belongs to another backbone, or the file is incomplete. Name its own with "
-        "--backbone."
+        "--backbone (backbone=… in Python)."
     )
     assert refused("peft", tmp_path) == (
         "the file's head has output.weight [2, 16], but 'llama' takes output.weight [2, 32]. "
@@ -421,7 +421,7 @@ def test_what_a_configuration_names_is_never_opened(desk, opened, tmp_path, kind
     assert torch.equal(found.artifact.prompt.vectors, PROMPT["prompt_embeddings"])
     out = export_prompt("peft", found, output=tmp_path / "out")
     assert not any("away" in one for one in opened)
-    # What is written says nothing of that kind on.
+    # None of it is passed on.
     written = (out / "adapter_config.json").read_text()
     table = json.loads(written)
     assert str(away) not in written
@@ -470,7 +470,7 @@ def test_a_backbone_that_brings_code_is_refused(saved, tmp_path):
         "x" * 5000,
     ],
 )
-def test_a_name_that_is_no_backbone(tmp_path, name):
+def test_a_name_that_is_not_a_backbone(tmp_path, name):
     put(tmp_path, base_model_name_or_path=name)
     assert read_base_model("peft", tmp_path).name == name
     with pytest.raises(BackboneError) as caught:

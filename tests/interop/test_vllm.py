@@ -277,7 +277,7 @@ def test_what_vllm_cannot_do_is_refused(model, tmp_path, cell):
 
 def test_a_late_prompt_is_refused(model, maker, tmp_path):
     own = late(model(("llama", "text", "input")), maker)
-    with pytest.raises(ArtifactError, match=r'enter at layer 1.*layers = "all"'):
+    with pytest.raises(ArtifactError, match=r'enter at layer 1.*method\.layers = "all"'):
         export_prompt("vllm", own, output=tmp_path / "out")
 
 
@@ -435,12 +435,12 @@ def test_a_link_to_elsewhere_is_refused(exported, tmp_path, name):
         VLLMPrompt.from_export(folder)
 
 
-def test_a_missing_folder_is_told(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="there is no folder"):
         VLLMPrompt.from_export(tmp_path / "absent")
 
 
-def test_a_broken_template_is_told(exported):
+def test_a_broken_template_is_refused(exported):
     folder = exported()
     plan_of(folder, template="{soft:3}{text")
     with pytest.raises(TemplateError, match="without its partner"):
@@ -463,7 +463,7 @@ RESPONSES = {
 
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("sort", RESPONSES)
-def test_a_response_that_says_nothing_is_refused(trained, kind, sort):
+def test_an_incomplete_response_is_refused(trained, kind, sort):
     response, message = RESPONSES[sort]
     with pytest.raises(DataError) as caught:
         VLLMPrompt.from_model(trained("llama", kind)).parse_response(response)
@@ -471,7 +471,7 @@ def test_a_response_that_says_nothing_is_refused(trained, kind, sort):
 
 
 def test_the_command_line_exports(trained, saved, tmp_path):
-    """From an artifact on disk, with the backbone that it names; a format is told by its name."""
+    """From an artifact on disk, with the backbone that it names; a misspelt format is corrected."""
     own = load_backbone(str(saved("llama")), dtype="float32", device="cpu")
     artifact = trained("llama", "words", own=own).save(tmp_path / "mood")
     arguments = ["export", "vllm", str(artifact), "--output", str(tmp_path / "out"), "--json"]

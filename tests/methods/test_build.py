@@ -1,4 +1,4 @@
-"""Building a method: layers by name, and how near a fit comes."""
+"""Building a method: the selection of layers, and the error of a warm start."""
 
 import pytest
 import torch
@@ -102,7 +102,7 @@ class TestLateSoftTokens:
         return build_method(own, settings, soft_length=4, init=start, seed=0)
 
     @for_each("kv")
-    def test_they_enter_where_they_are_told(self, backbone, made, kv):
+    def test_they_enter_at_the_first_selected_layer(self, backbone, made, kv):
         own = backbone(kv)
         prompt = self.build(own, made, "1:")()
         assert prompt.start_layer == 1

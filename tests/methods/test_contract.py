@@ -58,7 +58,7 @@ def test_it_has_an_effect_and_a_gradient_everywhere(backbone, maker, settings, m
     for name, gradient in found.items():
         assert gradient.isfinite().all(), name
         assert gradient.any(), name
-    # Every soft token on every layer is reached.
+    # Every soft token on every layer has a gradient.
     prompt = made()
     wanted = torch.autograd.grad(
         nn.functional.mse_loss(forward(own, inputs, prompts=[prompt]), torch.ones_like(first)),
@@ -108,7 +108,7 @@ def counting(module: nn.Module) -> Iterator[list[int]]:
 
 
 def inner_part(model: nn.Module) -> nn.Module:
-    """Some part of the second layer that runs once a pass."""
+    """A module of the second layer that runs once per pass."""
     return next(
         module
         for name, module in model.named_modules()
@@ -131,7 +131,7 @@ def test_gradient_checkpointing_changes_nothing(backbone, maker, settings, metho
         again = loss_of(own, made, inputs).item()
         before = len(calls)
         checked = gradients(own, made, inputs)
-        # Transformers makes every embedding ask for a gradient now; a start may not.
+        # Transformers makes embeddings require a gradient now; those of an initial prompt must not.
         assert not own.embed(make.words(3)).requires_grad
     assert len(calls) == 3 * before, "the layers were not run a second time"
     assert again == pytest.approx(loss, rel=1e-6)
@@ -141,7 +141,7 @@ def test_gradient_checkpointing_changes_nothing(backbone, maker, settings, metho
 
 @for_each("method", "family")
 def test_in_bf16_it_learns_in_the_same_direction(backbone, maker, settings, method, family):
-    """The backbone in bf16, the method in fp32: about the gradient of fp32."""
+    """With the backbone in bf16 and the method in fp32 the gradient is about that of fp32."""
     whole, half = backbone(family), backbone(family, torch.bfloat16)
     make, chosen = maker(family), settings[method]
     inputs = batch(make, chosen)
@@ -173,7 +173,7 @@ def test_a_seed_decides_the_start(backbone, settings, method):
 
 @for_each("method")
 def test_it_starts_at_what_it_was_given(backbone, settings, method):
-    """Direct methods exactly, the others as near as their encoder was fitted."""
+    """Direct methods exactly, the others up to the error of the fit."""
     own, chosen = backbone("llama"), settings[method]
     start = FromText("the movie was great")
     direct = {"input": "prompt-tuning", "kv": "p-tuning-v2"}[chosen.prompt_kind]

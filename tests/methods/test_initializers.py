@@ -1,4 +1,4 @@
-"""What a prompt is before its first step: real words, or noise at the scale of real words."""
+"""Initial prompts are real words, or noise at the scale of real words."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from softprompt.errors import PromptError
 from softprompt.injection import capture_keys_and_values, forward
+from softprompt.methods import parse_layers
 from softprompt.methods.initializers import (
     FromLabels,
     FromPrompt,
@@ -21,12 +22,12 @@ from support.parametrize import for_each
 
 @pytest.fixture
 def start(backbone):
-    """A start by family, as an input prompt of 6 soft tokens unless told otherwise."""
+    """An initial prompt by family: by default an input prompt of 6 soft tokens."""
 
     def get(
         family: str, initial: Initializer, *, seed: int = 0, dtype=torch.float32, **how: object
     ):
-        how = {"shape": "input", "length": 6} | how
+        how = {"kind": "input", "length": 6} | how
         generator = torch.Generator().manual_seed(seed)
         return initialize_prompt(backbone(family, dtype), initial, generator=generator, **how)
 
@@ -38,7 +39,7 @@ def ids_of(own, text: str) -> torch.Tensor:
 
 
 def rows_of(own, vectors: torch.Tensor) -> list[int]:
-    """Which rows of the table some vectors are."""
+    """The rows of the embedding table that are nearest to some vectors."""
     table = own.embed(torch.arange(own.geometry.vocab_size))
     return [torch.cdist(v[None], table).argmin().item() for v in vectors]
 
@@ -63,7 +64,7 @@ def test_text_is_repeated_or_cut_to_length(backbone, start):
 
 @for_each("family")
 def test_text_acts_like_the_text(backbone, plain, maker, start, family):
-    """The start of prompt tuning is the hard prompt: the same last states, soft or not."""
+    """The initial prompt acts like the same words: the last states are the same."""
     own, make = backbone(family), maker(family)
     ids = ids_of(own, "the movie was great")
     hard, soft = make.words(9), make.words(9)
@@ -135,7 +136,7 @@ class TestPrefix:
         own = backbone(kv)
         found = capture_keys_and_values(own, ids_of(own, "the movie was great"))
         layers = tuple(range(own.geometry.num_attention_sites))[1:]
-        how = {"shape": "kv", "length": 4, "layers": layers}
+        how = {"kind": "kv", "length": 4, "layers": layers}
         prefix = start(kv, FromText("the movie was great"), **how)
         assert prefix.sites == layers
         assert torch.equal(prefix.keys, found.keys[1:])
@@ -145,7 +146,7 @@ class TestPrefix:
     def test_of_a_text_repeated(self, backbone, start):
         own = backbone("llama")
         ids = ids_of(own, "a good movie")
-        prefix = start("llama", FromText("a good movie"), shape="kv", length=5, layers=(0, 1))
+        prefix = start("llama", FromText("a good movie"), kind="kv", length=5, layers=(0, 1))
         assert torch.equal(
             prefix.keys, capture_keys_and_values(own, torch.cat([ids, ids[:2]])).keys
         )
@@ -153,36 +154,36 @@ class TestPrefix:
     def test_of_label_words(self, backbone, start):
         own = backbone("llama")
         ids = torch.cat([ids_of(own, " good"), ids_of(own, " bad")])
-        prefix = start("llama", FromLabels((" good", " bad")), shape="kv", length=2, layers=(0, 1))
+        prefix = start("llama", FromLabels((" good", " bad")), kind="kv", length=2, layers=(0, 1))
         assert torch.equal(prefix.keys, capture_keys_and_values(own, ids).keys)
 
     def test_of_no_label_words(self, start):
         with pytest.raises(PromptError) as error:
-            start("llama", FromLabels(()), shape="kv", layers=(0, 1))
+            start("llama", FromLabels(()), kind="kv", layers=(0, 1))
         assert str(error.value) == (
             "keys and values cannot be initialized from label words, as there are none. Add a "
             "verbalizer, or choose text or vocabulary."
         )
 
     def test_noise(self, start):
-        prefix = start("llama", FromRandom(), shape="kv", length=300, layers=(1,))
+        prefix = start("llama", FromRandom(), kind="kv", length=300, layers=(1,))
         assert prefix.keys.shape == prefix.values.shape == (1, 2, 300, 10)
         for drawn in (prefix.keys, prefix.values):
             assert drawn.std().item() == pytest.approx(0.02, rel=0.05)
         assert not torch.equal(prefix.keys, prefix.values)
 
 
-@pytest.mark.parametrize("shape", ["input", "kv"])
+@pytest.mark.parametrize("kind", ["input", "kv"])
 @pytest.mark.parametrize("initial", [FromText("good movie"), FromVocabulary(), FromRandom()])
-def test_it_is_fp32_whatever_the_backbone(start, shape, initial):
-    prompt = start("llama", initial, dtype=torch.bfloat16, shape=shape, layers=(0, 1))
+def test_it_is_fp32_whatever_the_backbone(start, kind, initial):
+    prompt = start("llama", initial, dtype=torch.bfloat16, kind=kind, layers=(0, 1))
     for tensor in prompt.to_tensors().values():
         assert tensor.dtype == torch.float32
         assert not tensor.requires_grad
 
 
 class TestFromPrompt:
-    """Another prompt: taken over by value, or refused with both shapes."""
+    """Another prompt is copied, or refused with both shapes."""
 
     def message(self, start, prompt, **how: object) -> str:
         with pytest.raises(PromptError) as error:
@@ -197,30 +198,30 @@ class TestFromPrompt:
 
     def test_some_layers_of_a_prefix(self, start, maker):
         given = maker("llama").prefix(6)
-        taken = start("llama", FromPrompt(given), shape="kv", layers=(1,))
+        taken = start("llama", FromPrompt(given), kind="kv", layers=(1,))
         assert taken.sites == (1,)
         assert torch.equal(taken.keys, given.keys[1:])
 
     def test_positions_stay_as_they_were_trained(self, start, maker):
         given = maker("llama").prefix(6, shift_positions=True)
-        assert start("llama", FromPrompt(given), shape="kv", layers=(0, 1)).shift_positions
+        assert start("llama", FromPrompt(given), kind="kv", layers=(0, 1)).shift_positions
 
     def test_layers_that_it_lacks(self, start, maker):
         given = maker("llama").prefix(6, layers=(1,))
-        assert self.message(start, given, shape="kv", layers=(0, 1)) == (
-            "the artifact to start from has no keys and values on layers [0]. Train on its layers: "
+        assert self.message(start, given, kind="kv", layers=(0, 1)) == (
+            "the prompt to start from has no keys and values on layers [0]. Train on its layers: "
             "[1]."
         )
 
     def test_another_kind(self, start):
-        assert self.message(start, InputPrompt(torch.zeros(6, 32)), shape="kv", layers=(0,)) == (
-            "the artifact to start from is a InputPrompt of 6 soft tokens, but the method trains "
-            "keys and values of 6. Start from an artifact of the same kind and length."
+        assert self.message(start, InputPrompt(torch.zeros(6, 32)), kind="kv", layers=(0,)) == (
+            "the prompt to start from consists of vectors of 6 soft tokens, but the method trains "
+            "keys and values of 6. Start from a prompt of the same kind and length."
         )
 
     def test_another_length(self, start):
         given = InputPrompt(torch.zeros(5, 32))
-        assert "is a InputPrompt of 5 soft tokens, but the method trains vectors of 6" in (
+        assert "consists of vectors of 5 soft tokens, but the method trains vectors of 6" in (
             self.message(start, given)
         )
 
@@ -229,17 +230,17 @@ def test_a_text_without_tokens_is_refused(start):
     with pytest.raises(PromptError) as error:
         start("llama", FromText(""))
     assert str(error.value) == (
-        "the text to initialise from, '', has no tokens. Give at least one word."
+        "the text to initialize from, '', has no tokens. Give at least one word."
     )
 
 
 def test_the_types_are_the_prompts(start):
     assert isinstance(start("llama", FromRandom()), InputPrompt)
-    assert isinstance(start("llama", FromRandom(), shape="kv", layers=(0,)), KVPrefix)
+    assert isinstance(start("llama", FromRandom(), kind="kv", layers=(0,)), KVPrefix)
 
 
 class TestLate:
-    """Vectors that enter at a later layer start as that layer is given words."""
+    """Vectors that enter at a later layer are initialized from the states of words there."""
 
     @for_each("causal")
     def test_words_are_that_layers_states(self, backbone, plain, start, causal):
@@ -248,13 +249,13 @@ class TestLate:
             with pytest.raises(PromptError):
                 start(causal, FromText("a good movie"), layers=(1,))
             return
-        ids = torch.cat([torch.tensor([0]), ids_of(own, "the movie was great")])  # <s> goes first
+        ids = torch.cat([torch.tensor([0]), ids_of(own, "the movie was great")])  # <s> is first
         with torch.no_grad():
             said = plain(causal).base_model(input_ids=ids[None], output_hidden_states=True)
         states = said.hidden_states[1][0, 1:]
         found = start(causal, FromText("the movie was great"), length=4, layers=(1,))
         assert found.start_layer == 1
-        if found.vectors.shape == states.shape:  # OPT-350M hands its states out narrower
+        if found.vectors.shape == states.shape:  # OPT-350M projects its states
             assert_close(found.vectors, states, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize(
@@ -269,11 +270,14 @@ class TestLate:
         assert 0.3 < vectors.pow(2).mean().sqrt() / words.pow(2).mean().sqrt() < 3
 
     def test_an_artifact_of_another_layer_is_refused(self, start):
-        given = FromPrompt(InputPrompt(torch.zeros(6, 32), 1))
-        assert start("llama", given, layers=(1,)).start_layer == 1
-        with pytest.raises(PromptError) as error:
-            start("llama", given)
-        assert (
-            'enters at layer 1, but the method\'s prompt enters at 0. Set method.layers = "1:"'
-            in str(error.value)
-        )
+        """The layers that the message names are the layers of the prompt to start from."""
+        for layer, layers, remedy in ((1, (), "1:"), (0, (1,), "all")):
+            initial = FromPrompt(InputPrompt(torch.zeros(6, 32), layer))
+            with pytest.raises(PromptError) as error:
+                start("llama", initial, layers=layers)
+            assert str(error.value) == (
+                f"the prompt to start from enters at layer {layer}, but the method's prompt enters "
+                f'at layer {1 - layer}. Set layers = "{remedy}" for the method.'
+            )
+            selected = () if remedy == "all" else parse_layers(remedy, 2)
+            assert start("llama", initial, layers=selected).start_layer == layer

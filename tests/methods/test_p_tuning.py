@@ -1,4 +1,4 @@
-"""P-tuning v1: the encoders by hand, their sizes, and where they begin."""
+"""P-tuning v1: the encoders by hand, their sizes and their initial weights."""
 
 import math
 from dataclasses import replace
@@ -84,7 +84,7 @@ def test_sizes_that_are_not_given_are_the_papers(backbone):
 
 @pytest.mark.parametrize("encoder", ["mlp", "lstm"])
 def test_weights_are_drawn_as_torch_draws_them(backbone, encoder):
-    """Uniform within one over the root of the inputs; the embedding N(0, 1)."""
+    """Uniform within ±1/sqrt(number of inputs); the embedding is N(0, 1)."""
     method = made(PTuning(encoder=encoder, encoder_hidden_size=200), backbone("gpt2"), length=300)
     bounds = {"mlp.0": 1 / math.sqrt(32 if encoder == "mlp" else 400), "lstm": 1 / math.sqrt(200)}
     for name, parameter in method.named_parameters():
@@ -96,7 +96,7 @@ def test_weights_are_drawn_as_torch_draws_them(backbone, encoder):
 
 
 def test_fitting_ignores_dropout_and_the_global_seed(backbone):
-    """The start depends on the seed alone, though the encoder drops in training."""
+    """The fit depends on the seed alone, although the encoder has dropout in training."""
     target = InputPrompt(torch.ones(5, 32))
     found = []
     for seed in (1, 2):

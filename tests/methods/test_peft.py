@@ -1,6 +1,6 @@
 """Golden numbers: PEFT 0.21.2's own random weights, put into our prompts, on unpadded input.
 
-PEFT puts its prompt before everything, BOS included, and moves positions up by its prefix. Both are
+PEFT puts its prompt before everything, BOS included, and shifts positions by its prefix. Both are
 taken over here, so that the numbers can be the same.
 """
 
@@ -158,8 +158,8 @@ def test_prefix_tuning_writes_on(backbone, maker, new_model, family, length):
     compare_writing(own, theirs, prefix, make.batch(make.words(length)))
 
 
-# PEFT takes a decoder's keys to be of the width over the heads, which the tests' T5 is not; and
-# BART's own habit of ending its last token's way is none of ours.
+# PEFT assumes that the head size is the hidden size over the number of heads, which does not hold
+# for the tests' T5. BART's forced end token is switched off, because we ignore it.
 DEEPER = {
     "t5": {"d_kv": 8, "num_layers": 3, "num_decoder_layers": 3},
     "bart": {"encoder_layers": 3, "decoder_layers": 3, "forced_eos_token_id": None},

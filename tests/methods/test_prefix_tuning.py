@@ -1,4 +1,4 @@
-"""Prefix tuning: the MLP by hand and the order in which it lays out keys and values."""
+"""Prefix tuning: the MLP by hand, and the order of keys and values in its output."""
 
 from torch.testing import assert_close
 

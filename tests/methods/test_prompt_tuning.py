@@ -33,7 +33,7 @@ def test_p_tuning_v2_is_the_identity(backbone, maker, kv):
 
 
 def test_training_does_not_reach_the_start(backbone, maker):
-    """The parameters are copies: the prompt that was started from stays as it was."""
+    """The parameters are copies: the initial prompt does not change."""
     prefix = maker("llama").prefix(4)
     keys = prefix.keys.clone()
     method = made(backbone("llama"), PTuningV2(length=4), FromPrompt(prefix))

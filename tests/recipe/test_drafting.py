@@ -1,4 +1,4 @@
-"""What a table's columns are for, which rows are held out, and what a backbone is asked."""
+"""The roles of a table's columns, the held-out rows, and the template for a backbone."""
 
 import json
 import tomllib
@@ -27,7 +27,7 @@ LONG = [
 ]
 
 
-def made(rows: int = 24, **columns: Any) -> Dataset:
+def make_table(rows: int = 24, **columns: Any) -> Dataset:
     """A table: a list is repeated down its column, a function is given the row's number."""
     return Dataset.from_dict(
         {
@@ -102,33 +102,33 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_columns_are_what_they_were_made_for(name: str) -> None:
+def test_the_roles_of_columns_are_guessed(name: str) -> None:
     columns, label, texts, group = KNOWN[name]
-    found = guess_columns(made(**columns), "rows.csv")
-    assert (found.label, found.texts, found.group) == (label, texts, group)
-    assert set(found.labels) == {str(value) for value in columns[label]}
+    roles = guess_columns(make_table(**columns), "rows.csv")
+    assert (roles.label, roles.texts, roles.group) == (label, texts, group)
+    assert set(roles.labels) == {str(value) for value in columns[label]}
 
 
-def test_what_cannot_be_guessed_is_told() -> None:
+def test_columns_that_cannot_be_guessed_are_refused() -> None:
     with pytest.raises(
         DataError, match=r"no column of a\.csv looks like a label.*'text' 24 values"
     ) as e:
-        guess_columns(made(text=text, n=int), "a.csv")
+        guess_columns(make_table(text=text, n=int), "a.csv")
     assert "Call the label's column 'label'" in str(e.value)
     with pytest.raises(DataError, match="all 24 rows of the training data have the label 'x'"):
-        guess_columns(made(text=text, label=["x"]), "a.csv")
+        guess_columns(make_table(text=text, label=["x"]), "a.csv")
     with pytest.raises(DataError, match=r"no column of text next to 'label'.*Rename it"):
-        guess_columns(made(**{"a:b": text, "label": ["x", "y"]}), "a.csv")
+        guess_columns(make_table(**{"a:b": text, "label": ["x", "y"]}), "a.csv")
     with pytest.raises(DataError, match="differ only in whitespace"):
-        guess_columns(made(text=text, label=["x", "x ", "y"]), "a.csv")
+        guess_columns(make_table(text=text, label=["x", "x ", "y"]), "a.csv")
     with pytest.raises(DataError, match="no value in column 'text'"):
-        guess_columns(made(text=["good", None, "bad"], label=["x", "y"]), "a.csv")
+        guess_columns(make_table(text=["good", None, "bad"], label=["x", "y"]), "a.csv")
 
 
 CAUSAL = BackboneInfo("m", "causal", has_head=True)
 
 
-def test_words_are_words() -> None:
+def test_only_labels_that_are_words_get_label_words() -> None:
     assert draft_verbalizer(("no", "very_good"), CAUSAL) == {"no": " no", "very_good": " very good"}
     assert draft_verbalizer(("gut", "schön"), CAUSAL) == {"gut": " gut", "schön": " schön"}
     for labels in (("0", "1"), ("1 star", "2 stars"), ("a", "A"), ("x" * 50, "y"), ("+", "-")):
@@ -149,16 +149,15 @@ def test_the_template_suits_the_backbone() -> None:
     )
 
 
-def test_rows_are_held_back_so_that_no_label_is_unseen() -> None:
-    table = made(12, text=text, label=lambda i: "rare" if i == 5 else "often")
-    found = guess_columns(table, "a.csv")
-    held = choose_held_out(table, "a.csv", columns=found)
-    total = sum(held.shares.values())
-    assert total == pytest.approx(1)
-    parts = split_rows(table, seed=held.seed, shares=held.shares)
+def test_rows_are_held_out_so_that_no_label_is_unseen() -> None:
+    table = make_table(12, text=text, label=lambda i: "rare" if i == 5 else "often")
+    roles = guess_columns(table, "a.csv")
+    held_out = choose_held_out(table, "a.csv", columns=roles)
+    assert sum(held_out.shares.values()) == pytest.approx(1)
+    parts = split_rows(table, seed=held_out.seed, shares=held_out.shares)
     for part in parts.values():
         check_labels(part, "label", known=set(parts["train"]["label"]), split="any")
-    few = choose_held_out(made(2, text=text, label=["a", "b"]), "a.csv", columns=found)
+    few = choose_held_out(make_table(2, text=text, label=["a", "b"]), "a.csv", columns=roles)
     assert few.shares["train"] == 1
     assert "too few" in few.notes[0]
 
@@ -179,6 +178,16 @@ def test_a_draft_names_files_as_seen_from_the_recipe(tmp_path) -> None:
         "max_length": 512,
     }
     assert make_recipe(data).task_settings.list_words() == {"no": (" no",), "yes": (" yes",)}
+
+
+def test_names_with_control_characters_leave_a_draft_readable(tmp_path) -> None:
+    names = {"text": "re\nview", "label": "its\nlabel"}
+    rows = [{names["text"]: text(i), names["label"]: "a\nb" if i % 3 else "c"} for i in range(24)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    recipe = make_recipe(tomllib.loads(draft_recipe(path, directory=tmp_path).text))
+    assert recipe.task_settings.label_column == names["label"]
+    assert "{" + names["text"] + "}" in recipe.task_settings.template
 
 
 def test_a_draft_says_what_it_assumes(tmp_path) -> None:

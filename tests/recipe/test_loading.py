@@ -1,4 +1,4 @@
-"""Recipes: strict, complete, all faults at once, and the same after any way through a file."""
+"""Recipes: strict, complete, all faults at once, and unchanged by writing and reading."""
 
 import tomllib
 from copy import deepcopy
@@ -75,7 +75,7 @@ def faults(data: dict[str, Any]) -> tuple[str, ...]:
     return caught.value.faults
 
 
-def test_the_example_says_what_it_says(tmp_path):
+def test_the_example_is_read(tmp_path):
     (tmp_path / "recipe.toml").write_text(EXAMPLE)
     recipe = read_recipe(tmp_path / "recipe.toml")
     assert (recipe.seed, recipe.backbone.dtype) == (42, "bfloat16")
@@ -250,7 +250,7 @@ def test_a_value_of_several_kinds_has_one_fault():
     assert " Or: " in fault
 
 
-def test_nothing_that_is_said_twice_and_nothing_with_bad_punctuation():
+def test_faults_end_with_one_full_stop():
     for fault in faults(
         {"backbone": 1, "data": 2, "task": 3, "method": 4, "train": 5, "seed": "6"}
     ):
@@ -357,7 +357,7 @@ def test_files_are_named_relative_to_the_recipe(written, tmp_path, monkeypatch):
         (b'name = "\xff"', "is not TOML in UTF-8: 'utf-8' codec can't decode byte 0xff"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, fact):
+def test_a_file_that_is_not_toml_is_refused(tmp_path, content, fact):
     (tmp_path / "recipe.toml").write_bytes(content)
     with pytest.raises(RecipeError) as caught:
         read_recipe(tmp_path / "recipe.toml")
@@ -365,7 +365,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, fact):
     assert caught.value.faults[0].endswith("Correct that place.")
 
 
-def test_a_file_that_is_not_there_or_no_file_is_refused(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(
         RecipeError, match=r"no recipe '.*lost\.toml'\. Write one with: softprompt init"
     ):
@@ -478,7 +478,7 @@ def test_the_defaults_are_the_papers(backbone):
     assert of("prefix-tuning", "bert") == ("adamw", 1e-4)
 
 
-def test_what_the_recipe_says_goes_before_the_default(backbone):
+def test_the_recipe_overrides_the_defaults(backbone):
     usual = choose_defaults("p-tuning-v2", backbone("bert").geometry)
     found = resolve_training(make_recipe(SMALL), usual)
     for name in ("optimizer", "learning_rate", "weight_decay", "lr_scheduler", "warmup_ratio"):
@@ -492,7 +492,7 @@ def test_what_the_recipe_says_goes_before_the_default(backbone):
     assert found.seed == 3
 
 
-def test_a_clip_of_nought_is_none(backbone):
+def test_a_max_grad_norm_of_zero_is_none(backbone):
     usual = choose_defaults("p-tuning-v2", backbone("bert").geometry)
     assert resolve_training(make_recipe(SMALL), usual).max_grad_norm == 1.0
     assert (
@@ -504,7 +504,7 @@ def test_a_clip_of_nought_is_none(backbone):
 
 
 @pytest.mark.parametrize("settings", [*METHODS.values(), *TASKS.values()])
-def test_every_setting_can_be_said_in_a_recipe(settings):
+def test_every_setting_can_be_set_in_a_recipe(settings):
     """Named in a recipe at its default, each is the default."""
     section = "method" if settings in METHODS.values() else "task"
     key = settings.name if section == "method" else settings.kind

@@ -1,4 +1,4 @@
-"""Old keys, values and options: each is a fault that says what it is called now."""
+"""Old keys, values and options: each is a fault that gives the new name."""
 
 import pytest
 import tomli_w
@@ -174,7 +174,7 @@ def test_old_keys_of_a_variant(comparison):
     assert found.endswith("'a': train.clip: renamed to max_grad_norm. Write that.")
 
 
-def test_a_recipe_is_no_comparison():
+def test_a_recipe_is_not_a_comparison():
     """Keys of a comparison's file were never those of a recipe."""
     (found,) = faults_of(lambda: make_recipe(PLAIN | {"seeds": 3}))
     assert found.startswith("seeds: unknown key 'seeds'. Options: ")
@@ -194,7 +194,7 @@ def test_an_old_option(capsys, command, old, new, joined):
     assert has or f"No such option: {old}" in said
 
 
-def test_what_stands_where_a_value_does_is_no_option(capsys):
+def test_a_value_is_not_taken_for_an_option(capsys):
     """`predict` answers it as a text; what is wrong here is the artifact."""
     with pytest.raises(SystemExit):
         app(["predict", "no-artifact", "--", "--share"])

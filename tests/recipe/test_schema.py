@@ -50,7 +50,7 @@ def test_the_command_prints_it(capsys):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_of_ours_is_valid(validator, name):
+def test_every_recipe_of_the_repository_is_valid(validator, name):
     assert [*validator.iter_errors(RECIPES[name])] == []
 
 
@@ -99,7 +99,7 @@ def test_an_old_key_is_not(validator, path):
         ("backbone", {"name": "x", "dtype": "bf16"}),
     ],
 )
-def test_it_says_of_a_table_what_softprompt_says(validator, section, table):
+def test_it_accepts_the_tables_that_softprompt_accepts(validator, section, table):
     data = PLAIN | {section: table}
     try:
         make_recipe(data)

@@ -1,4 +1,4 @@
-"""Artifacts of every sort, made of bits that are easily lost, and ways to spoil saved ones."""
+"""Sample artifacts with values that are easily lost, saved ones to damage, and tiny models."""
 
 import hashlib
 import json
@@ -53,19 +53,20 @@ SAMPLES = [
 
 
 def draw_numbers(*size: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    """Random numbers with a negative zero and the smallest number that is none among them."""
-    made = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    made.view(-1)[:2] = torch.tensor([-0.0, torch.finfo(dtype).smallest_normal / 4], dtype=dtype)
-    return made
+    """Random numbers, among them a negative zero and a subnormal number."""
+    numbers = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    numbers.view(-1)[:2] = torch.tensor([-0.0, torch.finfo(dtype).smallest_normal / 4], dtype=dtype)
+    return numbers
 
 
 def make_sample(kind: str = "input", dtype: str = "float32", *, head: bool = False) -> Artifact:
-    precision = getattr(torch, dtype)
+    """An artifact with random numbers; the arguments are those of its prompt, and its head."""
+    torch_dtype = getattr(torch, dtype)
     prompt: Prompt
     if kind == "input":
-        prompt = InputPrompt(draw_numbers(3, 8, dtype=precision))
+        prompt = InputPrompt(draw_numbers(3, 8, dtype=torch_dtype))
     else:
-        keys, values = (draw_numbers(2, 4, 3, 5, dtype=precision, seed=seed) for seed in (1, 2))
+        keys, values = (draw_numbers(2, 4, 3, 5, dtype=torch_dtype, seed=seed) for seed in (1, 2))
         prompt = KVPrefix(keys, values, (1, 3), shift_positions=True)
     weights = {
         "dense.weight": draw_numbers(2, 8, dtype=torch.float32, seed=3),
@@ -75,13 +76,13 @@ def make_sample(kind: str = "input", dtype: str = "float32", *, head: bool = Fal
 
 
 def read_bits(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype, bytes]:
-    """All that there is to know of a tensor."""
+    """The shape, dtype and bytes of a tensor."""
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return tuple(tensor.shape), tensor.dtype, raw
 
 
 class Stored:
-    """An artifact on disk that can be spoilt."""
+    """An artifact on disk that can be damaged."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -94,24 +95,24 @@ class Stored:
         self.manifest.write_text(json.dumps(content | changes), "utf-8")
 
     def drop(self, key: str) -> None:
-        """Take a key out of the manifest."""
+        """Remove a key from the manifest."""
         content = json.loads(self.manifest.read_text("utf-8"))
         del content[key]
         self.manifest.write_text(json.dumps(content), "utf-8")
 
     def put(self, raw: bytes) -> None:
-        """Replace the tensors' file, and let the manifest vouch for it."""
+        """Replace the file of tensors, and its digest in the manifest."""
         self.tensors.write_bytes(raw)
         self.edit(digest=hashlib.sha256(raw).hexdigest())
 
     def put_tensors(self, **tensors: Tensor) -> None:
-        """Likewise, by name; two underscores stand for a dot."""
+        """Replace the tensors; two underscores in a name stand for a dot."""
         named = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
         self.put(safetensors.torch.save(named))
 
 
 def store_sample(folder: Path, kind: str = "input") -> Stored:
-    """A sample on disk, in a folder below the given one."""
+    """Save a sample in a folder inside the given one."""
     return Stored(save_artifact(make_sample(kind), folder / "mood"))
 
 
@@ -121,34 +122,46 @@ TEXTS = ["the film was good", "bad", "a dull story and an awful actor in a borin
 
 @dataclass(frozen=True)
 class Desk:
-    """Prompts at work on tiny backbones, asked for label words or by a head."""
+    """Makes models of given prompts on tiny backbones.
+
+    Args:
+        backbone: gives a backbone by family.
+        maker: gives a `Maker` by family.
+    """
 
     backbone: Callable[[str], Backbone]
     maker: Callable[..., Any]
 
-    def asking(self, own: Backbone, template: str) -> Classify:
-        """Label words, which every backbone can say; an encoder at the mask."""
-        mask = " {mask}" if own.geometry.architecture == "encoder" else ""
+    def asking(self, backbone: Backbone, template: str) -> Classify:
+        """A task with label words; an encoder predicts them at a mask."""
+        mask = " {mask}" if backbone.geometry.architecture == "encoder" else ""
         return Classify(template=f"{template}{mask}", verbalizer=WORDS)
 
     def vectors(self, family: str, length: int = 3) -> Tensor:
+        """The vectors of a random input prompt."""
         return self.maker(family).input_prompt(length).vectors
 
     def model(
         self,
-        own: Backbone,
+        backbone: Backbone,
         prompt: Prompt,
         settings: TaskSettings,
         *,
         head: Mapping[str, Tensor] | None = None,
-        **origin: object,
+        **changes: object,
     ) -> PromptModel:
-        told = {"kind": settings.kind, **asdict(settings)}
-        usual = {"template": settings.template, "task": told, "labels": ["no", "yes"]}
-        more = {"backbone": describe_backbone(own), "recipe": {}, "max_length": None}
-        return attach(make_artifact(prompt, head or {}, **ORIGIN | usual | more | origin), own)
+        """A model of a prompt; ``changes`` replace fields of its manifest."""
+        fields: dict[str, object] = {
+            "template": settings.template,
+            "task": {"kind": settings.kind, **asdict(settings)},
+            "labels": ["no", "yes"],
+            "backbone": describe_backbone(backbone),
+            "recipe": {},
+            "max_length": None,
+        }
+        return attach(make_artifact(prompt, head or {}, **ORIGIN | fields | changes), backbone)
 
     def scores(self, model: PromptModel, texts: Sequence[str] = TEXTS) -> Tensor:
-        """Of texts of different lengths, in one batch."""
+        """The scores of texts of different lengths, in one batch."""
         with torch.no_grad():
             return model.task.compute_scores([model.render(text) for text in texts], [model.prompt])

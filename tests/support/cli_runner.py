@@ -1,4 +1,4 @@
-"""Running commands, in this process and in one of their own, and what they print."""
+"""Run commands, in this process and in a new one, and read what they print."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def run_command(*args: object, given: str | bytes | None = None) -> CommandResul
 
 
 def start_command(*args: object, **more: Any) -> subprocess.Popen[str]:
-    """Start a command in a process of its own; ``more`` goes to ``Popen``."""
+    """Start a command in a new process; ``more`` is passed to ``Popen``."""
     command = [sys.executable, "-c", "from softprompt.cli import main; main()", *map(str, args)]
     pipe = subprocess.PIPE
     return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Made-up results, and a report of them: what figures and pages are drawn from."""
+"""Invented results of a comparison, and a report of them, for tests of figures and pages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,18 +22,26 @@ LABELS = ("negative", "positive")
 TUNED = {"fine-tuning": 900_000, "lora": 4_000}
 
 
-def make_result(variant: str, seed: int | None, right: str, **more: Any) -> RunResult:
-    """A variant's answers, a digit a row; true labels are negative and positive in turn."""
+def make_result(variant: str, seed: int | None, hits: str, **changes: Any) -> RunResult:
+    """A result of a variant.
+
+    Args:
+        variant: its name.
+        seed: of the run; None for a baseline without training.
+        hits: a digit per row, 1 if the prediction is right. True labels alternate, negative first.
+        **changes: fields that replace the defaults.
+    """
     counts = [[0, 0], [0, 0]]
-    for at, digit in enumerate(right):
-        counts[at % 2][at % 2 if digit == "1" else 1 - at % 2] += 1
-    given = {
+    for row, digit in enumerate(hits):
+        truth = row % 2
+        counts[truth][truth if digit == "1" else 1 - truth] += 1
+    defaults = {
         "is_baseline": seed is None or variant in TUNED,
         "confusion": ConfusionMatrix(LABELS, LABELS, tuple(map(tuple, counts))),
         "cost": None if seed is None else Cost(1_000, 900_000, 4_400, 20.0, 90, 12.5),
         "rate": None if seed is None else 0.01,
     }
-    return RunResult(variant, seed, tuple(map(float, right)), **given | more)
+    return RunResult(variant, seed, tuple(map(float, hits)), **defaults | changes)
 
 
 RESULTS = (
@@ -73,13 +81,14 @@ def make_report(
     curves: Mapping[str, Any] | None = None,
     failed: Sequence[Failed] = (),
     labels: tuple[str, ...] = LABELS,
-    **more: Any,
+    **changes: Any,
 ) -> ComparisonReport:
-    """A report of results; what is not given is made up."""
-    known = {result.variant for result in results}
-    usual = {"accuracy": {variant: runs for variant, runs in CURVES.items() if variant in known}}
+    """A report of results; ``changes`` replace its other fields."""
+    if curves is None:
+        variants = {result.variant for result in results}
+        curves = {"accuracy": {name: runs for name, runs in CURVES.items() if name in variants}}
     rows = [{"text": "a"}] * 10
-    test_set = HeldOutTest(rows, [LABELS[at % 2] for at in range(len(rows))], labels)
+    test_set = HeldOutTest(rows, [LABELS[row % 2] for row in range(len(rows))], labels)
     conditions = Conditions(
         protocol=Protocol(2, (0.3, 1.0, 3.0), 0.1, test_set),
         base=make_recipe(RECIPE),
@@ -87,12 +96,12 @@ def make_report(
         rows={"train": 960, "validation": 120, "test": 10},
         versions={"softprompt": "0.1.0", "torch": "9.9"},
     )
-    made = ComparisonReport(
+    report = ComparisonReport(
         title="a comparison",
         summaries=summarize_variants([*results]),
         failed=failed,
         searched=[SearchResult("prompt-tuning", {0.3: -1.0, 1.0: -0.5, 3.0: -2.0}, 1.0, 0.1, "m")],
-        curves=usual if curves is None else curves,
+        curves=curves,
         conditions=conditions,
     )
-    return replace(made, **more)
+    return replace(report, **changes)

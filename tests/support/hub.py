@@ -1,4 +1,4 @@
-"""A stand-in of the Hub that answers what its client asks for, on this machine, and keeps a log."""
+"""A local server that stands in for the Hub: it answers the client's requests and logs them."""
 
 import base64
 import hashlib
@@ -15,16 +15,16 @@ from urllib.parse import parse_qs, unquote, urlsplit
 WRITER, READER, STRANGER = "hf_writer", "hf_reader", "hf_stranger"
 OWNERS = {WRITER: "ada", READER: "ada", STRANGER: "bob"}
 Files = dict[str, bytes]
-Answer = tuple[int, bytes, dict[str, str]]
+Response = tuple[int, bytes, dict[str, str]]  # status, body, headers
 
 
-def git_blob(raw: bytes) -> str:
+def hash_git_blob(raw: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(raw) + raw).hexdigest()  # noqa: S324  # git's own name
 
 
 @dataclass
 class Repo:
-    """Commits of files by name, and what points at them."""
+    """A repository: the files of each commit, and the commits of branches and tags."""
 
     private: bool = False
     gated: bool = False
@@ -34,25 +34,37 @@ class Repo:
     messages: list[str] = field(default_factory=list)
 
     def commit(self, files: Files, *, branch: str = "main", message: str = "") -> str:
-        made = hashlib.sha1(f"{len(self.commits)}{sorted(files)}".encode()).hexdigest()  # noqa: S324
-        self.commits[made] = files
-        self.heads[branch] = made
+        """Add a commit to a branch, and return its name."""
+        content = f"{len(self.commits)}{sorted(files)}"
+        name = hashlib.sha1(content.encode()).hexdigest()  # noqa: S324  # as git names commits
+        self.commits[name] = files
+        self.heads[branch] = name
         self.messages.append(message)
-        return made
+        return name
 
     def find(self, revision: str) -> str | None:
-        pointed = self.heads | self.tags
-        return pointed.get(revision, revision if revision in self.commits else None)
+        """The commit of a branch, tag or commit; None if there is none."""
+        refs = self.heads | self.tags
+        return refs.get(revision, revision if revision in self.commits else None)
 
     @property
     def files(self) -> Files:
-        """What stands on the main branch, but for what the Hub itself puts there."""
+        """The files of the main branch, without those that the Hub creates itself."""
         return {k: v for k, v in self.commits[self.heads["main"]].items() if k[0] != "."}
 
 
 @dataclass
 class Fault:
-    """What goes wrong with requests whose method and path begin so; ``times`` of them."""
+    """A planted fault.
+
+    Args:
+        begins: requests whose method and path begin with this have the fault.
+        status: of the response; 0 for the usual response.
+        headers: of an error response.
+        keep: the bytes of the body that are sent; None for all.
+        honest: whether Content-Length counts the bytes of the whole body.
+        times: the number of requests that have the fault.
+    """
 
     begins: str
     status: int = 0
@@ -64,7 +76,7 @@ class Fault:
 
 @dataclass
 class Hub:
-    """The stand-in's state; ``log`` has every request with its body."""
+    """The state of the server. ``log`` holds every request with its body."""
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -79,9 +91,11 @@ class Hub:
         return repo
 
     def asked(self, begins: str) -> list[str]:
+        """The requests whose method and path begin so."""
         return [line for line, _ in self.log if line.startswith(begins)]
 
-    def fault(self, line: str) -> Fault | None:
+    def take_fault(self, line: str) -> Fault | None:
+        """The planted fault of a request, which counts as used once."""
         for fault in self.faults:
             if line.startswith(fault.begins) and fault.times:
                 fault.times -= 1
@@ -90,15 +104,15 @@ class Hub:
 
 
 class RefusedError(Exception):
-    """An answer that is no success."""
+    """An error response."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
         self.status, self.code = status, code
 
 
-class Answers(BaseHTTPRequestHandler):
-    """One request."""
+class RequestHandler(BaseHTTPRequestHandler):
+    """Handles one request."""
 
     protocol_version = "HTTP/1.1"
     server: Any
@@ -108,13 +122,13 @@ class Answers(BaseHTTPRequestHandler):
         return self.server.hub
 
     def log_message(self, *_: object) -> None:
-        """Stderr is for the tests."""
+        """Write nothing to stderr."""
 
     def _run(self) -> None:
         self.body = self._body()
         line = f"{self.command} {unquote(self.path)}"
         self.hub.log.append((line, self.body))
-        fault = self.hub.fault(line)
+        fault = self.hub.take_fault(line)
         try:
             if fault and fault.status:
                 self._send(fault.status, b'{"error": "planted"}', fault.headers)
@@ -152,31 +166,32 @@ class Answers(BaseHTTPRequestHandler):
         if len(cut) < length:
             self.close_connection = True
 
-    def _json(self, value: object, status: int = 200) -> Answer:
+    def _json(self, value: object, status: int = 200) -> Response:
         return status, json.dumps(value).encode(), {"Content-Type": "application/json"}
 
     @property
-    def who(self) -> str | None:
-        given = self.headers.get("Authorization")
-        if given is None:
+    def token(self) -> str | None:
+        """The token of the request."""
+        header = self.headers.get("Authorization")
+        if header is None:
             return None
-        token = given.removeprefix("Bearer ")
+        token = header.removeprefix("Bearer ")
         if token not in OWNERS:
             raise RefusedError(401, "Invalid credentials in Authorization header")
         return token
 
-    def _may_write(self, owner: str) -> None:
-        token = self.who
+    def _check_write(self, owner: str) -> None:
+        token = self.token
         if token is None:
             raise RefusedError(401, "Invalid username or password.")
         if token != WRITER or OWNERS[token] != owner:
             raise RefusedError(403, f"you lack the rights to write to {owner}")
 
     def _repo(self, name: str) -> Repo:
-        token = self.who
+        token = self.token
         repo = self.hub.repos.get(name)
-        seen = repo and (not repo.private or OWNERS.get(token or "") == name.partition("/")[0])
-        if not repo or not seen:
+        visible = repo and (not repo.private or OWNERS.get(token or "") == name.partition("/")[0])
+        if not repo or not visible:
             if token is None:
                 raise RefusedError(401, "Invalid username or password.")
             raise RefusedError(404, "Repository not found", "RepoNotFound")
@@ -184,46 +199,46 @@ class Answers(BaseHTTPRequestHandler):
 
     def _writable(self, name: str) -> Repo:
         repo = self._repo(name)
-        self._may_write(name.partition("/")[0])
+        self._check_write(name.partition("/")[0])
         return repo
 
-    def _found(self, repo: Repo, revision: str) -> str:
-        found = repo.find(revision)
-        if found is None:
+    def _find_commit(self, repo: Repo, revision: str) -> str:
+        commit = repo.find(revision)
+        if commit is None:
             raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return found
+        return commit
 
-    def _route(self, path: str, query: str) -> Answer:
+    def _route(self, path: str, query: str) -> Response:
         verb = "GET" if self.command == "HEAD" else self.command
-        self.asked = parse_qs(query)
-        for pattern, answer in ROUTES.items():
-            if found := re.fullmatch(pattern, f"{verb} {path}"):
-                return answer(self, **{k: unquote(v) for k, v in found.groupdict().items()})
+        self.query = parse_qs(query)
+        for pattern, handle in ROUTES.items():
+            if match := re.fullmatch(pattern, f"{verb} {path}"):
+                return handle(self, **{k: unquote(v) for k, v in match.groupdict().items()})
         raise RefusedError(404, f"the stand-in has no {verb} {path}")
 
-    def _whole(self) -> Answer:
+    def _validate_card(self) -> Response:
         return self._json({"errors": [], "warnings": []})
 
-    def _create(self) -> Answer:
+    def _create(self) -> Response:
         asked = json.loads(self.body)
-        self._may_write(asked["organization"])
+        self._check_write(asked["organization"])
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.hub.repos:
             raise RefusedError(409, "You already created this model repo")
         self.hub.make(name, {}, private=asked.get("visibility") == "private")
         return self._json({"url": f"{self.hub.url}/{name}", "name": name, "id": name})
 
-    def _info(self, name: str, revision: str = "main") -> Answer:
+    def _info(self, name: str, revision: str = "main") -> Response:
         repo = self._repo(name)
-        commit = self._found(repo, revision)
+        commit = self._find_commit(repo, revision)
         files = repo.commits[commit]
         listed: list[dict[str, object]] = [{"rfilename": path} for path in sorted(files)]
-        if "blobs" in self.asked:
+        if "blobs" in self.query:
             listed = [one | {"size": len(files[str(one["rfilename"])])} for one in listed]
         info = {"id": name, "sha": commit, "private": repo.private, "siblings": listed}
         return self._json(info | {"gated": "manual" if repo.gated else False})
 
-    def _refs(self, name: str) -> Answer:
+    def _refs(self, name: str) -> Response:
         repo = self._repo(name)
         kinds = {"branches": ("heads", repo.heads), "tags": ("tags", repo.tags)}
         return self._json(
@@ -237,29 +252,30 @@ class Answers(BaseHTTPRequestHandler):
             }
         )
 
-    def _branch(self, name: str, branch: str) -> Answer:
+    def _branch(self, name: str, branch: str) -> Response:
         repo = self._writable(name)
         if branch in repo.heads:
             raise RefusedError(409, "Reference already exists")
         repo.heads[branch] = repo.heads["main"]
         return self._json({})
 
-    def _preupload(self, name: str, revision: str) -> Answer:
+    def _preupload(self, name: str, revision: str) -> Response:
         repo = self._writable(name)
-        old = repo.commits[self._found(repo, revision)]
+        old = repo.commits[self._find_commit(repo, revision)]
         files = []
         for one in json.loads(self.body)["files"]:
             path = one["path"]
             large = path.endswith(".safetensors")
-            said = {"path": path, "uploadMode": "lfs" if large else "regular"}
-            said["shouldIgnore"] = path in self.hub.ignored
+            entry = {"path": path, "uploadMode": "lfs" if large else "regular"}
+            entry["shouldIgnore"] = path in self.hub.ignored
             if path in old:
-                named = hashlib.sha256(old[path]).hexdigest() if large else git_blob(old[path])
-                said["oid"] = named
-            files.append(said)
+                content = old[path]
+                sha256 = hashlib.sha256(content).hexdigest()
+                entry["oid"] = sha256 if large else hash_git_blob(content)
+            files.append(entry)
         return self._json({"files": files})
 
-    def _batch(self, name: str) -> Answer:
+    def _batch(self, name: str) -> Response:
         self._writable(name)
         objects = []
         for one in json.loads(self.body)["objects"]:
@@ -268,7 +284,7 @@ class Answers(BaseHTTPRequestHandler):
             objects.append(one | ({"actions": {"upload": {"href": href}}} if new else {}))
         return self._json({"transfer": "basic", "objects": objects})
 
-    def _commit(self, name: str, branch: str) -> Answer:
+    def _commit(self, name: str, branch: str) -> Response:
         repo = self._writable(name)
         if branch not in repo.heads:
             raise RefusedError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
@@ -282,66 +298,66 @@ class Answers(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.stored[value["oid"]]
             else:
                 files[value["path"]] = base64.b64decode(value["content"])
-        made = repo.commit(files, branch=branch, message=header["value"]["summary"])
-        url = f"{self.hub.url}/{name}/commit/{made}"
-        return self._json({"success": True, "commitOid": made, "commitUrl": url})
+        commit = repo.commit(files, branch=branch, message=header["value"]["summary"])
+        url = f"{self.hub.url}/{name}/commit/{commit}"
+        return self._json({"success": True, "commitOid": commit, "commitUrl": url})
 
-    def _upload(self, oid: str) -> Answer:
+    def _upload(self, oid: str) -> Response:
         self.hub.stored[oid] = self.body
         return 200, b"", {}
 
-    def _cdn(self, oid: str) -> Answer:
+    def _cdn(self, oid: str) -> Response:
         assert "Authorization" not in self.headers
         return self._bytes(self.hub.stored[oid], {"ETag": f'"{oid}"'})
 
-    def _resolve(self, name: str, revision: str, path: str) -> Answer:
+    def _resolve(self, name: str, revision: str, path: str) -> Response:
         repo = self._repo(name)
         if repo.gated:
             raise RefusedError(403, f"Access to model {name} is restricted", "GatedRepo")
-        commit = self._found(repo, revision)
+        commit = self._find_commit(repo, revision)
         if path not in repo.commits[commit]:
             raise RefusedError(404, "Entry not found", "EntryNotFound")
         raw, headers = repo.commits[commit][path], {"X-Repo-Commit": commit}
         if not path.endswith(".safetensors"):
-            return self._bytes(raw, headers | {"ETag": f'"{git_blob(raw)}"'})
+            return self._bytes(raw, headers | {"ETag": f'"{hash_git_blob(raw)}"'})
         oid = hashlib.sha256(raw).hexdigest()
         self.hub.stored[oid] = raw
         headers |= {"X-Linked-Size": str(len(raw)), "X-Linked-ETag": f'"{oid}"'}
-        # Large files are on another host, which the token must not be shown to.
-        away = self.hub.url.replace("127.0.0.1", "localhost")
-        return 302, b"", headers | {"Location": f"{away}/cdn/{oid}"}
+        # Large files are on another host, which must not get the token.
+        other = self.hub.url.replace("127.0.0.1", "localhost")
+        return 302, b"", headers | {"Location": f"{other}/cdn/{oid}"}
 
-    def _bytes(self, raw: bytes, headers: dict[str, str]) -> Answer:
-        given = self.headers.get("Range")
-        if given is None:
+    def _bytes(self, raw: bytes, headers: dict[str, str]) -> Response:
+        header = self.headers.get("Range")
+        if header is None:
             return 200, raw, headers
-        start = int(given.removeprefix("bytes=").split("-")[0])
+        start = int(header.removeprefix("bytes=").split("-")[0])
         span = f"bytes {start}-{len(raw) - 1}/{len(raw)}"
         return 206, raw[start:], headers | {"Content-Range": span}
 
 
 _NAME = "(?P<name>[^/]+/[^/]+)"
 _MODEL = f"/api/models/{_NAME}"
-ROUTES: dict[str, Callable[..., Answer]] = {
-    "POST /api/repos/create": Answers._create,
-    "POST /api/validate-yaml": Answers._whole,
-    f"GET {_MODEL}": Answers._info,
-    f"GET {_MODEL}/revision/(?P<revision>[^/]+)": Answers._info,
-    f"GET {_MODEL}/refs": Answers._refs,
-    f"POST {_MODEL}/branch/(?P<branch>[^/]+)": Answers._branch,
-    f"POST {_MODEL}/preupload/(?P<revision>[^/]+)": Answers._preupload,
-    f"POST {_MODEL}/commit/(?P<branch>[^/]+)": Answers._commit,
-    f"POST /{_NAME}[.]git/info/lfs/objects/batch": Answers._batch,
-    "PUT /upload/(?P<oid>[0-9a-f]+)": Answers._upload,
-    "GET /cdn/(?P<oid>[0-9a-f]+)": Answers._cdn,
-    f"GET /{_NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)": Answers._resolve,
+ROUTES: dict[str, Callable[..., Response]] = {
+    "POST /api/repos/create": RequestHandler._create,
+    "POST /api/validate-yaml": RequestHandler._validate_card,
+    f"GET {_MODEL}": RequestHandler._info,
+    f"GET {_MODEL}/revision/(?P<revision>[^/]+)": RequestHandler._info,
+    f"GET {_MODEL}/refs": RequestHandler._refs,
+    f"POST {_MODEL}/branch/(?P<branch>[^/]+)": RequestHandler._branch,
+    f"POST {_MODEL}/preupload/(?P<revision>[^/]+)": RequestHandler._preupload,
+    f"POST {_MODEL}/commit/(?P<branch>[^/]+)": RequestHandler._commit,
+    f"POST /{_NAME}[.]git/info/lfs/objects/batch": RequestHandler._batch,
+    "PUT /upload/(?P<oid>[0-9a-f]+)": RequestHandler._upload,
+    "GET /cdn/(?P<oid>[0-9a-f]+)": RequestHandler._cdn,
+    f"GET /{_NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)": RequestHandler._resolve,
 }
 
 
 @contextmanager
 def serve_hub() -> Iterator[Hub]:
-    """A running stand-in, which stops at the end."""
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    """Run the server, and stop it at the end."""
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), RequestHandler)
     server.daemon_threads = True
     server.hub = hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)

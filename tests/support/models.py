@@ -28,7 +28,7 @@ ROWS = [
     {"text": "one of the great films with a bright plot", "label": "positive", "target": "a"},
     {"text": "no", "label": "positive", "target": "maybe"},
 ]
-# family, task, shape: every way that an answer is read, with both kinds of prompt.
+# The family, the kind of task and the kind of prompt of models that cover every readout.
 WAYS = {
     "causal words": ("llama", "words", "input"),
     "causal words, prefix": ("gpt2", "words", "kv"),
@@ -43,6 +43,13 @@ WAYS = {
 
 
 def make_settings(kind: str, *, family: str, shape: str) -> TaskSettings:
+    """The settings of a task.
+
+    Args:
+        kind: ``words``, ``head``, ``text`` or ``choice``.
+        family: of the backbone.
+        shape: of the prompt, ``input`` or ``kv``.
+    """
     soft = "{soft:3}" if shape == "input" else ""
     match kind:
         case "words":
@@ -58,10 +65,15 @@ def make_settings(kind: str, *, family: str, shape: str) -> TaskSettings:
 
 
 def assemble_artifact(
-    prompt: Prompt, head: Mapping[str, Tensor], task: Task, *, settings: TaskSettings, **origin: Any
+    prompt: Prompt,
+    head: Mapping[str, Tensor],
+    task: Task,
+    *,
+    settings: TaskSettings,
+    **changes: Any,
 ) -> Artifact:
-    """The artifact of a prompt for a task; ``origin`` replaces what its manifest says."""
-    usual: dict[str, Any] = {
+    """The artifact of a prompt for a task; ``changes`` replace fields of its manifest."""
+    fields: dict[str, Any] = {
         "template": settings.template,
         "max_length": None,
         "task": {"kind": settings.kind, **asdict(settings)},
@@ -71,13 +83,13 @@ def assemble_artifact(
         "recipe": {},
         "metrics": {},
     }
-    return make_artifact(prompt, head, **{**usual, **origin})
+    return make_artifact(prompt, head, **{**fields, **changes})
 
 
 def make_model_factory(
     backbone: Callable[[str], Backbone], maker: Callable[[str], Maker]
 ) -> Callable[..., PromptModel]:
-    """A factory of models of one of the ways, with a given prompt or a random one."""
+    """A function that makes a model of ``WAYS``, with a given prompt or a random one."""
 
     def make(
         way: str | tuple[str, str, str],
@@ -86,15 +98,15 @@ def make_model_factory(
         prompt: Prompt | None = None,
         seed: int = 3,
         own: Backbone | None = None,
-        **origin: Any,
+        **changes: Any,
     ) -> PromptModel:
         family, kind, shape = WAYS[way] if isinstance(way, str) else way
         own = own or backbone(family)
-        chosen = settings or make_settings(kind, family=family, shape=shape)
+        settings = settings or make_settings(kind, family=family, shape=shape)
         labels = () if kind == "text" else LABELS
-        task = build_task(chosen, own, template=chosen.template, labels=labels, seed=seed)
+        task = build_task(settings, own, template=settings.template, labels=labels, seed=seed)
         head = {} if task.head is None else task.head.state_dict()
         prompt = prompt or maker(family).prompt(shape)
-        return attach(assemble_artifact(prompt, head, task, settings=chosen, **origin), own)
+        return attach(assemble_artifact(prompt, head, task, settings=settings, **changes), own)
 
     return make

@@ -1,7 +1,7 @@
 """Tests that run for each family, method, prompt or side of padding.
 
-``@for_each("family")`` runs a test or a fixture's tests for each family; with several names, for
-each combination that goes together:
+``@for_each("family")`` runs a test for each family; with several names, for each combination of
+their values that is possible:
 
     @for_each("method", "family")
     def test_it_has_an_effect(backbone, method, family): ...
@@ -13,13 +13,13 @@ import pytest
 
 from support.tiny_models import CAUSAL, ENCODERS, FAMILIES, KV, SEQ2SEQ, SETTINGS
 
-# families whose head can be baked
+# families whose input prompts can be converted to keys and values
 BAKED = CAUSAL
-# BART counts positions from the first column, padding or not, and takes no others.
+# BART counts positions from the first column, padding included, and accepts no position ids.
 LEFT = tuple(name for name in FAMILIES if name != "bart")
 # "late" is an input prompt that enters at the second layer
 OF_SHAPE = {"input": FAMILIES, "kv": KV, "late": KV}
-# A sliding window's cache forgets where the soft tokens stood that enter late.
+# A cache with a sliding window does not keep the places of soft tokens that enter at a later layer.
 OF_WRITER = OF_SHAPE | {"late": tuple(f for f in KV if f not in {"mistral", "gemma3"})}
 OF_SIDE = {"none": FAMILIES, "right": FAMILIES, "left": LEFT}
 PAIRS: dict[tuple[str, ...], list[tuple[str, str]]] = {
@@ -49,17 +49,17 @@ VALUES = {
 
 
 def combine_values(*names: str) -> list[tuple[str, ...]]:
-    """Every combination of the values of some names; of a pair, those that go together."""
-    left = list(names)
+    """All combinations of the values of some names; of a pair in ``PAIRS``, only those there."""
+    remaining = list(names)
     columns: list[tuple[str, ...]] = []
     values: list[list[tuple[str, ...]]] = []
-    for pair, together in PAIRS.items():
-        if {*pair} <= {*left}:
+    for pair, combinations in PAIRS.items():
+        if {*pair} <= {*remaining}:
             columns.append(pair)
-            values.append([*together])
-            left = [name for name in left if name not in pair]
-    columns += [(name,) for name in left]
-    values += [[(value,) for value in VALUES[name]] for name in left]
+            values.append([*combinations])
+            remaining = [name for name in remaining if name not in pair]
+    columns += [(name,) for name in remaining]
+    values += [[(value,) for value in VALUES[name]] for name in remaining]
     flat = [name for column in columns for name in column]
     rows = []
     for combination in product(*values):

@@ -36,7 +36,7 @@ class Maker:
         return torch.arange(first, first + count) + self.backbone.geometry.vocab_size
 
     def batch(self, *rows: Tensor, side: str = "right", extra: int = 0) -> BatchInputs:
-        """Rows padded to the longest and ``extra`` more; the decoder is always fed the same."""
+        """Rows padded to the longest and ``extra`` more; a decoder's input is always the same."""
         width = max(len(row) for row in rows) + extra
         ids = torch.full((len(rows), width), PAD)
         mask = torch.zeros_like(ids)
@@ -47,7 +47,7 @@ class Maker:
         return BatchInputs(ids, mask, decoder_input_ids=decoder)
 
     def input_prompt(self, length: int = 3) -> InputPrompt:
-        """Vectors at the scale of the table; those of another length begin otherwise."""
+        """Vectors at the scale of the table; each length has other vectors."""
         geometry = self.backbone.geometry
         generator = torch.Generator().manual_seed(100 * self.seed + length)
         noise = torch.randn(length, geometry.embedding_size, generator=generator)
@@ -69,7 +69,7 @@ class Maker:
                 return self.prefix(length)
 
     def rows(self, shape: str, *lengths: int, length: int = 3) -> list[Tensor]:
-        """Rows of words; for an input prompt all of its soft tokens stand behind the first."""
+        """Rows of words; those for an input prompt have its soft tokens after their first word."""
         rows = [Maker(self.backbone, self.seed + 1 + b).words(n) for b, n in enumerate(lengths)]
         if shape != "kv":
             for row in rows:

@@ -45,21 +45,21 @@ def make_recipe_data(
 ) -> dict[str, Any]:
     """A recipe as plain data; ``train`` is its last table."""
     soft = method in {"prompt-tuning", "p-tuning"}
-    usual = {"batch_size": 4, "epochs": 2, "learning_rate": 0.05, "lr_scheduler": "linear"}
+    defaults = {"batch_size": 4, "epochs": 2, "learning_rate": 0.05, "lr_scheduler": "linear"}
     return {
         "seed": 7,
         "backbone": {"name": family, "device": "cpu", "dtype": "float32"} | (backbone or {}),
-        # What is not given is not there: nothing is split off.
+        # Nothing is split off: a split that is not given is missing.
         "data": {"train": "memory", "split_sizes": {"train": 1.0, "validation": 0.0, "test": 0.0}},
         "task": make_task_table(task, family=family, soft=soft),
         "method": {"name": method} | SMALL.get(method, {}) | (settings or {}),
-        "train": usual | train,
+        "train": defaults | train,
         "cache": cache or {},
     }
 
 
 def renew_run(prepared: RunSetup) -> RunSetup:
-    """The same parts with a method and a head of their own, as they were at the start."""
+    """The same parts with copies of the method and the head, which training changes."""
     task = copy(prepared.task)
     if task.head is not None:
         task._head = deepcopy(task.head)

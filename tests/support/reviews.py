@@ -1,4 +1,4 @@
-"""Reviews made of the tiny tokenizer's words, whose label their words tell."""
+"""Reviews made of the tiny tokenizer's words, with labels that follow from the words."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,27 +15,29 @@ Row = dict[str, str]
 
 
 def make_reviews(count: int, *, seed: int) -> list[Row]:
-    """Rows of one to nine words, whose label their words tell; the answers differ in length."""
-    draw = Random(seed)  # noqa: S311  # no secret
+    """Rows of one to nine words, both labels in turn, and answers of different lengths."""
+    random = Random(seed)  # noqa: S311  # words, not keys
     rows = []
     for number in range(count):
         label = LABELS[number % 2]
-        telling = draw.choices(GOOD if label == "positive" else BAD, k=draw.randint(1, 3))
-        words = [*telling, *draw.choices(PLAIN, k=draw.randint(0, 6))]
-        draw.shuffle(words)
-        answer = " ".join(telling)
+        label_words = random.choices(GOOD if label == "positive" else BAD, k=random.randint(1, 3))
+        words = [*label_words, *random.choices(PLAIN, k=random.randint(0, 6))]
+        random.shuffle(words)
+        answer = " ".join(label_words)
         rows.append({"text": " ".join(words), "label": label, "answer": answer})
     return rows
 
 
 def make_plain_reviews(count: int, *, seed: int) -> list[Row]:
     """Reviews of six words each, without answers, both labels in turn."""
-    draw = Random(seed)  # noqa: S311  # words, not keys
+    random = Random(seed)  # noqa: S311  # words, not keys
     rows = []
     for number in range(count):
-        telling = GOOD[:7] if number % 2 else BAD[:7]
-        words = [draw.choice(telling if draw.random() < 0.6 else SUBJECTS) for _ in range(6)]
-        rows.append({"text": " ".join(words), "label": "positive" if number % 2 else "negative"})
+        label_words = GOOD[:7] if number % 2 else BAD[:7]
+        words = [
+            random.choice(label_words if random.random() < 0.6 else SUBJECTS) for _ in range(6)
+        ]
+        rows.append({"text": " ".join(words), "label": LABELS[number % 2]})
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The project's own source text, as the architecture tests read it."""
+"""The source text of the package, for the architecture tests."""
 
 import ast
 from collections.abc import Iterator

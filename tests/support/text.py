@@ -6,6 +6,8 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+SCRIPT_FOLDERS = (".ci", "benchmarks", "examples", "scripts")
+
 
 def iterate_prose(source: str) -> Iterator[tuple[int, str]]:
     """The comments and strings of Python source, each with its first line.
@@ -50,3 +52,10 @@ def read_documents(root: Path) -> dict[str, str]:
     pages = [*root.glob("*.md"), *(root / "docs").rglob("*.md")]
     pages += [*(root / "benchmarks").rglob("*.md"), *(root / "examples").rglob("*.md")]
     return {str(page.relative_to(root)): page.read_text("utf-8") for page in sorted(pages)}
+
+
+def read_scripts(root: Path) -> dict[str, str]:
+    """Every script, benchmark and example of the project by its path: Python, shell and TOML."""
+    files = [file for name in SCRIPT_FOLDERS for file in (root / name).rglob("*")]
+    files = [file for file in files if file.is_file() and file.suffix in {".py", ".toml", ""}]
+    return {str(file.relative_to(root)): file.read_text("utf-8") for file in sorted(files)}

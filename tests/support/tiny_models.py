@@ -1,6 +1,6 @@
 """Tiny random backbones of every family, with a tokenizer of a few English words.
 
-Import it from tests and conftests only, so that the hook that checks shapes stands before it.
+Import it from tests and conftests only: tests/conftest.py must install the check of shapes first.
 """
 
 import hashlib
@@ -11,33 +11,29 @@ from typing import Any
 
 import torch
 import transformers as tf
-from tokenizers import processors
 from torch import Tensor, nn
 
 from softprompt.backbone import Architecture, Backbone, wrap_model
 from softprompt.backbone.model import list_dropout_rates
 from softprompt.methods import METHODS, MethodSettings
-from support.tokenizers import train_byte_level
+from support.tokenizers import set_special_tokens, train_byte_level
 
-# Bytes, the special tokens and some English words and pieces of words; the tables have rows to
-# spare, as real ones do.
+# The tables have more rows than the tokenizer has tokens (bytes, special tokens, English words and
+# pieces of words), as in real models.
 ROWS = 366
 BOS, PAD, END, UNKNOWN, MASK = range(5)
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
-_PLAIN = {
+_SPECIAL = {"bos_token_id": BOS, "eos_token_id": END, "pad_token_id": PAD}
+_SIZES = {
     "vocab_size": ROWS,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "intermediate_size": 48,
     "max_position_embeddings": 64,
-    "bos_token_id": BOS,
-    "eos_token_id": END,
-    "pad_token_id": PAD,
 }
+_PLAIN = _SIZES | _SPECIAL | {"intermediate_size": 48}
 _GROUPED = _PLAIN | {"num_key_value_heads": 2, "head_dim": 10}
-_SPECIAL = {k: v for k, v in _PLAIN.items() if k.endswith("_token_id")}
 _STACKS = {
     "vocab_size": ROWS,
     "d_model": 32,
@@ -46,8 +42,9 @@ _STACKS = {
     "pad_token_id": PAD,
 }
 
-Make = Callable[[], tf.PreTrainedConfig]
-ENCODER_CONFIGS: dict[str, Make] = {
+# Keyword arguments override the sizes here.
+MakeConfig = Callable[..., tf.PreTrainedConfig]
+ENCODER_CONFIGS: dict[str, MakeConfig] = {
     "bert": partial(tf.BertConfig, **_PLAIN),
     "roberta": partial(tf.RobertaConfig, **_PLAIN),
     "distilbert": partial(
@@ -80,22 +77,18 @@ ENCODER_CONFIGS: dict[str, Make] = {
         share_att_key=True,
     ),
 }
-CAUSAL_CONFIGS: dict[str, Make] = {
+CAUSAL_CONFIGS: dict[str, MakeConfig] = {
     "gpt2": partial(
         tf.GPT2Config, vocab_size=ROWS, n_embd=32, n_layer=2, n_head=4, n_positions=64, **_SPECIAL
     ),
     # as OPT-350M: the table and the head are narrower than the layers
     "opt": partial(
         tf.OPTConfig,
-        vocab_size=ROWS,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **_SIZES,
+        **_SPECIAL,
         ffn_dim=48,
-        max_position_embeddings=64,
         word_embed_proj_dim=16,
         do_layer_norm_before=False,
-        **_SPECIAL,
     ),
     "gpt_neox": partial(tf.GPTNeoXConfig, **_PLAIN),
     "bloom": partial(
@@ -115,7 +108,7 @@ CAUSAL_CONFIGS: dict[str, Make] = {
         tf.Phi3Config, **_PLAIN, num_key_value_heads=2, original_max_position_embeddings=64
     ),
 }
-SEQ2SEQ_CONFIGS: dict[str, Make] = {
+SEQ2SEQ_CONFIGS: dict[str, MakeConfig] = {
     # as flan-t5-small: heads times their size is not the width
     "t5": partial(
         tf.T5Config,
@@ -143,7 +136,7 @@ SEQ2SEQ_CONFIGS: dict[str, Make] = {
 CONFIGS = ENCODER_CONFIGS | CAUSAL_CONFIGS | SEQ2SEQ_CONFIGS
 FAMILIES, ENCODERS = tuple(CONFIGS), tuple(ENCODER_CONFIGS)
 CAUSAL, SEQ2SEQ = tuple(CAUSAL_CONFIGS), tuple(SEQ2SEQ_CONFIGS)
-# families whose attention keys and values can enter
+# families that accept key/value prefixes
 KV = tuple(name for name in FAMILIES if name != "deberta_v2")
 # Methods small enough for tiny backbones; a method that is not here runs with its own defaults.
 SMALL = {
@@ -152,7 +145,7 @@ SMALL = {
     "p-tuning-v2": {"length": 3},
 }
 SETTINGS: dict[str, MethodSettings] = {
-    name: made(**SMALL.get(name, {})) for name, made in METHODS.items()
+    name: settings(**SMALL.get(name, {})) for name, settings in METHODS.items()
 }
 
 # Words that become one token each, with and without a space before them, and words in pieces.
@@ -172,25 +165,17 @@ def make_tokenizer(kind: Architecture) -> tf.PreTrainedTokenizerFast:
     core = train_byte_level(SPECIALS, corpus=corpus, vocab_size=ROWS - 6)
     begin, pad, end, unknown, mask = SPECIALS
     names = {"pad_token": pad, "eos_token": end, "unk_token": unknown}
-    ids = [(begin, BOS), (end, END)]
     match kind:
         case "encoder":
-            core.post_processor = processors.TemplateProcessing(
-                single=f"{begin} $A {end}",
-                pair=f"{begin} $A {end} $B:1 {end}:1",
-                special_tokens=ids,
-            )
+            single, pair = f"{begin} $A {end}", f"{begin} $A {end} $B:1 {end}:1"
             names |= {"cls_token": begin, "sep_token": end, "mask_token": mask}
             del names["eos_token"]
         case "causal":
-            core.post_processor = processors.TemplateProcessing(
-                single=f"{begin} $A", pair=f"{begin} $A {begin} $B:1", special_tokens=ids
-            )
+            single, pair = f"{begin} $A", f"{begin} $A {begin} $B:1"
             names |= {"bos_token": begin}
         case "encoder-decoder":
-            core.post_processor = processors.TemplateProcessing(
-                single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=ids
-            )
+            single, pair = f"$A {end}", f"$A {end} $B {end}"
+    set_special_tokens(core, single=single, pair=pair, specials=[begin, end])
     inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * (kind == "encoder")
     return tf.PreTrainedTokenizerFast(tokenizer_object=core, model_input_names=inputs, **names)
 
@@ -204,7 +189,7 @@ def draw_model(auto: type[Any], config: tf.PreTrainedConfig) -> tf.PreTrainedMod
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.2)
             else:
-                # Scales and biases as trained ones are: not all ones and zeros.
+                # Scales and biases are not all ones and zeros, as in trained models.
                 parameter.data += 0.1 * torch.randn_like(parameter)
     return model
 
@@ -212,9 +197,9 @@ def draw_model(auto: type[Any], config: tf.PreTrainedConfig) -> tf.PreTrainedMod
 def make_model(
     family: str, *, dtype: torch.dtype = torch.float32, dropout: bool = False
 ) -> tf.PreTrainedModel:
-    """A random model whose weights are large enough for effects to show.
+    """A random model with weights so large that a prompt has a visible effect.
 
-    Without dropout, as loading leaves it, unless asked.
+    Dropout is off, as after loading, unless ``dropout`` is True.
     """
     match kind_of(family):
         case "encoder":
@@ -239,13 +224,13 @@ def make_backbone(
 
 
 def compute_checksum(backbone: Backbone) -> str:
-    """Of every bit of every parameter and buffer."""
-    whole = hashlib.sha256()
+    """The SHA-256 of all parameters and buffers."""
+    digest = hashlib.sha256()
     for name, tensor in backbone.model.state_dict().items():
-        whole.update(
+        digest.update(
             name.encode() + tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
         )
-    return whole.hexdigest()
+    return digest.hexdigest()
 
 
 def save_checkpoint(folder: Path, family: str, model: tf.PreTrainedModel | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""Small tokenizers, trained on the spot."""
+"""Small tokenizers, trained when they are needed."""
 
 # The "passwords" of S106 are names of special tokens.
 # ruff: noqa: S106
@@ -34,7 +34,7 @@ def train_byte_level(
 
 
 def train_unigram(scheme: str, specials: Sequence[str]) -> Tokenizer:
-    """Unigram of the corpus; ``scheme`` says when a word boundary is put in front."""
+    """Unigram of the corpus; ``scheme`` is the ``prepend_scheme`` of its pre-tokenizer."""
     core = Tokenizer(models.Unigram())
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     core.decoder = decoders.Metaspace(prepend_scheme=scheme)

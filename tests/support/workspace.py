@@ -1,4 +1,4 @@
-"""A folder with labelled text and a recipe, as a user of the command line has it."""
+"""A folder with labeled text and a recipe, as a user of the command line has it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,12 @@ COUNTS = {"train": 40, "validation": 12, "test": 12}
 
 @dataclass
 class Workspace:
-    """A folder with data and a recipe that trains in a moment; change ``data`` and write it."""
+    """A folder with data and a recipe of a short run.
+
+    Args:
+        path: the folder.
+        data: the recipe as a mapping; `recipe` writes it to the folder.
+    """
 
     path: Path
     data: dict[str, Any] = field(default_factory=dict)
@@ -53,8 +58,14 @@ def make_workspace(path: Path, backbone: Path) -> Workspace:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run, what ``train --json`` printed, and its workspace."""
+    """A finished run.
+
+    Args:
+        home: its workspace.
+        folder: the run directory.
+        said: the result of ``train --json``.
+    """
 
     home: Workspace
     folder: Path
-    said: CommandResult
+    result: CommandResult

@@ -1,4 +1,4 @@
-"""Tasks bound to tiny backbones, and rows whose tokens can be told by hand."""
+"""Tasks bound to tiny backbones, and rows whose tokens can be written out by hand."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ ROWS = [
     {"text": "it was a bad film and boring", "label": "down"},
     {"text": "good", "label": "up"},
 ]
-# What soft tokens are made of, so that any row can be written out in plain tokens.
+# The words of the soft tokens, so that any row can be written out in plain tokens.
 SOFT = "a film fresh"
 
 
@@ -24,7 +24,7 @@ def rows() -> list[dict[str, str]]:
 
 @pytest.fixture
 def bound(backbone):
-    """A task on a family, with one template or one for each kind; more as of ``bind``."""
+    """A task on a family, with one template or one per architecture; more as in `build_task`."""
 
     def make(family: str, settings, template: str | dict[str, str], **more: object):
         own = backbone(family)

@@ -1,4 +1,4 @@
-"""Task, template and backbone fit each other, or a message says what does not."""
+"""Task, template and backbone must fit each other; if not, the message names the cause."""
 
 from dataclasses import replace
 
@@ -74,7 +74,7 @@ def test_a_trained_head_reads_no_mask(backbone):
 
 def test_a_text_to_text_model_needs_words(backbone):
     assert message(backbone("t5"), Classify(), "{text}") == (
-        "t5 answers in words, so it needs a verbalizer, which is missing. Add one to [task]: "
+        "t5 answers in words, so it needs a verbalizer, which is missing. Add one to the task: "
         'verbalizer = { yes = "yes", no = "no" }.'
     )
 
@@ -85,6 +85,16 @@ def test_words_need_a_language_model_head(backbone):
         "backbone 'bert' has no language-model head in its checkpoint, so it cannot score label "
         "words. Leave the verbalizer out, which trains a head, or choose another backbone."
     )
+
+
+def test_a_head_is_not_suggested_for_a_text_to_text_model(backbone):
+    """Without a verbalizer it is refused too."""
+    headless = replace(backbone("t5"), lm_head=None)
+    assert message(headless, Classify(verbalizer=VERBALIZER), "{text}") == (
+        "backbone 't5' has no language-model head in its checkpoint, so it cannot score label "
+        "words. Choose another backbone."
+    )
+    assert "needs a verbalizer" in message(headless, Classify(), "{text}", labels=("up", "down"))
 
 
 def test_writing_needs_a_language_model_head(backbone):
@@ -113,7 +123,7 @@ def test_a_template_that_is_malformed(backbone):
 
 def test_a_head_needs_classes(backbone):
     assert message(backbone("bert"), Classify(), "{text}", labels=("up",), error=DataError) == (
-        "a trained head needs at least 2 labels to choose from, but was given 1. Read them from "
+        "a trained head needs at least 2 labels to choose from, but there are 1. Read them from "
         "the training data."
     )
 

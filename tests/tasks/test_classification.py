@@ -26,7 +26,7 @@ def tokens(own, word: str) -> list[int]:
 
 
 def forward(plain, **ids: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities at every place of one row of transformers' own model."""
+    """Log-probabilities at every position of one row of transformers' own model."""
     with torch.no_grad():
         logits = plain(**{name: row[None] for name, row in ids.items()}).logits[0]
     return logits.log_softmax(-1)
@@ -77,7 +77,7 @@ def test_scores_are_the_words_probabilities(bound, words, by_hand, rows, family,
     end = task.backbone.geometry.architecture == "encoder-decoder"
     wanted = by_hand(family, verbalizer, end=end)
     scores = task.compute_scores(examples, [words(family)])
-    # One token each: without the vocabulary's normaliser, which is the same for all labels.
+    # One token each: without the vocabulary's normalizer, which is the same for all labels.
     assert_close(scores.log_softmax(-1), wanted.log_softmax(-1), **CLOSE)
     if which != "one token each":
         assert_close(scores, wanted, **CLOSE)
@@ -91,7 +91,7 @@ def test_scores_are_the_words_probabilities(bound, words, by_hand, rows, family,
 
 @for_each("causal")
 def test_a_single_token_is_a_row_of_the_logits(backbone, plain, bound, spelled, rows, causal):
-    """Softmax over the two logits at the last token, as anybody would write it."""
+    """The scores are the two logits at the last token."""
     own = backbone(causal)
     settings = Classify(verbalizer={"up": " good", "down": " bad"})
     task = bound(causal, settings, "{text} it was")

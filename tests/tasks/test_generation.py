@@ -1,4 +1,4 @@
-"""Writing text: the loss is on the target alone, and choices are the only answers."""
+"""Text generation: the loss is that of the target only, and choices are the only answers."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from softprompt.errors import DataError
 from softprompt.inference import EvaluatedRows, make_report
 from softprompt.injection import Decoding, generate
-from softprompt.tasks import Generate, Prediction
+from softprompt.tasks import Generate, LengthBudget, Prediction
 from support.parametrize import for_each
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -31,7 +31,7 @@ def writing(bound):
 
 
 def target_ids(own, text: str) -> list[int]:
-    """With the space that parts it from a causal row, and the end."""
+    """The target's ids, with the space after a causal row and the end token."""
     space = " " if own.geometry.architecture == "causal" else ""
     return [*own.tokenizer(space + text, add_special_tokens=False)["input_ids"], 2]
 
@@ -116,7 +116,7 @@ def test_answers_are_what_generate_writes(backbone, writing, words, maker, write
 @pytest.mark.parametrize("beams", [1, 3])
 @for_each("writer")
 def test_choices_are_the_only_answers(backbone, writing, maker, writer, beams):
-    """However random the backbone and the prompt: many prompts, and no other text."""
+    """Many random prompts on a random backbone give no other text."""
     task = writing(writer, labels=CHOICES, num_beams=beams)
     prompts = [maker(writer, seed).input_prompt(3) for seed in range(6)]
     examples = [task.make_example(ROWS[0], target=False)] * 6
@@ -144,7 +144,7 @@ def test_a_choice_too_long_to_be_written(writing):
         writing("llama", labels=("good", "wonderful terrible"), max_new_tokens=3)
     assert str(error.value) == (
         "the choice 'wonderful terrible' has 4 tokens, but max_new_tokens is 3, so it could never "
-        "be the answer. Raise task.max_new_tokens to at least 4."
+        "be the answer. Raise max_new_tokens to at least 4."
     )
 
 
@@ -162,9 +162,24 @@ def test_a_target_too_long_for_the_positions(writing, family, room):
         task.make_example(row)
     text = str(error.value)
     assert f"a target text has {room + 2} tokens, but {room} positions are left" in text
-    assert "Lower data.max_length, which frees positions, or leave the row out." in text
+    shorter = "" if family == "bart" else "lower max_length, so that the text is shorter, or "
+    assert text.endswith(
+        f"Set max_target_length to at most {room - 1}, or {shorter}leave the row out."
+    )
     fits = {"text": "a bad film", "target": "no" + " no" * (room - 2)}
     assert len(task.make_example(fits).target) == room
+    limited = writing(family, "{text}", max_target_length=room - 1)
+    assert len(limited.make_example(row).target) == room
+
+
+def test_a_lower_limit_for_the_row_leaves_positions_to_its_target(bound):
+    row = {"text": "good " * 99, "target": "no" + " no" * 30}
+    settings = Generate(max_new_tokens=6)
+    with pytest.raises(DataError, match="has 32 tokens, but 6 positions are left"):
+        bound("llama", settings, "{text}").make_example(row)
+    lower = bound("llama", settings, "{text}", budget=LengthBudget(38))
+    example = lower.make_example(row)
+    assert example.length + len(example.target) == 64
 
 
 def test_only_relative_positions_leave_room_for_any_target(writing):
@@ -173,7 +188,7 @@ def test_only_relative_positions_leave_room_for_any_target(writing):
 
 
 def test_rows_are_cut_to_leave_room_for_the_answer(writing):
-    """64 positions, 6 of them for what is written."""
+    """There are 64 positions, 6 of them for the answer."""
     row = {"text": "good " * 100, "target": "no"}
     example = writing("llama", "{text}{soft:3} it was").make_example(row)
     assert example.length == 64 - 6
@@ -201,7 +216,7 @@ def test_columns(writing):
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_a_target_is_cut_where_it_is_told_and_counted(writing, family):
+def test_a_target_is_truncated_at_its_limit_and_reported(writing, family):
     whole, cut = (writing(family, max_target_length=most) for most in (None, 2))
     for row in ROWS:
         full, short = (task.make_example(row) for task in (whole, cut))
@@ -212,14 +227,14 @@ def test_a_target_is_cut_where_it_is_told_and_counted(writing, family):
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_free_writing_has_labels_and_is_not_held_to_them(writing, words, family):
-    """The random backbone writes anything; what is none of the labels counts as other."""
-    held = writing(family, labels=CHOICES)
+def test_free_generation_has_labels_and_is_not_constrained_to_them(writing, words, family):
+    """The random backbone writes anything; text that is not a label counts as other."""
+    constrained = writing(family, labels=CHOICES)
     free = writing(family, labels=CHOICES, constrained_decoding=False)
     anything = writing(family)
-    examples = [held.make_example(row, target=False) for row in ROWS]
+    examples = [constrained.make_example(row, target=False) for row in ROWS]
     prompt = words(family)
-    assert {a.label for a in held.predict(examples, [prompt])} <= {*CHOICES}
+    assert {a.label for a in constrained.predict(examples, [prompt])} <= {*CHOICES}
     given = [a.label for a in free.predict(examples, [prompt])]
     assert given == [a.label for a in anything.predict(examples, [prompt])]
     assert free.labels == CHOICES

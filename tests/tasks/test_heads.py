@@ -1,4 +1,4 @@
-"""Heads are those of transformers' own classifiers, and {bos} and pool choose what they read."""
+"""Heads are those of transformers' own classifiers, and {bos} and pooling select what they read."""
 
 import copy
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from support import tiny_models
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 LABELS = ("a", "b", "c")
 TEXTS = ["the movie was great", "it was a bad film and boring", "good"]
-# Families that PEFT's users have and the other tests do not.
+# Families that users of PEFT have, and that the other tests do not cover.
 MORE = {
     "xlm-roberta": tf.XLMRobertaConfig,
     "camembert": tf.CamembertConfig,
@@ -38,7 +38,7 @@ class Pair:
     theirs: nn.Module
 
     def wanted(self, ids: Tensor) -> Tensor:
-        """Of one row without padding."""
+        """The logits of one row without padding."""
         with torch.no_grad():
             return self.theirs(input_ids=ids[None]).logits[0]
 
@@ -109,7 +109,7 @@ def test_names_lead_there_and_back(pair, family):
         assert form.from_foreign(form.to_foreign(name)) == name
         assert torch.equal(theirs[form.to_foreign(name)], tensor)
     outer = {name for name, _ in made.theirs.named_modules()}
-    for module in form.outer:  # what PEFT is told to train is there to be trained
+    for module in form.outer:  # every module that PEFT is configured to train exists
         assert any(name == module or name.endswith(f".{module}") for name in outer), module
 
 
@@ -164,7 +164,7 @@ def test_company_in_the_batch_does_not_matter(pair, maker, family, shape):
 
 @pytest.mark.parametrize("family", ["gpt2", "t5", "bart", "llama", "bert"])
 def test_label_words_behind_soft_tokens_before_everything(backbone, maker, family):
-    """Prompts made of words, and rows of other lengths beside them."""
+    """Prompts made of words, in a batch with rows of other lengths."""
     own = backbone(family)
     mask = " {mask}" if own.geometry.architecture == "encoder" else ""
     settings = Classify(verbalizer={"up": " good", "down": " bad"})

@@ -1,4 +1,4 @@
-"""Cutting rows changes no number: loss and gradient are those of the rows run whole."""
+"""Splitting rows changes no number: loss and gradient are those of the rows run whole."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ TASKS = {
 
 @pytest.fixture
 def passes(monkeypatch):
-    """How many tokens each pass through a backbone's body has, padding included."""
+    """The number of tokens, padding included, of each pass through a backbone's body."""
 
     def count(own) -> list[int]:
         found: list[int] = []
@@ -94,7 +94,7 @@ def test_text_before_the_prompt_has_no_graph(bound, words, rows, monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["bert", "t5"])
-def test_what_cannot_be_cut_is_run_whole(family, backbone):
+def test_rows_that_cannot_be_split_are_run_whole(family, backbone):
     own = backbone(family)
     soft = own.geometry.vocab_size
     prompt = InputPrompt(torch.randn(2, own.geometry.embedding_size))
@@ -102,20 +102,20 @@ def test_what_cannot_be_cut_is_run_whole(family, backbone):
     assert prefix_sharing.plan_split(own, rows, prompt=prompt, needed=[2, 2]) is None
 
 
-def test_a_cut_never_takes_what_is_asked_for(backbone):
+def test_a_split_is_never_after_a_needed_position(backbone):
     """Two continuations of one row have its last token in common, and it is scored."""
     own = backbone("llama")
     soft = own.geometry.vocab_size
     prompt = InputPrompt(torch.randn(1, own.geometry.embedding_size))
     rows = [[soft, 7, 8, 9], [soft, 7, 8, 10]]
-    where = prefix_sharing.plan_split(own, rows, prompt=prompt, needed=[2, 2])
-    assert where is not None
-    assert where.at == (2, 2)
+    split = prefix_sharing.plan_split(own, rows, prompt=prompt, needed=[2, 2])
+    assert split is not None
+    assert split.lengths == (2, 2)
 
 
 @pytest.mark.parametrize("settings", TASKS.values(), ids=TASKS)
 @for_each("causal")
-def test_what_many_rows_begin_with_is_run_once_for_all(causal, settings, bound, words, passes):
+def test_a_common_prefix_of_many_rows_is_run_once_for_all(causal, settings, bound, words, passes):
     task = bound(causal, settings, "the film{soft:3} was {text} it was", labels=("down", "up"))
     prompt = words(causal)
     texts = [f"{a} {b} {c}" for a in ("a", "the", "it") for b in ("good", "bad") for c in WHOLE]

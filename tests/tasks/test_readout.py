@@ -105,7 +105,7 @@ def test_the_loss_is_the_cross_entropy_of_the_labels(reader, rows):
     by_hand = -(chances[0, 1].log() + chances[1, 0].log() + chances[2, 1].log())
     assert_close(loss.total, by_hand)
     assert loss.count == 3
-    # A fresh head says about the same of every class.
+    # A new head gives about the same score to every class.
     assert loss.total.item() / 3 == pytest.approx(math.log(2), abs=0.3)
 
 

@@ -1,4 +1,4 @@
-"""Label words become tokens, or a message says why not."""
+"""Label words become tokens, or the message names the reason why not."""
 
 import pytest
 import torch

@@ -1,7 +1,6 @@
 """Small runs: a few reviews made of the tokenizer's words, and recipes for every kind of task."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from datasets import Dataset
 from softprompt.backbone import Backbone
 from softprompt.recipe import Recipe, make_recipe
 from softprompt.train import RunSetup, Trainer, make_trainer, setup_run
-from softprompt.train.accelerator import make_accelerator, use_gradient_checkpointing
+from softprompt.train.accelerator import make_accelerator
 from support.recipes import make_recipe_data, renew_run
 from support.reviews import Row, make_reviews, write_rows
 
@@ -37,16 +36,16 @@ def rows() -> Callable[..., list[Row]]:
 
 
 @pytest.fixture(scope="session")
-def kept() -> dict[str, RunSetup]:
-    """Parts that were made already: rendering takes longer than training."""
+def setups() -> dict[str, RunSetup]:
+    """The setups so far: rendering rows takes longer than training on them."""
     return {}
 
 
 @pytest.fixture
-def parts(backbone, kept) -> Make:
+def parts(backbone, setups) -> Make:
     """All the parts of a small run; what is trained is new each time.
 
-    ``sizes`` are the rows of each split, ``own`` a backbone of one's own.
+    ``sizes`` are the numbers of rows of each split; ``own`` is a backbone that no other test uses.
     """
 
     def make(
@@ -58,19 +57,20 @@ def parts(backbone, kept) -> Make:
     ) -> RunSetup:
         recipe = make_recipe(make_recipe_data(*args, **changes))
         names = ("train", "validation", "test")
-        drawn = {
+        rows = {
             name: make_reviews(count, seed=seed)
             for seed, (name, count) in enumerate(zip(names, sizes, strict=False))
-        }
-        listed = drawn | (tables or {})
-        key = f"{recipe} {listed}"
-        if own is None and key in kept:
-            return renew_run(kept[key])
-        made = {name: Dataset.from_list(part) for name, part in listed.items()}
-        chosen = own or backbone(recipe.backbone.name)
-        prepared = setup_run(recipe, backbone=chosen, tables=made)
+        } | (tables or {})
+        key = f"{recipe} {rows}"
+        if own is None and key in setups:
+            return renew_run(setups[key])
+        prepared = setup_run(
+            recipe,
+            backbone=own or backbone(recipe.backbone.name),
+            tables={name: Dataset.from_list(part) for name, part in rows.items()},
+        )
         if own is None:
-            kept[key] = renew_run(prepared)
+            setups[key] = renew_run(prepared)
         return prepared
 
     return make
@@ -78,26 +78,13 @@ def parts(backbone, kept) -> Make:
 
 @pytest.fixture
 def trainer_of() -> Callable[[RunSetup], Trainer]:
-    """The loop over the parts of a run."""
+    """The trainer of the parts of a run."""
 
     def make(prepared: RunSetup) -> Trainer:
         accelerator = make_accelerator(prepared.recipe.train, cpu=True, folder=None)
         return make_trainer(prepared, accelerator)
 
     return make
-
-
-@pytest.fixture
-def going(trainer_of) -> Callable[..., Any]:
-    """A trainer in the state that the edge puts its backbone in."""
-
-    @contextmanager
-    def run(prepared: RunSetup) -> Iterator[Trainer]:
-        wanted = prepared.recipe.train.gradient_checkpointing
-        with use_gradient_checkpointing(prepared.backbone, wanted=wanted):
-            yield trainer_of(prepared)
-
-    return run
 
 
 @pytest.fixture

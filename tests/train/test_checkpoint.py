@@ -1,4 +1,4 @@
-"""Checkpoints: bit for bit what was saved, whole or not at all, and no pickle."""
+"""Checkpoints: bit for bit what was saved, complete or not at all, and no pickle."""
 
 import errno
 import json
@@ -44,8 +44,8 @@ def same(first: Any, second: Any) -> bool:
         return False
     match first:
         case Tensor():
-            alike = first.dtype == second.dtype and first.shape == second.shape
-            return alike and raw(first) == raw(second)
+            same_form = first.dtype == second.dtype and first.shape == second.shape
+            return same_form and raw(first) == raw(second)
         case dict():
             return [*first] == [*second] and all(same(first[k], second[k]) for k in first)
         case list():
@@ -96,8 +96,10 @@ def test_there_is_no_pickle(tmp_path):
 @pytest.mark.parametrize(
     "fault", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()]
 )
-def test_the_old_one_stays_whole_whenever_it_fails(tmp_path, monkeypatch, fault, moment):
-    """At each call to the disk in turn: making, syncing, renaming."""
+def test_the_old_checkpoint_stays_complete_whenever_a_write_fails(
+    tmp_path, monkeypatch, fault, moment
+):
+    """At each call that syncs or renames, in turn."""
     folder = tmp_path / "checkpoint"
     save_state({"step": 1, "t": torch.ones(2)}, folder)
     calls = 0
@@ -134,7 +136,7 @@ def test_the_old_one_stays_whole_whenever_it_fails(tmp_path, monkeypatch, fault,
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_what_a_power_cut_left_aside_is_found(tmp_path):
+def test_the_backup_that_a_power_failure_leaves_is_read(tmp_path):
     folder = tmp_path / "checkpoint"
     assert not has_state(folder)
     save_state({"step": 1}, folder)
@@ -157,7 +159,7 @@ def test_what_a_power_cut_left_aside_is_found(tmp_path):
         ("state.safetensors", "x" * 20, "SafetensorError"),
     ],
 )
-def test_a_damaged_one_is_refused(tmp_path, name, content, fact):
+def test_a_damaged_checkpoint_is_refused(tmp_path, name, content, fact):
     save_state({"t": torch.ones(2)}, tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / name).write_text(content)
     with pytest.raises(ArtifactError) as caught:

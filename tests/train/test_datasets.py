@@ -46,14 +46,14 @@ def sizes(data: DataConfig, seed: int = 0) -> dict[str, int]:
     return {name: len(table) for name, table in read_splits(data, seed=seed).items()}
 
 
-def test_one_file_is_split_by_its_shares(file):
+def test_one_file_is_split_by_split_sizes(file):
     assert sizes(DataConfig(train=file("a.csv"))) == {"train": 24, "validation": 3, "test": 3}
     shares = {"train": 0.5, "validation": 0.5, "test": 0.0}
     data = DataConfig.model_validate({"train": file("a.csv"), "split_sizes": shares})
     assert sizes(data) == {"train": 15, "validation": 15}
 
 
-def test_the_splits_part_the_rows_the_same_way_each_time(file):
+def test_a_seed_splits_the_rows_the_same_way_each_time(file):
     data = DataConfig(train=file("a.csv"))
     first, again, other = (read_splits(data, seed=s) for s in (0, 0, 1))
     texts = [text for table in first.values() for text in table["text"]]
@@ -64,11 +64,11 @@ def test_the_splits_part_the_rows_the_same_way_each_time(file):
     assert first["test"]["text"][:] != other["test"]["text"][:]
 
 
-def test_no_film_is_on_two_sides(file):
+def test_no_film_is_in_two_splits(file):
     found = read_splits(DataConfig(train=file("a.csv"), group_by="film"), seed=0)
-    sides = [{*table["film"]} for table in found.values()]
-    assert len(sides) == 3
-    assert sum(map(len, sides)) == len(set().union(*sides)) == 10
+    films = [{*table["film"]} for table in found.values()]
+    assert len(films) == 3
+    assert sum(map(len, films)) == len(set().union(*films)) == 10
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_no_film_is_on_two_sides(file):
         ({"test"}, {"train": 27, "validation": 3, "test": 10}),
     ],
 )
-def test_what_is_named_is_not_split_off(file, named, wanted):
-    held = {name: file(f"{name}.jsonl", FILM[:10]) for name in named}
-    found = read_splits(DataConfig(train=file("a.csv"), **held), seed=0)
+def test_a_split_with_a_file_is_not_split_off(file, named, wanted):
+    files = {name: file(f"{name}.jsonl", FILM[:10]) for name in named}
+    found = read_splits(DataConfig(train=file("a.csv"), **files), seed=0)
     assert {name: len(table) for name, table in found.items()} == wanted
 
 
@@ -96,7 +96,7 @@ def test_limits_sample_each_split(file):
     assert again["train"]["text"][:] == less["train"]["text"][:]
 
 
-def test_a_file_has_no_parts_but_itself(file):
+def test_a_file_has_one_split(file):
     path = file("a.csv")
     assert len(read_source(f"{path}[train]")) == 30
     with pytest.raises(DataError, match="is one table and has no split 'test'"):
@@ -134,7 +134,7 @@ def table(*labels: str) -> Dataset:
     return Dataset.from_list([{"text": "a", "label": label, "target": label} for label in labels])
 
 
-def test_values_get_the_names_that_are_given_them(file):
+def test_value_map_renames_values(file):
     """In every split, before labels are looked for; the same rows as without names."""
     words = {"0": "negative", "1": "positive"}
     data = {"train": file("a.csv"), "value_map": {"label": words}}
@@ -170,7 +170,7 @@ def test_labels_come_from_data_verbalizer_or_list():
     assert find_labels(Generate(choices=["z", "a"]), data) == ("z", "a")
 
 
-def test_a_heads_labels_come_in_the_order_wanted():
+def test_labels_come_in_the_order_of_the_task():
     data = table("equivalent", "not", "not")
     assert find_labels(Classify(labels=["not", "equivalent"]), data) == ("not", "equivalent")
     for wrong in (["not"], ["not", "equal"], ["not", "not", "equivalent"]):
@@ -183,7 +183,7 @@ def test_a_heads_labels_come_in_the_order_wanted():
 
 
 def test_f1_is_that_of_the_second_label(backbone):
-    """Six rows of two labels: whichever stands second is the positive one, by hand."""
+    """Six rows of two labels: the second label is the positive class; F1 by hand."""
     found = {}
     for labels in (["negative", "positive"], ["positive", "negative"]):
         order = find_labels(Classify(labels=labels), table("negative", "positive"))
@@ -191,11 +191,11 @@ def test_f1_is_that_of_the_second_label(backbone):
             Classify(labels=labels), backbone("bert"), template="{text}", labels=order
         )
         right = ["positive", "negative", "negative", "negative", "positive", "positive"]
-        said = ["positive", "positive", "negative", "positive", "positive", "negative"]
-        answers = tuple(Prediction(label, {}) for label in said)
-        judged = EvaluatedRows(1.0, len(right), tuple(right), answers)
-        found[labels[1]] = make_report(task, [judged]).metrics["f1"]
-    # positive: 2 hits of 4 answered and 3 true; negative: 1 of 2 and 3
+        predicted = ["positive", "positive", "negative", "positive", "positive", "negative"]
+        predictions = tuple(Prediction(label, {}) for label in predicted)
+        evaluated = EvaluatedRows(1.0, len(right), tuple(right), predictions)
+        found[labels[1]] = make_report(task, [evaluated]).metrics["f1"]
+    # positive: 2 right of 4 predicted and 3 true; negative: 1 of 2 and 3
     assert found == {"positive": pytest.approx(4 / 7), "negative": pytest.approx(2 / 5)}
 
 
@@ -213,7 +213,7 @@ def test_one_label_only_is_refused():
         find_labels(Classify(), table("a", "a"))
 
 
-def test_a_label_that_training_never_saw_is_refused():
+def test_a_label_that_is_not_in_the_training_data_is_refused():
     tables = {"train": table("a", "b"), "validation": table("a", "c")}
     with pytest.raises(DataError, match=r"the validation data has labels that the training data"):
         check_tables(tables, Classify(), labels=("a", "b"))
@@ -227,12 +227,12 @@ def test_unlabelled_rows_are_refused():
         check_tables({"test": bare}, Generate(target_column="answer"), labels=())
 
 
-def test_where_the_answer_stands():
+def test_the_target_column():
     assert get_target_column(Classify(label_column="y")) == "y"
     assert get_target_column(Generate(target_column="z")) == "z"
 
 
-def test_rows_are_rendered_with_their_answers_and_the_cut_are_counted(parts):
+def test_rows_are_rendered_with_their_answers_and_truncated_ones_are_counted(parts):
     short = {"text": "a film", "label": "positive", "answer": "good"}
     long = short | {"text": "film " * 200, "label": "negative"}
     prepared = parts("llama", tables={"train": [short, long, short, long, long]})
@@ -244,7 +244,7 @@ def test_rows_are_rendered_with_their_answers_and_the_cut_are_counted(parts):
     assert Counter(e.length for e in found.examples)[positions] == 3
 
 
-def test_a_gap_in_a_column_is_refused(parts):
+def test_a_missing_value_is_refused(parts):
     task = parts("llama").task
     rows = [{"text": "a", "label": "positive"}, {"text": None, "label": "negative"}]
     with pytest.raises(DataError, match="1 row has no value in column 'text' of the train data"):

@@ -1,4 +1,4 @@
-"""Validations on some rows, training rows judged too, and what is run counted."""
+"""Validation on a sample, evaluation of training rows, and counts of parameters."""
 
 import json
 
@@ -17,22 +17,22 @@ def evaluations(trainer):
 
 
 @pytest.mark.parametrize("task", ["words", "head"])
-def test_some_rows_validate_and_all_of_them_judge_what_was_chosen(parts, tmp_path, task):
+def test_a_sample_validates_and_all_rows_evaluate_the_best_prompt(parts, tmp_path, task):
     made = parts("llama", "prompt-tuning", task=task, sizes=(11, 9, 4), max_eval_rows=4)
     rows, seen = made.rows["validation"], []
     model = run_recipe(made.recipe, tmp_path / "run", prepared=made, callbacks=[seen.append])
-    judged = [event for event in seen if isinstance(event, Evaluation)]
-    assert {event.report.rows for event in judged} == {4}
+    validations = [event for event in seen if isinstance(event, Evaluation)]
+    assert {event.report.rows for event in validations} == {4}
     found = evaluate_rows(model.task, rows.examples, truth=rows.truth, prompt=model.prompt)
     wanted = make_report(model.task, [found]).metrics
     numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert numbers["validation"] == pytest.approx(wanted)
     assert model.artifact.manifest.metrics["validation"] == pytest.approx(wanted)
-    best = min(judged, key=lambda event: event.metrics["loss"])
+    best = min(validations, key=lambda event: event.metrics["loss"])
     assert numbers["best_step"] == best.step
 
 
-def test_the_rows_that_validate_are_always_the_same(parts):
+def test_the_sample_of_validation_rows_is_always_the_same(parts):
     rows = parts(sizes=(11, 9)).rows["validation"]
     first, again = (sample_rows(rows, 4) for _ in range(2))
     assert first == again
@@ -43,7 +43,7 @@ def test_the_rows_that_validate_are_always_the_same(parts):
     assert sample_rows(rows, 99) is rows
 
 
-def test_training_rows_are_judged_at_each_validation(parts, trainer_of):
+def test_training_rows_are_evaluated_at_each_validation(parts, trainer_of):
     made = parts(sizes=(11, 5), eval_train_rows=6)
     trainer = trainer_of(made)
     rows = sample_rows(made.rows["train"], 6)
@@ -55,17 +55,22 @@ def test_training_rows_are_judged_at_each_validation(parts, trainer_of):
 
 
 @pytest.mark.parametrize("name", ["max_eval_rows", "eval_train_rows"])
-def test_without_validation_rows_nothing_can_be_judged(parts, trainer_of, name):
-    with pytest.raises(RecipeError, match=rf"train\.{name}: there are no validation rows"):
+def test_without_validation_rows_their_settings_are_refused(parts, trainer_of, name):
+    with pytest.raises(RecipeError) as caught:
         trainer_of(parts(sizes=(11,), **{name: 3}))
+    (fault,) = caught.value.faults
+    assert fault == (
+        f"train.{name}: there are no validation rows, so nothing is evaluated during training. "
+        "Give some (data.validation or data.split_sizes in a recipe), or leave this setting out."
+    )
 
 
-def test_judging_more_rows_changes_no_step(parts, trainer_of):
-    plain, judged = (
+def test_evaluating_more_rows_changes_no_step(parts, trainer_of):
+    plain, more_rows = (
         [e.metrics for e in evaluations(trainer_of(parts(sizes=(11, 5), **more)))]
         for more in ({}, {"eval_train_rows": 6})
     )
-    assert plain == judged
+    assert plain == more_rows
 
 
 def test_both_curves_are_drawn(parts, tmp_path):
@@ -73,8 +78,8 @@ def test_both_curves_are_drawn(parts, tmp_path):
     run_recipe(made.recipe, tmp_path / "run", prepared=made)
     lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
-    judged = [event["train"] for event in events if event["event"] == "evaluation"]
-    assert all({"loss", "accuracy"} <= {*one} for one in judged)
+    of_train = [event["train"] for event in events if event["event"] == "evaluation"]
+    assert all({"loss", "accuracy"} <= {*metrics} for metrics in of_train)
     draw_run(events, tmp_path / "both.png", title="both")
     for event in events:
         event.pop("train", None)
@@ -82,22 +87,34 @@ def test_both_curves_are_drawn(parts, tmp_path):
     assert (tmp_path / "both.png").read_bytes() != (tmp_path / "one.png").read_bytes()
 
 
-def test_what_is_run_is_counted(parts):
-    """A trained head answers in place of the language-model head, which is then not run."""
+def test_the_parameters_that_are_run_are_counted(parts):
+    """A trained head replaces the language-model head, which is then not run."""
     made = parts("bert", "p-tuning-v2", task="head", sizes=(11, 5))
     model = made.backbone.model
     body = sum(p.numel() for p in model.bert.parameters())
-    said = summarize_run(made, steps=3)
-    assert said.parameters == body < sum(p.numel() for p in model.parameters())
-    assert said.trainable == 2 * 2 * 3 * 32 + 2 * 33
-    assert "2 layers, hidden size 32" in said.shapes
-    assert "keys [2, 4, 3, 8], values [2, 4, 3, 8]" in said.shapes
+    summary = summarize_run(made, steps=3)
+    assert summary.parameters == body < sum(p.numel() for p in model.parameters())
+    assert summary.trainable == 2 * 2 * 3 * 32 + 2 * 33
+    assert "2 layers, hidden size 32" in summary.shapes
+    assert "keys [2, 4, 3, 8], values [2, 4, 3, 8]" in summary.shapes
     words = parts("llama", sizes=(11, 5))
     whole = sum(p.numel() for p in words.backbone.model.parameters())
     assert summarize_run(words, steps=3).parameters == whole
     assert "prompt: vectors [3, 32]" in summarize_run(words, steps=3).shapes
 
 
-def test_the_share_is_said_as_peft_says_it():
-    said = compute_trainable_share(76_800, 247_577_856)
-    assert said == "trainable 76,800 of 247,654,656 (0.031 %)", "Lester et al. 2021: 0.031 % of T5"
+def test_the_trainable_share_is_written_as_peft_writes_it():
+    text = compute_trainable_share(76_800, 247_577_856)
+    assert text == "trainable 76,800 of 247,654,656 (0.031 %)", "Lester et al. 2021: 0.031 % of T5"
+
+
+def test_settings_have_their_source(parts):
+    """Each setting that the recipe has is the recipe's, whichever of its tables it is in."""
+    changes = {"backbone": {"keep_dropout": True}, "weight_decay": 0.5}
+    settings = summarize_run(parts(sizes=(11, 5), **changes), steps=3).settings
+    assert (settings["keep_dropout"].value, settings["keep_dropout"].source) == (True, "recipe")
+    assert (settings["weight_decay"].value, settings["weight_decay"].source) == (0.5, "recipe")
+    assert (settings["seed"].value, settings["seed"].source) == (7, "recipe")
+    assert settings["max_steps"].source == "default"
+    plain = summarize_run(parts(sizes=(11, 5)), steps=3).settings
+    assert (plain["keep_dropout"].value, plain["keep_dropout"].source) == (False, "default")

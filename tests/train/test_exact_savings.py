@@ -115,7 +115,7 @@ def test_loss_and_gradient_are_those_of_whole_rows(case, backbone):
         trainer = make_trainer(prepared, accelerator)
         for _ in prepare_caches(trainer, prepared):
             pass
-        trainer._wake(awake=True)
+        trainer._set_train_mode(enabled=True)
         more = {"accelerator": accelerator, "parts": case.parts}
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(generation, "LOGITS", case.logits)

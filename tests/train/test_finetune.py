@@ -1,4 +1,4 @@
-"""Training the backbone itself: transformers' own steps on transformers' own model."""
+"""Training the backbone itself: the same steps as plain torch on transformers' model."""
 
 import json
 from copy import deepcopy
@@ -25,13 +25,13 @@ from softprompt.train.finetune import (
 )
 
 KINDS = ("fine-tuning", "lora")
-# family and task; `words` needs a place for them
+# Family and task.
 CASES = [("llama", "words"), ("gpt2", "head"), ("bert", "head"), ("bert", "words"), ("t5", "words")]
 
 
 @pytest.fixture
 def tuned(data, rows, new_backbone):
-    def make(family, task, kind="fine-tuning", *, held=None, **train):
+    def make(family, task, kind="fine-tuning", *, validation=None, **train):
         table = data(
             family,
             task=task,
@@ -43,10 +43,10 @@ def tuned(data, rows, new_backbone):
             name: Dataset.from_list(rows(count, seed))
             for seed, (name, count) in enumerate((("train", 11), ("validation", 5)))
         }
-        if held is not None:
-            tables["validation"] = Dataset.from_list(held)
-        made = new_backbone(family)
-        return recipe, setup_finetune(recipe, kind, backbone=made, tables=tables)
+        if validation is not None:
+            tables["validation"] = Dataset.from_list(validation)
+        own = new_backbone(family)
+        return recipe, setup_finetune(recipe, kind, backbone=own, tables=tables)
 
     return make
 
@@ -55,8 +55,8 @@ def trainer_over(recipe, parts):
     return make_finetune_trainer(parts, make_accelerator(recipe.train, cpu=True, folder=None))
 
 
-def theirs(model, parts, batch, task, *, head=None):
-    """The mean loss of a batch as a textbook has it: one row at a time, whole logits."""
+def reference_loss(model, parts, batch, task, *, head=None):
+    """The mean loss of a batch in plain torch: one row at a time, all logits."""
     losses, kind = [], parts.task.backbone.geometry.architecture
     head = head or parts.task.head
     for example in batch:
@@ -87,13 +87,13 @@ def _answer_loss(model, parts, ids, target):
 
 
 @pytest.mark.parametrize(("family", "task"), CASES)
-def test_a_step_of_fine_tuning_is_transformers_own(tuned, plain, family, task):
+def test_a_step_of_fine_tuning_is_that_of_transformers(tuned, plain, family, task):
     recipe, parts = tuned(
         family, task, learning_rate=0.1, lr_scheduler="constant", warmup_ratio=0.0
     )
     model, trainer = deepcopy(plain(family)), trainer_over(recipe, parts)
     batch = [parts.rows.examples[i] for i in trainer.sampler.draw_batches(0)[0]]
-    loss = theirs(model, parts, batch, task)
+    loss = reference_loss(model, parts, batch, task)
     loss.backward()
     steps = trainer.run()
     next(steps)
@@ -137,16 +137,17 @@ def test_lora_has_a_pair_of_factors_for_every_linear_layer_of_the_body(new_backb
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_best_weights_by_validation_answer(tuned, tmp_path, kind, rows):
+def test_the_best_weights_by_validation_predict(tuned, tmp_path, kind, rows):
     recipe, parts = tuned("llama", "words", kind, learning_rate=0.3, epochs=4, best_metric="loss")
     seen = []
-    answer = finetune(recipe, tmp_path / "run", parts=parts, watch=seen.append)
+    answer = finetune(recipe, tmp_path / "run", parts=parts, callback=seen.append)
     losses = [e.metrics["loss"] for e in seen if type(e).__name__ == "Evaluation"]
     numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert numbers["validation"]["loss"] == min(losses) < losses[0]
-    held = rows(5, 1)
-    share = sum(a == row["label"] for a, row in zip(answer(held), held, strict=True)) / 5
-    assert share == pytest.approx(numbers["validation"]["accuracy"])
+    validation = rows(5, 1)
+    pairs = zip(answer(validation), validation, strict=True)
+    accuracy = sum(label == row["label"] for label, row in pairs) / 5
+    assert accuracy == pytest.approx(numbers["validation"]["accuracy"])
     assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
     lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
     assert len(lines) == len(seen)
@@ -170,7 +171,7 @@ def test_patience_ends_a_run(tuned):
     assert last.step < 50 * 3
 
 
-def test_what_is_no_number_stops_the_run(tuned):
+def test_a_loss_that_is_not_finite_stops_the_run(tuned):
     recipe, parts = tuned("llama", "words", learning_rate=1e30, epochs=3)
     with pytest.raises(TrainingError, match="try a third of the rate"):
         [*trainer_over(recipe, parts).run()]
@@ -179,11 +180,11 @@ def test_what_is_no_number_stops_the_run(tuned):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("family", "task"), CASES)
 def test_a_whole_run_is_a_plain_torch_loop(tuned, plain, family, task, kind):
-    """Order, accumulation, clipping, decay, schedule, validation and choice, written out."""
-    rate, decay, most, total, rising = 0.05, 0.01, 0.5, 9, 3
+    """Order, accumulation, clipping, decay, schedule, validation and selection, written out."""
+    rate, decay, max_norm, total, warmup = 0.05, 0.01, 0.5, 9, 3
     recipe, parts = tuned(
         family, task, kind, learning_rate=rate, head_learning_rate=2 * rate, weight_decay=decay,
-        max_grad_norm=most, lr_scheduler="linear", warmup_ratio=rising / total, epochs=3,
+        max_grad_norm=max_norm, lr_scheduler="linear", warmup_ratio=warmup / total, epochs=3,
         gradient_accumulation_steps=2, optimizer_args={"momentum": 0.9},
     )  # fmt: skip
     trainer = trainer_over(recipe, parts)
@@ -192,36 +193,36 @@ def test_a_whole_run_is_a_plain_torch_loop(tuned, plain, family, task, kind):
     weights = [p for n, p in model.named_parameters() if kind == "fine-tuning" or "lora_" in n]
     groups = [{"params": weights, "weight_decay": decay}]
     groups += [] if head is None else [{"params": [*head.parameters()], "weight_decay": 0.0}]
-    every = [parameter for group in groups for parameter in group["params"]]
+    trained = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9)
     steps, validations = [], []
 
     def validate():
         with torch.no_grad():
-            loss = theirs(model, parts, parts.validation.examples, task, head=head).item()
-        kept = {n: p.detach().clone() for n, p in model.named_parameters()}
-        validations.append((len(steps), loss, kept))
+            loss = reference_loss(model, parts, parts.validation.examples, task, head=head).item()
+        weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+        validations.append((len(steps), loss, weights))
 
     validate()
     for epoch in range(3):
         for batch in trainer.sampler.draw_batches(epoch):
             done = len(steps)
-            share = done / rising if done < rising else (total - done) / (total - rising)
+            factor = done / warmup if done < warmup else (total - done) / (total - warmup)
             for number, group in enumerate(optimizer.param_groups):
-                group["lr"] = rate * share * (number + 1)
+                group["lr"] = rate * factor * (number + 1)
             examples = [parts.rows.examples[i] for i in batch]
-            loss = theirs(model, parts, examples, task, head=head)
+            loss = reference_loss(model, parts, examples, task, head=head)
             optimizer.zero_grad()
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(every, most)
+            norm = torch.nn.utils.clip_grad_norm_(trained, max_norm)
             optimizer.step()
-            steps.append((loss.item(), norm.item(), rate * share))
+            steps.append((loss.item(), norm.item(), rate * factor))
         validate()
     events = [*trainer.run()]
     found = [(e.loss, e.norm, e.learning_rate) for e in events if isinstance(e, Step)]
     assert found == [pytest.approx(step, rel=1e-3, abs=1e-5) for step in steps]
-    judged = [(e.step, e.metrics["loss"]) for e in events if isinstance(e, Evaluation)]
-    assert judged == [(at, pytest.approx(loss, abs=1e-4)) for at, loss, _ in validations]
+    evaluated = [(e.step, e.metrics["loss"]) for e in events if isinstance(e, Evaluation)]
+    assert evaluated == [(at, pytest.approx(loss, abs=1e-4)) for at, loss, _ in validations]
     best = min(validations, key=lambda validation: validation[1])
     assert load_best_weights(trainer).step == best[0]
     for name, parameter in parts.task.backbone.model.named_parameters():
@@ -248,7 +249,7 @@ def test_the_best_weights_are_put_back_bit_for_bit(tuned, monkeypatch, kind):
     assert trainer.evaluate(parts.validation).metrics == metrics[3] != metrics[6]
 
 
-def test_before_its_first_validation_the_best_is_what_is_there(tuned):
+def test_before_the_first_validation_the_best_weights_are_the_current_ones(tuned):
     recipe, parts = tuned("llama", "words")
     before = [p.detach().clone() for p in parts.trained]
     best = load_best_weights(trainer_over(recipe, parts))
@@ -257,8 +258,8 @@ def test_before_its_first_validation_the_best_is_what_is_there(tuned):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_abandoned_loop_goes_on_in_another(tuned, tmp_path, kind):
-    """Its state through the disk: after a validation, within an epoch, at its end; bit for bit."""
+def test_a_stopped_loop_continues_in_another(tuned, tmp_path, kind):
+    """State saved and loaded after a validation, within an epoch, at its end; bit for bit."""
 
     def fresh():
         recipe, parts = tuned(
@@ -286,34 +287,34 @@ def test_an_abandoned_loop_goes_on_in_another(tuned, tmp_path, kind):
             assert torch.equal(second.get_best().weights[name], tensor), name
 
 
-def test_one_answer_for_all_is_told(tuned, tmp_path):
+def test_constant_predictions_warn(tuned, tmp_path):
     row = {"text": "a film", "label": "positive"}
-    held = [row, row | {"label": "negative"}, row]
-    recipe, parts = tuned("llama", "words", learning_rate=1e-9, held=held)
+    validation = [row, row | {"label": "negative"}, row]
+    recipe, parts = tuned("llama", "words", learning_rate=1e-9, validation=validation)
     seen = []
-    finetune(recipe, tmp_path / "run", parts=parts, watch=seen.append)
-    [told] = [event for event in seen if isinstance(event, TrainingWarning)]
-    assert told.step == 3
-    assert "the backbone has learned nothing yet" in told.message
+    finetune(recipe, tmp_path / "run", parts=parts, callback=seen.append)
+    [warning] = [event for event in seen if isinstance(event, TrainingWarning)]
+    assert warning.step == 3
+    assert "the backbone has learned nothing yet" in warning.message
     listed = [*RunDir(tmp_path / "run").read_events()]
     assert [event["event"] for event in listed].count("training_warning") == 1
     numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert numbers["best_step"] in {0, 3, 6}
 
 
-def test_training_rows_are_judged_too_and_change_no_step(tuned):
-    plain, judged = ([], [])
-    for events, more in ((plain, {}), (judged, {"eval_train_rows": 6})):
+def test_training_rows_are_evaluated_too_and_change_no_step(tuned):
+    plain, evaluated = ([], [])
+    for events, more in ((plain, {}), (evaluated, {"eval_train_rows": 6})):
         recipe, parts = tuned("bert", "head", learning_rate=0.05, **more)
         trainer = trainer_over(recipe, parts)
         events.extend(trainer.run())
-    *_, last = (event for event in judged if isinstance(event, Evaluation))
+    *_, last = (event for event in evaluated if isinstance(event, Evaluation))
     assert last.train.rows == 6
     assert last.train == trainer.evaluate(sample_rows(parts.rows, 6))
-    assert [replace(e, train=None) if isinstance(e, Evaluation) else e for e in judged] == plain
+    assert [replace(e, train=None) if isinstance(e, Evaluation) else e for e in evaluated] == plain
 
 
-def test_weights_trained_with_autocast_are_judged_with_it(tuned):
+def test_weights_trained_with_autocast_are_evaluated_with_it(tuned):
     recipe, parts = tuned("llama", "words", learning_rate=0.05, mixed_precision="bf16")
     found = next(trainer_over(recipe, parts).run()).metrics["loss"]
     rows, task = parts.validation, parts.task
@@ -323,7 +324,7 @@ def test_weights_trained_with_autocast_are_judged_with_it(tuned):
     assert found == rounded.total / rounded.count != exact.total / exact.count
 
 
-def test_the_backbone_s_weights_are_no_artifact(tuned, parts):
+def test_trained_backbone_weights_make_no_artifact(tuned, parts):
     recipe, own = tuned("llama", "words")
     trainer = trainer_over(recipe, own)
     with pytest.raises(TrainingError) as caught:
@@ -334,14 +335,14 @@ def test_the_backbone_s_weights_are_no_artifact(tuned, parts):
     )
 
 
-def test_quantised_weights_cannot_be_fine_tuned(tuned):
+def test_quantized_weights_cannot_be_fine_tuned(tuned):
     recipe, parts = tuned("llama", "words")
     backbone = parts.task.backbone
     layer = backbone.model.model.layers[0].mlp.up_proj
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
     labelled = [{"text": "a", "label": label} for label in ("negative", "positive")]
     tables = {"train": Dataset.from_list(labelled)}
-    with pytest.raises(BackboneError, match="are quantised, and cannot be fine-tuned"):
+    with pytest.raises(BackboneError, match="are quantized, and cannot be fine-tuned"):
         setup_finetune(recipe, "fine-tuning", backbone=backbone, tables=tables)
 
 

@@ -46,7 +46,7 @@ def assert_same(one, other) -> None:
 
 @pytest.fixture
 def split(rows):
-    """Rows to learn from and rows to select by."""
+    """Training rows and validation rows."""
     return {"train": rows(11, 0), "validation": rows(5, 1)}
 
 
@@ -137,7 +137,7 @@ def test_splits_as_a_dataset_dict(backbone, split) -> None:
 
 
 @quietly
-def test_rows_are_set_aside_to_select_by(backbone, rows) -> None:
+def test_validation_rows_are_split_off(backbone, rows) -> None:
     counts = {}
     for name, more in (
         ("default", {}),
@@ -176,8 +176,8 @@ def test_methods_by_name_and_by_their_settings(backbone, split) -> None:
 
 
 @quietly
-def test_what_the_prompt_starts_from(backbone, split) -> None:
-    """After no step that counts, it is the embeddings of the text."""
+def test_the_prompt_is_initialized_from_a_text(backbone, split) -> None:
+    """With a negligible learning rate it stays the embeddings of the text."""
     own = backbone("llama")
     config = TrainingConfig(epochs=1, learning_rate=1e-30)
     model = fit(own, TASK, split, init=FromText("good bad film"), config=config)
@@ -186,7 +186,7 @@ def test_what_the_prompt_starts_from(backbone, split) -> None:
 
 
 @quietly
-def test_dropout_that_was_kept_is_at_work(saved, new_model, split) -> None:
+def test_dropout_that_is_not_removed_changes_losses(saved, new_model, split) -> None:
     folder = saved("bert", new_model("bert", dropout=True))
     losses = {}
     for keep in (False, True):
@@ -215,7 +215,7 @@ def test_a_recipe_that_goes_wrong_warns_too(written, tmp_path) -> None:
 
 
 @quietly
-def test_nothing_is_shown_unless_asked(backbone, split, capsys) -> None:
+def test_nothing_is_shown_by_default(backbone, split, capsys) -> None:
     fit(backbone("llama"), TASK, split, config=CONFIG)
     assert capsys.readouterr() == ("", "")
     fit(backbone("llama"), TASK, split, config=CONFIG, progress=False)
@@ -273,17 +273,17 @@ def test_a_terminal_gets_a_bar_and_a_pipe_nothing(saved, tmp_path) -> None:
 
 
 @quietly
-def test_the_log_says_what_is_done(backbone, split, caplog) -> None:
+def test_the_log_has_every_event(backbone, split, caplog) -> None:
     with caplog.at_level(logging.DEBUG, logger="softprompt"):
         fit(backbone("llama"), TASK, split, config=CONFIG)
-    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert {record.name.split(".")[0] for record in caplog.records} == {"softprompt"}
-    assert said[0][0] == "INFO"
-    assert said[0][1].startswith("training starts at step 0 of 6: trainable 96 of ")
-    assert sum(level == "DEBUG" and text.startswith("step ") for level, text in said) == 6
-    assert sum(text.startswith("validation at step ") for _, text in said) == 3
-    assert any(text.endswith("(best so far)") for _, text in said)
-    assert said[-1] == ("INFO", "finished after step 6: all 2 epochs done")
+    assert lines[0][0] == "INFO"
+    assert lines[0][1].startswith("training starts at step 0 of 6: trainable 96 of ")
+    assert sum(level == "DEBUG" and text.startswith("step ") for level, text in lines) == 6
+    assert sum(text.startswith("validation at step ") for _, text in lines) == 3
+    assert any(text.endswith("(best so far)") for _, text in lines)
+    assert lines[-1] == ("INFO", "finished after step 6: all 2 epochs done")
 
 
 @pytest.mark.parametrize(
@@ -301,22 +301,33 @@ def test_the_log_says_what_is_done(backbone, split, caplog) -> None:
         ({"rows": {"train": [], "validation": []}, "validation": 0.1}, DataError, "rows has a val"),
     ],
 )
-def test_what_does_not_fit_is_told(backbone, rows, given, error, message) -> None:
+def test_arguments_that_do_not_fit_are_refused(backbone, rows, given, error, message) -> None:
     more = {"backbone": backbone("llama"), "task": TASK, "rows": rows(8)} | given
     with pytest.raises(error) as caught:
         fit(**more)
     assert str(caught.value).startswith(message)
 
 
-def test_a_config_says_all_of_its_faults_at_once() -> None:
+def test_a_config_reports_all_faults_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         TrainingConfig(epoch=3, batch_size=0, seed=-1)
     assert len(caught.value.faults) == 3
-    said = str(caught.value)
-    assert said.startswith("3 faults in TrainingConfig:\n  - ")
-    assert "epoch: unknown key 'epoch'. Options: " in said
-    assert "batch_size: input should be greater than 0, not 0." in said
-    assert "seed: input should be greater than or equal to 0, not -1." in said
+    message = str(caught.value)
+    assert message.startswith("3 faults in TrainingConfig:\n  - ")
+    assert "epoch: unknown key 'epoch'. Options: " in message
+    assert "batch_size: input should be greater than 0, not 0." in message
+    assert "seed: input should be greater than or equal to 0, not -1." in message
+
+
+def test_trackers_are_refused_without_a_run_directory(backbone, split) -> None:
+    """They would log nothing, and a setting without effect is not accepted in silence."""
+    config = TrainingConfig(trackers=["tensorboard"])
+    with pytest.raises(RecipeError) as caught:
+        fit(backbone("llama"), TASK, split, config=config)
+    assert str(caught.value) == (
+        "1 fault in TrainingConfig:\n  - trackers: fit has no run directory, so it does not log to "
+        "trackers. Leave them out and pass callbacks, or use train_recipe."
+    )
 
 
 def test_a_config_is_a_value() -> None:

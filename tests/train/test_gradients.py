@@ -74,26 +74,26 @@ def test_the_loss_is_per_scored_token(parts, plain, parts_of):
 def embedded(model, ids: list[int], vectors: Tensor) -> Tensor:
     """The embeddings of one row, its soft tokens among them, by hand."""
     table = model.get_input_embeddings().weight
-    picked = [vectors[i - len(table)] if i >= len(table) else table[i] for i in ids]
-    return torch.stack(picked)[None]
+    rows = [vectors[i - len(table)] if i >= len(table) else table[i] for i in ids]
+    return torch.stack(rows)[None]
 
 
 def word_score(model, ids: list[int], word: tuple[int, ...], vectors: Tensor) -> Tensor:
-    """The log-probability of a word behind a row."""
+    """The log-probability of a word after a row."""
     logits = model(inputs_embeds=embedded(model, [*ids, *word[:-1]], vectors)).logits[0]
-    chances = logits[len(ids) - 1 :].log_softmax(-1)
-    return chances[range(len(word)), word].sum()
+    log_probabilities = logits[len(ids) - 1 :].log_softmax(-1)
+    return log_probabilities[range(len(word)), word].sum()
 
 
 def by_hand(prepared, model, batches) -> tuple[list[float], list[float], Tensor]:
     """Prompt tuning in plain torch: a row at a time, AdamW, a linear fall, clipping."""
     training = prepared.training
     vectors = prepared.method().vectors.detach().clone().requires_grad_()
-    optimiser = torch.optim.AdamW([vectors], lr=training.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW([vectors], lr=training.learning_rate, weight_decay=0.0)
     words = [of_label[0] for of_label in prepared.task.words.tokens]
     losses, norms = [], []
     for step, batch in enumerate(batches):
-        optimiser.param_groups[0]["lr"] = training.learning_rate * (1 - step / len(batches))
+        optimizer.param_groups[0]["lr"] = training.learning_rate * (1 - step / len(batches))
         each = []
         for index in batch:
             example = prepared.rows["train"].examples[index]
@@ -102,10 +102,10 @@ def by_hand(prepared, model, batches) -> tuple[list[float], list[float], Tensor]
             ]
             each.append(F.cross_entropy(torch.stack(scores)[None], torch.tensor([example.target])))
         loss = torch.stack(each).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_([vectors], training.max_grad_norm)))
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     return losses, norms, vectors.detach()
 
@@ -131,7 +131,7 @@ def test_the_loop_is_a_plain_torch_loop(parts, plain, trainer_of, accumulate):
     assert_close(trainer.prompt().vectors, vectors, atol=1e-5, rtol=1e-5)
 
 
-def test_an_optimiser_step_happens_once_a_batch(parts, trainer_of, monkeypatch):
+def test_an_optimizer_step_happens_once_a_batch(parts, trainer_of, monkeypatch):
     """Whatever the number of parts: 3 steps an epoch for 11 rows in batches of 4."""
     calls = []
     original = torch.optim.AdamW.step
@@ -162,7 +162,7 @@ def test_accumulation_changes_no_number_of_a_run(parts, trainer_of, accumulate):
     assert losses(accumulate) == pytest.approx(losses(1), abs=1e-5)
 
 
-def test_what_came_before_does_not_reach_a_step():
+def test_earlier_random_numbers_do_not_change_a_step():
     cpu = torch.device("cpu")
     before = torch.random.get_rng_state()
     with use_step_rng(7, step=3, process=0, device=cpu):

@@ -1,4 +1,4 @@
-"""A prompt that takes the row's first positions leaves it fewer, in training and ever after."""
+"""A prompt that takes the first positions leaves fewer for the row, also at inference."""
 
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ LONG = " ".join(["good"] * 90)
 
 @pytest.mark.parametrize("length", [64, 65, 900])
 @pytest.mark.parametrize("method", KEYS)
-def test_a_prompt_that_takes_them_all(parts, method, length):
+def test_a_prompt_that_takes_all_positions_is_refused(parts, method, length):
     with pytest.raises(TemplateError) as caught:
         parts("bert", method, task="head", settings={"length": length, "shift_positions": True})
     assert str(caught.value) == (
@@ -32,7 +32,7 @@ def test_a_prompt_that_takes_them_all(parts, method, length):
 
 
 @pytest.mark.parametrize("limit", [20, 61, 64])
-def test_the_recipes_own_limit_is_kept(backbone, recipe, limit):
+def test_max_length_of_the_recipe_is_a_limit_too(backbone, recipe, limit):
     made = recipe("bert", "p-tuning-v2", task="head", settings={"shift_positions": True})
     made = made.model_copy(update={"data": made.data.model_copy(update={"max_length": limit})})
     rows = [{"text": LONG, "label": label} for label in ("negative", "positive")]
@@ -47,7 +47,7 @@ def longest(prepared) -> int:
 
 @pytest.mark.parametrize("method", KEYS)
 @pytest.mark.parametrize(("family", "positions"), [("bert", 64), ("roberta", 62), ("gpt2", 64)])
-def test_rows_are_cut_to_it(parts, family, positions, method):
+def test_rows_are_truncated_to_the_budget(parts, family, positions, method):
     """At the last position nothing is out of range, and the gradient reaches the prompt."""
     tables = {"train": [{"text": LONG, "label": label} for label in ("negative", "positive")] * 4}
     plain = parts(family, method, task="head", tables=tables)
@@ -61,7 +61,7 @@ def test_rows_are_cut_to_it(parts, family, positions, method):
 
 
 @pytest.mark.parametrize("method", KEYS)
-def test_at_the_limit_the_message_has_the_lower_one(parts, method):
+def test_the_message_has_the_limit_without_the_prompt_s_positions(parts, method):
     """Text that is the same in every row has 61 positions, and not one more."""
     fixed = " good" * 59
     for count, fits in ((59, True), (60, False)):
@@ -90,8 +90,8 @@ def with_template(parts, template: str, method: str, change: dict[str, Any]):
 
 
 @pytest.mark.parametrize("family", ["t5", "bart", "deberta_v2"])
-def test_positions_that_cannot_move_are_told_before_training(parts, family):
-    """An encoder-decoder's are its decoder's own, so a prefix of all layers cannot move them."""
+def test_positions_that_cannot_shift_are_refused_before_training(parts, family):
+    """An encoder-decoder has such positions in its decoder only, and a prefix is on all layers."""
     task = "head" if family == "deberta_v2" else "words"
     with pytest.raises(
         PromptError,
@@ -106,8 +106,8 @@ def wide(text: str, answer: str) -> dict[str, list[dict[str, str]]]:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bart", "t5"])
-def test_a_text_to_be_written_has_the_room_that_is_left(parts, family):
-    """Of 64 positions three are the prompt's; the last token written is never read again."""
+def test_a_target_text_has_the_positions_that_are_left(parts, family):
+    """Of 64 positions the prompt takes three; the last generated token is never an input."""
     causal = family in {"gpt2", "llama"}
     layers = "all" if causal else {"bart": "2::2", "t5": "2::2"}[family]
     given = {"task": "generate", "settings": {"shift_positions": True, "layers": layers}}
@@ -118,15 +118,15 @@ def test_a_text_to_be_written_has_the_room_that_is_left(parts, family):
     fits = parts(family, "prefix-tuning", tables=wide(text, " ".join(["bad"] * words)), **given)
     loss = fits.task.compute_loss(fits.rows["train"].examples, [fits.method()])
     assert loss.total.isfinite()
-    if family == "t5":  # which has no end of positions
+    if family == "t5":  # its relative positions have no limit
         return
     with pytest.raises(DataError) as caught:
         parts(family, "prefix-tuning", tables=wide(text, " ".join(["bad"] * (words + 1))), **given)
     assert f"has {words + 2} tokens, but {words + 1} positions are left for it" in str(caught.value)
 
 
-def test_a_start_from_elsewhere_takes_its_own(parts, maker, backbone):
-    """The recipe says nothing of positions, but the prompt it begins with has them moved."""
+def test_a_prompt_from_an_artifact_may_take_positions(parts, maker, backbone):
+    """The recipe does not shift positions, but its initialization does."""
     own = backbone("bert")
     made = parts("bert", "p-tuning-v2", task="head")
     tables = {"train": Dataset.from_list(wide(LONG, "bad")["train"] * 2 + [made_row()])}
@@ -142,8 +142,8 @@ def made_row() -> dict[str, str]:
 
 @pytest.mark.parametrize("method", KEYS)
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_the_artifact_keeps_both(parts, tmp_path, monkeypatch, family, method):
-    """That positions are moved, and so how long a row may be; whatever else is in the batch."""
+def test_the_artifact_shifts_positions_too(parts, tmp_path, monkeypatch, family, method):
+    """A row gets as many positions as in training, whatever else is in the batch."""
     monkeypatch.setattr("softprompt.train.plots.draw_run", lambda *_args, **_kwargs: None)
     prepared = parts(family, method, task="head", settings={"shift_positions": True})
     run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
@@ -163,7 +163,7 @@ def test_the_artifact_keeps_both(parts, tmp_path, monkeypatch, family, method):
                 rtol=1e-5,
                 atol=1e-5,
             )
-        # Llama's positions are relative: the same distance is the same answer, moved or not.
+        # Llama's positions are relative, so a shift changes little.
         unmoved = replace(model.prompt, shift_positions=False)
         changed = (model.task.compute_scores(examples, [unmoved]) - together).abs().max()
     assert changed > 1e-4 if family == "bert" else changed < 2e-1

@@ -1,4 +1,4 @@
-"""Warnings, each where its sign is and nowhere else; and the curve of a run."""
+"""Each warning appears for its symptom and for no other; and the learning curves."""
 
 import math
 
@@ -12,23 +12,23 @@ from softprompt.train.monitors import find_warnings, measure_distance
 from softprompt.train.plots import _smooth, draw_run
 
 
-def judged(truth: str, given: str) -> EvaluatedRows:
+def evaluated(truth: str, predicted: str) -> EvaluatedRows:
     return EvaluatedRows(
-        1.0, len(truth), tuple(truth), tuple(Prediction(label, {}) for label in given)
+        1.0, len(truth), tuple(truth), tuple(Prediction(label, {}) for label in predicted)
     )
 
 
-def told(parts: list[EvaluatedRows], **changes: object) -> dict[str, str]:
-    usual = {"labels": ("a", "b"), "moved": 0.5, "norm": 1.0, "family": "llama"}
-    return dict(find_warnings(parts, **{**usual, **changes}))
+def collect(parts: list[EvaluatedRows], **changes: object) -> dict[str, str]:
+    good = {"labels": ("a", "b"), "moved": 0.5, "norm": 1.0, "family": "llama"}
+    return dict(find_warnings(parts, **{**good, **changes}))
 
 
-def test_a_good_run_is_told_nothing():
-    assert told([judged("aab", "aba")]) == {}
+def test_a_good_run_has_no_warnings():
+    assert collect([evaluated("aab", "aba")]) == {}
 
 
-def test_one_answer_for_all_is_told():
-    found = told([judged("aab", "bbb")])
+def test_constant_predictions_warn():
+    found = collect([evaluated("aab", "bbb")])
     assert found == {
         "majority": "the prediction is 'b' for every validation row (the most frequent label has a "
         "share of 67%): the prompt has learned nothing yet. If this persists, try another learning "
@@ -36,9 +36,9 @@ def test_one_answer_for_all_is_told():
     }
 
 
-def test_of_a_backbone_that_is_trained_only_its_answers_tell():
-    assert told([judged("aab", "aba")], moved=None, norm=None) == {}
-    assert told([judged("aab", "bbb")], moved=None, norm=None) == {
+def test_a_trained_backbone_has_no_warnings_of_a_prompt():
+    assert collect([evaluated("aab", "aba")], moved=None, norm=None) == {}
+    assert collect([evaluated("aab", "bbb")], moved=None, norm=None) == {
         "majority": "the prediction is 'b' for every validation row (the most frequent label has a "
         "share of 67%): the backbone has learned nothing yet. If this persists, try another "
         "learning rate, three times as high or a third."
@@ -46,32 +46,32 @@ def test_of_a_backbone_that_is_trained_only_its_answers_tell():
 
 
 def test_answers_of_all_processes_count_together():
-    assert told([judged("ab", "aa"), judged("ab", "bb")]) == {}
-    assert {*told([judged("ab", "aa"), judged("a", "a")])} == {"majority"}
+    assert collect([evaluated("ab", "aa"), evaluated("ab", "bb")]) == {}
+    assert {*collect([evaluated("ab", "aa"), evaluated("a", "a")])} == {"majority"}
 
 
-def test_one_answer_is_right_where_there_is_one_label():
-    assert told([judged("aaa", "aaa")]) == {}
+def test_constant_predictions_of_one_label_do_not_warn():
+    assert collect([evaluated("aaa", "aaa")]) == {}
 
 
 def test_free_text_has_no_majority():
-    assert told([judged("ab", "xx")], labels=()) == {}
+    assert collect([evaluated("ab", "xx")], labels=()) == {}
 
 
-def test_a_prompt_that_stands_still_is_told():
-    assert told([judged("ab", "ab")], moved=0.0009) == {
+def test_a_prompt_that_has_not_moved_warns():
+    assert collect([evaluated("ab", "ab")], moved=0.0009) == {
         "still": "the prompt has changed by 0.09% of its norm since initialization: the learning "
         "rate is too low. Try ten times the rate."
     }
-    assert told([judged("ab", "ab")], moved=0.0011) == {}
+    assert collect([evaluated("ab", "ab")], moved=0.0011) == {}
 
 
 @pytest.mark.parametrize(
     ("family", "norm", "warned"),
     [("llama", 49, False), ("llama", 51, True), ("t5", 4999, False), ("t5", 5001, True)],
 )
-def test_a_prompt_that_runs_away_is_told(family, norm, warned):
-    found = told([judged("ab", "ab")], norm=float(norm), family=family)
+def test_a_prompt_that_diverges_warns(family, norm, warned):
+    found = collect([evaluated("ab", "ab")], norm=float(norm), family=family)
     assert found == (
         {
             "runaway": f"the prompt's norm is {norm} times that of its initialization: it is "
@@ -91,7 +91,7 @@ def test_the_distance_is_over_all_tensors():
     assert measure_distance(start, start) == (pytest.approx(1.0), 0.0)
 
 
-def test_a_start_of_noughts_divides_by_nothing():
+def test_an_initialization_of_zeros_is_not_divided_by():
     zero = InputPrompt(torch.zeros(2, 3))
     assert measure_distance(zero, zero) == (0.0, 0.0)
 
@@ -107,8 +107,8 @@ def test_the_running_mean_is_the_mean_of_its_window():
     assert means == pytest.approx(wanted)
 
 
-def test_a_picture_can_be_drawn_of_little_and_under_any_name(tmp_path):
-    """A folder's name is no mathematics, and a run may have no validation, or no step."""
+def test_a_picture_is_drawn_of_few_events_and_under_any_title(tmp_path):
+    """A folder's name may look like mathematics, and a run may have no validation, or no step."""
     step = {"event": "step", "epoch": 0.5, "loss": 1.0}
     for number, events in enumerate([[], [step], [step] * 3]):
         path = tmp_path / f"{number}.png"

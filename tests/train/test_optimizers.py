@@ -1,4 +1,4 @@
-"""Optimisers, their groups and their rates."""
+"""Optimizers, their groups and their learning rates."""
 
 import math
 
@@ -13,7 +13,7 @@ from softprompt.train.config import ResolvedTraining
 from softprompt.train.optimizers import build_lr_scheduler, build_optimizer, list_optimizers
 
 
-def made(training: ResolvedTraining, *, head: bool = True) -> torch.optim.Optimizer:
+def make_optimizer(training: ResolvedTraining, *, head: bool = True) -> torch.optim.Optimizer:
     prompt = [nn.Parameter(torch.ones(3, 2))]
     return build_optimizer(prompt, [nn.Parameter(torch.ones(2))] if head else [], training=training)
 
@@ -23,15 +23,15 @@ def test_two_rates_reach_their_groups():
         optimizer="sgd", learning_rate=0.5, head_learning_rate=0.125, weight_decay=0.25
     )
     prompt, head = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2))
-    made = build_optimizer([prompt], [head], training=training)
+    optimizer = build_optimizer([prompt], [head], training=training)
     prompt.grad, head.grad = torch.full((3, 2), 2.0), torch.full((2,), 4.0)
-    made.step()
+    optimizer.step()
     assert torch.equal(prompt.detach(), torch.full((3, 2), 1 - 0.5 * (2 + 0.25)))
     assert torch.equal(head.detach(), torch.full((2,), 1 - 0.125 * 4)), "a head does not decay"
 
 
 def test_without_a_head_there_is_one_group():
-    assert len(made(ResolvedTraining(), head=False).param_groups) == 1
+    assert len(make_optimizer(ResolvedTraining(), head=False).param_groups) == 1
 
 
 def test_a_run_trains_the_method_and_the_head_each_at_its_rate(parts, trainer_of):
@@ -45,23 +45,25 @@ def test_a_run_trains_the_method_and_the_head_each_at_its_rate(parts, trainer_of
 
 
 def test_adafactor_is_lester_s():
-    group = made(ResolvedTraining(optimizer="adafactor", learning_rate=0.3)).param_groups[0]
-    assert isinstance(made(ResolvedTraining(optimizer="adafactor")), Adafactor)
+    group = make_optimizer(ResolvedTraining(optimizer="adafactor", learning_rate=0.3)).param_groups[
+        0
+    ]
+    assert isinstance(make_optimizer(ResolvedTraining(optimizer="adafactor")), Adafactor)
     assert (group["lr"], group["scale_parameter"], group["relative_step"]) == (0.3, False, False)
     assert group["decay_rate"] == -0.8
 
 
-def test_every_name_makes_an_optimiser_that_descends():
+def test_every_name_makes_an_optimizer_that_descends():
     """Down the slope of x²/2, at any rate that a recipe may name."""
     assert {"adamw", "adafactor", "sgd", "adam", "rmsprop"} <= {*list_optimizers()}
     for name in list_optimizers():
         training = ResolvedTraining(optimizer=name, learning_rate=1e-2, head_learning_rate=1e-2)
         matrix = nn.Parameter(torch.ones(3, 2))
-        made = build_optimizer([matrix], [], training=training)
+        optimizer = build_optimizer([matrix], [], training=training)
         for _ in range(3):
-            made.zero_grad()
+            optimizer.zero_grad()
             (matrix**2).sum().div(2).backward()
-            made.step()
+            optimizer.step()
         assert float((matrix.detach() ** 2).sum()) < 6, name
 
 
@@ -69,7 +71,7 @@ def test_options_reach_the_class():
     training = ResolvedTraining(
         optimizer="adam", optimizer_args={"betas": [0.5, 0.6], "amsgrad": True}
     )
-    found = made(training)
+    found = make_optimizer(training)
     assert isinstance(found, Adam)
     assert list(found.param_groups[0]["betas"]) == [0.5, 0.6]
     assert found.param_groups[1]["amsgrad"] is True
@@ -84,29 +86,29 @@ def test_options_reach_the_class():
         ),
         (
             ResolvedTraining(optimizer_args={"beta": 1}),
-            "train.optimizer_args: unknown option of adamw 'beta'. Options: amsgrad, betas, ",
+            "train.optimizer_args: unknown argument of adamw 'beta'. Options: amsgrad, betas, ",
         ),
         (
             ResolvedTraining(optimizer_args={"lr": 1}),
-            "train.optimizer_args: unknown option of adamw 'lr'. Options: amsgrad, betas, ",
+            "train.optimizer_args: unknown argument of adamw 'lr'. Options: amsgrad, betas, ",
         ),
         (
             ResolvedTraining(optimizer_args={"betas": [2.0, 0.9]}),
-            "train.optimizer: cannot build adamw: Invalid beta parameter at index 0: 2.0 Correct",
+            "train.optimizer: cannot build adamw (Invalid beta parameter at index 0: 2.0). Correct",
         ),
     ],
 )
-def test_what_is_wrong_is_said(training, fault):
+def test_faults_are_named(training, fault):
     with pytest.raises(RecipeError) as caught:
-        made(training)
+        make_optimizer(training)
     assert caught.value.faults[0].startswith(fault)
 
 
-def factor(kind: str, step: int, *, rising: int, steps: int) -> float:
-    """The share of the highest rate, as the papers draw it."""
-    if step < rising:
-        return step / rising
-    done = (step - rising) / (steps - rising)
+def factor(kind: str, step: int, *, warmup: int, steps: int) -> float:
+    """The fraction of the highest rate, as the papers define it."""
+    if step < warmup:
+        return step / warmup
+    done = (step - warmup) / (steps - warmup)
     match kind:
         case "linear":
             return 1 - done
@@ -127,18 +129,18 @@ def test_the_rates_follow_their_formula(kind, warmup):
         head_learning_rate=0.25,
         optimizer="sgd",
     )
-    optimizer = made(training)
-    rates = build_lr_scheduler(optimizer, training=training, steps=steps)
+    optimizer = make_optimizer(training)
+    scheduler = build_lr_scheduler(optimizer, training=training, steps=steps)
     for step in range(steps):
-        wanted = factor(kind, step, rising=round(warmup * steps), steps=steps)
+        wanted = factor(kind, step, warmup=round(warmup * steps), steps=steps)
         prompt, head = (group["lr"] for group in optimizer.param_groups)
         assert prompt == pytest.approx(0.5 * wanted)
         assert head == pytest.approx(0.25 * wanted)
         optimizer.step()
-        rates.step()
+        scheduler.step()
 
 
-def test_a_step_says_the_rate_that_it_was_made_with(parts, trainer_of):
+def test_a_step_reports_its_learning_rate(parts, trainer_of):
     trainer = trainer_of(
         parts(sizes=(11,), lr_scheduler="linear", warmup_ratio=0.0, learning_rate=0.5)
     )

@@ -1,4 +1,4 @@
-"""Mixed precision, gradient checkpointing and dropout: what each may change, and what not."""
+"""Mixed precision, gradient checkpointing and dropout: what each changes, and what it does not."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -30,13 +30,13 @@ def test_mixed_precision_computes_in_bf16_and_trains_in_fp32(parts, trainer_of, 
     first, same = of(Step, full)[0].loss, of(Step, mixed)[0].loss
     assert same == pytest.approx(first, rel=0.03)
     assert same != first, "the forward pass was not in bf16"
-    # It is judged as it will be used: without autocast.
+    # A prompt is evaluated as it will be used: without autocast.
     assert of(Evaluation, mixed)[0].metrics == of(Evaluation, full)[0].metrics
     model = attach(
         make_run_artifact(prepared, trainer.get_best(), start=trainer.start), prepared.backbone
     )
-    held = prepared.rows["validation"]
-    found = model.evaluate_rendered(held.examples, held.truth, batch_size=4).metrics
+    rows = prepared.rows["validation"]
+    found = model.evaluate_rendered(rows.examples, rows.truth, batch_size=4).metrics
     assert dict(found) == dict(trainer.get_best().metrics)
 
 
@@ -67,7 +67,7 @@ def test_fp16_needs_a_gpu(parts, tmp_path):
 
 @pytest.fixture
 def scaled(parts):
-    """A run with fp16's loss scaler, which works on any device; without fp16 itself."""
+    """A trainer with fp16's loss scaler, which works on any device, but without fp16."""
 
     def make(scale: float):
         prepared = parts(sizes=(11, 5))
@@ -88,7 +88,7 @@ def test_fp16_s_scale_changes_no_number(scaled, parts, trainer_of):
     assert [e.norm for e in found] == pytest.approx([e.norm for e in plain], rel=1e-4)
 
 
-def test_a_step_that_overflows_at_a_high_scale_is_left_out(scaled):
+def test_a_step_that_overflows_at_a_high_scale_is_skipped(scaled):
     trainer = scaled(1e38)
     events = trainer.run()
     next(events)
@@ -97,10 +97,10 @@ def test_a_step_that_overflows_at_a_high_scale_is_left_out(scaled):
     assert step.norm == float("inf")
     assert torch.equal(trainer.prompt().vectors, before)
     assert trainer.accelerator.scaler.get_scale() == pytest.approx(5e37)
-    assert trainer.schedule.last_epoch == 0, "a step that is left out is none in the schedule"
+    assert trainer.schedule.last_epoch == 0, "the schedule does not count a skipped step"
 
 
-def test_an_overflow_that_no_scale_explains_stops_the_run(scaled):
+def test_an_overflow_at_a_low_scale_stops_the_run(scaled):
     trainer = scaled(0.5)
     events = trainer.run()
     next(events)
@@ -130,13 +130,13 @@ def loaded(saved, new_model):
     return load
 
 
-def watched(own, prepared) -> tuple[list[Any], int, Any]:
+def run_counted(own, prepared) -> tuple[list[Any], int, Any]:
     """The events of a run, how often a layer's attention ran in backward passes, the trainer."""
-    calls, behind = 0, False
+    calls, in_backward = 0, False
 
     def count(*_args: Any) -> None:
         nonlocal calls
-        calls += behind
+        calls += in_backward
 
     hook = next(iter(own.site_of)).register_forward_hook(count)
     wanted = prepared.recipe.train.gradient_checkpointing
@@ -145,10 +145,10 @@ def watched(own, prepared) -> tuple[list[Any], int, Any]:
         plain = accelerator.backward
 
         def backward(loss: torch.Tensor) -> None:
-            nonlocal behind
-            behind = True
+            nonlocal in_backward
+            in_backward = True
             plain(loss)
-            behind = False
+            in_backward = False
 
         accelerator.backward = backward
         trainer = make_trainer(prepared, accelerator)
@@ -169,16 +169,16 @@ def watched(own, prepared) -> tuple[list[Any], int, Any]:
     ],
 )
 def test_gradient_checkpointing_changes_no_number(parts, loaded, family, method, task):
-    """Guarantee 4: PEFT's prefix on BERT then trains the head alone, without a word."""
+    """Guarantee 4: with it, PEFT's prefix on BERT trains the head only, without a warning."""
     own = loaded(family)
-    plain, once, first = watched(own, parts(family, method, task=task, own=own))
-    again, twice, second = watched(
+    plain, once, first = run_counted(own, parts(family, method, task=task, own=own))
+    again, twice, second = run_counted(
         own, parts(family, method, task=task, own=own, gradient_checkpointing=True)
     )
     steps, same = of(Step, plain), of(Step, again)
-    # Where all rows begin alike, that beginning is run apart.
+    # A beginning that all rows share is run in a pass by itself.
     passes = 2 if (method, own.geometry.architecture) == ("prompt-tuning", "causal") else 1
-    assert (once, twice) == (0, passes * len(steps)), "a layer must be run again once a pass"
+    assert (once, twice) == (0, passes * len(steps)), "each layer is run again once per pass"
     assert [e.loss for e in same] == pytest.approx([e.loss for e in steps], abs=1e-6)
     assert [e.norm for e in same] == pytest.approx([e.norm for e in steps], abs=1e-5)
     for name, parameter in first.modules.named_parameters():
@@ -205,13 +205,13 @@ def test_a_family_that_cannot_checkpoint_is_refused(parts, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_dropout_is_off_unless_asked_seeded_and_never_in_validation(parts, loaded, saved):
+def test_dropout_is_off_by_default_seeded_and_never_in_validation(parts, loaded, saved):
     def run(*, dropout: bool, seed: int = 0) -> list[Any]:
         own = loaded("bert", dropout=dropout)
         changes = {"backbone": {"keep_dropout": dropout}}
         prepared = parts("bert", "p-tuning-v2", task="head", own=own, **changes)
         torch.manual_seed(seed)
-        return watched(own, prepared)[0]
+        return run_counted(own, prepared)[0]
 
     bare, first, second = run(dropout=False), run(dropout=True), run(dropout=True, seed=5)
     assert [e.loss for e in of(Step, second)] == [e.loss for e in of(Step, first)]

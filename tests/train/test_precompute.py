@@ -1,4 +1,4 @@
-"""What is kept changes no number, and nothing that it depends on may change unseen."""
+"""Cached states change no number, and whatever they depend on is part of the cache's key."""
 
 from dataclasses import replace
 
@@ -11,15 +11,15 @@ from softprompt.train import PrecomputePlanned, PrecomputeProgress, Step, Traini
 from softprompt.train import precompute as module
 from softprompt.train.gradients import accumulate_gradients
 from softprompt.train.precompute import plan_precompute
-from softprompt.train.summary import prepare_caches
+from softprompt.train.summary import describe_savings, prepare_caches
 
 LATE = {"layers": "1:"}
-# family, method, task, settings, the layer that is kept
+# Family, method, task, settings, the layer whose input is cached.
 CASES = {
     "text": ("llama", "prompt-tuning", "generate", {}, None),
     "text, sliding window": ("gemma3", "p-tuning", "generate", {}, None),
     "late keys and values": ("bert", "p-tuning-v2", "head", LATE, 1),
-    "late prefix of a writer": ("gpt2", "prefix-tuning", "generate", LATE, 1),
+    "late prefix, generation": ("gpt2", "prefix-tuning", "generate", LATE, 1),
     "late words": ("roberta", "p-tuning-v2", "words", LATE, 1),
     "late soft tokens": ("albert", "prompt-tuning", "head", LATE, 1),
     "late soft tokens in front": ("llama", "prompt-tuning", "words", LATE, 1),
@@ -35,20 +35,21 @@ def case(request, parts):
     return parts(family, method, task=task, settings=settings), layer
 
 
-def kept(trainer, prepared) -> list[object]:
-    _, planned, *found = prepare_caches(trainer, prepared)
+def fill_cache(trainer, prepared) -> list[object]:
+    """Compute and cache the states; the events of it."""
+    _, planned, *events = prepare_caches(trainer, prepared)
     assert isinstance(planned, PrecomputePlanned)
-    return found
+    return events
 
 
 def test_loss_and_gradient_are_those_of_whole_rows(case, trainer_of, monkeypatch):
     prepared, layer = case
     trainer = trainer_of(prepared)
-    events = kept(trainer, prepared)
+    events = fill_cache(trainer, prepared)
     assert events, "something must be computed"
     assert trainer.task.cached.layer == layer
     found = {}
-    for name, task in (("kept", trainer.task), ("whole", prepared.task)):
+    for name, task in (("cached", trainer.task), ("whole", prepared.task)):
         prepared.method.zero_grad()
         batch = prepared.rows["train"].examples
         loss, _ = accumulate_gradients(
@@ -58,16 +59,16 @@ def test_loss_and_gradient_are_those_of_whole_rows(case, trainer_of, monkeypatch
         monkeypatch.setattr(
             "softprompt.injection.prefix_sharing.plan_split", lambda *_a, **_k: None
         )
-    assert found["kept"][0] == pytest.approx(found["whole"][0], rel=1e-5)
+    assert found["cached"][0] == pytest.approx(found["whole"][0], rel=1e-5)
     assert any(g.abs().max() > 1e-4 for g in found["whole"][1])
-    assert_close(found["kept"][1], found["whole"][1], rtol=1e-3, atol=1e-4)
+    assert_close(found["cached"][1], found["whole"][1], rtol=1e-3, atol=1e-4)
 
 
-def test_the_kept_rows_are_found(case, trainer_of, monkeypatch):
-    """All of them, of training and of validation; what is computed anew has another way."""
+def test_all_rows_are_found_in_the_cache(case, trainer_of, monkeypatch):
+    """Those of training and of validation."""
     prepared, _ = case
     trainer = trainer_of(prepared)
-    kept(trainer, prepared)
+    fill_cache(trainer, prepared)
     misses = []
     find = type(trainer.task.cached).find
 
@@ -85,18 +86,18 @@ def test_the_kept_rows_are_found(case, trainer_of, monkeypatch):
 def test_a_second_run_computes_nothing(case, trainer_of):
     prepared, _ = case
     first, second = trainer_of(prepared), trainer_of(prepared)
-    kept(first, prepared)
-    assert kept(second, prepared) == []
+    fill_cache(first, prepared)
+    assert fill_cache(second, prepared) == []
     assert torch.equal(first.task.cached.states, second.task.cached.states)
 
 
-def mark(prepared) -> str:
-    return module._cache_key(prepared, plan_precompute(prepared))
+def cache_key(prepared) -> str:
+    return module._compute_cache_key(prepared, plan_precompute(prepared))
 
 
-def test_any_change_is_another_file(parts, new_backbone, rows):
-    usual = ("llama", "prompt-tuning")
-    base = mark(parts(*usual, task="generate"))
+def test_any_change_has_another_cache_key(parts, new_backbone, rows):
+    kind = ("llama", "prompt-tuning")
+    base = cache_key(parts(*kind, task="generate"))
     other = new_backbone("llama")
     with torch.no_grad():
         other.model.base_model.layers[0].mlp.up_proj.weight.mul_(-1)
@@ -104,22 +105,22 @@ def test_any_change_is_another_file(parts, new_backbone, rows):
     swapped = rows(11, 0)
     swapped[3] = swapped[3] | {"text": swapped[3]["text"] + " film"}
     found = [
-        mark(parts(*usual, task="generate", own=changed)),
-        mark(parts(*usual, task="generate", own=new_backbone("llama", dtype=torch.bfloat16))),
-        mark(parts(*usual, task="generate", tables={"train": swapped})),
-        mark(parts(*usual, task="generate", mixed_precision="bf16")),
-        mark(parts(*usual, task="words", settings=LATE)),
+        cache_key(parts(*kind, task="generate", own=changed)),
+        cache_key(parts(*kind, task="generate", own=new_backbone("llama", dtype=torch.bfloat16))),
+        cache_key(parts(*kind, task="generate", tables={"train": swapped})),
+        cache_key(parts(*kind, task="generate", mixed_precision="bf16")),
+        cache_key(parts(*kind, task="words", settings=LATE)),
     ]
     assert len({base, *found}) == 1 + len(found)
-    assert mark(parts(*usual, task="generate", learning_rate=0.3)) == base
+    assert cache_key(parts(*kind, task="generate", learning_rate=0.3)) == base
 
 
-def test_rows_that_are_seen_once_are_not_kept(parts):
+def test_rows_that_are_run_once_are_not_cached(parts):
     prepared = parts("llama", "prompt-tuning", task="generate", epochs=1)
     assert plan_precompute(prepared).splits == ("validation",)
     assert plan_precompute(parts("llama", "prompt-tuning", task="words")) is None
-    awake = parts("llama", "prompt-tuning", task="generate", gradient_checkpointing=True)
-    assert plan_precompute(awake).splits == ("train", "validation")
+    checkpointed = parts("llama", "prompt-tuning", task="generate", gradient_checkpointing=True)
+    assert plan_precompute(checkpointed).splits == ("train", "validation")
 
 
 def limited(prepared, **cache: float):
@@ -129,26 +130,26 @@ def limited(prepared, **cache: float):
     )
 
 
-def test_where_it_is_kept(parts, trainer_of):
+def test_the_budgets_decide_where_states_are_cached(parts, trainer_of):
     prepared = parts("llama", "prompt-tuning", task="generate")
     assert plan_precompute(prepared).place == "file"
     in_memory = limited(prepared, disk_gb=0.0)
     assert plan_precompute(in_memory).place == "memory"
     nowhere = limited(prepared, disk_gb=0.0, memory_gb=0.0)
     assert plan_precompute(nowhere).place == "nowhere"
-    lines = []
+    states = []
     for chosen in (prepared, in_memory, limited(prepared, memory_gb=0.0)):
         trainer = trainer_of(chosen)
-        kept(trainer, chosen)
-        lines.append(trainer.task.cached.states)
-    assert torch.equal(lines[0], lines[1])
-    assert torch.equal(lines[0], lines[2])
+        fill_cache(trainer, chosen)
+        states.append(trainer.task.cached.states)
+    assert torch.equal(states[0], states[1])
+    assert torch.equal(states[0], states[2])
     trainer = trainer_of(nowhere)
-    assert kept(trainer, nowhere) == []
+    assert fill_cache(trainer, nowhere) == []
     assert trainer.task.cached is None
 
 
-def test_a_disk_that_cannot_be_written_is_told(parts, trainer_of, monkeypatch):
+def test_a_disk_that_cannot_be_written_warns(parts, trainer_of, monkeypatch):
     def full(*_args, **_more):
         raise OSError(28, "No space left on device")
         yield
@@ -157,18 +158,38 @@ def test_a_disk_that_cannot_be_written_is_told(parts, trainer_of, monkeypatch):
     monkeypatch.setattr(DiskCache, "load", lambda *_args, **_more: None)
     prepared = parts("llama", "prompt-tuning", task="generate")
     trainer = trainer_of(prepared)
-    [warned] = kept(trainer, prepared)
-    assert isinstance(warned, TrainingWarning)
-    assert "No space left on device" in warned.message
-    assert "set SOFTPROMPT_CACHE to another folder" in warned.message
+    [warning] = fill_cache(trainer, prepared)
+    assert isinstance(warning, TrainingWarning)
+    assert "No space left on device" in warning.message
+    assert warning.message.endswith(
+        "They are computed in every step instead. Free some space, set SOFTPROMPT_CACHE to another "
+        "folder, or set cache.disk_gb to 0 in the recipe."
+    )
     assert sum(isinstance(event, Step) for event in trainer.run()) == trainer.total
 
 
-def test_how_far_it_is(parts, trainer_of, monkeypatch):
-    monkeypatch.setattr(module, "_TOKENS", 8)
+def test_progress_counts_tokens(parts, trainer_of, monkeypatch):
+    monkeypatch.setattr(module, "_BATCH_TOKENS", 8)
     monkeypatch.setattr(DiskCache, "load", lambda *_args, **_more: None)
     prepared = limited(parts("llama", "prompt-tuning", task="generate"), disk_gb=0.0)
-    events = kept(trainer_of(prepared), prepared)
+    events = fill_cache(trainer_of(prepared), prepared)
     assert all(isinstance(event, PrecomputeProgress) for event in events)
     assert [e.done for e in events] == sorted({e.done for e in events})
     assert events[-1].done == events[-1].total == plan_precompute(prepared).shape.rows
+
+
+@pytest.mark.parametrize(
+    ("layer", "beginning", "middle"),
+    [
+        (None, "text before the prompt (train and validation rows, ", " tokens) is run once and"),
+        (1, "layer 0 (train and validation rows, ", " tokens) is run once and"),
+        (3, "layers 0 to 2 (train and validation rows, ", " tokens) are run once and"),
+        (2, "the encoder (train and validation rows, ", " tokens) is run once and"),
+    ],
+)
+def test_the_summary_says_what_is_cached(parts, layer, beginning, middle):
+    prepared = parts("llama", "prompt-tuning", task="generate")  # of two layers
+    plan = replace(plan_precompute(prepared), layer=layer)
+    line = describe_savings(prepared, plan)[0]
+    assert line.startswith(beginning)
+    assert middle in line

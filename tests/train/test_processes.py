@@ -1,4 +1,4 @@
-"""Two processes and one come to the same numbers, in batches that cannot be halved too."""
+"""Two processes have the same numbers as one, also in batches of odd size."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from pathlib import Path
 from softprompt.recipe import read_recipe
 from softprompt.train import api, run_recipe
 
-# Callbacks see events alone; what is looked at here is inside of the loop.
+# Callbacks get events only, and this needs the trainer.
 make_trainer, trainers = api.make_trainer, []
 api.make_trainer = lambda *parts: trainers.append(make_trainer(*parts)) or trainers[-1]
 
@@ -27,12 +27,12 @@ def watch(event):
     trainer = trainers[-1]
     assert trainer.accelerator.num_processes == 2
     if event.step == 1:
-        sys.stdout.write("whole " if trainer.task.cached is None else "kept ")
+        sys.stdout.write("whole " if trainer.task.cached is None else "cached ")
 
 run_recipe(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), callbacks=[watch])
 """
-# Without mpirun, accelerate starts several processes on a machine without GPUs only if it is told
-# --multi_gpu; with --cpu it starts a single one, whatever --num_processes says.
+# Without mpirun, accelerate starts several processes on a machine without GPUs only with
+# --multi_gpu; with --cpu it starts one, whatever --num_processes is.
 LAUNCH = (
     "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 "
     "--mixed_precision no --dynamo_backend no --main_process_port 0"
@@ -41,13 +41,13 @@ LAUNCH = (
 
 RUNS = {
     "whole": (("bert", "p-tuning-v2"), {"task": "head"}),
-    "kept": (("llama", "prompt-tuning"), {"task": "generate"}),
+    "cached": (("llama", "prompt-tuning"), {"task": "generate"}),
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_are_one(written, tmp_path, monkeypatch, name):
-    """11 rows in batches of 5, so one step has a single row for both; 3 to validate by."""
+def test_two_processes_have_the_numbers_of_one(written, tmp_path, monkeypatch, name):
+    """11 rows in batches of 5, so one step has one row for two processes; 3 validation rows."""
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
     args, changes = RUNS[name]
     path = written(
@@ -66,7 +66,7 @@ def test_two_processes_are_one(written, tmp_path, monkeypatch, name):
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) == {name}
     files = [*(tmp_path / "cache").rglob("*.safetensors")]
-    assert len(files) == (name == "kept"), "one for both, whole"
+    assert len(files) == (name == "cached"), "one complete file for both"
     run_recipe(read_recipe(path), tmp_path / "one")
     for kind, keys in (("step", ("loss", "norm")), ("evaluation", ("train_loss", "moved"))):
         one, two = read_events(tmp_path / "one", kind), read_events(tmp_path / "two", kind)

@@ -1,4 +1,4 @@
-"""Rendered rows that are kept are the rendered rows, and nothing that they depend on may change."""
+"""Rendered rows from the cache are the rendered rows; what they depend on is part of its key."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ drawn = st.tuples(st.lists(variants, min_size=1, max_size=3), st.integers(0, 99)
 
 @given(st.lists(drawn, max_size=6))
 def test_what_is_unpacked_is_what_was_packed(rows):
-    # Built here, since checked types draw at random what they look at.
+    # Built here, not in a strategy: the type checks of a constructor draw random numbers.
     examples = [
         Example(
             tuple(RenderedRow(*variant[:4]) for variant in several),
@@ -31,15 +31,15 @@ def test_what_is_unpacked_is_what_was_packed(rows):
 
 
 @pytest.fixture(autouse=True)
-def of_any_number(monkeypatch, tmp_path):
-    """Keep few rows as well, in an empty cache."""
+def small_and_empty_cache(monkeypatch, tmp_path):
+    """Cache few rows too, in an empty cache."""
     monkeypatch.setattr(module, "_MIN_CACHED_ROWS", 1)
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def fresh(parts, new_backbone):
-    """Parts that no other test has made."""
+    """Setups that no other test has made."""
 
     def make(*args, **changes):
         own = changes.pop("own", None) or new_backbone(args[0])
@@ -66,7 +66,7 @@ def test_a_second_run_finds_the_rows_of_the_first(fresh, monkeypatch, family, me
     assert len([*cache_folder().rglob("*.safetensors")]) == 3
 
     def render_again(*_args, **_more):
-        pytest.fail("the rows are there")
+        pytest.fail("the rows are in the cache")
 
     monkeypatch.setattr(type(first.task), "make_example", render_again)
     second = fresh(family, method, task=task)
@@ -78,11 +78,11 @@ def test_any_change_renders_anew(fresh, new_backbone, rows):
     def count() -> int:
         return len([*cache_folder().rglob("*.safetensors")])
 
-    usual = ("llama", "prompt-tuning")
-    fresh(*usual, sizes=(11,))
+    kind = ("llama", "prompt-tuning")
+    fresh(*kind, sizes=(11,))
     assert count() == 1
-    fresh(*usual, sizes=(11,), learning_rate=0.3, settings={"layers": "1:"})
-    assert count() == 1, "what rows do not depend on"
+    fresh(*kind, sizes=(11,), learning_rate=0.3, settings={"layers": "1:"})
+    assert count() == 1, "rows do not depend on these"
     other = new_backbone("llama")
     other.tokenizer.add_tokens(["unheard-of"])
     swapped = rows(11, 0)
@@ -94,7 +94,7 @@ def test_any_change_renders_anew(fresh, new_backbone, rows):
         {"task": "generate"},
     ]
     for number, change in enumerate(changes):
-        fresh(*usual, **({"sizes": (11,)} | change))
+        fresh(*kind, **({"sizes": (11,)} | change))
         assert count() == 2 + number
 
 
@@ -105,13 +105,13 @@ def test_without_a_cache_rows_are_rendered_every_time(fresh):
     assert rows_of(fresh("llama", "prompt-tuning")) == rows_of(first)
 
 
-def test_with_no_room_nothing_is_kept(fresh, monkeypatch):
+def test_with_a_budget_of_0_nothing_is_cached(fresh, monkeypatch):
     monkeypatch.setattr(module, "open_user_cache", lambda _gigabytes: open_user_cache(0.0))
     fresh("llama", "prompt-tuning")
     assert not cache_folder().exists()
 
 
-def test_a_damaged_file_is_made_anew(fresh):
+def test_a_damaged_file_is_written_again(fresh):
     first = fresh("llama", "prompt-tuning", sizes=(11,))
     [path] = cache_folder().rglob("*.safetensors")
     whole = path.read_bytes()

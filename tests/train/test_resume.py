@@ -1,4 +1,4 @@
-"""Guarantee 5: stopped anywhere and resumed, a run ends as if nobody had, to the last bit."""
+"""Guarantee 5: a run that is stopped anywhere and resumed has the same numbers, bit for bit."""
 
 import json
 import signal
@@ -48,8 +48,8 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("llama", "prompt-tuning"),
         {"learning_rate": 3.0, "epochs": 9, "early_stopping_patience": 2},
     ),
-    "kept text": (("llama", "prompt-tuning"), {"task": "generate", "cache": {"disk_gb": 0.0}}),
-    "kept layers": (
+    "cached text": (("llama", "prompt-tuning"), {"task": "generate", "cache": {"disk_gb": 0.0}}),
+    "cached layers": (
         ("bert", "p-tuning-v2"),
         {"task": "head", "settings": {"layers": "1:"}, "cache": {"disk_gb": 0.0}},
     ),
@@ -57,7 +57,7 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("llama", "prompt-tuning"),
         {"settings": {"layers": "1:"}, "cache": {"disk_gb": 0.0}},
     ),
-    "positions moved up": (
+    "shifted positions": (
         ("gpt2", "prefix-tuning"),
         {
             "settings": {"shift_positions": True},
@@ -70,12 +70,12 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 
 class CrashError(Exception):
-    """Something that no one expected."""
+    """An unexpected error."""
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Pictures and waiting for the disk take most of the time, and are tested elsewhere."""
+    """Drawing and syncing take most of the time, and are tested elsewhere."""
     monkeypatch.setattr("softprompt.train.plots.draw_run", lambda *_args, **_kwargs: None)
     monkeypatch.setattr("os.fsync", lambda _descriptor: None)
 
@@ -85,13 +85,13 @@ def new(parts, new_model, tokenizer):
     """The parts of one of the kinds, new each time."""
 
     @cache
-    def wet(family: str) -> Backbone:
+    def with_dropout(family: str) -> Backbone:
         model = new_model(family, dropout=True)
         return wrap_model(family, model, tokenizer=tokenizer("encoder"), kind="encoder")
 
     def make(name: str, **changes: Any) -> Any:
         args, settings = KINDS[name]
-        own = {"own": wet(args[0])} if "backbone" in settings else {}
+        own = {"own": with_dropout(args[0])} if "backbone" in settings else {}
         return parts(*args, **{**settings, **own, **changes})
 
     return make
@@ -105,9 +105,9 @@ def go(
     fault: type[BaseException] = KeyboardInterrupt,
     resume: bool = False,
 ) -> int:
-    """Train, until the event with this number; the number of events seen.
+    """Train until the event with this number; returns the number of events.
 
-    The very first one is not counted: it also stands at the head of a run that goes on.
+    Started is not counted: a resumed run has one too.
     """
     seen = 0
 
@@ -131,7 +131,7 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_same(folder: Path, whole: Path) -> None:
-    """Every number of two finished runs is the same: equal, not near."""
+    """Every number of two finished runs is equal, not only close."""
     assert events(folder) == events(whole)
     assert json.loads((folder / "metrics.json").read_text()) == json.loads(
         (whole / "metrics.json").read_text()
@@ -155,7 +155,7 @@ def test_stopped_after_any_event_and_resumed(new, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["lstm with dropout", "warnings"])
 def test_crashed_after_any_event_and_resumed(new, tmp_path, name):
-    """Without a chance to save: it goes on from the last checkpoint, over the same numbers."""
+    """Nothing is saved then: the run resumes from its last checkpoint, with the same numbers."""
     count = go(new(name), tmp_path / "whole")
     for stop in range(1, count + 1):
         folder = tmp_path / f"crashed-{stop}"
@@ -176,8 +176,8 @@ def test_stopped_again_and_again(new, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["prefix, adafactor", "v2 with a head, dropout in the backbone"])
-def test_an_abandoned_loop_goes_on_in_another(new, trainer_of, tmp_path, name):
-    """The loop alone, its state through the disk, from every event."""
+def test_a_stopped_loop_continues_in_another(new, trainer_of, tmp_path, name):
+    """The trainer without a run directory, its state saved and loaded, after every event."""
 
     def run(trainer) -> Iterator[Any]:
         yield from trainer.run()
@@ -200,7 +200,7 @@ def test_a_finished_run_ends_again_the_same(new, tmp_path):
     go(new("prompt-tuning"), tmp_path / "whole")
     go(new("prompt-tuning"), tmp_path / "again")
     seen = go(new("prompt-tuning"), tmp_path / "again", resume=True)
-    assert seen == 1  # it is over, and nothing is planned or computed
+    assert seen == 1  # Finished: nothing is planned or computed
     assert_same(tmp_path / "again", tmp_path / "whole")
 
 
@@ -212,7 +212,7 @@ def test_two_runs_of_one_recipe_are_the_same(new, tmp_path):
     assert_same(tmp_path / "second", tmp_path / "first")
 
 
-def test_stopped_before_its_first_checkpoint_it_begins_anew(new, tmp_path):
+def test_stopped_before_its_first_checkpoint_a_run_starts_again(new, tmp_path):
     go(new("prompt-tuning"), tmp_path / "whole")
     folder = tmp_path / "stopped"
     RunDir(folder).create(new("prompt-tuning").recipe)
@@ -220,7 +220,7 @@ def test_stopped_before_its_first_checkpoint_it_begins_anew(new, tmp_path):
     assert_same(folder, tmp_path / "whole")
 
 
-def test_the_seconds_go_on(new, tmp_path):
+def test_the_seconds_continue(new, tmp_path):
     go(new("prompt-tuning"), tmp_path / "run", stop=6)
     go(new("prompt-tuning"), tmp_path / "run", resume=True)
     lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
@@ -290,6 +290,23 @@ def test_a_damaged_checkpoint_is_refused(new, tmp_path, text):
         run_recipe(prepared.recipe, folder, resume=True, prepared=prepared)
 
 
+def test_a_checkpoint_of_an_older_version_is_refused(new, tmp_path):
+    """Its trainer's state has other keys."""
+    folder = tmp_path / "run"
+    go(new("prompt-tuning"), folder, stop=4)
+    state = load_state(folder / "checkpoint")
+    state["trainer"]["told"] = state["trainer"].pop("warned")
+    save_state(state, folder / "checkpoint")
+    prepared = new("prompt-tuning")
+    with pytest.raises(ArtifactError) as caught:
+        run_recipe(prepared.recipe, folder, resume=True, prepared=prepared)
+    assert str(caught.value) == (
+        f"the checkpoint in {folder} does not fit its recipe (KeyError: 'warned'): one of the two "
+        "was changed, or another version of softprompt wrote the checkpoint. Restore it, or train "
+        "again."
+    )
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -300,7 +317,7 @@ seen = 0
 def watch(event):
     global seen
     seen += 1
-    if seen == 8:  # the start and the plan are two, and not written down
+    if seen == 8:  # two of them, Started and PrecomputePlanned, are not written
         os.kill(os.getpid(), signal.SIGKILL)
 
 run_recipe(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), callbacks=[watch])
@@ -308,7 +325,7 @@ run_recipe(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), callbacks=[watch])
 
 
 def test_killed_outright_and_resumed_in_another_process(written, tmp_path):
-    """From files alone, with a prompt encoder that has dropout, as a user's machine does it."""
+    """From files only, with a prompt encoder that has dropout."""
     path = written("llama", "p-tuning", settings={"encoder_dropout": 0.4}, epochs=3)
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
@@ -336,11 +353,11 @@ def test_the_best_of_a_run_has_its_own_loss_after_all(new, backbone, tmp_path, s
     go(prepared, folder, resume=stop is not None)
     found = [e for e in events(folder) if e["event"] == "evaluation"]
     best = min(found, key=lambda e: e["metrics"]["loss"])
-    held = prepared.rows["validation"]
+    rows = prepared.rows["validation"]
     model = PromptModel.from_pretrained(folder, backbone=backbone("llama"))
     size = prepared.training.batch_size
     assert (
-        dict(model.evaluate_rendered(held.examples, held.truth, batch_size=size).metrics)
+        dict(model.evaluate_rendered(rows.examples, rows.truth, batch_size=size).metrics)
         == best["metrics"]
     )
     assert model.artifact.manifest.metrics["step"] == best["step"]

@@ -1,8 +1,10 @@
-"""A run's folder: what is in it, and what is never lost."""
+"""A run directory: its files, and that none of them is lost."""
 
 import errno
 import json
 import os
+import re
+import shlex
 import struct
 import zlib
 
@@ -14,7 +16,6 @@ from softprompt.errors import ArtifactError, MissingPackageError, TrainingError
 from softprompt.inference import PromptModel
 from softprompt.recipe import read_recipe
 from softprompt.train import Evaluation, RunDir, Step, find_free_dir, run_recipe
-from softprompt.train.run_dir import RunDir as Folder
 from softprompt.train.summary import summarize_run
 
 
@@ -32,7 +33,7 @@ def done(parts, tmp_path):
     return run
 
 
-def test_what_a_run_leaves(done):
+def test_the_files_of_a_run(done):
     folder, prepared, (started, planned, *seen), _ = done()
     assert (started.step, started.total_steps, started.rows) == (
         0,
@@ -67,14 +68,14 @@ def test_what_a_run_leaves(done):
 def test_the_numbers_of_a_run(done):
     folder, prepared, seen, model = done("bert", "p-tuning-v2", task="head")
     found = json.loads((folder / "metrics.json").read_text())
-    held = [e for e in seen if isinstance(e, Evaluation)]
-    best = min(held, key=lambda e: e.metrics["loss"])
+    validations = [e for e in seen if isinstance(e, Evaluation)]
+    best = min(validations, key=lambda e: e.metrics["loss"])
     assert found["validation"] == dict(best.metrics)
     assert (found["best_step"], found["steps"]) == (best.step, 6)
     test = prepared.rows["test"]
-    judged = model.evaluate_rendered(test.examples, test.truth, batch_size=4)
-    assert found["test"]["loss"] == judged.metrics["loss"]
-    assert found["test"]["accuracy"] == judged.metrics["accuracy"]
+    report = model.evaluate_rendered(test.examples, test.truth, batch_size=4)
+    assert found["test"]["loss"] == report.metrics["loss"]
+    assert found["test"]["accuracy"] == report.metrics["accuracy"]
     assert found["test"]["rows"] == 4
     assert sum(map(sum, found["test"]["confusion"]["counts"])) == 4
     geometry = prepared.backbone.geometry
@@ -83,10 +84,10 @@ def test_the_numbers_of_a_run(done):
     assert found["training"]["learning_rate"] == 0.05
     assert found["defaults_from"] == prepared.defaults.source
     assert found["template"] == "{text}"
-    assert found["cut_rows"] == {"train": 0, "validation": 0, "test": 0}
+    assert found["truncated_rows"] == {"train": 0, "validation": 0, "test": 0}
 
 
-def test_the_artifact_says_how_it_came_about(done, backbone):
+def test_the_artifact_records_how_it_was_trained(done, backbone):
     folder, prepared, _, model = done()
     manifest = load_artifact(folder).manifest
     assert manifest.recipe == prepared.recipe.as_data()
@@ -99,7 +100,7 @@ def test_the_artifact_says_how_it_came_about(done, backbone):
 
 
 def test_the_picture_is_a_picture(done):
-    """Read by hand: PNG's signature, its size, and image data that unpack to that size."""
+    """PNG's signature, its size, and image data that decompress to that size."""
     folder, *_ = done()
     raw = (folder / "curve.png").read_bytes()
     assert raw[:8] == b"\x89PNG\r\n\x1a\n"
@@ -123,20 +124,32 @@ def test_a_folder_that_holds_a_run_is_refused(done, parts):
     with pytest.raises(TrainingError) as caught:
         run_recipe(prepared.recipe, folder, prepared=prepared)
     assert str(caught.value) == (
-        f"{folder} holds a run already. Resume it (softprompt resume {folder}), or choose "
-        "another folder with --output."
+        f"{folder} holds a run already. Resume it (softprompt resume {folder}, in Python "
+        "resume=True), or choose another folder (--output on the command line)."
     )
     assert (folder / "metrics.json").read_bytes() == before
 
 
-def test_a_file_is_no_folder(parts, tmp_path):
+def test_the_command_that_resumes_can_be_pasted(tmp_path):
+    run = RunDir(tmp_path / "my run")
+    run.path.mkdir()
+    (run.path / "recipe.toml").write_text("")
+    with pytest.raises(TrainingError) as caught:
+        run.check_free()
+    command = re.search(r"\((softprompt resume .*), in Python", str(caught.value))[1]
+    assert shlex.split(command) == ["softprompt", "resume", str(run.path)]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(parts, tmp_path):
     (tmp_path / "run").write_text("")
     prepared = parts()
-    with pytest.raises(TrainingError, match="is a file, but a run needs a folder"):
+    with pytest.raises(
+        TrainingError, match=r"is a file, but a run needs a folder\. Choose another path \(--output"
+    ):
         run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match=r"is not a run directory: it has no recipe\.toml"):
         RunDir(tmp_path).read_recipe()
 
@@ -151,18 +164,19 @@ def test_a_run_that_cannot_start_leaves_no_folder(written, tmp_path):
 
 
 def test_a_recipe_on_disk_runs_and_its_folder_runs_again(written, tmp_path):
-    """As users have it: relative names in a file, then the same numbers from the run's own copy."""
+    """From a recipe with relative paths, then with the same numbers from the copy in its folder."""
     path = written()
     run_recipe(read_recipe(path, ["train.max_steps=2"]), tmp_path / "run")
     again = RunDir(tmp_path / "run").read_recipe()
     assert again.train.max_steps == 2
     run_recipe(again, tmp_path / "again")
-    for name in ("metrics.json",):
-        first, second = (json.loads((tmp_path / r / name).read_text()) for r in ("run", "again"))
-        assert first == second
+    first, second = (
+        json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("run", "again")
+    )
+    assert first == second
 
 
-def test_a_loss_that_is_no_number_leaves_the_checkpoint_whole(parts, tmp_path):
+def test_a_loss_that_is_not_finite_leaves_the_checkpoint_complete(parts, tmp_path):
     prepared = parts()
     folder = tmp_path / "run"
 
@@ -172,13 +186,13 @@ def test_a_loss_that_is_no_number_leaves_the_checkpoint_whole(parts, tmp_path):
 
     with pytest.raises(TrainingError, match="step 5: the loss is nan"):
         run_recipe(prepared.recipe, folder, callbacks=[watch], prepared=prepared)
-    state = Folder(folder).load_checkpoint()
+    state = RunDir(folder).load_checkpoint()
     assert state["trainer"]["position"][0] == 3
     assert state["trainer"]["modules"]["method.vectors"].isfinite().all()
     assert len(list(RunDir(folder).read_events())) == 6
 
 
-def test_a_full_disk_stops_the_run_with_the_old_checkpoint_whole(parts, tmp_path, monkeypatch):
+def test_a_full_disk_stops_the_run_with_the_old_checkpoint_complete(parts, tmp_path, monkeypatch):
     prepared = parts(eval_every_steps=1)
     folder = tmp_path / "run"
     original = os.fsync
@@ -195,25 +209,25 @@ def test_a_full_disk_stops_the_run_with_the_old_checkpoint_whole(parts, tmp_path
     monkeypatch.setattr(os, "fsync", original)
     assert f"the checkpoint {folder / 'checkpoint'} could not be written" in str(caught.value)
     assert f"softprompt resume {folder}" in str(caught.value)
-    assert Folder(folder).load_checkpoint()["trainer"]["position"][0] == 3
+    assert RunDir(folder).load_checkpoint()["trainer"]["position"][0] == 3
 
 
-def test_trackers_write_when_asked_and_only_then(parts, tmp_path):
+def test_trackers_write_only_if_the_recipe_names_them(parts, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for name, trackers in (("asked", ["tensorboard"]), ("not", [])):
+    for name, trackers in (("with", ["tensorboard"]), ("without", [])):
         prepared = parts(trackers=trackers)
         run_recipe(prepared.recipe, tmp_path / name, prepared=prepared)
-    assert not list((tmp_path / "not").rglob("*tfevents*"))
-    (file,) = (tmp_path / "asked").rglob("*tfevents*")
+    assert not list((tmp_path / "without").rglob("*tfevents*"))
+    (file,) = (tmp_path / "with").rglob("*tfevents*")
     read = EventAccumulator(str(file)).Reload()
-    noted = list(RunDir(tmp_path / "asked").read_events())
+    events = list(RunDir(tmp_path / "with").read_events())
     for tag, kind, of in (
         ("train/loss", "step", lambda e: e["loss"]),
         ("train/learning_rate", "step", lambda e: e["learning_rate"]),
         ("validation/accuracy", "evaluation", lambda e: e["metrics"]["accuracy"]),
     ):
-        wanted = [(e["step"], of(e)) for e in noted if e["event"] == kind]
+        wanted = [(e["step"], of(e)) for e in events if e["event"] == kind]
         found = [(e.step, e.value) for e in read.Scalars(tag)]
         assert [step for step, _ in found] == [step for step, _ in wanted]
         assert [v for _, v in found] == pytest.approx([v for _, v in wanted], rel=1e-6)

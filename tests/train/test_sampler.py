@@ -1,4 +1,4 @@
-"""The order of rows: every row once an epoch, in steps that keep to size and budget."""
+"""The order of rows: every row once per epoch, in batches within size and token budget."""
 
 import pytest
 from hypothesis import given
@@ -24,7 +24,7 @@ def test_every_row_once_within_the_limits(rows, size, budget, epoch):
 
 
 @given(lengths, st.integers(1, 9), st.none() | st.integers(1, 60), st.none() | st.integers(1, 40))
-def test_the_steps_are_counted_as_they_come(rows, size, budget, most):
+def test_the_number_of_steps_is_that_of_the_batches(rows, size, budget, most):
     training = ResolvedTraining(
         batch_size=size, max_tokens_per_batch=budget, epochs=3, max_steps=most
     )
@@ -33,7 +33,7 @@ def test_the_steps_are_counted_as_they_come(rows, size, budget, most):
     assert order.count_steps() == (every if most is None else min(every, most))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_each_epoch_and_each_seed_has_another_order():
     rows = [5] * 40
     found = [
         str(BatchSampler(rows, ResolvedTraining(batch_size=4, seed=seed)).draw_batches(epoch))
@@ -45,17 +45,17 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert str(again) == found[0]
 
 
-def test_a_run_keeps_to_its_token_budget(parts, trainer_of):
+def test_a_run_stays_within_its_token_budget(parts, trainer_of):
     trainer = trainer_of(parts(sizes=(11,), max_tokens_per_batch=24))
     steps = [e for e in trainer.run() if type(e).__name__ == "Step"]
     assert len(steps) == trainer.total
     assert sum(e.rows for e in steps) == 2 * 11
     assert max(e.rows for e in steps) <= 4
     widest = max(trainer.sampler.lengths)
-    assert 4 * widest > 24, "the budget must be what limits"
+    assert 4 * widest > 24, "the token budget limits the batches"
 
 
 @pytest.mark.parametrize("key", ["epochs", "batch_size"])
-def test_training_says_how_often_and_how_many(parts, trainer_of, key):
+def test_epochs_and_batch_size_decide_the_number_of_steps(parts, trainer_of, key):
     trainer = trainer_of(parts(sizes=(10,), **{key: 3}))
     assert trainer.total == (9 if key == "epochs" else 8)

@@ -1,4 +1,4 @@
-"""From a recipe to the parts of a run: templates, starts and what does not fit."""
+"""From a recipe to the parts of a run: templates, initializations and faults."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ ROWS = [
 ]
 
 
-def made(data: dict[str, Any], backbone: Any, rows: list[dict[str, Any]] | None = None) -> Any:
+def set_up(data: dict[str, Any], backbone: Any, rows: list[dict[str, Any]] | None = None) -> Any:
     tables = {"train": Dataset.from_list(rows or ROWS)}
     return setup_run(make_recipe(data), backbone=backbone, tables=tables)
 
@@ -45,7 +45,7 @@ def test_the_default_template_joins_the_text_columns(
 ):
     rows = [{c: f"{c} {n}" for c in columns} | {"label": "ab"[n], "n": n} for n in range(2)]
     recipe = without_template(data(family, method, task="head"))
-    assert made(recipe, backbone(family), rows).template == template
+    assert set_up(recipe, backbone(family), rows).template == template
 
 
 @pytest.mark.parametrize("columns", [[], ["a", "b", "c"]])
@@ -88,26 +88,26 @@ def test_soft_tokens_are_there_if_the_method_trains_them(data, backbone, given, 
     recipe = data("llama", method)
     recipe["task"]["template"] = template
     with pytest.raises(TemplateError) as caught:
-        made(recipe, backbone("llama"))
+        set_up(recipe, backbone("llama"))
     assert str(caught.value) == f"{fact} {remedy}"
 
 
-def test_a_field_that_is_no_column_is_refused(data, backbone):
+def test_a_field_without_a_column_is_refused(data, backbone):
     recipe = data("llama", "p-tuning-v2")
     recipe["task"]["template"] = "{txet} is"
     with pytest.raises(TemplateError, match=r"unknown field 'txet'.*Did you mean 'text'"):
-        made(recipe, backbone("llama"))
+        set_up(recipe, backbone("llama"))
 
 
 def test_the_label_column_must_be_there(data, backbone):
     recipe = data("llama", "p-tuning-v2")
     recipe["task"]["label_column"] = "lable"
     with pytest.raises(DataError, match=r"has no column 'lable'.*Did you mean 'label'"):
-        made(recipe, backbone("llama"))
+        set_up(recipe, backbone("llama"))
 
 
 @pytest.mark.parametrize(
-    ("method", "task", "start", "wanted"),
+    ("method", "task", "init", "wanted"),
     [
         ("prompt-tuning", "words", None, FromLabels((" bad", " good"))),
         ("prompt-tuning", "head", None, FromLabels(("negative", "positive"))),
@@ -120,57 +120,59 @@ def test_the_label_column_must_be_there(data, backbone):
         ("prompt-tuning", "words", {"from": "labels", "words": ["x"]}, FromLabels(("x",))),
     ],
 )
-def test_what_a_prompt_starts_from(data, backbone, method, task, start, wanted):
+def test_the_initializer_of_a_recipe(data, backbone, method, task, init, wanted):
     table = data("llama", method, task=task)
-    if start is not None:
-        table["method"]["init"] = start
+    if init is not None:
+        table["method"]["init"] = init
     labels = () if task == "generate" else ("negative", "positive")
-    usual = choose_defaults(method, backbone("llama").geometry)
-    assert resolve_initializer(make_recipe(table), labels=labels, defaults=usual) == wanted
+    defaults = choose_defaults(method, backbone("llama").geometry)
+    assert resolve_initializer(make_recipe(table), labels=labels, defaults=defaults) == wanted
 
 
-def test_a_prompt_may_start_where_another_ended(parts, data, backbone, tmp_path):
+def test_a_prompt_may_be_initialized_from_an_artifact(parts, data, backbone, tmp_path):
     first = parts()
     run_recipe(first.recipe, tmp_path / "first", prepared=first)
     table = data("llama")
     table["method"]["init"] = {"from": "artifact", "path": str(tmp_path / "first")}
-    start = made(table, backbone("llama")).method().vectors
-    assert_close(start, load_artifact(tmp_path / "first").prompt.vectors, atol=0, rtol=0)
+    vectors = set_up(table, backbone("llama")).method().vectors
+    assert_close(vectors, load_artifact(tmp_path / "first").prompt.vectors, atol=0, rtol=0)
     table["task"]["template"] = "{soft:5}{text} movie"
     with pytest.raises(PromptError, match="of 3 soft tokens, but the method trains vectors of 5"):
-        made(table, backbone("llama"))
+        set_up(table, backbone("llama"))
 
 
-def test_the_seed_decides_the_start(parts, backbone, data):
-    def start(seed: int) -> torch.Tensor:
+def test_the_seed_decides_the_initialization(parts, backbone, data):
+    def vectors(seed: int) -> torch.Tensor:
         torch.rand(3)
-        return made(data("llama", "p-tuning") | {"seed": seed}, backbone("llama")).method().vectors
+        return (
+            set_up(data("llama", "p-tuning") | {"seed": seed}, backbone("llama")).method().vectors
+        )
 
-    assert torch.equal(start(3), start(3))
-    assert not torch.equal(start(3), start(4))
+    assert torch.equal(vectors(3), vectors(3))
+    assert not torch.equal(vectors(3), vectors(4))
 
 
-def test_a_head_is_drawn_from_the_seed(backbone, data):
+def test_the_seed_decides_the_head(backbone, data):
     def head(seed: int) -> torch.Tensor:
         recipe = data("bert", "p-tuning-v2", task="head") | {"seed": seed}
-        return made(recipe, backbone("bert")).task.head.output.weight
+        return set_up(recipe, backbone("bert")).task.head.output.weight
 
     assert torch.equal(head(3), head(3))
     assert not torch.equal(head(3), head(4))
 
 
-def test_the_longest_row_is_the_recipe_s(data, backbone):
+def test_max_length_truncates_rows(data, backbone):
     recipe = data("llama")
     recipe["data"]["max_length"] = 9
     rows = [row | {"text": "film " * 20} for row in ROWS]
-    found = made(recipe, backbone("llama"), rows)
+    found = set_up(recipe, backbone("llama"), rows)
     assert [e.length for e in found.rows["train"].examples] == [9, 9]
     assert found.rows["train"].truncated == 2
 
 
 def test_hashes_are_of_the_columns_that_are_used(data, backbone):
-    plain = made(data("llama"), backbone("llama")).hashes
-    more = made(data("llama"), backbone("llama"), [row | {"more": 1} for row in ROWS]).hashes
-    other = made(data("llama"), backbone("llama"), [row | {"text": "x"} for row in ROWS]).hashes
+    plain = set_up(data("llama"), backbone("llama")).hashes
+    more = set_up(data("llama"), backbone("llama"), [row | {"more": 1} for row in ROWS]).hashes
+    other = set_up(data("llama"), backbone("llama"), [row | {"text": "x"} for row in ROWS]).hashes
     assert more == plain
     assert other != plain

@@ -1,4 +1,4 @@
-"""A backbone whose weights two processes share trains, keeps and judges as a whole one does."""
+"""A backbone that is sharded over two processes trains, caches and evaluates like a whole one."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from softprompt.recipe import make_recipe, read_recipe
 from softprompt.train import run_recipe
 from support.recipes import read_events
 
-# Both write down what they hold between steps, and at the end the whole of what they hold.
+# Both processes write the sizes of their shards after each event, and at the end all weights.
 SCRIPT = """
 import json
 import sys
@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 from softprompt.recipe import read_recipe
 from softprompt.train import api, run_recipe
 
-# Callbacks see events alone; what is looked at here is inside of the loop.
+# Callbacks get events only, and this needs the trainer.
 make_trainer, trainers = api.make_trainer, []
 api.make_trainer = lambda *parts: trainers.append(make_trainer(*parts)) or trainers[-1]
 
@@ -44,12 +44,12 @@ for name in sys.argv[2:]:
     def watch(event):
         trainer = trainers[-1]
         model, which = trainer.task.backbone.model, trainer.accelerator.process_index
-        shares = [p for p in model.parameters() if isinstance(p, DTensor)]
+        shards = [p for p in model.parameters() if isinstance(p, DTensor)]
         notes.append({
-            "whole": sum(p.numel() for p in shares),
-            "own": sum(p.to_local().numel() for p in shares),
+            "whole": sum(p.numel() for p in shards),
+            "local": sum(p.to_local().numel() for p in shards),
             "layers": sum(isinstance(m, FSDPModule) for m in model.modules()),
-            "kept": trainer.task.cached is not None,
+            "cached": trainer.task.cached is not None,
         })
         (folder / f"{name}-{which}.json").write_text(json.dumps(notes))
 
@@ -58,7 +58,7 @@ for name in sys.argv[2:]:
     weights = {n: whole(p).clone() for n, p in model.named_parameters()}
     save_file(weights, folder / f"{name}.safetensors")
 """
-# States and gradients of a prompt through each backbone, whole and shared, and what each holds.
+# Hidden states and a prompt's gradient of each backbone, whole and sharded, and the local weights.
 EVERY = """
 import json
 import sys
@@ -75,7 +75,7 @@ from softprompt.prompt import InputPrompt
 which = PartialState(cpu=True).process_index
 folder, found = Path(sys.argv[1]), {}
 for family in sys.argv[2:]:
-    told = []
+    results = []
     for shard in (False, True):
         own = load_backbone(str(folder / family), dtype=None, device="cpu", shard=shard)
         size, first = own.geometry.embedding_size, own.geometry.vocab_size
@@ -84,24 +84,24 @@ for family in sys.argv[2:]:
         inputs.input_ids[0, :2] = torch.tensor([first, first + 1])
         states = forward(own, inputs, prompts=[InputPrompt(vectors)])
         states.pow(2).sum().backward()
-        shares = [p for p in own.model.parameters() if isinstance(p, DTensor)]
+        shards = [p for p in own.model.parameters() if isinstance(p, DTensor)]
         whole = sum(p.numel() for p in own.model.parameters())
-        held = whole - sum(p.numel() - p.to_local().numel() for p in shares)
-        told.append([states.flatten().tolist(), vectors.grad.flatten().tolist(), held, whole])
-    found[family] = told
+        local = whole - sum(p.numel() - p.to_local().numel() for p in shards)
+        results.append([states.flatten().tolist(), vectors.grad.flatten().tolist(), local, whole])
+    found[family] = results
 (folder / f"every-{which}.json").write_text(json.dumps(found))
 """
 LAUNCH = (
     "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 "
     "--mixed_precision no --dynamo_backend no --main_process_port 0"
 )
-# Some rows have little text before the soft tokens and are run whole, if all processes do so.
+# Some rows have little text before the soft tokens. They are run whole if all processes do so.
 BETWEEN = "{text}{soft:3} the film is very the plot was a story"
 NOTHING = {"memory_gb": 0.0, "disk_gb": 0.0}
 RUNS: dict[str, tuple[tuple[str, str], dict[str, Any]]] = {
     "shared": (("llama", "prompt-tuning"), {}),
     "recomputed": (("llama", "p-tuning"), {"gradient_checkpointing": True}),
-    "kept": (("llama", "prompt-tuning"), {"task": "generate"}),
+    "cached": (("llama", "prompt-tuning"), {"task": "generate"}),
     "between": (("llama", "prompt-tuning"), {"task": "head", "cache": NOTHING}),
     "bert": (("bert", "p-tuning-v2"), {"task": "head"}),
     "late": (("bert", "p-tuning-v2"), {"task": "head", "settings": {"layers": "1:"}}),
@@ -111,7 +111,7 @@ RUNS: dict[str, tuple[tuple[str, str], dict[str, Any]]] = {
 
 
 def launch(script: Path, *args: str) -> None:
-    """Run two processes; those that wait for each other for ever do not outlive the test."""
+    """Run two processes; if they block each other, they end with the test."""
     command = [sys.executable, *LAUNCH.split(), str(script), *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -122,15 +122,15 @@ def launch(script: Path, *args: str) -> None:
         env=environment,
     ) as started:
         try:
-            said, _ = started.communicate(timeout=300)
+            output, _ = started.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             started.terminate()  # and it ends the two
             raise
-    assert started.returncode == 0, said
+    assert started.returncode == 0, output
 
 
-def recipes(written, folder: Path) -> None:
-    """11 rows in batches of 5, each in two parts: in the last step one process has no row."""
+def write_recipes(written, folder: Path) -> None:
+    """11 rows in batches of 5, each in two parts: in the last step one process has no rows."""
     for name, (args, changes) in RUNS.items():
         more = {
             "batch_size": 5,
@@ -161,14 +161,14 @@ def check_same_numbers(folder: Path, name: str) -> None:
         assert_close(found[part], tensor, atol=1e-4, rtol=1e-3)
 
 
-def check_shares(folder: Path, name: str) -> None:
-    """Between steps each holds half of every layer, the odd rows apart, and no layer is left."""
+def check_shards(folder: Path, name: str) -> None:
+    """Between steps each process has about half of every layer, and of the same layers."""
     notes = [json.loads((folder / f"{name}-{which}.json").read_text()) for which in (0, 1)]
     for first, second in zip(*notes, strict=True):
-        assert first["own"] + second["own"] == first["whole"] == second["whole"], name
-        assert 0.45 < first["own"] / first["whole"] < 0.55, name
-    assert len({note["whole"] for note in notes[0]}) == 1, f"{name}: the same layers all along"
-    assert notes[0][-1]["kept"] == (name in {"kept", "late"}), name
+        assert first["local"] + second["local"] == first["whole"] == second["whole"], name
+        assert 0.45 < first["local"] / first["whole"] < 0.55, name
+    assert len({note["whole"] for note in notes[0]}) == 1, f"{name}: not always the same layers"
+    assert notes[0][-1]["cached"] == (name in {"cached", "late"}), name
 
 
 def check_weights(folder: Path, name: str) -> None:
@@ -182,23 +182,23 @@ def check_weights(folder: Path, name: str) -> None:
         assert torch.equal(found[part], tensor), (name, part)
 
 
-def test_two_processes_with_a_share_each_are_one(written, tmp_path, monkeypatch):
+def test_two_processes_with_a_shard_each_have_the_numbers_of_one(written, tmp_path, monkeypatch):
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
-    recipes(written, tmp_path)
+    write_recipes(written, tmp_path)
     script = tmp_path / "launched.py"
     script.write_text(SCRIPT)
     launch(script, str(tmp_path), *RUNS)
-    assert not [*(tmp_path / "cache").rglob("*.safetensors")], "kept in memory, by each"
+    assert not [*(tmp_path / "cache").rglob("*.safetensors")], "each process caches in memory"
     for name in RUNS:
         run_recipe(read_recipe(tmp_path / f"{name}.toml"), tmp_path / f"{name} one")
         check_same_numbers(tmp_path, name)
-        check_shares(tmp_path, name)
+        check_shards(tmp_path, name)
         check_weights(tmp_path, name)
 
 
 @pytest.mark.slow
-def test_every_family_can_be_shared(saved, families, tmp_path):
-    """That each was proved to listen is part of loading it."""
+def test_every_family_can_be_sharded(saved, families, tmp_path):
+    """Loading verifies each of them."""
     for family in families:
         saved(family)
     script = tmp_path / "every.py"
@@ -207,13 +207,14 @@ def test_every_family_can_be_shared(saved, families, tmp_path):
     for which in (0, 1):
         found = json.loads((tmp_path / f"every-{which}.json").read_text())
         for family in families:
-            (states, gradient, _, whole), (own, own_gradient, held, _) = found[family]
-            assert own == pytest.approx(states, abs=1e-5), family
-            assert own_gradient == pytest.approx(gradient, rel=1e-3, abs=1e-3), family
-            assert held < 0.85 * whole, f"{family}: most of a tiny one is its table"
+            (states, gradient, _, whole), (sharded, sharded_gradient, local, _) = found[family]
+            assert sharded == pytest.approx(states, abs=1e-5), family
+            assert sharded_gradient == pytest.approx(gradient, rel=1e-3, abs=1e-3), family
+            # Most weights of a tiny model are its embeddings.
+            assert local < 0.85 * whole, family
 
 
-def test_one_process_has_nobody_to_share_with(written, tmp_path):
+def test_one_process_cannot_shard(written, tmp_path):
     recipe = read_recipe(written("llama"), ["backbone.shard=true"])
     with pytest.raises(TrainingError, match="this is the only one"):
         run_recipe(recipe, tmp_path / "run")
@@ -223,7 +224,7 @@ def test_one_process_has_nobody_to_share_with(written, tmp_path):
 @pytest.mark.parametrize(
     "other", [{"device_map": "auto"}, {"quantization_config": {"load_in_8bit": True}}]
 )
-def test_weights_are_placed_in_one_way_only(data, other):
+def test_sharding_excludes_other_placements(data, other):
     with pytest.raises(
         RecipeError, match=f"backbone.shard: does not go with .*{next(iter(other))}"
     ):
@@ -231,7 +232,7 @@ def test_weights_are_placed_in_one_way_only(data, other):
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DeepSpeed", "Megatron-LM"])
-def test_wrappers_of_what_is_trained_are_refused(written, tmp_path, monkeypatch, name):
+def test_accelerate_s_wrappers_are_refused(written, tmp_path, monkeypatch, name):
     key = {"Megatron-LM": "MEGATRON_LM"}.get(name, name.upper())
     monkeypatch.setenv(f"ACCELERATE_USE_{key}", "true")
     with pytest.raises(TrainingError, match=f"set to use {name}.*Launch with --multi_gpu"):

@@ -1,4 +1,4 @@
-"""One list of stages sets up every run: a fault raised at once is the first of those gathered."""
+"""One list of stages sets up every run: the fault that is raised is the first of all faults."""
 
 import json
 from typing import Any
@@ -25,17 +25,17 @@ from softprompt.train.validation import check_recipe
 SPLITS = {"train": 11, "validation": 5, "test": 4}
 
 
-def gather(recipe: Recipe, **given: Any) -> list[str]:
+def collect_faults(recipe: Recipe, **given: Any) -> list[str]:
     """All faults of a recipe."""
     collector = FaultCollector(keep_going=True)
-    made = check_setup(recipe, collector, **given)
-    assert (made is None) == bool(collector.faults)
+    setup = check_setup(recipe, collector, **given)
+    assert (setup is None) == bool(collector.faults)
     assert not collector.notes
     return collector.faults
 
 
 def first(recipe: Recipe, **given: Any) -> str:
-    """The fault that is raised at once."""
+    """The fault that is raised."""
     with pytest.raises(SoftpromptError) as caught:
         setup_run(recipe, **given)
     return caught.value.faults[0] if isinstance(caught.value, RecipeError) else str(caught.value)
@@ -46,7 +46,7 @@ def words(positive: str, negative: str) -> dict[str, str]:
 
 
 TWO = [{"text": "a", "label": label, "answer": "a"} for label in ("negative", "positive")]
-# By the stage that finds them: what is changed in the recipe, or which rows are written instead.
+# By the stage that finds them: the changed keys of the recipe, or the rows of a split.
 Change = dict[tuple[str, ...], Any]
 FAULTS: dict[str, Change] = {
     "read: no file": {("data", "test"): "nowhere.jsonl"},
@@ -88,7 +88,7 @@ FAULTS: dict[str, Change] = {
 
 @pytest.fixture
 def faulty(tmp_path, monkeypatch, data, rows, backbone):
-    """Recipes with faults, over files of two columns and more, and the backbone if it is there."""
+    """Recipes with faults, on files, and the backbone unless its name is the fault."""
     monkeypatch.chdir(tmp_path)
 
     def make(*changes: Change) -> tuple[Recipe, dict[str, Any]]:
@@ -105,21 +105,21 @@ def faulty(tmp_path, monkeypatch, data, rows, backbone):
                     del owner[last]
         for name, part in written.items():
             (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in part))
-        there = table["backbone"]["name"] == "llama"
-        return make_recipe(table), {"backbone": backbone("llama")} if there else {}
+        exists = table["backbone"]["name"] == "llama"
+        return make_recipe(table), {"backbone": backbone("llama")} if exists else {}
 
     return make
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_fault_raised_at_once_is_the_first_that_is_gathered(faulty, name):
+def test_the_fault_that_is_raised_is_the_first_of_all(faulty, name):
     recipe, given = faulty(FAULTS[name])
-    found = gather(recipe, **given)
+    found = collect_faults(recipe, **given)
     assert found[0] == first(recipe, **given)
     assert len(found) == 1
 
 
-# Faults of which none makes it impossible to look for the others.
+# Faults that can be found in one pass: none prevents the checks of the others.
 TOGETHER = (
     (
         "read: a file without rows",
@@ -138,10 +138,12 @@ TOGETHER = (
 
 
 @pytest.mark.parametrize("names", TOGETHER, ids=" + ".join)
-def test_no_fault_waits_for_another(faulty, names):
-    alone = [gather(recipe, **given)[0] for recipe, given in (faulty(FAULTS[n]) for n in names)]
+def test_independent_faults_are_reported_together(faulty, names):
+    alone = [
+        collect_faults(recipe, **given)[0] for recipe, given in (faulty(FAULTS[n]) for n in names)
+    ]
     recipe, given = faulty(*(FAULTS[name] for name in names))
-    found = gather(recipe, **given)
+    found = collect_faults(recipe, **given)
     assert {*alone} <= {*found}
     assert len(found) == len({*found})
     assert found[0] == first(recipe, **given)
@@ -163,7 +165,7 @@ def tables_of(rows) -> dict[str, Dataset]:
 
 
 @pytest.mark.parametrize(("family", "method", "task"), GOOD)
-def test_a_good_recipe_is_set_up_alike_either_way(data, rows, backbone, family, method, task):
+def test_a_good_recipe_is_set_up_the_same_way_by_both(data, rows, backbone, family, method, task):
     recipe = make_recipe(data(family, method, task=task))
     given = {"backbone": backbone(family), "tables": tables_of(rows)}
     collector = FaultCollector(keep_going=True)
@@ -177,7 +179,7 @@ def test_a_good_recipe_is_set_up_alike_either_way(data, rows, backbone, family, 
         assert torch.equal(ours, theirs)
 
 
-def test_checking_a_good_recipe_does_nothing_twice(tmp_path, data, rows, saved, monkeypatch):
+def test_checking_a_good_recipe_runs_no_stage_twice(tmp_path, data, rows, saved, monkeypatch):
     table = data("llama")
     table["backbone"]["name"] = str(saved("llama"))
     for name, part in tables_of(rows).items():
@@ -215,7 +217,7 @@ def test_fine_tuning_has_the_same_rows_without_soft_tokens(
     prompt = setup_run(recipe, backbone=own, tables=tables)
     tuned = setup_finetune(recipe, kind, backbone=own, tables=tables)
     vocabulary = own.geometry.vocab_size
-    for name, found in (("train", tuned.rows), ("validation", tuned.full_validation)):
+    for name, found in (("train", tuned.rows), ("validation", tuned.validation)):
         assert found.truth == prompt.rows[name].truth
         for ours, theirs in zip(found.examples, prompt.rows[name].examples, strict=True):
             assert ours.target == theirs.target
@@ -231,28 +233,25 @@ def test_fine_tuning_needs_validation_rows(data, rows, new_backbone):
         setup_finetune(recipe, "lora", backbone=new_backbone("llama"), tables=tables)
 
 
-@pytest.mark.parametrize(("start", "said"), [(None, ""), ("it was", " it was")])
-def test_the_hard_prompt_says_the_words_that_training_starts_from(
-    data, rows, backbone, start, said
-):
+@pytest.mark.parametrize(("text", "words"), [(None, ""), ("it was", " it was")])
+def test_the_hard_prompt_has_the_words_of_the_initialization(data, rows, backbone, text, words):
     table, own = data("llama"), backbone("llama")
     table["task"]["template"] = "{text}{soft:3}"
-    if start:
-        table["method"]["init"] = {"from": "text", "text": start}
+    if text:
+        table["method"]["init"] = {"from": "text", "text": text}
     recipe, tables = make_recipe(table), tables_of(rows)
     task = setup_hard_prompt(recipe, backbone=own, tables=tables)
-    wanted = build_task(recipe.task_settings, own, template="{text}" + said)
+    wanted = build_task(recipe.task_settings, own, template="{text}" + words)
     for row in tables["test"].to_list():
         assert task.make_example(row) == wanted.make_example(row)
 
 
-def test_the_hard_prompt_is_evaluated_as_the_bare_backbone_answers(data, rows, backbone):
+def test_the_hard_prompt_is_evaluated_by_the_backbone_s_predictions(data, rows, backbone):
     recipe, own, tables = make_recipe(data("llama")), backbone("llama"), tables_of(rows)
     task = setup_hard_prompt(recipe, backbone=own, tables=tables)
-    held = tables["test"].to_list()
-    right = [
-        a == row["label"] for a, row in zip(predict_without_prompt(task, held), held, strict=True)
-    ]
+    test = tables["test"].to_list()
+    predicted = predict_without_prompt(task, test)
+    right = [label == row["label"] for label, row in zip(predicted, test, strict=True)]
     found = evaluate_hard_prompt(recipe, backbone=own, tables=tables)
     assert found.rows == SPLITS["test"]
     assert found.metrics["accuracy"] == sum(right) / len(right)
@@ -266,8 +265,8 @@ def test_a_trained_head_has_no_hard_prompt(data, rows, backbone):
         setup_hard_prompt(recipe, backbone=backbone("bert"), tables=tables_of(rows))
 
 
-def test_rows_in_memory_are_used_as_they_are(data, rows, backbone):
-    """A comparison reads and names its rows once, and gives them to every run."""
+def test_rows_in_memory_are_used_unchanged(data, rows, backbone):
+    """A comparison reads its rows once, renames values, and passes the rows to every run."""
     table = data("llama")
     table["data"] |= {
         "value_map": {"label": {"0": "negative", "1": "positive"}},
@@ -277,7 +276,7 @@ def test_rows_in_memory_are_used_as_they_are(data, rows, backbone):
     assert {name: len(part.truth) for name, part in made.rows.items()} == SPLITS
 
 
-def test_rows_in_memory_must_have_some_to_learn_from(data, rows, backbone):
+def test_rows_in_memory_must_include_training_rows(data, rows, backbone):
     tables = {"validation": tables_of(rows)["validation"]}
     with pytest.raises(DataError, match=r"the splits are 'validation'. Give some under the name"):
         setup_run(make_recipe(data("llama")), backbone=backbone("llama"), tables=tables)

@@ -1,4 +1,4 @@
-"""The loop: what it yields, what it chooses, what it leaves alone."""
+"""The training loop: its events, the best state, and what it must not change."""
 
 import itertools
 import math
@@ -67,7 +67,7 @@ def test_when_it_validates_and_ends(parts, trainer_of, changes, validated, last)
     assert events[-1].reason == last
 
 
-def test_without_validation_rows_the_last_prompt_is_kept(parts, trainer_of):
+def test_without_validation_rows_the_last_prompt_is_the_best(parts, trainer_of):
     trainer = trainer_of(parts(sizes=(11,)))
     events = list(trainer.run())
     assert of(Evaluation, events) == []
@@ -77,9 +77,7 @@ def test_without_validation_rows_the_last_prompt_is_kept(parts, trainer_of):
 
 
 @pytest.mark.parametrize(("family", "method", "task"), KINDS)
-def test_nothing_but_the_prompt_and_the_head_moves(
-    parts, trainer_of, new_backbone, family, method, task
-):
+def test_only_the_prompt_and_the_head_change(parts, trainer_of, new_backbone, family, method, task):
     own = new_backbone(family)
     before = {k: v.clone() for k, v in own.model.state_dict().items()}
     trainer = trainer_of(parts(family, method, task=task, own=own))
@@ -91,7 +89,7 @@ def test_nothing_but_the_prompt_and_the_head_moves(
         assert parameter.grad is None, name
         assert not parameter.requires_grad, name
     for name, tensor in trainer.modules.state_dict().items():
-        assert (tensor != start[name]).any(), f"{name} was newly made and is not trained"
+        assert (tensor != start[name]).any(), f"{name} is new and not trained"
     if task == "head":
         assert {n for n in start if n.startswith("head.")} == {
             "head.output.weight",
@@ -100,7 +98,7 @@ def test_nothing_but_the_prompt_and_the_head_moves(
 
 
 @pytest.mark.parametrize("select", ["loss", "accuracy", "macro_f1"])
-def test_the_best_is_the_first_that_no_other_beats(parts, trainer_of, select):
+def test_the_best_is_the_first_with_the_best_score(parts, trainer_of, select):
     trainer = trainer_of(parts(learning_rate=0.5, epochs=5, best_metric=select, sizes=(11, 7)))
     found = of(Evaluation, list(trainer.run()))
     scores = [e.metrics[select] for e in found]
@@ -127,7 +125,7 @@ def test_an_unknown_metric_is_refused_with_the_known_ones(parts, trainer_of):
 
 @pytest.mark.parametrize(("family", "method", "task"), KINDS)
 def test_the_best_prompt_has_its_own_loss(parts, trainer_of, monkeypatch, family, method, task):
-    """Guarantee 5: what is kept is what was validated, and not the last state."""
+    """Guarantee 5: the best prompt is the one that was validated, and not the last one."""
     monkeypatch.setattr(
         "softprompt.train.trainer.compute_selection_score",
         lambda _metrics, *, step, **_: -abs(step - 3),
@@ -138,9 +136,9 @@ def test_the_best_prompt_has_its_own_loss(parts, trainer_of, monkeypatch, family
     model = attach(
         make_run_artifact(prepared, trainer.get_best(), start=trainer.start), prepared.backbone
     )
-    held = prepared.rows["validation"]
+    rows = prepared.rows["validation"]
     again = model.evaluate_rendered(
-        held.examples, held.truth, batch_size=prepared.training.batch_size
+        rows.examples, rows.truth, batch_size=prepared.training.batch_size
     )
     assert dict(again.metrics) == dict(by_step[3].metrics)
     assert again.metrics["loss"] != by_step[6].metrics["loss"]
@@ -155,7 +153,7 @@ def test_the_best_prompt_has_its_own_loss(parts, trainer_of, monkeypatch, family
     assert len(metrics["moved"]["each"]) == parts_of
 
 
-def test_it_stops_when_it_gets_no_better(parts, trainer_of):
+def test_patience_stops_a_run_that_does_not_improve(parts, trainer_of):
     trainer = trainer_of(
         parts(optimizer="sgd", learning_rate=1e-30, epochs=9, early_stopping_patience=3)
     )
@@ -165,7 +163,7 @@ def test_it_stops_when_it_gets_no_better(parts, trainer_of):
     assert trainer.get_best().step == 0
 
 
-def test_patience_counts_from_the_last_better_one(parts, trainer_of):
+def test_patience_counts_from_the_best_validation(parts, trainer_of):
     trainer = trainer_of(
         parts(learning_rate=0.3, epochs=30, early_stopping_patience=2, sizes=(11, 9))
     )
@@ -176,9 +174,9 @@ def test_patience_counts_from_the_last_better_one(parts, trainer_of):
     assert (False, False) not in list(pairs)[:-1]
 
 
-@pytest.mark.parametrize(("limit", "touched"), [(0.01, True), (1e6, False), (0.0, False)])
-def test_clipping(parts, trainer_of, limit, touched):
-    """With plain SGD a step is the rate times the gradient, which clipping makes no longer."""
+@pytest.mark.parametrize(("limit", "is_clipped"), [(0.01, True), (1e6, False), (0.0, False)])
+def test_clipping(parts, trainer_of, limit, is_clipped):
+    """With plain SGD a step is the rate times the gradient, whose norm clipping limits."""
     prepared = parts(
         optimizer="sgd",
         learning_rate=0.5,
@@ -192,11 +190,11 @@ def test_clipping(parts, trainer_of, limit, touched):
     before = trainer.prompt().vectors.clone()
     step = next(iter(trainer.run()))
     moved = (trainer.prompt().vectors - before).norm().item() / 0.5
-    assert moved == pytest.approx(limit if touched else step.norm, rel=1e-4)
+    assert moved == pytest.approx(limit if is_clipped else step.norm, rel=1e-4)
     assert step.norm > 0.01
 
 
-def test_the_start_is_the_method_s_own_start(parts, trainer_of):
+def test_the_start_is_the_method_s_initialization(parts, trainer_of):
     prepared = parts("llama", "p-tuning-v2", settings={"prefix_dropout": 0.5})
     trainer = trainer_of(prepared)
     assert_close(trainer.start.keys, prepared.method.keys.detach(), atol=0, rtol=0)
@@ -210,7 +208,7 @@ def overflow(trainer) -> None:
         parameter.fill_(math.inf)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(parts, trainer_of):
+def test_a_loss_that_is_not_finite_stops_the_run(parts, trainer_of):
     trainer = trainer_of(parts(sizes=(11,)))
     events = trainer.run()
     next(events)
@@ -221,10 +219,10 @@ def test_a_loss_that_is_no_number_stops_the_run(parts, trainer_of):
         "step 2: the loss is nan and the norm of its gradient nan. The learning rate 0.05 is too "
         'high, or the precision too low: try a third of the rate, or backbone.dtype = "float32".'
     )
-    assert trainer.step == 1, "no step is made of what is no number"
+    assert trainer.step == 1, "the optimizer made no step"
 
 
-def test_a_validation_that_is_no_number_stops_the_run(parts, trainer_of):
+def test_a_validation_that_is_nan_stops_the_run(parts, trainer_of):
     trainer = trainer_of(parts(max_steps=1))
     events = trainer.run()
     next(events)
@@ -244,38 +242,38 @@ def test_no_rows_are_refused(parts, trainer_of):
         trainer_of(prepared)
 
 
-def test_each_kind_of_warning_is_told_once(parts, trainer_of):
-    """A prompt that cannot move stays at the answer that it starts with."""
+def test_each_kind_of_warning_comes_once(parts, trainer_of):
+    """A prompt that does not move keeps the predictions of its initialization."""
     row = {"text": "a film", "label": "positive", "answer": "good"}
-    held = [row, row | {"label": "negative"}, row]
+    validation = [row, row | {"label": "negative"}, row]
     trainer = trainer_of(
-        parts(optimizer="sgd", learning_rate=1e-30, epochs=3, tables={"validation": held})
+        parts(optimizer="sgd", learning_rate=1e-30, epochs=3, tables={"validation": validation})
     )
-    told = of(TrainingWarning, list(trainer.run()))
-    assert [w.step for w in told] == [3, 3]
-    majority, still = (w.message for w in told)
+    warnings = of(TrainingWarning, list(trainer.run()))
+    assert [w.step for w in warnings] == [3, 3]
+    majority, still = (w.message for w in warnings)
     assert "the prediction is 'positive' for every validation row" in majority
     assert "the most frequent label has a share of 67%" in majority
     assert still.startswith("the prompt has changed by 0.00% of its norm since initialization")
 
 
-def test_a_prompt_that_runs_away_is_told(parts, trainer_of):
+def test_a_prompt_that_diverges_warns(parts, trainer_of):
     trainer = trainer_of(
         parts(
             optimizer="sgd", learning_rate=1e4, max_grad_norm=1.0, lr_scheduler="constant", epochs=3
         )
     )
-    told = [
+    messages = [
         w.message
         for w in of(TrainingWarning, list(trainer.run()))
         if "it is diverging" in w.message
     ]
-    assert len(told) == 1
-    assert "times that of its initialization" in told[0]
+    assert len(messages) == 1
+    assert "times that of its initialization" in messages[0]
 
 
 def test_a_prompt_keeps_its_gradient_after_a_validation(parts, trainer_of):
-    """Guarantee 4: nothing is kept on a module from one step to the next."""
+    """Guarantee 4: no module keeps state from one step to the next."""
     trainer = trainer_of(parts("llama", "prefix-tuning", sizes=(11, 5), eval_every_steps=1))
     before = None
     for event in trainer.run():

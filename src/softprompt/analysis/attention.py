@@ -36,7 +36,7 @@ class AttentionShare:
         uniform: the share under uniform attention to all visible positions.
         tokens: the share of each soft token; they sum to ``share``.
 
-    Example:
+    Examples:
         >>> layer = AttentionShare(0, "row", 0.25, at_readout=0.5, uniform=0.2, tokens=(0.1, 0.15))
         >>> layer.share > layer.uniform
         True
@@ -69,9 +69,9 @@ def compute_attention_shares(
 
     Raises:
         DataError: there are no rows, or one lacks a field.
-        PromptError: the backbone uses a custom attention implementation (DeBERTa).
+        PromptError: the backbone uses a custom attention implementation, such as DeBERTa's.
 
-    Example:
+    Examples:
         >>> from softprompt import Classify, TrainingConfig, fit
         >>> words = {"negative": " bad", "positive": " good"}
         >>> task = Classify("{soft:2}{text} is", verbalizer=words)
@@ -98,7 +98,7 @@ def compute_attention_shares(
 
 
 def find_part(backbone: Backbone, site: int) -> AttentionPart:
-    """Which attention a site is; a decoder layer has self-attention, then cross-attention."""
+    """Find which attention a site is: a decoder layer has self-attention, then cross-attention."""
     decoder_site = site - backbone.geometry.num_layers
     if backbone.geometry.architecture != "encoder-decoder" or decoder_site < 0:
         return "row"
@@ -130,7 +130,7 @@ class _BatchObserver:
         self.readouts = torch.zeros_like(self.real)
         for row, example in enumerate(examples):
             self.readouts[row, list(_read_positions(example))] = True
-        self.columns = _mark_soft_tokens(model.prompt, soft)
+        self.soft_columns = _mark_soft_tokens(model.prompt, soft)
 
     def add(self, site: int, attention: AttentionCall) -> None:
         """Add the attention of one site."""
@@ -142,14 +142,14 @@ class _BatchObserver:
         uniform = (visible[..., : len(soft[0])] @ soft).sum(dim=-1)
         uniform = uniform / visible.sum(dim=-1).clamp(min=1)
         queries, readouts = self._select_queries(part, shares)
-        total = self.sums.setdefault(
+        sums = self.sums.setdefault(
             site, _Sums(shares.new_zeros(shares.shape[-1]), uniform.new_zeros(()))
         )
-        total.tokens += shares[queries].sum(dim=0)
-        total.uniform += uniform.expand(queries.shape)[queries].sum()
-        total.count += int(queries.sum())
-        total.at_readout += float(shares[readouts].sum())
-        total.readouts += int(readouts.sum())
+        sums.tokens += shares[queries].sum(dim=0)
+        sums.uniform += uniform.expand(queries.shape)[queries].sum()
+        sums.count += int(queries.sum())
+        sums.at_readout += float(shares[readouts].sum())
+        sums.readouts += int(readouts.sum())
 
     def _locate_soft_tokens(
         self, attention: AttentionCall, part: AttentionPart
@@ -159,15 +159,17 @@ class _BatchObserver:
         if not isinstance(self.prompt, InputPrompt):
             eye = torch.eye(length, self.prompt.length, device=self.real.device)
             return eye.expand(len(self.real), -1, -1)
-        return torch.zeros_like(self.columns[:, :0]) if part == "decoder" else self.columns
+        return (
+            torch.zeros_like(self.soft_columns[:, :0]) if part == "decoder" else self.soft_columns
+        )
 
     def _select_queries(
         self, part: AttentionPart, shares: Float[Tensor, "B T P"]
     ) -> tuple[Bool[Tensor, "B T"], Bool[Tensor, "B T"]]:
         """The positions whose attention counts, and those that the prediction is read from."""
         if part == "row":
-            decodes = self.backbone.geometry.architecture == "encoder-decoder"
-            return self.real, torch.zeros_like(self.real) if decodes else self.readouts
+            has_decoder = self.backbone.geometry.architecture == "encoder-decoder"
+            return self.real, torch.zeros_like(self.real) if has_decoder else self.readouts
         every = torch.ones(shares.shape[:2], dtype=torch.bool, device=shares.device)
         return every, every
 
@@ -185,6 +187,7 @@ def _read_positions(example: Example) -> Sequence[int]:
 
 
 def _mark_soft_tokens(prompt: Prompt, soft: Tensor) -> Float[Tensor, "B T P"]:
+    """A one at the soft token of each position; ``soft`` has its number, or a negative one."""
     numbers = torch.arange(prompt.length, device=soft.device)
     return (soft[..., None] == numbers).float()
 

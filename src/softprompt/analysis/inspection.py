@@ -40,7 +40,7 @@ class Inspection:
 
 
 def has_nearest_words(artifacts: Sequence[Artifact]) -> bool:
-    """Whether some prompt has nearest words, which are words of a backbone."""
+    """Whether the nearest words of some prompt can be found, which needs its backbone."""
     return any(_is_embedded(artifact) for artifact in artifacts)
 
 
@@ -48,8 +48,11 @@ def inspect_prompts(artifacts: Sequence[Artifact], model: PromptModel | None) ->
     """Find nearest words and norms of prompts of one backbone.
 
     Args:
-        artifacts: that hold the prompts.
+        artifacts: of the prompts.
         model: one on that backbone; None leaves out nearest words.
+
+    Returns:
+        A value for each prompt, without attention.
     """
     inspections = []
     for artifact in artifacts:
@@ -75,23 +78,26 @@ def add_attention(
 
     Args:
         inspections: of the artifacts.
-        artifacts: that hold the prompts.
+        artifacts: of the prompts, in the same order.
         model: of the first artifact.
-        data: the rows; None for each artifact's own validation rows.
+        data: the rows: a file or a data set; None for each artifact's own validation rows.
+
+    Returns:
+        The inspections, with attention.
 
     Raises:
         SoftpromptError: the backbone uses a custom attention implementation, or the rows do not
             fit.
     """
     models = [model, *(attach(artifact, model.backbone) for artifact in artifacts[1:])]
-    where = data or "validation"
+    name = data or "validation"
     extended = []
-    for inspection, one in zip(inspections, models, strict=True):
-        table = one.read_split(where) if data is None else read_source(data)
-        table = to_table(table, columns=one.task.columns, where=f"the {where} data")
+    for inspection, prompt_model in zip(inspections, models, strict=True):
+        table = prompt_model.read_split(name) if data is None else read_source(data)
+        table = to_table(table, columns=prompt_model.task.columns, where=f"the {name} data")
         rows = table.select(range(min(_MAX_ROWS, len(table))))
-        shares = tuple(compute_attention_shares(one, rows))
-        extended.append(replace(inspection, attention=shares, rows=f"{len(rows)} rows of {where}"))
+        shares = tuple(compute_attention_shares(prompt_model, rows))
+        extended.append(replace(inspection, attention=shares, rows=f"{len(rows)} rows of {name}"))
     return extended
 
 
@@ -117,7 +123,7 @@ def save_figures(
     if similarity is not None:
         figures[path] = draw_similarity(similarity, names)
     pairs = zip(names, inspections, strict=True)
-    attention = {name: one.attention for name, one in pairs if one.attention}
+    attention = {name: inspection.attention for name, inspection in pairs if inspection.attention}
     if attention:
         second = path if similarity is None else path.with_stem(f"{path.stem}-attention")
         figures[second] = draw_attention(attention)

@@ -14,7 +14,7 @@ from softprompt.errors import PromptError
 from softprompt.inference.model import PromptModel, get_prompt
 from softprompt.prompt import InputPrompt, Prompt
 
-_CHUNK = 16384
+_CHUNK = 16384  # rows of the embedding table
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SoftToken:
         cosines: the cosine similarity to each of them, -1 to 1.
         norm: relative to the root mean square norm of the embedding table's rows.
 
-    Example:
+    Examples:
         >>> SoftToken(words=(" good", " great"), cosines=(0.9, 0.8), norm=1.2).words[0]
         ' good'
     """
@@ -55,7 +55,7 @@ def find_nearest_words(
         PromptError: the prompt is not among the input embeddings, or the backbone is missing.
         ArtifactError: the artifact was trained on another backbone.
 
-    Example:
+    Examples:
         >>> good = backbone.tokenizer(" good", add_special_tokens=False)["input_ids"]
         >>> prompt = InputPrompt(backbone.embed(torch.tensor(good)))
         >>> find_nearest_words(prompt, backbone, count=3)[0].words[0]
@@ -77,8 +77,8 @@ def find_nearest_words(
         check_backbone(trained, backbone)
     vectors = prompt.vectors.detach().float().to(backbone.device)
     cosines, ids = _find_closest(vectors, backbone, count=count)
-    typical = backbone.geometry.embedding_rms * backbone.geometry.embedding_size**0.5
-    norms = (vectors.norm(dim=1) / typical).tolist()
+    table_norm = backbone.geometry.embedding_rms * backbone.geometry.embedding_size**0.5
+    norms = (vectors.norm(dim=1) / table_norm).tolist()
     return [
         SoftToken(tuple(str(backbone.tokenizer.decode([i])) for i in row), tuple(near), norm)
         for row, near, norm in zip(ids.tolist(), cosines.tolist(), norms, strict=True)
@@ -90,15 +90,16 @@ def _find_closest(
 ) -> tuple[Float[Tensor, "P k"], Int[Tensor, "P k"]]:
     """Search the embedding table in chunks, since the whole in fp32 may take gigabytes."""
     unit = F.normalize(vectors, dim=1)
-    best: list[Tensor] = []
+    values: list[Tensor] = []
     indices: list[Tensor] = []
     for start, rows in _iterate_table(backbone):
         cosines = unit @ F.normalize(rows, dim=1).T
         top = cosines.topk(min(count, cosines.shape[1]), dim=1)
-        best.append(top.values)
+        values.append(top.values)
         indices.append(top.indices + start)
-    chosen = torch.cat(best, dim=1).topk(min(count, sum(b.shape[1] for b in best)), dim=1)
-    return chosen.values, torch.cat(indices, dim=1).gather(1, chosen.indices)
+    candidates = torch.cat(values, dim=1)
+    best = candidates.topk(min(count, candidates.shape[1]), dim=1)
+    return best.values, torch.cat(indices, dim=1).gather(1, best.indices)
 
 
 def _iterate_table(backbone: Backbone) -> Iterator[tuple[int, Float[Tensor, "C E"]]]:

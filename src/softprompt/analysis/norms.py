@@ -24,7 +24,7 @@ class LayerNorms:
         keys: the mean norm of its keys, over heads and soft tokens.
         values: the mean norm of its values, over heads and soft tokens.
 
-    Example:
+    Examples:
         >>> LayerNorms(layer=5, keys=2.0, values=4.0).values
         4.0
     """
@@ -43,7 +43,7 @@ class Distance:
         each: of each soft token of an input prompt; of each layer of a prefix, keys and values
             together.
 
-    Example:
+    Examples:
         >>> Distance(overall=0.5, each=(0.4, 0.6)).overall
         0.5
     """
@@ -64,7 +64,7 @@ def compute_layer_norms(trained: Prompt | Artifact | PromptModel) -> list[LayerN
     Raises:
         PromptError: the prompt is not a prefix.
 
-    Example:
+    Examples:
         >>> ones = torch.ones(1, 2, 3, 4)
         >>> compute_layer_norms(KVPrefix(ones, 2 * ones, sites=(5,)))
         [LayerNorms(layer=5, keys=2.0, values=4.0)]
@@ -73,9 +73,11 @@ def compute_layer_norms(trained: Prompt | Artifact | PromptModel) -> list[LayerN
     if not isinstance(prefix, KVPrefix):
         msg = f"{prefix!r} has no keys and values by layer. Choose a prefix."
         raise PromptError(msg)
-    keys, values = (t.detach().float().norm(dim=-1) for t in (prefix.keys, prefix.values))
-    means = zip(keys.mean(dim=(1, 2)).tolist(), values.mean(dim=(1, 2)).tolist(), strict=True)
-    return [LayerNorms(at, *pair) for at, pair in zip(prefix.sites, means, strict=True)]
+    keys, values = (
+        tensor.detach().float().norm(dim=-1).mean(dim=(1, 2)).tolist()
+        for tensor in (prefix.keys, prefix.values)
+    )
+    return [LayerNorms(*norms) for norms in zip(prefix.sites, keys, values, strict=True)]
 
 
 def measure_distance_from_init(start: Prompt, now: Prompt) -> Distance:
@@ -83,20 +85,39 @@ def measure_distance_from_init(start: Prompt, now: Prompt) -> Distance:
 
     Args:
         start: the prompt before training.
-        now: a prompt of the same shape.
+        now: a prompt of the same kind and shape, on the same layers.
 
     Returns:
         The distances.
 
-    Example:
+    Raises:
+        PromptError: the prompts differ in kind, shape or layers.
+
+    Examples:
         >>> start, now = InputPrompt(torch.eye(2)), InputPrompt(torch.eye(2) * 1.5)
         >>> measure_distance_from_init(start, now)
         Distance(overall=0.5, each=(0.5, 0.5))
     """
+    if _describe_shape(start) != _describe_shape(now):
+        msg = (
+            f"{now!r} has no distance from {start!r}, since they differ in kind, shape or layers. "
+            "Give a prompt and its own initialization."
+        )
+        raise PromptError(msg)
     before, after = _flatten_parts(start), _flatten_parts(now)
     norm, norms = before.norm().clamp(min=_MIN_NORM), before.norm(dim=1).clamp(min=_MIN_NORM)
     change = after - before
     return Distance(float(change.norm() / norm), tuple((change.norm(dim=1) / norms).tolist()))
+
+
+def _describe_shape(prompt: Prompt) -> tuple[object, ...]:
+    match prompt:
+        case InputPrompt():
+            return (prompt.vectors.shape, prompt.start_layer)
+        case KVPrefix():
+            return (prompt.keys.shape, prompt.sites)
+        case unreachable:
+            assert_never(unreachable)
 
 
 def _flatten_parts(prompt: Prompt) -> Float[Tensor, "parts numbers"]:

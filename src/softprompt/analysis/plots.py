@@ -28,7 +28,7 @@ def draw_similarity(similarity: Similarity, names: Sequence[str]) -> "Figure":
     Returns:
         A figure of matplotlib.
 
-    Example:
+    Examples:
         >>> similarity = Similarity(((1.0, 0.5), (0.5, 1.0)), ((1.0, 0.7), (0.7, 1.0)))
         >>> figure = draw_similarity(similarity, ["reviews", "tweets"])
         >>> figure.savefig("similarity.png")
@@ -57,25 +57,25 @@ def draw_attention(shares: Mapping[str, Sequence[AttentionShare]]) -> "Figure":
     Returns:
         A figure of matplotlib.
 
-    Example:
+    Examples:
         >>> layer = AttentionShare(0, "row", 0.25, at_readout=0.5, uniform=0.2, tokens=(0.1, 0.15))
         >>> figure = draw_attention({"reviews": [layer]})
         >>> figure.savefig("attention.png")
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  # slow to import, and only needed here
 
-    alone = len(shares) == 1
-    figure = Figure(figsize=(11 if alone else 7, 4), layout="constrained")
-    axes = figure.subplots(1, 2 if alone else 1, squeeze=False)[0]
+    is_single = len(shares) == 1
+    figure = Figure(figsize=(11 if is_single else 7, 4), layout="constrained")
+    axes = figure.subplots(1, 2 if is_single else 1, squeeze=False)[0]
     for number, (name, sites) in enumerate(shares.items()):
-        _draw_lines(axes[0], name, sites, number=number, alone=alone)
+        _draw_lines(axes[0], name, sites, number=number, is_single=is_single)
     axes[0].set_ylabel("share of attention to the prompt")
     axes[0].set_xlabel("attention site")
     axes[0].set_ylim(bottom=0)
     axes[0].grid(alpha=0.3)
     for text in axes[0].legend(fontsize=8).get_texts():
         text.set_parse_math(False)  # a folder may be named with dollar signs
-    if alone:
+    if is_single:
         _draw_tokens(figure, axes[1], next(iter(shares.values())))
     return figure
 
@@ -98,23 +98,22 @@ def _draw_matrix(
 
 
 def _draw_lines(
-    axes: "Axes", name: str, sites: Sequence[AttentionShare], *, number: int, alone: bool
+    axes: "Axes", name: str, sites: Sequence[AttentionShare], *, number: int, is_single: bool
 ) -> None:
-    colour, whole = f"C{number}", "all positions" if alone else name
+    colour, title = f"C{number}", "all positions" if is_single else name
     for part, marker in _MARKERS.items():
-        of_part = [share for share in sites if share.part == part]
-        label = whole if part == "row" else f"{whole}, {part}"
-        if of_part:
-            pairs = [share.site for share in of_part], [share.share for share in of_part]
-            axes.plot(*pairs, marker=marker, color=colour, label=label)
-    # A decoder is run on one position here, which the prediction is read from anyway.
-    scored = [(s.site, s.at_readout) for s in sites if s.part == "row" and s.at_readout is not None]
-    if scored:
-        label = "readout" if alone else f"{name}, readout"
-        axes.plot(*zip(*scored, strict=True), marker="s", ls="--", color=colour, label=label)
-    if alone:
-        uniform = [share.site for share in sites], [share.uniform for share in sites]
-        axes.plot(*uniform, color="#888888", ls=":", label="uniform attention")
+        points = [(share.site, share.share) for share in sites if share.part == part]
+        label = title if part == "row" else f"{title}, {part}"
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=marker, color=colour, label=label)
+    # A decoder is run on one position here, which is the readout, so its line would be the same.
+    points = [(s.site, s.at_readout) for s in sites if s.part == "row" and s.at_readout is not None]
+    if points:
+        label = "readout" if is_single else f"{name}, readout"
+        axes.plot(*zip(*points, strict=True), marker="s", ls="--", color=colour, label=label)
+    if is_single:
+        points = [(share.site, share.uniform) for share in sites]
+        axes.plot(*zip(*points, strict=True), color="#888888", ls=":", label="uniform attention")
 
 
 def _draw_tokens(figure: "Figure", axes: "Axes", sites: Sequence[AttentionShare]) -> None:

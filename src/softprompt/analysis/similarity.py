@@ -26,7 +26,7 @@ class Similarity:
         matched: the mean, over the soft tokens of both prompts, of the cosine to the nearest soft
             token of the other prompt; the order of the soft tokens does not matter.
 
-    Example:
+    Examples:
         >>> Similarity(((1.0, 0.5), (0.5, 1.0)), ((1.0, 0.7), (0.7, 1.0))).pooled
         ((1.0, 0.5), (0.5, 1.0))
     """
@@ -53,13 +53,13 @@ def compute_similarity(trained: Sequence[Prompt | Artifact | PromptModel]) -> Si
         PromptError: there are fewer than two, they are not of one kind and width, or artifacts
             or models are for different backbones.
 
-    Example:
+    Examples:
         >>> one, other = torch.eye(2)
         >>> compute_similarity([InputPrompt(one[None]), InputPrompt(other[None])]).pooled
         ((1.0, 0.0), (0.0, 1.0))
     """
     _check_backbones(trained)
-    prompts = [get_prompt(one) for one in trained]
+    prompts = [get_prompt(item) for item in trained]
     if len(prompts) < _PAIR:
         msg = f"similarity is between prompts, but {len(prompts)} was given. Give at least two."
         raise PromptError(msg)
@@ -81,7 +81,7 @@ def compute_similarity(trained: Sequence[Prompt | Artifact | PromptModel]) -> Si
 
 def _check_backbones(trained: Sequence[Prompt | Artifact | PromptModel]) -> None:
     """Make sure that artifacts and models are for one backbone; bare prompts do not name any."""
-    artifacts = [one.artifact if isinstance(one, PromptModel) else one for one in trained]
+    artifacts = [item.artifact if isinstance(item, PromptModel) else item for item in trained]
     named = [
         (number, one.manifest.backbone)
         for number, one in enumerate(artifacts, start=1)

@@ -55,14 +55,14 @@ class ManifestFields(TypedDict):
 
 
 def make_artifact(
-    prompt: Prompt, head: Mapping[str, Tensor], **origin: Unpack[ManifestFields]
+    prompt: Prompt, head: Mapping[str, Tensor], **fields: Unpack[ManifestFields]
 ) -> Artifact:
     """Make an artifact; the fields that follow from the tensors are added to its manifest.
 
     Args:
         prompt: the trained prompt, in the dtype to store it in.
         head: the tensors of a trained head by name; empty if there is none.
-        origin: the other fields of the `Manifest`.
+        fields: the other fields of the `Manifest`.
     """
     tensors = name_tensors(prompt, head)
     kind: Literal["input", "kv"]
@@ -85,7 +85,7 @@ def make_artifact(
         dtype=str(first.dtype).removeprefix("torch."),
         layers=layers,
         shift_positions=shift_positions,
-        **origin,
+        **fields,
     )
     return Artifact(manifest, prompt, {**head})
 
@@ -103,7 +103,7 @@ def describe_backbone(backbone: Backbone) -> BackboneRef:
 def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
     """Check that a backbone is the one that the prompt was trained on.
 
-    The same model in another dtype or quantised is accepted.
+    The same model in another dtype or quantized is accepted.
 
     Raises:
         ArtifactError: the fingerprints are of different models.

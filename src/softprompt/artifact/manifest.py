@@ -25,7 +25,7 @@ HEAD = "head."
 STORED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_LONG = 60
+_MAX_SHOWN = 60  # characters of a wrong value in a message
 
 _Axes = tuple[int | None, ...]
 
@@ -143,14 +143,14 @@ def parse_manifest(raw: bytes, *, source: ErrorContext) -> tuple[Manifest, str]:
         ArtifactError: it is not UTF-8 or JSON, has another schema, unknown or missing keys, or
             values of a wrong type.
     """
-    content = _table(raw, source)
+    content = _parse_object(raw, source)
     _check_schema(content, source)
     digest = content.pop("digest", None)
     try:
         # pydantic's strict mode accepts a table for a dataclass only in JSON.
         manifest = _ADAPTER.validate_json(json.dumps(content, allow_nan=False))
     except ValidationError as error:
-        raise source.join_faults([_explain(item) for item in error.errors()]) from error
+        raise source.join_faults([_explain_fault(item) for item in error.errors()]) from error
     except (ValueError, RecursionError) as error:
         msg = f"its manifest.json cannot be read ({error})."
         raise source.make_error(msg) from error
@@ -160,7 +160,7 @@ def parse_manifest(raw: bytes, *, source: ErrorContext) -> tuple[Manifest, str]:
     return manifest, digest
 
 
-def _table(raw: bytes, source: ErrorContext) -> dict[str, object]:
+def _parse_object(raw: bytes, source: ErrorContext) -> dict[str, object]:
     try:
         content = load_strict_json(raw)
     except UnicodeDecodeError as error:
@@ -196,7 +196,7 @@ def _check_schema(content: Mapping[str, object], source: ErrorContext) -> None:
         raise source.make_error(msg)
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain_fault(error: ErrorDetails) -> str:
     """The message for one fault that pydantic found."""
     where = ".".join(map(str, error["loc"]))
     match error["type"]:
@@ -211,7 +211,7 @@ def _explain(error: ErrorDetails) -> str:
             return f"manifest.json cannot be read. {error['msg']}."
         case _:
             value = repr(error["input"])
-            short = f"{value[:_LONG]}…" if len(value) > _LONG else value
+            short = f"{value[:_MAX_SHOWN]}…" if len(value) > _MAX_SHOWN else value
             return f"{where} in manifest.json is {short}. {error['msg']}."
 
 
@@ -221,7 +221,7 @@ def check_manifest(manifest: Manifest) -> list[str]:
     Returns:
         The faults.
     """
-    faults = [*_kind_faults(manifest), *_shape_faults(manifest)]
+    faults = [*_find_kind_faults(manifest), *_find_shape_faults(manifest)]
     if manifest.length < 1:
         faults.append(f"length is {manifest.length}; it must be at least 1.")
     if manifest.max_length is not None and manifest.max_length < 1:
@@ -246,11 +246,11 @@ def check_tensors(manifest: Manifest, tensors: Mapping[str, Tensor]) -> list[str
     faults = [f"the tensor {name!r} is missing." for name in missing]
     faults += [f"the tensor {name!r} is not in the manifest." for name in extra]
     for name in sorted(tensors.keys() & manifest.shapes.keys()):
-        faults += _tensor_faults(name, tensors[name], manifest)
+        faults += _find_tensor_faults(name, tensors[name], manifest)
     return faults
 
 
-def _kind_faults(manifest: Manifest) -> Iterator[str]:
+def _find_kind_faults(manifest: Manifest) -> Iterator[str]:
     layers = manifest.layers
     match manifest.kind:
         case "input":
@@ -270,7 +270,7 @@ def _kind_faults(manifest: Manifest) -> Iterator[str]:
             assert_never(unreachable)
 
 
-def _axes(manifest: Manifest) -> dict[str, _Axes]:
+def _list_axes(manifest: Manifest) -> dict[str, _Axes]:
     """The axes of each tensor of the prompt; None where any size is possible."""
     match manifest.kind:
         case "input":
@@ -282,30 +282,30 @@ def _axes(manifest: Manifest) -> dict[str, _Axes]:
             assert_never(unreachable)
 
 
-def _shape_faults(manifest: Manifest) -> Iterator[str]:
-    wanted = _axes(manifest)
+def _find_shape_faults(manifest: Manifest) -> Iterator[str]:
+    expected = _list_axes(manifest)
     heads = {name for name in manifest.shapes if name.startswith(HEAD)}
-    if manifest.shapes.keys() - heads != wanted.keys():
+    if manifest.shapes.keys() - heads != expected.keys():
         names = ", ".join(sorted(manifest.shapes)) or "nothing"
         yield (
-            f"shapes has {names}; kind {manifest.kind!r} needs {', '.join(wanted)}, and all other "
-            f"names must begin with {HEAD!r}."
+            f"shapes has {names}; kind {manifest.kind!r} needs {', '.join(expected)}, and all "
+            f"other names must begin with {HEAD!r}."
         )
         return
     for name, shape in sorted(manifest.shapes.items()):
-        axes = wanted.get(name, (None,) * len(shape))
+        axes = expected.get(name, (None,) * len(shape))
         fits = [size >= 1 and axis in {None, size} for size, axis in zip(shape, axes, strict=False)]
         if len(shape) != len(axes) or not all(fits):
             shown = ", ".join("at least 1" if axis is None else str(axis) for axis in axes)
             yield f"shapes has {shape} for {name}, but it must be [{shown}]."
-    if len({tuple(manifest.shapes[name]) for name in wanted}) > 1:
+    if len({tuple(manifest.shapes[name]) for name in expected}) > 1:
         yield "shapes of keys and values differ; they must be the same."
 
 
-def _tensor_faults(name: str, tensor: Tensor, manifest: Manifest) -> Iterator[str]:
-    shape, wanted = [*tensor.shape], manifest.shapes[name]
-    if shape != wanted:
-        yield f"{name} has the shape {shape}, but the manifest says {wanted}."
+def _find_tensor_faults(name: str, tensor: Tensor, manifest: Manifest) -> Iterator[str]:
+    shape, expected = [*tensor.shape], manifest.shapes[name]
+    if shape != expected:
+        yield f"{name} has the shape {shape}, but the manifest says {expected}."
         return
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in STORED_DTYPES:

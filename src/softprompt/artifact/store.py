@@ -35,7 +35,7 @@ from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 MANIFEST = "manifest.json"
 TENSORS = "prompt.safetensors"
 INSIDE_RUN = "artifact"
-_PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
+_PICKLE_SUFFIXES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 
 
 def find_artifact(path: Path) -> Path:
@@ -49,7 +49,7 @@ def find_artifact(path: Path) -> Path:
         msg = f"{path} is a file, but an artifact is a folder. Give its folder {path.parent}."
         raise ArtifactError(msg)
     if not path.is_dir():
-        raise ArtifactError(_missing(path))
+        raise ArtifactError(_explain_missing(path))
     inside = path / INSIDE_RUN
     return inside if inside.is_dir() and not (path / MANIFEST).exists() else path
 
@@ -67,29 +67,29 @@ def read_file_bytes(folder: Path, name: str, *, source: ErrorContext) -> bytes:
         OSError: it cannot be read.
     """
     path = folder / name
-    home, goal = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
-    if not goal.is_relative_to(home):
+    root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+    if not target.is_relative_to(root):
         msg = (
-            f"{source.name}: {name} is a link to {goal}, outside the folder; only files in it "
-            f"are read. Copy the file itself: cp --remove-destination {goal} {path}"
+            f"{source.name}: {name} is a link to {target}, outside the folder; only files in it "
+            f"are read. Copy the file itself: cp --remove-destination {target} {path}"
         )
         raise ArtifactError(msg)
     if not path.is_file():
-        raise ArtifactError(_incomplete(folder, name))
+        raise ArtifactError(_explain_incomplete(folder, name))
     return path.read_bytes()
 
 
 def has_pickle_suffix(name: str) -> bool:
     """Whether a file's name has a suffix that is usual for pickles."""
-    return Path(name).suffix in _PICKLED
+    return Path(name).suffix in _PICKLE_SUFFIXES
 
 
 def abbreviate(names: Sequence[str], most: int = 8) -> str:
-    """The first of some names, for messages; ``nothing`` if there are none."""
+    """List the first of some names, for messages; ``nothing`` if there are none."""
     return ", ".join(names[:most]) + (" …" if len(names) > most else "") or "nothing"
 
 
-def _missing(path: Path) -> str:
+def _explain_missing(path: Path) -> str:
     if get_backup_path(path).is_dir():
         return (
             f"there is no folder {path}: a save was interrupted just before it finished. The "
@@ -99,17 +99,17 @@ def _missing(path: Path) -> str:
         return f"there is no folder {path}: its parent {path.parent} does not exist either."
     folders = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
     close = get_close_matches(path.name, folders, n=3)
-    near = f"Did you mean {' or '.join(close)}?" if close else "No folder there has a similar name."
-    return f"there is no folder {path} (looked in {path.parent.resolve()}). {near}"
+    hint = f"Did you mean {' or '.join(close)}?" if close else "No folder there has a similar name."
+    return f"there is no folder {path} (looked in {path.parent.resolve()}). {hint}"
 
 
-def _incomplete(folder: Path, name: str) -> str:
+def _explain_incomplete(folder: Path, name: str) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     fact = f"{folder} has no file {name}; it has {abbreviate(names)}."
-    pickled = [entry for entry in names if has_pickle_suffix(entry)]
-    if name == TENSORS and pickled:
+    pickles = [entry for entry in names if has_pickle_suffix(entry)]
+    if name == TENSORS and pickles:
         return (
-            f"{fact} {pickled[0]} looks like a pickle, which is refused: reading one can run any "
+            f"{fact} {pickles[0]} looks like a pickle, which is refused: reading one can run any "
             "code. Convert it to safetensors in a place where you trust it, or train again."
         )
     return (
@@ -118,7 +118,7 @@ def _incomplete(folder: Path, name: str) -> str:
     )
 
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def save_artifact(artifact: Artifact, folder: Path) -> Path:
@@ -138,7 +138,9 @@ def save_artifact(artifact: Artifact, folder: Path) -> Path:
     """
     source = ErrorContext(f"the artifact for {folder}", "Correct it; nothing was written.")
     tensors = artifact.to_tensors()
-    manifest, _ = _manifest(dump_manifest(artifact.manifest, "0" * 64, source=source), source)
+    # Parsed again, so that everything that loading checks is checked here.
+    draft = dump_manifest(artifact.manifest, "0" * 64, source=source)
+    manifest, _ = _read_manifest(draft, source)
     _compare(manifest, tensors, source)
     raw = to_bytes(tensors)
     described = dump_manifest(manifest, hashlib.sha256(raw).hexdigest(), source=source)
@@ -191,8 +193,8 @@ def load_artifact_from(folder: Path, *, source: ErrorContext) -> Artifact:
     """
     described = read_file_bytes(folder, MANIFEST, source=source)
     raw = read_file_bytes(folder, TENSORS, source=source)
-    manifest, digest = _manifest(described, source)
-    tensors = _tensors(raw, source)
+    manifest, digest = _read_manifest(described, source)
+    tensors = _read_tensors(raw, source)
     actual = hashlib.sha256(raw).hexdigest()
     if actual != digest:
         msg = (
@@ -202,15 +204,15 @@ def load_artifact_from(folder: Path, *, source: ErrorContext) -> Artifact:
         raise source.make_error(msg)
     _compare(manifest, tensors, source)
     head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
-    return Artifact(manifest, _prompt(manifest, tensors), head)
+    return Artifact(manifest, _make_prompt(manifest, tensors), head)
 
 
-def check_replaceable(folder: Path, *, besides: Collection[str] = ()) -> None:
+def check_replaceable(folder: Path, *, also: Collection[str] = ()) -> None:
     """Check that a folder contains only an artifact, so that it may be replaced.
 
     Args:
         folder: the artifact's folder; it need not exist.
-        besides: other files that may be lost.
+        also: the names of other files that may be replaced.
 
     Raises:
         ArtifactError: it is a file, or contains other files.
@@ -220,7 +222,7 @@ def check_replaceable(folder: Path, *, besides: Collection[str] = ()) -> None:
     if not folder.is_dir():
         msg = f"{folder} is a file, but an artifact is a folder. Save to another name."
         raise ArtifactError(msg)
-    replaceable = {MANIFEST, TENSORS, *besides}
+    replaceable = {MANIFEST, TENSORS, *also}
     others = sorted(entry.name for entry in folder.iterdir() if entry.name not in replaceable)
     if others:
         msg = (
@@ -230,7 +232,7 @@ def check_replaceable(folder: Path, *, besides: Collection[str] = ()) -> None:
         raise ArtifactError(msg)
 
 
-def _manifest(described: bytes, source: ErrorContext) -> tuple[Manifest, str]:
+def _read_manifest(described: bytes, source: ErrorContext) -> tuple[Manifest, str]:
     manifest, digest = parse_manifest(described, source=source)
     faults = check_manifest(manifest)
     if faults:
@@ -244,7 +246,7 @@ def _compare(manifest: Manifest, tensors: dict[str, Tensor], source: ErrorContex
         raise source.join_faults(faults)
 
 
-def _tensors(raw: bytes, source: ErrorContext) -> dict[str, Tensor]:
+def _read_tensors(raw: bytes, source: ErrorContext) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(raw)
     except UNREADABLE as error:
@@ -263,7 +265,7 @@ def _tensors(raw: bytes, source: ErrorContext) -> dict[str, Tensor]:
         raise source.make_error(msg) from error
 
 
-def _prompt(manifest: Manifest, tensors: dict[str, Tensor]) -> Prompt:
+def _make_prompt(manifest: Manifest, tensors: dict[str, Tensor]) -> Prompt:
     match manifest.kind:
         case "input":
             return InputPrompt(tensors[f"{PROMPT}vectors"], *(manifest.layers or ()))
@@ -277,7 +279,7 @@ def _prompt(manifest: Manifest, tensors: dict[str, Tensor]) -> Prompt:
 
 def _explain_write_error(folder: Path, error: OSError, size: int) -> str:
     remedy = "Save to a writable folder."
-    if error.errno in _FULL:
+    if error.errno in _DISK_FULL:
         remedy = "Free some space, or save to another disk."
     return (
         f"the artifact ({size:,} bytes) could not be written to {folder}: {error.strerror}. "

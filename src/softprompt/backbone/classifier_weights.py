@@ -20,7 +20,7 @@ def read_classifier_weights(backbone: Backbone, names: Mapping[str, str]) -> dic
 
     Args:
         backbone: the backbone that was loaded from the checkpoint.
-        names: the modules to read: the name to return, and the name in transformers' class.
+        names: the modules to read: their names in transformers' class, by the name to return.
 
     Returns:
         Their tensors in fp32, as ``module.parameter``.
@@ -28,17 +28,20 @@ def read_classifier_weights(backbone: Backbone, names: Mapping[str, str]) -> dic
     Raises:
         BackboneError: the checkpoint does not have them, so they would be random.
     """
-    place = resolve_checkpoint(backbone.name, LoadOptions(revision=backbone.revision))
+    checkpoint = resolve_checkpoint(backbone.name, LoadOptions(revision=backbone.revision))
     # Modules of the body are read with it: RoBERTa's classifier has no pooler, but its body does.
     body = f"{backbone.model.base_model_prefix}."
-    inner = all(theirs.startswith(body) for theirs in names.values())
-    names = {own: theirs.removeprefix(body if inner else "") for own, theirs in names.items()}
+    is_in_body = all(theirs.startswith(body) for theirs in names.values())
+    names = {own: theirs.removeprefix(body if is_in_body else "") for own, theirs in names.items()}
     with silence_transformers():
-        load = (AutoModel if inner else AutoModelForSequenceClassification).from_pretrained
+        load = (AutoModel if is_in_body else AutoModelForSequenceClassification).from_pretrained
         model, report = load_or_raise(
             backbone.name,
             lambda: load(
-                place.path, use_safetensors=True, output_loading_info=True, **place.arguments
+                checkpoint.path,
+                use_safetensors=True,
+                output_loading_info=True,
+                **checkpoint.arguments,
             ),
         )
     missing = [

@@ -26,14 +26,14 @@ def unfreeze(backbone: Backbone, *, head: bool) -> list[nn.Parameter]:
         The trainable parameters.
 
     Raises:
-        BackboneError: the weights are quantised, so they have no gradient.
+        BackboneError: the weights are quantized, so they have no gradient.
     """
     model = backbone.model
-    owner = model if head else find_body(model, backbone.geometry.architecture)
-    parameters = [*owner.parameters()]
+    trained = model if head else find_body(model, backbone.geometry.architecture)
+    parameters = [*trained.parameters()]
     if not all(p.is_floating_point() and type(p) is nn.Parameter for p in parameters):
         msg = (
-            f"the weights of {backbone.name!r} are quantised, and cannot be fine-tuned. Leave "
+            f"the weights of {backbone.name!r} are quantized, and cannot be fine-tuned. Leave "
             "fine-tuning out, or backbone.quantization_config."
         )
         raise BackboneError(msg)
@@ -65,13 +65,13 @@ def add_lora(backbone: Backbone, *, rank: int, alpha: int, seed: int) -> list[nn
     from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415  # an extra
 
     body = find_body(backbone.model, backbone.geometry.architecture)
-    scores = backbone.model.get_output_embeddings()
-    parts = {n: m for n, m in body.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    head = backbone.model.get_output_embeddings()
+    linears = {n: m for n, m in body.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=[name for name, part in parts.items() if part is not scores],
-        fan_in_fan_out=any(isinstance(part, Conv1D) for part in parts.values()),
+        target_modules=[name for name, module in linears.items() if module is not head],
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linears.values()),
     )
     device = backbone.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -17,30 +17,30 @@ def compute_fingerprint(body: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
     Both hash the signs of evenly spaced entries: rounding from fp32 to bf16 or fp16 does not
     change them, and any fine-tuning flips some of them. ``weights`` covers the matrices; for a
-    quantised model it is the word ``quantised``. ``stable`` covers everything that quantisation
+    quantized model it is the word ``quantized``. ``stable`` covers everything that quantization
     does not change: the other parameters, the input embedding table and the tokenizer.
     """
     stable, weights = hashlib.sha256(), hashlib.sha256()
     probe: list[int] = tokenizer(_PROBE)["input_ids"]
     stable.update(repr(probe).encode())
     table = body.get_input_embeddings().weight
-    quantised = False
+    quantized = False
     for name, parameter in sorted(body.named_parameters(), key=lambda item: item[0]):
         floating = parameter.is_floating_point() and type(parameter) is nn.Parameter
-        quantised = quantised or not floating
+        quantized = quantized or not floating
         if floating and (parameter.ndim == 1 or parameter is table or "embed" in name):
-            stable.update(f"{name}{tuple(parameter.shape)}".encode() + _signs(parameter))
+            stable.update(f"{name}{tuple(parameter.shape)}".encode() + _sample_signs(parameter))
         elif floating:
-            weights.update(f"{name}{tuple(parameter.shape)}".encode() + _signs(parameter))
-    return f"{stable.hexdigest()[:16]}-{'quantised' if quantised else weights.hexdigest()[:16]}"
+            weights.update(f"{name}{tuple(parameter.shape)}".encode() + _sample_signs(parameter))
+    return f"{stable.hexdigest()[:16]}-{'quantized' if quantized else weights.hexdigest()[:16]}"
 
 
 def is_same_model(first: str, second: str) -> bool:
-    """Whether two fingerprints can be of the same model; either of them may be quantised."""
+    """Whether two fingerprints can be of the same model; either of them may be quantized."""
     stable_1, _, weights_1 = first.partition("-")
     stable_2, _, weights_2 = second.partition("-")
     return stable_1 == stable_2 and (
-        weights_1 == weights_2 or "quantised" in {weights_1, weights_2}
+        weights_1 == weights_2 or "quantized" in {weights_1, weights_2}
     )
 
 
@@ -51,7 +51,7 @@ def digest_weights(model: PreTrainedModel) -> str:
     digest.update(repr(sorted(config.items())).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        for part in _plain_parts(tensor):
+        for part in _iterate_plain_tensors(tensor):
             digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
             digest.update(part.reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -59,12 +59,12 @@ def digest_weights(model: PreTrainedModel) -> str:
 
 def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of everything that the ids of a fast tokenizer depend on."""
-    facts = tokenizer.backend_tokenizer.to_str(), sorted(tokenizer.special_tokens_map.items())
-    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+    content = tokenizer.backend_tokenizer.to_str(), sorted(tokenizer.special_tokens_map.items())
+    return hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()
 
 
-def _plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensor itself, or the tensors inside a quantised one."""
+def _iterate_plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensor itself, or the tensors inside a quantized one."""
     if not isinstance(tensor, torch.Tensor):
         return
     if not hasattr(tensor, "__tensor_flatten__"):
@@ -72,12 +72,12 @@ def _plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         return
     names, _ = tensor.__tensor_flatten__()
     for name in names:
-        yield from _plain_parts(getattr(tensor, name))
+        yield from _iterate_plain_tensors(getattr(tensor, name))
 
 
-def _signs(parameter: torch.Tensor) -> bytes:
+def _sample_signs(parameter: torch.Tensor) -> bytes:
     flat = parameter.detach().flatten()
     index = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64)
     # fp16 rounds smaller numbers to 0, so their sign is ignored in every precision.
-    some = flat[index.long().to(flat.device)].to(torch.float16)
-    return (some > 0).to("cpu", torch.uint8).numpy().tobytes()
+    samples = flat[index.long().to(flat.device)].to(torch.float16)
+    return (samples > 0).to("cpu", torch.uint8).numpy().tobytes()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -78,15 +78,16 @@ def get_current_hook() -> PromptHook | None:
     return _current.get()
 
 
-def attach_pass(tensor: Tensor, call: PassHook) -> None:
-    """Attach a pass to a tensor, for layers that do not pass keyword arguments on."""
-    setattr(tensor, _KEYWORD, call)
+def attach_pass(tensor: Tensor, pass_hook: PassHook) -> None:
+    """Attach a pass to a tensor, for layers that do not forward keyword arguments."""
+    setattr(tensor, _KEYWORD, pass_hook)
 
 
 def get_attached_pass(kwargs: Mapping[str, Any]) -> PassHook | None:
     """The pass among a layer's keyword arguments; BLOOM's is attached to its alibi tensor."""
-    call: PassHook | None = kwargs.get(_KEYWORD, getattr(kwargs.get("alibi"), _KEYWORD, None))
-    return call
+    attached = getattr(kwargs.get("alibi"), _KEYWORD, None)
+    pass_hook: PassHook | None = kwargs.get(_KEYWORD, attached)
+    return pass_hook
 
 
 def install_hooks(model: PreTrainedModel) -> bool:
@@ -96,41 +97,42 @@ def install_hooks(model: PreTrainedModel) -> bool:
         Whether its attention uses transformers' attention interface. If not (DeBERTa; BLOOM, which
         has :mod:`~softprompt.backbone.families.bloom`), only the embeddings have a hook.
     """
-    for table in _tables(model):
+    for table in _list_embedding_tables(model):
         table.forward = partial(_embed, table.forward)
     if not model._can_set_attn_implementation():  # noqa: SLF001  # transformers' only way to ask
         return False
     model.set_attn_implementation(NAME)
-    for entrance in _entrances(model):
-        entrance.register_forward_pre_hook(_pass_on, with_kwargs=True)
+    for module in _list_entry_modules(model):
+        module.register_forward_pre_hook(_add_pass, with_kwargs=True)
     return True
 
 
-def hook_layers(blocks: Sequence[Layer]) -> None:
+def hook_layers(layers: Sequence[Layer]) -> None:
     """Install the hook that changes the input of layers, or skips them."""
-    for block in {id(b.module): b for b in blocks}.values():
-        block.module.forward = partial(_layer, block.module.forward, block)
+    for layer in {id(layer.module): layer for layer in layers}.values():
+        layer.module.forward = partial(_run_layer, layer.module.forward, layer)
 
 
 def hook_positions(table: nn.Module) -> None:
     """Install the hook that shifts the positions of a decoder that takes no position ids."""
-    table.forward = partial(_shifted_positions, table.forward)
+    table.forward = partial(_embed_shifted_positions, table.forward)
 
 
-def _stacks(model: PreTrainedModel) -> list[PreTrainedModel]:
+def _list_stacks(model: PreTrainedModel) -> list[PreTrainedModel]:
     """The encoder and decoder of a model that has both."""
     if not model.config.is_encoder_decoder:
         return []
     return [model.get_encoder(), model.get_decoder()]
 
 
-def _tables(model: PreTrainedModel) -> list[nn.Module]:
-    tables = [m.get_input_embeddings() for m in (model, *_stacks(model))]
+def _list_embedding_tables(model: PreTrainedModel) -> list[nn.Module]:
+    tables = [m.get_input_embeddings() for m in (model, *_list_stacks(model))]
     return list({id(t): t for t in tables}.values())
 
 
-def _entrances(model: PreTrainedModel) -> list[nn.Module]:
-    return list({id(m): m for m in (model, model.base_model, *_stacks(model))}.values())
+def _list_entry_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules that a forward pass can start in."""
+    return list({id(m): m for m in (model, model.base_model, *_list_stacks(model))}.values())
 
 
 def _embed(table: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
@@ -138,24 +140,25 @@ def _embed(table: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
     return table(ids) if hook is None else hook.embed(ids, table)
 
 
-def _pass_on(
+def _add_pass(
     _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Start a pass, and add it to the keyword arguments, which transformers hands to the layers."""
     hook = _current.get()
-    positions = _positions(kwargs)
-    # If they are not known here, the pass begins in an inner module.
+    positions = _find_positions(kwargs)
+    # If the positions are not known here, the pass begins in an inner module.
     if hook is None or positions is None or _KEYWORD in kwargs:
         return None
     return args, kwargs | {_KEYWORD: hook.begin_pass(positions)}
 
 
-def _positions(kwargs: dict[str, Any]) -> Tensor | None:
+def _find_positions(kwargs: dict[str, Any]) -> Tensor | None:
     """The positions of the tokens of a pass: the explicit ones, else those after the cache's."""
     explicit: Tensor | None = kwargs.get("position_ids")
     if explicit is not None:
         return explicit
-    options = (kwargs.get(name) for name in ("decoder_input_ids", "input_ids"))
-    ids = next((tensor for tensor in options if tensor is not None), None)
+    candidates = (kwargs.get(name) for name in ("decoder_input_ids", "input_ids"))
+    ids = next((tensor for tensor in candidates if tensor is not None), None)
     if ids is None:
         return None
     cache = kwargs.get("past_key_values")
@@ -163,45 +166,45 @@ def _positions(kwargs: dict[str, Any]) -> Tensor | None:
     return torch.arange(ids.shape[1], device=ids.device)[None] + cached
 
 
-def _shifted_positions(
+def _embed_shifted_positions(
     forward: Callable[..., Tensor],
-    rows: Tensor | tuple[int, int],
+    ids: Tensor | tuple[int, int],
     *args: Any,  # noqa: ANN401  # transformers' own arguments, passed on untouched
     **kwargs: Any,  # noqa: ANN401
 ) -> Tensor:
     hook = _current.get()
-    batch = len(rows) if isinstance(rows, Tensor) else rows[0]
+    batch = len(ids) if isinstance(ids, Tensor) else ids[0]  # Pegasus passes the ids' shape
     shift = None if hook is None else hook.get_position_shift(batch)
     if shift is None:
-        return forward(rows, *args, **kwargs)
+        return forward(ids, *args, **kwargs)
     # The table takes one list of positions for all rows, so those of all rows are concatenated.
     positions = kwargs["position_ids"] + shift[:, None]
-    embedded = forward(rows, *args, **kwargs | {"position_ids": positions.flatten()})
+    embedded = forward(ids, *args, **kwargs | {"position_ids": positions.flatten()})
     return embedded.reshape(*positions.shape, -1)
 
 
-def _layer(
+def _run_layer(
     forward: Callable[..., Any],
-    block: Layer,
+    layer: Layer,
     states: Tensor,
     *args: Any,  # noqa: ANN401  # transformers' own arguments, passed on untouched
     **kwargs: Any,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
-    call = get_attached_pass(kwargs)
-    if call is None:
+    pass_hook = get_attached_pass(kwargs)
+    if pass_hook is None:
         return forward(states, *args, **kwargs)
-    states, is_run = call.on_layer(block.module, states)
-    if is_run:
+    states, must_run = pass_hook.on_layer(layer.module, states)
+    if must_run:
         return forward(states, *args, **kwargs)
-    if not block.has_extra_outputs:
+    if not layer.has_extra_outputs:
         return states
-    if not call.extra_outputs:
+    if not pass_hook.extra_outputs:
         with no_grad():
-            _, *call.extra_outputs = forward(states, *args, **kwargs)
-    return (states, *call.extra_outputs)
+            _, *pass_hook.extra_outputs = forward(states, *args, **kwargs)
+    return (states, *pass_hook.extra_outputs)
 
 
-def _attention(
+def _attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -209,27 +212,25 @@ def _attention(
     attention_mask: Tensor | None,
     **kwargs: Any,  # noqa: ANN401  # transformers' own keyword arguments, passed on untouched
 ) -> tuple[Tensor, None]:
-    call: PassHook | None = kwargs.pop(_KEYWORD, None)
-    if call is not None:
-        is_causal = kwargs.get("is_causal")
-        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        bias, window = kwargs.get("position_bias"), kwargs.get("sliding_window")
-        plain = AttentionCall(
-            query,
-            key,
-            value,
-            attention_mask,
-            bool(causal),
-            bias,
-            window,
-            scaling=kwargs.get("scaling"),
-        )
-        return attend(module, call.attend(module, plain), options=kwargs), None
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return output, None
+    pass_hook: PassHook | None = kwargs.pop(_KEYWORD, None)
+    if pass_hook is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return output, None
+    is_causal = kwargs.get("is_causal")
+    call = AttentionCall(
+        query,
+        key,
+        value,
+        attention_mask,
+        causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
+        bias=kwargs.get("position_bias"),
+        window=kwargs.get("sliding_window"),
+        scaling=kwargs.get("scaling"),
+    )
+    return attend(module, pass_hook.attend(module, call), options=kwargs), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
 ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
 
 
@@ -238,47 +239,47 @@ class Recorder:
     """A hook that changes nothing, and records attention calls or the input of a layer.
 
     Args:
-        stop_at: another hook that is applied first; None for the bare model.
+        inner: another hook that is applied too; None for the bare model.
         until: the first layer that is skipped, and whose input is recorded; None to run all layers
             and record the attention calls.
     """
 
-    stop_at: PromptHook | None = None
+    inner: PromptHook | None = None
     until: int | None = None
     calls: list[tuple[nn.Module, AttentionCall]] = field(default_factory=list, init=False)
     layer_inputs: list[Tensor] = field(default_factory=list, init=False)
 
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
         """Embed as the inner hook does."""
-        return table(ids) if self.stop_at is None else self.stop_at.embed(ids, table)
+        return table(ids) if self.inner is None else self.inner.embed(ids, table)
 
     def get_position_shift(self, batch: int) -> Tensor | None:
         """Shift as the inner hook does."""
-        return None if self.stop_at is None else self.stop_at.get_position_shift(batch)
+        return None if self.inner is None else self.inner.get_position_shift(batch)
 
     def begin_pass(self, positions: Tensor) -> PassHook:
         """Record one pass."""
-        return _Recorded(self, None if self.stop_at is None else self.stop_at.begin_pass(positions))
+        return _RecordedPass(self, None if self.inner is None else self.inner.begin_pass(positions))
 
 
-class _Recorded:
+class _RecordedPass:
     """One pass. Not a dataclass, because FSDP copies dataclasses among the arguments."""
 
-    def __init__(self, recorder: Recorder, below: PassHook | None) -> None:
-        self.recorder, self.below = recorder, below
+    def __init__(self, recorder: Recorder, inner: PassHook | None) -> None:
+        self.recorder, self.inner = recorder, inner
         self.extra_outputs: list[Any] = []
-        self.entered = 0
+        self.layers_entered = 0
 
     def attend(self, module: nn.Module, attention: AttentionCall) -> AttentionCall:
         if self.recorder.until is None:
             self.recorder.calls.append((module, attention))
-        return replace(attention) if self.below is None else self.below.attend(module, attention)
+        return attention if self.inner is None else self.inner.attend(module, attention)
 
     def on_layer(self, block: nn.Module, states: Tensor) -> tuple[Tensor, bool]:
-        number, until = self.entered, self.recorder.until
-        self.entered += 1
+        number, until = self.layers_entered, self.recorder.until
+        self.layers_entered += 1
         if number == until:
             self.recorder.layer_inputs.append(states)
         if until is not None and number >= until:
             return states, False
-        return (states, True) if self.below is None else self.below.on_layer(block, states)
+        return (states, True) if self.inner is None else self.inner.on_layer(block, states)

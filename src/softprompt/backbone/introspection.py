@@ -27,7 +27,7 @@ from softprompt.backbone.position_bias import (
 )
 from softprompt.errors import BackboneError
 
-_TOKENS = 3
+_PROBE_LENGTH = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class AttentionSite:
         sliding_window: the size of its sliding window, if it reports one.
         is_self_attention: whether a row's own tokens attend to one another, as everywhere except
             in cross-attention; of an encoder-decoder, only in the decoder.
-        biased: whether there is a bias by distance.
+        has_bias: whether there is a bias by distance.
         bias: the function that computes the bias, if it is known.
     """
 
@@ -50,7 +50,7 @@ class AttentionSite:
     head_dim: int
     sliding_window: int | None
     is_self_attention: bool
-    biased: bool
+    has_bias: bool
     bias: PositionBias | None
 
 
@@ -64,40 +64,44 @@ def find_input_embeddings(model: PreTrainedModel) -> nn.Embedding:
     return cast("nn.Embedding", model.get_input_embeddings())
 
 
-def draw_probe_ids(model: PreTrainedModel) -> Int[Tensor, "1 3"]:
-    """Three ordinary ids: the highest below 100, because most special ids are lower."""
+def make_probe_ids(model: PreTrainedModel) -> Int[Tensor, "1 3"]:
+    """Three ordinary token ids: the highest below 100, because most special ids are lower."""
     weight = find_input_embeddings(model).weight
     top = min(100, weight.shape[0]) - 1
-    return top - torch.arange(_TOKENS, device=weight.device)[None]
+    return top - torch.arange(_PROBE_LENGTH, device=weight.device)[None]
 
 
 @torch.no_grad()
 def run_dry(
-    model: PreTrainedModel, kind: Architecture, *, open_attention: bool
+    model: PreTrainedModel, kind: Architecture, *, has_hooks: bool
 ) -> tuple[list[AttentionSite], Float[Tensor, "1 3 H"]]:
     """Run the model once on a few tokens.
 
+    Args:
+        model: the model, with hooks.
+        kind: its architecture.
+        has_hooks: whether its attention has hooks.
+
     Returns:
-        Its attention calls in order (none if its attention has no hook), and the last hidden
-        states.
+        Its attention calls in order (none without hooks), and the last hidden states.
     """
     recorder = Recorder()
     with hooks.use_hook(recorder):
-        states = _states(model, kind)
-    if not open_attention:
+        states = _run_probe(model, kind)
+    if not has_hooks:
         return [], states
-    halves = kind == "encoder-decoder"
-    encoder = {id(m) for m in model.get_encoder().modules()} if halves else set()
+    is_encoder_decoder = kind == "encoder-decoder"
+    encoder = {id(m) for m in model.get_encoder().modules()} if is_encoder_decoder else set()
     sites, biases = list[AttentionSite](), dict[nn.Module, PositionBias]()
-    for number, (module, seen) in enumerate(recorder.calls, start=1):
+    for number, (module, call) in enumerate(recorder.calls, start=1):
         # The decoder runs on one token more than the encoder, so cross-attention has fewer keys.
-        is_own = not halves or (id(module) not in encoder and seen.key.shape[2] == _TOKENS)
-        table = find_position_bias(recorder.calls[:number]) if is_own else None
+        is_full = call.key.shape[2] == _PROBE_LENGTH
+        is_self = not is_encoder_decoder or (id(module) not in encoder and is_full)
+        table = find_position_bias(recorder.calls[:number]) if is_self else None
         bias = None if table is None else biases.setdefault(table, T5PositionBias(table))
         bias = ALIBI if isinstance(module, BloomAttention) else bias
-        shape = seen.key.shape[1], seen.key.shape[3]
-        has_bias = seen.bias is not None
-        sites.append(AttentionSite(module, *shape, seen.window, is_own, has_bias, bias))
+        heads, size, has_bias = call.key.shape[1], call.key.shape[3], call.bias is not None
+        sites.append(AttentionSite(module, heads, size, call.window, is_self, has_bias, bias))
     return sites, states
 
 
@@ -106,12 +110,12 @@ def find_position_embeddings(model: PreTrainedModel, kind: Architecture) -> nn.M
     """The position table of a decoder that takes no position ids, if it has one."""
     if kind != "encoder-decoder":
         return None
-    return find_position_table(model, run=lambda: _states(model, kind))
+    return find_position_table(model, run=lambda: _run_probe(model, kind))
 
 
 @torch.no_grad()
-def list_attention_sites(
-    model: PreTrainedModel, kind: Architecture, *, calls: list[AttentionSite]
+def find_row_layers(
+    model: PreTrainedModel, kind: Architecture, *, sites: list[AttentionSite]
 ) -> list[Layer]:
     """The layers that a row goes through, in order; of an encoder-decoder its encoder's.
 
@@ -119,81 +123,82 @@ def list_attention_sites(
     """
     body = model.get_encoder() if kind == "encoder-decoder" else model.base_model
     modules = {id(module) for module in body.modules()}
-    attentions = [site.module for site in calls if id(site.module) in modules]
-    return find_layers(body, attentions, run=lambda: _states(model, kind))
+    attentions = [site.module for site in sites if id(site.module) in modules]
+    return find_layers(body, attentions, run=lambda: _run_probe(model, kind))
 
 
 def measure_geometry(
     model: PreTrainedModel,
     kind: Architecture,
     *,
-    calls: list[AttentionSite],
-    blocks: list[Layer],
+    sites: list[AttentionSite],
+    layers: list[Layer],
     states: Float[Tensor, "1 3 H"],
     table: nn.Module | None,
 ) -> Geometry:
     """The geometry of a model, from its trial run and the decoder's position table."""
     vocabulary, embedding_size = find_input_embeddings(model).weight.shape
-    offset = _position_offset(model, kind)
-    own = [site for site in calls if site.is_self_attention]
-    biased = [site for site in own if site.biased]
-    placed = offset is not None or bool(own and (biased or table is not None))
+    offset = _find_position_offset(model, kind)
+    self_attention = [site for site in sites if site.is_self_attention]
+    biased = [site for site in self_attention if site.has_bias]
+    has_positions = offset is not None or bool(self_attention and (biased or table is not None))
     return Geometry(
         architecture=kind,
         model_type=model.config.model_type,
         hidden_size=states.shape[-1],
         embedding_size=embedding_size,
         vocab_size=vocabulary,
-        max_positions=_positions(model, offset or 0),
-        num_attention_sites=len(calls),
-        num_layers=len(blocks),
-        layer_width=blocks[0].width if blocks else 0,
-        num_kv_heads=calls[0].num_kv_heads if calls else 0,
-        head_dim=calls[0].head_dim if calls else 0,
-        sliding_window=_window(model),
-        reports_window=any(site.sliding_window is not None for site in calls),
+        max_positions=_max_positions(model, offset or 0),
+        num_attention_sites=len(sites),
+        num_layers=len(layers),
+        layer_width=layers[0].width if layers else 0,
+        num_kv_heads=sites[0].num_kv_heads if sites else 0,
+        head_dim=sites[0].head_dim if sites else 0,
+        sliding_window=_sliding_window(model),
+        reports_window=any(site.sliding_window is not None for site in sites),
         position_offset=offset,
         self_attention_sites=tuple(
-            number for number, site in enumerate(calls) if site.is_self_attention
+            number for number, site in enumerate(sites) if site.is_self_attention
         ),
-        supports_position_shift=placed and all(site.bias is not None for site in biased),
-        embedding_rms=_embedding_rms(model),
+        supports_position_shift=has_positions and all(site.bias is not None for site in biased),
+        embedding_rms=_measure_embedding_rms(model),
     )
 
 
-def _states(
+def _run_probe(
     model: PreTrainedModel, kind: Architecture, *, positions: Tensor | None = None
 ) -> Tensor:
-    ids = draw_probe_ids(model)
+    """The last hidden states of the probe ids; of an encoder-decoder those of its decoder."""
+    ids = make_probe_ids(model)
     mask = torch.ones_like(ids)
     if kind == "encoder-decoder":
         inputs = {"input_ids": ids[:, 1:], "attention_mask": mask[:, 1:]}
         states = model.get_encoder()(**inputs).last_hidden_state
-        return _last(model.get_decoder()(input_ids=ids, encoder_hidden_states=states))
+        return _last_hidden_state(model.get_decoder()(input_ids=ids, encoder_hidden_states=states))
     explicit = {} if positions is None else {"position_ids": positions}
-    return _last(model.base_model(input_ids=ids, attention_mask=mask, **explicit))
+    return _last_hidden_state(model.base_model(input_ids=ids, attention_mask=mask, **explicit))
 
 
-def _last(output: object) -> Tensor:
+def _last_hidden_state(output: object) -> Tensor:
     states: Tensor = output.last_hidden_state  # type: ignore[attr-defined]  # transformers' output
     return states
 
 
 @torch.no_grad()
-def _position_offset(model: PreTrainedModel, kind: Architecture) -> int | None:
+def _find_position_offset(model: PreTrainedModel, kind: Architecture) -> int | None:
     """The first position id, found by trial: explicit ids from it on change nothing."""
     if kind == "encoder-decoder" or not can_accept(model.base_model, "position_ids"):
         return None
-    bare = _states(model, kind)
+    bare = _run_probe(model, kind)
     pad = getattr(model.config, "pad_token_id", None)
     for offset in (0, (pad or 0) + 1):
         ids = torch.arange(bare.shape[1], device=bare.device)[None] + offset
-        if torch.equal(bare, _states(model, kind, positions=ids)):
+        if torch.equal(bare, _run_probe(model, kind, positions=ids)):
             return offset
     return None
 
 
-def _positions(model: PreTrainedModel, offset: int) -> int | None:
+def _max_positions(model: PreTrainedModel, offset: int) -> int | None:
     limit = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(limit, int) or model.config.model_type in {"t5", "mt5", "bloom"}:
         return None
@@ -201,7 +206,7 @@ def _positions(model: PreTrainedModel, offset: int) -> int | None:
     return limit - offset
 
 
-def _window(model: PreTrainedModel) -> int | None:
+def _sliding_window(model: PreTrainedModel) -> int | None:
     config = model.config
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and "sliding_attention" not in kinds:
@@ -211,7 +216,7 @@ def _window(model: PreTrainedModel) -> int | None:
 
 
 @torch.no_grad()
-def _embedding_rms(model: PreTrainedModel) -> float:
+def _measure_embedding_rms(model: PreTrainedModel) -> float:
     """Over the first rows of a large table, to avoid a copy of the table."""
     table = find_input_embeddings(model)
     rows = torch.arange(min(4096, table.num_embeddings), device=table.weight.device)
@@ -219,7 +224,7 @@ def _embedding_rms(model: PreTrainedModel) -> float:
     return math.sqrt(embedded.float().pow(2).mean().item())
 
 
-_IDS = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"}
+_SPECIAL_IDS = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"}
 
 
 def wrap_model(
@@ -237,7 +242,7 @@ def wrap_model(
         name: its name in messages and artifacts.
         model: it is changed: frozen, in eval mode, with hooks for prompts.
         tokenizer: its tokenizer.
-        kind: which tokens see which.
+        kind: ``"causal"``, ``"encoder"`` or ``"encoder-decoder"``.
         revision: the Hub commit, if there is one.
         headless: whether the checkpoint has no language-model head, so the model's is random.
 
@@ -252,31 +257,31 @@ def wrap_model(
     _clear_generation_defaults(model)
     fingerprint = compute_fingerprint(find_body(model, kind), tokenizer)
     has_hooks = hooks.install_hooks(model) or hook_bloom(model)
-    calls, states = run_dry(model, kind, open_attention=has_hooks)
-    shapes = sorted({(site.num_kv_heads, site.head_dim) for site in calls})
+    sites, states = run_dry(model, kind, has_hooks=has_hooks)
+    shapes = sorted({(site.num_kv_heads, site.head_dim) for site in sites})
     if len(shapes) > 1:
         msg = (
             f"backbone {name!r} has attention layers of different shapes (heads, head size): "
-            f"{shapes}. A prefix needs one shape on all layers; this family is not supported yet."
+            f"{shapes}. A prefix needs one shape on all layers; this family is not supported yet. "
+            "Choose another backbone."
         )
         raise BackboneError(msg)
-    blocks = list_attention_sites(model, kind, calls=calls)
-    hooks.hook_layers(blocks)
+    layers = find_row_layers(model, kind, sites=sites)
+    hooks.hook_layers(layers)
     if (table := find_position_embeddings(model, kind)) is not None:
         hooks.hook_positions(table)
+    geometry = measure_geometry(model, kind, sites=sites, layers=layers, states=states, table=table)
     return Backbone(
         name=name,
         revision=revision,
         model=model,
         tokenizer=tokenizer,
-        geometry=measure_geometry(
-            model, kind, calls=calls, blocks=blocks, states=states, table=table
-        ),
+        geometry=geometry,
         fingerprint=fingerprint,
         lm_head=None if headless else LMHead(model),
-        site_of=_numbered([site.module for site in calls]),
-        layer_of=_numbered([block.module for block in blocks]),
-        bias_of={site.module: site.bias for site in calls if site.bias is not None},
+        site_of=_number_calls([site.module for site in sites]),
+        layer_of=_number_calls([layer.module for layer in layers]),
+        bias_of={site.module: site.bias for site in sites if site.bias is not None},
     )
 
 
@@ -288,18 +293,18 @@ def _clear_generation_defaults(model: PreTrainedModel) -> None:
     """
     defaults = getattr(model, "generation_config", None)  # encoders have none
     if defaults is not None:
-        ids = {name: value for name, value in defaults.to_dict().items() if name in _IDS}
+        ids = {name: value for name, value in defaults.to_dict().items() if name in _SPECIAL_IDS}
         model.generation_config = GenerationConfig(**ids)
 
 
-def _numbered(calls: list[nn.Module]) -> dict[nn.Module, tuple[int, ...]]:
-    """The numbers of each module; ALBERT calls one module for many layers."""
+def _number_calls(modules: list[nn.Module]) -> dict[nn.Module, tuple[int, ...]]:
+    """The numbers of each module's calls; ALBERT calls one module for many layers."""
     numbers: dict[nn.Module, tuple[int, ...]] = {}
-    for number, module in enumerate(calls):
+    for number, module in enumerate(modules):
         numbers[module] = (*numbers.get(module, ()), number)
     return numbers
 
 
 def make_example_inputs(backbone: Backbone) -> BatchInputs:
     """A short row that every backbone can run, for verification."""
-    return backbone.make_single_row(draw_probe_ids(backbone.model)[0])
+    return backbone.make_single_row(make_probe_ids(backbone.model)[0])

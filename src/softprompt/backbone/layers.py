@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_STATES = 3  # axes
+_STATES_NDIM = 3  # [B, T, width]
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A layer.
+    """A layer of a model.
 
     Args:
-        module: the module.
+        module: its module.
         has_extra_outputs: whether it returns more than hidden states; T5's return a position bias.
         width: the width of the hidden states.
     """
@@ -42,13 +42,14 @@ def find_layers(
     Returns:
         The layers; an empty list if one of them cannot be determined.
     """
-    within = {id(a): [m for m in body.modules() if _contains(m, a)] for a in attentions}
-    outer = {id(m): m for modules in within.values() for m in modules}
-    attended = Counter(id(m) for a in attentions for m in within[id(a)])
-    seen: dict[int, list[tuple[bool, int]]] = defaultdict(list)
+    # `modules` lists outer modules first.
+    outer = {id(a): [m for m in body.modules() if _contains(m, a)] for a in attentions}
+    candidates = {id(m): m for modules in outer.values() for m in modules}
+    attention_calls = Counter(id(m) for a in attentions for m in outer[id(a)])
+    calls: dict[int, list[tuple[bool, int]]] = defaultdict(list)
     hooks = [
-        module.register_forward_hook(partial(_record, seen), with_kwargs=True)
-        for module in outer.values()
+        module.register_forward_hook(partial(_record_call, calls), with_kwargs=True)
+        for module in candidates.values()
     ]
     try:
         run()
@@ -57,12 +58,11 @@ def find_layers(
             hook.remove()
     layers = list[Layer]()
     for attention in attentions:
-        # `modules` lists outer modules first.
-        matches = [m for m in within[id(attention)] if len(seen[id(m)]) == attended[id(m)]]
+        matches = [m for m in outer[id(attention)] if len(calls[id(m)]) == attention_calls[id(m)]]
         if not matches:
             return []
-        more, width = seen[id(matches[0])][0]
-        layers.append(Layer(matches[0], has_extra_outputs=more, width=width))
+        has_extra_outputs, width = calls[id(matches[0])][0]
+        layers.append(Layer(matches[0], has_extra_outputs, width))
     return layers
 
 
@@ -70,17 +70,17 @@ def _contains(module: nn.Module, inner: nn.Module) -> bool:
     return module is not inner and any(m is inner for m in module.modules())
 
 
-def _record(
-    seen: dict[int, list[tuple[bool, int]]],
+def _record_call(
+    calls: dict[int, list[tuple[bool, int]]],
     module: nn.Module,
     args: tuple[Any, ...],
     _kwargs: object,
     output: object,
 ) -> None:
-    """Record a call that turns hidden states into hidden states."""
+    """Record a call that turns hidden states into hidden states: extra outputs, and the width."""
     first, *rest = output if isinstance(output, tuple) else (output,)
     states = args[0] if args else None
     if not isinstance(first, Tensor) or not isinstance(states, Tensor):
         return
-    if states.shape == first.shape and states.ndim == _STATES:
-        seen[id(module)].append((bool(rest), states.shape[-1]))
+    if states.shape == first.shape and states.ndim == _STATES_NDIM:
+        calls[id(module)].append((bool(rest), states.shape[-1]))

@@ -32,7 +32,7 @@ class _Outputs(ModelOutput):
     encoder_attentions: Any = None
 
 
-class _Mirror(nn.Module):
+class _IdentityBody(nn.Module):
     """A body that returns its input embeddings as the last hidden states."""
 
     def forward(
@@ -47,7 +47,7 @@ class _Mirror(nn.Module):
         return _Outputs(last_hidden_state=states)
 
     @property
-    def decoder(self) -> "_Mirror":
+    def decoder(self) -> "_IdentityBody":
         """OPT's head calls the decoder inside its body."""
         return self
 
@@ -70,10 +70,10 @@ class LMHead(nn.Module):
         body = model.base_model_prefix
         names = [body] if body in model._modules else ["encoder", "decoder"]  # noqa: SLF001
         for name in names:
-            shell._modules[name] = _Mirror()  # noqa: SLF001
+            shell._modules[name] = _IdentityBody()  # noqa: SLF001
         self.shell = shell
         self.seq2seq: bool = model.config.is_encoder_decoder
-        self.linear: nn.Linear | None = self._linear(model)
+        self.linear: nn.Linear | None = self._find_linear(model)
 
     def forward(self, states: Float[Tensor, "*S H"]) -> Float[Tensor, "*S V"]:
         """Score the vocabulary at the given last hidden states."""
@@ -83,10 +83,10 @@ class LMHead(nn.Module):
         logits: Tensor = self.shell(**embeds, **extra).logits
         return logits.reshape(*states.shape[:-1], -1)
 
-    def score_positions(
+    def score_tokens(
         self, states: Float[Tensor, "*S H"], tokens: Int[Tensor, " n"]
     ) -> Float[Tensor, "*S n"]:
-        """Score these tokens only; in fp32 if the head is a single linear layer."""
+        """Score some tokens of the vocabulary only; in fp32 if the head is one linear layer."""
         if self.linear is None:
             logits: Tensor = self(states)
             return logits[..., tokens]
@@ -94,7 +94,7 @@ class LMHead(nn.Module):
         return F.linear(states.float(), weight, *bias)
 
     @torch.no_grad()
-    def _linear(self, model: PreTrainedModel) -> nn.Linear | None:
+    def _find_linear(self, model: PreTrainedModel) -> nn.Linear | None:
         """The output layer, if a trial shows that the head consists of that layer alone."""
         layer = model.get_output_embeddings()
         if type(layer) is not nn.Linear or layer.in_features != model.config.hidden_size:

@@ -3,9 +3,9 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -87,25 +87,28 @@ QuantizationConfig: TypeAlias = Mapping[str, object] | QuantizationConfigMixin
 
 
 def read_quantization(config: QuantizationConfig) -> Mapping[str, object]:
-    """Convert a quantisation configuration to a table, as recipes and checkpoints store it.
+    """Convert a quantization configuration to a table, as recipes and checkpoints store it.
 
     Args:
         config: a table, or a configuration object of transformers.
+
+    Returns:
+        The table.
     """
     return config.to_dict() if isinstance(config, QuantizationConfigMixin) else config
 
 
 def check_quantization_installed(quantization: Mapping[str, object]) -> None:
-    """Check that bitsandbytes is installed if a quantisation needs it.
+    """Check that bitsandbytes is installed if a quantization needs it.
 
     Args:
-        quantization: a quantisation configuration of transformers, as a table.
+        quantization: a quantization configuration of transformers, as a table.
 
     Raises:
         MissingPackageError: it is not installed.
     """
-    implied = any(key.startswith("load_in_") for key in quantization)
-    if not implied and quantization.get("quant_method") != "bitsandbytes":
+    is_implied = any(key.startswith("load_in_") for key in quantization)
+    if not is_implied and quantization.get("quant_method") != "bitsandbytes":
         return
     if find_spec("bitsandbytes") is None:
         msg = (
@@ -135,8 +138,8 @@ def has_bfloat16(device: str) -> bool:
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.startswith("cpu"):
-        able = torch.cpu.get_capabilities()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+        features = torch.cpu.get_capabilities()
+        return any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return False
 
 
@@ -160,24 +163,24 @@ def resolve_device(device: str | torch.device) -> str:
     Raises:
         BackboneError: the device is unknown, or this machine does not have it.
 
-    Example:
+    Examples:
         >>> resolve_device("cpu")
         'cpu'
     """
     if device == AUTO:
         return select_device()
-    options = [AUTO, "cpu", *_accelerators()]
+    options = [AUTO, "cpu", *_list_accelerators()]
     try:
-        wanted = torch.device(device)
+        requested = torch.device(device)
     except RuntimeError as error:
         raise BackboneError(format_unknown("device", str(device), options=options)) from error
-    if wanted.type not in {"cpu", "meta"} and str(wanted) not in options:
+    if requested.type not in {"cpu", "meta"} and str(requested) not in options:
         msg = (
             f"device {str(device)!r} is not on this machine. It has: "
             f"{', '.join(options[1:])}. Give one of these, or 'auto'."
         )
         raise BackboneError(msg)
-    return str(wanted)
+    return str(requested)
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype | None:
@@ -194,7 +197,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype |
     Raises:
         BackboneError: the dtype is unknown or not a floating-point type.
 
-    Example:
+    Examples:
         >>> resolve_dtype("bfloat16", "cpu")
         torch.bfloat16
     """
@@ -211,7 +214,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype |
     return choose_dtype(name, device)
 
 
-def _accelerators() -> list[str]:
+def _list_accelerators() -> list[str]:
     """The names of this machine's accelerators, with and without a number."""
     if not torch.accelerator.is_available():
         return []
@@ -229,14 +232,13 @@ class LoadOptions:
         dtype: the dtype to compute in; None for the checkpoint's own.
         device: the device of the model; ignored with ``device_map``.
         device_map: passed to transformers, to spread a large model over several devices.
-        quantization_config: a quantisation configuration of transformers, as a table; None to load
+        quantization_config: a quantization configuration of transformers, as a table; None to load
             the weights as they are.
         shard: divide the layers' weights among the processes of this run; all of them must load
             and run the backbone in the same way.
         keep_dropout: keep the backbone's own dropout in training (default: none, which is better
             and faster for classification; SuperPos-Prompt 2024, OpenPrompt's ``plm_eval_mode``).
         trust_remote_code: run code that comes with the checkpoint.
-        extra: further arguments of transformers' ``from_pretrained``.
     """
 
     revision: str | None = None
@@ -247,7 +249,6 @@ class LoadOptions:
     shard: bool = False
     keep_dropout: bool = False
     trust_remote_code: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_unverified(name: str, loading: LoadOptions | None = None) -> Backbone:
@@ -263,24 +264,25 @@ def load_unverified(name: str, loading: LoadOptions | None = None) -> Backbone:
     Raises:
         BackboneError: it cannot be found, its architecture is not supported, it cannot be sharded,
             or some of its weights would be random.
-        MissingPackageError: the package of a ``builtin:`` name or of a quantisation is not
+        MissingPackageError: the package of a ``builtin:`` name or of a quantization is not
             installed.
     """
     loading = loading or LoadOptions()
     if loading.quantization_config is not None:
         check_quantization_installed(loading.quantization_config)
-    place = resolve_checkpoint(name, loading)
+    checkpoint = resolve_checkpoint(name, loading)
     with silence_transformers():
         config = load_or_raise(
-            name, lambda: AutoConfig.from_pretrained(place.path, **place.arguments)
+            name, lambda: AutoConfig.from_pretrained(checkpoint.path, **checkpoint.arguments)
         )
-        kind = _kind(name, config)
+        kind = _determine_architecture(name, config)
         if not loading.keep_dropout:
             _disable_dropout(config)
         tokenizer = load_or_raise(
-            name, lambda: AutoTokenizer.from_pretrained(place.path, **place.arguments)
+            name, lambda: AutoTokenizer.from_pretrained(checkpoint.path, **checkpoint.arguments)
         )
-        model, headless = _model(name, place, config, kind, loading)
+        _check_vocabulary(name, tokenizer)
+        model, headless = _load_model(name, checkpoint, config, kind, loading)
     if loading.device is not None and loading.device_map is None and not loading.shard:
         nn.Module.to(model, loading.device)
     commit = getattr(config, "_commit_hash", None) or loading.revision
@@ -322,14 +324,17 @@ def resolve_checkpoint(name: str, loading: LoadOptions) -> Checkpoint:
     return Checkpoint(str(path), arguments)
 
 
-def load_or_raise(name: str, load: Any) -> Any:  # noqa: ANN401  # transformers' auto classes
+def load_or_raise(name: str, load: Callable[[], Any]) -> Any:  # noqa: ANN401  # transformers'
     """Call a loader, and raise its errors as a BackboneError with a remedy."""
     try:
         return load()
-    except (OSError, ValueError, ImportError) as error:
-        first = str(error).strip().split("\n", 1)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a damaged file leads to errors of many kinds
+        text = repr(error) if isinstance(error, KeyError) else str(error)
+        reason = text.strip().split("\n", 1)[0].rstrip(" .:")
         msg = (
-            f"backbone {name!r} could not be loaded: {first} "
+            f"backbone {name!r} could not be loaded: {reason}. "
             "Give a Hub id that can be reached or is in the local cache, a folder with "
             "config.json, tokenizer and *.safetensors (pickled .bin weights are never "
             f"read), a .gguf file, or a {PREFIX} name."
@@ -337,59 +342,81 @@ def load_or_raise(name: str, load: Any) -> Any:  # noqa: ANN401  # transformers'
         raise BackboneError(msg) from error
 
 
-def _kind(name: str, config: PreTrainedConfig) -> Architecture:
-    family = config.model_type
-    if config.is_encoder_decoder:
-        return "encoder-decoder"
-    decoder = getattr(config, "is_decoder", False)
-    if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decoder:
-        return "encoder"
-    if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return "causal"
+def _check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that there is a vocabulary: without one, transformers makes an empty tokenizer."""
+    # T5's empty tokenizer has one ordinary token, the mark for a space.
+    if len(tokenizer) - len(tokenizer.added_tokens_decoder) > 1:
+        return
     msg = (
-        f"backbone {name!r} is a {family!r} model, which is neither a causal, a masked nor an "
-        "encoder-decoder language model. Choose one that is."
+        f"backbone {name!r} has no tokenizer, or one without a vocabulary. Save its tokenizer to "
+        "the same folder, with tokenizer.save_pretrained."
     )
     raise BackboneError(msg)
 
 
-_AUTO = {
+def _determine_architecture(name: str, config: PreTrainedConfig) -> Architecture:
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    is_decoder = getattr(config, "is_decoder", False)
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_decoder:
+        return "encoder"
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "causal"
+    msg = (
+        f"backbone {name!r} is a {config.model_type!r} model, which is neither a causal, a masked "
+        "nor an encoder-decoder language model. Choose one that is."
+    )
+    raise BackboneError(msg)
+
+
+_AUTO_CLASSES = {
     "causal": AutoModelForCausalLM,
     "encoder": AutoModelForMaskedLM,
     "encoder-decoder": AutoModelForSeq2SeqLM,
 }
 
 
-def _model(
-    name: str, place: Checkpoint, config: PreTrainedConfig, kind: Architecture, loading: LoadOptions
+def _load_model(
+    name: str,
+    checkpoint: Checkpoint,
+    config: PreTrainedConfig,
+    kind: Architecture,
+    loading: LoadOptions,
 ) -> tuple[PreTrainedModel, bool]:
-    arguments = place.arguments | dict(loading.extra)
+    arguments = dict(checkpoint.arguments)
     if loading.device_map is not None:
         arguments["device_map"] = loading.device_map
     if loading.quantization_config is not None:
         arguments["quantization_config"] = dict(loading.quantization_config)
     model, report = load_or_raise(
         name,
-        lambda: _AUTO[kind].from_pretrained(
-            place.path,
+        lambda: _AUTO_CLASSES[kind].from_pretrained(
+            checkpoint.path,
             config=config,
             dtype=loading.dtype or "auto",
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are checked below: here, no message names them
             **arguments,
         ),
     )
+    for key, stored, expected in sorted(report["mismatched_keys"]):
+        msg = (
+            f"the weights of backbone {name!r} do not fit its config.json: {key} has the shape "
+            f"{list(stored)} instead of {list(expected)}. Give a complete checkpoint."
+        )
+        raise BackboneError(msg)
     return model, _is_headless(name, model, sorted(report["missing_keys"]))
 
 
 def _is_headless(name: str, model: PreTrainedModel, missing: list[str]) -> bool:
     """Whether the checkpoint lacks the language-model head; other missing weights are an error."""
     body = f"{model.base_model_prefix}."
-    gaps = [key for key in missing if key.startswith(body) or model.base_model is model]
-    if gaps:
+    needed = [key for key in missing if key.startswith(body) or model.base_model is model]
+    if needed:
         msg = (
-            f"backbone {name!r} lacks {len(gaps)} of its weights ({', '.join(gaps[:3])}…), which "
-            "would be random and frozen. Give a complete checkpoint."
+            f"backbone {name!r} lacks {len(needed)} of its weights ({', '.join(needed[:3])}…), "
+            "which would be random and frozen. Give a complete checkpoint."
         )
         raise BackboneError(msg)
     return bool(missing)
@@ -403,28 +430,28 @@ def _disable_dropout(config: PreTrainedConfig) -> None:
 
 def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
     """Convert a GGUF file to safetensors in the user's cache, because reading GGUF is slow."""
-    state = path.stat()
+    stat = path.stat()
     # It begins with the version of this conversion.
-    key = f"2|{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{dtype}"
+    key = f"2|{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{dtype}"
     folder = cache_folder() / "gguf" / hashlib.sha256(key.encode()).hexdigest()[:24]
     if (folder / "config.json").exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as fresh, silence_transformers():
-        where = {"gguf_file": path.name}
+        source = {"gguf_file": path.name}
         load = AutoModelForCausalLM.from_pretrained
-        slow = load_or_raise(str(path), lambda: load(str(path.parent), dtype=dtype, **where))
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path.parent, **where)
-        config = slow.config
+        loaded = load_or_raise(str(path), lambda: load(str(path.parent), dtype=dtype, **source))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path.parent, **source)
+        config = loaded.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        plain.load_state_dict(slow.state_dict())
+        converted = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        converted.load_state_dict(loaded.state_dict())
         # Not with `save_pretrained`, in which only the first of several processes writes.
-        tied = plain.all_tied_weights_keys
-        tensors = {k: v for k, v in plain.state_dict().items() if k not in tied}
+        tied = converted.all_tied_weights_keys
+        tensors = {k: v for k, v in converted.state_dict().items() if k not in tied}
         save_file(tensors, str(Path(fresh) / "model.safetensors"), metadata={"format": "pt"})
-        plain.config.save_pretrained(fresh)
+        converted.config.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         try:
             Path(fresh).rename(folder)
@@ -438,11 +465,9 @@ def convert_gguf(path: Path, dtype: torch.dtype) -> Path:
 
 @contextmanager
 def silence_transformers() -> Iterator[None]:
-    """Hide transformers' load reports and progress bars; missing weights are checked here."""
-    level, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
+    """Hide transformers' load reports and progress bars: missing weights are checked instead."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:

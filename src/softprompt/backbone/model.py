@@ -17,8 +17,7 @@ from softprompt.errors import BackboneError
 
 Architecture = Literal["causal", "encoder", "encoder-decoder"]
 
-
-_LONG = 48
+_MAX_NAME_LENGTH = 48
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Geometry:
     """The shapes that a prompt must fit, measured in a trial forward pass.
 
     Args:
-        architecture: which tokens see which.
+        architecture: ``"causal"``, ``"encoder"`` or ``"encoder-decoder"``.
         model_type: the model type as its configuration names it.
         hidden_size: H, the width of the last hidden states.
         embedding_size: E, the width of the input embeddings (ALBERT, OPT-350M: not H).
@@ -37,8 +36,8 @@ class Geometry:
         num_layers: the number of layers, of an encoder-decoder's encoder; 0 if the backbone uses a
             custom attention implementation.
         layer_width: the width of the layers' hidden states (OPT-350M: not H).
-        num_kv_heads: N, key/value heads a site.
-        head_dim: D.
+        num_kv_heads: N, key/value heads per site.
+        head_dim: D, the size of a head.
         sliding_window: the size of its sliding window; None if it has none.
         reports_window: whether attention calls report their sliding window.
         position_offset: the first position id (RoBERTa: 2); None if the backbone takes no position
@@ -82,7 +81,7 @@ class BatchInputs:
         decoder_input_ids: the input of an encoder-decoder's decoder; None for other models. Each
             row of ``input_ids`` may have several consecutive rows here.
 
-    Example:
+    Examples:
         >>> import torch
         >>> ids = torch.tensor([[5, 6, 7], [5, 6, 0]])
         >>> inputs = BatchInputs(ids, torch.tensor([[1, 1, 1], [1, 1, 0]]))
@@ -114,7 +113,7 @@ class Backbone:
         sharded: whether the layers' weights are divided among several processes, which must then
             all run the backbone in the same way.
 
-    Example:
+    Examples:
         A tiny backbone stands for one that :func:`~softprompt.load_backbone` returns.
 
         >>> backbone.geometry.architecture
@@ -170,8 +169,8 @@ class Backbone:
     @property
     def decoder_start_token_id(self) -> int:
         """The id that an encoder-decoder's decoder starts from."""
-        for source in self._sources:
-            start = getattr(source, "decoder_start_token_id", None)
+        for config in self._configs:
+            start = getattr(config, "decoder_start_token_id", None)
             if start is not None:
                 return int(start)
         return self.pad_token_id
@@ -179,14 +178,14 @@ class Backbone:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The ids that end a generated text."""
-        for source in (*self._sources, self.tokenizer):
+        for source in (*self._configs, self.tokenizer):
             end = getattr(source, "eos_token_id", None)
             if end is not None:
                 return tuple(end) if isinstance(end, (list, tuple)) else (int(end),)
         return ()
 
     @property
-    def _sources(self) -> tuple[object, object]:
+    def _configs(self) -> tuple[object, object]:
         """The configurations that may define special ids; an encoder has only the second."""
         return getattr(self.model, "generation_config", None), self.model.config
 
@@ -236,7 +235,8 @@ class Backbone:
 
         Args:
             inputs: the batch.
-            positions: explicit position ids ``[B, T]``; None for the model's own.
+            positions: explicit position ids ``[B, T]``; None for the model's own. Not used for an
+                encoder-decoder.
 
         Returns:
             The hidden states, of the shape of the ids they belong to, plus an axis of size H.
@@ -244,7 +244,7 @@ class Backbone:
         if self.geometry.architecture == "encoder-decoder":
             states = self.encode(inputs)
             return self.decode(inputs, states=states)
-        output = self.model.base_model(**self._arguments(inputs, positions))
+        output = self.model.base_model(**self._forward_arguments(inputs, positions))
         return cast("Tensor", output.last_hidden_state)
 
     def encode(self, inputs: BatchInputs) -> Float[Tensor, "B T H"]:
@@ -281,16 +281,16 @@ class Backbone:
                 "decoder_input_ids. Add them."
             )
             raise BackboneError(msg)
-        each = len(inputs.decoder_input_ids) // len(states)
+        repeats = len(inputs.decoder_input_ids) // len(states)
         output = self.model.get_decoder()(
             input_ids=inputs.decoder_input_ids,
-            encoder_hidden_states=states.repeat_interleave(each, dim=0),
-            encoder_attention_mask=inputs.attention_mask.repeat_interleave(each, dim=0),
+            encoder_hidden_states=states.repeat_interleave(repeats, dim=0),
+            encoder_attention_mask=inputs.attention_mask.repeat_interleave(repeats, dim=0),
             use_cache=False,
         )
         return cast("Tensor", output.last_hidden_state)
 
-    def _arguments(self, inputs: BatchInputs, positions: Tensor | None) -> dict[str, Any]:
+    def _forward_arguments(self, inputs: BatchInputs, positions: Tensor | None) -> dict[str, Any]:
         arguments: dict[str, Any] = {
             "input_ids": inputs.input_ids,
             "attention_mask": inputs.attention_mask,
@@ -326,8 +326,8 @@ def shorten_name(name: str) -> str:
     Returns:
         The name, or an ellipsis and its last characters.
 
-    Example:
+    Examples:
         >>> shorten_name("builtin:minilm")
         'builtin:minilm'
     """
-    return name if len(name) <= _LONG else f"…{name[1 - _LONG :]}"
+    return name if len(name) <= _MAX_NAME_LENGTH else f"…{name[1 - _MAX_NAME_LENGTH :]}"

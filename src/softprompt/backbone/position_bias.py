@@ -44,24 +44,24 @@ class T5PositionBias:
         queries, device = attention.query.shape[2], attention.query.device
         width = columns + queries
         # From the last possible position, the others are at the distances 0, 1, 2 …
-        line = self.compute(1, width, device=device, past_seen_tokens=cached + width - 1)[0, :, 0]
-        rows, columns_ = torch.arange(queries, device=device), torch.arange(columns, device=device)
-        index = width - 1 - shift[:, None, None] - rows[:, None] + columns_
-        return line[:, index.clamp(max=width - 1)].transpose(0, 1)
+        last = self.compute(1, width, device=device, past_seen_tokens=cached + width - 1)[0, :, 0]
+        query, column = torch.arange(queries, device=device), torch.arange(columns, device=device)
+        index = width - 1 - shift[:, None, None] - query[:, None] + column
+        return last[:, index.clamp(max=width - 1)].transpose(0, 1)
 
 
 def find_position_bias(calls: Sequence[tuple[nn.Module, AttentionCall]]) -> nn.Module | None:
     """The module that computed the bias of the last of these calls, found by trial."""
-    _, seen = calls[-1]
-    if seen.bias is None:
+    _, last = calls[-1]
+    if last.bias is None:
         return None
-    lengths = seen.query.shape[2], seen.key.shape[2]
+    lengths = last.query.shape[2], last.key.shape[2]
     for module, _ in reversed(calls):
         # Layers without a table of their own receive the bias of the first one.
         if getattr(module, "relative_attention_bias", None) is None:
             continue
         compute: Any = module.compute_bias
-        if torch.equal(compute(*lengths), seen.bias):
+        if torch.equal(compute(*lengths), last.bias):
             return module
     return None
 

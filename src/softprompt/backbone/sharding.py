@@ -47,7 +47,7 @@ def shard_backbone(backbone: Backbone, *, device: str) -> Backbone:
     if get_world_size() == 1:
         msg = (
             f"backbone {backbone.name!r} cannot be sharded: there is one process. Start several "
-            "(accelerate launch --multi_gpu --num_processes 2 …), or load it whole."
+            "(accelerate launch --multi_gpu --num_processes 2 …), or leave out shard."
         )
         raise BackboneError(msg)
     # Imported here, because some builds of torch lack these modules.
@@ -55,17 +55,17 @@ def shard_backbone(backbone: Backbone, *, device: str) -> Backbone:
     from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
     from torch.distributed.tensor import DTensor  # noqa: PLC0415
 
-    model, layers = backbone.model, _layers(backbone.model)
+    model, layers = backbone.model, _list_layers(backbone.model)
     if not layers:
         msg = (
             f"backbone {backbone.name!r} ({backbone.geometry.model_type}) cannot be sharded: it "
-            "has no list of layers with weights of their own. Load it whole, or with device_map."
+            "has no list of layers with weights of their own. Leave out shard, or use device_map."
         )
         raise BackboneError(msg)
     mesh = init_device_mesh(torch.device(device).type, (get_world_size(),))
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    for stack in _stacks(backbone):
+    for stack in _list_stacks(backbone):
         outside = {p for p in stack.parameters() if not isinstance(p, DTensor)}
         fully_shard(stack, mesh=mesh, ignored_params=outside)
     nn.Module.to(model, device)
@@ -77,14 +77,14 @@ def shard_backbone(backbone: Backbone, *, device: str) -> Backbone:
 def check_ranks_agree(backbone: Backbone, choice: int) -> bool:
     """Whether all processes make the same choice. All of them must call this.
 
-    Without sharding the processes are independent, and the answer is always yes.
+    Without sharding the processes are independent, and the result is always True.
     """
     if not backbone.sharded:
         return True
-    ends = torch.tensor([choice, -choice], device=backbone.device)
-    dist.all_reduce(ends, dist.ReduceOp.MAX)
-    most, least = ends.tolist()
-    return bool(most == -least)
+    extremes = torch.tensor([choice, -choice], device=backbone.device)
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    highest, negated_lowest = extremes.tolist()
+    return bool(highest == -negated_lowest)
 
 
 def prefetch_last_layer(backbone: Backbone, tensors: Iterable[Tensor]) -> None:
@@ -95,7 +95,7 @@ def prefetch_last_layer(backbone: Backbone, tensors: Iterable[Tensor]) -> None:
     """
     if not backbone.sharded:
         return
-    last = cast("FSDPModule", _layers(_stacks(backbone)[-1])[-1])
+    last = cast("FSDPModule", _list_layers(_list_stacks(backbone)[-1])[-1])
 
     def fetch(_: Tensor) -> None:
         last.unshard()
@@ -105,14 +105,14 @@ def prefetch_last_layer(backbone: Backbone, tensors: Iterable[Tensor]) -> None:
             tensor.register_hook(fetch)
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def _list_layers(model: nn.Module) -> list[nn.Module]:
     """The members of the outermost module lists, where transformers has its layers."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    within = {id(inner) for outer in lists for layer in outer for inner in layer.modules()}
-    return [layer for outer in lists if id(outer) not in within for layer in outer]
+    nested = {id(inner) for outer in lists for layer in outer for inner in layer.modules()}
+    return [layer for outer in lists if id(outer) not in nested for layer in outer]
 
 
-def _stacks(backbone: Backbone) -> list[PreTrainedModel]:
+def _list_stacks(backbone: Backbone) -> list[PreTrainedModel]:
     """The modules that every forward pass enters first."""
     model = backbone.model
     if backbone.geometry.architecture == "encoder-decoder":

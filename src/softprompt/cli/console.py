@@ -15,16 +15,21 @@ from rich.cells import cell_len
 
 from softprompt.errors import SoftpromptError, SoftpromptWarning
 
+# Exit statuses: the work failed or was interrupted; the input has a mistake.
 FAILED, MISTAKE = 1, 2
 DEBUG = "SOFTPROMPT_DEBUG"
-_Given = ParamSpec("_Given")
+# A larger confusion matrix is not readable in a terminal.
+_MAX_LABELS = 20
+# Metrics from 0 to 100.
+_PERCENT = {"bleu", "chrf"}
+_Params = ParamSpec("_Params")
 
 
-def report_errors(command: Callable[_Given, None]) -> Callable[_Given, None]:
+def report_errors(command: Callable[_Params, None]) -> Callable[_Params, None]:
     """Wrap a command, so that an error becomes a message and an exit status."""
 
     @wraps(command)
-    def run(*args: _Given.args, **kwargs: _Given.kwargs) -> None:
+    def run(*args: _Params.args, **kwargs: _Params.kwargs) -> None:
         try:
             with _print_warnings():
                 command(*args, **kwargs)
@@ -105,7 +110,7 @@ def hide_progress_bars() -> None:
 
 
 def format_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as columns: the first to the left, the others to the right."""
+    """Rows of cells as a table: the first column is aligned left, the others right."""
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *rest in rows:
@@ -115,11 +120,11 @@ def format_columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def format_fields(facts: Mapping[str, str]) -> str:
+def format_fields(fields: Mapping[str, str]) -> str:
     """Names and values, one a line; further lines of a value are aligned with its first."""
-    width = max(map(cell_len, facts)) + 2
+    width = max(map(cell_len, fields)) + 2
     lines = []
-    for name, value in facts.items():
+    for name, value in fields.items():
         first, *rest = value.split("\n")
         lines += [f"{name:<{width}}{first}", *(" " * width + line for line in rest)]
     return "\n".join(lines)
@@ -148,36 +153,29 @@ def _describe_bug(error: Exception) -> str:
     )
 
 
-# A larger confusion matrix is not readable in a terminal.
-_MAX_LABELS = 20
-# Metrics from 0 to 100.
-_PERCENT = {"bleu", "chrf"}
-
-
 def format_scores(report: Mapping[str, Any]) -> str:
     """A table of metrics, and the confusion matrix if there is one.
 
     Args:
-        report: as ``metrics.json`` has it.
+        report: the metrics of a split by name, as in ``metrics.json``.
     """
     names = [name for name in report if name not in {"confusion", "rows"}]
-    rows = [[name, _number(name, float(report[name]))] for name in names]
+    rows = [[name, _format_score(name, float(report[name]))] for name in names]
     if "rows" in report:
         rows.append(["rows", f"{report['rows']:,}"])
-    found = format_columns(rows)
-    table = report.get("confusion")
-    return found if table is None else f"{found}\n\n{format_confusion(table)}"
+    table, confusion = format_columns(rows), report.get("confusion")
+    return table if confusion is None else f"{table}\n\n{format_confusion(confusion)}"
 
 
-def format_confusion(table: Mapping[str, Any]) -> str:
+def format_confusion(confusion: Mapping[str, Any]) -> str:
     """A confusion matrix with true labels as rows; a large one is left to --json."""
-    labels, columns = table["labels"], table["predicted_labels"]
+    labels, columns = confusion["labels"], confusion["predicted_labels"]
     if len(labels) > _MAX_LABELS:
         return f"confusion of {len(labels)} labels: see --json"
-    head = ["true \\ answered", *columns]
-    counts = [[str(n) for n in row] for row in table["counts"]]
-    return format_columns([head, *([la, *row] for la, row in zip(labels, counts, strict=True))])
+    rows = zip(labels, confusion["counts"], strict=True)
+    cells = [[label, *map(str, counts)] for label, counts in rows]
+    return format_columns([["true \\ predicted", *columns], *cells])
 
 
-def _number(name: str, value: float) -> str:
+def _format_score(name: str, value: float) -> str:
     return f"{value:.2f}" if name in _PERCENT else f"{value:.4f}"

@@ -33,7 +33,8 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     evaluate: "softprompt evaluate runs/recipe reviews.csv --json",
     predict: 'softprompt predict runs/recipe "Moving and funny." "Dull."',
     show: "softprompt show runs/recipe --attention",
-    import_: "softprompt import peft adapters/mood --output mood --set task.labels=[no,yes]",
+    import_: "softprompt import peft adapters/mood --output mood "
+    """--set 'task.labels=["no", "yes"]'""",
     export: "softprompt export peft runs/recipe --output adapters/mood",
     push: "softprompt push runs/recipe ada/sentiment --private",
     pull: "softprompt pull ada/sentiment --output sentiment",
@@ -76,6 +77,6 @@ def main() -> None:
         # JSON is UTF-8 whatever the locale; a lone surrogate in a message must not raise an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    # It warns at every matrix product that bf16 is cast to fp16.
+    # bitsandbytes warns at every matrix product that bf16 is cast to fp16.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     app()

@@ -96,22 +96,22 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-def parse_multipliers(rates: str) -> tuple[float, ...]:
+def parse_multipliers(text: str) -> tuple[float, ...]:
     """The numbers of ``--lr-multipliers``.
 
     Raises:
-        RecipeError: they are not distinct positive numbers.
+        BadParameter: they are not distinct positive numbers.
     """
-    from softprompt.errors import RecipeError
+    from softprompt.compare.config import are_valid_multipliers
 
     try:
-        found = tuple(float(part) for part in rates.split(","))
+        multipliers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        found = ()
-    if not found or not all(0 < one < float("inf") for one in found) or len({*found}) < len(found):
-        fault = (
-            f"--lr-multipliers {rates!r} are not distinct positive numbers. Use 0.3,1,3, for "
+        multipliers = ()
+    if not are_valid_multipliers(multipliers):
+        msg = (
+            f"--lr-multipliers {text!r} are not distinct positive numbers. Use 0.3,1,3, for "
             "example."
         )
-        raise RecipeError([fault])
-    return found
+        raise typer.BadParameter(msg)
+    return multipliers

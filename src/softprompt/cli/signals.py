@@ -20,10 +20,10 @@ class GracefulStop:
     def __init__(self) -> None:
         self._requested = False
         self._stepping = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {s: signal.signal(s, self._handle) for s in _SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
     def __exit__(
@@ -32,8 +32,8 @@ class GracefulStop:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for which, handler in self._before.items():
-            signal.signal(which, handler)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def is_requested(self) -> bool:
         """Whether to stop now, between two steps."""

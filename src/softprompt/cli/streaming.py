@@ -10,6 +10,7 @@ from threading import Thread
 
 from softprompt.errors import DataError
 
+# The most rows of a group.
 WINDOW = 2048
 
 
@@ -19,7 +20,7 @@ class InputRow:
 
     Args:
         place: for messages, such as ``line 3``.
-        raw: a text, a line of JSON (bytes are not decoded yet) or a mapping.
+        raw: a text, a mapping, or the bytes of a line, which is a text or a JSON object.
     """
 
     place: str
@@ -45,7 +46,7 @@ def is_table(source: str) -> bool:
 
 
 def read_table_rows(source: str, fields: Sequence[str]) -> Iterator[list[InputRow]]:
-    """The rows of a table, some at a time.
+    """The rows of a table, in groups of at most ``WINDOW``.
 
     Raises:
         DataError: it cannot be read, or lacks a column.
@@ -67,33 +68,33 @@ def read_text_rows(source: str) -> Iterator[InputRow]:
         DataError: there is no such file.
     """
     if source == "-":
-        yield from _lines(sys.stdin.buffer)
+        yield from _number_lines(sys.stdin.buffer)
         return
     path = Path(source).expanduser()
     if not path.is_file():
         msg = f"there is no file {source}. Give one, or - to read lines from stdin."
         raise DataError(msg)
     with path.open("rb") as file:
-        yield from _lines(file)
+        yield from _number_lines(file)
 
 
 def group_rows(rows: Iterator[InputRow]) -> Iterator[list[InputRow]]:
-    """Group the rows that have arrived: a slow input gives single rows, a fast one batches."""
-    arrived: Queue[InputRow | BaseException | None] = Queue(maxsize=2 * WINDOW)
+    """Group the rows that have arrived: a slow input gives single rows, a fast one groups."""
+    queue: Queue[InputRow | BaseException | None] = Queue(maxsize=2 * WINDOW)
 
     def read() -> None:
         try:
             for row in rows:
-                arrived.put(row)
-            arrived.put(None)
+                queue.put(row)
+            queue.put(None)
         except BaseException as error:  # noqa: BLE001  # raised again by the consumer
-            arrived.put(error)
+            queue.put(error)
 
     Thread(target=read, daemon=True).start()
     while True:
-        window, end = _take(arrived)
-        if window:
-            yield window
+        group, end = _take_arrived(queue)
+        if group:
+            yield group
         match end:
             case BaseException():
                 raise end
@@ -103,27 +104,31 @@ def group_rows(rows: Iterator[InputRow]) -> Iterator[list[InputRow]]:
                 pass
 
 
-def _take(
-    arrived: "Queue[InputRow | BaseException | None]",
+def _take_arrived(
+    queue: "Queue[InputRow | BaseException | None]",
 ) -> tuple[list[InputRow], BaseException | bool]:
-    """Wait for a row, and take all that have arrived after it; also the end or an error."""
-    window: list[InputRow] = []
-    while len(window) < WINDOW:
+    """Wait for a row, and take all that have arrived after it.
+
+    Returns:
+        The rows; and the error of the reader, or whether the input has ended.
+    """
+    group: list[InputRow] = []
+    while len(group) < WINDOW:
         try:
-            item = arrived.get(block=not window)
+            item = queue.get(block=not group)
         except Empty:
             break
         match item:
             case InputRow():
-                window.append(item)
+                group.append(item)
             case None:
-                return window, True
+                return group, True
             case BaseException():
-                return window, item
-    return window, False
+                return group, item
+    return group, False
 
 
-def _lines(file: Iterable[bytes]) -> Iterator[InputRow]:
+def _number_lines(file: Iterable[bytes]) -> Iterator[InputRow]:
     for number, line in enumerate(file, 1):
         yield InputRow(f"line {number}", line.rstrip(b"\r\n"))
 
@@ -141,11 +146,11 @@ def _decode(line: bytes) -> str:
 
 def _parse_object(line: str) -> Mapping[str, object]:
     try:
-        found: Mapping[str, object] = json.loads(line)
+        row: Mapping[str, object] = json.loads(line)
     except json.JSONDecodeError as error:
         msg = (
             f"it starts with a brace but is not valid JSON: {error.msg} at column {error.colno}. "
             'Write an object such as {"text": "…"}, or {"text": "{…"} for a text with a brace.'
         )
         raise DataError(msg) from error
-    return found
+    return row

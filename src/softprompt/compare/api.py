@@ -15,7 +15,12 @@ from filelock import FileLock, Timeout
 
 from softprompt.compare.baselines import Baselines
 from softprompt.compare.comparison import Comparison, LearningRateSearch, LearningRateTrial
-from softprompt.compare.config import ComparisonPlan, Variant, read_plan
+from softprompt.compare.config import (
+    ComparisonPlan,
+    Variant,
+    find_multiplier_faults,
+    read_plan,
+)
 from softprompt.compare.engines.ray import RayCluster
 from softprompt.compare.engines.select import EngineFactory, EngineName, open_engine
 from softprompt.compare.lr_search import TrainedRun, search_learning_rate, select_best
@@ -118,7 +123,7 @@ def compare_methods(
         TrainingError: another process uses the folder, or the engine cannot be used.
         KeyboardInterrupt: it was interrupted.
 
-    Example:
+    Examples:
         ```python
         comparison = compare_methods(
             "recipe.toml",
@@ -145,7 +150,7 @@ def compare_methods(
     """
     plan, notify = _read_options(recipe, options), _call_all(callbacks)
     with open_engine(engine, callback=notify) as make_engine:
-        return _run(
+        return _run_plan(
             plan, Path(output), make_engine=make_engine, notify=notify, should_stop=should_stop
         )
 
@@ -183,7 +188,7 @@ def find_learning_rate(
         TrainingError: another process uses the folder.
         KeyboardInterrupt: it was interrupted.
 
-    Example:
+    Examples:
         ```python
         search = find_learning_rate(
             "recipe.toml", "runs/rates", lr_multipliers=[0.3, 1, 3], search_fraction=0.05
@@ -196,21 +201,27 @@ def find_learning_rate(
         softprompt.errors.RecipeError: 1 fault in the recipe:
           - lr_multipliers [0.3, 0.3] are not distinct positive numbers. Give such as [0.3, 1, 3].
     """
-    multipliers, notify = _check_search(lr_multipliers, search_fraction), _call_all(callbacks)
+    _check_search(lr_multipliers, search_fraction)
+    notify = _call_all(callbacks)
     base, folder = load_recipe(recipe), Path(output)
     tables = _prepare_folder(base, folder, needed=("validation",))
     with _open_runner(base, folder, tables, notify=notify, should_stop=should_stop) as runner:
         variant = Variant(base.method.name, _without_limits(base))
-        trained = search_learning_rate(
-            variant, multipliers=multipliers, fraction=search_fraction, run=runner
+        runs = search_learning_rate(
+            variant,
+            multipliers=[*map(float, lr_multipliers)],
+            fraction=search_fraction,
+            run=runner,
         )
     picture, metric = folder / "rates.png", base.train.best_metric
-    best = select_best(trained)
-    draw_learning_rates(trained, picture, select=metric, best=best, title=folder.resolve().name)
-    return _to_search(base, trained, best=best, picture=picture)
+    best = select_best(runs)
+    draw_learning_rates(runs, picture, select=metric, best=best, title=folder.resolve().name)
+    return _make_search(base, runs, best=best, picture=picture)
 
 
 def _call_all(callbacks: Sequence[ComparisonCallback]) -> ComparisonCallback:
+    """One callback that calls all of them."""
+
     def notify(event: ComparisonEvent) -> None:
         for callback in callbacks:
             callback(event)
@@ -233,24 +244,17 @@ def _read_options(recipe: RecipeSource, options: ComparisonOptions) -> Compariso
     return read_plan(recipe, options.get("overrides") or (), **keys)
 
 
-def _check_search(multipliers: Sequence[float], fraction: float) -> list[float]:
-    faults = []
-    positive = all(0 < one < float("inf") for one in multipliers)
-    if not multipliers or not positive or len({*multipliers}) < len(multipliers):
-        faults.append(
-            f"lr_multipliers {[*multipliers]} are not distinct positive numbers. Give such as "
-            "[0.3, 1, 3]."
-        )
+def _check_search(multipliers: Sequence[float], fraction: float) -> None:
+    faults = find_multiplier_faults(multipliers)
     if not 0 < fraction <= 1:
         faults.append(
             f"search_fraction {fraction:g} is not above 0 and at most 1. Give such as 0.1."
         )
     if faults:
         raise RecipeError(faults)
-    return [*map(float, multipliers)]
 
 
-def _run(
+def _run_plan(
     plan: ComparisonPlan,
     folder: Path,
     *,
@@ -293,7 +297,7 @@ def _run(
 
 
 def _select_complete(events: Sequence[ResultEvent], failed: Sequence[Failed]) -> list[RunResult]:
-    """The results of variants without a failure: those with some seeds only are not compared."""
+    """The results of the variants of which no run failed; the others lack seeds."""
     failed_names = {event.variant for event in failed}
     return [e for e in events if isinstance(e, RunResult) and e.variant not in failed_names]
 
@@ -305,14 +309,18 @@ def _make_test_set(base: Recipe, tables: Mapping[str, Table]) -> HeldOutTest:
 
 
 def _without_limits(recipe: Recipe) -> Recipe:
-    """The recipe without limits: rows are sampled once, for all variants and seeds."""
+    """The recipe without ``max_rows``: rows are sampled once, for all variants and seeds."""
     return recipe.model_copy(
         update={"data": recipe.data.model_copy(update={"max_rows": MaxRows()})}
     )
 
 
 def _prepare_folder(base: Recipe, folder: Path, *, needed: Sequence[str]) -> dict[str, Table]:
-    """Read and check the rows by split, and save the recipe or compare it with the saved one."""
+    """Read and check the rows by split, and save the recipe or compare it with the saved one.
+
+    Args:
+        needed: the splits that there must be besides the training rows.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         msg = (
             "a comparison is run by one process, but this is one of several. Start it without "
@@ -374,20 +382,33 @@ def _save_recipe(recipe: Recipe, folder: Path) -> None:
 def _check_splits(tables: Mapping[str, Table], *, needed: Sequence[str]) -> None:
     missing = [name for name in needed if name not in tables]
     if missing:
+        purpose = {
+            "validation": "prompts are selected by validation rows",
+            "test": "variants are compared by test rows",
+        }
         msg = (
-            f"there are no {' and '.join(missing)} rows, but prompts are selected by validation "
-            "rows and compared by test rows. Name both in [data], or leave both out, so that they "
-            "are split off."
+            f"there are no {' and '.join(missing)} rows, but "
+            f"{' and '.join(purpose[name] for name in missing)}. Set "
+            f"{' and '.join(f'data.{name}' for name in missing)}; or, to split them off the "
+            "training rows, leave out data.validation and data.test and give "
+            f"{' and '.join(needed)} a share in data.split_sizes."
         )
         raise DataError(msg)
 
 
-def _to_search(
-    base: Recipe, trained: Mapping[float, TrainedRun], *, best: float, picture: Path
+def _make_search(
+    base: Recipe, runs: Mapping[float, TrainedRun], *, best: float, picture: Path
 ) -> LearningRateSearch:
+    """The result of a search.
+
+    Args:
+        runs: by their multipliers.
+        best: the multiplier of the best run.
+        picture: the file of the figure.
+    """
     trials = {
         multiplier: LearningRateTrial(run.rate, multiplier, run.cost.steps, run.validation)
-        for multiplier, run in sorted(trained.items())
+        for multiplier, run in sorted(runs.items())
     }
     settings = base.task_settings
     has_head = isinstance(settings, Classify) and settings.verbalizer is None

@@ -29,11 +29,11 @@ _UNAVAILABLE = {
 
 
 class Baseline(Interface):
-    """Predicts test rows."""
+    """A baseline that is ready to predict test rows."""
 
     @property
     def cost(self) -> Cost | None:
-        """Of its training; None where nothing was trained."""
+        """The cost of its training; None where nothing was trained."""
 
     def __call__(self, rows: Sequence[Row]) -> list[str]:
         """One answer for each row."""
@@ -72,7 +72,7 @@ class HardPromptBaseline:
 
 
 def fit_majority(answers: Sequence[str]) -> MajorityBaseline:
-    """The most frequent of these; of equally frequent ones the first in alphabetical order."""
+    """Make the baseline of the most frequent answer; the alphabet decides ties."""
     count = Counter(answers)
     return MajorityBaseline(min(count, key=lambda answer: (-count[answer], answer)))
 
@@ -83,7 +83,7 @@ class Baselines:
 
     Args:
         base: the recipe.
-        backbone: that predicts.
+        backbone: frozen, without a prompt.
         tables: rows by split.
     """
 
@@ -92,11 +92,7 @@ class Baselines:
     tables: Mapping[str, Table]
 
     def select(self, names: Sequence[str]) -> dict[str, Callable[[], Baseline]]:
-        """The named baselines that exist for the recipe, each made when it is called.
-
-        A task with a trained head has no hard prompt: without training the head is random. A task
-        that generates free text has no linear probe.
-        """
+        """Functions that make the named baselines, of those that exist for the recipe."""
         return {name: make for name, make in self._available().items() if name in names}
 
     def find_skipped(self, names: Sequence[str]) -> list[BaselineSkipped]:
@@ -108,32 +104,29 @@ class Baselines:
 
     def _available(self) -> dict[str, Callable[[], Baseline]]:
         settings = self.base.task_settings
-        available: dict[str, Callable[[], Baseline]] = {"majority": self._majority}
+        available: dict[str, Callable[[], Baseline]] = {"majority": self._fit_majority}
         if not (isinstance(settings, Classify) and settings.verbalizer is None):
-            available["hard-prompt"] = self._hard_prompt
+            available["hard-prompt"] = self._make_hard_prompt
         if find_labels(settings, self.tables["train"]):
-            available["linear-probe"] = self._probe
+            available["linear-probe"] = self._fit_probe
         return available
 
     @property
     def _target(self) -> str:
         return get_target_column(self.base.task_settings)
 
-    @property
-    def _template(self) -> str:
-        kind = self.backbone.geometry.architecture
-        return resolve_hard_template(self.base, self.tables["train"], kind=kind).text
-
-    def _majority(self) -> Baseline:
+    def _fit_majority(self) -> Baseline:
         return fit_majority([str(answer) for answer in self.tables["train"][self._target]])
 
-    def _hard_prompt(self) -> Baseline:
+    def _make_hard_prompt(self) -> Baseline:
         task = setup_hard_prompt(self.base, backbone=self.backbone, tables=self.tables)
         return HardPromptBaseline(task)
 
-    def _probe(self) -> Baseline:
+    def _fit_probe(self) -> Baseline:
         start = perf_counter()
-        reader = FeatureReader(self.backbone, self._template, self.base.data.max_length)
+        kind = self.backbone.geometry.architecture
+        template = resolve_hard_template(self.base, self.tables["train"], kind=kind).text
+        reader = FeatureReader(self.backbone, template, self.base.data.max_length)
         train, validation = (self.tables[name].to_list() for name in ("train", "validation"))
         probe = fit_probe(reader, train=train, validation=validation, target=self._target)
         seconds = round(perf_counter() - start, 1)

@@ -14,7 +14,7 @@ from softprompt.compare.statistics import Summary
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """The result of a comparison. In a notebook it is shown as its table.
+    """The result of a comparison. A notebook shows it as its table.
 
     Args:
         measure: the name of the score: ``accuracy``, or ``chrf`` for free text.
@@ -22,12 +22,12 @@ class Comparison:
         failed: variants and baselines that could not be run, with the error message.
         output: the folder of the comparison.
 
-    Example:
+    Examples:
         >>> from softprompt.compare import RunResult, summarize_variants
         >>> majority = RunResult("majority", None, scores=(1.0, 0.0), is_baseline=True)
         >>> prompt = RunResult("prompt-tuning", 42, scores=(1.0, 1.0))
-        >>> found = summarize_variants([majority, prompt])
-        >>> Comparison("accuracy", found, (), Path("runs/films"))
+        >>> summaries = summarize_variants([majority, prompt])
+        >>> Comparison("accuracy", summaries, (), Path("runs/films"))
         Comparison(accuracy: prompt-tuning 100.0 %, majority 50.0 %; output='runs/films')
     """
 
@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def columns(self) -> list[str]:
-        """The names of the table's columns; the first one, of the names, has none."""
+        """The names of the table's columns; that of the first, which has the names, is empty."""
         return [*format_header(self.measure)]
 
     def to_rows(self) -> list[dict[str, str]]:
@@ -87,7 +87,7 @@ class Comparison:
         return f"Comparison({self.measure}: {'; '.join(parts)}; output='{self.output}')"
 
     def _repr_html_(self) -> str:
-        return _html_table(self.columns, [[*row.values()] for row in self.to_rows()])
+        return _format_html(self.columns, [[*row.values()] for row in self.to_rows()])
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,16 @@ class LearningRateTrial:
 
 @dataclass(frozen=True, repr=False)
 class LearningRateSearch:
-    """The result of a search for a learning rate. In a notebook it is shown as its table.
+    """The result of a search for a learning rate. A notebook shows it as its table.
 
     Args:
         trials: by their learning rates.
         best: the trial with the best validation metrics.
         best_metric: by which it was selected; where that ties, the loss decides.
-        head_learning_rate: of the trained head, times the same multiplier; None without a trained
-            head.
+        head_learning_rate: of a trained head in the best trial; None without such a head.
         picture: the metrics over the learning rate, as PNG.
 
-    Example:
+    Examples:
         >>> trial = LearningRateTrial(0.01, 1.0, steps=30, validation={"loss": 0.5})
         >>> LearningRateSearch((trial,), trial, "loss", None, Path("runs/rates/rates.png"))
         LearningRateSearch(learning_rate=0.01, 1 trial, picture='runs/rates/rates.png')
@@ -133,7 +132,7 @@ class LearningRateSearch:
 
     @property
     def learning_rate(self) -> float:
-        """Of the best trial."""
+        """The learning rate of the best trial."""
         return self.best.learning_rate
 
     def to_rows(self) -> list[dict[str, str]]:
@@ -155,11 +154,11 @@ class LearningRateSearch:
         Returns:
             Values that JSON can hold.
         """
-        tried = [
+        trials = [
             {"rate": trial.learning_rate, "steps": trial.steps, **trial.validation}
             for trial in self.trials
         ]
-        return {"rate": self.learning_rate, "picture": str(self.picture), "tried": tried}
+        return {"rate": self.learning_rate, "picture": str(self.picture), "tried": trials}
 
     def __repr__(self) -> str:
         count = f"{len(self.trials)} trial{'' if len(self.trials) == 1 else 's'}"
@@ -168,7 +167,7 @@ class LearningRateSearch:
 
     def _repr_html_(self) -> str:
         rows = self.to_rows()
-        return _html_table([*rows[0]], [[*row.values()] for row in rows])
+        return _format_html([*rows[0]], [[*row.values()] for row in rows])
 
 
 def _without_scores(summary: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +176,7 @@ def _without_scores(summary: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [("th", head), *(("td", row) for row in rows)]
-    cells = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line) for tag, line in lines)
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
+def _format_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    tagged = [("th", head), *(("td", row) for row in rows)]
+    lines = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in tagged)
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

@@ -5,7 +5,7 @@ A comparison is described by a recipe, or by a comparison file that names its re
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -73,7 +73,7 @@ class Variant:
 
 
 def to_folder_name(name: str) -> str:
-    """The name with every character replaced that a folder name should not have."""
+    """The name with each run of unusual characters replaced by a hyphen."""
     return re.sub(r"[^\w.-]+", "-", name)
 
 
@@ -104,7 +104,7 @@ def make_finetune_variants(recipe: Recipe, kinds: Sequence[Tuned]) -> list[Varia
     data = recipe.as_data()
     if recipe.task_settings.template is not None:
         data["task"]["template"] = make_hard_template(recipe, recipe.task_settings.template)
-    data["train"] = _common(data)
+    data["train"] = _select_shared_keys(data)
     tuned = make_recipe(data)
     return [Variant(kind, tuned, kind) for kind in kinds]
 
@@ -114,30 +114,31 @@ def with_method(recipe: Recipe, name: str) -> Recipe:
     if name == recipe.method.name:
         return recipe
     data = recipe.as_data()
-    own: dict[str, Any] = {"name": name}
+    method: dict[str, Any] = {"name": name}
     if recipe.method.init is not None:
-        own["init"] = data["method"]["init"]
+        method["init"] = data["method"]["init"]
     template = recipe.task_settings.template
     parsed = None if template is None else parse_template(template)
-    given = recipe.method.collect_settings().get("length", _DEFAULT_LENGTH)
-    length = parsed.soft_length if parsed is not None and parsed.soft_length else given
+    length = recipe.method.collect_settings().get("length", _DEFAULT_LENGTH)
+    if parsed is not None and parsed.soft_length:
+        length = parsed.soft_length
     if METHODS[name].prompt_kind == "kv":
-        own["length"] = length
+        method["length"] = length
         if parsed is not None:
             data["task"]["template"] = parsed.replace_soft_tokens("")
     elif parsed is not None and not parsed.soft_length:
         data["task"]["template"] = f"{{soft:{length}}}{template}"
-    return make_recipe(data | {"method": own, "train": _common(data)})
+    return make_recipe(data | {"method": method, "train": _select_shared_keys(data)})
 
 
-def _common(data: Mapping[str, Any]) -> dict[str, Any]:
+def _select_shared_keys(data: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of ``[train]`` that all variants share."""
     return {key: value for key, value in data.get("train", {}).items() if key not in _METHOD_KEYS}
 
 
 # All variants share the rows, the backbone, the task and the budget.
-_COMMON = {"seed", "backbone", "data", "cache"}
-_SAME = {
+_SHARED_TABLES = {"seed", "backbone", "data", "cache"}
+_SHARED_KEYS = {
     *(f"task.{key}" for key in ("kind", "label_column", "target_column", "choices", "labels")),
     *(
         f"train.{key}"
@@ -191,28 +192,28 @@ class ComparisonPlan:
     time_budget_seconds: float | None
 
 
-def read_plan(source: RecipeSource, changes: Sequence[str] = (), **given: Any) -> ComparisonPlan:  # noqa: ANN401  # checked as the file is
+def read_plan(source: RecipeSource, changes: Sequence[str] = (), **options: Any) -> ComparisonPlan:  # noqa: ANN401  # checked as the file is
     """Read a recipe or a comparison file, which is recognized by its key ``base``.
 
     Args:
         source: the file, or the same as a mapping or a recipe.
         changes: of the recipe, as for :func:`softprompt.recipe.read_recipe`.
-        given: keys that override those of the comparison file; None overrides nothing.
+        **options: keys that override those of the comparison file; None overrides nothing.
 
     Raises:
-        RecipeError: with all faults that were found.
+        RecipeError: the comparison or its recipe has faults.
     """
-    overrides = {name: value for name, value in given.items() if value is not None}
+    overrides = {name: value for name, value in options.items() if value is not None}
     table, recipe = _locate_recipe(source)
     try:
-        section = ComparisonConfig.model_validate({**table, **overrides})
+        config = ComparisonConfig.model_validate({**table, **overrides})
     except ValidationError as error:
         raise RecipeError(explain_validation_error(error, owner=ComparisonConfig)) from error
     base = load_recipe(recipe, changes)
-    faults = _find_faults(section)
+    faults = _find_faults(config)
     if faults:
         raise RecipeError(faults)
-    return _make_plan(base, section)
+    return _make_plan(base, config)
 
 
 def _locate_recipe(source: RecipeSource) -> tuple[Mapping[str, Any], RecipeSource]:
@@ -234,45 +235,45 @@ def _locate_recipe(source: RecipeSource) -> tuple[Mapping[str, Any], RecipeSourc
             return {"base": "in memory"}, source
 
 
-def _make_plan(base: Recipe, section: ComparisonConfig) -> ComparisonPlan:
-    methods = section.methods
+def _make_plan(base: Recipe, config: ComparisonConfig) -> ComparisonPlan:
+    methods = config.methods
     if methods is None:
-        methods = [] if section.variants else [*METHODS]
-    tuned = [kind for kind in TUNED if kind in section.baselines]
+        methods = [] if config.variants else [*METHODS]
+    tuned = [kind for kind in TUNED if kind in config.baselines]
     variants = [
         *make_method_variants(base, methods),
-        *_make_custom_variants(base, section.variants),
+        *_make_custom_variants(base, config.variants),
         *make_finetune_variants(base, tuned),
     ]
     return ComparisonPlan(
         base=base,
         variants=tuple(variants),
-        baselines=tuple(name for name in section.baselines if name not in TUNED),
-        num_seeds=section.num_seeds,
-        lr_multipliers=tuple(section.lr_multipliers),
-        search_fraction=section.search_fraction,
-        time_budget_seconds=section.time_budget_seconds,
+        baselines=tuple(name for name in config.baselines if name not in TUNED),
+        num_seeds=config.num_seeds,
+        lr_multipliers=tuple(config.lr_multipliers),
+        search_fraction=config.search_fraction,
+        time_budget_seconds=config.time_budget_seconds,
     )
 
 
-def _make_custom_variants(base: Recipe, sections: Sequence[VariantConfig]) -> list[Variant]:
+def _make_custom_variants(base: Recipe, configs: Sequence[VariantConfig]) -> list[Variant]:
     variants, faults = [], []
-    for section in sections:
+    for config in configs:
         try:
-            variants.append(_make_custom_variant(base, section))
+            variants.append(_make_custom_variant(base, config))
         except RecipeError as error:
-            faults += [f"variant {section.name!r}: {fault}" for fault in error.faults]
+            faults += [f"variant {config.name!r}: {fault}" for fault in error.faults]
     if faults:
         raise RecipeError(faults)
     return variants
 
 
-def _make_custom_variant(base: Recipe, section: VariantConfig) -> Variant:
-    method = section.method
+def _make_custom_variant(base: Recipe, config: VariantConfig) -> Variant:
+    method = config.method
     if method is not None and method not in METHODS:
         raise RecipeError([format_unknown("method", method, options=METHODS)])
     data = (base if method is None else with_method(base, method)).as_data()
-    for path, value in section.overrides.items():
+    for path, value in config.overrides.items():
         *parents, key = path.split(".")
         table = data
         for at, parent in enumerate(parents, start=1):
@@ -281,49 +282,69 @@ def _make_custom_variant(base: Recipe, section: VariantConfig) -> Variant:
                 where = ".".join(parents[:at])
                 raise RecipeError([f"{where!r} is a value, not a table. Set {where!r} itself."])
         table[key] = value
-    return Variant(section.name, make_recipe(data))
+    return Variant(config.name, make_recipe(data))
 
 
-def _find_faults(section: ComparisonConfig) -> list[str]:
-    named = [(name, "baseline", BASELINES) for name in section.baselines]
-    named += [(name, "method", tuple(METHODS)) for name in section.methods or ()]
-    faults = [
-        format_unknown(what, name, options=known)
-        for name, what, known in named
-        if name not in known
-    ]
-    names = [
-        *(section.methods or ()),
-        *(variant.name for variant in section.variants),
-        *section.baselines,
-    ]
-    faults += [
-        f"{name!r} is named twice. Give each variant and baseline a different name."
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
-    folders = [to_folder_name(name) for name in {*names}]
-    faults += [
-        f"two names map to the same folder name {folder!r}. Change one."
-        for folder in sorted({folder for folder in folders if folders.count(folder) > 1})
-    ]
-    faults += [
-        f"lr_multipliers: {section.lr_multipliers} are not distinct. Name each once."
-        for _ in range(len({*section.lr_multipliers}) < len(section.lr_multipliers))
-    ]
-    for variant in section.variants:
-        common = [key for key in variant.overrides if key.split(".")[0] in _COMMON or key in _SAME]
-        faults += [
-            f"variant {variant.name!r} sets {key}, but all variants share the rows, the backbone, "
-            "the task and the budget. Set it in the recipe, or make another comparison."
-            for key in sorted(common)
-        ]
-        faults += [
-            f"variant {variant.name!r} sets all of {key!r}. Set single keys, such as "
-            f'"{key}.name" = …, so that the other keys are unchanged.'
-            for key, value in sorted(variant.overrides.items())
-            if isinstance(value, dict) and key in Recipe.model_fields
-        ]
+def are_valid_multipliers(multipliers: Sequence[float]) -> bool:
+    """Whether these are one or more distinct positive numbers."""
+    are_positive = all(0 < multiplier < float("inf") for multiplier in multipliers)
+    return bool(multipliers) and are_positive and len({*multipliers}) == len(multipliers)
+
+
+def find_multiplier_faults(multipliers: Sequence[float]) -> list[str]:
+    """The fault of multipliers of a learning rate; empty if they are valid."""
+    if are_valid_multipliers(multipliers):
+        return []
+    fault = (
+        f"lr_multipliers {[*multipliers]} are not distinct positive numbers. Give such as "
+        "[0.3, 1, 3]."
+    )
+    return [fault]
+
+
+def _find_faults(config: ComparisonConfig) -> list[str]:
+    """The faults of a comparison that its types do not exclude."""
+    faults = [*_find_name_faults(config), *find_multiplier_faults(config.lr_multipliers)]
+    for variant in config.variants:
+        faults += _find_override_faults(variant)
     return faults
+
+
+def _find_name_faults(config: ComparisonConfig) -> Iterator[str]:
+    """Unknown names, and names that are not distinct."""
+    for name in config.baselines:
+        if name not in BASELINES:
+            yield format_unknown("baseline", name, options=BASELINES)
+    for name in config.methods or ():
+        if name not in METHODS:
+            yield format_unknown("method", name, options=METHODS)
+    names = [
+        *(config.methods or ()),
+        *(variant.name for variant in config.variants),
+        *config.baselines,
+    ]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{name!r} is named twice. Give each variant and baseline a different name."
+    folders = [to_folder_name(name) for name in {*names}]
+    for folder in sorted({folder for folder in folders if folders.count(folder) > 1}):
+        yield f"two names map to the same folder name {folder!r}. Change one."
+
+
+def _find_override_faults(variant: VariantConfig) -> Iterator[str]:
+    """Overrides of keys that all variants share, and of whole tables."""
+    for key in sorted(variant.overrides):
+        if key.split(".")[0] in _SHARED_TABLES or key in _SHARED_KEYS:
+            yield (
+                f"variant {variant.name!r} sets {key}, but all variants share the rows, the "
+                "backbone, the task and the budget. Set it in the recipe, or make another "
+                "comparison."
+            )
+    for key, value in sorted(variant.overrides.items()):
+        if isinstance(value, dict) and key in Recipe.model_fields:
+            yield (
+                f"variant {variant.name!r} sets all of {key!r}. Set single keys, such as "
+                f'"{key}.name" = …, so that the other keys are unchanged.'
+            )
 
 
 def _read_table(path: Path) -> Mapping[str, Any]:

@@ -29,19 +29,22 @@ from softprompt.injection.forward import forward
 from softprompt.tasks.base import gather_positions, pad_rows
 from softprompt.tasks.binding import make_plain_renderer
 
+# The mean over the row, or the state at one position.
 Reading = Literal["mean", "point"]
-Read = dict[Reading, np.ndarray]
+# Features `[rows, H]` of each reading.
+Features = dict[Reading, np.ndarray]
 
 _READINGS: tuple[Reading, ...] = ("mean", "point")
-# From strong to weak regularization; of equally good ones the first is taken, of the first reading.
+# The C of logistic regression, from strong to weak regularization. Of equally good settings the
+# first reading is taken, and of that the strongest regularization.
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-_BATCH = 32
-_WORD = 4
+_BATCH_SIZE = 32
+_FP32_BYTES = 4
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureReader:
-    """Rows as features of a frozen backbone.
+    """Reads features of rows from a frozen backbone.
 
     Args:
         backbone: without a prompt.
@@ -53,33 +56,35 @@ class FeatureReader:
     template: str
     max_length: int | None = None
 
-    def read(self, rows: Sequence[Row]) -> Read:
+    def read(self, rows: Sequence[Row]) -> Features:
         """The features ``[rows, H]`` of each reading, in fp32."""
-        made = make_plain_renderer(self.backbone, self.template, max_length=self.max_length)
-        texts = [made.render(row) for row in rows]
-        found: dict[Reading, list[np.ndarray]] = {
+        renderer = make_plain_renderer(self.backbone, self.template, max_length=self.max_length)
+        texts = [renderer.render(row) for row in rows]
+        lengths = [len(text.input_ids) for text in texts]
+        features: dict[Reading, list[np.ndarray]] = {
             name: [np.empty(0)] * len(rows) for name in _READINGS
         }
-        for batch in group_by_length(
-            [len(text.input_ids) for text in texts], size=_BATCH, seed=None
-        ):
-            for at, features in zip(batch, self._features([texts[i] for i in batch]), strict=True):
-                for name, values in features.items():
-                    found[name][at] = values
-        return {name: np.stack(values) for name, values in found.items()}
+        for batch in group_by_length(lengths, size=_BATCH_SIZE, seed=None):
+            read = self._read_batch([texts[index] for index in batch])
+            for index, row_features in zip(batch, read, strict=True):
+                for name, values in row_features.items():
+                    features[name][index] = values
+        return {name: np.stack(values) for name, values in features.items()}
 
     @torch.no_grad()
-    def _features(self, texts: Sequence[RenderedRow]) -> Iterator[Mapping[Reading, np.ndarray]]:
-        states, mask = self._states(texts)
-        first = self.backbone.geometry.architecture == "encoder"
-        points = [(0 if first else len(text.input_ids) - 1,) for text in texts]
+    def _read_batch(self, texts: Sequence[RenderedRow]) -> Iterator[Mapping[Reading, np.ndarray]]:
+        """The features of each row of a batch."""
+        states, mask = self._compute_states(texts)
+        is_encoder = self.backbone.geometry.architecture == "encoder"
+        points = [(0 if is_encoder else len(text.input_ids) - 1,) for text in texts]
         means = (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         for mean, point in zip(means.cpu(), gather_positions(states, points).cpu(), strict=True):
             yield {"mean": mean.numpy(), "point": point.numpy()}
 
-    def _states(
+    def _compute_states(
         self, texts: Sequence[RenderedRow]
     ) -> tuple[Float[Tensor, "B T H"], Float[Tensor, "B T"]]:
+        """The last hidden states, and the attention mask."""
         inputs = pad_rows(self.backbone, texts)
         if self.backbone.geometry.architecture == "encoder-decoder":
             states = self.backbone.encode(inputs)
@@ -93,9 +98,9 @@ class Probe:
     """A fitted probe.
 
     Args:
-        reader: makes features of rows.
+        reader: reads features of rows.
         reading: which features are used.
-        fitted: on the training rows.
+        fitted: the pipeline, fitted on the training rows.
         cost: its parameters; the seconds are measured by the caller.
     """
 
@@ -115,19 +120,23 @@ def fit_probe(
     """Fit a probe on training rows, and select its settings by validation rows.
 
     Args:
+        reader: reads features of rows.
+        train: the training rows.
+        validation: the validation rows.
         target: the column of the right answers.
     """
-    features, held_out = reader.read(train), reader.read(validation)
+    train_features, validation_features = reader.read(train), reader.read(validation)
     labels, truth = ([str(row[target]) for row in rows] for rows in (train, validation))
-    scored = []
-    for order, (reading, strength) in enumerate(product(_READINGS, _STRENGTHS)):
-        fitted = _fit(features[reading], labels, strength)
-        scored.append((float(fitted.score(held_out[reading], truth)), -order, reading, fitted))
-    _, _, reading, fitted = max(scored, key=lambda found: found[:2])
+    candidates = []
+    for reading, strength in product(_READINGS, _STRENGTHS):
+        fitted = _fit(train_features[reading], labels, strength)
+        score = float(fitted.score(validation_features[reading], truth))
+        candidates.append((score, reading, fitted))
+    # Of equally good ones, max takes the first.
+    _, reading, fitted = max(candidates, key=lambda candidate: candidate[0])
     trainable = sum(part.size for part in (fitted[-1].coef_, fitted[-1].intercept_))
-    body = reader.backbone.model.base_model
-    whole = sum(p.numel() for p in body.parameters())
-    cost = Cost(trainable, whole, _WORD * trainable, 0.0, added=trainable)
+    parameters = sum(p.numel() for p in reader.backbone.model.base_model.parameters())
+    cost = Cost(trainable, parameters, _FP32_BYTES * trainable, 0.0, added=trainable)
     return Probe(reader, reading, fitted, cost)
 
 

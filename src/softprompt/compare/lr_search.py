@@ -11,7 +11,7 @@ from softprompt.data.inputs import Row
 from softprompt.errors import TrainingError
 
 # Steps of the run that measures the time of a step; the first, slower ones do not count.
-_PACING = 12
+_TIMED_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class TrainedRun:
 class TrainFn(Interface):
     """Trains one run in a folder of the comparison."""
 
-    def __call__(self, trial: RunSpec) -> TrainedRun:
+    def __call__(self, spec: RunSpec) -> TrainedRun:
         """Train, or resume an interrupted run."""
 
 
@@ -76,16 +76,20 @@ def search_learning_rate(
     """Train with each multiple of the learning rate for a fraction of the steps.
 
     Args:
+        variant: to train, with the seed of its recipe.
+        multipliers: of its learning rate.
+        fraction: of the steps, for each multiplier; 0 to 1.
+        run: trains a run.
         steps: of a whole run; None for the number in the recipe.
 
     Returns:
-        The runs by their multipliers.
+        The runs by their multipliers. Their weights are released, so they cannot predict.
     """
     runs = {}
     for multiplier in multipliers:
         name, seed = f"{variant.folder}-search-{multiplier:g}", variant.recipe.seed
         spec = RunSpec(variant, name, seed, multiplier=multiplier, fraction=fraction, steps=steps)
-        # The trained weights, perhaps of a whole backbone, can be freed.
+        # `answer` holds the trained weights, with fine-tuning those of a whole backbone.
         runs[multiplier] = replace(run(spec), answer=_refuse_to_predict)
     return runs
 
@@ -98,8 +102,11 @@ def _refuse_to_predict(_rows: Sequence[Row]) -> list[str]:
 def select_best(runs: Mapping[float, TrainedRun]) -> float:
     """The multiplier of the best run of a search.
 
-    Within few steps a metric often does not change: then the loss decides, then the distance of the
-    multiplier from 1.
+    Within few steps a metric often does not change. Ties are decided by the validation loss, then
+    by the distance of the multiplier from 1.
+
+    Args:
+        runs: by their multipliers.
     """
 
     def score(multiplier: float) -> tuple[float, float, float]:
@@ -110,12 +117,17 @@ def select_best(runs: Mapping[float, TrainedRun]) -> float:
 
 
 def estimate_steps(seconds: float, *, variant: Variant, run: TrainFn) -> int:
-    """How many steps a variant can do in so many seconds, measured in a short run."""
-    trial = run(RunSpec(variant, f"{variant.folder}-pace", variant.recipe.seed, steps=_PACING))
-    if not trial.pace:
+    """The number of steps that a variant can do in a time, measured in a short run.
+
+    Raises:
+        TrainingError: a step takes no measurable time.
+    """
+    spec = RunSpec(variant, f"{variant.folder}-pace", variant.recipe.seed, steps=_TIMED_STEPS)
+    timed = run(spec)
+    if not timed.pace:
         msg = (
             "a step takes no measurable time, so a time budget cannot be converted to steps. Set "
             "train.max_steps instead."
         )
         raise TrainingError(msg)
-    return max(1, int(seconds / trial.pace))
+    return max(1, int(seconds / timed.pace))

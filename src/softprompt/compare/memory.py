@@ -9,23 +9,28 @@ from typing import Self
 import psutil
 import torch
 
-_EVERY = 0.02
+# Seconds between two samples of a process.
+_INTERVAL = 0.02
 
 
 class MemoryMeter:
-    """Measures this process, or the GPU if there is one, while its block runs.
+    """Measures this process, or the GPU if the device is one, while its block runs.
 
-    ``taken`` is the peak minus the memory in use at the beginning, in bytes.
+    Args:
+        device: where the block computes.
+
+    Attributes:
+        added_bytes: the peak minus the memory in use at the beginning.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.taken = 0
+        self.added_bytes = 0
         self._cuda = device.type == "cuda"
         self._device = device
         self._before = 0
         self._process = psutil.Process()
-        self._over = Event()
-        self._watch = Thread(target=self._sample, daemon=True)
+        self._stopped = Event()
+        self._sampler = Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Self:
         gc.collect()
@@ -35,7 +40,7 @@ class MemoryMeter:
             self._before = torch.cuda.memory_allocated(self._device)
         else:
             self._before = self._process.memory_info().rss
-            self._watch.start()
+            self._sampler.start()
         return self
 
     def __exit__(
@@ -45,19 +50,20 @@ class MemoryMeter:
         trace: TracebackType | None,
     ) -> None:
         if self._cuda:
-            self.taken = torch.cuda.max_memory_allocated(self._device) - self._before
+            self.added_bytes = torch.cuda.max_memory_allocated(self._device) - self._before
             return
-        self._over.set()
-        self._watch.join()
+        self._stopped.set()
+        self._sampler.join()
 
     def _sample(self) -> None:
-        while not self._over.wait(_EVERY):
-            self.taken = max(self.taken, self._process.memory_info().rss - self._before)
+        while not self._stopped.wait(_INTERVAL):
+            added = self._process.memory_info().rss - self._before
+            self.added_bytes = max(self.added_bytes, added)
 
 
 def _trim_heap() -> None:
-    """Return freed memory to the system: the next allocations would reuse it unseen."""
+    """Return freed memory to the system: allocations that reuse it would not be measured."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, TypeError):  # not glibc, the only one that holds much
+    except (AttributeError, TypeError):  # not glibc, which alone keeps much freed memory
         return

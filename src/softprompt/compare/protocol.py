@@ -51,13 +51,14 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Job:
-    """A unit of work: the search of a variant, or its training with a seed.
+    """A unit of work: the search of a variant's learning rate, or its training with a seed.
 
     Args:
-        variant: to search or to train.
-        order: seed by seed, so that an interrupted comparison has results of every variant.
-        seed: None for the search.
-        searched: the result of the search.
+        variant: to train.
+        order: the number of the seed, then that of the variant: seed by seed, so that an
+            interrupted comparison has results of every variant.
+        seed: of the training; None for the search.
+        searched: the result of the search; None for the search itself.
     """
 
     variant: Variant
@@ -96,21 +97,21 @@ class SequentialEngine:
 
 
 def run_job(job: Job, *, protocol: Protocol, run: TrainFn) -> ResultEvent:
-    """Run a job. An error in it becomes a :class:`Failed`, so that the other jobs still run."""
+    """Run a job. An error in it becomes a `Failed`, so that the other jobs still run."""
 
-    def train() -> ResultEvent:
+    def work() -> ResultEvent:
         if job.seed is None or job.searched is None:
             return _search(job.variant, protocol, run)
         return _train_and_test(job.variant, job.seed, job.searched, protocol=protocol, run=run)
 
-    return _catch_errors(train, job.variant.name, seed=job.seed)
+    return _catch_errors(work, job.variant.name, seed=job.seed)
 
 
 def _catch_errors(
-    do: Callable[[], ResultEvent], variant: str, *, seed: int | None = None
+    work: Callable[[], ResultEvent], variant: str, *, seed: int | None = None
 ) -> ResultEvent:
     try:
-        return do()
+        return work()
     except SoftpromptError as error:
         return Failed(variant, seed, str(error))
     except Exception as error:  # noqa: BLE001  # out of memory, or an error of a library
@@ -130,14 +131,18 @@ def run_comparison(
     If a variant fails, the others continue; the next call tries it again.
 
     Args:
+        variants: to train.
         baselines: those without training steps, each made when it is needed.
+        protocol: what all of them share.
         engine: runs the jobs of the variants.
+        path: of the file of the results.
 
     Yields:
         The requested results that are in the file, then the new ones.
 
     Raises:
-        DataError: the file is damaged, or of other test rows.
+        DataError: the file is damaged; or it has results of other test rows, of another search or
+            of other settings of a variant.
     """
     log = ResultsLog(path)
     before = [e for e in log.read() if not isinstance(e, Failed)]
@@ -151,12 +156,12 @@ def run_comparison(
     log.write(before)
     runs: set[tuple[str, int | None]] = {(name, None) for name in baselines}
     runs |= {(v.name, v.recipe.seed + n) for v in variants for n in range(protocol.num_seeds)}
-    for known in before:
-        match known:
-            case RunResult() if (known.variant, known.seed) in runs:
-                yield known
-            case SearchResult() if known.variant in keys:
-                yield known
+    for earlier in before:
+        match earlier:
+            case RunResult() if (earlier.variant, earlier.seed) in runs:
+                yield earlier
+            case SearchResult() if earlier.variant in keys:
+                yield earlier
             case _:
                 pass
     done = {(e.variant, e.seed) for e in before if isinstance(e, RunResult)}
@@ -223,7 +228,7 @@ def _run_variants(
 def _make_jobs(
     variant: Variant, at: int, searched: SearchResult, numbers: Sequence[int]
 ) -> list[Job]:
-    """One job for each of the missing seeds."""
+    """One job for each of the missing seeds, which are counted from that of the recipe."""
     return [Job(variant, (n, at), variant.recipe.seed + n, searched) for n in numbers]
 
 

@@ -38,7 +38,7 @@ class HeldOutTest:
     """The test rows and their right answers.
 
     Args:
-        rows: as the variants get them.
+        rows: with all their columns, also those that a template does not use.
         truth: the right answer of each row.
         labels: of the task; empty for free text.
     """
@@ -53,7 +53,11 @@ class HeldOutTest:
         return "accuracy" if self.labels else "chrf"
 
     def score(self, answers: Sequence[str]) -> ScoredAnswers:
-        """Score the answers, one for each row, in the order of the rows."""
+        """Score answers.
+
+        Args:
+            answers: one for each row, in the order of the rows.
+        """
         if not self.labels:
             return ScoredAnswers(
                 score_chrf(self.truth, answers),
@@ -99,7 +103,7 @@ class RunResult:
 
     Args:
         variant: its name.
-        seed: None where nothing is random.
+        seed: of the training; None where nothing is random.
         scores: of each test row: 1 or 0 for right or wrong, or the similarity of a text, 0 to 1.
         metrics: on the test rows.
         is_baseline: whether prompts are compared with it.
@@ -220,26 +224,24 @@ class Status:
 ResultEvent = RunResult | SearchResult | Failed
 ComparisonEvent = ResultEvent | BaselineSkipped | Status
 
-_DIGITS = {0.0: "0", 1.0: "1"}
-
 
 def as_line(event: ResultEvent) -> dict[str, Any]:
     """An event as JSON has it; scores that are only 0 and 1 are a string with a digit a row."""
     line = {"event": name_event(event), **asdict(event)}
     if isinstance(event, RunResult):
-        digits = [_DIGITS.get(score) for score in event.scores]
-        is_binary = None not in digits
-        line["scores"] = "".join(str(d) for d in digits) if is_binary else [*event.scores]
+        line["scores"] = [*event.scores]
+        if {*event.scores} <= {0.0, 1.0}:
+            line["scores"] = "".join(f"{score:.0f}" for score in event.scores)
     if isinstance(event, SearchResult):
         line["scores"] = [[multiplier, score] for multiplier, score in event.scores.items()]
     return line
 
 
 def from_line(line: Mapping[str, Any]) -> ResultEvent:
-    """Read an event that was written by :func:`as_line`.
+    """Read an event that was written by `as_line`.
 
     Raises:
-        DataError: the line is not an event.
+        DataError: the line is not an event; the message does not name the line.
     """
     values = {name: value for name, value in line.items() if name != "event"}
     try:
@@ -251,21 +253,22 @@ def from_line(line: Mapping[str, Any]) -> ResultEvent:
                     **values,
                     scores=scores,
                     cost=None if cost is None else Cost(**cost),
-                    confusion=None if confusion is None else _confusion(**confusion),
+                    confusion=None if confusion is None else _make_confusion(**confusion),
                 )
             case "search_result":
-                tried = {float(number): float(score) for number, score in values.pop("scores")}
-                return SearchResult(**values, scores=tried)
+                pairs = values.pop("scores")
+                by_multiplier = {float(number): float(score) for number, score in pairs}
+                return SearchResult(**values, scores=by_multiplier)
             case "failed":
                 return Failed(**values)
     except (KeyError, TypeError, ValueError) as error:
-        msg = f"a line of the results is damaged ({error}). Remove it, and it is run again."
+        msg = f"the keys of the event {line.get('event')!r} are not valid ({error})"
         raise DataError(msg) from error
-    msg = f"a line of the results has the unknown event {line.get('event')!r}. Remove it."
+    msg = f"unknown event {line.get('event')!r}"
     raise DataError(msg)
 
 
-def _confusion(
+def _make_confusion(
     labels: Sequence[str], predicted_labels: Sequence[str], counts: Sequence[Sequence[int]]
 ) -> ConfusionMatrix:
     return ConfusionMatrix((*labels,), (*predicted_labels,), tuple((*row,) for row in counts))
@@ -290,23 +293,29 @@ class ResultsLog:
         if not self.path.exists():
             return []
         *lines, _ = self.path.read_text(encoding="utf-8").split("\n")
-        try:
-            return [from_line(json.loads(line)) for line in lines]
-        except (AttributeError, ValueError) as error:  # not a JSON object, or not JSON
-            msg = f"{self.path} is damaged ({error}). Remove the damaged line, and it is run again."
-            raise DataError(msg) from error
+        events = []
+        for number, line in enumerate(lines, 1):
+            try:
+                events.append(from_line(json.loads(line)))
+            except (AttributeError, DataError, ValueError) as error:  # AttributeError: no object
+                msg = (
+                    f"line {number} of {self.path} is damaged: {error}. Remove the line; what it "
+                    "recorded is run again."
+                )
+                raise DataError(msg) from error
+        return events
 
     def write(self, events: Sequence[ResultEvent]) -> None:
         """Replace the file atomically by one with these events."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".new")
-        temporary.write_text("".join(map(_line, events)), encoding="utf-8")
+        temporary.write_text("".join(map(_dump_line, events)), encoding="utf-8")
         temporary.replace(self.path)
 
     def add(self, event: ResultEvent) -> None:
         """Append an event."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(event))
+            file.write(_dump_line(event))
 
 
 # The multipliers of a search, its fraction of the steps, and the time budget if there is one.
@@ -323,6 +332,7 @@ def check_results(
     """Check that earlier results can be compared with new ones.
 
     Args:
+        events: the earlier results.
         rows: the number of test rows.
         search: the settings of the search.
         cache_keys: of the variants, by name.
@@ -361,5 +371,5 @@ def _check_search(before: SearchSettings, now: SearchSettings) -> None:
     raise DataError(msg)
 
 
-def _line(event: ResultEvent) -> str:
+def _dump_line(event: ResultEvent) -> str:
     return json.dumps(as_line(event)) + "\n"

@@ -58,75 +58,82 @@ class ComparisonRunner:
         self.backbone, self.tables, self.folder = backbone, tables, folder
         self._should_stop = should_stop
 
-    def __call__(self, trial: RunSpec) -> TrainedRun:
+    def __call__(self, spec: RunSpec) -> TrainedRun:
         """Train with a fraction of the steps and a multiple of the learning rate."""
-        recipe = trial.variant.recipe.model_copy(update={"seed": trial.seed})
-        if trial.variant.kind == "prompt":
-            return self._train_prompt(recipe, trial)
-        return self._finetune(recipe, trial, trial.variant.kind)
+        recipe = spec.variant.recipe.model_copy(update={"seed": spec.seed})
+        if spec.variant.kind == "prompt":
+            return self._train_prompt(recipe, spec)
+        return self._finetune(recipe, spec, spec.variant.kind)
 
     def _check_stop(self) -> None:
         if self._should_stop is not None and self._should_stop():
             raise KeyboardInterrupt
 
-    def _train_prompt(self, recipe: Recipe, trial: RunSpec) -> TrainedRun:
+    def _train_prompt(self, recipe: Recipe, spec: RunSpec) -> TrainedRun:
         prepared = setup_run(recipe, backbone=self.backbone, tables=self.tables)
         lengths = [e.length for e in prepared.rows["train"].examples]
-        recipe = _set_schedule(recipe, trial, training=prepared.training, lengths=lengths)
+        recipe = _set_schedule(recipe, spec, training=prepared.training, lengths=lengths)
         prepared = replace(
             prepared, recipe=recipe, training=resolve_training(recipe, prepared.defaults)
         )
-        run = RunDir(self.folder / trial.name)
-        started = (run.path / "recipe.toml").exists()
-        if started and run.read_recipe() != recipe:  # other steps, or another learning rate
+        run = RunDir(self.folder / spec.name)
+        is_started = (run.path / "recipe.toml").exists()
+        if is_started and run.read_recipe() != recipe:  # other steps, or another learning rate
             shutil.rmtree(run.path)
-            started = False
+            is_started = False
         with MemoryMeter(self.backbone.device) as meter:
             model = run_recipe(
                 recipe,
                 run.path,
                 callbacks=[lambda _event: self._check_stop()],
-                resume=started,
+                resume=is_started,
                 prepared=prepared,
             )
 
-        def answer(rows: Sequence[Row]) -> list[str]:
-            return [answer.label for answer in model.predict(rows)]
+        def predict(rows: Sequence[Row]) -> list[str]:
+            return [prediction.label for prediction in model.predict(rows)]
 
         size = sum(file.stat().st_size for file in run.artifact.iterdir())
-        memory = meter.taken + _size_of(self.backbone)
-        return _read_run(run, prepared.training, answer=answer, size=size, memory=memory)
+        memory = meter.added_bytes + _count_bytes(self.backbone)
+        return _read_run(run, prepared.training, predict=predict, size=size, memory=memory)
 
-    def _finetune(self, recipe: Recipe, trial: RunSpec, kind: FinetuneKind) -> TrainedRun:
+    def _finetune(self, recipe: Recipe, spec: RunSpec, kind: FinetuneKind) -> TrainedRun:
         recipe = _use_fp32_weights(recipe) if kind == "fine-tuning" else recipe
         backbone = load_recipe_backbone(recipe.backbone)
         parts = setup_finetune(recipe, kind, backbone=backbone, tables=self.tables)
         lengths = [e.length for e in parts.rows.examples]
-        recipe = _set_schedule(recipe, trial, training=parts.training, lengths=lengths)
+        recipe = _set_schedule(recipe, spec, training=parts.training, lengths=lengths)
         training = resolve_training(recipe, choose_finetune_defaults(kind, backbone.geometry))
-        run = RunDir(self.folder / trial.name)
+        run = RunDir(self.folder / spec.name)
         shutil.rmtree(run.path, ignore_errors=True)
         with MemoryMeter(backbone.device) as meter:
-            answer = finetune(
+            predict = finetune(
                 recipe,
                 run.path,
                 parts=replace(parts, training=training),
-                watch=lambda _event: self._check_stop(),
+                callback=lambda _event: self._check_stop(),
             )
         size = sum(p.numel() * p.element_size() for p in parts.trained)
-        memory = meter.taken + _size_of(backbone)
-        return _read_run(run, training, answer=answer, size=size, memory=memory)
+        memory = meter.added_bytes + _count_bytes(backbone)
+        return _read_run(run, training, predict=predict, size=size, memory=memory)
 
 
 def _set_schedule(
-    recipe: Recipe, trial: RunSpec, *, training: ResolvedTraining, lengths: Sequence[int]
+    recipe: Recipe, spec: RunSpec, *, training: ResolvedTraining, lengths: Sequence[int]
 ) -> Recipe:
-    """The recipe with the learning rates and the steps of a run."""
+    """The recipe with the learning rates and the steps of a run.
+
+    Args:
+        training: the settings of the recipe with their defaults.
+        lengths: of the training rows in tokens.
+    """
     sampler = BatchSampler(lengths, training)
-    rates = {name: vars(training)[name] for name in ("learning_rate", "head_learning_rate")}
-    changes: dict[str, float] = {name: rate * trial.multiplier for name, rate in rates.items()}
-    if trial.steps is not None or trial.fraction < 1:
-        steps = ceil(trial.fraction * (trial.steps or sampler.count_steps()))
+    changes: dict[str, float] = {
+        "learning_rate": training.learning_rate * spec.multiplier,
+        "head_learning_rate": training.head_learning_rate * spec.multiplier,
+    }
+    if spec.steps is not None or spec.fraction < 1:
+        steps = ceil(spec.fraction * (spec.steps or sampler.count_steps()))
         changes |= {"max_steps": steps, "epochs": ceil(steps / len(sampler.draw_batches(0)))}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
 
@@ -149,10 +156,18 @@ def _read_run(
     run: RunDir,
     training: ResolvedTraining,
     *,
-    answer: Callable[[Sequence[Row]], list[str]],
+    predict: Callable[[Sequence[Row]], list[str]],
     size: int,
     memory: int,
 ) -> TrainedRun:
+    """The result of a finished run from its folder.
+
+    Args:
+        training: the settings of the run.
+        predict: answers rows with the selected state.
+        size: bytes to save for the task, without the backbone.
+        memory: bytes of the backbone plus the peak that training adds to it.
+    """
     metrics, events = run.read_metrics() or {}, [*run.read_events()]
     validation = metrics["validation"]
     timed = _time_steps(events)
@@ -160,7 +175,7 @@ def _read_run(
     rows, seconds = (sum(column) for column in zip(*timed, strict=True)) if timed else (0, 0.0)
     trainable = metrics["trainable_parameters"]
     return TrainedRun(
-        answer=answer,
+        answer=predict,
         score=compute_selection_score(
             validation, select=training.best_metric, step=metrics["best_step"]
         ),
@@ -193,5 +208,5 @@ def _time_steps(events: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
     return [(rows, seconds) for rows, seconds in timed]
 
 
-def _size_of(backbone: Backbone) -> int:
+def _count_bytes(backbone: Backbone) -> int:
     return sum(p.numel() * p.element_size() for p in backbone.model.parameters())

@@ -20,7 +20,7 @@ class Difference:
 
     Args:
         baseline: its name.
-        mean: the difference.
+        mean: the difference, -1 to 1; above 0 if the prompt is better.
         low: the lower end of the 95 % interval, by a paired bootstrap over test rows.
         high: the upper end.
     """
@@ -38,9 +38,9 @@ class Summary:
     Args:
         variant: its name.
         seeds: the number of results.
-        mean: of the scores on the test rows.
+        mean: of the scores on the test rows, 0 to 1.
         spread: their standard deviation over seeds; None for a single result.
-        difference: from the strongest baseline; None for a baseline, and without baselines.
+        difference: from the best baseline; None for a baseline, and without baselines.
         results: one for each seed.
     """
 
@@ -53,12 +53,15 @@ class Summary:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether prompts are compared with it."""
+        """Whether it is a baseline, which prompts are compared with."""
         return self.results[0].is_baseline
 
 
 def summarize_variants(results: Sequence[RunResult]) -> list[Summary]:
     """One summary for each variant, in the order of their first results.
+
+    Args:
+        results: of variants and baselines, on the same test rows.
 
     Raises:
         DataError: the results are not of the same test rows.
@@ -88,22 +91,23 @@ def _summarize(results: Sequence[RunResult], baseline: Sequence[RunResult] | Non
         seeds=len(results),
         mean=_mean(results),
         spread=statistics.stdev(scores) if len(scores) > 1 else None,
-        difference=None if baseline is None else _difference(results, baseline),
+        difference=None if baseline is None else _compare(results, baseline),
         results=tuple(results),
     )
 
 
-def _difference(results: Sequence[RunResult], baseline: Sequence[RunResult]) -> Difference:
-    """The paired bootstrap over test rows (Efron & Tibshirani 1993), percentile interval.
+def _compare(results: Sequence[RunResult], baseline: Sequence[RunResult]) -> Difference:
+    """The difference, with the percentile interval of a paired bootstrap over test rows.
 
-    The value of a row is its mean score over the seeds of one, minus that of the other.
+    The value of a row is its mean score over the seeds of the prompt, minus that of the baseline
+    (Efron & Tibshirani 1993).
     """
     ours, theirs = (np.mean([r.scores for r in group], axis=0) for group in (results, baseline))
     by_row = ours - theirs
     mean, name = float(by_row.mean()), baseline[0].variant
     if len(by_row) < 2 or np.ptp(by_row) == 0:  # noqa: PLR2004  # nothing to resample
         return Difference(name, mean, mean, mean)
-    found = bootstrap(
+    result = bootstrap(
         (by_row,),
         np.mean,
         n_resamples=_RESAMPLES,
@@ -112,5 +116,5 @@ def _difference(results: Sequence[RunResult], baseline: Sequence[RunResult]) -> 
         rng=np.random.default_rng(0),
         batch=100,
     )
-    interval = found.confidence_interval
+    interval = result.confidence_interval
     return Difference(name, mean, float(interval.low), float(interval.high))

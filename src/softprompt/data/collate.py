@@ -74,12 +74,12 @@ def _pad(
     gaps = [(value,) * (width - len(row)) for row in rows]
     match side:
         case "left":
-            lines = [gap + row for gap, row in zip(gaps, rows, strict=True)]
+            padded = [gap + row for gap, row in zip(gaps, rows, strict=True)]
         case "right":
-            lines = [row + gap for gap, row in zip(gaps, rows, strict=True)]
+            padded = [row + gap for gap, row in zip(gaps, rows, strict=True)]
         case _:
             assert_never(side)
-    return torch.tensor(lines, dtype=torch.long).reshape(len(rows), width)
+    return torch.tensor(padded, dtype=torch.long).reshape(len(rows), width)
 
 
 def group_by_length(
@@ -117,12 +117,12 @@ def group_by_length(
             msg = f"batches with {name} = {number} are not possible. Give at least 1."
             raise DataError(msg)
     if seed is None:
-        return list(_cut(range(len(lengths)), lengths, size=size, budget=max_tokens))
+        return list(_cut_batches(range(len(lengths)), lengths, size=size, budget=max_tokens))
     generator = torch.Generator().manual_seed(seed)
     order = _draw_order(len(lengths), generator)
     step = megabatch_factor * size
-    megas = [order[start : start + step] for start in range(0, len(order), step)]
-    batches = [b for m in megas for b in _cut(m, lengths, size=size, budget=max_tokens)]
+    parts = [order[start : start + step] for start in range(0, len(order), step)]
+    batches = [b for p in parts for b in _cut_batches(p, lengths, size=size, budget=max_tokens)]
     return [batches[i] for i in _draw_order(len(batches), generator)]
 
 
@@ -130,14 +130,14 @@ def _draw_order(count: int, generator: torch.Generator) -> list[int]:
     return [int(i) for i in torch.randperm(count, generator=generator).tolist()]
 
 
-def _cut(
+def _cut_batches(
     indices: Sequence[int], lengths: Sequence[int], *, size: int, budget: int | None
 ) -> Iterator[list[int]]:
     """Sort by length, longest first, and cut: a batch is as wide as its first row."""
     batch: list[int] = []
     for index in sorted(indices, key=lambda i: lengths[i], reverse=True):
-        over = budget is not None and batch and (len(batch) + 1) * lengths[batch[0]] > budget
-        if len(batch) == size or over:
+        is_full = budget is not None and batch and (len(batch) + 1) * lengths[batch[0]] > budget
+        if len(batch) == size or is_full:
             yield batch
             batch = []
         batch.append(index)

@@ -1,14 +1,15 @@
 """A disk cache of tensors that are expensive to compute, in memory-mapped files.
 
-A file is one safetensors tensor of lines. Files are written atomically, under a lock. A file is
-verified whenever it is opened, and computed again if it is damaged.
+A file has one safetensors tensor, ``lines [S, W]``: W values for each token. Files are written
+atomically, under a lock. A file is verified whenever it is opened, and removed if it is damaged, so
+that it is computed again.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -22,7 +23,7 @@ from torch import Tensor
 from softprompt._paths import cache_folder
 
 _SCHEMA = "1"
-_TYPES = {
+_DTYPE_NAMES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
@@ -54,7 +55,7 @@ class StateShape:
 
 @dataclass(frozen=True)
 class DiskCache:
-    """A folder of such files; the least recently used ones are evicted for new ones.
+    """A folder of cache files; the least recently used ones are evicted for new ones.
 
     Args:
         folder: the folder; it is created when it is needed.
@@ -69,38 +70,44 @@ class DiskCache:
         if shape.size > self.limit:
             return False
         existing = next(p for p in (self.folder, *self.folder.parents) if p.exists())
-        used = sum(p.stat().st_size for p in self._files())
+        used = sum(stat.st_size for _, stat in self._list_files())
         return shape.size < shutil.disk_usage(existing).free + used
 
     @contextmanager
-    def lock(self, mark: str) -> Iterator[None]:
+    def lock(self, key: str) -> Iterator[None]:
         """Hold the lock of a file; the lock of a process that is killed is released."""
         # For this user only: the states were computed from rows that may be confidential.
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileLock(self.folder / f"{mark}.lock"):
+        with FileLock(self.folder / f"{key}.lock"):
             yield
 
-    def load(self, mark: str, *, width: int, dtype: torch.dtype) -> Shaped[Tensor, "S W"] | None:
+    def load(self, key: str, *, width: int, dtype: torch.dtype) -> Shaped[Tensor, "S W"] | None:
         """Map the lines of a file; None if there is no such file, or it is damaged.
 
         A damaged file is removed.
+
+        Args:
+            key: the name of the file.
+            width: the number of values that each line must have.
+            dtype: the dtype that they must have.
         """
-        path = self._path(mark)
+        path = self._path(key)
         if not path.exists():
             return None
         try:
-            lines = _read(path, mark, width=width, dtype=dtype)
+            lines = _read_lines(path, key, width=width, dtype=dtype)
         except _UNREADABLE:
             path.unlink(missing_ok=True)
             return None
-        os.utime(path)
+        with suppress(FileNotFoundError):  # another process has evicted it; it stays mapped
+            os.utime(path)
         return lines
 
-    def write(self, mark: str, shape: StateShape, *, parts: Iterable[Tensor]) -> Iterator[int]:
+    def write(self, key: str, shape: StateShape, *, parts: Iterable[Tensor]) -> Iterator[int]:
         """Write a file from parts.
 
         Args:
-            mark: the name of the file.
+            key: the name of the file.
             shape: the shape of all lines.
             parts: the lines in order.
 
@@ -111,38 +118,43 @@ class DiskCache:
             OSError: the disk is full or cannot be written; no file is left behind.
         """
         self._evict_for(shape.size)
-        partial = self.folder / f".{mark}.part"
-        checksum, done = 0, 0
+        partial = self.folder / f".{key}.part"
+        checksum, written = 0, 0
         try:
             with partial.open("wb") as file:
-                file.write(_header(mark, shape, 0))
+                file.write(_header(key, shape, 0))
                 for part in parts:
                     raw = part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
                     checksum = crc32(raw, checksum)
                     file.write(raw)
-                    done += len(part)
-                    yield done
+                    written += len(part)
+                    yield written
                 file.seek(0)
-                file.write(_header(mark, shape, checksum))
+                file.write(_header(key, shape, checksum))
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(self._path(mark))
+            partial.replace(self._path(key))
         finally:
             partial.unlink(missing_ok=True)
 
-    def _path(self, mark: str) -> Path:
-        return self.folder / f"{mark}.safetensors"
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
 
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    def _list_files(self) -> list[tuple[Path, os.stat_result]]:
+        """All files, the least recently used ones first."""
+        files = []
+        for path in self.folder.glob("*.safetensors"):
+            with suppress(FileNotFoundError):  # another process may evict it meanwhile
+                files.append((path, path.stat()))
+        return sorted(files, key=lambda file: file[1].st_mtime)
 
     def _evict_for(self, size: int) -> None:
-        files = self._files()
-        used = sum(path.stat().st_size for path in files)
-        for path in files:
+        files = self._list_files()
+        used = sum(stat.st_size for _, stat in files)
+        for path, stat in files:
             if used + size <= self.limit and shutil.disk_usage(self.folder).free > size:
                 return
-            used -= path.stat().st_size
+            used -= stat.st_size
             path.unlink(missing_ok=True)
             path.with_suffix(".lock").unlink(missing_ok=True)
 
@@ -156,12 +168,12 @@ def open_user_cache(gigabytes: float) -> DiskCache:
     return DiskCache(cache_folder() / "states", int(gigabytes * 10**9))
 
 
-def _header(mark: str, shape: StateShape, checksum: int) -> bytes:
+def _header(key: str, shape: StateShape, checksum: int) -> bytes:
     """The header of a safetensors file; its length does not depend on the checksum."""
     content = {
-        "__metadata__": {"schema": _SCHEMA, "mark": mark, "crc32": f"{checksum:08x}"},
+        "__metadata__": {"schema": _SCHEMA, "mark": key, "crc32": f"{checksum:08x}"},
         "lines": {
-            "dtype": _TYPES[shape.dtype],
+            "dtype": _DTYPE_NAMES[shape.dtype],
             "shape": [shape.rows, shape.width],
             "data_offsets": [0, shape.size],
         },
@@ -171,7 +183,7 @@ def _header(mark: str, shape: StateShape, checksum: int) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _read(path: Path, mark: str, *, width: int, dtype: torch.dtype) -> Tensor:
+def _read_lines(path: Path, key: str, *, width: int, dtype: torch.dtype) -> Tensor:
     """Check the header and the checksum of a file, and map its lines.
 
     Raises:
@@ -180,13 +192,13 @@ def _read(path: Path, mark: str, *, width: int, dtype: torch.dtype) -> Tensor:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         lines: Tensor = file.get_tensor("lines")
-    facts = lines.ndim, lines.shape[-1], lines.dtype, metadata["schema"], metadata["mark"]
-    if facts != (2, width, dtype, _SCHEMA, mark):
+    found = lines.ndim, lines.shape[-1], lines.dtype, metadata["schema"], metadata["mark"]
+    if found != (2, width, dtype, _SCHEMA, key):
         msg = f"{path} is not the expected file."
         raise ValueError(msg)
     checksum = 0
     with path.open("rb") as raw:
-        raw.seek(len(_header(mark, StateShape(len(lines), width, dtype), 0)))
+        raw.seek(len(_header(key, StateShape(len(lines), width, dtype), 0)))
         while chunk := raw.read(_CHUNK):
             checksum = crc32(chunk, checksum)
     if f"{checksum:08x}" != metadata["crc32"]:

@@ -14,13 +14,20 @@ from typing import TYPE_CHECKING, Any, Never, Protocol, TypeAlias, runtime_check
 
 import numpy as np
 
-from softprompt.data.table import Table, check_columns, check_names, make_table, name_classes
+from softprompt.data.table import (
+    Table,
+    check_columns,
+    check_duplicate_names,
+    check_names,
+    make_table,
+    name_classes,
+)
 from softprompt.errors import DataError
 
 Row: TypeAlias = Mapping[str, object]
 
-_CHUNK = 2048
-_SHAPES = (
+_ARROW_ROWS = 2048
+_SUPPORTED = (
     "Give one text, one mapping of fields, a list or another iterable of these, a pandas or polars "
     "data frame, a datasets.Dataset or a pyarrow Table"
 )
@@ -63,15 +70,15 @@ def iterate_rows(data: RowsLike, *, fields: Iterable[str] | None = None) -> Iter
         DataError: the data has another type (raised at the call), or a row is neither a mapping
             nor a text for a single field (raised when the row is reached).
 
-    Example:
+    Examples:
         >>> list(iterate_rows(["Fine.", {"text": "Dull.", "year": float("nan")}], fields=["text"]))
         [{'text': 'Fine.'}, {'text': 'Dull.', 'year': None}]
         >>> list(iterate_rows("Fine.", fields=["text"]))
         [{'text': 'Fine.'}]
     """
     names = None if fields is None else tuple(dict.fromkeys(fields))
-    items = _items(data, names)  # outside the generator, so that errors are raised at the call
-    return (_row(item, names, at=at) for at, item in enumerate(items))
+    items = _read_items(data, names)  # outside the generator, so that errors are raised at the call
+    return (_convert_row(item, names, index=index) for index, item in enumerate(items))
 
 
 def to_table(
@@ -93,29 +100,29 @@ def to_table(
         DataError: the data has another type or no rows, lacks a column or a value, or mixes text
             and numbers in a column.
 
-    Example:
+    Examples:
         >>> table = to_table([{"text": "Fine.", "stars": 4}, {"text": "Dull."}])
         >>> table["stars"][:]
         [4, None]
     """
-    kept = None if columns is None else list(dict.fromkeys(columns))
-    if _is(data, "datasets", "Dataset"):
+    needed = None if columns is None else list(dict.fromkeys(columns))
+    if _is_instance(data, "datasets", "Dataset"):
         table = name_classes(_as_any(data).with_format(None))
     else:
         rows = list(iterate_rows(data))
         names = list(dict.fromkeys(name for row in rows for name in row))
-        if rows and kept is not None:
-            check_names(kept, names, where=where)
+        if rows and needed is not None:
+            check_names(needed, names, where=where)
         table = make_table(
-            {name: [row.get(name) for row in rows] for name in kept or names}, where=where
+            {name: [row.get(name) for row in rows] for name in needed or names}, where=where
         )
     if len(table) == 0:
         msg = f"{where} has no rows. Give at least one."
         raise DataError(msg)
-    if kept is None:
+    if needed is None:
         return table
-    check_columns(table, kept, where=where)
-    return table.select_columns(kept)
+    check_columns(table, needed, where=where)
+    return table.select_columns(needed)
 
 
 def as_row(row: str | Row, columns: Iterable[str]) -> Row:
@@ -136,54 +143,54 @@ def as_row(row: str | Row, columns: Iterable[str]) -> Row:
     fields = tuple(dict.fromkeys(columns))
     if len(fields) != 1:
         msg = (
-            f"a row of this artifact has the fields {', '.join(fields)}, but a single text was "
-            'given. Give an object with all of them: {"' + '": …, "'.join(fields) + '": …}.'
+            f"a row has the fields {', '.join(fields)}, but a single text was given. "
+            'Give all of them: {"' + '": …, "'.join(fields) + '": …}.'
         )
         raise DataError(msg)
     return {fields[0]: row}
 
 
-def _items(data: object, names: tuple[str, ...] | None) -> Iterable[object]:
-    """The rows as they are, or an error if it has none."""
+def _read_items(data: object, names: tuple[str, ...] | None) -> Iterable[object]:
+    """The rows before conversion; an error if the data has an unsupported type."""
     for package, classes, read in _READERS:
-        if _is(data, package, *classes):
+        if _is_instance(data, package, *classes):
             return read(data, names)
     match data:
         case str():
             return [data]
         case Mapping():
-            _check_single(data)
+            _check_single_row(data)
             return [data]
         case ArrowStream():
-            return _of_arrow(data)
+            return _read_arrow(data)
         case _:
-            return _of_iterable(data)
+            return _read_iterable(data)
 
 
-def _row(item: object, names: tuple[str, ...] | None, *, at: int) -> Row:
-    """Read one row, with plain Python values."""
+def _convert_row(item: object, names: tuple[str, ...] | None, *, index: int) -> Row:
+    """Convert a row to a mapping with plain Python values."""
     if isinstance(item, str):
         if names is None:
             msg = (
-                f"row {at} (counted from 0) is a text, which has no column. Give a mapping, such "
-                'as {"text": …, "label": …}.'
+                f"row {index} (counted from 0) is a text, which has no column. Give a mapping, "
+                'such as {"text": …, "label": …}.'
             )
             raise DataError(msg)
         return as_row(str(item), names)
-    if _is(item, "pandas", "Series"):
+    if _is_instance(item, "pandas", "Series"):
         item = _as_any(item).to_dict()
     if not isinstance(item, Mapping):
         texts = "" if names is None or len(names) > 1 else ", or a text"
         example = ", ".join(f'"{name}": …' for name in names or ("text", "label"))
         msg = (
-            f"row {at} (counted from 0) is of type {type(item).__name__}, but a row is a mapping "
-            f"of fields, such as {{{example}}}{texts}."
+            f"row {index} (counted from 0) is of type {type(item).__name__}, but a row is a "
+            f"mapping of fields, such as {{{example}}}{texts}."
         )
         raise DataError(msg)
-    return {str(name): _plain(value) for name, value in item.items()}
+    return {str(name): _convert_value(value) for name, value in item.items()}
 
 
-def _plain(value: object) -> object:
+def _convert_value(value: object) -> object:
     """Convert a value to a plain Python value; None if it is missing."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -195,90 +202,95 @@ def _plain(value: object) -> object:
     return value
 
 
-def _is(value: object, package: str, *names: str) -> bool:
+def _is_instance(value: object, package: str, *names: str) -> bool:
     """Whether a value has one of these classes of a package that may not be installed."""
     module = sys.modules.get(package)
     return module is not None and isinstance(value, tuple(vars(module)[name] for name in names))
 
 
-def _as_any(value: object) -> Any:  # noqa: ANN401  # of a library that may not be installed
+def _as_any(value: object) -> Any:  # noqa: ANN401  # its library may not be installed
     return value
 
 
-def _of_dataset(data: Any, _names: object) -> Iterator[object]:  # noqa: ANN401
+def _read_data_set(data: Any, _names: object) -> Iterator[object]:  # noqa: ANN401
     """The rows of a (streaming) data set, with the names of class labels."""
     classes = {
         column: feature.names
         for column, feature in (data.features or {}).items()
-        if _is(feature, "datasets", "ClassLabel")
+        if _is_instance(feature, "datasets", "ClassLabel")
     }
     for row in data.with_format(None):
         labels = {
-            column: None if (number := row[column]) is None or number < 0 else names[number]
+            column: None if (label := row[column]) is None or label < 0 else names[label]
             for column, names in classes.items()
         }
         yield {**row, **labels}
 
 
-def _of_pandas(frame: Any, _names: object) -> Iterator[object]:  # noqa: ANN401
+def _read_data_frame(frame: Any, _names: object) -> Iterator[object]:  # noqa: ANN401
     names = [str(name) for name in frame.columns]
-    _check_distinct(names)
-    columns = (frame.iloc[:, at] for at in range(len(names)))
+    check_duplicate_names(names, where="the data")
+    columns = (frame.iloc[:, index] for index in range(len(names)))
     return (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
 
 
-def _of_series(series: Any, names: tuple[str, ...] | None) -> Iterable[object]:  # noqa: ANN401
-    """A column of texts, or one row of a data frame if its index has the template's fields."""
+def _read_series(series: Any, names: tuple[str, ...] | None) -> Iterable[object]:  # noqa: ANN401
+    """The rows of a column of texts; one row if the index has the template's fields."""
     if names and {*names} <= {*series.index}:
         return [series]
-    return _of_cells(series, names)
+    return _read_column(series, names)
 
 
-def _of_cells(cells: Iterable[object], names: tuple[str, ...] | None) -> Iterable[object]:
+def _read_column(cells: Iterable[object], names: tuple[str, ...] | None) -> Iterable[object]:
     """The rows of a column, which is the template's only field."""
-    if names is None or len(names) != 1:
-        fields = "" if names is None else f" ({', '.join(names)})"
+    if names is None:
         msg = (
-            f"a single column was given, but a row has several fields{fields}. Give a data frame "
-            "that has them as columns."
+            "a single column was given, but the rows need names for their columns. Give a data "
+            "frame."
+        )
+        raise DataError(msg)
+    if len(names) != 1:
+        msg = (
+            f"a single column was given, but a row has several fields ({', '.join(names)}). Give a "
+            "data frame that has them as columns."
         )
         raise DataError(msg)
     return ({names[0]: cell} for cell in cells)
 
 
-def _of_array(array: Any, names: tuple[str, ...] | None) -> Iterable[object]:  # noqa: ANN401
-    return _of_cells(array.to_pylist(), names)
+def _read_array(array: Any, names: tuple[str, ...] | None) -> Iterable[object]:  # noqa: ANN401
+    return _read_column(array.to_pylist(), names)
 
 
 # The known classes by package; no package is imported for the check.
 _READERS: tuple[tuple[str, tuple[str, ...], Callable[..., Iterable[object]]], ...] = (
-    ("datasets", ("Dataset", "IterableDataset"), _of_dataset),
-    ("pandas", ("DataFrame",), _of_pandas),
-    ("pandas", ("Series",), _of_series),
-    ("polars", ("Series",), _of_cells),
-    ("pyarrow", ("Array", "ChunkedArray"), _of_array),
+    ("datasets", ("Dataset", "IterableDataset"), _read_data_set),
+    ("pandas", ("DataFrame",), _read_data_frame),
+    ("pandas", ("Series",), _read_series),
+    ("polars", ("Series",), _read_column),
+    ("pyarrow", ("Array", "ChunkedArray"), _read_array),
 )
 
 
-def _of_arrow(data: ArrowStream) -> Iterator[object]:
+def _read_arrow(data: ArrowStream) -> Iterator[object]:
     import pyarrow as pa
 
     try:
         reader = pa.RecordBatchReader.from_stream(data)
     except (pa.ArrowException, TypeError) as error:
-        msg = f"the rows ({type(data).__name__}) cannot be read as a table: {error}. {_SHAPES}."
+        msg = f"the rows ({type(data).__name__}) cannot be read as a table: {error}. {_SUPPORTED}."
         raise DataError(msg) from error
-    _check_distinct(reader.schema.names)
+    check_duplicate_names(reader.schema.names, where="the data")
     return (
         row
         for batch in reader
-        for start in range(0, batch.num_rows, _CHUNK)
-        for row in batch.slice(start, _CHUNK).to_pylist()
+        for start in range(0, batch.num_rows, _ARROW_ROWS)
+        for row in batch.slice(start, _ARROW_ROWS).to_pylist()
     )
 
 
-def _of_iterable(data: object) -> Iterable[object]:
-    if isinstance(data, bytes | bytearray | memoryview | set | frozenset) or _is(
+def _read_iterable(data: object) -> Iterable[object]:
+    if isinstance(data, bytes | bytearray | memoryview | set | frozenset) or _is_instance(
         data, "polars", "LazyFrame"
     ):
         _refuse(data)
@@ -289,14 +301,7 @@ def _of_iterable(data: object) -> Iterable[object]:
     return items
 
 
-def _check_distinct(names: list[str]) -> None:
-    if len({*names}) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        msg = f"the rows have two columns called {twice!r}. Rename one of them."
-        raise DataError(msg)
-
-
-def _check_single(data: Mapping[Any, object]) -> None:
+def _check_single_row(data: Mapping[Any, object]) -> None:
     """Check that a mapping is one row, not several tables or columns."""
     names, values = ", ".join(map(str, data)), list(data.values())
     if values and all(_is_table(value) for value in values):
@@ -308,7 +313,7 @@ def _check_single(data: Mapping[Any, object]) -> None:
     if values and all(_is_column(value) for value in values):
         msg = (
             f"the rows are a mapping of columns ({names}), but a mapping is one row. Give "
-            "datasets.Dataset.from_dict(rows), a data frame, or a list of one mapping a row."
+            "datasets.Dataset.from_dict(rows), a data frame, or a list with one mapping per row."
         )
         raise DataError(msg)
 
@@ -318,8 +323,8 @@ def _is_table(value: object) -> bool:
     if isinstance(value, list | tuple):
         return bool(value) and isinstance(value[0], Mapping)
     return (
-        _is(value, "datasets", "Dataset", "IterableDataset")
-        or _is(value, "pandas", "DataFrame")
+        _is_instance(value, "datasets", "Dataset", "IterableDataset")
+        or _is_instance(value, "pandas", "DataFrame")
         or (isinstance(value, ArrowStream) and not _is_column(value))
     )
 
@@ -327,9 +332,9 @@ def _is_table(value: object) -> bool:
 def _is_column(value: object) -> bool:
     return (
         isinstance(value, list | tuple | np.ndarray)
-        or _is(value, "pandas", "Series")
-        or _is(value, "polars", "Series")
-        or _is(value, "pyarrow", "Array", "ChunkedArray")
+        or _is_instance(value, "pandas", "Series")
+        or _is_instance(value, "polars", "Series")
+        or _is_instance(value, "pyarrow", "Array", "ChunkedArray")
     )
 
 
@@ -342,9 +347,9 @@ def _refuse(data: object) -> Never:
             remedy = "A set has no order for its answers. Give sorted(rows)"
         case PurePath():
             remedy = "Read the file first, for example with pandas.read_csv"
-        case _ if _is(data, "polars", "LazyFrame"):
+        case _ if _is_instance(data, "polars", "LazyFrame"):
             remedy = "Give rows.collect()"
         case _:
-            remedy = _SHAPES
+            remedy = _SUPPORTED
     msg = f"rows cannot be read from a value of type {type(data).__name__}. {remedy}."
     raise DataError(msg)

@@ -12,13 +12,13 @@ from softprompt.data.table import Table, map_values
 from softprompt.errors import FaultCollector, UnreachableError
 
 
-class _Table(BaseModel):
+class _RecipeTable(BaseModel):
     """A table of the recipe: frozen, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class SplitSizes(_Table):
+class SplitSizes(_RecipeTable):
     """The fraction of the rows in each split; they sum to 1."""
 
     train: PositiveFloat = Field(0.8, description="The fraction of training rows.")
@@ -26,7 +26,7 @@ class SplitSizes(_Table):
     test: NonNegativeFloat = Field(0.1, description="The fraction of test rows.")
 
 
-class MaxRows(_Table):
+class MaxRows(_RecipeTable):
     """The most rows of each split, sampled with the recipe's seed."""
 
     train: PositiveInt | None = Field(None, description="The most training rows.")
@@ -34,7 +34,7 @@ class MaxRows(_Table):
     test: PositiveInt | None = Field(None, description="The most test rows.")
 
 
-class DataConfig(_Table):
+class DataConfig(_RecipeTable):
     """Where the rows come from: files, Hub data sets (`name:config[split]`), `builtin:` names."""
 
     train: str = Field(
@@ -99,6 +99,9 @@ def read_sources(data: DataConfig, collector: FaultCollector) -> dict[str, Table
         data: the recipe's table ``[data]``.
         collector: collects the faults. If it keeps going, sources that cannot be read are left
             out; an unreachable data set is requested only once, since that takes long.
+
+    Returns:
+        The rows by split.
     """
     tables: dict[str, Table] = {}
     unreachable: set[str] = set()
@@ -123,7 +126,7 @@ def read_sources(data: DataConfig, collector: FaultCollector) -> dict[str, Table
 
 
 def complete_splits(
-    given: Mapping[str, Table],
+    sources: Mapping[str, Table],
     data: DataConfig,
     *,
     seed: int,
@@ -133,24 +136,25 @@ def complete_splits(
     """Map values, split missing splits off the training rows, and sample to the limits.
 
     Args:
-        given: the rows by split, as they were read.
+        sources: the rows by split, as they were read.
         data: the recipe's table ``[data]``.
         seed: the seed of splits and samples.
         splits: the names of all splits of the recipe, including those that could not be read; only
             others are split off.
         collector: collects the faults. If it keeps going, a table whose values cannot be mapped or
             that cannot be split stays as it is, so that the rest of it can be checked.
+
+    Returns:
+        The rows by split.
     """
-    tables = dict(given)
-    for name, table in given.items():
-        renamed = collector.attempt(map_values, table, data.value_map, where=f"the {name} data")
-        tables[name] = table if renamed is None else renamed
+    tables = dict(sources)
+    for name, table in sources.items():
+        mapped = collector.attempt(map_values, table, data.value_map, where=f"the {name} data")
+        tables[name] = table if mapped is None else mapped
     if "train" in tables:
         parts = collector.attempt(split_off, tables["train"], data, seed=seed, splits=splits)
         tables |= parts or {}
-    limits = {"train": data.max_rows.train, "validation": data.max_rows.validation}
-    limits["test"] = data.max_rows.test
-    for name, limit in limits.items():
+    for name, limit in data.max_rows:
         if limit is not None and name in tables:
             tables[name] = sample(tables[name], min(limit, len(tables[name])), seed=seed)
     return tables
@@ -180,8 +184,8 @@ def split_off(
     if "test" not in splits:
         shares["test"] = data.split_sizes.test
     total = sum(shares.values())
-    normal = {name: share / total for name, share in shares.items() if share}
-    return split_rows(train, seed=seed, shares=normal, group=data.group_by)
+    normalized = {name: share / total for name, share in shares.items() if share}
+    return split_rows(train, seed=seed, shares=normalized, group=data.group_by)
 
 
 def digest_rows(table: Table, columns: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,23 +19,25 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from softprompt.data.table import Table, make_table
+from softprompt.data.table import Table, check_duplicate_names, make_table
 from softprompt.errors import DataError, format_unknown
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 _OPENERS: Mapping[str, Callable[[Path], BinaryIO]] = {
-    ".gz": lambda path: cast("BinaryIO", gzip.open(path)),  # noqa: SIM115, the caller closes it
-    ".bz2": lambda path: cast("BinaryIO", bz2.open(path)),  # noqa: SIM115, the caller closes it
-    ".xz": lambda path: cast("BinaryIO", lzma.open(path)),  # noqa: SIM115, the caller closes it
+    ".gz": lambda path: cast("BinaryIO", gzip.open(path)),  # noqa: SIM115  # the caller closes it
+    ".bz2": lambda path: cast("BinaryIO", bz2.open(path)),  # noqa: SIM115  # the caller closes it
+    ".xz": lambda path: cast("BinaryIO", lzma.open(path)),  # noqa: SIM115  # the caller closes it
 }
+# Python writes these words for numbers that JSON does not have; NaN is a missing value.
+_CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
 _FLOAT = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 
 
 def detect_format(path: Path) -> str:
     """The extension of a file's format, without that of a compression; "" if it has none."""
-    plain = path.with_suffix("") if path.suffix.lower() in _OPENERS else path
-    return plain.suffix.lower()
+    uncompressed = path.with_suffix("") if path.suffix.lower() in _OPENERS else path
+    return uncompressed.suffix.lower()
 
 
 def read_file(path: Path) -> Table:
@@ -49,26 +52,26 @@ def read_file(path: Path) -> Table:
     Raises:
         DataError: the file is missing or damaged, has an unknown format, or has no rows.
     """
-    _check_there(path)
+    _check_exists(path)
     match detect_format(path):
         case ".csv":
-            columns = _separated(path, ",")
+            columns = _read_separated(path, ",")
         case ".tsv":
-            columns = _separated(path, "\t")
+            columns = _read_separated(path, "\t")
         case ".json" | ".jsonl" | ".ndjson":
-            columns = _columns(_records(path))
+            columns = _collect_columns(_read_records(path))
         case ".parquet":
-            return _parquet(path)
+            return _read_parquet(path)
         case other:
             msg = (
                 f"{path}: {format_unknown('file format', other, options=FORMATS)} "
                 f"All but .parquet may also end in {', '.join(_OPENERS)}."
             )
             raise DataError(msg)
-    return _table(path, columns)
+    return _make_file_table(path, columns)
 
 
-def _check_there(path: Path) -> None:
+def _check_exists(path: Path) -> None:
     if path.is_file():
         return
     if path.is_dir():
@@ -78,14 +81,14 @@ def _check_there(path: Path) -> None:
     else:
         names = [entry.name for entry in path.parent.iterdir()]
         close = get_close_matches(path.name, names, n=3, cutoff=0.5)
-        near = (
+        hint = (
             f"Did you mean {' or '.join(close)}?" if close else "No file there has a similar name."
         )
-        msg = f"there is no file {path} (looked in {path.parent.resolve()}). {near}"
+        msg = f"there is no file {path} (looked in {path.parent.resolve()}). {hint}"
     raise DataError(msg)
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     opener = _OPENERS.get(path.suffix.lower())
     if opener is None:
         return path.read_bytes()
@@ -97,8 +100,8 @@ def _bytes(path: Path) -> bytes:
         raise DataError(msg) from error
 
 
-def _text(path: Path) -> str:
-    raw = _bytes(path)
+def _read_text(path: Path) -> str:
+    raw = _read_bytes(path)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -111,22 +114,19 @@ def _text(path: Path) -> str:
         )
         raise DataError(msg) from error
     if not text.strip():
-        raise DataError(_no_rows(path))
+        raise DataError(_describe_no_rows(path))
     return text
 
 
-def _no_rows(path: Path) -> str:
+def _describe_no_rows(path: Path) -> str:
     return f"{path} has no rows. At least one row is needed."
 
 
-def _separated(path: Path, separator: str) -> dict[str, list[object]]:
+def _read_separated(path: Path, separator: str) -> dict[str, list[object]]:
     """The columns of a csv or tsv file; an empty cell is a missing value."""
-    lines = _lines(path, _text(path), separator=separator)
+    lines = _parse_lines(path, _read_text(path), separator=separator)
     _, names = lines[0]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        msg = f"{path} has two columns called {twice!r}. Rename one of them."
-        raise DataError(msg)
+    check_duplicate_names(names, where=str(path))
     for number, cells in lines:
         if len(cells) != len(names):
             msg = (
@@ -134,10 +134,12 @@ def _separated(path: Path, separator: str) -> dict[str, list[object]]:
                 f"columns ({', '.join(names)}). Put cells that contain the separator in quotes."
             )
             raise DataError(msg)
-    return {name: _typed([c[i] for _, c in lines[1:]]) for i, name in enumerate(names)}
+    return {
+        name: _convert_cells([cells[i] for _, cells in lines[1:]]) for i, name in enumerate(names)
+    }
 
 
-def _lines(path: Path, text: str, *, separator: str) -> list[tuple[int, list[str]]]:
+def _parse_lines(path: Path, text: str, *, separator: str) -> list[tuple[int, list[str]]]:
     """The rows that are not blank, each with the number of its last line."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     limit = csv.field_size_limit(sys.maxsize)  # a document may be longer than the 128 Ki default
@@ -153,7 +155,7 @@ def _lines(path: Path, text: str, *, separator: str) -> list[tuple[int, list[str
         csv.field_size_limit(limit)
 
 
-def _typed(cells: Sequence[str]) -> list[object]:
+def _convert_cells(cells: Sequence[str]) -> list[object]:
     """Convert cells to numbers if all of them are plain numbers (007 and NA are text)."""
     filled = [cell for cell in cells if cell]
     if filled and all(_INTEGER.fullmatch(cell) for cell in filled):
@@ -163,15 +165,15 @@ def _typed(cells: Sequence[str]) -> list[object]:
     return [cell or None for cell in cells]
 
 
-def _records(path: Path) -> list[dict[str, object]]:
+def _read_records(path: Path) -> list[dict[str, object]]:
     """The objects of a json list, or of a file with one object per line."""
-    text = _text(path)
+    text = _read_text(path)
     if detect_format(path) == ".json" and text.lstrip().startswith("["):
-        items = [(1, item) for item in cast("list[object]", _json(path, text, first=1))]
+        items = [(1, item) for item in cast("list[object]", _parse_json(path, text, first=1))]
     else:
         # Not splitlines(): a JSON string may contain U+2028 and other line separators.
         lines = enumerate(text.split("\n"), 1)
-        items = [(number, _json(path, li, first=number)) for number, li in lines if li.strip()]
+        items = [(at, _parse_json(path, line, first=at)) for at, line in lines if line.strip()]
     for number, item in items:
         if not isinstance(item, dict):
             msg = (
@@ -182,10 +184,10 @@ def _records(path: Path) -> list[dict[str, object]]:
     return [item for _, item in items if isinstance(item, dict)]
 
 
-def _json(path: Path, text: str, *, first: int) -> object:
+def _parse_json(path: Path, text: str, *, first: int) -> object:
     """Parse ``text``, which begins on line ``first`` of the file."""
     try:
-        return cast("object", json.loads(text))
+        return cast("object", json.loads(text, parse_constant=_CONSTANTS.__getitem__))
     except json.JSONDecodeError as error:
         msg = (
             f"line {first + error.lineno - 1} of {path} is not valid JSON: {error.msg} at column "
@@ -194,19 +196,19 @@ def _json(path: Path, text: str, *, first: int) -> object:
         raise DataError(msg) from error
 
 
-def _columns(records: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
+def _collect_columns(records: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
     """The columns of records; a key that a record lacks is a missing value."""
     names = dict.fromkeys(name for record in records for name in record)
     return {name: [record.get(name) for record in records] for name in names}
 
 
-def _table(path: Path, columns: Mapping[str, list[object]]) -> Table:
+def _make_file_table(path: Path, columns: Mapping[str, list[object]]) -> Table:
     if not columns or not next(iter(columns.values())):
-        raise DataError(_no_rows(path))
+        raise DataError(_describe_no_rows(path))
     return make_table(columns, where=str(path))
 
 
-def _parquet(path: Path) -> Table:
+def _read_parquet(path: Path) -> Table:
     import datasets
     import pyarrow as pa
     from pyarrow import parquet
@@ -216,6 +218,10 @@ def _parquet(path: Path) -> Table:
     except (pa.ArrowException, OSError) as error:
         msg = f"{path} is not a readable parquet file ({error}). Write it again."
         raise DataError(msg) from error
+    except ValueError as error:  # from `datasets`, which does not know all types of columns
+        reason = str(error).rstrip(".")
+        msg = f"a column of {path} cannot be read: {reason}. Write the file without this column."
+        raise DataError(msg) from error
     if len(rows) == 0:
-        raise DataError(_no_rows(path))
+        raise DataError(_describe_no_rows(path))
     return rows

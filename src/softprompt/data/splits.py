@@ -30,7 +30,8 @@ def split_rows(
         rows: the data.
         seed: the seed; the same rows, seed and shares always give the same split.
         shares: the fraction of the rows in each split, by its name; they sum to 1.
-        group: a column whose equal values are all in one split; the fractions are then approximate.
+        group: a column; rows with the same value in it are in the same split, and the fractions are
+            approximate.
         stratify: a column whose values have (nearly) the same distribution in every split.
 
     Returns:
@@ -43,11 +44,11 @@ def split_rows(
     _check_shares(shares)
     match group, stratify:
         case None, None:
-            parts = _by_rows(range(len(rows)), seed=seed, shares=shares)
+            parts = _split_by_rows(range(len(rows)), seed=seed, shares=shares)
         case str(), None:
-            parts = _by_groups(_places(rows, group), seed=seed, shares=shares)
+            parts = _split_by_groups(_group_rows(rows, group), seed=seed, shares=shares)
         case None, str():
-            parts = _by_strata(_places(rows, stratify), seed=seed, shares=shares)
+            parts = _split_by_strata(_group_rows(rows, stratify), seed=seed, shares=shares)
         case _:
             msg = (
                 f"a split cannot be grouped by {group!r} and stratified by {stratify!r} at once. "
@@ -56,7 +57,7 @@ def split_rows(
             raise DataError(msg)
     for name, indices in parts.items():
         if not indices:
-            raise DataError(_empty(name, shares, count=len(rows), group=group))
+            raise DataError(_describe_empty(name, shares, count=len(rows), group=group))
     return {name: rows.select(sorted(indices)) for name, indices in parts.items()}
 
 
@@ -77,7 +78,7 @@ def sample(rows: Table, count: int, *, seed: int) -> Table:
     if count < 1:
         msg = f"a sample of {count} rows is not possible. Give at least 1, or no limit."
         raise DataError(msg)
-    return rows.select(_shuffled(range(len(rows)), seed=seed)[:count])
+    return rows.select(_shuffle(range(len(rows)), seed=seed)[:count])
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:
@@ -91,15 +92,17 @@ def _check_shares(shares: Mapping[str, float]) -> None:
         raise DataError(msg)
 
 
-def _empty(name: str, shares: Mapping[str, float], *, count: int, group: str | None) -> str:
-    what = f"{count} rows" if group is None else f"{count} rows grouped by {group!r}"
+def _describe_empty(
+    name: str, shares: Mapping[str, float], *, count: int, group: str | None
+) -> str:
+    whole = f"{count} rows" if group is None else f"{count} rows grouped by {group!r}"
     return (
-        f"the split {name!r} (a share of {shares[name]:g} of {what}) would be empty. "
+        f"the split {name!r} (a share of {shares[name]:g} of {whole}) would be empty. "
         "Give more rows, fewer splits or a larger share."
     )
 
 
-def _shuffled(
+def _shuffle(
     items: Sequence[Item], *, seed: int, key: Callable[[Item], object] = str
 ) -> list[Item]:
     """Sort items by their hashes; the algorithm of a random generator could change."""
@@ -110,45 +113,45 @@ def _shuffled(
     return sorted(items, key=digest)
 
 
-def _places(rows: Table, column: str) -> dict[Hashable, list[int]]:
+def _group_rows(rows: Table, column: str) -> dict[Hashable, list[int]]:
     """The indices of the rows of each value of a column."""
     check_columns(rows, [column], where="the data to split")
-    places: dict[Hashable, list[int]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for index, value in enumerate(rows[column]):
-        places.setdefault(value, []).append(index)
-    return places
+        groups.setdefault(value, []).append(index)
+    return groups
 
 
-def _by_rows(
+def _split_by_rows(
     indices: Sequence[int], *, seed: int, shares: Mapping[str, float]
 ) -> dict[str, list[int]]:
-    order = _shuffled(indices, seed=seed)
+    order = _shuffle(indices, seed=seed)
     # Boundaries are rounded, not sizes, so the sizes add up and each is within one row of exact.
     ends = [round(sum(list(shares.values())[: i + 1]) * len(order)) for i in range(len(shares))]
     starts = [0, *ends[:-1]]
     return {n: order[a:b] for n, a, b in zip(shares, starts, ends, strict=True)}
 
 
-def _by_strata(
+def _split_by_strata(
     strata: Mapping[Hashable, list[int]], *, seed: int, shares: Mapping[str, float]
 ) -> dict[str, list[int]]:
     parts: dict[str, list[int]] = {name: [] for name in shares}
     for indices in strata.values():
-        for name, chosen in _by_rows(indices, seed=seed, shares=shares).items():
-            parts[name].extend(chosen)
+        for name, part in _split_by_rows(indices, seed=seed, shares=shares).items():
+            parts[name].extend(part)
     return parts
 
 
-def _by_groups(
+def _split_by_groups(
     groups: Mapping[Hashable, list[int]], *, seed: int, shares: Mapping[str, float]
 ) -> dict[str, list[int]]:
     """Assign each group, in shuffled order, to the least full split; no split stays empty."""
     parts: dict[str, list[int]] = {name: [] for name in shares}
-    order = _shuffled(list(groups), seed=seed, key=repr)
-    for done, value in enumerate(order):
+    order = _shuffle(list(groups), seed=seed, key=repr)
+    for assigned, value in enumerate(order):
         indices = groups[value]
         empty = [name for name, part in parts.items() if not part]
-        candidates = empty if len(empty) >= len(order) - done else list(parts)
+        candidates = empty if len(empty) >= len(order) - assigned else list(parts)
         fill = {name: (len(parts[name]) + len(indices)) / shares[name] for name in candidates}
         parts[min(candidates, key=fill.__getitem__)].extend(indices)
     return parts

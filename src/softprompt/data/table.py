@@ -1,5 +1,6 @@
 """Tables of rows: their columns and labels, and checks on both."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
 # A string instead of the class: `datasets` takes seconds to import, and only readers need it.
 Table: TypeAlias = "datasets.Dataset"
 
-# The names of Arrow's types of text and numbers.
-_PLAIN = ("string", "large_string", "bool", "int", "uint", "float", "double", "halffloat", "null")
+_FLOATS = ("float", "double", "halffloat")
+# What the names of Arrow's types of text and numbers begin with.
+_SCALARS = ("string", "large_string", "bool", "int", "uint", "null", *_FLOATS)
 
 
 def check_columns(rows: Table, names: Iterable[str], *, where: str) -> None:
@@ -33,13 +35,13 @@ def check_columns(rows: Table, names: Iterable[str], *, where: str) -> None:
     check_names(needed, rows.column_names, where=where)
     for name in needed:
         kind = str(rows.data.schema.field(name).type)
-        if not kind.startswith(_PLAIN):
+        if not kind.startswith(_SCALARS):
             msg = (
                 f"column {name!r} of {where} has the type {kind}, but only text and numbers can be "
                 "read. Make one text column of it first."
             )
             raise DataError(msg)
-        _check_whole(rows, name, where=where)
+        _check_complete(rows, name, where=where)
 
 
 def check_names(needed: Sequence[str], present: Sequence[str], *, where: str) -> None:
@@ -55,7 +57,7 @@ def check_names(needed: Sequence[str], present: Sequence[str], *, where: str) ->
     """
     missing = [name for name in needed if name not in present]
     if missing:
-        raise DataError(_missing(missing, present, where=where))
+        raise DataError(_describe_missing(missing, present, where=where))
 
 
 def map_values(rows: Table, names: Mapping[str, Mapping[str, str]], *, where: str) -> Table:
@@ -75,10 +77,9 @@ def map_values(rows: Table, names: Mapping[str, Mapping[str, str]], *, where: st
     check_columns(rows, names, where=where)
     for column, words in names.items():
         values = [str(value) for value in rows[column]]
-        without = Counter(value for value in values if value not in words)
-        if without:
-            count = sorted(without.items())
-            listed = ", ".join(f"{v!r} ({n} row{'' if n == 1 else 's'})" for v, n in count)
+        unnamed = Counter(value for value in values if value not in words)
+        if unnamed:
+            listed = _format_counts(dict(sorted(unnamed.items())))
             msg = (
                 f"column {column!r} of {where} has values without a name: {listed}. "
                 f"data.value_map.{column} has names for {', '.join(map(repr, words))}. Add the "
@@ -88,6 +89,22 @@ def map_values(rows: Table, names: Mapping[str, Mapping[str, str]], *, where: st
         renamed = [words[value] for value in values]
         rows = rows.remove_columns(column).add_column(column, renamed)
     return rows
+
+
+def check_duplicate_names(names: Sequence[str], *, where: str) -> None:
+    """Check that no two columns have the same name.
+
+    Args:
+        names: the names of the columns.
+        where: the name of the data in messages.
+
+    Raises:
+        DataError: two columns have the same name.
+    """
+    if len({*names}) < len(names):
+        duplicate = next(name for name in names if names.count(name) > 1)
+        msg = f"{where} has two columns called {duplicate!r}. Rename one of them."
+        raise DataError(msg)
 
 
 def make_table(columns: Mapping[str, list[object]], *, where: str) -> Table:
@@ -106,18 +123,21 @@ def make_table(columns: Mapping[str, list[object]], *, where: str) -> Table:
     import datasets
 
     for name, values in columns.items():
-        kinds = {type(value) for value in values if value is not None}
-        if len(kinds) > 1 and kinds != {int, float}:
-            first = {
-                k.__name__: next(i for i, v in enumerate(values) if type(v) is k) for k in kinds
+        types = {type(value) for value in values if value is not None}
+        if len(types) > 1 and types != {int, float}:
+            first_rows = {
+                t.__name__: next(i for i, v in enumerate(values) if type(v) is t) for t in types
             }
-            listed = ", ".join(f"{kind} (row {row})" for kind, row in sorted(first.items()))
+            listed = ", ".join(f"{name} (row {row})" for name, row in sorted(first_rows.items()))
             msg = f"column {name!r} of {where} mixes {listed}. Write all its values in one form."
             raise DataError(msg)
     try:
         return datasets.Dataset.from_dict(dict(columns))
     except (ValueError, TypeError, OverflowError) as error:
-        msg = f"{where} cannot be converted to a table: {error}. Write text and plain numbers only."
+        reason = str(error).rstrip(".")
+        msg = (
+            f"{where} cannot be converted to a table: {reason}. Write text and plain numbers only."
+        )
         raise DataError(msg) from error
 
 
@@ -134,26 +154,28 @@ def name_classes(rows: Table) -> Table:
 
     for column, feature in list(rows.features.items()):
         if isinstance(feature, datasets.ClassLabel):
-            numbers = rows[column]
-            words = [feature.names[n] if n is not None and n >= 0 else None for n in numbers]
-            rows = rows.remove_columns(column).add_column(column, words)
+            ids = rows[column]
+            labels = [feature.names[i] if i is not None and i >= 0 else None for i in ids]
+            rows = rows.remove_columns(column).add_column(column, labels)
     return rows
 
 
-def _missing(missing: Sequence[str], present: Sequence[str], *, where: str) -> str:
-    what = "column" if len(missing) == 1 else "columns"
+def _describe_missing(missing: Sequence[str], present: Sequence[str], *, where: str) -> str:
+    noun = "column" if len(missing) == 1 else "columns"
     close = {name: get_close_matches(name, present, n=1) for name in missing}
-    hints = [f"{near[0]!r} for {name!r}" for name, near in close.items() if near]
+    hints = [f"{matches[0]!r} for {name!r}" for name, matches in close.items() if matches]
     hint = f" Did you mean {', '.join(hints)}?" if hints else " Rename a column or the field."
-    named = ", ".join(repr(name) for name in missing)
-    return f"{where} has no {what} {named}. It has: {', '.join(sorted(present))}.{hint}"
+    listed = ", ".join(repr(name) for name in missing)
+    return f"{where} has no {noun} {listed}. It has: {', '.join(sorted(present))}.{hint}"
 
 
-def _check_whole(rows: Table, name: str, *, where: str) -> None:
+def _check_complete(rows: Table, name: str, *, where: str) -> None:
+    """Check that a column has a value in every row; NaN is a missing value, as in pandas."""
+    column = rows.data.column(name)
     # The Arrow table may have more rows than this selection, so nulls there are only a hint.
-    if rows.data.column(name).null_count == 0:
+    if column.null_count == 0 and not str(column.type).startswith(_FLOATS):
         return
-    empty = [index for index, value in enumerate(rows[name]) if value is None]
+    empty = [index for index, value in enumerate(rows[name]) if _is_missing(value)]
     if empty:
         count = "1 row has" if len(empty) == 1 else f"{len(empty)} rows have"
         msg = (
@@ -161,6 +183,10 @@ def _check_whole(rows: Table, name: str, *, where: str) -> None:
             f"{empty[0]} (counted from 0). Fill the cells or leave those rows out."
         )
         raise DataError(msg)
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def collect_labels(rows: Table, column: str) -> tuple[str, ...]:
@@ -177,8 +203,8 @@ def collect_labels(rows: Table, column: str) -> tuple[str, ...]:
         DataError: the column is missing or has empty cells, has only one label, or has two labels
             that differ only in surrounding whitespace.
     """
-    counts = _counts(rows, column, where="the training data")
-    _check_distinct(counts, column)
+    counts = _count_labels(rows, column, where="the training data")
+    _check_whitespace(counts, column)
     if len(counts) == 1:
         msg = (
             f"all {len(rows)} rows of the training data have the label {next(iter(counts))!r} in "
@@ -201,34 +227,36 @@ def check_labels(rows: Table, column: str, *, known: Iterable[str], split: str) 
         DataError: a label is not known.
     """
     labels = sorted(known)
-    counts = _counts(rows, column, where=f"the {split} data")
+    counts = _count_labels(rows, column, where=f"the {split} data")
     unseen = {label: count for label, count in sorted(counts.items()) if label not in labels}
     if unseen:
         msg = (
             f"column {column!r} of the {split} data has labels that the training data does not "
-            f"have: {_listed(unseen)}. Known labels: {', '.join(labels)}. "
+            f"have: {_format_counts(unseen)}. Known labels: {', '.join(labels)}. "
             "Correct them, leave those rows out, or split the data again."
         )
         raise DataError(msg)
 
 
-def _counts(rows: Table, column: str, *, where: str) -> Counter[str]:
+def _count_labels(rows: Table, column: str, *, where: str) -> Counter[str]:
     check_columns(rows, [column], where=where)
     return Counter(str(value) for value in rows[column])
 
 
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{la!r} ({n} row{'' if n == 1 else 's'})" for la, n in counts.items())
+def _format_counts(counts: Mapping[str, int]) -> str:
+    """Values, each with the number of its rows."""
+    return ", ".join(f"{v!r} ({n} row{'' if n == 1 else 's'})" for v, n in counts.items())
 
 
-def _check_distinct(counts: Counter[str], column: str) -> None:
+def _check_whitespace(counts: Counter[str], column: str) -> None:
+    """Check that no two labels differ only in surrounding whitespace."""
     groups: dict[str, dict[str, int]] = {}
     for label, count in sorted(counts.items()):
         groups.setdefault(label.strip(), {})[label] = count
     for stripped, group in groups.items():
         if len(group) > 1:
             msg = (
-                f"labels in column {column!r} differ only in whitespace: {_listed(group)}. "
+                f"labels in column {column!r} differ only in whitespace: {_format_counts(group)}. "
                 f"Write all of them as {stripped!r}."
             )
             raise DataError(msg)

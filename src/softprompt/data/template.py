@@ -48,7 +48,7 @@ Piece = Literal | Field | SoftTokens | MaskToken | Separator | BeginToken
 
 
 # In this order: doubled braces, then a placeholder, then a brace without its partner.
-_TOKEN = re.compile(r"(?P<double>\{\{|\}\})|\{(?P<inside>[^{}]*)\}|(?P<lost>[{}])")
+_TOKEN = re.compile(r"(?P<double>\{\{|\}\})|\{(?P<inside>[^{}]*)\}|(?P<single>[{}])")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Template:
         remaining = [words.replace("{", "{{").replace("}", "}}")] if words else []
 
         def replace(match: re.Match[str]) -> str:
-            if not _is_wordless(match["inside"] or ""):
+            if not _is_soft_or_bos(match["inside"] or ""):
                 return match[0]
             if match["inside"] == "bos" or not remaining:
                 return ""
@@ -112,13 +112,13 @@ class Template:
     @property
     def leading_soft_tokens(self) -> int:
         """The number of soft tokens before all text."""
-        rest = dropwhile(lambda piece: isinstance(piece, SoftTokens | BeginToken), self.pieces)
-        return self.soft_length - sum(p.count for p in rest if isinstance(p, SoftTokens))
+        later = dropwhile(lambda piece: isinstance(piece, SoftTokens | BeginToken), self.pieces)
+        return self.soft_length - sum(p.count for p in later if isinstance(p, SoftTokens))
 
     @property
     def hard_text(self) -> str:
         """The source without its soft tokens."""
-        return _TOKEN.sub(lambda f: "" if _is_wordless(f["inside"] or "") else f[0], self.text)
+        return _TOKEN.sub(lambda m: "" if _is_soft_or_bos(m["inside"] or "") else m[0], self.text)
 
     @property
     def masks(self) -> int:
@@ -144,7 +144,7 @@ def parse_template(text: str) -> Template:
         TemplateError: a brace without its partner, an empty or malformed placeholder, no field,
             text before ``{bos}``, or more than one of ``{mask}``, ``{sep}`` and ``{bos}``.
     """
-    template = Template(text, tuple(_join_literals(_pieces(text))))
+    template = Template(text, tuple(_join_literals(_parse_pieces(text))))
     if not template.fields:
         msg = (
             f"the template {text!r} has no field, so every row would look the same. "
@@ -156,7 +156,7 @@ def parse_template(text: str) -> Template:
         if count > 1:
             msg = f"the template {text!r} has {word} {count} times; at most one is possible."
             raise TemplateError(msg)
-    _check_begin(template)
+    _check_bos(template)
     return template
 
 
@@ -179,11 +179,11 @@ def check_fields(template: Template, columns: Iterable[str]) -> None:
             raise TemplateError(msg)
 
 
-def _is_wordless(inside: str) -> bool:
+def _is_soft_or_bos(inside: str) -> bool:
     return inside == "bos" or inside.startswith("soft:")
 
 
-def _check_begin(template: Template) -> None:
+def _check_bos(template: Template) -> None:
     if BeginToken() not in template.pieces:
         return
     before = template.pieces[: template.pieces.index(BeginToken())]
@@ -197,34 +197,34 @@ def _check_begin(template: Template) -> None:
 
 def _join_literals(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Join adjacent literals."""
-    for literal, group in groupby(pieces, key=lambda p: isinstance(p, Literal)):
-        if literal:
+    for is_literal, group in groupby(pieces, key=lambda p: isinstance(p, Literal)):
+        if is_literal:
             yield Literal("".join(p.text for p in group if isinstance(p, Literal)))
         else:
             yield from group
 
 
-def _pieces(text: str) -> Iterator[Piece]:
+def _parse_pieces(text: str) -> Iterator[Piece]:
     end = 0
     for match in _TOKEN.finditer(text):
         if match.start() > end:
             yield Literal(text[end : match.start()])
         end = match.end()
-        if match["lost"]:
+        if match["single"]:
             msg = (
-                f"the template {text!r} has a {match['lost']!r} without its partner at character "
-                f"{match.start() + 1}. Write {match['lost'] * 2!r} for a literal brace."
+                f"the template {text!r} has a {match['single']!r} without its partner at character "
+                f"{match.start() + 1}. Write {match['single'] * 2!r} for a literal brace."
             )
             raise TemplateError(msg)
         if match["double"]:
             yield Literal(match["double"][0])
         else:
-            yield _placeholder(match["inside"], text, at=match.start() + 1)
+            yield _parse_placeholder(match["inside"], text, at=match.start() + 1)
     if end < len(text):
         yield Literal(text[end:])
 
 
-def _placeholder(inside: str, text: str, *, at: int) -> Piece:
+def _parse_placeholder(inside: str, text: str, *, at: int) -> Piece:
     """Parse ``{inside}``; ``at`` is its position in ``text``, counted from 1."""
     where = f"at character {at} of the template {text!r}"
     name, colon, count = inside.partition(":")
@@ -235,7 +235,7 @@ def _placeholder(inside: str, text: str, *, at: int) -> Piece:
         msg = f"spaces inside the braces {where}. Write {{{inside.strip()}}}."
         raise TemplateError(msg)
     if name == "soft":
-        return _soft(inside, count, where=where)
+        return _parse_soft_tokens(inside, count, where=where)
     if colon:
         msg = (
             f"{{{inside}}} {where}: only soft tokens take a number. Write {{soft:N}} or {{{name}}}."
@@ -252,7 +252,7 @@ def _placeholder(inside: str, text: str, *, at: int) -> Piece:
             return Field(name)
 
 
-def _soft(inside: str, count: str, *, where: str) -> SoftTokens:
+def _parse_soft_tokens(inside: str, count: str, *, where: str) -> SoftTokens:
     if not (count.isascii() and count.isdigit() and int(count) > 0):
         msg = f"{{{inside}}} {where} has no valid number. Write {{soft:N}} with N of 1 or more."
         raise TemplateError(msg)

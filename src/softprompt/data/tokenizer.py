@@ -27,11 +27,17 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Special:
-    """A special token, and whether the tokenizer removes whitespace on its left and right."""
+    """A special token.
+
+    Args:
+        id: its id.
+        lstrip: whether the tokenizer removes whitespace at the end of the text before it.
+        rstrip: whether it removes whitespace at the beginning of the text after it.
+    """
 
     id: int
-    left: bool
-    right: bool
+    lstrip: bool
+    rstrip: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +61,9 @@ class SafeTokenizer:
 
     def encode(self, text: str, *, first: bool) -> list[Token]:
         """Tokenise a text at the beginning of its sequence (``first``) or later in it."""
-        return list(_safe(self, text, tokenizer=self.head if first else self.inner, shift=0))
+        return list(
+            _tokenize_safely(self, text, tokenizer=self.head if first else self.inner, shift=0)
+        )
 
 
 def make_safe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> SafeTokenizer:
@@ -68,11 +76,11 @@ def make_safe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> SafeTokenizer:
         The safe tokenizer.
     """
     special = {
-        token.content: Special(index, left=token.lstrip, right=token.rstrip)
+        token.content: Special(index, lstrip=token.lstrip, rstrip=token.rstrip)
         for index, token in tokenizer.added_tokens_decoder.items()
         if token.special or token.content in tokenizer.all_special_tokens
     }
-    tail, schemes = _unmarked(tokenizer)
+    tail, schemes = _disable_word_marks(tokenizer)
     return SafeTokenizer(
         head=tokenizer,
         inner=tail if "first" in schemes else tokenizer,
@@ -83,33 +91,35 @@ def make_safe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> SafeTokenizer:
     )
 
 
-def _unmarked(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, set[str]]:
-    """The tokenizer without its mark for a beginning, and its former schemes for that mark."""
-    if not any(_metaspaces(tokenizer)):
+def _disable_word_marks(
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[PreTrainedTokenizerBase, set[str]]:
+    """A copy that marks no beginnings of words, and the tokenizer's own schemes for that mark."""
+    if not any(_iterate_metaspaces(tokenizer)):
         return tokenizer, set()
     copy = deepcopy(tokenizer)
-    parts = list(_metaspaces(copy))
+    parts = list(_iterate_metaspaces(copy))
     schemes = {part.prepend_scheme for part in parts}
     for part in parts:
         part.prepend_scheme = "never"
     return copy, schemes
 
 
-def _metaspaces(tokenizer: PreTrainedTokenizerBase) -> Iterator[Metaspace]:
-    outer: PreTokenizer | None = tokenizer.backend_tokenizer.pre_tokenizer
-    match outer:
+def _iterate_metaspaces(tokenizer: PreTrainedTokenizerBase) -> Iterator[Metaspace]:
+    pre_tokenizer: PreTokenizer | None = tokenizer.backend_tokenizer.pre_tokenizer
+    match pre_tokenizer:
         case Metaspace():
-            yield outer
+            yield pre_tokenizer
         case pre_tokenizers.Sequence():
             # It is iterable, although its type stub does not say so.
-            parts = cast("Iterable[PreTokenizer]", outer)
+            parts = cast("Iterable[PreTokenizer]", pre_tokenizer)
             yield from (part for part in parts if isinstance(part, Metaspace))
         case _:
             return
 
 
-def _safe(
-    encoder: SafeTokenizer, text: str, *, tokenizer: PreTrainedTokenizerBase, shift: int
+def _tokenize_safely(
+    safe: SafeTokenizer, text: str, *, tokenizer: PreTrainedTokenizerBase, shift: int
 ) -> Iterator[Token]:
     """The tokens of a text without forbidden ones, with offsets increased by ``shift``.
 
@@ -129,20 +139,20 @@ def _safe(
     )
     offsets = encoding["offset_mapping"]
     tokens = [Token(i, a, b) for i, (a, b) in zip(encoding["input_ids"], offsets, strict=True)]
-    bad = [token for token in tokens if token.id in encoder.forbidden]
-    cuts = [token.start + 1 for token in bad if token.end - token.start > 1]
+    forbidden = [token for token in tokens if token.id in safe.forbidden]
+    cuts = [token.start + 1 for token in forbidden if token.end - token.start > 1]
     if not cuts:
         # A single character that is a special token can only be left out.
-        safe = [token for token in tokens if token not in bad] if bad else tokens
-        yield from (token.shift(shift) for token in safe) if shift else safe
+        allowed = [token for token in tokens if token not in forbidden] if forbidden else tokens
+        yield from (token.shift(shift) for token in allowed) if shift else allowed
         return
     borders = [0, *cuts, len(text)]
     for number, (start, end) in enumerate(pairwise(borders)):
-        part = tokenizer if number == 0 else encoder.tail
-        yield from _safe(encoder, text[start:end], tokenizer=part, shift=shift + start)
+        part = tokenizer if number == 0 else safe.tail
+        yield from _tokenize_safely(safe, text[start:end], tokenizer=part, shift=shift + start)
 
 
-_PROBES = ("a", "the", "x", "e", "0", ".")
+_PROBE_WORDS = ("a", "the", "x", "e", "0", ".")
 
 
 @dataclass(frozen=True)
@@ -174,14 +184,15 @@ def measure_wrapping(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> Wrapp
         TemplateError: the tokenizer has no form of pairs, or splits a text when it adds special
             tokens.
     """
-    word, core = _probe(tokenizer)
+    word, word_ids = _choose_probe_word(tokenizer)
     texts = [word, word] if pair else [word]
-    typed = "token_type_ids" in tokenizer.model_input_names
-    whole = tokenizer(*texts, return_token_type_ids=True)
-    ids: list[int] = whole["input_ids"]
-    types: list[int] = whole["token_type_ids"] if typed else [0] * len(ids)
-    starts = _starts(ids, core, count=len(texts))
-    borders = list(zip([0, *(s + len(core) for s in starts)], [*starts, len(ids)], strict=True))
+    has_types = "token_type_ids" in tokenizer.model_input_names
+    encoding = tokenizer(*texts, return_token_type_ids=True)
+    ids: list[int] = encoding["input_ids"]
+    types: list[int] = encoding["token_type_ids"] if has_types else [0] * len(ids)
+    starts = _find_starts(ids, word_ids, count=len(texts))
+    ends = [start + len(word_ids) for start in starts]
+    borders = list(zip([0, *ends], [*starts, len(ids)], strict=True))
     wrapping = Wrapping(
         ids=tuple(tuple(ids[a:b]) for a, b in borders),
         types=tuple(tuple(types[a:b]) for a, b in borders),
@@ -198,27 +209,30 @@ def measure_wrapping(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> Wrapp
     return wrapping
 
 
-def _probe(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+def _choose_probe_word(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
     """A word that the tokenizer knows, and its ids."""
-    for word in _PROBES:
+    for word in _PROBE_WORDS:
         ids: list[int] = tokenizer(word, add_special_tokens=False)["input_ids"]
         if ids:
             return word, ids
-    msg = f"the tokenizer {type(tokenizer).__name__} makes no token of any of {_PROBES}."
+    msg = (
+        f"the tokenizer {type(tokenizer).__name__} makes no token of any of {_PROBE_WORDS}. "
+        "Choose a backbone with an ordinary fast tokenizer."
+    )
     raise TemplateError(msg)
 
 
-def _starts(ids: Sequence[int], core: Sequence[int], *, count: int) -> list[int]:
-    """The first ``count`` positions of ``core`` in ``ids``, without overlaps."""
+def _find_starts(ids: Sequence[int], word: Sequence[int], *, count: int) -> list[int]:
+    """The first ``count`` positions of ``word`` in ``ids``, without overlaps."""
     starts: list[int] = []
     for _ in range(count):
-        begin = starts[-1] + len(core) if starts else 0
-        places = range(begin, len(ids) - len(core) + 1)
-        start = next((i for i in places if list(ids[i : i + len(core)]) == list(core)), None)
+        begin = starts[-1] + len(word) if starts else 0
+        candidates = range(begin, len(ids) - len(word) + 1)
+        start = next((i for i in candidates if list(ids[i : i + len(word)]) == list(word)), None)
         if start is None:
             msg = (
                 "the tokenizer splits a text when it adds its special tokens "
-                f"({list(core)} became {list(ids)}), so soft tokens have no defined place. "
+                f"({list(word)} became {list(ids)}), so soft tokens have no defined place. "
                 "Choose a backbone with an ordinary fast tokenizer."
             )
             raise TemplateError(msg)

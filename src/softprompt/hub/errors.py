@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
 from httpx2 import TransportError
 from huggingface_hub import constants, get_token
@@ -15,35 +16,30 @@ from huggingface_hub.errors import (
 
 from softprompt.errors import HubError, SoftpromptError
 
-_LONG = 200
-_RETRY = "retry-after"
-_UNKNOWN, _LIMITED, _FAILED = (
-    401,
-    429,
-    500,
-)  # HTTP's: unauthorized, too many requests, server errors
+_MAX_DETAIL = 200  # characters of a server's message
 _CONFLICT = ("it was changed by another commit at the same time", "Try again.")
-_MEANS = {
-    _UNKNOWN: (
+# The fact and the remedy for an HTTP status.
+_EXPLANATIONS = {
+    HTTPStatus.UNAUTHORIZED: (
         "the token is not accepted",
         "Log in again with `hf auth login`, or correct HF_TOKEN, which takes precedence.",
     ),
-    403: (
-        "the token has no permission for this repository to be {doing}",
+    HTTPStatus.FORBIDDEN: (
+        "the token has no permission for this repository to be {action}",
         "Use a token with that permission for this owner, or another name.",
     ),
-    409: _CONFLICT,
-    412: _CONFLICT,
+    HTTPStatus.CONFLICT: _CONFLICT,
+    HTTPStatus.PRECONDITION_FAILED: _CONFLICT,
 }
 
 
 @contextmanager
-def translate_hub_errors(name: str, *, doing: str) -> Iterator[None]:
+def translate_hub_errors(name: str, *, action: str) -> Iterator[None]:
     """Turn every error of a block that uses the Hub into a HubError.
 
     Args:
         name: the repository.
-        doing: the action, as a participle: ``read`` or ``written to``.
+        action: the action, as a participle: ``read`` or ``written to``.
 
     Raises:
         HubError: the action failed.
@@ -52,8 +48,8 @@ def translate_hub_errors(name: str, *, doing: str) -> Iterator[None]:
         yield
     except SoftpromptError:
         raise
-    except Exception as error:  # the client's, its transports' and the disk's, of many kinds
-        raise HubError(_explain(_unwrap(error), name, doing)) from error
+    except Exception as error:  # from the client, its transport or the disk, of many kinds
+        raise HubError(_explain(_unwrap(error), name, action)) from error
 
 
 def is_out_of_reach(error: HubError) -> bool:
@@ -69,8 +65,8 @@ def _unwrap(error: Exception) -> BaseException:
     return error.__cause__ if is_wrapper and error.__cause__ is not None else error
 
 
-def _explain(error: BaseException, name: str, doing: str) -> str:
-    fact = f"{name} cannot be {doing}"
+def _explain(error: BaseException, name: str, action: str) -> str:
+    fact = f"{name} cannot be {action}"
     match error:
         case OfflineModeIsEnabled():
             return (
@@ -85,22 +81,22 @@ def _explain(error: BaseException, name: str, doing: str) -> str:
         case RepositoryNotFoundError():
             return f"{fact}: {_explain_missing()}"
         case HfHubHTTPError():
-            return f"{fact}: {_explain_status(error, doing)}"
+            return f"{fact}: {_explain_status(error, action)}"
         case TransportError():
             return (
-                f"{fact}: {constants.ENDPOINT} cannot be reached ({_short(error)}). Check the "
+                f"{fact}: {constants.ENDPOINT} cannot be reached ({_summarize(error)}). Check the "
                 "network, a proxy (HTTPS_PROXY) and HF_ENDPOINT."
             )
         case _:
-            return f"{fact}: {_local(error)}"
+            return f"{fact}: {_explain_local(error)}"
 
 
-def _local(error: BaseException) -> str:
+def _explain_local(error: BaseException) -> str:
     """The message for an error on this machine."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}. Free some space, or use a writable folder."
-    return f"{_short(error)}. Try again; if it fails again, update huggingface_hub."
+    return f"{_summarize(error)}. Try again; if it fails again, update huggingface_hub."
 
 
 def _explain_missing() -> str:
@@ -115,31 +111,32 @@ def _explain_missing() -> str:
     )
 
 
-def _explain_status(error: HfHubHTTPError, doing: str) -> str:
+def _explain_status(error: HfHubHTTPError, action: str) -> str:
     """The message for an HTTP status of the Hub."""
     status = error.response.status_code
     detail = f" ({_clean(error.server_message)})" if error.server_message else ""
-    if status == _UNKNOWN and get_token() is None:
+    if status == HTTPStatus.UNAUTHORIZED and get_token() is None:
         return _explain_missing()
-    if status == _LIMITED:
-        after = error.response.headers.get(_RETRY, "")
-        wait = f"{after} seconds" if after.isdigit() else "some minutes"
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        seconds = error.response.headers.get("retry-after", "")
+        wait = f"{seconds} seconds" if seconds.isdigit() else "some minutes"
         return f"the Hub received too many requests{detail}. Wait {wait}, or log in."
-    if status in _MEANS:
-        fact, remedy = _MEANS[status]
-        return f"{fact.format(doing=doing)}{detail}. {remedy}"
-    if status >= _FAILED:
+    if status in _EXPLANATIONS:
+        fact, remedy = _EXPLANATIONS[HTTPStatus(status)]
+        return f"{fact.format(action=action)}{detail}. {remedy}"
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return f"the Hub failed with status {status}{detail}. Try again later."
     return f"the Hub answered with status {status}{detail}. Check name and revision."
 
 
-def _short(error: BaseException) -> str:
-    first = _clean(str(error))
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+def _summarize(error: BaseException) -> str:
+    """The class and the first line of an error."""
+    detail = _clean(str(error))
+    return f"{type(error).__name__}: {detail}" if detail else type(error).__name__
 
 
 def _clean(text: str) -> str:
     """The first line of a server's text, without control characters."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    shown = "".join(c for c in (lines or [""])[0] if c.isprintable()).rstrip(". ")
-    return f"{shown[:_LONG]}…" if len(shown) > _LONG else shown
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    line = "".join(c for c in first if c.isprintable()).rstrip(". ")
+    return f"{line[:_MAX_DETAIL]}…" if len(line) > _MAX_DETAIL else line

@@ -11,10 +11,16 @@ from huggingface_hub import EvalResult, ModelCardData
 from softprompt.artifact.manifest import HEAD, PROMPT, Manifest
 from softprompt.backbone.loading import BUILTIN, PREFIX
 from softprompt.hub.names import is_repo_id
-from softprompt.hub.redaction import describe_source
+from softprompt.hub.redaction import split_source
 
 CARD = "README.md"
-_TEXT = "A text to answer."
+MEMORY = "memory"  # the source in a recipe for rows that were passed from Python
+PIPELINES = {"classify": "text-classification", "generate": "text-generation"}
+_KINDS = {"input": "input-prompt", "kv": "key-value-prefix"}
+# The Hub's names of metrics that have another name in softprompt.
+_METRICS = {"macro_f1": "f1", "matthews": "matthews_correlation"}
+_WORD = re.compile(r"[a-z0-9][a-z0-9-]*")
+_EXAMPLE = "A text to answer."
 _FIELD = re.compile(r"\{\{|\}\}|\{(?!soft:|mask\}|sep\}|bos\})([^{}]+)\}")
 _TICKS = re.compile(r"`+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -25,12 +31,12 @@ def format_code(text: str) -> str:
 
     Line breaks and other control characters are escaped as in JSON.
 
-    Example:
+    Examples:
         >>> format_code("a|b"), format_code("`"), format_code("a\nb")
         ('`a\\|b`', '`` ` ``', '`a\\nb`')
     """
     plain = _CONTROL.sub(lambda match: json.dumps(match[0])[1:-1], text)
-    fence = "`" * (_longest(plain) + 1)
+    fence = "`" * (_measure_backticks(plain) + 1)
     # In a table a bar must be escaped even in code; one space on each side is not part of the code.
     inner = plain.replace("|", r"\|") if plain.strip() else json.dumps(plain)
     pad = " " if inner[0] in "` " or inner[-1] in "` " else ""
@@ -39,7 +45,7 @@ def format_code(text: str) -> str:
 
 def format_block(text: str, language: str = "") -> str:
     """Format a text as a code block, with a fence that the text cannot close."""
-    fence = "`" * max(3, _longest(text) + 1)
+    fence = "`" * max(3, _measure_backticks(text) + 1)
     plain = text.replace("\r\n", "\n").replace("\r", "\n")
     return f"{fence}{language}\n{plain}\n{fence}"
 
@@ -50,16 +56,9 @@ def format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _longest(text: str) -> int:
+def _measure_backticks(text: str) -> int:
+    """The length of the longest run of backticks."""
     return max((len(run) for run in _TICKS.findall(text)), default=0)
-
-
-MEMORY = "memory"  # the source in a recipe for rows that were passed from Python
-PIPELINES = {"classify": "text-classification", "generate": "text-generation"}
-_KINDS = {"input": "input-prompt", "kv": "key-value-prefix"}
-# The Hub's names of metrics that have another name in softprompt.
-_METRICS = {"macro_f1": "f1", "matthews": "matthews_correlation"}
-_WORD = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
 def list_card_metrics(manifest: Manifest) -> dict[str, dict[str, float]]:
@@ -83,21 +82,22 @@ def make_card_metadata(manifest: Manifest, repo: str) -> ModelCardData:
     method = describe_method(manifest).get("name")
     tags = ["soft-prompt", "parameter-efficient", _KINDS[manifest.kind]]
     tags += [method] if isinstance(method, str) and _WORD.fullmatch(method) else []
-    sources = [name for text in describe_sources(manifest).values() if (name := _data_set(text))]
-    results = [*_results(manifest)]
+    sources = describe_sources(manifest).values()
+    data_sets = [name for text in sources if (name := _get_data_set_name(text))]
+    results = [*_list_results(manifest)]
     return ModelCardData(
         library_name="softprompt",
         base_model=base if is_repo_id(base) else None,
         pipeline_tag=PIPELINES.get(str(manifest.task.get("kind"))),
         tags=tags,
-        datasets=[*dict.fromkeys(sources)] or None,
+        datasets=[*dict.fromkeys(data_sets)] or None,
         eval_results=results or None,
         model_name=repo.partition("/")[2] if results else None,
         base_model_relation="adapter" if is_repo_id(base) else None,
     )
 
 
-def _results(manifest: Manifest) -> Iterator[EvalResult]:
+def _list_results(manifest: Manifest) -> Iterator[EvalResult]:
     task = PIPELINES.get(str(manifest.task.get("kind")), "other")
     sources = describe_sources(manifest)
     for split, numbers in list_card_metrics(manifest).items():
@@ -106,7 +106,7 @@ def _results(manifest: Manifest) -> Iterator[EvalResult]:
         for name, value in numbers.items():
             yield EvalResult(
                 task_type=task,
-                dataset_type=_data_set(source) or "local",
+                dataset_type=_get_data_set_name(source) or "local",
                 dataset_name="rows in memory" if plain == MEMORY else plain,
                 dataset_split=split or None,
                 metric_type=_METRICS.get(name, name),
@@ -129,9 +129,9 @@ def describe_sources(manifest: Manifest) -> dict[str, str]:
     return {split: text for split in splits if isinstance(text := table.get(split), str)}
 
 
-def _data_set(text: str) -> str | None:
+def _get_data_set_name(text: str) -> str | None:
     """The name of a data source on the Hub; None for files and other sources."""
-    source, _ = describe_source(text)
+    source, _ = split_source(text)
     name = source.partition(":")[0].partition("@")[0]
     is_on_hub = is_repo_id(name) and "." not in name.rpartition("/")[2]
     return name if is_on_hub and name not in {MEMORY, PREFIX.rstrip(":")} else None
@@ -143,38 +143,38 @@ def make_model_card(manifest: Manifest, *, repo: str, size: int) -> str:
     Args:
         manifest: the manifest that is pushed.
         repo: the repository, ``OWNER/NAME``.
-        size: the size of the tensors' file in bytes.
+        size: the size of ``prompt.safetensors`` in bytes.
     """
     parts = [
         f"# {repo.partition('/')[2].replace('_', chr(92) + '_')}",
-        _first(manifest),
+        _format_summary(manifest),
         "## What it does",
-        *_task(manifest),
+        *_format_task(manifest),
         "## How to use it",
-        *_usage(manifest, repo),
+        *_format_usage(manifest, repo),
         "## The backbone",
-        _backbone(manifest),
+        _format_backbone(manifest),
         "## The prompt",
-        _prompt(manifest, size),
+        _format_prompt(manifest, size),
         "## How it was trained",
-        *_training(manifest),
+        *_format_training(manifest),
     ]
     return (
         f"---\n{make_card_metadata(manifest, repo).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
     )
 
 
-def _first(manifest: Manifest) -> str:
-    many = "soft tokens that make" if manifest.length > 1 else "soft token that makes"
+def _format_summary(manifest: Manifest) -> str:
+    what = "soft tokens that make" if manifest.length > 1 else "soft token that makes"
     return (
-        f"A soft prompt: {manifest.length:,} trained {many} the frozen language model "
+        f"A soft prompt: {manifest.length:,} trained {what} the frozen language model "
         f"{format_code(manifest.backbone['name'])} do a task. It works only with that model, whose "
         "weights are not in this repository. Made with softprompt "
         f"{format_code(manifest.softprompt)}."
     )
 
 
-def _task(manifest: Manifest) -> Iterator[str]:
+def _format_task(manifest: Manifest) -> Iterator[str]:
     kind = manifest.task.get("kind")
     match kind:
         case "classify":
@@ -205,11 +205,11 @@ def _format_words(words: object) -> str:
     return ", ".join(format_code(str(word)) for word in listed)
 
 
-def _usage(manifest: Manifest, repo: str) -> Iterator[str]:
+def _format_usage(manifest: Manifest, repo: str) -> Iterator[str]:
     folder = repo.partition("/")[2]
     fields = [*dict.fromkeys(name for name in _FIELD.findall(manifest.template) if name)]
     single = len(fields) == 1
-    row: Any = _TEXT if single else dict.fromkeys(fields, "…")
+    row: Any = _EXAMPLE if single else dict.fromkeys(fields, "…")
     lines = ["pip install softprompt"]
     base = manifest.backbone["name"].removeprefix(PREFIX)
     if base != manifest.backbone["name"] and base in BUILTIN:
@@ -234,7 +234,7 @@ def _usage(manifest: Manifest, repo: str) -> Iterator[str]:
     yield "`--revision COMMIT` (`revision=` in Python) pins the version that is pulled."
 
 
-def _backbone(manifest: Manifest) -> str:
+def _format_backbone(manifest: Manifest) -> str:
     ref = manifest.backbone
     rows = [
         ("model", format_code(ref["name"])),
@@ -245,7 +245,7 @@ def _backbone(manifest: Manifest) -> str:
     return format_table(("", ""), rows)
 
 
-def _prompt(manifest: Manifest, size: int) -> str:
+def _format_prompt(manifest: Manifest, size: int) -> str:
     where = "among the input embeddings"
     if manifest.kind == "kv":
         where = f"as keys and values on {len(manifest.layers or ())} layers"
@@ -259,7 +259,7 @@ def _prompt(manifest: Manifest, size: int) -> str:
     }
     numbers = " + ".join(f"{count:,} ({part})" for part, count in counts.items() if count)
     rows = [
-        ("method", _settings(describe_method(manifest))),
+        ("method", _format_method(describe_method(manifest))),
         ("length", f"{manifest.length:,} soft token{'s' * (manifest.length > 1)}, {where}"),
         ("precision", format_code(manifest.dtype)),
         ("trained numbers", numbers),
@@ -268,13 +268,13 @@ def _prompt(manifest: Manifest, size: int) -> str:
     return format_table(("", ""), rows)
 
 
-def _training(manifest: Manifest) -> Iterator[str]:
+def _format_training(manifest: Manifest) -> Iterator[str]:
     sources = describe_sources(manifest)
     split_off = "split off the training data"
     rows = [
         (
             format_code(split),
-            _count(about.get("rows")),
+            _format_count(about.get("rows")),
             format_code(sources[split]) if split in sources else split_off,
             format_code(str(about["sha256"])),
         )
@@ -295,13 +295,13 @@ def _training(manifest: Manifest) -> Iterator[str]:
     yield "`manifest.json` contains the whole recipe, without the local folders of files."
 
 
-def _count(rows: object) -> str:
+def _format_count(rows: object) -> str:
     return f"{rows:,}" if isinstance(rows, int) else "not stated"
 
 
-def _settings(method: Mapping[str, object]) -> str:
+def _format_method(method: Mapping[str, object]) -> str:
     if not method:
         return "not stated"
-    more = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in method.items()
-            if key != "name"]  # fmt: skip
-    return ", ".join(format_code(text) for text in [str(method.get("name")), *more])
+    settings = {key: value for key, value in method.items() if key != "name"}
+    texts = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
+    return ", ".join(format_code(text) for text in [str(method.get("name")), *texts])

@@ -54,8 +54,8 @@ def check_repo_id(text: str) -> str:
     if slash and owner and name and "/" not in name and is_repo_id(text):
         return text
     if "://" in text or text.count("/") > 1:
-        near = [part for part in text.split("/") if part][-2:]
-        msg = f"{text!r} is an address or a path, not a repository's name. Write {'/'.join(near)}."
+        last = [part for part in text.split("/") if part][-2:]
+        msg = f"{text!r} is an address or a path, not a repository's name. Write {'/'.join(last)}."
     elif not slash and is_repo_id(text):
         msg = f"the repository {text!r} lacks its owner. Write OWNER/{text}, with your Hub name."
     else:

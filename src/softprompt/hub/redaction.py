@@ -10,13 +10,13 @@ from softprompt.backbone.loading import PREFIX
 from softprompt.errors import HubError
 from softprompt.hub.names import is_local_backbone, is_path, is_repo_id
 
-Where = tuple[str, ...]
+Key = tuple[str, ...]  # the keys from the top of the manifest to a value
 
 # The keys of a recipe that name files. Other texts are treated as paths only if they look like one.
-_SOURCES = {("recipe", "data", split) for split in ("train", "validation", "test")}
-_FILES = {("recipe", "method", "init", "path")}
+_SOURCE_KEYS = {("recipe", "data", split) for split in ("train", "validation", "test")}
+_FILE_KEYS = {("recipe", "method", "init", "path")}
 # The keys whose texts are words, even if they look like a path.
-_WORDS = {
+_TEXT_KEYS = {
     ("recipe", "task"),
     ("recipe", "data", "value_map"),
     ("recipe", "method", "init", "text"),
@@ -77,7 +77,7 @@ def redact(manifest: Manifest, *, backbone: str | None) -> tuple[Manifest, tuple
     return copy, tuple(changes)
 
 
-def describe_source(text: str) -> tuple[str, str | None]:
+def split_source(text: str) -> tuple[str, str | None]:
     """The name and the split of a data source such as ``glue:mrpc[train]``."""
     match = _PART.fullmatch(text)
     source, split = (match["source"], match["split"]) if match else (text, None)
@@ -99,12 +99,13 @@ def _published_backbone(local: BackboneRef, name_at_revision: str | None) -> Bac
     name, _, revision = name_at_revision.partition("@")
     if not is_repo_id(name) and not name.startswith(PREFIX):
         msg = (
-            f"--backbone {name_at_revision!r} is not a valid name on the Hub. Give a Hub id, such "
-            "as FacebookAI/roberta-large, followed by @REVISION if necessary."
+            f"the backbone {name_at_revision!r} is not a valid name on the Hub. Give a Hub id, "
+            "such as FacebookAI/roberta-large, followed by @REVISION if necessary."
         )
         raise HubError(msg)
-    same = local["revision"] if name == local["name"] else None
-    return cast("BackboneRef", {**local, "name": name, "revision": revision or same})
+    if not revision and name == local["name"]:
+        return local
+    return cast("BackboneRef", {**local, "name": name, "revision": revision or None})
 
 
 def _replace_backbone(recipe: dict[str, object], local: str, public: str) -> dict[str, object]:
@@ -112,43 +113,45 @@ def _replace_backbone(recipe: dict[str, object], local: str, public: str) -> dic
     table = recipe.get("backbone")
     if local == public or not isinstance(table, dict):
         return recipe
-    rest = {key: value for key, value in table.items() if key != "revision"}
-    return recipe | {"backbone": rest | {"name": public}}
+    others = {key: value for key, value in table.items() if key != "revision"}
+    return recipe | {"backbone": others | {"name": public}}
 
 
-def _shorten(value: object, where: Where, changes: list[Redaction]) -> object:
-    """A value in which paths are shortened to their last part."""
-    if where in _WORDS:
+def _shorten(value: object, key: Key, changes: list[Redaction]) -> object:
+    """A value in which paths are shortened to their last part; the changes are recorded."""
+    if key in _TEXT_KEYS:
         return value
     match value:
         case dict():
             return {
-                cast("str", _shorten(key, (*where, "a key"), changes)): _shorten(
-                    inner, (*where, str(key)), changes
+                cast("str", _shorten(name, (*key, "a key"), changes)): _shorten(
+                    inner, (*key, str(name)), changes
                 )
-                for key, inner in value.items()
+                for name, inner in value.items()
             }
         case list():
-            return [_shorten(inner, (*where, str(at)), changes) for at, inner in enumerate(value)]
+            return [_shorten(inner, (*key, str(at)), changes) for at, inner in enumerate(value)]
         case str():
-            short = _shorten_text(value, where)
+            short = _shorten_text(value, key)
             if short != value:
                 # A key may be a path too.
-                name = ".".join(_last(part) if is_path(part) else part for part in where)
-                changes.append(Redaction(name, value, short))
+                where = ".".join(_get_file_name(part) if is_path(part) else part for part in key)
+                changes.append(Redaction(where, value, short))
             return short
         case _:
             return value
 
 
-def _shorten_text(text: str, where: Where) -> str:
-    if where in _SOURCES:
-        source, split = describe_source(text)
-        return _last(source) + (f"[{split}]" if split else "") if _is_file(source) else text
-    return _last(text) if where in _FILES or is_path(text) else text
+def _shorten_text(text: str, key: Key) -> str:
+    if key in _SOURCE_KEYS:
+        source, split = split_source(text)
+        if not _is_file(source):
+            return text
+        return _get_file_name(source) + (f"[{split}]" if split else "")
+    return _get_file_name(text) if key in _FILE_KEYS or is_path(text) else text
 
 
-def _last(path: str) -> str:
+def _get_file_name(path: str) -> str:
     """The last part of a path of any operating system."""
     return PureWindowsPath(path).name or "unnamed"
 

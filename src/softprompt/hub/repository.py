@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
@@ -36,7 +37,6 @@ from softprompt.hub.redaction import Redaction, redact
 # The largest sizes of files that are pushed or pulled, in bytes.
 LIMITS = {MANIFEST: 8 * 2**20, TENSORS: 2**30, CARD: 2**20}
 _TIMEOUT = 30  # seconds, for the first response
-_DOWNLOAD = "download"
 _OTHER_FILES = {CARD, ".gitattributes", ".gitignore", "LICENSE", "LICENSE.md", "LICENSE.txt"}
 
 
@@ -45,36 +45,39 @@ def ensure_repo(api: HfApi, name: str, *, private: bool) -> bool:
     try:
         info = api.model_info(name, timeout=_TIMEOUT)
     except RepositoryNotFoundError as error:
-        if error.response.status_code != 404:  # noqa: PLR2004  # HTTP's "not found"
+        if error.response.status_code != HTTPStatus.NOT_FOUND:
             raise
         api.create_repo(name, private=private or None)
         return True
     if private and not info.private:
         msg = (
-            f"{name} exists and is public, but --private was given. Nothing was pushed. "
-            "Make it private in its settings on the Hub, or push to another name."
+            f"{name} exists and is public, but --private (private=True in Python) was given. "
+            "Nothing was pushed. Make it private in its settings on the Hub, or push to another "
+            "name."
         )
         raise HubError(msg)
     return False
 
 
-def fetch_branch_info(api: HfApi, name: str, *, goal: str) -> ModelInfo:
+def fetch_branch_info(api: HfApi, name: str, *, branch: str) -> ModelInfo:
     """Fetch the state of a branch, which is created from ``main`` if it does not exist.
 
     Raises:
         HubError: the name is that of a tag.
     """
-    if goal != MAIN:
+    if branch != MAIN:
         refs = api.list_repo_refs(name)
-        if goal in {tag.name for tag in refs.tags}:
-            msg = f"{goal!r} is a tag of {name}, which cannot be changed. Name a branch to push to."
+        if branch in {ref.name for ref in refs.tags}:
+            msg = (
+                f"{branch!r} is a tag of {name}, which cannot be changed. Name a branch to push to."
+            )
             raise HubError(msg)
-        if goal not in {branch.name for branch in refs.branches}:
-            api.create_branch(name, branch=goal)
-    return api.model_info(name, revision=goal, timeout=_TIMEOUT)
+        if branch not in {ref.name for ref in refs.branches}:
+            api.create_branch(name, branch=branch)
+    return api.model_info(name, revision=branch, timeout=_TIMEOUT)
 
 
-def check_own(info: ModelInfo, name: str) -> None:
+def check_overwritable(info: ModelInfo, name: str) -> None:
     """Check that a repository contains an artifact or nothing, so that its card may be replaced."""
     names = [sibling.rfilename for sibling in info.siblings or ()]
     others = sorted({*names} - _OTHER_FILES)
@@ -86,7 +89,7 @@ def check_own(info: ModelInfo, name: str) -> None:
         raise HubError(msg)
 
 
-def check_there(info: ModelInfo, name: str) -> None:
+def check_files_arrived(info: ModelInfo, name: str) -> None:
     """Check that all pushed files have arrived: a repository's .gitignore can exclude files."""
     names = {sibling.rfilename for sibling in info.siblings or ()}
     missing = [file for file in LIMITS if file not in names]
@@ -162,7 +165,7 @@ class PushResult:
         created: whether the repository was created.
         changed: the values of the manifest that are redacted in the pushed copy.
 
-    Example:
+    Examples:
         >>> result = PushResult(
         ...     repo="ada/reviews",
         ...     branch="main",
@@ -195,7 +198,7 @@ class PullResult:
         commit: the commit; as ``revision`` it always gives the same artifact.
         files: the files that were fetched.
 
-    Example:
+    Examples:
         >>> result = PullResult(Path("reviews"), "ada/reviews", "0" * 40, ("manifest.json",))
         >>> result.repo, result.files
         ('ada/reviews', ('manifest.json',))
@@ -246,39 +249,39 @@ def push(
         ArtifactError: the artifact is not complete.
         HubError: the repository cannot be written to, or the backbone is a local folder.
 
-    Example:
+    Examples:
         The name of the repository is checked before anything is sent:
 
         >>> push("runs/reviews", "reviews")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         softprompt.errors.HubError: the repository 'reviews' lacks its owner. ...
     """
-    name, goal = check_repo_id(repo), check_branch(revision)
-    loaded = _get_artifact(artifact)
-    manifest, changed = redact(loaded.manifest, backbone=backbone)
-    with TemporaryDirectory() as place:
-        folder = save_artifact(replace(loaded, manifest=manifest), Path(place) / "artifact")
+    name, branch = check_repo_id(repo), check_branch(revision)
+    local = _get_artifact(artifact)
+    manifest, changed = redact(local.manifest, backbone=backbone)
+    with TemporaryDirectory() as temporary:
+        folder = save_artifact(replace(local, manifest=manifest), Path(temporary) / "artifact")
         size = (folder / TENSORS).stat().st_size
         (folder / CARD).write_text(
             make_model_card(manifest, repo=name, size=size), encoding="utf-8"
         )
         check_sizes({file: (folder / file).stat().st_size for file in LIMITS}, name)
-        with translate_hub_errors(name, doing="written to"):
+        with translate_hub_errors(name, action="written to"):
             _check_token(name)
-            api = _api()
+            api = _make_api()
             created = ensure_repo(api, name, private=private)
-            info = fetch_branch_info(api, name, goal=goal)
-            check_own(info, name)
-            done = api.create_commit(
+            info = fetch_branch_info(api, name, branch=branch)
+            check_overwritable(info, name)
+            commit = api.create_commit(
                 name,
                 [CommitOperationAdd(file, str(folder / file)) for file in LIMITS],
                 commit_message=message or f"Soft prompt by softprompt {version('softprompt')}",
-                revision=goal,
+                revision=branch,
                 parent_commit=info.sha,
             )
-            check_there(api.model_info(name, revision=done.oid), name)
+            check_files_arrived(api.model_info(name, revision=commit.oid), name)
     is_private = bool(info.private)
-    return PushResult(name, goal, done.oid, done.commit_url, is_private, created, changed)
+    return PushResult(name, branch, commit.oid, commit.commit_url, is_private, created, changed)
 
 
 def pull(repo: str, folder: str | Path, *, revision: str | None = None) -> PullResult:
@@ -298,27 +301,28 @@ def pull(repo: str, folder: str | Path, *, revision: str | None = None) -> PullR
         ArtifactError: the repository has no complete artifact, or the folder has other files.
         HubError: the repository or the revision is missing, not accessible or cannot be reached.
 
-    Example:
+    Examples:
         >>> pull("ada/reviews/main", "reviews")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         softprompt.errors.HubError: 'ada/reviews/main' is an address or a path, not a ...
     """
-    name, goal = check_repo_id(repo), Path(folder)
+    name, target = check_repo_id(repo), Path(folder)
     # A README.md without an artifact is not a model card of softprompt, and is not replaced.
-    check_replaceable(goal, besides={CARD} if (goal / MANIFEST).exists() else ())
-    with translate_hub_errors(name, doing="read"):
-        api = _api()
+    check_replaceable(target, also={CARD} if (target / MANIFEST).exists() else ())
+    with translate_hub_errors(name, action="read"):
+        api = _make_api()
         info = fetch_revision_info(api, name, revision=revision)
         commit = str(info.sha)
         files = select_files(info, name)
-        with write_atomically(goal) as fresh:
+        source = ErrorContext(
+            f"{name} at commit {commit[:12]}",
+            f"{target} is unchanged. Pull another revision (--revision, or revision=… in Python), "
+            f"or ask {name.partition('/')[0]}.",
+        )
+        with write_atomically(target) as fresh:
             _fetch(api, files, name=name, commit=commit, folder=fresh)
-            where = ErrorContext(
-                f"{name} at commit {commit[:12]}",
-                f"{goal} is unchanged. Pull another --revision, or ask {name.partition('/')[0]}.",
-            )
-            _check_backbone(load_artifact_from(fresh, source=where), where)
-    return PullResult(goal, name, commit, files)
+            _check_backbone(load_artifact_from(fresh, source=source), source)
+    return PullResult(target, name, commit, files)
 
 
 def pull_to_cache(repo: str, *, revision: str | None = None) -> Path:
@@ -338,10 +342,10 @@ def pull_to_cache(repo: str, *, revision: str | None = None) -> Path:
         HubError: the repository or the revision is missing, not accessible, or cannot be reached
             and was never fetched.
     """
-    name, wanted = check_repo_id(repo), revision or MAIN
-    place = cache_folder() / "hub" / name.replace("/", "--")
-    commit = wanted if is_commit(wanted) else _resolve_commit(name, wanted, place / "refs")
-    folder = place / commit
+    name, revision = check_repo_id(repo), revision or MAIN
+    cache = cache_folder() / "hub" / name.replace("/", "--")
+    commit = revision if is_commit(revision) else _resolve_commit(name, revision, cache / "refs")
+    folder = cache / commit
     if not (folder / MANIFEST).is_file():
         pull(name, folder, revision=commit)
     return folder
@@ -349,19 +353,19 @@ def pull_to_cache(repo: str, *, revision: str | None = None) -> Path:
 
 def _resolve_commit(name: str, revision: str, refs: Path) -> str:
     """The commit of a branch or tag; without a connection, that of its last fetch."""
-    known = refs / quote(revision, safe="")
+    cached = refs / quote(revision, safe="")
     try:
-        with translate_hub_errors(name, doing="read"):
-            commit = str(fetch_revision_info(_api(), name, revision=revision).sha)
+        with translate_hub_errors(name, action="read"):
+            commit = str(fetch_revision_info(_make_api(), name, revision=revision).sha)
     except HubError as error:
-        if not is_out_of_reach(error) or not known.is_file():
+        if not is_out_of_reach(error) or not cached.is_file():
             raise
-        commit = known.read_text("utf-8").strip()
+        commit = cached.read_text("utf-8").strip()
         msg = f"the Hub cannot be reached, so the cached commit {commit[:12]} of {name} is used"
         warnings.warn(msg, SoftpromptWarning, stacklevel=4)
         return commit
     refs.mkdir(parents=True, exist_ok=True)
-    known.write_text(commit, "utf-8")
+    cached.write_text(commit, "utf-8")
     return commit
 
 
@@ -375,7 +379,7 @@ def _get_artifact(source: Artifact | HasArtifact | str | Path) -> Artifact:
             return source.artifact
 
 
-def _api() -> HfApi:
+def _make_api() -> HfApi:
     return HfApi(library_name="softprompt", library_version=version("softprompt"))
 
 
@@ -390,11 +394,11 @@ def _check_token(name: str) -> None:
 
 def _fetch(api: HfApi, files: Iterable[str], *, name: str, commit: str, folder: Path) -> None:
     """Fetch files into a folder, without the metadata files of the client."""
-    place = folder / _DOWNLOAD
+    download = folder / "download"
     for file in files:
-        api.hf_hub_download(name, file, revision=commit, local_dir=place)
-        (place / file).rename(folder / file)
-    rmtree(place)
+        api.hf_hub_download(name, file, revision=commit, local_dir=download)
+        (download / file).rename(folder / file)
+    rmtree(download)
 
 
 def _check_backbone(artifact: Artifact, source: ErrorContext) -> None:

@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import partial
 from math import log
 from typing import Literal, assert_never, get_args
 
@@ -23,24 +23,26 @@ from softprompt.inference.loops import (
     EvaluationReport,
     check_probabilities,
     make_report,
+    predict_windows,
     stack_probabilities,
 )
-from softprompt.inference.model import (
-    PromptModel,
-    attach,
-)
+from softprompt.inference.model import PromptModel, attach
 from softprompt.inference.notebook import make_fact_table, make_grid
 from softprompt.tasks import Classifier, Classify, Example, Prediction
 from softprompt.tasks.config import read_task_settings
 
 Vote = Literal["majority", "mean"]
+MemberViews = Sequence[Example]  # a row as each member renders it
+
+# Settings of the task that may differ between members.
+_MAY_DIFFER = {"template", "head"}
 
 
 def combine(predictions: Sequence[Prediction], vote: Vote) -> Prediction:
     """Combine the predictions of several prompts for one row.
 
-    The probabilities are the mean of theirs with either vote; so with ``majority`` the label need
-    not be the likeliest.
+    The probabilities are the mean of theirs with either vote, so the label of a ``majority`` vote
+    may not be the likeliest.
 
     Source: Lester et al. 2021, "Prompt ensembling" (the majority of five prompts).
 
@@ -49,25 +51,21 @@ def combine(predictions: Sequence[Prediction], vote: Vote) -> Prediction:
         vote: ``majority`` takes the label that most of them have; of tied labels, the one with the
             highest mean probability, then the first of the labels; of tied texts, the first.
             ``mean`` takes the label with the highest mean probability.
+
+    Returns:
+        The label or text of the vote, with the mean probabilities.
     """
-    names = [*predictions[0].probabilities]
-    mean = {n: sum(p.probabilities[n] for p in predictions) / len(predictions) for n in names}
+    labels = [*predictions[0].probabilities]
+    mean = {n: sum(p.probabilities[n] for p in predictions) / len(predictions) for n in labels}
     match vote:
         case "majority":
             count = Counter(p.label for p in predictions)
-            most = [label for label in (names or count) if count[label] == max(count.values())]
-            return Prediction(max(most, key=lambda label: mean.get(label, 0.0)), mean)
+            tied = [label for label in (labels or count) if count[label] == max(count.values())]
+            return Prediction(max(tied, key=lambda label: mean.get(label, 0.0)), mean)
         case "mean":
             return Prediction(max(mean, key=mean.__getitem__), mean)
         case _:
             assert_never(vote)
-
-
-_WINDOW = 2048  # rows of a stream that are sorted into batches together
-# Settings of the task that may differ between members.
-_MAY_DIFFER = {"template", "head"}
-
-MemberViews = Sequence[Example]
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Ensemble:
         ArtifactError: a prompt was trained on another backbone.
         PromptError: there are no prompts, their tasks differ, or the vote does not fit the task.
 
-    Example:
+    Examples:
         >>> from softprompt import Classify, TrainingConfig, fit
         >>> words = {"negative": " bad", "positive": " good"}
         >>> task = Classify("{text} is{soft:2}", verbalizer=words)
@@ -131,7 +129,7 @@ class Ensemble:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels that can be predicted; empty for text generation."""
+        """The labels, or choices of text generation, that can be predicted; empty for free text."""
         return self.members[0].labels
 
     def predict(self, rows: RowsLike, *, batch_size: int = 32) -> list[Prediction]:
@@ -167,7 +165,8 @@ class Ensemble:
         if len(self.members) == 1:
             return self.members[0].predict_stream(rows, batch_size=batch_size)
         fields = [name for member in self.members for name in member.task.columns]
-        return self._predict_windows(iterate_rows(rows, fields=fields), batch_size)
+        stream = iterate_rows(rows, fields=fields)
+        return predict_windows(stream, partial(self._predict_window, batch_size=batch_size))
 
     def predict_proba(self, rows: RowsLike, *, batch_size: int = 32) -> NDArray[np.float64]:
         """The mean of the members' probabilities of each label for each row.
@@ -276,11 +275,11 @@ class Ensemble:
         truncated.append(sum(any(e.truncated for e in view) for view in views))
         sums, count = torch.zeros(len(self.members) + 1, dtype=torch.float64), 0
         predictions: dict[int, list[Prediction]] = {}
-        for batch in self._batches(views, batch_size):
-            chosen = [views[i] for i in batch]
-            by_member, scores = self._predict_members(chosen)
-            losses, scored = self._sum_losses(chosen, scores)
-            sums, count = sums + losses, count + scored
+        for batch in self._group_rows(views, batch_size):
+            batch_views = [views[i] for i in batch]
+            by_member, scores = self._predict_members(batch_views)
+            losses, terms = self._sum_losses(batch_views, scores)
+            sums, count = sums + losses, count + terms
             rows = zip(*by_member, self._combine(by_member), strict=True)
             predictions |= zip(batch, map(list, rows), strict=True)
         ordered = zip(*(predictions[i] for i in range(len(views))), strict=True)
@@ -314,27 +313,27 @@ class Ensemble:
             "Members", head=head, rows=rows
         )
 
-    def _predict_windows(self, stream: Iterator[Row], batch_size: int) -> Iterator[Prediction]:
-        while window := list(islice(stream, _WINDOW)):
-            views = [[m.render(row) for m in self.members] for row in window]
-            predictions: dict[int, Prediction] = {}
-            for batch in self._batches(views, batch_size):
-                by_member, _ = self._predict_members([views[i] for i in batch])
-                predictions |= zip(batch, self._combine(by_member), strict=True)
-            yield from (predictions[i] for i in range(len(window)))
+    def _predict_window(self, rows: Sequence[Row], *, batch_size: int) -> list[Prediction]:
+        views = [[m.render(row) for m in self.members] for row in rows]
+        predictions: dict[int, Prediction] = {}
+        for batch in self._group_rows(views, batch_size):
+            by_member, _ = self._predict_members([views[i] for i in batch])
+            predictions |= zip(batch, self._combine(by_member), strict=True)
+        return [predictions[i] for i in range(len(rows))]
 
     def _check_split(self, split: str) -> None:
         """Warn of members with another split, which may have been trained on these rows."""
-        wanted, *others = [m.artifact.manifest.data.get(split) for m in self.members]
+        first, *others = [m.artifact.manifest.data.get(split) for m in self.members]
         for number, other in enumerate(others, start=2):
-            if other != wanted:
+            if other != first:
                 msg = (
                     f"member {number} was not trained with the same {split} rows as the first (or "
                     "reads other columns of them), so it may have been trained on these"
                 )
                 warnings.warn(msg, SoftpromptWarning, stacklevel=3)
 
-    def _batches(self, views: Sequence[MemberViews], size: int) -> Iterator[list[int]]:
+    def _group_rows(self, views: Sequence[MemberViews], size: int) -> Iterator[list[int]]:
+        """Batches of row indices; each row is in its batch once for each member."""
         lengths = [max(e.length for e in view) for view in views]
         yield from group_by_length(lengths, size=max(1, size // len(self.members)), seed=None)
 
@@ -344,19 +343,19 @@ class Ensemble:
     ) -> tuple[list[list[Prediction]], Float[Tensor, "M B C"] | None]:
         """Each member's predictions, and the scores of a classifier, in one run of the backbone."""
         count, rows = len(self.members), len(views)
-        flat = [view[m] for m in range(count) for view in views]
-        which = torch.arange(count, device=self.backbone.device).repeat_interleave(rows)
+        examples = [view[m] for m in range(count) for view in views]
+        prompt_of_row = torch.arange(count, device=self.backbone.device).repeat_interleave(rows)
         prompts, task = [m.prompt for m in self.members], self.members[0].task
         if not isinstance(task, Classifier):
-            texts = task.predict(flat, prompts, rows=which)
+            texts = task.predict(examples, prompts, rows=prompt_of_row)
             return [texts[m * rows : (m + 1) * rows] for m in range(count)], None
-        parts = task.compute_states(flat, prompts, rows=which).split(rows)
-        readers = [m.task for m in self.members if isinstance(m.task, Classifier)]
-        scores = [reader.read(part) for reader, part in zip(readers, parts, strict=True)]
+        states = task.compute_states(examples, prompts, rows=prompt_of_row).split(rows)
+        tasks = [m.task for m in self.members if isinstance(m.task, Classifier)]
+        scores = [task.read(part) for task, part in zip(tasks, states, strict=True)]
         return [task.to_predictions(part) for part in scores], torch.stack(scores)
 
     def _combine(self, by_member: Sequence[Sequence[Prediction]]) -> list[Prediction]:
-        return [combine(of_row, self.vote) for of_row in zip(*by_member, strict=True)]
+        return [combine(predictions, self.vote) for predictions in zip(*by_member, strict=True)]
 
     @torch.no_grad()
     def _sum_losses(
@@ -368,10 +367,10 @@ class Ensemble:
             losses = [m.task.compute_loss(examples, [m.prompt]) for m, examples in pairs]
             totals = torch.stack([loss.total for loss in losses]).double().cpu()
             return torch.cat([totals, totals.mean()[None]]), losses[0].count
-        wanted = torch.tensor([view[0].target for view in views], device=scores.device)
-        each = scores.log_softmax(dim=-1)
-        mean = each.logsumexp(dim=0) - log(len(each))
-        sums = [F.nll_loss(one, wanted, reduction="sum") for one in (*each, mean)]
+        targets = torch.tensor([view[0].target for view in views], device=scores.device)
+        log_probs = scores.log_softmax(dim=-1)
+        mean = log_probs.logsumexp(dim=0) - log(len(log_probs))  # the log of the mean probability
+        sums = [F.nll_loss(voter, targets, reduction="sum") for voter in (*log_probs, mean)]
         return torch.stack(sums).double().cpu(), len(views)
 
 
@@ -388,13 +387,13 @@ def _check_vote(vote: str, model: PromptModel) -> None:
 
 def _check_same_task(first: PromptModel, other: PromptModel, *, number: int) -> None:
     """Refuse a member with another task."""
-    wanted, actual = _describe_task(first), _describe_task(other)
-    for name in wanted | actual:
-        if wanted.get(name) != actual.get(name):
+    expected, actual = _describe_task(first), _describe_task(other)
+    for name in expected | actual:
+        if expected.get(name) != actual.get(name):
             msg = (
                 f"the members of an ensemble need the same task, but {name} is "
-                f"{wanted.get(name)!r} for the first and {actual.get(name)!r} for member {number}. "
-                "Choose prompts that were trained for the same task."
+                f"{expected.get(name)!r} for the first and {actual.get(name)!r} for member "
+                f"{number}. Choose prompts that were trained for the same task."
             )
             raise PromptError(msg)
 

@@ -1,14 +1,15 @@
 """Run a task over many rows: predictions and evaluation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from softprompt.data.collate import group_by_length
+from softprompt.data import Row, group_by_length
 from softprompt.errors import DataError, PromptError
 from softprompt.inference.metrics import (
     ConfusionMatrix,
@@ -20,6 +21,7 @@ from softprompt.inference.notebook import make_fact_table, make_grid
 from softprompt.prompt import Prompt
 from softprompt.tasks import Classifier, Example, Prediction, SummedLoss, Task
 
+_WINDOW = 2048  # rows of a stream that are sorted into batches together
 _MAX_SHOWN_LABELS = 20  # of a confusion matrix in a notebook
 
 METRICS = {
@@ -57,7 +59,7 @@ class EvaluationReport:
         confusion: the confusion matrix; None for text generation.
         truncated: in how many rows a field was truncated to fit.
 
-    Example:
+    Examples:
         >>> report = EvaluationReport(8, {"loss": 0.5, "accuracy": 0.75}, confusion=None)
         >>> report
         EvaluationReport(rows=8, loss=0.5, accuracy=0.75)
@@ -110,8 +112,32 @@ def predict_rows(
         yield from zip(batch, predictions, strict=True)
 
 
+def predict_windows(
+    stream: Iterator[Row], predict: Callable[[Sequence[Row]], Sequence[Prediction]]
+) -> Iterator[Prediction]:
+    """Predict the rows of a stream in windows, so that batches of similar length can be made.
+
+    Args:
+        stream: the rows.
+        predict: returns the predictions for the rows of a window, in their order.
+
+    Yields:
+        The predictions, in the rows' order.
+    """
+    while window := list(islice(stream, _WINDOW)):
+        yield from predict(window)
+
+
 def predict_without_prompt(task: Task, rows: Sequence[Mapping[str, object]]) -> list[str]:
-    """The labels or texts that a task's backbone predicts without a prompt, in the rows' order."""
+    """Predict rows with the bare backbone of a task.
+
+    Args:
+        task: to run.
+        rows: with the template's fields.
+
+    Returns:
+        The labels or texts, in the rows' order.
+    """
     examples = [task.make_example(row, target=False) for row in rows]
     predictions = dict(predict_rows(task, examples, prompt=None))
     return [predictions[i].label for i in range(len(rows))]
@@ -133,6 +159,9 @@ def evaluate_rows(
         truth: the target of each row as text.
         prompt: None for the bare backbone.
         batch_size: the most rows that are run at once.
+
+    Returns:
+        The summed loss, and the predictions in the rows' order.
     """
     total, count = 0.0, 0
     predictions: dict[int, Prediction] = {}
@@ -154,23 +183,26 @@ def make_report(task: Task, parts: Sequence[EvaluatedRows]) -> EvaluationReport:
         task: that was run.
         parts: the evaluated rows.
 
+    Returns:
+        Loss and metrics of all rows together.
+
     Raises:
         DataError: there are no rows.
     """
     truth = [t for part in parts for t in part.truth]
-    answers = [a.label for part in parts for a in part.predictions]
+    predicted = [prediction.label for part in parts for prediction in part.predictions]
     if not truth:
         msg = "no rows to evaluate. Give a split or a file that has some."
         raise DataError(msg)
     loss = sum(part.total for part in parts) / sum(part.count for part in parts)
     metrics = {"loss": loss}
-    table = None
+    confusion = None
     if task.labels:
-        metrics |= compute_classification_metrics(truth, answers, labels=task.labels)
-        table = compute_confusion_matrix(truth, answers, labels=task.labels)
+        metrics |= compute_classification_metrics(truth, predicted, labels=task.labels)
+        confusion = compute_confusion_matrix(truth, predicted, labels=task.labels)
     if not isinstance(task, Classifier):
-        metrics |= compute_generation_metrics(truth, answers)
-    return EvaluationReport(len(truth), metrics, table, sum(part.truncated for part in parts))
+        metrics |= compute_generation_metrics(truth, predicted)
+    return EvaluationReport(len(truth), metrics, confusion, sum(part.truncated for part in parts))
 
 
 def _compute_loss_and_predict(
@@ -179,8 +211,8 @@ def _compute_loss_and_predict(
     if not isinstance(task, Classifier):
         return task.compute_loss(examples, [prompt]), task.predict(examples, [prompt])
     scores = task.compute_scores(examples, [prompt])
-    wanted = torch.tensor([e.target for e in examples], device=scores.device)
-    loss = SummedLoss(F.cross_entropy(scores, wanted, reduction="sum"), len(examples))
+    targets = torch.tensor([e.target for e in examples], device=scores.device)
+    loss = SummedLoss(F.cross_entropy(scores, targets, reduction="sum"), len(examples))
     return loss, task.to_predictions(scores)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from softprompt.errors import DataError
 
-_OTHER = "other"
+_OTHER = "other"  # the column of predictions that are not labels
 _PAIR = 2
 
 
@@ -86,7 +86,10 @@ def compute_confusion_matrix(
     Args:
         truth: the true label of each row.
         predicted: the prediction for each row, a label or any other text.
-        labels: all labels, in the order wanted, at least two.
+        labels: all labels, at least two, in the order of the matrix.
+
+    Returns:
+        The matrix.
 
     Raises:
         DataError: as in `compute_classification_metrics`.
@@ -96,7 +99,7 @@ def compute_confusion_matrix(
     known, other = set(labels), _OTHER
     while other in known:
         other = f"({other})"
-    answers = [answer if answer in known else other for answer in predicted]
+    answers = [label if label in known else other for label in predicted]
     columns = (*labels, other) if other in answers else (*labels,)
     count = Counter(zip(truth, answers, strict=True))
     rows = tuple(tuple(count[label, column] for column in columns) for label in labels)
@@ -126,9 +129,9 @@ def compute_generation_metrics(truth: Sequence[str], predicted: Sequence[str]) -
 
     _check_pairs(truth, predicted)
     pairs = [*zip(truth, predicted, strict=True)]
-    equal = sum(wanted.strip() == answer.strip() for wanted, answer in pairs)
+    equal = sum(reference.strip() == text.strip() for reference, text in pairs)
     rouge = RougeScorer(["rouge1", "rouge2", "rougeL"])
-    scored = [rouge.score(wanted, answer) for wanted, answer in pairs]
+    scored = [rouge.score(reference, text) for reference, text in pairs]
     return {
         "exact_match": equal / len(pairs),
         "bleu": float(BLEU().corpus_score([*predicted], [[*truth]]).score),
@@ -144,16 +147,20 @@ def score_chrf(truth: Sequence[str], predicted: Sequence[str]) -> tuple[float, .
 
     Source: Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation".
 
+    Args:
+        truth: the references.
+        predicted: the generated texts.
+
     Raises:
         DataError: there are no rows, or not as many texts as references.
     """
     from sacrebleu.metrics.chrf import CHRF  # noqa: PLC0415  # slow to import
 
     _check_pairs(truth, predicted)
-    pairs, counted = zip(truth, predicted, strict=True), CHRF()
+    metric = CHRF()
     return tuple(
-        round(float(counted.sentence_score(answer, [wanted]).score) / 100, 6)
-        for wanted, answer in pairs
+        round(float(metric.sentence_score(text, [reference]).score) / 100, 6)
+        for reference, text in zip(truth, predicted, strict=True)
     )
 
 
@@ -162,6 +169,10 @@ def compute_majority_accuracy(train_labels: Sequence[str], test_labels: Sequence
 
     Of equally common labels the first in alphabetical order is taken, so that the order of the
     rows does not matter.
+
+    Args:
+        train_labels: of the training rows.
+        test_labels: of the rows to score.
 
     Raises:
         DataError: either list is empty.
@@ -188,10 +199,10 @@ def _check_labels(truth: Sequence[str], labels: Sequence[str]) -> None:
     if len(set(labels)) != len(labels) or len(labels) < _PAIR:
         msg = f"the labels are {[*labels]}. At least two are needed, all of them different."
         raise DataError(msg)
-    strange = sorted(set(truth) - set(labels))
-    if strange:
+    unknown = sorted(set(truth) - set(labels))
+    if unknown:
         msg = (
-            f"the true labels {', '.join(map(repr, strange[:5]))} are not among the labels "
+            f"the true labels {', '.join(map(repr, unknown[:5]))} are not among the labels "
             f"{', '.join(map(repr, labels[:20]))}. Add them, or leave out their rows."
         )
         raise DataError(msg)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,7 @@ from softprompt.data import (
     read_splits,
     to_table,
 )
-from softprompt.errors import (
-    ArtifactError,
-    DataError,
-    SoftpromptWarning,
-    format_unknown,
-)
+from softprompt.errors import ArtifactError, DataError, SoftpromptWarning, format_unknown
 from softprompt.hub.model_card import MEMORY
 from softprompt.hub.names import is_path
 from softprompt.hub.repository import PushResult, pull_to_cache, push
@@ -42,22 +37,14 @@ from softprompt.inference.loops import (
     evaluate_rows,
     make_report,
     predict_rows,
+    predict_windows,
     stack_probabilities,
 )
 from softprompt.inference.notebook import make_fact_table
 from softprompt.injection.verify import load_backbone
 from softprompt.prompt import Prompt, to
-from softprompt.tasks import (
-    Classifier,
-    Example,
-    LengthBudget,
-    Prediction,
-    Task,
-    build_task,
-)
+from softprompt.tasks import Classifier, Example, LengthBudget, Prediction, Task, build_task
 from softprompt.tasks.config import read_task_settings
-
-_WINDOW = 2048  # rows of a stream that are sorted into batches together
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +60,7 @@ class PromptModel:
         prompt: on the backbone's device.
         artifact: that both were made of.
 
-    Example:
+    Examples:
         >>> from softprompt import Classify, TrainingConfig, fit
         >>> words = {"negative": " bad", "positive": " good"}
         >>> task = Classify("{text} is{soft:2}", verbalizer=words)
@@ -135,7 +122,7 @@ class PromptModel:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels that can be predicted; empty for text generation."""
+        """The labels, or choices of text generation, that can be predicted; empty for free text."""
         return self.task.labels
 
     @property
@@ -173,7 +160,8 @@ class PromptModel:
         Raises:
             DataError: as in `predict`.
         """
-        return self._predict_windows(iterate_rows(rows, fields=self.task.columns), batch_size)
+        stream = iterate_rows(rows, fields=self.task.columns)
+        return predict_windows(stream, partial(self._predict_window, batch_size=batch_size))
 
     def predict_proba(self, rows: RowsLike, *, batch_size: int = 32) -> NDArray[np.float64]:
         """The probability of each label for each row.
@@ -276,7 +264,7 @@ class PromptModel:
             DataError: the data cannot be read.
         """
         manifest = self.artifact.manifest
-        tables = read_splits(_data_of(manifest), seed=_seed_of(manifest))
+        tables = read_splits(_get_data_config(manifest), seed=_get_seed(manifest))
         if split not in tables:
             fault = format_unknown("split", split, options=tables)
             msg = f"in the recipe's data: {fault} Or give rows."
@@ -385,13 +373,12 @@ class PromptModel:
         }
         return make_fact_table(type(self).__name__, facts)
 
-    def _predict_windows(self, stream: Iterator[Row], batch_size: int) -> Iterator[Prediction]:
-        while window := list(islice(stream, _WINDOW)):
-            examples = [self.render(row) for row in window]
-            ready = dict(
-                predict_rows(self.task, examples, prompt=self.prompt, batch_size=batch_size)
-            )
-            yield from (ready[i] for i in range(len(window)))
+    def _predict_window(self, rows: Sequence[Row], *, batch_size: int) -> list[Prediction]:
+        examples = [self.render(row) for row in rows]
+        predictions = dict(
+            predict_rows(self.task, examples, prompt=self.prompt, batch_size=batch_size)
+        )
+        return [predictions[i] for i in range(len(rows))]
 
 
 def get_prompt(trained: Prompt | Artifact | PromptModel) -> Prompt:
@@ -418,7 +405,7 @@ def _locate(name: str | Path, revision: str | None) -> Path:
     return pull_to_cache(name, revision=revision)
 
 
-def _data_of(manifest: Manifest) -> DataConfig:
+def _get_data_config(manifest: Manifest) -> DataConfig:
     """The data that a prompt was trained with."""
     table = manifest.recipe.get("data")
     if not isinstance(table, dict) or not table or table.get("train") == MEMORY:
@@ -436,7 +423,7 @@ def _data_of(manifest: Manifest) -> DataConfig:
         raise ArtifactError(msg) from error
 
 
-def _seed_of(manifest: Manifest) -> int:
+def _get_seed(manifest: Manifest) -> int:
     seed = manifest.recipe.get("seed", 42)
     if isinstance(seed, int):
         return seed
@@ -445,7 +432,7 @@ def _seed_of(manifest: Manifest) -> int:
 
 
 def _list_facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
-    """The facts in the repr of a model, without the prompt."""
+    """Names and values in the repr of a model, without the prompt."""
     yield "task", repr(manifest.task.get("kind"))
     if manifest.labels:
         yield "labels", len(manifest.labels)
@@ -458,6 +445,9 @@ def attach(artifact: Artifact, backbone: Backbone) -> PromptModel:
     Args:
         artifact: to attach.
         backbone: that it was trained on.
+
+    Returns:
+        The prompt, ready to predict.
 
     Raises:
         ArtifactError: it was trained for another backbone, or its head does not fit its task.
@@ -485,7 +475,7 @@ def attach(artifact: Artifact, backbone: Backbone) -> PromptModel:
 
 
 def _get_load_options(artifact: Artifact) -> dict[str, Any]:
-    """As in the recipe, but on this machine's best device, and never with remote code."""
+    """The arguments of `load_backbone` in the recipe, except for the device and remote code."""
     table = artifact.manifest.recipe.get("backbone")
     section = table if isinstance(table, dict) else {}
     dtype, device_map = section.get("dtype"), section.get("device_map")

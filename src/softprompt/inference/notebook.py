@@ -16,7 +16,7 @@ def make_fact_table(title: str, facts: Mapping[str, object]) -> str:
     Returns:
         HTML.
 
-    Example:
+    Examples:
         >>> make_fact_table("Model", {"labels": "<a>, <b>"})
         '<table><caption>Model</caption><tr><th style="text-align: left">labels</th><td style="text-align: left">&lt;a&gt;, &lt;b&gt;</td></tr></table>'
     """  # noqa: E501  # the HTML is one line

@@ -26,7 +26,7 @@ def capture_keys_and_values(
 
     Args:
         backbone: the backbone; an encoder-decoder's decoder gets the same ids.
-        ids: the token ids, including those of soft tokens.
+        ids: the token ids ``[P]``, including those of soft tokens.
         prompt: the prompt of the row, if it has one.
 
     Returns:
@@ -67,7 +67,7 @@ def to_kv_prefix(backbone: Backbone, prompt: InputPrompt, *, head: Int[Tensor, "
         PromptError: the prompt enters at a later layer, the backbone is not causal, or it cannot
             shift a row's positions.
 
-    Example:
+    Examples:
         >>> vocabulary = backbone.geometry.vocab_size
         >>> prompt = InputPrompt(backbone.embed(torch.tensor([5, 6, 7])))
         >>> prefix = to_kv_prefix(backbone, prompt, head=torch.arange(3) + vocabulary)
@@ -126,7 +126,7 @@ def observe_attention(
         )
         raise PromptError(msg)
     row_prompts = assign_prompts(backbone, inputs, prompts=[prompt])
-    positions = compute_position_ids(backbone, inputs, cached=row_prompts)
+    positions = compute_position_ids(backbone, inputs, hook=row_prompts)
     with use_hook(_Observer(row_prompts, callback)):
         backbone.compute_hidden_states(inputs, positions=positions)
 
@@ -135,31 +135,31 @@ def observe_attention(
 class _Observer:
     """A hook that applies another one, and passes each attention call to a function."""
 
-    below: PromptHook
+    inner: PromptHook
     callback: AttentionCallback
     count: int = field(default=0, init=False)
 
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
-        return self.below.embed(ids, table)
+        return self.inner.embed(ids, table)
 
     def get_position_shift(self, batch: int) -> Tensor | None:
-        return self.below.get_position_shift(batch)
+        return self.inner.get_position_shift(batch)
 
     def begin_pass(self, positions: Tensor) -> PassHook:
-        return _ObservedPass(self, self.below.begin_pass(positions))
+        return _ObservedPass(self, self.inner.begin_pass(positions))
 
 
 @dataclass
 class _ObservedPass:
     observer: _Observer
-    below: PassHook
+    inner: PassHook
     extra_outputs: list[Any] = field(default_factory=list)
 
     def attend(self, module: nn.Module, attention: AttentionCall) -> AttentionCall:
-        seen = self.below.attend(module, attention)
-        self.observer.callback(self.observer.count, seen)
+        extended = self.inner.attend(module, attention)
+        self.observer.callback(self.observer.count, extended)
         self.observer.count += 1
-        return seen
+        return extended
 
     def on_layer(self, block: nn.Module, states: Tensor) -> tuple[Tensor, bool]:
-        return self.below.on_layer(block, states)
+        return self.inner.on_layer(block, states)

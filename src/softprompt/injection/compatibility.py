@@ -16,12 +16,12 @@ def check_prompt_fits(geometry: Geometry, prompt: Prompt) -> None:
 
 def _check_vectors(geometry: Geometry, prompt: InputPrompt) -> None:
     check_layer_exists(geometry, prompt.start_layer)
-    width, late = prompt.vectors.shape[1], prompt.start_layer > 0
-    wanted = geometry.layer_width if late else geometry.embedding_size
-    if width != wanted:
-        what = f"has hidden states of {wanted}" if late else f"embeds tokens in {wanted}"
+    width, is_late = prompt.vectors.shape[1], prompt.start_layer > 0
+    expected = geometry.layer_width if is_late else geometry.embedding_size
+    if width != expected:
+        fact = f"has hidden states of {expected}" if is_late else f"embeds tokens in {expected}"
         msg = (
-            f"the prompt's vectors are {width} wide, but {geometry.model_type} {what}. Use the "
+            f"the prompt's vectors are {width} wide, but {geometry.model_type} {fact}. Use the "
             "backbone that it was trained for."
         )
         raise PromptError(msg)
@@ -69,15 +69,16 @@ def _check_prefix(geometry: Geometry, prefix: KVPrefix) -> None:
             f"{geometry.model_type} {reason}. Train a prefix for it with softprompt instead."
         )
         raise PromptError(msg)
-    apart = geometry.architecture == "encoder-decoder" and not {*prefix.sites} <= {
-        *geometry.self_attention_sites
-    }
-    if prefix.shift_positions and apart:
-        own = ", ".join(map(str, geometry.self_attention_sites))
+    shiftable = {*geometry.self_attention_sites}
+    has_other_sites = (
+        geometry.architecture == "encoder-decoder" and not {*prefix.sites} <= shiftable
+    )
+    if prefix.shift_positions and has_other_sites:
+        sites = ", ".join(map(str, geometry.self_attention_sites))
         msg = (
             f"the prefix was trained with positions shifted by {prefix.length} and acts on the "
             f"layers {', '.join(map(str, prefix.sites))}, but in {geometry.model_type} only the "
-            f"decoder's self-attention can shift them, on the layers {own}. "
+            f"decoder's self-attention can shift them, on the layers {sites}. "
             "Leave the others out, or train a prefix for it with softprompt instead."
         )
         raise PromptError(msg)

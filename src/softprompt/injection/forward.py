@@ -30,7 +30,7 @@ def build_row_prompts(
         backbone: the backbone.
         prompts: the prompts; None for rows without a prompt.
         rows: the index of each row's prompt.
-        ids: the token ids of the rows.
+        ids: the token ids of the rows, on the same device as ``rows``.
 
     Returns:
         The hook.
@@ -45,13 +45,13 @@ def build_row_prompts(
     shift = torch.tensor(lengths, device=rows.device) if any(lengths) else None
     prefixes = [p if isinstance(p, KVPrefix) else None for p in prompts]
     sites = {site for p in prefixes if p is not None for site in p.sites}
-    levels = {p.start_layer for p in prompts if isinstance(p, InputPrompt)}
+    layers = {p.start_layer for p in prompts if isinstance(p, InputPrompt)}
     return RowPrompts(
         vocabulary=backbone.geometry.vocab_size,
         rows=rows,
         ids=ids,
-        entries={level: _entry(prompts, level, device=rows.device) for level in levels},
-        sites={site: _site(prefixes, site) for site in sorted(sites)},
+        entries={layer: _make_layer_entry(prompts, layer, device=rows.device) for layer in layers},
+        sites={site: _make_site_prefix(prefixes, site) for site in sorted(sites)},
         site_of=backbone.site_of,
         layer_of=backbone.layer_of,
         bias_of=backbone.bias_of,
@@ -59,31 +59,38 @@ def build_row_prompts(
     )
 
 
-def _entry(prompts: Sequence[Prompt | None], level: int, *, device: torch.device) -> LayerEntry:
-    own = [p if isinstance(p, InputPrompt) and p.start_layer == level else None for p in prompts]
-    lengths = torch.tensor([0 if p is None else p.length for p in own])
+def _make_layer_entry(
+    prompts: Sequence[Prompt | None], layer: int, *, device: torch.device
+) -> LayerEntry:
+    """Concatenate the vectors of all prompts that enter at a layer."""
+    entering = [
+        p if isinstance(p, InputPrompt) and p.start_layer == layer else None for p in prompts
+    ]
+    lengths = torch.tensor([0 if p is None else p.length for p in entering])
     return LayerEntry(
-        torch.cat([p.vectors for p in own if p is not None]),
+        torch.cat([p.vectors for p in entering if p is not None]),
         (lengths.cumsum(0) - lengths).to(device),
-        torch.tensor([p is not None for p in own], device=device),
+        torch.tensor([p is not None for p in entering], device=device),
     )
 
 
-def _site(prefixes: Sequence[KVPrefix | None], site: int) -> SitePrefix:
+def _make_site_prefix(prefixes: Sequence[KVPrefix | None], site: int) -> SitePrefix:
+    """Stack the keys and values of all prefixes at an attention site, padded to the longest."""
     active = [p if p is not None and site in p.sites else None for p in prefixes]
     first = next(p for p in active if p is not None)
     if len(prefixes) == 1:
-        at = first.sites.index(site)
-        return SitePrefix(first.keys[at][None], first.values[at][None], None)
+        index = first.sites.index(site)
+        return SitePrefix(first.keys[index][None], first.values[index][None], None)
     longest = max(p.length for p in active if p is not None)
     keys, values, visible = [], [], []
     for prefix in active:
         length = 0 if prefix is None else prefix.length
+        # A prompt without a prefix here takes shape and dtype from another one, at length 0.
         source = first if prefix is None else prefix
-        at = source.sites.index(site)
+        index = source.sites.index(site)
         pad = (0, 0, 0, longest - length)
-        keys.append(F.pad(source.keys[at][:, :length], pad))
-        values.append(F.pad(source.values[at][:, :length], pad))
+        keys.append(F.pad(source.keys[index][:, :length], pad))
+        values.append(F.pad(source.values[index][:, :length], pad))
         visible.append(torch.arange(longest, device=source.keys.device) < length)
     return SitePrefix(torch.stack(keys), torch.stack(values), torch.stack(visible))
 
@@ -109,10 +116,10 @@ def forward(
         The hidden states; of an encoder-decoder those of its decoder.
 
     Raises:
-        PromptError: a prompt does not fit the backbone, or a row has soft tokens that its prompt
-            does not have.
+        PromptError: a prompt does not fit the backbone, a row has soft tokens that its prompt does
+            not have, or ``rows`` does not name a prompt for each row.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from softprompt import BatchInputs, InputPrompt
         >>> vectors = backbone.embed(torch.tensor([8, 9]))
@@ -126,7 +133,7 @@ def forward(
         if cached is not None and cached.layer == backbone.geometry.num_layers:
             return backbone.decode(inputs, states=cached.states)
         return backbone.compute_hidden_states(
-            inputs, positions=compute_position_ids(backbone, inputs, cached=hook)
+            inputs, positions=compute_position_ids(backbone, inputs, hook=hook)
         )
 
 
@@ -155,33 +162,40 @@ def assign_prompts(
     rows: Int[Tensor, " B"] | None = None,
 ) -> RowPrompts:
     """Check that a batch fits its prompts, and build their hook."""
+    ids = inputs.input_ids
     if rows is None:
         if len(prompts) != 1:
-            msg = f"{len(prompts)} prompts need `rows`, the index of each row's prompt. Give it."
+            msg = f"{len(prompts)} prompts need `rows`, the index of each row's prompt. Pass it."
             raise PromptError(msg)
-        rows = torch.zeros(
-            inputs.input_ids.shape[0], dtype=torch.long, device=inputs.input_ids.device
-        )
+        rows = torch.zeros(len(ids), dtype=torch.long)
+    rows = rows.to(ids.device)
     _check_rows(backbone, inputs, prompts, rows)
-    return build_row_prompts(backbone, prompts, rows=rows, ids=inputs.input_ids)
+    return build_row_prompts(backbone, prompts, rows=rows, ids=ids)
 
 
 def compute_position_ids(
-    backbone: Backbone, inputs: BatchInputs, *, cached: RowPrompts
+    backbone: Backbone, inputs: BatchInputs, *, hook: RowPrompts
 ) -> Int[Tensor, "B T"] | None:
-    """Compute position ids from the mask, so that padding on either side changes nothing."""
+    """Compute position ids from the mask, so that padding on either side changes nothing.
+
+    Returns:
+        The position ids; None if the backbone does not take any.
+    """
     offset = backbone.geometry.position_offset
     if offset is None:
         return None
-    count = (inputs.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    shift = cached.get_position_shift(len(count))
-    return count + offset + (0 if shift is None else shift[:, None])
+    positions = (inputs.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    shift = hook.get_position_shift(len(positions))
+    return positions + offset + (0 if shift is None else shift[:, None])
 
 
 def _check_rows(
     backbone: Backbone, inputs: BatchInputs, prompts: Sequence[Prompt | None], rows: Tensor
 ) -> None:
-    """Check that no row has soft tokens beyond its own prompt, which would be the next one's."""
+    """Check that every row has a prompt, and no more soft tokens than its prompt.
+
+    Further ones would get the vectors of the next prompt.
+    """
     if (
         rows.shape != inputs.input_ids.shape[:1]
         or int(rows.min()) < 0
@@ -195,9 +209,9 @@ def _check_rows(
     lengths = [p.length if isinstance(p, InputPrompt) else 0 for p in prompts]
     available = torch.tensor(lengths, device=rows.device)[rows]
     used = inputs.input_ids.amax(dim=1) + 1 - backbone.geometry.vocab_size
-    over = (used > available.to(used.device)).nonzero()
-    if len(over):
-        row = int(over[0])
+    excess = (used > available).nonzero()
+    if len(excess):
+        row = int(excess[0])
         msg = (
             f"row {row} has soft token {int(used[row]) - 1}, but its prompt has "
             f"{int(available[row])} soft tokens. Render it with the prompt's own template."

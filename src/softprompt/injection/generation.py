@@ -25,6 +25,7 @@ from softprompt.injection.forward import compute_position_ids, inject_prompts
 from softprompt.prompt import InputPrompt, Prompt
 
 CacheKind = Literal["dynamic", "static", "none"]
+_SETTINGS = "the generation settings"
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class Decoding:
     Raises:
         RecipeError: values that are not possible, or not in combination; all of them at once.
 
-    Example:
+    Examples:
         >>> Decoding(max_new_tokens=8, do_sample=True, top_p=0.9).num_beams
         1
         >>> Decoding(top_p=2.0)
         Traceback (most recent call last):
-        softprompt.errors.RecipeError: 1 fault in the recipe:
+        softprompt.errors.RecipeError: 1 fault in the generation settings:
           - top_p = 2.0: more than 0 and at most 1.
     """
 
@@ -67,11 +68,12 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.cache not in get_args(CacheKind):
-            raise RecipeError([format_unknown("cache", self.cache, options=get_args(CacheKind))])
+            fault = format_unknown("cache", self.cache, options=get_args(CacheKind))
+            raise RecipeError([fault], where=_SETTINGS)
         beams, top_p = self.num_beams, self.top_p
         possible = {
             f"max_new_tokens = {self.max_new_tokens}: at least 1.": self.max_new_tokens >= 1,
-            f"num_beams = {beams}: 1 is greedy, more are a search.": beams >= 1,
+            f"num_beams = {beams}: at least 1, which is greedy search.": beams >= 1,
             f"num_beams = {beams} and do_sample = true: beam search looks for the most likely "
             "text and sampling draws one. Choose one of them.": beams <= 1 or not self.do_sample,
             f"temperature = {self.temperature}: more than 0.": self.temperature > 0,
@@ -80,10 +82,10 @@ class Decoding:
         }
         faults = [fault for fault, fine in possible.items() if not fine]
         if faults:
-            raise RecipeError(faults)
+            raise RecipeError(faults, where=_SETTINGS)
 
 
-class _Noise(LogitsProcessor):
+class _GumbelNoise(LogitsProcessor):
     """Gumbel noise: the arg-max of its output is a sample from the softmax of its input.
 
     Each row has its own generator, so its samples do not depend on the other rows of the batch.
@@ -129,10 +131,11 @@ def generate(
         The new ids of each row, up to the end token.
 
     Raises:
-        PromptError: a row of a causal backbone is padded on the right, or a prompt enters at a
-            later layer of a backbone with a sliding window.
+        PromptError: a prompt does not fit the backbone or its rows, a row of a causal backbone is
+            padded on the right, or a prompt enters at a later layer of a backbone with a sliding
+            window.
 
-    Example:
+    Examples:
         >>> prompt = InputPrompt(backbone.embed(torch.tensor([5, 6])))
         >>> soft = torch.arange(2) + backbone.geometry.vocab_size
         >>> text = torch.tensor(backbone.tokenizer("a fine film")["input_ids"])
@@ -144,25 +147,28 @@ def generate(
         True
     """
     decoding = decoding or Decoding()
-    _check_late(backbone, prompts)
+    _check_start_layers(backbone, prompts)
     causal = backbone.geometry.architecture == "causal"
     if causal and not bool(inputs.attention_mask[:, -1].all()):
         msg = "a row to continue is padded on the right. Pad on the left: collate(side='left')."
         raise PromptError(msg)
+    # A decoder's output begins with its start token.
     begin = inputs.input_ids.shape[1] if causal else 1
     model: Any = backbone.model
     with inject_prompts(backbone, inputs, prompts=prompts, rows=rows) as hook:
+        positions = compute_position_ids(backbone, inputs, hook=hook) if causal else None
+        optional = {"position_ids": positions, "past_key_values": past}
         generated = model.generate(
             input_ids=inputs.input_ids,
             attention_mask=inputs.attention_mask,
-            generation_config=_configuration(backbone, decoding),
-            logits_processor=_processors(backbone, inputs, decoding),
-            **_extra(compute_position_ids(backbone, inputs, cached=hook) if causal else None, past),
+            generation_config=_make_generation_config(backbone, decoding),
+            logits_processor=_make_logits_processors(backbone, inputs, decoding, begin=begin),
+            **{name: value for name, value in optional.items() if value is not None},
         )
-    return [_until(row[begin:].tolist(), backbone.eos_token_ids) for row in generated]
+    return [_cut_at_end(row[begin:].tolist(), backbone.eos_token_ids) for row in generated]
 
 
-def _check_late(backbone: Backbone, prompts: Sequence[Prompt | None]) -> None:
+def _check_start_layers(backbone: Backbone, prompts: Sequence[Prompt | None]) -> None:
     window = backbone.geometry.sliding_window
     if window is not None and any(isinstance(p, InputPrompt) and p.start_layer for p in prompts):
         msg = (
@@ -174,12 +180,7 @@ def _check_late(backbone: Backbone, prompts: Sequence[Prompt | None]) -> None:
         raise PromptError(msg)
 
 
-def _extra(positions: Tensor | None, past: Cache | None) -> dict[str, Any]:
-    extra = {"position_ids": positions, "past_key_values": past}
-    return {name: value for name, value in extra.items() if value is not None}
-
-
-def _configuration(backbone: Backbone, decoding: Decoding) -> GenerationConfig:
+def _make_generation_config(backbone: Backbone, decoding: Decoding) -> GenerationConfig:
     """Only these settings, without a checkpoint's own, such as Qwen's repetition penalty."""
     return GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
@@ -194,10 +195,12 @@ def _configuration(backbone: Backbone, decoding: Decoding) -> GenerationConfig:
     )
 
 
-def _processors(backbone: Backbone, inputs: BatchInputs, decoding: Decoding) -> LogitsProcessorList:
+def _make_logits_processors(
+    backbone: Backbone, inputs: BatchInputs, decoding: Decoding, *, begin: int
+) -> LogitsProcessorList:
+    """The processors that constrain or sample the tokens from column ``begin`` on."""
     chain = LogitsProcessorList()
     if decoding.allowed_answers is not None:
-        begin = inputs.input_ids.shape[1] if backbone.geometry.architecture == "causal" else 1
         trie = _Trie(
             decoding.allowed_answers,
             begin=begin,
@@ -210,14 +213,14 @@ def _processors(backbone: Backbone, inputs: BatchInputs, decoding: Decoding) -> 
             chain.append(TopKLogitsWarper(decoding.top_k))
         if decoding.top_p < 1:
             chain.append(TopPLogitsWarper(decoding.top_p))
-        chain.append(_Noise(_seeds(inputs, decoding.seed)))
+        chain.append(_GumbelNoise(_derive_seeds(inputs, decoding.seed)))
     return chain
 
 
-def _seeds(inputs: BatchInputs, seed: int) -> list[int]:
+def _derive_seeds(inputs: BatchInputs, seed: int) -> list[int]:
     """The seed of each row, from the common seed and the row's real tokens."""
     pairs = zip(inputs.input_ids.tolist(), inputs.attention_mask.tolist(), strict=True)
-    real = [[i for i, keep in zip(ids, mask, strict=True) if keep] for ids, mask in pairs]
+    real = [[i for i, is_real in zip(ids, mask, strict=True) if is_real] for ids, mask in pairs]
     return [crc32(repr((seed, row)).encode()) for row in real]
 
 
@@ -231,14 +234,15 @@ class _Trie:
         self.ends = list(ends)
         self.next: dict[tuple[int, ...], set[int]] = {}
         for answer in answers:
-            for at, token in enumerate((*answer, self.ends[0])):
-                self.next.setdefault(tuple(answer[:at]), set()).add(token)
+            for count, token in enumerate((*answer, self.ends[0])):
+                self.next.setdefault(tuple(answer[:count]), set()).add(token)
 
     def __call__(self, _row: int, ids: Int[Tensor, " T"]) -> list[int]:
         """The tokens allowed after those generated so far."""
         return sorted(self.next.get(tuple(ids[self.begin :].tolist()), set(self.ends)))
 
 
-def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+def _cut_at_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """The ids before the first end token."""
     end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
     return ids[:end]

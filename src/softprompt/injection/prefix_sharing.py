@@ -30,7 +30,8 @@ from softprompt.prompt import InputPrompt, Prompt
 
 Ids = Sequence[int]
 
-_SHARE = 4
+# The smallest share of all tokens for which text is run in a separate pass, without a graph.
+_MIN_TEXT_SHARE = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +39,17 @@ class RowSplit:
     """The places where rows are split into two parts.
 
     Args:
-        at: the number of tokens of each row's first part.
+        lengths: the number of tokens of each row's first part.
         shared: whether the first part is the same in all rows, with soft tokens in it.
         prompt: the prompt of all rows.
-        lines: the cached keys and values of the first parts, if there are any.
+        states: the first parts' keys and values if they are cached, as `compute_states` returns
+            them.
     """
 
-    at: tuple[int, ...]
+    lengths: tuple[int, ...]
     shared: bool
     prompt: InputPrompt
-    lines: Float[Tensor, "B T W"] | None = None
+    states: Float[Tensor, "B T W"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +59,12 @@ class SharedPrefix:
     Args:
         ids: the token ids, including those of soft tokens.
         prompt: the prompt of these soft tokens.
-        lines: the keys and values of all attention sites, one line per token.
+        states: the keys and values of all attention sites, one vector per token.
     """
 
     ids: tuple[int, ...]
     prompt: InputPrompt
-    lines: Float[Tensor, "T W"]
+    states: Float[Tensor, "T W"]
 
 
 def plan_split(
@@ -71,7 +73,7 @@ def plan_split(
     *,
     prompt: Prompt | None,
     needed: Sequence[int],
-    kept: CachedStates | SharedPrefix | None = None,
+    cached: CachedStates | SharedPrefix | None = None,
 ) -> RowSplit | None:
     """Decide where splitting the rows saves work.
 
@@ -83,44 +85,45 @@ def plan_split(
         rows: ids in which soft token k is ``V + k``.
         prompt: the prompt of all rows.
         needed: the first position of each row for which the hidden state is needed.
-        kept: keys and values that were computed before.
+        cached: keys and values that were computed before.
 
     Returns:
         The split; None if the rows should be run whole.
     """
     if not isinstance(prompt, InputPrompt) or not can_split(backbone):
         return None
-    if isinstance(kept, SharedPrefix) and kept.prompt is prompt:
-        split = _split_after_prefix(rows, kept, needed=needed)
+    if isinstance(cached, SharedPrefix) and cached.prompt is prompt:
+        split = _split_after_prefix(rows, cached, needed=needed)
     else:
         split = _split_after_common(backbone, rows, prompt=prompt, needed=needed)
         if split is None or len(rows) == 1:
-            text = _split_after_text(backbone, rows, prompt=prompt, needed=needed, kept=kept)
+            text = _split_after_text(backbone, rows, prompt=prompt, needed=needed, cached=cached)
             split = text or split
-    passes = 0 if split is None else 1 + split.shared + 2 * (split.lines is None)
-    return split if check_ranks_agree(backbone, passes) else None
+    # A number for each kind of split, because each runs the backbone in another way.
+    kind = 0 if split is None else 1 + split.shared + 2 * (split.states is None)
+    return split if check_ranks_agree(backbone, kind) else None
 
 
 def run_split(
-    backbone: Backbone, rows: Sequence[Ids], *, where: RowSplit
+    backbone: Backbone, rows: Sequence[Ids], *, split: RowSplit
 ) -> Float[Tensor, "B T H"]:
     """Compute the last hidden states of the second parts, padded on the right."""
-    inputs = _pad(backbone, [row[at:] for row, at in zip(rows, where.at, strict=True)])
+    inputs = _pad(backbone, [row[n:] for row, n in zip(rows, split.lengths, strict=True)])
     device = inputs.input_ids.device
-    prompts = 1 if where.shared else len(rows)
-    which = torch.arange(len(rows), device=device).clamp(max=prompts - 1)
-    whole = assign_prompts(backbone, inputs, prompts=[where.prompt])
+    # The first parts are injected as prefixes: one for all rows, or one for each.
+    count = 1 if split.shared else len(rows)
+    plain = assign_prompts(backbone, inputs, prompts=[split.prompt])
     hook = replace(
-        whole,
-        rows=which,
+        plain,
+        rows=torch.arange(len(rows), device=device).clamp(max=count - 1),
         entries={
-            at: replace(e, offsets=e.offsets.expand(prompts), enters=e.enters.expand(prompts))
-            for at, e in whole.entries.items()
+            layer: replace(e, offsets=e.offsets.expand(count), enters=e.enters.expand(count))
+            for layer, e in plain.entries.items()
         },
-        sites=_compute_first_parts(backbone, rows, where),
-        shift=torch.tensor(where.at[:prompts], device=device),
+        sites=_compute_first_parts(backbone, rows, split),
+        shift=torch.tensor(split.lengths[:count], device=device),
     )
-    positions = compute_position_ids(backbone, inputs, cached=hook)
+    positions = compute_position_ids(backbone, inputs, hook=hook)
     with use_hook(hook):
         return backbone.compute_hidden_states(inputs, positions=positions)
 
@@ -156,8 +159,8 @@ def compute_shared_prefix(
     soft = any(i >= backbone.geometry.vocab_size for i in ids)
     if not check_ranks_agree(backbone, int(soft)) or not soft:
         return None
-    lines = compute_states(backbone, _pad(backbone, [ids]), layer=None, prompt=prompt)[0]
-    return SharedPrefix(ids, prompt, lines)
+    states = compute_states(backbone, _pad(backbone, [ids]), layer=None, prompt=prompt)[0]
+    return SharedPrefix(ids, prompt, states)
 
 
 def measure_common_prefix(rows: Sequence[Ids]) -> int:
@@ -190,22 +193,22 @@ def _split_after_text(
     *,
     prompt: InputPrompt,
     needed: Sequence[int],
-    kept: CachedStates | SharedPrefix | None,
+    cached: CachedStates | SharedPrefix | None,
 ) -> RowSplit | None:
     """Split after the text before the first soft token."""
     vocabulary = backbone.geometry.vocab_size
-    text = tuple(_count_text_tokens(row, vocabulary) for row in rows)
-    if not all(0 < at <= first for at, first in zip(text, needed, strict=True)):
+    lengths = tuple(_count_text_tokens(row, vocabulary) for row in rows)
+    if not all(0 < n <= first for n, first in zip(lengths, needed, strict=True)):
         return None
-    lines = None
-    if isinstance(kept, CachedStates) and kept.layer is None:
-        keys = [compute_row_key(row[:at]) for row, at in zip(rows, text, strict=True)]
-        lines = kept.find(keys, device=backbone.device)
+    states = None
+    if isinstance(cached, CachedStates) and cached.layer is None:
+        keys = [compute_row_key(row[:n]) for row, n in zip(rows, lengths, strict=True)]
+        states = cached.find(keys, device=backbone.device)
     is_training = torch.is_grad_enabled() and prompt.vectors.requires_grad
-    # A separate pass is worth it if a large part of the tokens then needs no graph.
-    if lines is None and not (is_training and _SHARE * sum(text) > sum(map(len, rows))):
+    is_large = sum(lengths) > _MIN_TEXT_SHARE * sum(map(len, rows))
+    if states is None and not (is_training and is_large):
         return None
-    return RowSplit(text, shared=False, prompt=prompt, lines=lines)
+    return RowSplit(lengths, shared=False, prompt=prompt, states=states)
 
 
 def _split_after_prefix(
@@ -215,8 +218,8 @@ def _split_after_prefix(
     length = len(prefix.ids)
     if min(needed) < length or any(tuple(row[:length]) != prefix.ids for row in rows):
         return None
-    at = (length,) * len(rows)
-    return RowSplit(at, shared=True, prompt=prefix.prompt, lines=prefix.lines[None])
+    lengths = (length,) * len(rows)
+    return RowSplit(lengths, shared=True, prompt=prefix.prompt, states=prefix.states[None])
 
 
 def _count_text_tokens(row: Ids, vocabulary: int) -> int:
@@ -225,24 +228,24 @@ def _count_text_tokens(row: Ids, vocabulary: int) -> int:
 
 
 def _compute_first_parts(
-    backbone: Backbone, rows: Sequence[Ids], where: RowSplit
+    backbone: Backbone, rows: Sequence[Ids], split: RowSplit
 ) -> dict[int, SitePrefix]:
     """The keys and values of the first parts at every attention site."""
-    firsts = [row[:at] for row, at in zip(rows, where.at, strict=True)]
-    inputs = _pad(backbone, firsts[:1] if where.shared else firsts)
-    if where.lines is not None:
+    first_parts = [row[:n] for row, n in zip(rows, split.lengths, strict=True)]
+    inputs = _pad(backbone, first_parts[:1] if split.shared else first_parts)
+    if split.states is not None:
         geometry = backbone.geometry
         shape = (geometry.num_attention_sites, 2, geometry.num_kv_heads, geometry.head_dim)
         # [B, T, L, 2, N, D] to [L, 2, B, N, T, D]
-        pairs = where.lines.unflatten(2, shape).permute(2, 3, 0, 4, 1, 5)
-        states = [(keys, values) for keys, values in pairs]
-    elif where.shared:
-        states = compute_keys_and_values(backbone, inputs, prompt=where.prompt)
+        unpacked = split.states.unflatten(2, shape).permute(2, 3, 0, 4, 1, 5)
+        pairs = [(keys, values) for keys, values in unpacked]
+    elif split.shared:
+        pairs = compute_keys_and_values(backbone, inputs, prompt=split.prompt)
     else:
         with torch.no_grad():
-            states = compute_keys_and_values(backbone, inputs)
+            pairs = compute_keys_and_values(backbone, inputs)
     visible = None if bool(inputs.attention_mask.all()) else inputs.attention_mask.bool()
-    return {at: SitePrefix(*pair, visible) for at, pair in enumerate(states)}
+    return {site: SitePrefix(*pair, visible) for site, pair in enumerate(pairs)}
 
 
 def _pad(backbone: Backbone, rows: Sequence[Ids]) -> BatchInputs:

@@ -31,43 +31,43 @@ class SitePrefix:
 
 @dataclass(frozen=True, eq=False)
 class MaskCache:
-    """Attention masks and biases of one pass; each is made once, since most sites share one.
+    """Attention masks and biases of one pass; each is computed once, since most sites share one.
 
     Args:
         positions: the positions of the row's own tokens.
         shift: the number of positions of each prompt. A prompt with positions is treated like
             text before the row: sliding windows and biases by distance apply to it. A prompt
             without positions is always visible and has no bias. None if no prompt has positions.
-        made: the masks and biases by the identities of the tensors that they were made from, which
-            are stored too, so that no other object can get the same identity.
+        entries: the masks and biases by the identities of the objects that they were computed
+            from, which are stored too, so that no other object can get the same identity.
     """
 
     positions: Int[Tensor, "B T"]
     shift: Int[Tensor, " R"] | None
-    made: dict[tuple[int, ...], tuple[Tensor | None, tuple[object, ...]]] = field(
+    entries: dict[tuple[int, ...], tuple[Tensor | None, tuple[object, ...]]] = field(
         default_factory=dict
     )
 
     def hide(
         self,
         attention: AttentionCall,
-        columns: Bool[Tensor, "B Tc"],
+        hidden: Bool[Tensor, "B Tc"],
         *,
-        asking: Bool[Tensor, "B T"],
-        which: int,
+        queries: Bool[Tensor, "B T"],
+        site: int,
     ) -> AttentionCall:
         """Hide soft tokens that have not entered yet, except from one another.
 
         Args:
             attention: the attention call.
-            columns: the keys to hide: soft tokens that enter at a later layer.
-            asking: the queries of this pass that are such soft tokens.
-            which: a number that identifies ``columns`` in this pass.
+            hidden: the keys to hide: soft tokens that enter at a later layer.
+            queries: the queries of this pass that are such soft tokens.
+            site: the number of the attention site.
         """
-        key = (id(attention.mask), which, attention.key.shape[2])
-        if key not in self.made:
-            self.made[key] = _mask_columns(attention, columns, asking), (attention.mask,)
-        return replace(attention, mask=self.made[key][0])
+        key = (id(attention.mask), site, attention.key.shape[2])
+        if key not in self.entries:
+            self.entries[key] = _hide_columns(attention, hidden, queries), (attention.mask,)
+        return replace(attention, mask=self.entries[key][0])
 
     def extend(
         self,
@@ -85,60 +85,61 @@ class MaskCache:
             rows: the index of each row's prompt.
             bias: the function that computes the attention's bias, if it has one by distance.
         """
-        which = repeat_rows(rows, attention.query.shape[0])
-        before = (prefix.keys, prefix.values)
-        if len(prefix.keys) > 1:
-            before = (prefix.keys[which], prefix.values[which])
+        rows = repeat_rows(rows, attention.query.shape[0])
+        keys, values = prefix.keys, prefix.values
+        if len(keys) > 1:
+            keys, values = keys[rows], values[rows]
         return replace(
             attention,
-            prefix_kv=before,
-            mask=self._mask(attention, prefix, which),
-            bias=self._bias(attention, prefix, which=which, bias=bias),
+            prefix_kv=(keys, values),
+            mask=self._extend_mask(attention, prefix, rows),
+            bias=self._extend_bias(attention, prefix, rows=rows, compute_bias=bias),
         )
 
-    def _mask(
-        self, attention: AttentionCall, prefix: SitePrefix, which: Int[Tensor, " b"]
+    def _extend_mask(
+        self, attention: AttentionCall, prefix: SitePrefix, rows: Int[Tensor, " b"]
     ) -> Tensor | None:
         length, shift = prefix.keys.shape[2], self.shift
         window = None if shift is None else attention.window
         shape = (attention.query.shape[2], attention.key.shape[2], length)
         key = (id(attention.mask), id(prefix.visible), attention.causal, window or 0, *shape)
-        if key not in self.made:
-            seen = None if prefix.visible is None else prefix.visible[which][:, None, None, :]
+        if key not in self.entries:
+            visible = None if prefix.visible is None else prefix.visible[rows][:, None, None, :]
             if shift is not None and window is not None:
-                near = _is_in_window(self.positions, length, window)
-                near = near | (shift[which] == 0)[:, None, None, None]
-                seen = near if seen is None else seen & near
-            mask = _join_masks(attention, seen, length)
-            self.made[key] = mask, (attention.mask, prefix.visible)
-        return self.made[key][0]
+                in_window = _is_in_window(self.positions, length, window)
+                in_window = in_window | (shift[rows] == 0)[:, None, None, None]
+                visible = in_window if visible is None else visible & in_window
+            mask = _prepend_columns(attention, visible, length)
+            self.entries[key] = mask, (attention.mask, prefix.visible)
+        return self.entries[key][0]
 
-    def _bias(
+    def _extend_bias(
         self,
         attention: AttentionCall,
         prefix: SitePrefix,
         *,
-        which: Int[Tensor, " b"],
-        bias: PositionBias | None,
+        rows: Int[Tensor, " b"],
+        compute_bias: PositionBias | None,
     ) -> Tensor | None:
-        own, length = attention.bias, prefix.keys.shape[2]
-        if own is None:
+        bias, length = attention.bias, prefix.keys.shape[2]
+        if bias is None:
             return None
-        if bias is None or self.shift is None:
-            return F.pad(own, (length, 0))
-        key = (id(bias), *own.shape, length)
-        if key not in self.made:
-            shift = self.shift if len(self.shift) == 1 else self.shift[which]
-            before = bias(attention, length, shift=shift, cached=self.positions[0, 0])
-            before = before.masked_fill((shift == 0)[:, None, None, None], 0)
-            batch = max(len(before), len(own))
-            parts = [t.expand(batch, -1, own.shape[2], -1) for t in (before, own)]
+        if compute_bias is None or self.shift is None:
+            return F.pad(bias, (length, 0))
+        key = (id(compute_bias), *bias.shape, length)
+        if key not in self.entries:
+            shift = self.shift if len(self.shift) == 1 else self.shift[rows]
+            prefix_bias = compute_bias(
+                attention, length, shift=shift, cached=self.positions[0, 0]
+            ).masked_fill((shift == 0)[:, None, None, None], 0)
+            batch = max(len(prefix_bias), len(bias))
+            parts = [t.expand(batch, -1, bias.shape[2], -1) for t in (prefix_bias, bias)]
             joined = torch.cat(parts, dim=-1)
             if joined.requires_grad:
                 # With gradient checkpointing a layer that is recomputed must compute this again.
                 return joined
-            self.made[key] = joined, (bias,)
-        return self.made[key][0]
+            self.entries[key] = joined, (compute_bias,)
+        return self.entries[key][0]
 
 
 def repeat_rows(rows: Tensor, batch: int) -> Tensor:
@@ -153,34 +154,35 @@ def _is_in_window(
     return (positions[:, None, :, None] - columns) < window
 
 
-def _join_masks(
-    attention: AttentionCall, seen: Bool[Tensor, "B 1 _ P"] | None, length: int
+def _prepend_columns(
+    attention: AttentionCall, visible: Bool[Tensor, "B 1 _ P"] | None, length: int
 ) -> Tensor | None:
-    """Add columns for the prefix to the attention mask."""
-    if seen is None and not attention.has_mask:
+    """Add columns for the prefix before those of the attention mask."""
+    if visible is None and not attention.has_mask:
         return None
-    own = attention.make_explicit_mask()
-    if seen is None:
-        seen = torch.ones(1, 1, 1, length, dtype=torch.bool, device=own.device)
-    batch = max(len(own), len(seen))
-    own = own.expand(batch, -1, -1, -1)
-    columns = seen.expand(batch, own.shape[1], own.shape[2], length)
-    if own.dtype != torch.bool:
-        lowest = torch.finfo(own.dtype).min
-        columns = torch.zeros_like(columns, dtype=own.dtype).masked_fill(~columns, lowest)
-    return torch.cat([columns, own], dim=-1)
+    mask = attention.make_explicit_mask()
+    if visible is None:
+        visible = torch.ones(1, 1, 1, length, dtype=torch.bool, device=mask.device)
+    batch = max(len(mask), len(visible))
+    mask = mask.expand(batch, -1, -1, -1)
+    columns = visible.expand(batch, mask.shape[1], mask.shape[2], length)
+    if mask.dtype != torch.bool:
+        lowest = torch.finfo(mask.dtype).min
+        columns = torch.zeros_like(columns, dtype=mask.dtype).masked_fill(~columns, lowest)
+    return torch.cat([columns, mask], dim=-1)
 
 
-def _mask_columns(
-    attention: AttentionCall, columns: Bool[Tensor, "B Tc"], asking: Bool[Tensor, "B T"]
+def _hide_columns(
+    attention: AttentionCall, hidden: Bool[Tensor, "B Tc"], queries: Bool[Tensor, "B T"]
 ) -> Tensor:
-    own = attention.make_explicit_mask().expand(len(attention.query), -1, -1, -1)
-    # These soft tokens still see one another: a query without any visible key would give NaN.
-    hidden = F.pad(columns, (0, own.shape[-1] - columns.shape[1]))[:, None, None, :]
-    hidden = hidden & ~asking[:, None, :, None]
-    if own.dtype == torch.bool:
-        return own & ~hidden
-    return own.masked_fill(hidden, torch.finfo(own.dtype).min)
+    """Hide columns of the attention mask, except from the queries that are themselves hidden."""
+    mask = attention.make_explicit_mask().expand(len(attention.query), -1, -1, -1)
+    columns = F.pad(hidden, (0, mask.shape[-1] - hidden.shape[1]))[:, None, None, :]
+    # Hidden soft tokens still see one another: a query without any visible key would give NaN.
+    columns = columns & ~queries[:, None, :, None]
+    if mask.dtype == torch.bool:
+        return mask & ~columns
+    return mask.masked_fill(columns, torch.finfo(mask.dtype).min)
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,9 +259,9 @@ class RowPrompts:
         index = (ids - self.vocabulary + entry.offsets[rows][:, None]).where(soft, 0)
         return torch.where(soft[..., None], entry.vectors.to(states)[index], states)
 
-    def list_pending(self, ids: Int[Tensor, "B T"], *, block: int) -> Bool[Tensor, "B T"]:
+    def mask_pending(self, ids: Int[Tensor, "B T"], *, layer: int) -> Bool[Tensor, "B T"]:
         """Which of the ids are soft tokens that enter after this layer."""
-        later = [e.enters for at, e in self.entries.items() if at > block]
+        later = [e.enters for start, e in self.entries.items() if start > layer]
         pending = torch.stack(later).any(dim=0)[repeat_rows(self.rows, len(ids))]
         return (ids >= self.vocabulary) & pending[:, None]
 
@@ -275,48 +277,47 @@ class RowPrompts:
 class _RowPass:
     """One forward pass. Calls are counted because ALBERT's layers share one module."""
 
-    def __init__(self, rows: RowPrompts, masks: MaskCache) -> None:
-        self.rows, self.masks = rows, masks
+    def __init__(self, prompts: RowPrompts, masks: MaskCache) -> None:
+        self.prompts, self.masks = prompts, masks
         self.calls: dict[nn.Module, int] = {}
         self.extra_outputs: list[Any] = []
-        self.block: int | None = None
+        self.current_layer: int | None = None
         # Stored here, because a layer may be recomputed when another pass has started.
         self.ids: Tensor | None = None
 
     def attend(self, module: nn.Module, attention: AttentionCall) -> AttentionCall:
         """Hide the soft tokens that enter later, and add the row's prefix."""
-        rows = self.rows
-        sites = rows.site_of.get(module, ())
+        prompts = self.prompts
+        sites = prompts.site_of.get(module, ())
         if not sites:
             return attention
         # A module of several layers is called in the layer that was entered last.
-        site = self.block if self.block in sites else self._next_number(module, sites)
-        if self.ids is not None and site < max(rows.entries, default=0):
-            columns = rows.list_pending(repeat_rows(rows.ids, len(self.ids)), block=site)
-            asking = rows.list_pending(self.ids, block=site)
-            attention = self.masks.hide(attention, columns, asking=asking, which=site)
-        prefix = rows.sites.get(site)
+        layer = self.current_layer
+        site = layer if layer in sites else self._next_number(module, sites)
+        if self.ids is not None and site < max(prompts.entries, default=0):
+            hidden = prompts.mask_pending(repeat_rows(prompts.ids, len(self.ids)), layer=site)
+            queries = prompts.mask_pending(self.ids, layer=site)
+            attention = self.masks.hide(attention, hidden, queries=queries, site=site)
+        prefix = prompts.sites.get(site)
         if prefix is None:
             return attention
-        bias = rows.bias_of.get(module)
-        return self.masks.extend(attention, prefix, rows=rows.rows, bias=bias)
+        bias = prompts.bias_of.get(module)
+        return self.masks.extend(attention, prefix, rows=prompts.rows, bias=bias)
 
     def on_layer(self, block: nn.Module, states: Tensor) -> tuple[Tensor, bool]:
         """Skip layers below cached states, and insert the soft tokens that enter here."""
-        number, cached = (
-            self._next_number(block, self.rows.layer_of[block]),
-            self.rows.cached_states,
-        )
-        self.block = number
-        if number == 0 and self.rows.current_ids:
-            self.ids = self.rows.current_ids[0]
+        number = self._next_number(block, self.prompts.layer_of[block])
+        cached = self.prompts.cached_states
+        self.current_layer = number
+        if number == 0 and self.prompts.current_ids:
+            self.ids = self.prompts.current_ids[0]
         if cached is not None and number < cached.layer:
             return states, False
         if cached is not None and number == cached.layer:
             states = cached.states.to(states)
-        entry = self.rows.entries.get(number) if number else None
+        entry = self.prompts.entries.get(number) if number else None
         if entry is not None and self.ids is not None:
-            states = self.rows.insert(entry, states, ids=self.ids)
+            states = self.prompts.insert(entry, states, ids=self.ids)
         return states, True
 
     def _next_number(self, module: nn.Module, numbers: tuple[int, ...]) -> int:

@@ -18,32 +18,32 @@ from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
 @dataclass(frozen=True, eq=False)
 class CachedStates:
-    """States of many rows, one line per token.
+    """States of many rows, one vector per token.
 
     Args:
         layer: the layer whose input the states are; the number of layers for an encoder's output;
             None for the keys and values of all attention sites.
-        places: the first line and the number of lines of each row, by :func:`compute_row_key`.
-        states: the lines; they may be in a memory-mapped file.
+        spans: the first vector and the number of vectors of each row, by :func:`compute_row_key`.
+        states: the vectors of all rows, concatenated; they may be in a memory-mapped file.
     """
 
     layer: int | None
-    places: Mapping[bytes, tuple[int, int]]
+    spans: Mapping[bytes, tuple[int, int]]
     states: Float[Tensor, "S W"]
 
     def find(self, keys: Sequence[bytes], *, device: torch.device) -> Tensor | None:
-        """The lines of these rows ``[B, T, W]``, padded with zeros on the right.
+        """The states of these rows ``[B, T, W]``, padded with zeros on the right.
 
         None if a row is not in the cache.
         """
-        if not all(key in self.places for key in keys):
+        if not all(key in self.spans for key in keys):
             return None
-        places = [self.places[key] for key in keys]
-        width = max(count for _, count in places)
-        lines = self.states.new_zeros(len(keys), width, self.states.shape[1])
-        for row, (begin, count) in zip(lines, places, strict=True):
+        spans = [self.spans[key] for key in keys]
+        longest = max(count for _, count in spans)
+        padded = self.states.new_zeros(len(keys), longest, self.states.shape[1])
+        for row, (begin, count) in zip(padded, spans, strict=True):
             row[:count] = self.states[begin : begin + count]
-        return lines.to(device)
+        return padded.to(device)
 
 
 def compute_row_key(ids: Sequence[int], types: Sequence[int] = ()) -> bytes:
@@ -64,7 +64,7 @@ def find_first_affected_layer(prompt: Prompt | None) -> int | None:
 
 
 def get_state_width(backbone: Backbone, layer: int | None) -> int:
-    """The number of values in a line."""
+    """The number of values per token, W."""
     geometry = backbone.geometry
     if layer is None:
         return geometry.num_attention_sites * 2 * geometry.num_kv_heads * geometry.head_dim
@@ -75,25 +75,26 @@ def get_state_width(backbone: Backbone, layer: int | None) -> int:
 def compute_states(
     backbone: Backbone, inputs: BatchInputs, *, layer: int | None, prompt: Prompt | None
 ) -> Float[Tensor, "B T W"]:
-    """Compute the lines of rows.
+    """Compute the states of rows, as `CachedStates` stores them.
 
     Args:
         backbone: the backbone.
         inputs: the rows.
-        layer: the layer whose input to compute, as in `CachedStates`.
+        layer: the layer whose input to compute; the number of layers for an encoder's output; None
+            for the keys and values of all attention sites.
         prompt: the prompt of the rows' soft tokens, none of which enters before ``layer``.
     """
     if layer is None:
-        states = compute_keys_and_values(backbone, inputs, prompt=prompt)
-        pairs = [torch.stack(pair, dim=1) for pair in states]
+        pairs = compute_keys_and_values(backbone, inputs, prompt=prompt)
+        stacked = torch.stack([torch.stack(pair, dim=1) for pair in pairs], dim=1)
         # [B, L, 2, N, T, D] to [B, T, L, 2, N, D]
-        return torch.stack(pairs, dim=1).permute(0, 4, 1, 2, 3, 5).flatten(2)
+        return stacked.permute(0, 4, 1, 2, 3, 5).flatten(2)
     hook = assign_prompts(backbone, inputs, prompts=[prompt])
     if layer == backbone.geometry.num_layers:
         with use_hook(hook):
             return backbone.encode(inputs)
-    recorder = Recorder(stop_at=hook, until=layer)
-    positions = compute_position_ids(backbone, inputs, cached=hook)
+    recorder = Recorder(inner=hook, until=layer)
+    positions = compute_position_ids(backbone, inputs, hook=hook)
     with use_hook(recorder):
         if backbone.geometry.architecture == "encoder-decoder":
             backbone.encode(inputs)
@@ -107,10 +108,10 @@ def compute_keys_and_values(
 ) -> list[tuple[Tensor, Tensor]]:
     """Compute the keys and values ``[B, N, T, D]`` at every attention site, with their graph."""
     hook = assign_prompts(backbone, inputs, prompts=[prompt])
-    recorder = Recorder(stop_at=hook)
+    recorder = Recorder(inner=hook)
     with use_hook(recorder):
         backbone.compute_hidden_states(
-            inputs, positions=compute_position_ids(backbone, inputs, cached=hook)
+            inputs, positions=compute_position_ids(backbone, inputs, hook=hook)
         )
     pairs = [(call.key, call.value) for _, call in recorder.calls]
     prefetch_last_layer(backbone, pairs[-1])

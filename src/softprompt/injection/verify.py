@@ -67,7 +67,7 @@ def load_backbone(  # noqa: PLR0913  # the keys of a recipe's [backbone]
         MissingPackageError: the package of a ``builtin:`` name or of a quantization is not
             installed.
 
-    Example:
+    Examples:
         ```python
         backbone = load_backbone("builtin:smollm2-135m-instruct", dtype="float32", device="cpu")
         ```
@@ -76,19 +76,20 @@ def load_backbone(  # noqa: PLR0913  # the keys of a recipe's [backbone]
         Traceback (most recent call last):
         softprompt.errors.BackboneError: unknown dtype 'float31'. Options: auto, bfloat16, ...
     """
-    place = resolve_device(device)
-    quantization = quantization_config
-    loading = LoadOptions(
+    target = resolve_device(device)
+    options = LoadOptions(
         revision=revision,
-        dtype=resolve_dtype(dtype, place),
-        device=place,
+        dtype=resolve_dtype(dtype, target),
+        device=target,
         device_map=device_map,
-        quantization_config=None if quantization is None else read_quantization(quantization),
+        quantization_config=(
+            None if quantization_config is None else read_quantization(quantization_config)
+        ),
         shard=shard,
         keep_dropout=keep_dropout,
         trust_remote_code=trust_remote_code,
     )
-    backbone = load_unverified(str(name), loading)
+    backbone = load_unverified(str(name), options)
     verify_backbone(backbone)
     _log.info(
         "loaded %s (%s, %s) in %s on %s",
@@ -114,16 +115,16 @@ def verify_backbone(backbone: Backbone) -> None:
     geometry = backbone.geometry
     generator = torch.Generator().manual_seed(0)
 
-    def noise(*shape: int) -> Tensor:
-        drawn = torch.randn(*shape, generator=generator)
-        return drawn.to(backbone.device).requires_grad_()
+    def draw(*shape: int) -> Tensor:
+        sample = torch.randn(*shape, generator=generator)
+        return sample.to(backbone.device).requires_grad_()
 
     scale = geometry.embedding_rms or 1.0
-    vectors = noise(2, geometry.embedding_size)
+    vectors = draw(2, geometry.embedding_size)
     _verify_prompt(backbone, InputPrompt(vectors * scale), {"vectors": vectors})
     if geometry.num_attention_sites:
         shape = (geometry.num_attention_sites, geometry.num_kv_heads, 2, geometry.head_dim)
-        keys, values = noise(*shape), noise(*shape)
+        keys, values = draw(*shape), draw(*shape)
         prefix = KVPrefix(keys, values, tuple(range(geometry.num_attention_sites)))
         _verify_prompt(backbone, prefix, {"keys": keys, "values": values})
 
@@ -140,7 +141,7 @@ def _verify_prompt(backbone: Backbone, prompt: Prompt, leaves: Mapping[str, Tens
     states = forward(backbone, inputs, prompts=[prompt])
     if torch.equal(states, bare):
         raise BackboneError(_explain_failure(backbone, prompt, "does not change its output"))
-    gradients = _gradients(states, list(leaves.values()))
+    gradients = _compute_gradients(states, list(leaves.values()))
     for name, gradient in zip(leaves, gradients, strict=True):
         if gradient is None or not bool(gradient.flatten(1).any(dim=1).all()):
             raise BackboneError(
@@ -148,8 +149,8 @@ def _verify_prompt(backbone: Backbone, prompt: Prompt, leaves: Mapping[str, Tens
             )
 
 
-def _gradients(states: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """The gradients of a weighted sum; a sum of squares is constant after a normalisation."""
+def _compute_gradients(states: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The gradients of a weighted sum; a sum of squares is constant after a normalization."""
     if not states.requires_grad:
         return [None for _ in leaves]
     weights = torch.linspace(-1, 1, states.shape[-1], device=states.device)
@@ -162,6 +163,3 @@ def _explain_failure(backbone: Backbone, prompt: Prompt, fact: str) -> str:
         f"random {type(prompt).__name__} {fact}, so training could not work. Choose another "
         "backbone, or report its family."
     )
-
-
-__all__ = ["load_backbone", "verify_backbone"]

@@ -22,6 +22,25 @@ from softprompt.interop.files import (
 )
 from softprompt.prompt import InputPrompt, KVPrefix
 
+NPY_FILE, SAFETENSORS_FILE = "prompt.npy", "prompt.safetensors"
+# The last two are T5X's names, without a suffix.
+_NPY_NAMES = (NPY_FILE, "encoder.prompt.prompt.prompt", "prompt")
+_NPY_DTYPES = (np.float16, np.float32, np.float64)
+_NPY_HEADER = 1 << 16  # the most bytes of a header
+# numpy parses the header of a file as Python code.
+_UNREADABLE_NPY = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    EOFError,
+    OSError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    tokenize.TokenError,
+)
+_SAVE_NPY = "numpy.save(path, array.astype('float32'))."
+
 
 def make_vectors_prompt(
     vectors: Tensor, backbone: Backbone, *, path: Path, form: str
@@ -34,6 +53,9 @@ def make_vectors_prompt(
         path: of the file, for messages.
         form: the name of the format.
 
+    Returns:
+        The prompt, with a template and, if the backbone can generate text, that task.
+
     Raises:
         ArtifactError: the shape does not fit the backbone.
     """
@@ -43,7 +65,8 @@ def make_vectors_prompt(
     if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != width:  # noqa: PLR2004  # a table
         msg = (
             f"{path} holds {[*vectors.shape]}, but a prompt for {backbone.name!r} is [P, {width}]: "
-            "P soft tokens. Take another file, or name the prompt's own backbone with --backbone."
+            "P soft tokens. Take another file, or name the prompt's own backbone with --backbone "
+            "(backbone=… in Python)."
         )
         raise ArtifactError(msg)
     task = None if backbone.geometry.architecture == "encoder" else {"kind": "generate"}
@@ -60,6 +83,9 @@ def require_vectors(artifact: Artifact, *, form: str) -> Tensor:
         artifact: to export.
         form: the name of the format, for messages.
 
+    Returns:
+        The vectors ``[P, E]``, on the CPU.
+
     Raises:
         ArtifactError: it has a head, has keys and values, or enters at a later layer.
     """
@@ -67,36 +93,16 @@ def require_vectors(artifact: Artifact, *, form: str) -> Tensor:
         case InputPrompt(vectors=vectors, start_layer=0) if not artifact.head:
             return vectors.detach().cpu().contiguous()
         case InputPrompt(start_layer=0):
-            has = "a trained head"
+            part = "a trained head"
         case InputPrompt(start_layer=layer):
-            has = f"soft tokens that enter at layer {layer}"
+            part = f"soft tokens that enter at layer {layer}"
         case KVPrefix():
-            has = "keys and values"
+            part = "keys and values"
     msg = (
-        f"the artifact has {has}, but a {form} file holds vectors for the input alone. "
+        f"the artifact has {part}, but a {form} file holds vectors for the input alone. "
         "Export it as peft, or keep the artifact itself."
     )
     raise ArtifactError(msg)
-
-
-NPY_FILE = "prompt.npy"
-# The last two are T5X's names, without a suffix.
-_NAMES = (NPY_FILE, "encoder.prompt.prompt.prompt", "prompt")
-# numpy parses the header of a file as Python code.
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    OverflowError,
-    EOFError,
-    OSError,
-    MemoryError,
-    RecursionError,
-    SyntaxError,
-    tokenize.TokenError,
-)
-_HEADER = 1 << 16
-_SAVE = "numpy.save(path, array.astype('float32'))."
-_DTYPES = (np.float16, np.float32, np.float64)
 
 
 def read_npy(source: Path, backbone: Backbone) -> dict[str, ForeignPrompt]:
@@ -105,10 +111,10 @@ def read_npy(source: Path, backbone: Backbone) -> dict[str, ForeignPrompt]:
     Raises:
         ArtifactError: it is not such an array, or contains Python objects, which are pickles.
     """
-    path = find_file(source, _NAMES, what="npy prompt")
-    array = _array(path)
+    path = find_file(source, _NPY_NAMES, what="npy prompt")
+    array = _load_array(path)
     # In any byte order; structured arrays and arrays of text are refused too.
-    if array.dtype.newbyteorder("=") not in _DTYPES:
+    if array.dtype.newbyteorder("=") not in _NPY_DTYPES:
         msg = (
             f"{path} holds {array.dtype}, but a prompt is float16, float32 or float64. Convert it."
         )
@@ -134,29 +140,26 @@ def write_npy(request: ExportRequest) -> dict[str, bytes]:
     return {NPY_FILE: buffer.getvalue()}
 
 
-def _array(path: Path) -> np.ndarray:
+def _load_array(path: Path) -> np.ndarray:
     raw = read_bytes(path)
-    if raw.startswith(b"PK") and b".npy" in raw[:_HEADER]:
+    if raw.startswith(b"PK") and b".npy" in raw[:_NPY_HEADER]:
         msg = (
             f"{path} is an archive of arrays (.npz), but a prompt is a single one. Save it alone: "
-            f"{_SAVE}"
+            f"{_SAVE_NPY}"
         )
         raise ArtifactError(msg)
     if is_pickle(raw):
         raise ArtifactError(refuse_pickle(path))
     try:  # allow_pickle is False by default
-        array: np.ndarray = np.lib.format.read_array(io.BytesIO(raw), max_header_size=_HEADER)
-    except _UNREADABLE as error:
+        array: np.ndarray = np.lib.format.read_array(io.BytesIO(raw), max_header_size=_NPY_HEADER)
+    except _UNREADABLE_NPY as error:
         first, *_ = str(error).split("\n")
         msg = (
             f"{path} ({len(raw):,} bytes) is not a complete .npy file of numbers: "
-            f"{first.rstrip('.')}. Objects are pickles and are refused. Save it again: {_SAVE}"
+            f"{first.rstrip('.')}. Objects are pickles and are refused. Save it again: {_SAVE_NPY}"
         )
         raise ArtifactError(msg) from error
     return array
-
-
-SAFETENSORS_FILE = "prompt.safetensors"
 
 
 def read_safetensors(source: Path, backbone: Backbone) -> dict[str, ForeignPrompt]:

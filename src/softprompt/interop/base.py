@@ -22,8 +22,8 @@ class ForeignPrompt:
         task: settings of the task with ``kind``, as far as the file has them; None if it does not
             say what the backbone's output is used for.
         head: the tensors of a trained head, by softprompt's names; empty if there is none.
-        classes: C, the number of classes of a trained head; 0 without one.
-        note: further content of the file, which the artifact records.
+        classes: the number of classes of a trained head; 0 without one.
+        note: further content of the file, which the artifact's manifest records.
     """
 
     prompt: Prompt
@@ -71,13 +71,18 @@ class ExportRequest:
 
 @dataclass(frozen=True)
 class BaseModelRef:
-    """The backbone that a file names."""
+    """The backbone that a file names; without a name, the file names none.
+
+    Args:
+        name: a Hub id or a path.
+        revision: on the Hub.
+    """
 
     name: str | None = None
     revision: str | None = None
 
 
-def refuse_without_base_model(_source: Path) -> BaseModelRef:
+def _read_no_base_model(_source: Path) -> BaseModelRef:
     """For formats whose files do not name their backbone."""
     return BaseModelRef()
 
@@ -92,12 +97,13 @@ class Format:
 
     Args:
         about: a short description.
-        read: reads the prompts of a file or folder, by name; a single one has the name "".
-        write: makes the files of a folder, by name.
+        read: reads the prompts of a file or folder, by name; a single one has the name "". None if
+            the format cannot be imported.
+        write: makes the files of a folder, by name. None if the format cannot be exported.
         base: reads which backbone a file names.
     """
 
     about: str
     read: Reader | None
     write: Writer | None
-    base: Callable[[Path], BaseModelRef] = refuse_without_base_model
+    base: Callable[[Path], BaseModelRef] = _read_no_base_model

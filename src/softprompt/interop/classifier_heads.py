@@ -11,7 +11,7 @@ class HeadLayout:
     """The head of a family.
 
     Args:
-        kind: its kind in softprompt.
+        kind: its kind in softprompt, as ``task.head`` names it.
         names: for each module in softprompt, its name in transformers.
         outer: the modules, as transformers names them, that PEFT does not train by default.
     """
@@ -22,9 +22,9 @@ class HeadLayout:
 
     def from_foreign(self, key: str) -> str | None:
         """The name in softprompt of a parameter; None if the head has no such parameter."""
-        for own, theirs in self.names.items():
-            if key.startswith(f"{theirs}."):
-                return f"{own}.{key.removeprefix(f'{theirs}.')}"
+        for module, foreign in self.names.items():
+            if key.startswith(f"{foreign}."):
+                return f"{module}.{key.removeprefix(f'{foreign}.')}"
         return None
 
     def to_foreign(self, key: str) -> str:

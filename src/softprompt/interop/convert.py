@@ -16,14 +16,8 @@ from softprompt.errors import ArtifactError, TemplateError, format_unknown
 from softprompt.inference.model import PromptModel, attach
 from softprompt.injection.compatibility import check_prompt_fits
 from softprompt.injection.verify import load_backbone
-from softprompt.interop.registry import (
-    ExportRequest,
-    ForeignPrompt,
-    Readout,
-    get_reader,
-    get_writer,
-    read_base_model,
-)
+from softprompt.interop.base import ExportRequest, ForeignPrompt, Readout
+from softprompt.interop.registry import get_reader, get_writer, read_base_model
 from softprompt.prompt import InputPrompt
 from softprompt.tasks import TASKS, Classify, Generate, Task, TaskSettings
 from softprompt.tasks.classification import CausalVerbalizer
@@ -57,7 +51,8 @@ def resolve_task_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> 
         msg = (
             "the file does not say which task the prompt is for. Give the task: kind 'generate', "
             "or kind 'classify' with a verbalizer, such as --set task.kind=classify --set "
-            '\'task.verbalizer={bad=" bad", good=" good"}\'.'
+            '\'task.verbalizer={bad=" bad", good=" good"}\' '
+            "(task=Classify(verbalizer=…) in Python)."
         )
         raise ArtifactError(msg)
     settings = task or _build_task_settings(stored)
@@ -88,16 +83,16 @@ def resolve_labels(
     Raises:
         ArtifactError: there are not as many as the head has classes, or they depend on data.
     """
-    named = list(labels) or _named_labels(settings)
+    names = list(labels) or _list_labels(settings)
     if not foreign.head:
-        return named
+        return names
     if foreign.classes < 2:  # noqa: PLR2004  # a choice
         msg = (
             f"the head gives {foreign.classes} scores, but a choice is among 2 or more. It may be "
             "that of a regression, which softprompt has no task for."
         )
         raise ArtifactError(msg)
-    names = named or [f"LABEL_{at}" for at in range(foreign.classes)]
+    names = names or [f"LABEL_{i}" for i in range(foreign.classes)]
     if len(names) != foreign.classes or len({*names}) != len(names):
         msg = (
             f"the head scores {foreign.classes} classes, but the labels are {', '.join(names)}. "
@@ -107,10 +102,11 @@ def resolve_labels(
     return names
 
 
-def _named_labels(settings: TaskSettings) -> list[str]:
+def _list_labels(settings: TaskSettings) -> list[str]:
+    """The labels or choices that a task's settings name."""
     match settings:
-        case Classify(labels=names):
-            return list(names or ())
+        case Classify(labels=labels):
+            return list(labels or ())
         case Generate(choices="from-data"):
             msg = (
                 "task.choices is 'from-data', but a prompt is imported without data. List the "
@@ -135,11 +131,12 @@ def check_foreign_head(
         return
     width = backbone.geometry.hidden_size
     expected = ClassifierHead(width, foreign.classes, kind=settings.head, seed=0).state_dict()
-    stored, wanted = (_describe_shapes(head) for head in (foreign.head, expected))
-    if stored != wanted:
+    stored, needed = (_describe_shapes(head) for head in (foreign.head, expected))
+    if stored != needed:
         msg = (
-            f"the file's head has {stored}, but {backbone.name!r} takes {wanted}. The prompt "
-            "belongs to another backbone, or the file is incomplete. Name its own with --backbone."
+            f"the file's head has {stored}, but {backbone.name!r} takes {needed}. The prompt "
+            "belongs to another backbone, or the file is incomplete. Name its own with --backbone "
+            "(backbone=… in Python)."
         )
         raise ArtifactError(msg)
 
@@ -189,10 +186,14 @@ def import_prompts(
         multitask prompts. A model's ``save`` writes it as an artifact.
 
     Raises:
-        ArtifactError: the file is incomplete, inconsistent, or does not fit the backbone.
+        ArtifactError: the file is incomplete, inconsistent, or does not fit the backbone or the
+            task; or it does not name its backbone, and none was given.
+        BackboneError: the backbone that the file names cannot be loaded, or lacks weights that a
+            trained head needs.
+        PromptError: the backbone does not accept this kind of prompt.
         TemplateError: the task's template has another number of soft tokens.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> np.save("prompt.npy", np.ones((5, backbone.geometry.embedding_size), "float32"))
         >>> models = import_prompts("npy", "prompt.npy", backbone=backbone)
@@ -232,10 +233,12 @@ def import_prompt(
 
     Raises:
         ArtifactError: there are several prompts and none was picked, there is none of that name,
-            or `import_prompts` raises it.
-        TemplateError: the task's template has another number of soft tokens.
+            or as in `import_prompts`.
+        BackboneError: as in `import_prompts`.
+        PromptError: as in `import_prompts`.
+        TemplateError: as in `import_prompts`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> np.save("prompt.npy", np.ones((5, backbone.geometry.embedding_size), "float32"))
         >>> model = import_prompt("npy", "prompt.npy", backbone=backbone)
@@ -256,7 +259,7 @@ def import_prompt(
 
 
 def pick_prompt(models: Mapping[str, PromptModel], name: str) -> PromptModel:
-    """One of the prompts that `import_prompts` found.
+    """One of the prompts that `import_prompts` returned.
 
     Args:
         models: by name.
@@ -291,7 +294,7 @@ def export_prompt(form: str, model: PromptModel, *, output: str | Path) -> Path:
         ArtifactError: the format has nothing that corresponds to the prompt (the message says what
             to train instead), or the folder cannot be written.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> np.save("prompt.npy", np.ones((5, backbone.geometry.embedding_size), "float32"))
         >>> model = import_prompt("npy", "prompt.npy", backbone=backbone)
@@ -304,7 +307,7 @@ def export_prompt(form: str, model: PromptModel, *, output: str | Path) -> Path:
 
 
 def make_export_request(model: PromptModel) -> ExportRequest:
-    """The artifact of a model, with what a writer needs of its template and its task."""
+    """Make what a writer needs: the artifact of a model, and facts of its template and task."""
     template = parse_template(model.artifact.manifest.template)
     first, *_ = measure_wrapping(model.backbone.tokenizer, pair=template.pair).ids
     return ExportRequest(

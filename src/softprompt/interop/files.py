@@ -24,7 +24,7 @@ def find_file(source: Path, names: Iterable[str], *, what: str) -> Path:
 
     Args:
         source: a file or a folder.
-        names: of files, the first one that exists is taken.
+        names: of files; the first one that exists is taken.
         what: the format, for messages.
 
     Raises:
@@ -162,19 +162,20 @@ def read_positive_int(table: Mapping[str, Any], key: str, *, path: Path) -> int:
 
 
 def refuse_pickle(path: Path) -> str:
-    """The message that refuses a pickle and tells how to convert one that is trusted."""
-    goal = path.with_suffix(".safetensors")
+    """The message that refuses a pickle and says how to convert a trusted one."""
+    target = path.with_suffix(".safetensors")
     return (
         f"{path} is a pickle or an archive of torch.save, which is refused: reading one can run "
         "any code. Where you trust it, convert it and import the result:\n"
         '  python -c "import sys, torch; from safetensors.torch import save_file; '
         "s = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
         'save_file({k: v.contiguous().clone() for k, v in s.items()}, sys.argv[2])" '
-        f"{shlex.quote(str(path))} {shlex.quote(str(goal))}"
+        f"{shlex.quote(str(path))} {shlex.quote(str(target))}"
     )
 
 
 def _check_inside(folder: Path, path: Path) -> Path:
+    """Refuse a link that leads out of the folder."""
     home, target = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     # In the Hub's cache, the files of a snapshot are links into the folder of blobs next to it.
     stores = [p.parent / "blobs" for p in home.parents if p.name == "snapshots"]

@@ -16,12 +16,15 @@ def unpack_kv(flat: Float[Tensor, "P F"], backbone: Backbone) -> KVPrefix:
         flat: the rows.
         backbone: of the prefix.
 
+    Returns:
+        The prefix, on all layers with self-attention, with shifted positions.
+
     Raises:
-        ArtifactError: the rows do not have the size that the backbone needs.
+        ArtifactError: the backbone does not accept prefixes, or needs rows of another size.
     """
     geometry = backbone.geometry
     sites = geometry.self_attention_sites
-    wanted = len(sites) * 2 * geometry.num_kv_heads * geometry.head_dim
+    width = len(sites) * 2 * geometry.num_kv_heads * geometry.head_dim
     if not sites:
         msg = (
             f"the prompt is keys and values, but {geometry.model_type} uses a custom attention "
@@ -29,11 +32,11 @@ def unpack_kv(flat: Float[Tensor, "P F"], backbone: Backbone) -> KVPrefix:
             "embeddings can be used with it."
         )
         raise ArtifactError(msg)
-    if flat.shape[1] != wanted:
+    if flat.shape[1] != width:
         msg = (
-            f"each soft token has {flat.shape[1]} numbers, but {backbone.name!r} takes {wanted} "
+            f"each soft token has {flat.shape[1]} numbers, but {backbone.name!r} takes {width} "
             f"(2 x {len(sites)} layers x {geometry.num_kv_heads} heads x {geometry.head_dim}). The "
-            "prompt belongs to another backbone: name it with --backbone."
+            "prompt belongs to another backbone: name it with --backbone (backbone=… in Python)."
         )
         raise ArtifactError(msg)
     length = flat.shape[0]
@@ -70,9 +73,9 @@ def pack_kv(prefix: KVPrefix, backbone: Backbone) -> Float[Tensor, "P F"]:
 def _list_pairs_read(layers: int, backbone: Backbone) -> list[int]:
     """Which pair of keys and values each layer reads: its own, except in an encoder-decoder.
 
-    For these PEFT repeats the pairs and splits them in groups of four tensors, for self-attention
+    There PEFT repeats the pairs and splits them in groups of four tensors, for self-attention
     and cross-attention, of which only the first gets a prefix. So layer i reads pair 2·i, modulo
     the number of layers.
     """
-    twice = backbone.geometry.architecture == "encoder-decoder"
-    return [(2 * at if twice else at) % layers for at in range(layers)]
+    stride = 2 if backbone.geometry.architecture == "encoder-decoder" else 1
+    return [stride * layer % layers for layer in range(layers)]

@@ -23,7 +23,7 @@ from softprompt.prompt import KVPrefix
 
 FILE = "model.safetensors"
 _EMBEDDING = "prefix_encoder.embedding.weight"
-_MLP = tuple(f"prefix_encoder.trans.{at}.{part}" for at in (0, 2) for part in ("weight", "bias"))
+_MLP = tuple(f"prefix_encoder.trans.{i}.{part}" for i in (0, 2) for part in ("weight", "bias"))
 _HEAD = {"output.weight": "classifier.weight", "output.bias": "classifier.bias"}
 _OUTPUT = "output.weight"
 _FAMILIES = ("bert", "roberta")
@@ -41,17 +41,17 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
     path = find_file(source, [FILE, "prompt.safetensors"], what="P-tuning v2 checkpoint")
     tensors = read_tensors(path)
     family = backbone.geometry.model_type
-    prefix = _prefix(tensors, path)
-    spare = [
+    prefix = _read_prefix(tensors, path)
+    others = [
         k for k in tensors if not k.startswith((f"{family}.", "prefix_encoder.", "classifier."))
     ]
-    if spare:
+    if others:
         msg = (
-            f"{path} also holds {', '.join(sorted(spare)[:3])}, which P-tuning v2 of {family} does "
-            "not have. It may be of another method, or of another backbone."
+            f"{path} also holds {', '.join(sorted(others)[:3])}, which P-tuning v2 of {family} "
+            "does not have. It may be of another method, or of another backbone."
         )
         raise ArtifactError(msg)
-    head = _head(tensors, backbone, path=path)
+    head = _read_head(tensors, backbone, path=path)
     check_finite(path, {_EMBEDDING: prefix} | head)
     task = {"kind": "classify", "head": "mlp-tanh"} if head else None
     return {
@@ -86,22 +86,28 @@ def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
             "does not shift the row's positions": not prefix.shift_positions,
             "leaves layers out": partial,
         }
-    found_faults = [fact for fact, wrong in faults.items() if wrong]
-    if found_faults or not isinstance(prefix, KVPrefix):
+    facts = [fact for fact, is_fault in faults.items() if is_fault]
+    if facts or not isinstance(prefix, KVPrefix):
         msg = (
-            f"the artifact cannot be a P-tuning v2 checkpoint: it {', and '.join(found_faults)}. "
-            'Train p-tuning-v2 with method.shift_positions = true, layers = "all", and '
+            f"the artifact cannot be a P-tuning v2 checkpoint: it {', and '.join(facts)}. "
+            'Train p-tuning-v2 with method.shift_positions = true, method.layers = "all", and '
             'task.head = "mlp-tanh".'
         )
         raise ArtifactError(msg)
-    names = _HEAD | {f"dense.{p}": f"{family}.pooler.dense.{p}" for p in ("weight", "bias")}
+    names = _HEAD | _name_pooler(family)
     tensors = {_EMBEDDING: pack_kv(prefix, request.backbone)} | {
         names[key]: t for key, t in artifact.head.items()
     }
     return {FILE: to_bytes(tensors, {"format": "pt"})}
 
 
-def _prefix(tensors: Mapping[str, Tensor], path: Path) -> Tensor:
+def _name_pooler(family: str) -> dict[str, str]:
+    """The pooler's parameters: their names in softprompt's head, and in the checkpoint."""
+    return {f"dense.{part}": f"{family}.pooler.dense.{part}" for part in ("weight", "bias")}
+
+
+def _read_prefix(tensors: Mapping[str, Tensor], path: Path) -> Tensor:
+    """The keys and values ``[P, 2·L·H]``, computed by the MLP if there is one."""
     if _EMBEDDING not in tensors:
         msg = (
             f"{path} has no tensor {_EMBEDDING!r}; it has "
@@ -112,24 +118,28 @@ def _prefix(tensors: Mapping[str, Tensor], path: Path) -> Tensor:
     check_finite(path, {key: tensors[key] for key in tensors if key.startswith("prefix_encoder.")})
     present = [name for name in _MLP if name in tensors]
     known = {_EMBEDDING, *_MLP}
-    odd = sorted(k for k in tensors if k.startswith("prefix_encoder.") and k not in known)
-    if odd or (present and len(present) != len(_MLP)):
-        what = f"holds {odd[0]}" if odd else f"has {', '.join(present)} but not all four of its MLP"
-        msg = f"{path} {what}: it is not a complete prefix encoder of P-tuning v2. Fetch it again."
+    unknown = sorted(k for k in tensors if k.startswith("prefix_encoder.") and k not in known)
+    if unknown or (present and len(present) != len(_MLP)):
+        fact = (
+            f"holds {unknown[0]}"
+            if unknown
+            else f"has {', '.join(present)} but not all four of its MLP"
+        )
+        msg = f"{path} {fact}: it is not a complete prefix encoder of P-tuning v2. Fetch it again."
         raise ArtifactError(msg)
-    made = (
+    prefix = (
         _apply_mlp(*(tensors[name].float() for name in (_EMBEDDING, *_MLP)))
         if present
         else embedding
     )
-    if made is None or made.ndim != 2 or not len(made):  # noqa: PLR2004  # a table
+    if prefix is None or prefix.ndim != 2 or not len(prefix):  # noqa: PLR2004  # a table
         shapes = ", ".join(f"{key} {[*tensors[key].shape]}" for key in (_EMBEDDING, *present))
         msg = (
             f"{path} holds {shapes}, but a prefix of P soft tokens is [P, 2·L·H], or [P, H] with "
             "an MLP that maps it to that. Give a checkpoint of P-tuning v2."
         )
         raise ArtifactError(msg)
-    return made
+    return prefix
 
 
 def _apply_mlp(embedding: Tensor, *mlp: Tensor) -> Tensor | None:
@@ -144,20 +154,23 @@ def _apply_mlp(embedding: Tensor, *mlp: Tensor) -> Tensor | None:
         return None
 
 
-def _head(tensors: Mapping[str, Tensor], backbone: Backbone, *, path: Path) -> dict[str, Tensor]:
-    own = {name: tensors[theirs] for name, theirs in _HEAD.items() if theirs in tensors}
-    if not own:
+def _read_head(
+    tensors: Mapping[str, Tensor], backbone: Backbone, *, path: Path
+) -> dict[str, Tensor]:
+    """The classifier and its pooler, which may be that of the backbone's checkpoint."""
+    output = {name: tensors[foreign] for name, foreign in _HEAD.items() if foreign in tensors}
+    if not output:
         return {}
     family = backbone.geometry.model_type
-    if family not in _FAMILIES or len(own) != len(_HEAD) or own[_OUTPUT].ndim != 2:  # noqa: PLR2004  # [C, H]
+    if family not in _FAMILIES or len(output) != len(_HEAD) or output[_OUTPUT].ndim != 2:  # noqa: PLR2004  # [C, H]
         msg = (
             f"{path} has a classifier that cannot be read for {family}: it must be of BERT or "
             "RoBERTa, with classifier.weight [C, H] and classifier.bias [C]. Give a backbone of "
             "these, or the prefix alone."
         )
         raise ArtifactError(msg)
-    pooler = {f"dense.{p}": tensors.get(f"{family}.pooler.dense.{p}") for p in ("weight", "bias")}
-    stored = {name: tensor for name, tensor in pooler.items() if tensor is not None}
-    if len(stored) == len(pooler):
-        return stored | own
-    return read_classifier_weights(backbone, {"dense": f"{family}.pooler.dense"}) | own
+    names = _name_pooler(family)
+    pooler = {name: tensors[foreign] for name, foreign in names.items() if foreign in tensors}
+    if len(pooler) == len(names):
+        return pooler | output
+    return read_classifier_weights(backbone, {"dense": f"{family}.pooler.dense"}) | output

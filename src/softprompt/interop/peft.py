@@ -32,6 +32,25 @@ _TYPES = {*INPUTS, *PREFIXES, MULTITASK}
 _TASKS = {"CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "FEATURE_EXTRACTION"}
 _PROMPT, _COLS, _ROWS = "prompt_embeddings", "prefix_task_cols", "prefix_task_rows"
 _HEAD = "base_model."
+_DEFAULT_CONFIG: dict[str, Any] = {
+    "auto_mapping": None,
+    "inference_mode": True,
+    "modules_to_save": None,
+    "num_attention_heads": None,
+    "num_layers": None,
+    "token_dim": None,
+}
+# Keys that would make PEFT open or run something, or that are written anew.
+_NOT_PASSED_ON = {
+    "auto_mapping",
+    "inference_mode",
+    "modules_to_save",
+    "prompt_tuning_init",
+    "prompt_tuning_init_state_dict_path",
+    "prompt_tuning_init_text",
+    "tokenizer_kwargs",
+    "tokenizer_name_or_path",
+}
 
 
 def read_peft_base_model(source: Path) -> BaseModelRef:
@@ -60,18 +79,16 @@ def read_peft(source: Path, backbone: Backbone) -> dict[str, ForeignPrompt]:
     check_finite(path, tensors)
     prompts = _read_prompts(config, tensors, backbone=backbone, path=path)
     first = next(iter(prompts.values()))
-    spare = {key: tensors[key] for key in tensors if key not in {_PROMPT, _COLS, _ROWS}}
+    others = {key: tensors[key] for key in tensors if key not in {_PROMPT, _COLS, _ROWS}}
     task, head = _read_task(config, backbone, path=path), {}
     if config.get("task_type") == "SEQ_CLS":
-        form = get_head_layout(
-            backbone.geometry.model_type, causal=backbone.geometry.architecture == "causal"
-        )
-        head = _read_head(spare, form, backbone=backbone, path=path)
-        pool = "first" if isinstance(first, InputPrompt) else "cls"
-        task = {"kind": "classify", "head": form.kind, "pooling": pool}
-    elif spare:
+        layout = _get_backbone_head(backbone)
+        head = _read_head(others, layout, backbone=backbone, path=path)
+        pooling = "first" if isinstance(first, InputPrompt) else "cls"
+        task = {"kind": "classify", "head": layout.kind, "pooling": pooling}
+    elif others:
         msg = (
-            f"{path} also holds {', '.join(sorted(spare)[:3])}, which a soft prompt of task type "
+            f"{path} also holds {', '.join(sorted(others)[:3])}, which a soft prompt of task type "
             f"{config.get('task_type')} does not have. Its configuration may belong to another "
             "file."
         )
@@ -121,50 +138,58 @@ def _read_prompts(
 ) -> dict[str, Prompt]:
     length = read_positive_int(config, "num_virtual_tokens", path=path.parent / CONFIG)
     kind = config["peft_type"]
-    stored = _read_rows(tensors, config, length=length, path=path)
+    table = _read_table(tensors, config, length=length, path=path)
     if kind in PREFIXES:
-        return {"": unpack_kv(stored, backbone)}
-    if stored.shape[1] != backbone.geometry.embedding_size:
+        return {"": unpack_kv(table, backbone)}
+    if table.shape[1] != backbone.geometry.embedding_size:
         msg = (
-            f"{path}: each soft token has {stored.shape[1]} numbers, but {backbone.name!r} embeds "
+            f"{path}: each soft token has {table.shape[1]} numbers, but {backbone.name!r} embeds "
             f"tokens in {backbone.geometry.embedding_size}. The prompt belongs to another "
-            "backbone: name it with --backbone."
+            "backbone: name it with --backbone (backbone=… in Python)."
         )
         raise ArtifactError(msg)
     if kind in INPUTS:
         # For an encoder-decoder there are twice the rows; PEFT never reads the second half.
-        return {"": InputPrompt(stored[:length].clone())}
+        return {"": InputPrompt(table[:length].clone())}
+    return _read_multitask_prompts(table, tensors, length=length, path=path)
+
+
+def _read_multitask_prompts(
+    table: Tensor, tensors: Mapping[str, Tensor], *, length: int, path: Path
+) -> dict[str, Prompt]:
+    """Each task's prompt: the shared table times the task's own matrix of low rank."""
     cols, rows = (_get_tensor(tensors, name, path=path) for name in (_COLS, _ROWS))
     tasks, rank = cols.shape[:1], cols.shape[2:]
-    whole, width = stored.shape
+    height, width = table.shape
     if (
-        cols.shape != (*tasks, whole, *rank)
+        cols.shape != (*tasks, height, *rank)
         or rows.shape != (*tasks, *rank, width)
         or not rank
         or 0 in cols.shape
     ):
         msg = (
-            f"{path}: {_COLS} {[*cols.shape]} and {_ROWS} {[*rows.shape]} must be [T,{whole},r] "
+            f"{path}: {_COLS} {[*cols.shape]} and {_ROWS} {[*rows.shape]} must be [T,{height},r] "
             f"and [T,r,{width}]. They are not from the same adapter."
         )
         raise ArtifactError(msg)
     # One task at a time, as in PEFT, so that the results are equal bit for bit.
     products = [
-        (stored * (c @ r)[0])[:length] for c, r in zip(cols[:, None], rows[:, None], strict=True)
+        (table * (c @ r)[0])[:length] for c, r in zip(cols[:, None], rows[:, None], strict=True)
     ]
-    return {f"task-{at}": InputPrompt(table.clone()) for at, table in enumerate(products)}
+    return {f"task-{i}": InputPrompt(vectors.clone()) for i, vectors in enumerate(products)}
 
 
-def _read_rows(
+def _read_table(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, length: int, path: Path
 ) -> Tensor:
-    stored = _get_tensor(tensors, _PROMPT, path=path)
-    kind, twice = config["peft_type"], config.get("num_transformer_submodules") == 2  # noqa: PLR2004  # encoder and decoder
-    wanted = length * 2 if twice and kind not in PREFIXES else length
-    if stored.ndim != 2 or len(stored) != wanted:  # noqa: PLR2004  # a table
+    """The trained table: one row for each virtual token, or two in an encoder-decoder."""
+    table = _get_tensor(tensors, _PROMPT, path=path)
+    kind, is_double = config["peft_type"], config.get("num_transformer_submodules") == 2  # noqa: PLR2004  # encoder and decoder
+    height = length * 2 if is_double and kind not in PREFIXES else length
+    if table.ndim != 2 or len(table) != height:  # noqa: PLR2004  # a table
         msg = (
-            f"{path}: {_PROMPT} is {[*stored.shape]}, but {kind} with {length} virtual tokens has "
-            f"{wanted} rows. Configuration and tensors are not from the same adapter."
+            f"{path}: {_PROMPT} is {[*table.shape]}, but {kind} with {length} virtual tokens has "
+            f"{height} rows. Configuration and tensors are not from the same adapter."
         )
         raise ArtifactError(msg)
     if kind != MULTITASK and not {_COLS, _ROWS}.isdisjoint(tensors):
@@ -173,7 +198,7 @@ def _read_rows(
             "Configuration and tensors are not from the same adapter."
         )
         raise ArtifactError(msg)
-    return stored
+    return table
 
 
 def _get_tensor(tensors: Mapping[str, Tensor], name: str, *, path: Path) -> Tensor:
@@ -186,30 +211,36 @@ def _get_tensor(tensors: Mapping[str, Tensor], name: str, *, path: Path) -> Tens
     return tensors[name]
 
 
+def _get_backbone_head(backbone: Backbone) -> HeadLayout:
+    """The head of transformers' sequence classifier of a backbone, the one that PEFT trains."""
+    geometry = backbone.geometry
+    return get_head_layout(geometry.model_type, causal=geometry.architecture == "causal")
+
+
 def _read_head(
-    spare: Mapping[str, Tensor], form: HeadLayout, *, backbone: Backbone, path: Path
+    tensors: Mapping[str, Tensor], layout: HeadLayout, *, backbone: Backbone, path: Path
 ) -> dict[str, Tensor]:
     """The head; modules that the adapter leaves out are those of the backbone's checkpoint."""
     head: dict[str, Tensor] = {}
-    for key, tensor in spare.items():
-        own = form.from_foreign(key.removeprefix(_HEAD)) if key.startswith(_HEAD) else None
-        if own is None:
+    for key, tensor in tensors.items():
+        name = layout.from_foreign(key.removeprefix(_HEAD)) if key.startswith(_HEAD) else None
+        if name is None:
             msg = (
                 f"{path} also holds {key}, which is not part of {backbone.geometry.model_type}'s "
-                f"classifier ({', '.join(form.names.values())}). Only prompts and heads can be "
+                f"classifier ({', '.join(layout.names.values())}). Only prompts and heads can be "
                 "imported, not other trained weights."
             )
             raise ArtifactError(msg)
-        head[own] = tensor
+        head[name] = tensor
     if "output.weight" not in head or head["output.weight"].ndim != 2:  # noqa: PLR2004  # [C, H]
         msg = (
-            f"{path} has no {_HEAD}{form.to_foreign('output.weight')} [C,H], the trained head of "
+            f"{path} has no {_HEAD}{layout.to_foreign('output.weight')} [C,H], the trained head of "
             f"SEQ_CLS. Fetch it again, or correct task_type in {CONFIG}."
         )
         raise ArtifactError(msg)
-    modules = {own.rsplit(".", 1)[0] for own in head}
-    lacking = {own: theirs for own, theirs in form.names.items() if own not in modules}
-    return read_classifier_weights(backbone, lacking) | head if lacking else head
+    stored = {name.rsplit(".", 1)[0] for name in head}
+    missing = {module: foreign for module, foreign in layout.names.items() if module not in stored}
+    return read_classifier_weights(backbone, missing) | head if missing else head
 
 
 def _read_task(
@@ -219,35 +250,14 @@ def _read_task(
     if task == "SEQ_2_SEQ_LM" and kind != "encoder-decoder":
         msg = (
             f"{path.parent}: task_type is {task}, but {backbone.name!r} has no decoder. "
-            "Name the adapter's own backbone with --backbone."
+            "Name the adapter's own backbone with --backbone (backbone=… in Python)."
         )
         raise ArtifactError(msg)
     return None if kind == "encoder" else {"kind": "generate"}
 
 
-_COMMON: dict[str, Any] = {
-    "auto_mapping": None,
-    "inference_mode": True,
-    "modules_to_save": None,
-    "num_attention_heads": None,
-    "num_layers": None,
-    "token_dim": None,
-}
-# Keys that would make PEFT open or run something, or that are written anew.
-_NOT_PASSED_ON = {
-    "auto_mapping",
-    "inference_mode",
-    "modules_to_save",
-    "prompt_tuning_init",
-    "prompt_tuning_init_state_dict_path",
-    "prompt_tuning_init_text",
-    "tokenizer_kwargs",
-    "tokenizer_name_or_path",
-}
-
-
 def write_peft(request: ExportRequest) -> dict[str, bytes]:
-    """Make the files of an adapter.
+    """Make the files of an adapter's folder.
 
     Raises:
         ArtifactError: PEFT has nothing that corresponds to the artifact.
@@ -257,12 +267,12 @@ def write_peft(request: ExportRequest) -> dict[str, bytes]:
     settings, tensors = _make_prompt_part(request)
     head: dict[str, Tensor] = {}
     if artifact.head:
-        form = _get_form(artifact, backbone)
-        head = {f"base_model.{form.to_foreign(key)}": t for key, t in artifact.head.items()}
-        config["modules_to_save"] = ["classifier", "score", *form.outer]
-    described = json.dumps(config | settings, indent=2, sort_keys=True, ensure_ascii=False)
+        layout = _choose_head_layout(artifact, backbone)
+        head = {f"{_HEAD}{layout.to_foreign(key)}": t for key, t in artifact.head.items()}
+        config["modules_to_save"] = ["classifier", "score", *layout.outer]
+    content = json.dumps(config | settings, indent=2, sort_keys=True, ensure_ascii=False)
     return {
-        CONFIG: f"{described}\n".encode(),
+        CONFIG: f"{content}\n".encode(),
         PEFT_TENSORS: to_bytes(tensors | head, {"format": "pt"}),
         "README.md": _make_readme(request).encode(),
     }
@@ -271,31 +281,32 @@ def write_peft(request: ExportRequest) -> dict[str, bytes]:
 def _make_config(artifact: Artifact, backbone: Backbone) -> dict[str, Any]:
     """The configuration that was imported, if there is one, with current values; else a new one."""
     kind = backbone.geometry.architecture
-    both = kind == "encoder-decoder" and isinstance(artifact.prompt, KVPrefix)
+    has_decoder_part = kind == "encoder-decoder" and isinstance(artifact.prompt, KVPrefix)
     return (
-        _COMMON
+        _DEFAULT_CONFIG
         | _get_imported_config(artifact)
         | {
             "base_model_name_or_path": artifact.manifest.backbone["name"],
             "revision": artifact.manifest.backbone["revision"],
             "num_virtual_tokens": artifact.prompt.length,
             # PEFT never reads the decoder's half of a prompt among the input embeddings.
-            "num_transformer_submodules": 2 if both else 1,
-            "task_type": _task_type(artifact, kind),
+            "num_transformer_submodules": 2 if has_decoder_part else 1,
+            "task_type": _choose_task_type(artifact, kind),
         }
     )
 
 
 def _get_imported_config(artifact: Artifact) -> dict[str, Any]:
+    """The configuration that the prompt was imported with; empty if it does not apply."""
     note = artifact.manifest.recipe.get("imported")
     config = note.get("config") if isinstance(note, Mapping) else None
-    own = INPUTS if isinstance(artifact.prompt, InputPrompt) else PREFIXES
-    if not isinstance(config, Mapping) or config.get("peft_type") not in own:
+    types = INPUTS if isinstance(artifact.prompt, InputPrompt) else PREFIXES
+    if not isinstance(config, Mapping) or config.get("peft_type") not in types:
         return {}
     return {key: value for key, value in config.items() if key not in _NOT_PASSED_ON}
 
 
-def _task_type(artifact: Artifact, kind: str) -> str:
+def _choose_task_type(artifact: Artifact, kind: str) -> str:
     if artifact.head:
         return "SEQ_CLS"
     match kind:
@@ -307,32 +318,32 @@ def _task_type(artifact: Artifact, kind: str) -> str:
             return "FEATURE_EXTRACTION"
 
 
-def _make_prompt_part(
-    request: ExportRequest,
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    known = "peft_type" in _get_imported_config(request.artifact)
+def _make_prompt_part(request: ExportRequest) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The part of the configuration that describes the prompt, and the prompt's tensor."""
+    sizes: dict[str, Any]
+    kind: dict[str, Any]
     match request.artifact.prompt:
         case InputPrompt() as prompt:
             _check_position(request, prompt)
             # PEFT needs all three and uses the first; it cannot infer them for every family.
             geometry = request.backbone.geometry
-            own: dict[str, Any] = {
+            sizes = {
                 "token_dim": prompt.vectors.shape[1],
                 "num_layers": geometry.num_layers or None,
                 "num_attention_heads": geometry.num_kv_heads or None,
             }
             kind = {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}
-            return own | ({} if known else kind), {"prompt_embeddings": prompt.vectors}
+            table = prompt.vectors
         case KVPrefix() as prefix:
             _check_prefix(prefix, request.backbone)
             sites, heads, _, size = prefix.keys.shape
-            own = {"num_layers": sites, "num_attention_heads": heads, "token_dim": heads * size}
-            plain = {"peft_type": "PREFIX_TUNING", "prefix_projection": False}
-            return own | ({} if known else plain), {
-                "prompt_embeddings": pack_kv(prefix, request.backbone)
-            }
+            sizes = {"num_layers": sites, "num_attention_heads": heads, "token_dim": heads * size}
+            kind = {"peft_type": "PREFIX_TUNING", "prefix_projection": False}
+            table = pack_kv(prefix, request.backbone)
         case unreachable:
             assert_never(unreachable)
+    is_imported = "peft_type" in _get_imported_config(request.artifact)
+    return sizes | ({} if is_imported else kind), {_PROMPT: table}
 
 
 def _check_position(request: ExportRequest, prompt: InputPrompt) -> None:
@@ -367,26 +378,25 @@ def _check_prefix(prefix: KVPrefix, backbone: Backbone) -> None:
             "Train with method.shift_positions = true for use in PEFT."
         )
         raise ArtifactError(msg)
-    own = backbone.geometry.self_attention_sites
-    if prefix.sites != own:
+    sites = backbone.geometry.self_attention_sites
+    if prefix.sites != sites:
         msg = (
             f"the prefix acts on the attention layers {[*prefix.sites]}, but PEFT's acts on "
-            f"{[*own]}. Train it on exactly these with method.layers."
+            f"{[*sites]}. Train it on exactly these with method.layers."
         )
         raise ArtifactError(msg)
 
 
-def _get_form(artifact: Artifact, backbone: Backbone) -> HeadLayout:
-    geometry, kind = backbone.geometry, artifact.manifest.task.get("head")
-    form = get_head_layout(geometry.model_type, causal=geometry.architecture == "causal")
-    if form.kind != kind:
+def _choose_head_layout(artifact: Artifact, backbone: Backbone) -> HeadLayout:
+    layout, kind = _get_backbone_head(backbone), artifact.manifest.task.get("head")
+    if layout.kind != kind:
         msg = (
-            f"the artifact's head is {kind!r}, but {geometry.model_type}'s classifier in "
-            f"transformers has {form.kind!r}, the only one that PEFT trains. Train with "
-            f"task.head = {form.kind!r}."
+            f"the artifact's head is {kind!r}, but {backbone.geometry.model_type}'s classifier in "
+            f"transformers has {layout.kind!r}, the only one that PEFT trains. Train with "
+            f"task.head = {layout.kind!r}."
         )
         raise ArtifactError(msg)
-    return form
+    return layout
 
 
 def _make_readme(request: ExportRequest) -> str:

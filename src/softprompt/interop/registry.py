@@ -6,21 +6,8 @@ from typing import TypeVar
 
 from softprompt.errors import ArtifactError, format_unknown
 from softprompt.hub.names import is_repo_id
-from softprompt.interop import (
-    arrays,
-    p_tuning_v2,
-    peft,
-    vllm_export,
-)
-from softprompt.interop.base import (
-    BaseModelRef,
-    ExportRequest,
-    ForeignPrompt,
-    Format,
-    Reader,
-    Readout,
-    Writer,
-)
+from softprompt.interop import arrays, p_tuning_v2, peft, vllm_export
+from softprompt.interop.base import BaseModelRef, Format, Reader, Writer
 
 Function = TypeVar("Function")
 PROMPT_FORMATS: dict[str, Format] = {
@@ -89,16 +76,3 @@ def read_base_model(name: str, source: Path) -> BaseModelRef:
         msg = f"there is no file or folder {source}. Give the file or folder to import.{hint}"
         raise ArtifactError(msg)
     return PROMPT_FORMATS[name].base(source)
-
-
-__all__ = [
-    "PROMPT_FORMATS",
-    "BaseModelRef",
-    "ExportRequest",
-    "ForeignPrompt",
-    "Format",
-    "Readout",
-    "get_reader",
-    "get_writer",
-    "read_base_model",
-]

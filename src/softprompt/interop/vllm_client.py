@@ -39,11 +39,16 @@ from softprompt.tasks.verbalizer import LabelWords, score_labels
 
 
 def encode_prompt_embeds(embeds: Float[Tensor, "T H"]) -> str:
-    """The field ``prompt_embeds`` of a request: base64 of a file of torch.save with this tensor.
+    """Encode the field ``prompt_embeds`` of a request: base64 of what torch.save writes.
 
-    The tensor is copied, since torch would write the whole storage of a slice.
+    Args:
+        embeds: one vector for each token, soft tokens included.
+
+    Returns:
+        The field.
     """
     buffer = io.BytesIO()
+    # A copy, since torch would write the whole storage of a slice.
     torch.save(embeds.detach().cpu().contiguous().clone(), buffer)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
@@ -67,6 +72,9 @@ class VLLMExport:
 
 def read_vllm(folder: Path) -> VLLMExport:
     """Read an export; no file outside the folder is opened, and no code in it runs.
+
+    Args:
+        folder: of the export.
 
     Raises:
         ArtifactError: a file is missing, damaged, changed or inconsistent with ``vllm.json``.
@@ -143,7 +151,7 @@ class VLLMPrompt:
         table: the embedding table, scaled as in the model.
         renderer: tokenizes rows.
 
-    Example:
+    Examples:
         With an HTTP client such as httpx, and a vLLM server:
 
             prompt = VLLMPrompt.from_export("exported")
@@ -278,7 +286,7 @@ class VLLMPrompt:
         Raises:
             DataError: it is an error, or lacks a requested value.
         """
-        choice = _only_choice(response)
+        choice = _get_only_choice(response)
         if self.plan.words:
             return self._predict_label(choice)
         ids = choice.get("token_ids")
@@ -300,7 +308,7 @@ class VLLMPrompt:
         }
 
     def _list_tokens(self) -> Iterator[int]:
-        return (token for of_label in self.plan.words.values() for token in of_label)
+        return (token for tokens in self.plan.words.values() for token in tokens)
 
     def _predict_label(self, choice: Mapping[str, Any]) -> Prediction:
         top = ((choice.get("logprobs") or {}).get("top_logprobs") or [{}])[0]
@@ -313,7 +321,7 @@ class VLLMPrompt:
             self.labels, tuple(tuple((t,) for t in ts) for ts in self.plan.words.values())
         )
         logits = torch.tensor([[[float(top[name]) for name in names.values()]]])
-        columns = {token: at for at, token in enumerate(names)}
+        columns = {token: column for column, token in enumerate(names)}
         readouts = dict.fromkeys(words.all, (0,))
         scores = score_labels(logits, words, readouts=readouts, columns=columns)
         return rank_labels(self.labels, scores)[0]
@@ -329,7 +337,7 @@ def _make_renderer(plan: VLLMSpec, tokenizer: PreTrainedTokenizerBase) -> Render
     )
 
 
-def _only_choice(response: Mapping[str, Any]) -> Mapping[str, Any]:
+def _get_only_choice(response: Mapping[str, Any]) -> Mapping[str, Any]:
     if (error := response.get("error")) is not None:
         message = error.get("message") if isinstance(error, Mapping) else error
         msg = (

@@ -68,7 +68,7 @@ def make_vllm_spec(request: ExportRequest) -> VLLMSpec:
     _check_backbone(request.backbone)
     readout = _get_readout(request)
     words = {
-        label: [word[0] for word in of_label] for label, of_label in readout.label_tokens.items()
+        label: [tokens[0] for tokens in words] for label, words in readout.label_tokens.items()
     }
     return VLLMSpec(
         schema=VLLM_SCHEMA,
@@ -88,16 +88,15 @@ def make_vllm_spec(request: ExportRequest) -> VLLMSpec:
 
 def make_vllm_tensors(request: ExportRequest) -> tuple[Float[Tensor, "P H"], Float[Tensor, "V H"]]:
     """The prompt's vectors and the embedding table, as the model's first layer gets them."""
-    vectors, ids = (
-        _get_input_prompt(request).vectors,
-        torch.arange(request.backbone.geometry.vocab_size),
-    )
+    backbone, vectors = request.backbone, _get_input_prompt(request).vectors
+    ids = torch.arange(backbone.geometry.vocab_size)
     # Each row was computed in this precision, so converting back from fp32 is exact.
-    table = request.backbone.embed(ids).to("cpu", request.backbone.dtype)
-    return vectors.detach().to("cpu", request.backbone.dtype).contiguous(), table
+    table = backbone.embed(ids).to("cpu", backbone.dtype)
+    return vectors.detach().to("cpu", backbone.dtype).contiguous(), table
 
 
 def _get_input_prompt(request: ExportRequest) -> InputPrompt:
+    """The prompt, if all of the artifact is vectors at the input."""
     if request.artifact.head:
         msg = (
             "the artifact has a trained head, which a stock vLLM has no place for. Give the task "
@@ -114,7 +113,7 @@ def _get_input_prompt(request: ExportRequest) -> InputPrompt:
         case InputPrompt(start_layer=layer) if layer:
             msg = (
                 f"the soft tokens enter at layer {layer}, but vLLM takes vectors at the input "
-                'alone. Train with layers = "all".'
+                'alone. Train with method.layers = "all".'
             )
             raise ArtifactError(msg)
         case InputPrompt() as prompt:
@@ -140,6 +139,7 @@ def _check_backbone(backbone: Backbone) -> None:
 
 
 def _get_readout(request: ExportRequest) -> Readout:
+    """The readout, if one request to vLLM can give it."""
     readout = request.readout
     if readout is None:
         kind = request.artifact.manifest.task.get("kind")
@@ -148,21 +148,19 @@ def _get_readout(request: ExportRequest) -> Readout:
             "label words or text generation."
         )
         raise ArtifactError(msg)
-    words = [word for of_label in readout.label_tokens.values() for word in of_label]
-    long = [
-        label for label, ws in readout.label_tokens.items() if any(len(word) > 1 for word in ws)
-    ]
-    if long:
+    for label, words in readout.label_tokens.items():
+        longest = max(map(len, words), default=0)
+        if longest > 1:
+            msg = (
+                f"label {label!r} has a word of {longest} tokens, but one request scores words of "
+                "one token. Choose words of one token each, of which none is a prefix of another."
+            )
+            raise ArtifactError(msg)
+    count = sum(map(len, readout.label_tokens.values()))
+    if count > MOST_WORDS:
         msg = (
-            f"label {long[0]!r} has a word of {max(map(len, readout.label_tokens[long[0]]))} "
-            "tokens, but one request scores words of one token. Choose words of one token each, of "
-            "which none is a prefix of another."
-        )
-        raise ArtifactError(msg)
-    if len(words) > MOST_WORDS:
-        msg = (
-            f"there are {len(words)} label words, but vLLM scores at most {MOST_WORDS} at once. "
-            "Use fewer words."
+            f"there are {count} label words, but vLLM scores at most {MOST_WORDS} at once. Use "
+            "fewer words."
         )
         raise ArtifactError(msg)
     return readout
@@ -196,6 +194,6 @@ def _make_decoding(decoding: Decoding | None, *, ends: tuple[int, ...]) -> VLLMD
 def _save_tokenizer(backbone: Backbone) -> dict[str, bytes]:
     with TemporaryDirectory() as folder:
         backbone.tokenizer.save_pretrained(folder)
-        # Subfolders hold chat templates, which rows do not need.
+        # Subfolders contain chat templates, which rows do not need.
         saved = sorted(path for path in Path(folder).iterdir() if path.is_file())
         return {f"{TOKENIZER}/{path.name}": path.read_bytes() for path in saved}

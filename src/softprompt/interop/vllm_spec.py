@@ -25,7 +25,7 @@ MOST_WORDS = 128
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(rf"{TOKENIZER}/[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_TOKENIZER_FILE = re.compile(rf"{TOKENIZER}/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 Count = Annotated[int, Field(ge=1)]
 TokenId = Annotated[int, Field(ge=0)]
 
@@ -92,17 +92,20 @@ def dump_vllm_spec(plan: VLLMSpec, digests: Mapping[str, str]) -> bytes:
     Args:
         plan: to write.
         digests: the SHA-256 of every other file, in hexadecimal, by its name in the folder.
+
+    Returns:
+        JSON in UTF-8.
     """
     content = asdict(plan) | {"files": dict(sorted(digests.items()))}
     return f"{json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode()
 
 
 def parse_vllm_spec(raw: bytes, *, source: ErrorContext) -> tuple[VLLMSpec, dict[str, str]]:
-    """The content of a ``vllm.json``, and the SHA-256 of every other file by its name.
+    """Parse a ``vllm.json``: the specification, and the SHA-256 of every other file by its name.
 
     Args:
-        raw: the file.
-        source: of errors.
+        raw: the content of the file.
+        source: the export, for messages.
 
     Raises:
         ArtifactError: it is not strict JSON, of another schema, has unknown or missing keys, or
@@ -128,18 +131,18 @@ def parse_vllm_spec(raw: bytes, *, source: ErrorContext) -> tuple[VLLMSpec, dict
         raise source.join_faults(
             [f"{'.'.join(map(str, e['loc']))} in {SPEC}: {e['msg']}." for e in error.errors()]
         ) from error
-    faults = [*_faults(plan), *_file_faults(files)]
+    faults = [*_find_faults(plan), *_find_file_faults(files)]
     if faults:
         raise source.join_faults(faults)
     return plan, files
 
 
-def _faults(plan: VLLMSpec) -> Iterator[str]:
+def _find_faults(plan: VLLMSpec) -> Iterator[str]:
     if plan.dtype not in STORED_DTYPES:
         yield f"dtype is {plan.dtype!r}; it must be one of {', '.join(STORED_DTYPES)}."
     if not math.isfinite(plan.decoding["temperature"]):
         yield "temperature is not a finite number."
-    words = [token for of_label in plan.words.values() for token in of_label]
+    words = [token for tokens in plan.words.values() for token in tokens]
     highest = max([*words, *plan.decoding["stop_token_ids"]], default=-1)
     if highest >= plan.vocabulary:
         yield f"it names the token {highest}, but the table has {plan.vocabulary} rows."
@@ -152,12 +155,12 @@ def _faults(plan: VLLMSpec) -> Iterator[str]:
         yield f"label words need max_tokens = 1 and at most {MOST_WORDS} words."
 
 
-def _file_faults(files: object) -> Iterator[str]:
+def _find_file_faults(files: object) -> Iterator[str]:
     if not isinstance(files, dict):
         yield f"files in {SPEC} is {files!r}, but it must be a table of names and digests."
         return
-    of_tokenizer = {name for name in files if _NAME.fullmatch(name)}
-    if not of_tokenizer or files.keys() - of_tokenizer != {VECTORS, TABLE}:
+    tokenizer_files = {name for name in files if _TOKENIZER_FILE.fullmatch(name)}
+    if not tokenizer_files or files.keys() - tokenizer_files != {VECTORS, TABLE}:
         yield (
             f"files in {SPEC} are {', '.join(sorted(files)) or 'none'}; they must be {VECTORS}, "
             f"{TABLE} and files directly in {TOKENIZER}/."

@@ -1,7 +1,12 @@
 """Methods: how a prompt is parametrised while it is trained, and what it starts from.
 
 This is the only list of methods. To add one, write its module and add it here; the contract tests
-then cover it.
+then cover it. Its settings are a frozen dataclass with
+
+- ``name``: the method's name in recipes;
+- ``prompt_kind``: the kind of its prompt, ``input`` or ``kv``;
+- ``is_direct``: whether its parameters are the prompt itself, and not those of an encoder;
+- ``build``, which makes the `Method`.
 """
 
 from dataclasses import replace
@@ -35,23 +40,28 @@ def build_method(
     init: Initializer,
     seed: int,
 ) -> Method:
-    """A method with its initial parameters, for a backbone.
+    """Build a method with its initial parameters, for a backbone.
 
     Args:
-        backbone: to train on.
-        settings: of the method.
+        backbone: the backbone to train on.
+        settings: the settings of the method.
         soft_length: the number of soft tokens in the template (0 for keys and values).
         init: the initialization. Methods with an encoder are fitted to it, except to
             ``FromRandom``, which leaves them as the papers initialize them.
-        seed: of everything random; the same seed gives the same method on every machine.
+        seed: the seed of everything random; the same seed gives the same method on every machine.
 
     Raises:
         PromptError: the method does not fit the backbone or the initial value.
     """
     generator = torch.Generator().manual_seed(seed)
-    if settings.prompt_kind == "kv" and not backbone.geometry.num_attention_sites:
-        _refuse_attention(backbone, settings.name)
     geometry = backbone.geometry
+    if settings.prompt_kind == "kv" and not geometry.num_attention_sites:
+        msg = (
+            f"{settings.name} trains keys and values, but {geometry.model_type} uses a custom "
+            "attention implementation that does not accept key/value prefixes. Use prompt-tuning "
+            "or p-tuning, or another backbone."
+        )
+        raise PromptError(msg)
     match settings:
         case PrefixTuning() | PTuningV2():
             length = settings.length
@@ -63,7 +73,7 @@ def build_method(
     start = initialize_prompt(
         backbone,
         init,
-        shape=settings.prompt_kind,
+        kind=settings.prompt_kind,
         length=length,
         layers=layers,
         generator=generator,
@@ -71,7 +81,7 @@ def build_method(
     if isinstance(start, KVPrefix) and shift_positions:
         start = replace(start, shift_positions=True)
     check_prompt_fits(geometry, start)
-    method: Method = settings.build(geometry, start, generator=generator)  # type: ignore[arg-type]  # `shape` pairs them
+    method: Method = settings.build(geometry, start, generator=generator)  # type: ignore[arg-type]  # `kind` pairs them
     if not settings.is_direct and not isinstance(init, FromRandom):
         warm_start(method, start)
     return method
@@ -82,23 +92,26 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
 
     Args:
         text: ``"all"`` or a slice.
-        count: how many sites there are.
+        count: the number of sites.
+
+    Returns:
+        The numbers of the sites, in ascending order.
 
     Raises:
         PromptError: it is neither, or selects no site.
     """
     bounds = (":" if text == "all" else text).split(":")
     try:
-        chosen = tuple(range(count))[slice(*map(_parse_bound, bounds))] if len(bounds) > 1 else ()
+        selected = tuple(range(count))[slice(*map(_parse_bound, bounds))] if len(bounds) > 1 else ()
     except (ValueError, TypeError):  # not numbers, or more than three
-        chosen = ()
-    if not chosen or chosen[0] > chosen[-1]:
+        selected = ()
+    if not selected or selected[0] > selected[-1]:
         msg = (
             f'layers = {text!r} names none of the {count} layers of this backbone. Write "all", '
             f'or a slice from 0 to {count}, such as "{count // 2}:".'
         )
         raise PromptError(msg)
-    return chosen
+    return selected
 
 
 def _parse_upper_layers(text: str, geometry: Geometry) -> tuple[int, ...]:
@@ -111,28 +124,19 @@ def _parse_upper_layers(text: str, geometry: Geometry) -> tuple[int, ...]:
         return ()
     if not geometry.num_layers:
         check_layer_exists(geometry, 1)
-    chosen = parse_layers(text, geometry.num_layers)
-    if chosen != tuple(range(chosen[0], geometry.num_layers)):
+    selected = parse_layers(text, geometry.num_layers)
+    if selected != tuple(range(selected[0], geometry.num_layers)):
         msg = (
             f"layers = {text!r} leaves out some of the backbone's {geometry.num_layers} layers "
             "after the first that it selects, but soft tokens pass through all later layers. "
-            f'Write "{chosen[0]}:".'
+            f'Write "{selected[0]}:".'
         )
         raise PromptError(msg)
-    return chosen
+    return selected
 
 
 def _parse_bound(text: str) -> int | None:
     return int(text) if text else None
-
-
-def _refuse_attention(backbone: Backbone, method: str) -> None:
-    msg = (
-        f"{method} trains keys and values, but {backbone.geometry.model_type} uses a custom "
-        "attention implementation that does not accept key/value prefixes. Use prompt-tuning or "
-        "p-tuning, or another backbone."
-    )
-    raise PromptError(msg)
 
 
 __all__ = [

@@ -12,14 +12,15 @@ from softprompt.prompt import Prompt
 class Method(nn.Module, ABC):
     """How a prompt is parametrised while it is trained.
 
-    It gets shapes, an initial prompt and a generator when it is built, and nothing when it runs.
+    It gets the backbone's geometry, an initial prompt and a generator when it is built, and nothing
+    when it runs.
     Its parameters are fp32 whatever the backbone's precision: in bf16, steps at a learning rate
     of 0.3 on values around 50 would be rounded away.
     """
 
     @abstractmethod
     def forward(self) -> Prompt:
-        """The prompt at the current parameters, with its graph."""
+        """Compute the prompt from the current parameters, with its autograd graph."""
 
 
 def warm_start(
@@ -31,23 +32,23 @@ def warm_start(
     squared error, 500 steps (their rate is 1e-4; 1e-3 gets closer in as many steps).
 
     Args:
-        method: to fit.
-        target: the prompt that it should make.
-        steps: of the optimizer.
-        learning_rate: of the optimizer.
+        method: the method to fit.
+        target: the prompt to fit it to.
+        steps: the number of optimizer steps.
+        learning_rate: the learning rate of the optimizer.
 
     Returns:
-        The root mean squared error that is left, relative to the target's root mean square.
+        The root mean squared error before the last step, relative to the target's root mean square.
     """
     optimizer = torch.optim.Adam(method.parameters(), lr=learning_rate)
-    wanted = target.to_tensors()
-    scale = torch.stack([t.pow(2).mean() for t in wanted.values()]).sum()
+    targets = target.to_tensors()
+    scale = torch.stack([t.pow(2).mean() for t in targets.values()]).sum()
     training = method.training
     method.eval()  # its dropout would draw from the global generator
     with torch.enable_grad():
         for _ in range(steps):
-            made = method().to_tensors()
-            errors = [F.mse_loss(made[name], wanted[name]) for name in wanted]
+            tensors = method().to_tensors()
+            errors = [F.mse_loss(tensors[name], targets[name]) for name in targets]
             loss = torch.stack(errors).sum() / scale
             optimizer.zero_grad()
             loss.backward()

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from softprompt.backbone.model import Geometry
-from softprompt.errors import format_unknown
 from softprompt.methods.initializers import FromRandom, FromVocabulary, Initializer
 
 Schedule = Literal["constant", "linear", "cosine"]
-
 
 # Families that normalize their input embeddings: prompts need a hundredfold learning rate there.
 T5 = {"t5", "mt5", "umt5"}
@@ -16,16 +14,16 @@ T5 = {"t5", "mt5", "umt5"}
 
 @dataclass(frozen=True)
 class Defaults:
-    """Settings of a run.
+    """Default settings of a run.
 
     Args:
         optimizer: ``adamw``, ``adafactor``, or a class of ``torch.optim``.
-        learning_rate: of the prompt, at its highest.
-        weight_decay: of the prompt.
-        lr_scheduler: how the rate falls.
-        warmup_ratio: the share of all steps in which it rises first.
+        learning_rate: the highest learning rate of the prompt.
+        weight_decay: the weight decay of the prompt.
+        lr_scheduler: the schedule of the learning rate.
+        warmup_ratio: the share of all steps in which the rate rises first.
         init: the initialization, if there are no label words or text.
-        source: of these settings.
+        source: the source of these settings.
     """
 
     optimizer: str
@@ -41,11 +39,11 @@ def choose_defaults(method: str, geometry: Geometry) -> Defaults:
     """The default settings of a method on a backbone.
 
     Args:
-        method: its name.
-        geometry: of the backbone.
+        method: the name of the method.
+        geometry: the geometry of the backbone.
 
     Raises:
-        KeyError: the method has no entry here, which the contract tests check.
+        KeyError: the method has no entry here.
     """
     match method:
         case "prompt-tuning" if geometry.model_type in T5:
@@ -80,4 +78,5 @@ def choose_defaults(method: str, geometry: Geometry) -> Defaults:
                 "Liu et al. 2022: 5e-3, 7e-3 or 1e-2 in most scripts, linear decay",
             )  # fmt: skip
         case _:
-            raise KeyError(format_unknown("method", method, options=["prompt-tuning"]))
+            msg = f"the method {method!r} has no default settings. Add them to choose_defaults."
+            raise KeyError(msg)

@@ -31,7 +31,7 @@ class FromVocabulary:
 
     Source: Lester et al. 2021, section 3.2 ("sampled vocabulary").
 
-    Example:
+    Examples:
         >>> FromVocabulary()
         FromVocabulary()
     """
@@ -46,7 +46,7 @@ class FromLabels:
     Args:
         words: the label words, with the space before them, if any.
 
-    Example:
+    Examples:
         >>> FromLabels((" bad", " good")).words
         (' bad', ' good')
     """
@@ -65,7 +65,7 @@ class FromText:
     Args:
         text: at least one word.
 
-    Example:
+    Examples:
         >>> FromText("Classify the review by its sentiment.").text
         'Classify the review by its sentiment.'
     """
@@ -79,7 +79,7 @@ class FromRandom:
 
     Source: P-tuning v2's code, for prefixes.
 
-    Example:
+    Examples:
         >>> FromRandom()
         FromRandom()
     """
@@ -92,9 +92,9 @@ class FromPrompt:
     Source: Vu et al. 2022 (SPoT).
 
     Args:
-        prompt: to start from.
+        prompt: the prompt to start from.
 
-    Example:
+    Examples:
         >>> from softprompt.prompt import InputPrompt
         >>> FromPrompt(InputPrompt(torch.zeros(10, 64))).prompt.length
         10
@@ -110,38 +110,39 @@ def initialize_prompt(
     backbone: Backbone,
     init: Initializer,
     *,
-    shape: PromptKind,
+    kind: PromptKind,
     length: int,
     layers: Sequence[int] = (),
     generator: torch.Generator,
 ) -> Prompt:
-    """The initial prompt, in fp32 on the CPU.
+    """Make the initial prompt, in fp32 on the CPU.
 
     Args:
-        backbone: to train on.
+        backbone: the backbone to train on.
         init: the initialization.
-        shape: vectors among the input embeddings, or keys and values.
-        length: P.
-        layers: the attention sites of a prefix, or the layers that see vectors; empty for all.
-        generator: on the CPU; the same seed gives the same prompt on every machine.
+        kind: ``input`` for vectors among the input embeddings, ``kv`` for keys and values.
+        length: P, the number of soft tokens.
+        layers: the attention sites of a prefix, or the layers that see vectors; empty for all of
+            the latter.
+        generator: a generator on the CPU; the same seed gives the same prompt on every machine.
 
     Raises:
-        PromptError: the text has no tokens, or the given prompt has another kind or shape.
+        PromptError: the text has no tokens, or the prompt to start from has another kind or shape.
     """
-    layer = min(layers, default=0) if shape == "input" else 0
+    layer = min(layers, default=0) if kind == "input" else 0
     check_layer_exists(backbone.geometry, layer)
     match init:
         case FromPrompt(prompt=prompt):
-            return _adapt_prompt(prompt, shape, length, layers)
-        case FromRandom() if shape == "kv":
-            return _random_prefix(backbone, length, layers, generator)
+            return _adapt_prompt(prompt, kind, length, layers)
+        case FromRandom() if kind == "kv":
+            return _draw_prefix(backbone, length, layers, generator)
         case FromRandom():
-            return _random_vectors(backbone, length, layer, generator)
+            return _draw_vectors(backbone, length, layer, generator)
         case FromVocabulary():
             ids = _sample_ids(backbone, length, generator)
         case FromText(text=text):
             ids = _repeat(_tokenize(backbone, text), length)
-        case FromLabels(words=words) if shape == "input":
+        case FromLabels(words=words) if kind == "input":
             vectors = _embed_labels(backbone, words, length, generator=generator, layer=layer)
             return InputPrompt(vectors, layer)
         case FromLabels(words=()):
@@ -155,39 +156,41 @@ def initialize_prompt(
             ids = _repeat(tokens, length)
         case _:
             assert_never(init)
-    if shape == "input":
+    if kind == "input":
         return InputPrompt(_embed(backbone, ids, layer), layer)
     return _select_layers(capture_keys_and_values(backbone, ids), layers)
 
 
-def _adapt_prompt(prompt: Prompt, shape: PromptKind, length: int, layers: Sequence[int]) -> Prompt:
-    kind: PromptKind = "input" if isinstance(prompt, InputPrompt) else "kv"
-    if kind != shape or prompt.length != length:
+def _adapt_prompt(prompt: Prompt, kind: PromptKind, length: int, layers: Sequence[int]) -> Prompt:
+    """Copy a prompt, with the wanted layers only."""
+    names: dict[PromptKind, str] = {"input": "vectors", "kv": "keys and values"}
+    actual: PromptKind = "input" if isinstance(prompt, InputPrompt) else "kv"
+    if actual != kind or prompt.length != length:
         msg = (
-            f"the artifact to start from is a {type(prompt).__name__} of {prompt.length} soft "
-            f"tokens, but the method trains {'vectors' if shape == 'input' else 'keys and values'} "
-            f"of {length}. Start from an artifact of the same kind and length."
+            f"the prompt to start from consists of {names[actual]} of {prompt.length} soft tokens, "
+            f"but the method trains {names[kind]} of {length}. Start from a prompt of the same "
+            "kind and length."
         )
         raise PromptError(msg)
     if isinstance(prompt, KVPrefix):
         missing = sorted(set(layers) - set(prompt.sites))
         if missing:
             msg = (
-                f"the artifact to start from has no keys and values on layers {missing}. Train on "
+                f"the prompt to start from has no keys and values on layers {missing}. Train on "
                 f"its layers: {list(prompt.sites)}."
             )
             raise PromptError(msg)
         index = [prompt.sites.index(layer) for layer in layers]
-        chosen = replace(
+        selected = replace(
             prompt, keys=prompt.keys[index], values=prompt.values[index], sites=tuple(layers)
         )
-        return detach_copy(chosen)
-    wanted = min(layers, default=0)
-    if prompt.start_layer != wanted:
+        return detach_copy(selected)
+    expected = min(layers, default=0)
+    if prompt.start_layer != expected:
+        same = f"{prompt.start_layer}:" if prompt.start_layer else "all"
         msg = (
-            f"the artifact to start from enters at layer {prompt.start_layer}, but the method's "
-            f'prompt enters at {wanted}. Set method.layers = "{prompt.start_layer}:", or "all" for '
-            "layer 0."
+            f"the prompt to start from enters at layer {prompt.start_layer}, but the method's "
+            f'prompt enters at layer {expected}. Set layers = "{same}" for the method.'
         )
         raise PromptError(msg)
     return detach_copy(prompt)
@@ -197,14 +200,14 @@ def _embed(backbone: Backbone, ids: Int[Tensor, " P"], layer: int) -> Float[Tens
     """The input embeddings of tokens, or their hidden states at a later layer."""
     if not layer:
         return backbone.embed(ids).cpu()
-    # Put one token first: models have extreme values in the first state of any row.
-    starts = (backbone.tokenizer.bos_token_id, backbone.tokenizer.cls_token_id)
-    first = next((token for token in starts if token is not None), int(ids[0]))
+    # One more token comes first, because models have extreme values in the first state of a row.
+    options = (backbone.tokenizer.bos_token_id, backbone.tokenizer.cls_token_id)
+    first = next((token for token in options if token is not None), int(ids[0]))
     row = backbone.make_single_row(torch.cat([torch.tensor([first]), ids]))
     return compute_states(backbone, row, layer=layer, prompt=None)[0, 1:].float().cpu()
 
 
-def _random_vectors(
+def _draw_vectors(
     backbone: Backbone, length: int, layer: int, generator: torch.Generator
 ) -> InputPrompt:
     geometry = backbone.geometry
@@ -216,12 +219,12 @@ def _random_vectors(
     return InputPrompt(noise * scale, layer)
 
 
-def _random_prefix(
+def _draw_prefix(
     backbone: Backbone, length: int, layers: Sequence[int], generator: torch.Generator
 ) -> KVPrefix:
-    size = (len(layers), backbone.geometry.num_kv_heads, length, backbone.geometry.head_dim)
-    keys = torch.randn(size, generator=generator) * 0.02
-    values = torch.randn(size, generator=generator) * 0.02
+    shape = (len(layers), backbone.geometry.num_kv_heads, length, backbone.geometry.head_dim)
+    keys = torch.randn(shape, generator=generator) * 0.02
+    values = torch.randn(shape, generator=generator) * 0.02
     return KVPrefix(keys, values, tuple(layers))
 
 
@@ -233,7 +236,7 @@ def _select_layers(prefix: KVPrefix, layers: Sequence[int]) -> KVPrefix:
 def _tokenize(backbone: Backbone, text: str) -> Int[Tensor, " P"]:
     ids: list[int] = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
-        msg = f"the text to initialise from, {text!r}, has no tokens. Give at least one word."
+        msg = f"the text to initialize from, {text!r}, has no tokens. Give at least one word."
         raise PromptError(msg)
     return torch.tensor(ids)
 
@@ -245,8 +248,8 @@ def _repeat(ids: Int[Tensor, " n"], length: int) -> Int[Tensor, " P"]:
 def _sample_ids(backbone: Backbone, length: int, generator: torch.Generator) -> Int[Tensor, " P"]:
     special = set(backbone.tokenizer.all_special_ids)
     # An embedding table may have more rows than the tokenizer has tokens.
-    top = min(_COMMON_IDS, backbone.geometry.vocab_size, len(backbone.tokenizer))
-    candidates = torch.tensor([i for i in range(top) if i not in special])
+    count = min(_COMMON_IDS, backbone.geometry.vocab_size, len(backbone.tokenizer))
+    candidates = torch.tensor([i for i in range(count) if i not in special])
     order = torch.randperm(len(candidates), generator=generator)
     return _repeat(candidates[order], length)
 

@@ -28,7 +28,7 @@ class PTuning:
         encoder_dropout: the rate of dropout between LSTM layers (0 in the LAMA code).
         layers: the layers that see the soft tokens: ``"all"``, or ``"12:"`` for layer 12 and later.
 
-    Example:
+    Examples:
         >>> PTuning(encoder="mlp", encoder_hidden_size=128).encoder_num_layers
         2
     """
@@ -50,7 +50,7 @@ class PTuning:
 
         Args:
             start: the initial prompt, for its shape.
-            generator: of everything random.
+            generator: the generator of the initial weights.
 
         Returns:
             The method.
@@ -79,24 +79,24 @@ class PTuningMethod(Method):
                     bidirectional=True,
                     batch_first=True,
                 )
-                self.mlp = _mlp(2 * hidden, 2 * hidden, width, layers=1)
+                self.mlp = _build_mlp(2 * hidden, 2 * hidden, width, layers=1)
             case "mlp":
                 hidden = settings.encoder_hidden_size or width
                 self.lstm = None
-                self.mlp = _mlp(width, hidden, width, layers=settings.encoder_num_layers)
+                self.mlp = _build_mlp(width, hidden, width, layers=settings.encoder_num_layers)
             case _:
                 assert_never(settings.encoder)
         reset_parameters(self, generator, skip=("embedding",))
 
     def forward(self) -> Prompt:
-        """The encoder's output; it is computed once per step, not per row."""
+        """Run the encoder; this is done once per step, not per row."""
         states = self.embedding
         if self.lstm is not None:
             states = self.lstm(states[None])[0][0]
         return InputPrompt(self.mlp(states), self.layer)
 
 
-def _mlp(inputs: int, hidden: int, outputs: int, *, layers: int) -> nn.Sequential:
+def _build_mlp(inputs: int, hidden: int, outputs: int, *, layers: int) -> nn.Sequential:
     """``layers`` times Linear and ReLU, then Linear."""
     widths = [inputs, *[hidden] * layers]
     blocks: list[nn.Module] = []
@@ -111,28 +111,28 @@ def reset_parameters(
 ) -> None:
     """Initialize all parameters from a generator, with the distributions of torch's defaults.
 
-    torch itself draws from the global generator, but the seed of a run alone must decide it.
+    torch itself draws from the global generator, but a run must depend on its own seed only.
 
     Args:
-        module: to initialize.
-        generator: to draw from.
-        skip: names of parameters to leave unchanged.
+        module: the module to initialize.
+        generator: the generator to draw from.
+        skip: the names of parameters to leave unchanged.
     """
-    for owner in module.modules():
-        for name, parameter in owner.named_parameters(recurse=False):
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
             if name in skip:
                 continue
-            bound = _bound(owner, parameter)
-            drawn: Tensor = torch.rand(parameter.shape, generator=generator)
-            parameter.copy_((2 * drawn - 1) * bound)
+            bound = _compute_bound(layer, parameter)
+            sample: Tensor = torch.rand(parameter.shape, generator=generator)
+            parameter.copy_((2 * sample - 1) * bound)
 
 
-def _bound(owner: nn.Module, parameter: Tensor) -> float:
+def _compute_bound(layer: nn.Module, parameter: Tensor) -> float:
     """The bound of the uniform distribution in ``nn.Linear`` and ``nn.LSTM``."""
-    match owner:
+    match layer:
         case nn.Linear():
-            return 1 / sqrt(owner.in_features)
+            return 1 / sqrt(layer.in_features)
         case nn.LSTM():
-            return 1 / sqrt(owner.hidden_size)
+            return 1 / sqrt(layer.hidden_size)
         case _:
             return 1 / sqrt(parameter.shape[-1])

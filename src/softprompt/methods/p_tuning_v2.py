@@ -24,7 +24,7 @@ class PTuningV2:
             needed to export there.
         prefix_dropout: the rate of dropout on keys and values (0.1 in the authors' code).
 
-    Example:
+    Examples:
         >>> PTuningV2(length=40, layers="12:").prefix_dropout
         0.0
     """
@@ -49,7 +49,7 @@ class PTuningV2:
 
         Args:
             start: the initial prompt, for its shape and values.
-            generator: of everything random (nothing, here).
+            generator: not used, because nothing is random here.
 
         Returns:
             The method.
@@ -68,6 +68,6 @@ class PTuningV2Method(Method):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self) -> Prompt:
-        """Keys and values; with dropout in training, if its rate is not 0."""
+        """Return keys and values; with dropout in training, if its rate is not 0."""
         keys, values = self.dropout(self.keys), self.dropout(self.values)
         return KVPrefix(keys, values, self.sites, shift_positions=self.shift_positions)

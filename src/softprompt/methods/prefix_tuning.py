@@ -25,7 +25,7 @@ class PrefixTuning:
         shift_positions: whether the positions of a row are shifted by ``length``, as in PEFT;
             needed to export there.
 
-    Example:
+    Examples:
         >>> PrefixTuning(length=20).encoder_hidden_size
         512
     """
@@ -45,9 +45,9 @@ class PrefixTuning:
         """Build an MLP whose output has the shape of the initial prompt.
 
         Args:
-            geometry: of the backbone.
+            geometry: the geometry of the backbone.
             start: the initial prompt, for its shape.
-            generator: of everything random.
+            generator: the generator of the initial weights.
 
         Returns:
             The method.
@@ -79,7 +79,7 @@ class PrefixTuningMethod(Method):
         reset_parameters(self, generator, skip=("embedding",))
 
     def forward(self) -> Prompt:
-        """The MLP's output as keys and values; it is computed once per step, not per row."""
+        """Run the MLP; this is done once per step, not per row."""
         pairs = self.mlp(self.embedding).view(self.shape)
         keys, values = pairs.permute(2, 1, 3, 0, 4)
         return KVPrefix(keys, values, self.sites, shift_positions=self.shift_positions)

@@ -16,13 +16,13 @@ from softprompt.prompt import InputPrompt, Prompt
 class PromptTuning:
     """Prompt tuning: the vectors are trained directly (Lester et al. 2021).
 
-    The template says where they stand.
+    The template determines their positions and their number.
 
     Args:
         layers: the layers that see the soft tokens: ``"all"``, or ``"12:"`` for layer 12 and later
             (Liu et al. 2022, "Late prompt tuning").
 
-    Example:
+    Examples:
         >>> PromptTuning(layers="12:").prompt_kind
         'input'
     """
@@ -44,7 +44,7 @@ class PromptTuning:
 
         Args:
             start: the initial prompt, for its shape and values.
-            generator: of everything random (nothing, here).
+            generator: not used, because nothing is random here.
 
         Returns:
             The method.
@@ -61,5 +61,5 @@ class PromptTuningMethod(Method):
         self.vectors = nn.Parameter(start.vectors.detach().float().clone())
 
     def forward(self) -> Prompt:
-        """The vectors."""
+        """Return the vectors."""
         return InputPrompt(self.vectors, self.layer)

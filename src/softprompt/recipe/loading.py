@@ -13,12 +13,20 @@ from pydantic_core import ErrorDetails
 from softprompt.errors import RecipeError, format_unknown
 from softprompt.methods import METHODS
 from softprompt.recipe.renamed import explain_renamed_value, explain_unknown_key, find_new_key
-from softprompt.recipe.schema import BackboneConfig, Recipe, build_settings
+from softprompt.recipe.schema import BackboneConfig, InitConfig, Recipe, build_settings
 from softprompt.tasks import TASKS, TaskSettings
 
+RecipeSource: TypeAlias = str | Path | Recipe | Mapping[str, Any]
+
 _ROUNDING = 1e-6
-# The keys of the two open tables that their options' own settings do not name.
-_COMMON = {"method": ("name", "init"), "task": ("kind",)}
+# The keys that every method, and every task, has in its table; the first one names it.
+_COMMON_KEYS = {"method": ("name", "init"), "task": ("kind",)}
+# The keys that may name files.
+_FILE_KEYS = (("backbone", "name"), ("data", "train"), ("data", "validation"), ("data", "test"))
+# The tables that `read_overrides` reads.
+_OVERRIDE_TABLES = ("backbone", "task")
+# What an initialization needs besides its source, by that source.
+_INIT_KEYS = {"text": "text", "artifact": "path"}
 
 
 def make_recipe(data: Mapping[str, Any]) -> Recipe:
@@ -33,7 +41,7 @@ def make_recipe(data: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: with all faults at once.
 
-    Example:
+    Examples:
         >>> recipe = make_recipe(
         ...     {
         ...         "backbone": {"name": "builtin:smollm2-135m-instruct"},
@@ -51,20 +59,20 @@ def make_recipe(data: Mapping[str, Any]) -> Recipe:
         recipe = Recipe.model_validate(dict(data))
     except ValidationError as error:
         faults += explain_validation_error(error, owner=Recipe)
-    faults += _choice_faults(data, "method", METHODS)
-    faults += _choice_faults(data, "task", TASKS)
+    faults += _find_choice_faults(data, "method", METHODS)
+    faults += _find_choice_faults(data, "task", TASKS)
     if recipe is not None:
-        faults += _cross_faults(recipe)
+        faults += _find_cross_faults(recipe)
     if faults or recipe is None:
         raise RecipeError(faults)
     return recipe
 
 
-def _choice_faults(
+def _find_choice_faults(
     data: Mapping[str, Any], section: str, options: Mapping[str, type[Any]]
 ) -> list[str]:
     """The faults of a section whose keys depend on a choice made in it."""
-    common = _COMMON[section]
+    common = _COMMON_KEYS[section]
     table = data.get(section)
     name = table.get(common[0]) if isinstance(table, Mapping) else None
     if not isinstance(table, Mapping) or not isinstance(name, str):
@@ -79,30 +87,20 @@ def _choice_faults(
     return []
 
 
-def _cross_faults(recipe: Recipe) -> Iterator[str]:
+def _find_cross_faults(recipe: Recipe) -> Iterator[str]:
+    """The faults of keys that depend on each other."""
     shares = recipe.data.split_sizes
     total = shares.train + shares.validation + shares.test
     if abs(total - 1) > _ROUNDING:
         yield f"data.split_sizes: they add up to {total:g}, not 1. Correct them."
-    spread = [key for key in ("device_map", "quantization_config") if dict(recipe.backbone)[key]]
-    if recipe.backbone.shard and spread:
+    placed = [key for key in ("device_map", "quantization_config") if dict(recipe.backbone)[key]]
+    if recipe.backbone.shard and placed:
         yield (
-            f"backbone.shard: does not go with backbone.{spread[0]}, which places or packs the "
+            f"backbone.shard: does not go with backbone.{placed[0]}, which places or packs the "
             "weights in another way. Take one of the two out."
         )
-    start = recipe.method.init
-    needs = {"text": "text", "artifact": "path"}
-    if start is not None:
-        for key, given in (("text", start.text), ("path", start.path)):
-            wanted = needs.get(start.source) == key
-            if wanted and given is None:
-                yield f"method.init.{key}: is missing with from = {start.source!r}. Add it."
-            if given is not None and not wanted:
-                yield (
-                    f"method.init.{key}: means nothing with from = {start.source!r}. Take it out."
-                )
-        if start.words is not None and start.source != "labels":
-            yield (f"method.init.words: means nothing with from = {start.source!r}. Take it out.")
+    if recipe.method.init is not None:
+        yield from _find_init_faults(recipe.method.init)
     task = recipe.task.collect_settings()
     if task.get("labels") is not None and task.get("verbalizer") is not None:
         yield (
@@ -112,6 +110,17 @@ def _cross_faults(recipe: Recipe) -> Iterator[str]:
     warmup = recipe.train.warmup_ratio
     if warmup is not None and warmup > 1:
         yield f"train.warmup_ratio: it is a share of all steps, from 0 to 1, not {warmup:g}."
+
+
+def _find_init_faults(init: InitConfig) -> Iterator[str]:
+    for key, value in (("text", init.text), ("path", init.path)):
+        is_needed = _INIT_KEYS.get(init.source) == key
+        if is_needed and value is None:
+            yield f"method.init.{key}: is missing with from = {init.source!r}. Add it."
+        if value is not None and not is_needed:
+            yield f"method.init.{key}: means nothing with from = {init.source!r}. Take it out."
+    if init.words is not None and init.source != "labels":
+        yield f"method.init.words: means nothing with from = {init.source!r}. Take it out."
 
 
 def explain_validation_error(
@@ -133,11 +142,11 @@ def explain_validation_error(
         where = ".".join([*before, *path[:end]])
         messages.setdefault(where, []).append(_explain_fault(fault, where, before, owner))
         if fault["type"] == "extra_forbidden":
-            name = find_new_key(where, options=_keys(owner, path[:-1], before))
+            name = find_new_key(where, options=_list_keys(owner, path[:-1], before))
             renamed |= {".".join([*before, *path[:-1], name])} if name else set()
     return [
-        f"{where}: {' Or: '.join(dict.fromkeys(of_key))}"
-        for where, of_key in messages.items()
+        f"{where}: {' Or: '.join(dict.fromkeys(alternatives))}"
+        for where, alternatives in messages.items()
         if where not in renamed  # it is missing under its new name only
     ]
 
@@ -156,7 +165,7 @@ def _explain_fault(
     match fault["type"]:
         case "extra_forbidden":
             table = [str(part) for part in fault["loc"][:-1]]
-            return explain_unknown_key(where, options=_keys(owner, table, before))
+            return explain_unknown_key(where, options=_list_keys(owner, table, before))
         case "missing":
             return "is missing. Add it."
         case "model_type" | "model_attributes_type" | "dict_type":
@@ -166,28 +175,23 @@ def _explain_fault(
             return f"{message[0].lower()}{message[1:]}, not {fault['input']!r}."
 
 
-def _table(annotation: object) -> type[BaseModel] | None:
+def _find_table(annotation: object) -> type[BaseModel] | None:
     """The class of a table in a field, which may be optional or a list; None without one."""
-    inner = get_args(annotation)
-    if not inner and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for one in inner if (found := _table(one)) is not None), None)
+    tables = (_find_table(argument) for argument in get_args(annotation))
+    return next((table for table in tables if table is not None), None)
 
 
-def _keys(owner: type[Any], path: Iterable[str], before: tuple[str, ...]) -> list[str]:
-    """The keys that a table may have."""
+def _list_keys(owner: type[Any], path: Iterable[str], before: tuple[str, ...]) -> list[str]:
+    """The keys that the table at a path below ``owner`` may have."""
     for part in path:
         if issubclass(owner, BaseModel) and part in owner.model_fields:
-            owner = _table(owner.model_fields[part].annotation) or owner
+            owner = _find_table(owner.model_fields[part].annotation) or owner
     if issubclass(owner, BaseModel):
         return [field.alias or name for name, field in owner.model_fields.items()]
-    common = _COMMON[before[0]] if before else ()
+    common = _COMMON_KEYS[before[0]] if before else ()
     return [*common, *(field.name for field in fields(owner))]
-
-
-RecipeSource: TypeAlias = str | Path | Recipe | Mapping[str, Any]
-
-_FILES = (("backbone", "name"), ("data", "train"), ("data", "validation"), ("data", "test"))
 
 
 def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
@@ -203,7 +207,7 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with all faults at once.
 
-    Example:
+    Examples:
         >>> draft = "[backbone]\nname = 'builtin:minilm'\n[data]\ntrain = 'reviews.csv'\n"
         >>> draft += "[task]\nkind = 'classify'\n[method]\nname = 'p-tuning-v2'\n"
         >>> _ = Path("recipe.toml").write_text(draft)
@@ -227,7 +231,7 @@ def load_recipe(source: RecipeSource, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with all faults at once.
 
-    Example:
+    Examples:
         >>> recipe = load_recipe(
         ...     {
         ...         "backbone": {"name": "builtin:minilm"},
@@ -278,7 +282,7 @@ def read_toml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
         )
         raise RecipeError([msg]) from error
     apply_overrides(data, changes)
-    _locate(data, path.resolve().parent)
+    _resolve_files(data, path.resolve().parent)
     return data
 
 
@@ -318,20 +322,17 @@ def _parse_value(text: str) -> object:
     return value if isinstance(value, str | bool | int | float | list | dict) else text
 
 
-def _locate(data: dict[str, Any], folder: Path) -> None:
+def _resolve_files(data: dict[str, Any], folder: Path) -> None:
     """Replace names of files relative to the recipe by absolute paths."""
-    for section, key in _FILES:
+    for section, key in _FILE_KEYS:
         table = data.get(section)
         value = table.get(key) if isinstance(table, dict) else None
         if isinstance(table, dict) and isinstance(value, str) and (folder / value).exists():
             table[key] = str(folder / value)
     method = data.get("method")
-    start = method.get("init") if isinstance(method, Mapping) else None
-    if isinstance(start, dict) and isinstance(start.get("path"), str):
-        start["path"] = str(folder / Path(start["path"]).expanduser())
-
-
-_TABLES = ("backbone", "task")
+    init = method.get("init") if isinstance(method, Mapping) else None
+    if isinstance(init, dict) and isinstance(init.get("path"), str):
+        init["path"] = str(folder / Path(init["path"]).expanduser())
 
 
 def read_overrides(
@@ -351,7 +352,9 @@ def read_overrides(
     """
     data = apply_overrides({"backbone": dict(backbone)}, changes)
     faults = [
-        format_unknown("table", name, options=_TABLES) for name in data if name not in _TABLES
+        format_unknown("table", name, options=_OVERRIDE_TABLES)
+        for name in data
+        if name not in _OVERRIDE_TABLES
     ]
     section, task = None, None
     try:
@@ -365,15 +368,16 @@ def read_overrides(
     return section, task
 
 
-def _infer_kind(values: Iterable[str]) -> str | None:
-    """The only kind of task that has one of these keys."""
-    keys = {kind: {field.name for field in fields(task)} for kind, task in TASKS.items()}
-    common = set.intersection(*keys.values())
-    kinds = [kind for kind, names in keys.items() if (names - common) & {*values}]
+def _infer_kind(keys: Iterable[str]) -> str | None:
+    """The only kind of task that has one of these keys and does not share it with all others."""
+    keys_by_kind = {kind: {field.name for field in fields(task)} for kind, task in TASKS.items()}
+    common = set.intersection(*keys_by_kind.values())
+    kinds = [kind for kind, names in keys_by_kind.items() if (names - common) & {*keys}]
     return kinds[0] if len(kinds) == 1 else None
 
 
 def _build_task(table: object, faults: list[str]) -> TaskSettings | None:
+    """The settings of a task; None if there are faults, which are added to the list."""
     if not isinstance(table, dict):
         faults.append(f"task: must be a table of keys, not {table!r}.")
         return None
@@ -385,7 +389,7 @@ def _build_task(table: object, faults: list[str]) -> TaskSettings | None:
         faults += [
             f"task.{key}: {explain_unknown_key(f'task.{key}', options=known)}" for key in unknown
         ]
-        faults.append("task.kind: is missing. Add it: classify or generate.")
+        faults.append(f"task.kind: is missing. Add it: {' or '.join(sorted(TASKS))}.")
         return None
     if not isinstance(kind, str) or kind not in TASKS:
         faults.append(f"task.kind: {format_unknown('task', str(kind), options=TASKS)}")

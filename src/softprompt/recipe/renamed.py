@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from softprompt.errors import format_unknown
 
-# By path, without indices of lists. Of several new names, the one that the table has is taken.
+# By path, without indices of lists. Of several new names, the one that the table has is used.
 RENAMED_KEYS: dict[str, tuple[str, ...]] = {
     "backbone.quantization": ("quantization_config",),
     "backbone.dropout": ("keep_dropout",),
@@ -63,8 +63,8 @@ def find_new_key(path: str, *, options: Iterable[str]) -> str | None:
     >>> find_new_key("train.steps", options=["epochs", "max_steps"])
     'max_steps'
     """
-    plain = ".".join(part for part in path.split(".") if not part.isdigit())
-    names = [name for name in RENAMED_KEYS.get(plain, ()) if name in {*options}]
+    key = ".".join(part for part in path.split(".") if not part.isdigit())
+    names = [name for name in RENAMED_KEYS.get(key, ()) if name in {*options}]
     return names[0] if len(names) == 1 else None
 
 

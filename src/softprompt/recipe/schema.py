@@ -217,7 +217,7 @@ class Recipe(StrictModel):
         train: how the prompt is trained.
         cache: how much is cached of the states that training does not change.
 
-    Example:
+    Examples:
         >>> from softprompt.recipe import load_recipe
         >>> recipe = load_recipe(
         ...     {
@@ -271,14 +271,17 @@ class Recipe(StrictModel):
 
 
 def build_settings(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """A settings dataclass from plain data, as strictly as the sections above.
+    """A settings dataclass from plain data, checked as strictly as a table of the recipe.
+
+    Args:
+        settings: the class.
+        values: of its fields.
 
     Raises:
         pydantic.ValidationError: a key is unknown, missing or of the wrong type.
     """
-    named: Any = {
+    keys: Any = {
         f.name: (f.type, ... if f.default is MISSING else f.default) for f in fields(settings)
     }
-    checked = create_model(settings.__name__, __base__=StrictModel, **named)
-    model = checked.model_validate(dict(values))
-    return settings(**dict(model))
+    model = create_model(settings.__name__, __base__=StrictModel, **keys)
+    return settings(**dict(model.model_validate(dict(values))))

@@ -44,22 +44,22 @@ def pad_rows(
 
 
 def with_decoder_inputs(inputs: BatchInputs, decoder: Sequence[Sequence[int]]) -> BatchInputs:
-    """The batch with a decoder's input; short rows are padded on the right."""
+    """The batch with the decoder's input ids; short rows are padded on the right."""
     width = max(len(row) for row in decoder)
     padded = [[*row, *[0] * (width - len(row))] for row in decoder]
     return replace(inputs, decoder_input_ids=torch.tensor(padded, device=inputs.input_ids.device))
 
 
 def gather_positions(
-    states: Float[Tensor, "B T H"], points: Sequence[Sequence[int]]
+    states: Float[Tensor, "B T H"], positions: Sequence[Sequence[int]]
 ) -> Float[Tensor, "S H"]:
-    """The hidden states at the given positions of each row, one row after the other."""
-    row = [b for b, positions in enumerate(points) for _ in positions]
-    column = [position for positions in points for position in positions]
-    return states[row, column]
+    """The hidden states at some positions of each row, one row after the other."""
+    rows = [row for row, of_row in enumerate(positions) for _ in of_row]
+    columns = [position for of_row in positions for position in of_row]
+    return states[rows, columns]
 
 
-# Fewer rows are one batch, within which a common beginning is run once anyway.
+# Fewer rows are one batch, within which their common prefix is run once anyway.
 _MIN_ROWS_TO_SHARE = 33
 
 
@@ -109,7 +109,7 @@ class Prediction:
         label: the likeliest label, or the generated text.
         probabilities: of every label, summing to one; empty for text.
 
-    Example:
+    Examples:
         >>> prediction = Prediction("positive", {"negative": 0.25, "positive": 0.75})
         >>> prediction.probabilities[prediction.label]
         0.75
@@ -120,10 +120,20 @@ class Prediction:
 
 
 class Task(ABC):
-    """What a backbone's output is used for: a loss and predictions, bound to one backbone."""
+    """What a backbone's output is used for: a loss and predictions, bound to one backbone.
+
+    Attributes:
+        backbone: the backbone that is run.
+        labels: the labels or choices; empty if any text is possible.
+        columns: the columns that a row must have for a prediction: the template's fields.
+        target_column: the column of the target, which training and evaluation need as well.
+        cached: states of rows that were computed before, if there are any.
+    """
 
     backbone: Backbone
     labels: tuple[str, ...]
+    columns: tuple[str, ...]
+    target_column: str
     cached: CachedStates | SharedPrefix | None = None
 
     def with_cached_states(self, cached: CachedStates | SharedPrefix) -> "Task":
@@ -133,14 +143,14 @@ class Task(ABC):
         return task
 
     def with_shared_prefix(self, examples: Sequence[Example], prompt: Prompt | None) -> "Task":
-        """A copy of the task that runs the common beginning of these rows once for all."""
+        """A copy of the task that runs the common prefix of these rows once for all of them."""
         rows = [variant.input_ids for example in examples for variant in example.variants]
         if self.cached is not None or prompt is None or len(rows) < _MIN_ROWS_TO_SHARE:
             return self
         shared = compute_shared_prefix(self.backbone, rows, prompt=prompt)
         return self if shared is None else self.with_cached_states(shared)
 
-    def count_training_rows(self, example: Example) -> tuple[RenderedRow, ...]:
+    def list_training_rows(self, example: Example) -> tuple[RenderedRow, ...]:
         """The rows that the backbone is run on to train on an example."""
         return example.variants
 
@@ -164,32 +174,32 @@ class Task(ABC):
         self,
         rows: Sequence[RenderedRow],
         *,
-        points: Sequence[Sequence[int]],
+        positions: Sequence[Sequence[int]],
         prompts: Sequence[Prompt | None],
-        which: Int[Tensor, " B"] | None,
+        prompt_index: Int[Tensor, " B"] | None,
     ) -> Float[Tensor, "S H"]:
         """The hidden states at some positions of each row; only what these need is run.
 
         Args:
-            rows: to run.
-            points: for each row the positions.
-            prompts: a single one for all rows, or several.
-            which: for each row the index of its prompt; None with a single prompt.
+            rows: the rows to run.
+            positions: for each row the positions.
+            prompts: a single prompt for all rows, or several.
+            prompt_index: for each row the index of its prompt; None with a single prompt.
         """
-        if which is None and len(prompts) == 1:
+        if prompt_index is None and len(prompts) == 1:
             ids = [row.input_ids for row in rows]
-            needed = [min(at, default=0) for at in points]
-            where = plan_split(
-                self.backbone, ids, prompt=prompts[0], needed=needed, kept=self.cached
+            needed = [min(of_row, default=0) for of_row in positions]
+            split = plan_split(
+                self.backbone, ids, prompt=prompts[0], needed=needed, cached=self.cached
             )
-            if where is not None:
-                states = run_split(self.backbone, ids, where=where)
-                shifted = [[p - at for p in ps] for ps, at in zip(points, where.at, strict=True)]
-                return gather_positions(states, shifted)
+            if split is not None:
+                states = run_split(self.backbone, ids, split=split)
+                pairs = zip(positions, split.lengths, strict=True)
+                return gather_positions(states, [[p - n for p in of_row] for of_row, n in pairs])
         cached = self.make_cached_input(rows, prompts)
         inputs = pad_rows(self.backbone, rows)
-        states = forward(self.backbone, inputs, prompts=prompts, rows=which, cached=cached)
-        return gather_positions(states, points)
+        states = forward(self.backbone, inputs, prompts=prompts, rows=prompt_index, cached=cached)
+        return gather_positions(states, positions)
 
     def decode_states(
         self,
@@ -197,12 +207,12 @@ class Task(ABC):
         *,
         decoder: Sequence[Sequence[int]],
         prompts: Sequence[Prompt | None],
-        which: Int[Tensor, " B"] | None,
+        prompt_index: Int[Tensor, " B"] | None,
     ) -> Float[Tensor, "Bd Td H"]:
         """The decoder's hidden states; there may be several decoder inputs for each row."""
         inputs = with_decoder_inputs(pad_rows(self.backbone, rows), decoder)
         cached = self.make_cached_input(rows, prompts)
-        return forward(self.backbone, inputs, prompts=prompts, rows=which, cached=cached)
+        return forward(self.backbone, inputs, prompts=prompts, rows=prompt_index, cached=cached)
 
     @property
     def head(self) -> nn.Module | None:
@@ -211,20 +221,10 @@ class Task(ABC):
 
     @property
     def parameters(self) -> int:
-        """How many of the backbone's parameters are used; with a trained head, no LM head's."""
+        """The number of the backbone's parameters, without the LM head's if a head is trained."""
         model = self.backbone.model
-        owner = model if self.head is None else model.base_model
-        return sum(p.numel() for p in owner.parameters())
-
-    @property
-    @abstractmethod
-    def columns(self) -> tuple[str, ...]:
-        """The columns that a row must have for a prediction."""
-
-    @property
-    @abstractmethod
-    def target_column(self) -> str:
-        """The column of the target, which training and evaluation need as well."""
+        used = model if self.head is None else model.base_model
+        return sum(p.numel() for p in used.parameters())
 
     @abstractmethod
     def make_example(self, row: Row, *, target: bool = True) -> Example:

@@ -23,8 +23,9 @@ class LengthBudget:
     """The positions that are available for a row.
 
     Args:
-        max_length: of a row in tokens; None for all positions that the backbone has.
-        prompt_positions: taken by a prompt outside the row's tokens (`KVPrefix.num_positions`).
+        max_length: the most tokens of a row; None for all positions that the backbone has.
+        prompt_positions: the positions that a prompt takes in addition to the row's tokens
+            (`KVPrefix.num_positions`).
     """
 
     max_length: int | None = None
@@ -40,79 +41,82 @@ def build_task(
     budget: LengthBudget | None = None,
     seed: int = 0,
 ) -> Task:
-    """A task, ready to run on a backbone.
+    """Build a task that is ready to run on a backbone.
 
     Args:
-        settings: of the task.
-        backbone: to run on.
-        template: what a row looks like.
+        settings: the settings of the task.
+        backbone: the backbone to run on.
+        template: the template of a row.
         labels: the classes of a trained head, or the choices of a generator.
-        budget: for a row; None for all positions that the backbone has.
-        seed: of a trained head.
+        budget: the positions for a row; None for all positions that the backbone has.
+        seed: the seed of a trained head.
 
     Raises:
         TemplateError: template, task and backbone do not fit each other.
-        DataError: two label words are the same, or one cannot be tokenized.
+        DataError: there are too few labels, two label words are the same, or a label word or a
+            choice cannot be used.
+        RecipeError: the settings of generation are not possible.
     """
     parsed = parse_template(template)
-    _check_masks(settings, backbone, parsed)
-    binding = _Binding(backbone, parsed, room=budget or LengthBudget())
+    _check_compatibility(settings, backbone, parsed)
+    builder = _TaskBuilder(backbone, parsed, budget=budget or LengthBudget())
     match settings:
         case Classify(verbalizer=None):
-            return binding.make_head_classifier(settings, labels, seed=seed)
+            return builder.build_head_classifier(settings, labels, seed=seed)
         case Classify():
-            return binding.make_verbalizer(settings)
+            return builder.build_verbalizer(settings)
         case Generate():
-            return binding.make_generator(settings, labels)
+            return builder.build_generator(settings, labels)
 
 
 def read_label_words(settings: Classify, backbone: Backbone) -> LabelWords:
     """Tokenize a task's verbalizer for a backbone.
 
     Args:
-        settings: of a task with a verbalizer.
-        backbone: whose language-model head scores the words.
+        settings: the settings of a task with a verbalizer.
+        backbone: the backbone whose language-model head scores the words.
 
     Raises:
-        DataError: two label words are the same, or one cannot be tokenized.
+        DataError: there are too few labels, two label words are the same, or one cannot be
+            tokenized.
     """
-    kind = backbone.geometry.architecture
+    architecture, ends = backbone.geometry.architecture, backbone.eos_token_ids
     return tokenize_verbalizer(
         backbone.tokenizer,
         settings.list_words(),
-        end=backbone.eos_token_ids[0] if backbone.eos_token_ids and kind != "encoder" else None,
-        always_end=kind == "encoder-decoder",
+        end=ends[0] if ends and architecture != "encoder" else None,
+        always_end=architecture == "encoder-decoder",
     )
 
 
 def make_plain_renderer(backbone: Backbone, template: str, *, max_length: int | None) -> Renderer:
-    """A renderer of rows for a backbone that is run without a task.
+    """Make a renderer of rows for a backbone that is run without a task.
 
     Args:
-        backbone: that the rows are for.
-        template: what a row looks like.
-        max_length: of a row in tokens; None for all positions that the backbone has.
+        backbone: the backbone that the rows are for.
+        template: the template of a row.
+        max_length: the most tokens of a row; None for all positions that the backbone has.
     """
-    return _Binding(
-        backbone, parse_template(template), room=LengthBudget(max_length)
-    ).make_renderer()
+    builder = _TaskBuilder(backbone, parse_template(template), budget=LengthBudget(max_length))
+    return builder.make_renderer()
 
 
-class _Binding:
-    """Makes tasks of a backbone and a template."""
+class _TaskBuilder:
+    """Builds tasks on a backbone with a template."""
 
-    def __init__(self, backbone: Backbone, template: Template, *, room: LengthBudget) -> None:
+    def __init__(self, backbone: Backbone, template: Template, *, budget: LengthBudget) -> None:
         self.backbone = backbone
-        self.kind = backbone.geometry.architecture
+        self.architecture = backbone.geometry.architecture
         self.template = template
-        self.free_positions = _count_free_positions(backbone, room)
+        self.free_positions = _count_free_positions(backbone, budget)
         # The prompt of an encoder-decoder takes positions of the decoder, the row the encoder's.
-        own = (
+        row_positions = (
             backbone.geometry.max_positions
-            if self.kind == "encoder-decoder"
+            if self.architecture == "encoder-decoder"
             else self.free_positions
         )
-        self.limit = min([n for n in (room.max_length, own) if n is not None], default=_UNLIMITED)
+        limits = [n for n in (budget.max_length, row_positions) if n is not None]
+        self.limit = min(limits, default=_UNLIMITED)
 
     def make_renderer(self, *, reserve: int = 0, masks: int = 1) -> Renderer:
         """A renderer that leaves ``reserve`` positions free for tokens generated after the row."""
@@ -120,24 +124,24 @@ class _Binding:
             self.template,
             self.backbone.tokenizer,
             vocab_size=self.backbone.geometry.vocab_size,
-            max_length=self.limit - (reserve if self.kind == "causal" else 0),
+            max_length=self.limit - (reserve if self.architecture == "causal" else 0),
             masks=masks,
-            closed=self.kind != "causal",
+            closed=self.architecture != "causal",
         )
 
-    def make_head_classifier(
+    def build_head_classifier(
         self, settings: Classify, labels: Sequence[str], *, seed: int
     ) -> HeadClassifier:
         """A classifier with a trained head."""
-        if self.kind == "encoder-decoder":
+        if self.architecture == "encoder-decoder":
             msg = (
                 f"{self.backbone.geometry.model_type} answers in words, so it needs a verbalizer, "
-                'which is missing. Add one to [task]: verbalizer = { yes = "yes", no = "no" }.'
+                'which is missing. Add one to the task: verbalizer = { yes = "yes", no = "no" }.'
             )
             raise TemplateError(msg)
         if len(labels) < 2:  # noqa: PLR2004  # a choice
             msg = (
-                f"a trained head needs at least 2 labels to choose from, but was given "
+                f"a trained head needs at least 2 labels to choose from, but there are "
                 f"{len(labels)}. Read them from the training data."
             )
             raise DataError(msg)
@@ -152,28 +156,27 @@ class _Binding:
             pooling=settings.pooling,
         )
 
-    def make_verbalizer(
+    def build_verbalizer(
         self, settings: Classify
     ) -> CausalVerbalizer | MaskedVerbalizer | Seq2SeqVerbalizer:
         """A classifier with label words."""
-        remedy = "Leave the verbalizer out, which trains a head, or choose another backbone."
-        head = self._lm_head("score label words", remedy=remedy)
+        remedy = "Choose another backbone."
+        if self.architecture != "encoder-decoder":
+            remedy = "Leave the verbalizer out, which trains a head, or choose another backbone."
+        head = self._get_lm_head("score label words", remedy=remedy)
         words = read_label_words(settings, self.backbone)
-        kind: type[CausalVerbalizer | MaskedVerbalizer | Seq2SeqVerbalizer]
-        match self.kind:
+        classifier: type[CausalVerbalizer | MaskedVerbalizer | Seq2SeqVerbalizer]
+        match self.architecture:
             case "causal":
-                kind, renderers = (
-                    CausalVerbalizer,
-                    [self.make_renderer(reserve=words.lengths[-1] - 1)],
-                )
+                classifier = CausalVerbalizer
+                renderers = [self.make_renderer(reserve=words.lengths[-1] - 1)]
             case "encoder":
-                kind, renderers = (
-                    MaskedVerbalizer,
-                    [self.make_renderer(masks=k) for k in words.lengths],
-                )
+                classifier = MaskedVerbalizer
+                renderers = [self.make_renderer(masks=k) for k in words.lengths]
             case "encoder-decoder":
-                kind, renderers = Seq2SeqVerbalizer, [self.make_renderer()]
-        return kind(
+                classifier = Seq2SeqVerbalizer
+                renderers = [self.make_renderer()]
+        return classifier(
             self.backbone,
             head,
             words=words,
@@ -181,18 +184,18 @@ class _Binding:
             target_column=settings.label_column,
         )
 
-    def make_generator(self, settings: Generate, choices: Sequence[str]) -> TextGenerator:
+    def build_generator(self, settings: Generate, choices: Sequence[str]) -> TextGenerator:
         """A text generator."""
         return TextGenerator(
             self.backbone,
-            self._lm_head("write text", remedy="Choose another backbone."),
+            self._get_lm_head("write text", remedy="Choose another backbone."),
             renderer=self.make_renderer(reserve=settings.max_new_tokens),
             settings=settings,
             positions=self.free_positions,
             choices=choices,
         )
 
-    def _lm_head(self, purpose: str, *, remedy: str) -> LMHead:
+    def _get_lm_head(self, purpose: str, *, remedy: str) -> LMHead:
         if self.backbone.lm_head is None:
             msg = (
                 f"backbone {self.backbone.name!r} has no language-model head in its checkpoint, so "
@@ -202,29 +205,33 @@ class _Binding:
         return self.backbone.lm_head
 
 
-def _count_free_positions(backbone: Backbone, room: LengthBudget) -> int | None:
-    """The positions that the prompt leaves free."""
+def _count_free_positions(backbone: Backbone, budget: LengthBudget) -> int | None:
+    """The number of positions that the prompt leaves free; None without a limit."""
     positions = backbone.geometry.max_positions
-    if positions is None or positions > room.prompt_positions:
-        return None if positions is None else positions - room.prompt_positions
+    if positions is None:
+        return None
+    if positions > budget.prompt_positions:
+        return positions - budget.prompt_positions
+    taken = budget.prompt_positions
     msg = (
-        f"the prompt takes the first {room.prompt_positions} positions, but {backbone.name!r} has "
+        f"the prompt takes the first {taken} positions, but {backbone.name!r} has "
         f"{positions}, so none is left for a row. Make it shorter, leave method.shift_positions "
         "out, or name the backbone that it was trained for."
     )
     raise TemplateError(msg)
 
 
-def _check_masks(settings: TaskSettings, backbone: Backbone, template: Template) -> None:
-    kind, family = backbone.geometry.architecture, backbone.geometry.model_type
+def _check_compatibility(settings: TaskSettings, backbone: Backbone, template: Template) -> None:
+    """Check that a backbone can do a task, and that the template has a mask if it needs one."""
+    architecture, family = backbone.geometry.architecture, backbone.geometry.model_type
     match settings:
-        case Generate() if kind == "encoder":
+        case Generate() if architecture == "encoder":
             msg = (
                 f"{family} is an encoder and cannot write text. Use task kind 'classify', or a "
                 "causal or encoder-decoder backbone."
             )
             raise TemplateError(msg)
-        case Classify(verbalizer=words) if words is not None and kind == "encoder":
+        case Classify(verbalizer=words) if words is not None and architecture == "encoder":
             if template.masks != 1:
                 msg = (
                     f"the template has no {{mask}}, but {family} predicts a label word at a mask. "
@@ -234,7 +241,7 @@ def _check_masks(settings: TaskSettings, backbone: Backbone, template: Template)
         case _ if template.masks:
             reason = (
                 f"{family} is not a masked language model"
-                if kind != "encoder"
+                if architecture != "encoder"
                 else "a trained head reads [CLS], not the mask"
             )
             msg = f"the template has a {{mask}}, but {reason}. Take {{mask}} out."

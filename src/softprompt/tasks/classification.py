@@ -55,7 +55,7 @@ class Classifier(Task):
 
     @abstractmethod
     def read(self, states: Float[Tensor, "B K H"]) -> Float[Tensor, "B C"]:
-        """Unnormalised log-probabilities of the labels, in fp32, from a row's states."""
+        """Unnormalized log-probabilities of the labels, in fp32, from a row's states."""
 
     def compute_scores(
         self,
@@ -64,7 +64,7 @@ class Classifier(Task):
         *,
         rows: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B C"]:
-        """Unnormalised log-probabilities of the labels, in fp32."""
+        """Unnormalized log-probabilities of the labels, in fp32."""
         return self.read(self.compute_states(examples, prompts, rows=rows))
 
     def compute_loss(
@@ -92,7 +92,7 @@ class Classifier(Task):
         return self.to_predictions(self.compute_scores(examples, prompts, rows=rows))
 
     def to_predictions(self, scores: Float[Tensor, "B C"]) -> list[Prediction]:
-        """The predictions that scores amount to."""
+        """The predictions for rows with these scores."""
         return rank_labels(self.labels, scores)
 
 
@@ -100,7 +100,8 @@ def rank_labels(labels: Sequence[str], scores: Float[Tensor, "B C"]) -> list[Pre
     """The likeliest label of each row and the probabilities of all.
 
     Args:
-        scores: unnormalised log-probabilities of the labels.
+        labels: the labels, in the order of the scores.
+        scores: unnormalized log-probabilities of the labels.
     """
     predictions = []
     for row in scores.softmax(dim=-1).tolist():
@@ -129,7 +130,7 @@ class ReadoutPlan:
 def plan_continuations(words: LabelWords) -> ReadoutPlan:
     """Plan to score words token by token, each token given those before it.
 
-    What several continuations begin with is read in the first of them only.
+    States that several continuations have in common are read in the first of them only.
     """
     continuations = words.list_continuations()
     states: dict[tuple[int, ...], int] = {}  # by the tokens that have been written so far
@@ -153,6 +154,8 @@ class VerbalizerClassifier(Classifier):
     """Label words that the language-model head scores.
 
     Args:
+        backbone: the backbone to run.
+        head: the backbone's language-model head.
         words: the label words.
         renderers: one, or for a masked backbone one for each length of word, the shortest first.
         target_column: the column of the label.
@@ -173,7 +176,8 @@ class VerbalizerClassifier(Classifier):
         self._plan = self.plan_readouts(words)
         self._head = head
         self._renderers = tuple(renderers)
-        self._target_column = target_column
+        self.columns = self._renderers[0].template.fields
+        self.target_column = target_column
         scored = sorted(set(chain.from_iterable(words.all)))
         self._scored_tokens = torch.tensor(scored, device=backbone.device)
         self._logit_columns = {token: column for column, token in enumerate(scored)}
@@ -191,16 +195,6 @@ class VerbalizerClassifier(Classifier):
     def list_read_positions(self, variants: Sequence[RenderedRow]) -> tuple[tuple[int, ...], ...]:
         """For each variant of a row the positions whose states are read."""
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The template's fields."""
-        return self._renderers[0].template.fields
-
-    @property
-    def target_column(self) -> str:
-        """The column of the label."""
-        return self._target_column
-
     def make_example(self, row: Row, *, target: bool = True) -> Example:
         """Render a row in each of its variants."""
         label = self.read_target(row) if target else None
@@ -212,30 +206,39 @@ class VerbalizerClassifier(Classifier):
         readouts = self._plan.readouts
         if not self.words.all_single_token:
             return score_labels(self._head(states), self.words, readouts=readouts)
-        logits = self._head.score_positions(states, self._scored_tokens)
+        logits = self._head.score_tokens(states, self._scored_tokens)
         return score_labels(logits, self.words, readouts=readouts, columns=self._logit_columns)
 
-    def _compute_variant_states(
+
+class InRowVerbalizer(VerbalizerClassifier):
+    """Label words that are predicted within the row, which is run in each of its variants."""
+
+    def compute_states(
         self,
         examples: Sequence[Example],
         prompts: Sequence[Prompt | None],
-        rows: Int[Tensor, " B"] | None,
+        *,
+        rows: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B K H"]:
         """Run every variant of every row and read its positions."""
         variants = list(chain.from_iterable(e.variants for e in examples))
         positions = list(chain.from_iterable(e.read_positions for e in examples))
         per_row = len(variants) // len(examples)
-        which = None if rows is None else rows.repeat_interleave(per_row)
-        states = self.compute_states_at(variants, points=positions, prompts=prompts, which=which)
+        states = self.compute_states_at(
+            variants,
+            positions=positions,
+            prompts=prompts,
+            prompt_index=None if rows is None else rows.repeat_interleave(per_row),
+        )
         return _group_by_row(states, len(examples))
 
 
-class CausalVerbalizer(VerbalizerClassifier):
+class CausalVerbalizer(InRowVerbalizer):
     """A causal backbone: the word continues the row, which is run with each continuation."""
 
     @property
     def renderer(self) -> Renderer:
-        """What tokenizes rows, without a continuation."""
+        """The renderer of rows, without a continuation."""
         return self._renderers[0]
 
     @staticmethod
@@ -257,7 +260,7 @@ class CausalVerbalizer(VerbalizerClassifier):
         )
 
     def list_read_positions(self, variants: Sequence[RenderedRow]) -> tuple[tuple[int, ...], ...]:
-        """From the row's last token on, where the plan reads."""
+        """The positions that the plan reads, counted from the row's last token."""
         plan = self._plan
         triples = zip(variants, plan.continuations, plan.offsets, strict=True)
         return tuple(
@@ -265,23 +268,13 @@ class CausalVerbalizer(VerbalizerClassifier):
             for variant, tokens, offsets in triples
         )
 
-    def compute_states(
-        self,
-        examples: Sequence[Example],
-        prompts: Sequence[Prompt | None],
-        *,
-        rows: Int[Tensor, " B"] | None = None,
-    ) -> Float[Tensor, "B K H"]:
-        """Run every row with every continuation."""
-        return self._compute_variant_states(examples, prompts, rows)
 
-
-class MaskedVerbalizer(VerbalizerClassifier):
+class MaskedVerbalizer(InRowVerbalizer):
     """A masked backbone: a word of k tokens is scored at k masks, in one run."""
 
     @staticmethod
     def plan_readouts(words: LabelWords) -> ReadoutPlan:
-        """Words are scored at the masks of their length's run."""
+        """Words of k tokens are scored at k masks."""
         return plan_masks(words)
 
     def render_variants(self, row: Row) -> tuple[RenderedRow, ...]:
@@ -291,16 +284,6 @@ class MaskedVerbalizer(VerbalizerClassifier):
     def list_read_positions(self, variants: Sequence[RenderedRow]) -> tuple[tuple[int, ...], ...]:
         """The masks."""
         return tuple(variant.mask_positions for variant in variants)
-
-    def compute_states(
-        self,
-        examples: Sequence[Example],
-        prompts: Sequence[Prompt | None],
-        *,
-        rows: Int[Tensor, " B"] | None = None,
-    ) -> Float[Tensor, "B K H"]:
-        """Run every row once for each length of word."""
-        return self._compute_variant_states(examples, prompts, rows)
 
 
 class Seq2SeqVerbalizer(VerbalizerClassifier):
@@ -330,7 +313,7 @@ class Seq2SeqVerbalizer(VerbalizerClassifier):
         sources = [e.variants[0] for e in examples]
         start = self.backbone.decoder_start_token_id
         decoder = [[start, *tokens] for _ in examples for tokens in self._plan.continuations]
-        states = self.decode_states(sources, decoder=decoder, prompts=prompts, which=rows)
+        states = self.decode_states(sources, decoder=decoder, prompts=prompts, prompt_index=rows)
         read = gather_positions(states, [*self._plan.offsets] * len(examples))
         return _group_by_row(read, len(examples))
 

@@ -26,7 +26,7 @@ class Classify:
         pooling: the state of an encoder that a trained head reads. ``cls``: that of the real [CLS];
             ``first``: that of the first position, which is a soft token in PEFT.
 
-    Example:
+    Examples:
         >>> task = Classify("{text} It was{soft:5}", verbalizer={"good": " great", "bad": " dull"})
         >>> task.list_words()
         {'good': (' great',), 'bad': (' dull',)}
@@ -71,7 +71,7 @@ class Generate:
         top_k: sample from the k likeliest tokens; 0: from all.
         top_p: sample from the smallest set of tokens with this probability.
 
-    Example:
+    Examples:
         >>> task = Generate("Summarize: {text}{soft:20}", target_column="summary", num_beams=4)
         >>> task.max_new_tokens
         32

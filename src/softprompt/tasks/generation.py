@@ -22,73 +22,75 @@ from softprompt.prompt import Prompt
 from softprompt.tasks.base import Example, Prediction, SummedLoss, Task, gather_positions, pad_rows
 from softprompt.tasks.config import Generate
 
-# How many logits are in memory at once: 64 MB of fp32.
+# The most logits that are in memory at once: 64 MB of fp32.
 LOGITS = 1 << 24
 
 
 def compute_chunked_cross_entropy(
-    head: LMHead, states: Float[Tensor, "S H"], *, wanted: Int[Tensor, " S"], vocabulary: int
+    head: LMHead, states: Float[Tensor, "S H"], *, targets: Int[Tensor, " S"], vocabulary: int
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the wanted tokens, summed.
+    """Cross-entropy of the target tokens, summed.
 
     The gradient of the states is computed with the loss, chunk by chunk, so that the logits of
     only one chunk are in memory. (As in fused losses such as Liger's, 2024; here the head is
     frozen, so nothing else has a gradient.)
 
     Args:
-        head: makes logits of the states.
-        states: that predict the tokens.
-        wanted: the tokens.
-        vocabulary: V.
+        head: the language-model head, which computes logits from the states.
+        states: the hidden states ``[S, H]`` that predict the target tokens.
+        targets: the target tokens ``[S]``.
+        vocabulary: V, the number of logits per state.
     """
     size = max(1, LOGITS // vocabulary)
     if any(parameter.requires_grad for parameter in head.parameters()) or len(states) <= size:
-        return F.cross_entropy(head(states).float(), wanted, reduction="sum")
+        return F.cross_entropy(head(states).float(), targets, reduction="sum")
     if torch.is_grad_enabled() and states.requires_grad:
-        total: Tensor = _InChunks.apply((head, wanted, size), states)  # type: ignore[no-untyped-call]  # torch's own
+        total: Tensor = _ChunkedCrossEntropy.apply((head, targets, size), states)  # type: ignore[no-untyped-call]  # torch's own
         return total
-    chunks = zip(states.split(size), wanted.split(size), strict=True)
+    chunks = zip(states.split(size), targets.split(size), strict=True)
     return torch.stack(
-        [F.cross_entropy(head(s).float(), w, reduction="sum") for s, w in chunks]
+        [F.cross_entropy(head(s).float(), t, reduction="sum") for s, t in chunks]
     ).sum()
 
 
-class _InChunks(torch.autograd.Function):
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """A summed cross-entropy whose gradient is computed in the forward pass, chunk by chunk."""
+
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
         options: tuple[LMHead, Tensor, int],
         *tensors: Tensor,
     ) -> Tensor:
-        head, wanted, size = options
+        head, targets, size = options
         (states,) = tensors
-        losses, slopes = [], []
-        for chunk, targets in zip(states.split(size), wanted.split(size), strict=True):
+        losses, gradients = [], []
+        for chunk, of_chunk in zip(states.split(size), targets.split(size), strict=True):
             with torch.enable_grad():
                 leaf = chunk.detach().requires_grad_()
-                loss = F.cross_entropy(head(leaf).float(), targets, reduction="sum")
-            slopes.append(torch.autograd.grad(loss, leaf)[0])
+                loss = F.cross_entropy(head(leaf).float(), of_chunk, reduction="sum")
+            gradients.append(torch.autograd.grad(loss, leaf)[0])
             losses.append(loss.detach())
-        ctx.save_for_backward(torch.cat(slopes))
+        ctx.save_for_backward(torch.cat(gradients))
         return torch.stack(losses).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # noqa: ANN401
-        (slopes,) = ctx.saved_tensors
-        return None, slopes * grad
+        (gradients,) = ctx.saved_tensors
+        return None, gradients * grad
 
 
 class TextGenerator(Task):
-    """Text generation, free or constrained to a list of answers.
+    """Text generation, free-form or constrained to a list of answers.
 
     Args:
-        backbone: to run.
+        backbone: the backbone to run.
         head: its language-model head.
-        renderer: of rows.
-        settings: of the task.
-        positions: for the row and its answer (for an encoder-decoder, for the answer alone); None
-            without a limit.
+        renderer: the renderer of rows.
+        settings: the settings of the task.
+        positions: the number of positions for a row and its answer (for an encoder-decoder, for the
+            answer alone); None without a limit.
         choices: the possible answers; empty for any text.
     """
 
@@ -114,7 +116,8 @@ class TextGenerator(Task):
         self.labels = tuple(choices)
         self._head = head
         self._renderer = renderer
-        self._target_column = settings.target_column
+        self.columns = renderer.template.fields
+        self.target_column = settings.target_column
         self._positions = positions
         self._max_target_length = settings.max_target_length
         answers = tuple(self._tokenize(choice) for choice in choices) or None
@@ -127,41 +130,31 @@ class TextGenerator(Task):
 
     @property
     def renderer(self) -> Renderer:
-        """What tokenizes rows."""
+        """The renderer of rows."""
         return self._renderer
 
     @property
     def decoding(self) -> Decoding:
-        """How answers are generated."""
+        """The settings of generation."""
         return self._decoding
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The template's fields."""
-        return self._renderer.template.fields
-
-    @property
-    def target_column(self) -> str:
-        """The column of the target text."""
-        return self._target_column
 
     def make_example(self, row: Row, *, target: bool = True) -> Example:
         """Render a row; the target is the ids of the target text and the end token."""
         source = self._renderer.render(row)
         if not target:
             return Example((source,), ((),), None)
-        if self._target_column not in row:
-            raise DataError(format_unknown("column", self._target_column, options=row))
-        whole = self._tokenize(str(row[self._target_column]))
-        target_ids = (*whole[: self._max_target_length], *self.backbone.eos_token_ids[:1])
-        if self._max_target_length is not None and len(whole) > self._max_target_length:
+        if self.target_column not in row:
+            raise DataError(format_unknown("column", self.target_column, options=row))
+        text = str(row[self.target_column])
+        ids, end = self._tokenize(text), self.backbone.eos_token_ids[:1]
+        target_ids = (*ids[: self._max_target_length], *end)
+        if self._max_target_length is not None and len(ids) > self._max_target_length:
             source = replace(source, truncated=True)
         free = self._count_free_positions(source)
         if len(target_ids) > free:
             msg = (
                 f"a target text has {len(target_ids)} tokens, but {free} positions are left "
-                f"for it: {str(row[self._target_column])[:60]!r}… Lower data.max_length, which "
-                "frees positions, or leave the row out."
+                f"for it: {text[:60]!r}… {self._suggest_lengths(free - len(end))}"
             )
             raise DataError(msg)
         return Example((source,), ((),), target_ids)
@@ -176,12 +169,12 @@ class TextGenerator(Task):
         """Cross-entropy on the targets' tokens, and on no others."""
         targets = [_get_target(e) for e in examples]
         states = self._compute_target_states(examples, targets, prompts=prompts, rows=rows)
-        wanted = torch.tensor([token for t in targets for token in t], device=states.device)
+        tokens = torch.tensor([token for t in targets for token in t], device=states.device)
         vocabulary = self.backbone.geometry.vocab_size
         total = compute_chunked_cross_entropy(
-            self._head, states, wanted=wanted, vocabulary=vocabulary
+            self._head, states, targets=tokens, vocabulary=vocabulary
         )
-        return SummedLoss(total, len(wanted))
+        return SummedLoss(total, len(tokens))
 
     def predict(
         self,
@@ -202,7 +195,7 @@ class TextGenerator(Task):
         )
         return [Prediction(decode_text(self.backbone.tokenizer, ids), {}) for ids in texts]
 
-    def count_training_rows(self, example: Example) -> tuple[RenderedRow, ...]:
+    def list_training_rows(self, example: Example) -> tuple[RenderedRow, ...]:
         """The row; on a causal backbone, followed by its target."""
         if self.backbone.geometry.architecture != "causal":
             return example.variants
@@ -220,11 +213,13 @@ class TextGenerator(Task):
         sources = [e.variants[0] for e in examples]
         if self.backbone.geometry.architecture == "causal":
             whole = [_append_target(s, t) for s, t in zip(sources, targets, strict=True)]
-            starts = [len(source.input_ids) - 1 for source in sources]
-            points = [range(at, at + len(t)) for at, t in zip(starts, targets, strict=True)]
-            return self.compute_states_at(whole, points=points, prompts=prompts, which=rows)
+            lasts = [len(source.input_ids) - 1 for source in sources]
+            positions = [range(last, last + len(t)) for last, t in zip(lasts, targets, strict=True)]
+            return self.compute_states_at(
+                whole, positions=positions, prompts=prompts, prompt_index=rows
+            )
         decoder = [[self.backbone.decoder_start_token_id, *t[:-1]] for t in targets]
-        states = self.decode_states(sources, decoder=decoder, prompts=prompts, which=rows)
+        states = self.decode_states(sources, decoder=decoder, prompts=prompts, prompt_index=rows)
         return gather_positions(states, [range(len(t)) for t in targets])
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
@@ -239,6 +234,14 @@ class TextGenerator(Task):
             len(source.input_ids) if self.backbone.geometry.architecture == "causal" else 0
         )
 
+    def _suggest_lengths(self, most: int) -> str:
+        """What to do about a target of more than ``most`` tokens."""
+        remedies = [f"set max_target_length to at most {most}"] if most > 0 else []
+        if self.backbone.geometry.architecture == "causal":
+            remedies.append("lower max_length, so that the text is shorter")
+        remedies.append("leave the row out")
+        return f"{', or '.join(remedies).capitalize()}."
+
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of generated tokens, without the end token."""
@@ -252,7 +255,7 @@ def _check_choices(
         if len(answer) > longest:
             msg = (
                 f"the choice {choice!r} has {len(answer)} tokens, but max_new_tokens is {longest}, "
-                "so it could never be the answer. Raise task.max_new_tokens to at least "
+                "so it could never be the answer. Raise max_new_tokens to at least "
                 f"{max(map(len, answers))}."
             )
             raise DataError(msg)

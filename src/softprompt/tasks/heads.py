@@ -28,10 +28,10 @@ class ClassifierHead(nn.Module):
     ModernBERT's: dense without a bias, gelu, norm, linear.
 
     Args:
-        width: H.
-        classes: C.
-        kind: which of these.
-        seed: of the weights.
+        width: H, the width of the states.
+        classes: C, the number of classes.
+        kind: one of these kinds.
+        seed: the seed of the weights.
     """
 
     def __init__(self, width: int, classes: int, *, kind: HeadKind, seed: int) -> None:
@@ -84,10 +84,10 @@ class HeadClassifier(Classifier):
     """A trained head on [CLS] of an encoder or the last real token of a causal backbone.
 
     Args:
-        backbone: to run.
-        head: to train.
-        labels: in the order of the head's scores.
-        renderer: of rows.
+        backbone: the backbone to run.
+        head: the head to train.
+        labels: the labels, in the order of the head's scores.
+        renderer: the renderer of rows.
         target_column: the column of the label.
         pooling: which state of an encoder is read: that of [CLS], or that of the first position.
     """
@@ -106,30 +106,21 @@ class HeadClassifier(Classifier):
         self.labels = tuple(labels)
         self._head = head.to(backbone.device)
         self._renderer = renderer
-        self._target_column = target_column
-        self._first = renderer.template.soft_before_bos if pooling == "cls" else 0
+        self.columns = renderer.template.fields
+        self.target_column = target_column
+        self._encoder_position = renderer.template.soft_before_bos if pooling == "cls" else 0
 
     @property
     def head(self) -> nn.Module:
         """The head, which is trained with the prompt."""
         return self._head
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The template's fields."""
-        return self._renderer.template.fields
-
-    @property
-    def target_column(self) -> str:
-        """The column of the label."""
-        return self._target_column
-
     def make_example(self, row: Row, *, target: bool = True) -> Example:
         """Render a row; the position to read is that of [CLS], or the last one."""
         label = self.read_target(row) if target else None
         variant = self._renderer.render(row)
         position = (
-            self._first
+            self._encoder_position
             if self.backbone.geometry.architecture == "encoder"
             else len(variant.input_ids) - 1
         )
@@ -145,9 +136,9 @@ class HeadClassifier(Classifier):
         """The state at the read position of each row."""
         pooled = self.compute_states_at(
             [e.variants[0] for e in examples],
-            points=[e.read_positions[0] for e in examples],
+            positions=[e.read_positions[0] for e in examples],
             prompts=prompts,
-            which=rows,
+            prompt_index=rows,
         )
         return pooled[:, None]
 

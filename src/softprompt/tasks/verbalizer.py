@@ -75,15 +75,16 @@ def tokenize_verbalizer(
     """
     _check_labels(verbalizer)
     tokens = {
-        label: tuple(_ids(tokenizer, w, label) for w in ws) for label, ws in verbalizer.items()
+        label: tuple(_tokenize_word(tokenizer, word, label) for word in words)
+        for label, words in verbalizer.items()
     }
     _check_distinct(tokens, verbalizer)
-    words = [word for of_label in tokens.values() for word in of_label]
-    prefixes = [(a, b) for a in words for b in words if a != b and b[: len(a)] == a]
+    all_ids = [ids for of_label in tokens.values() for ids in of_label]
+    prefixes = [(a, b) for a in all_ids for b in all_ids if a != b and b[: len(a)] == a]
     if (prefixes or always_end) and end is not None:
-        tokens = {label: tuple((*w, end) for w in ws) for label, ws in tokens.items()}
+        tokens = {label: tuple((*ids, end) for ids in words) for label, words in tokens.items()}
     elif prefixes:
-        short, long = (tokenizer.decode(list(word)) for word in prefixes[0])
+        short, long = (tokenizer.decode(list(ids)) for ids in prefixes[0])
         msg = (
             f"the label word {short!r} is a prefix of the label word {long!r}, and the tokenizer "
             "has no end token to distinguish them. Choose words of which none is a prefix of "
@@ -93,7 +94,7 @@ def tokenize_verbalizer(
     return LabelWords(tuple(tokens), tuple(tokens.values()))
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, word: str, label: str) -> tuple[int, ...]:
+def _tokenize_word(tokenizer: PreTrainedTokenizerBase, word: str, label: str) -> tuple[int, ...]:
     ids: list[int] = tokenizer(word, add_special_tokens=False)["input_ids"]
     if not ids or tokenizer.unk_token_id in ids:
         msg = (
@@ -107,26 +108,26 @@ def _ids(tokenizer: PreTrainedTokenizerBase, word: str, label: str) -> tuple[int
 def _check_distinct(
     tokens: Mapping[str, Sequence[tuple[int, ...]]], verbalizer: Mapping[str, Sequence[str]]
 ) -> None:
-    owner: dict[tuple[int, ...], tuple[str, str]] = {}
+    first: dict[tuple[int, ...], tuple[str, str]] = {}
     for label, words in tokens.items():
-        for text, word in zip(verbalizer[label], words, strict=True):
-            if word in owner:
-                raise DataError(_explain_duplicate(owner[word], (label, text), word))
-            owner[word] = label, text
+        for text, ids in zip(verbalizer[label], words, strict=True):
+            if ids in first:
+                raise DataError(_explain_duplicate(first[ids], (label, text), ids))
+            first[ids] = label, text
 
 
 def _explain_duplicate(
-    first: tuple[str, str], second: tuple[str, str], word: tuple[int, ...]
+    first: tuple[str, str], second: tuple[str, str], ids: tuple[int, ...]
 ) -> str:
-    (label, text), (other, spelled) = first, second
-    if label == other:
+    (label, text), (other_label, other_text) = first, second
+    if label == other_label:
         return (
-            f"label {label!r} has the word {text!r} twice (tokens {list(word)}), and it would "
+            f"label {label!r} has the word {text!r} twice (tokens {list(ids)}), and it would "
             "count twice. Write it once."
         )
     return (
-        f"labels {label!r} and {other!r} have the same word for this tokenizer: {text!r} and "
-        f"{spelled!r} are both tokens {list(word)}. Choose distinct words."
+        f"labels {label!r} and {other_label!r} have the same word for this tokenizer: {text!r} and "
+        f"{other_text!r} are both tokens {list(ids)}. Choose distinct words."
     )
 
 
@@ -153,7 +154,7 @@ def score_labels(
     """Score the labels from the logits of each row.
 
     Args:
-        logits: for each row at K positions.
+        logits: the logits of each row at K positions.
         words: the label words.
         readouts: for each word the positions, 0 to K - 1, that predict its tokens.
         columns: for each token the column of its logit, if ``logits`` has only some tokens.

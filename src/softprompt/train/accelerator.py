@@ -36,22 +36,22 @@ def make_accelerator(section: TrainConfig, *, cpu: bool, folder: Path | None) ->
     """
     _check_wrapping()
     _forget_earlier_runs()
-    wanted = [] if folder is None else [*section.trackers]
-    made = Accelerator(
+    trackers = [] if folder is None else [*section.trackers]
+    accelerator = Accelerator(
         mixed_precision=section.mixed_precision,
-        log_with=wanted or None,
+        log_with=trackers or None,
         project_dir=folder,
         cpu=cpu,
     )
-    # Accelerate computes in fp32 then, and does not say so.
-    if section.mixed_precision == "fp16" and made.scaler is None:
+    # Without a scaler, accelerate computes in fp32 without a warning.
+    if section.mixed_precision == "fp16" and accelerator.scaler is None:
         msg = (
-            f"train.mixed_precision: fp16 needs a GPU, but this runs on {made.device.type}. Use "
-            '"bf16", or "no".'
+            f"train.mixed_precision: fp16 needs a GPU, but this runs on {accelerator.device.type}. "
+            'Use "bf16", or "no".'
         )
         raise RecipeError([msg])
-    installed = {str(tracker) for tracker in made.log_with}
-    missing = [name for name in wanted if name not in installed]
+    installed = {str(tracker) for tracker in accelerator.log_with}
+    missing = [name for name in trackers if name not in installed]
     if missing:
         names = " ".join(missing)
         msg = (
@@ -59,7 +59,7 @@ def make_accelerator(section: TrainConfig, *, cpu: bool, folder: Path | None) ->
             f"{names}), or remove it from the list."
         )
         raise MissingPackageError(msg)
-    return made
+    return accelerator
 
 
 def check_sharding(section: BackboneConfig, accelerator: Accelerator) -> None:
@@ -80,8 +80,6 @@ def check_sharding(section: BackboneConfig, accelerator: Accelerator) -> None:
 def track_event(accelerator: Accelerator, event: Event) -> None:
     """Log an event to the trackers, if there are any."""
     match event:
-        case _ if not accelerator.trackers:
-            return
         case Step():
             values = {"train/loss": event.loss, "train/learning_rate": event.learning_rate}
         case Evaluation():
@@ -112,7 +110,7 @@ def use_gradient_checkpointing(backbone: Backbone, *, wanted: bool) -> Iterator[
     finally:
         if wanted:
             model.activation_checkpointing_disable()
-            # It leaves a hook that makes every later forward pass build a graph.
+            # Enabling it added a hook that makes every later forward pass build a graph.
             model.disable_input_require_grads()
         model.eval()
 

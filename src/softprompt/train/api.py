@@ -56,9 +56,9 @@ __all__ = [
 
 SplitsLike: TypeAlias = Mapping[str, RowsLike]
 
-# Steps between checkpoints, besides those at validations.
+# The most steps without a checkpoint; each validation saves one too.
 CHECKPOINT_EVERY = 50
-# Of the rows, for validation, if fit gets no validation rows.
+# The fraction of the rows that fit splits off for validation if it gets no validation rows.
 VALIDATION_FRACTION = 0.1
 _SPLITS = ("train", "validation", "test")
 
@@ -73,8 +73,8 @@ def train_recipe(
 ) -> PromptModel:
     """Run a recipe, or resume an interrupted run, and write its folder.
 
-    The folder gets the recipe as run, a checkpoint, every event, metrics, a picture of the losses
-    and the artifact, as ``softprompt train`` writes them.
+    The folder gets the recipe as run, a checkpoint, the events of training, metrics, a picture of
+    the losses and the artifact, as ``softprompt train`` writes them.
 
     Args:
         recipe: everything that decides the run.
@@ -95,7 +95,7 @@ def train_recipe(
     Warns:
         SoftpromptWarning: the run does not seem to converge.
 
-    Example:
+    Examples:
         ```python
         model = train_recipe(read_recipe("recipe.toml"), "runs/recipe", callbacks=[print])
         ```
@@ -105,8 +105,8 @@ def train_recipe(
         ...     if isinstance(event, Evaluation) and event.best:
         ...         print(f"best at step {event.step}: {event.metrics['loss']:.3f}")
     """
-    with make_callbacks(callbacks, progress=progress) as every:
-        return run_recipe(recipe, Path(folder), callbacks=every, resume=resume)
+    with make_callbacks(callbacks, progress=progress) as all_callbacks:
+        return run_recipe(recipe, Path(folder), callbacks=all_callbacks, resume=resume)
 
 
 def run_recipe(
@@ -145,14 +145,14 @@ def run_recipe(
     parts = prepared or setup_run(recipe)
     with use_gradient_checkpointing(parts.backbone, wanted=recipe.train.gradient_checkpointing):
         trainer = make_trainer(parts, accelerator)
-        noted = restore_run(trainer, run, prepared=parts) if resume else 0
+        num_events = restore_run(trainer, run, prepared=parts) if resume else 0
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and not resume:
             run.create(recipe)
         if recipe.train.trackers:
             accelerator.init_trackers("softprompt")
         try:
-            _Recorder(trainer, run, prepared=parts).run(callbacks, noted=noted)
+            _Recorder(trainer, run, prepared=parts).run(callbacks, num_events=num_events)
         finally:
             for tracker in accelerator.trackers:
                 tracker.finish()
@@ -183,30 +183,31 @@ class _Recorder:
 
     def __init__(self, trainer: Trainer, folder: RunDir, *, prepared: RunSetup) -> None:
         self.trainer, self.folder, self.prepared = trainer, folder, prepared
-        self.main = trainer.accelerator.is_main_process
-        self.noted = 0
+        self.is_main = trainer.accelerator.is_main_process
+        self.num_events = 0
         self.saved_at = trainer.step
 
-    def run(self, callbacks: Sequence[Callback], *, noted: int) -> None:
+    def run(self, callbacks: Sequence[Callback], *, num_events: int) -> None:
         """Run the trainer to the end.
 
         Args:
             callbacks: called with every event.
-            noted: the number of events in the folder that a resumed run keeps.
+            num_events: the number of events in the folder that a resumed run keeps.
         """
-        self.noted = noted
-        before = self.folder.truncate_events(noted) if self.main else 0.0
-        every = (log_event, *callbacks) if self.main else callbacks
-        for first in prepare_caches(self.trainer, self.prepared):
-            for callback in every:
-                callback(first)
-        start = perf_counter() - before
+        self.num_events = num_events
+        earlier_seconds = self.folder.truncate_events(num_events) if self.is_main else 0.0
+        all_callbacks = (log_event, *callbacks) if self.is_main else callbacks
+        event: Event
+        for event in prepare_caches(self.trainer, self.prepared):
+            for callback in all_callbacks:
+                callback(event)
+        start = perf_counter() - earlier_seconds
         for event in self.trainer.run():
             track_event(self.trainer.accelerator, event)
-            if self.main:
+            if self.is_main:
                 self._record(event, perf_counter() - start)
             try:
-                for callback in every:
+                for callback in all_callbacks:
                     callback(event)
             except KeyboardInterrupt:
                 self._save()
@@ -214,13 +215,13 @@ class _Recorder:
 
     def _record(self, event: Event, seconds: float) -> None:
         self.folder.append_event(event, seconds=round(seconds, 3))
-        self.noted += 1
+        self.num_events += 1
         if isinstance(event, Evaluation) or event.step - self.saved_at >= CHECKPOINT_EVERY:
             self._save()
 
     def _save(self) -> None:
-        state = collect_checkpoint(self.trainer, self.prepared, noted=self.noted)
-        if self.main:
+        state = collect_checkpoint(self.trainer, self.prepared, num_events=self.num_events)
+        if self.is_main:
             self.folder.save_checkpoint(state)
         self.saved_at = self.trainer.step
 
@@ -236,7 +237,7 @@ class TrainingConfig(TrainConfig):
     Raises:
         RecipeError: a setting is unknown or wrong; all faults at once.
 
-    Example:
+    Examples:
         >>> config = TrainingConfig(epochs=4, learning_rate=0.01)
         >>> config.epochs, config.seed
         (4, 42)
@@ -303,13 +304,14 @@ def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
         The best prompt by validation, ready to predict; the last one without validation.
 
     Raises:
-        RecipeError: a setting does not fit.
+        RecipeError: a setting does not fit, or ``config`` names trackers, which need the run
+            directory of `train_recipe`.
         SoftpromptError: rows, task, method and backbone do not fit; the message says what to do.
 
     Warns:
         SoftpromptWarning: the run does not seem to converge.
 
-    Example:
+    Examples:
         ```python
         model = fit(
             "builtin:smollm2-135m-instruct",
@@ -326,15 +328,15 @@ def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
         Traceback (most recent call last):
         softprompt.errors.TrainingError: unknown method 'p-tunin'. Options: ...
     """
-    _check_kinds(task, init)
+    _check_arguments(task, init, config=config)
     settings = PromptTuning() if method is None else find_method(method)
-    tables, fraction = _tables(rows, validation)
-    with make_callbacks(callbacks, progress=progress) as every:
+    tables, fraction = _make_tables(rows, validation)
+    with make_callbacks(callbacks, progress=progress) as all_callbacks:
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(backbone)
         recipe = make_fit_recipe(backbone, task, method=settings, config=config, fraction=fraction)
         prepared = setup_run(recipe, backbone=backbone, tables=tables, init=init)
-        return run_prepared(prepared, callbacks=every)
+        return run_prepared(prepared, callbacks=all_callbacks)
 
 
 def make_fit_recipe(
@@ -369,8 +371,8 @@ def make_fit_recipe(
                 "split_sizes": {"train": 1 - fraction, "validation": fraction, "test": 0.0},
                 "max_length": max_length,
             },
-            "task": {"kind": task.kind, **_given(task)},
-            "method": {"name": method.name, **_given(method)},
+            "task": {"kind": task.kind, **_to_table(task)},
+            "method": {"name": method.name, **_to_table(method)},
             "train": config.as_table(),
         }
     )
@@ -389,18 +391,21 @@ def run_prepared(prepared: RunSetup, *, callbacks: Sequence[Callback]) -> Prompt
     recipe, backbone = prepared.recipe, prepared.backbone
     cpu = backbone.device.type == "cpu"
     accelerator = make_accelerator(recipe.train, cpu=cpu, folder=None)
-    every = (log_event, *callbacks) if accelerator.is_main_process else callbacks
+    all_callbacks = (log_event, *callbacks) if accelerator.is_main_process else callbacks
     with use_gradient_checkpointing(backbone, wanted=recipe.train.gradient_checkpointing):
         trainer = make_trainer(prepared, accelerator)
         for event in chain(prepare_caches(trainer, prepared), trainer.run()):
-            for callback in every:
+            for callback in all_callbacks:
                 callback(event)
     best = evaluate_all_validation_rows(trainer.get_best(), trainer, prepared=prepared)
     return attach(make_run_artifact(prepared, best, start=trainer.start), backbone)
 
 
-def _check_kinds(task: object, init: object) -> None:
-    """Check that task and initialization are softprompt's settings."""
+def _check_arguments(task: object, init: object, *, config: TrainingConfig | None) -> None:
+    """Check that task and initialization are softprompt's settings, and that there is no tracker.
+
+    Trackers are for run directories, which `fit` does not have.
+    """
     for name, value, kind, examples in (
         ("task", task, TaskSettings, "Classify(…) or Generate(…)"),
         ("init", init, Initializer | None, "FromText(…), FromLabels(…) or another From…"),
@@ -408,6 +413,12 @@ def _check_kinds(task: object, init: object) -> None:
         if not isinstance(value, kind):
             msg = f"{name} is {value!r}, which is not a setting of softprompt. Pass {examples}."
             raise TrainingError(msg)
+    if config is not None and config.trackers:
+        fault = (
+            "trackers: fit has no run directory, so it does not log to trackers. Leave them out "
+            "and pass callbacks, or use train_recipe."
+        )
+        raise RecipeError([fault], where="TrainingConfig")
 
 
 def find_method(method: MethodSettings | str) -> MethodSettings:
@@ -419,7 +430,7 @@ def find_method(method: MethodSettings | str) -> MethodSettings:
     Raises:
         TrainingError: there is no method of this name.
 
-    Example:
+    Examples:
         >>> find_method("p-tuning-v2").name
         'p-tuning-v2'
     """
@@ -430,12 +441,12 @@ def find_method(method: MethodSettings | str) -> MethodSettings:
     return cast("MethodSettings", METHODS[method]())
 
 
-def _tables(
+def _make_tables(
     rows: RowsLike | SplitsLike, validation: RowsLike | float | None
 ) -> tuple[dict[str, Table], float]:
     """The rows by split, and the fraction to split off for validation if it is missing."""
-    given = _by_split(rows)
-    if validation is not None and "validation" in given:
+    splits = _group_by_split(rows)
+    if validation is not None and "validation" in splits:
         msg = (
             "rows has a validation split, and the argument validation is given too. Leave one of "
             "them out."
@@ -443,13 +454,14 @@ def _tables(
         raise DataError(msg)
     fraction = VALIDATION_FRACTION
     if isinstance(validation, int | float):
-        fraction = _fraction(validation)
+        _check_fraction(validation)
+        fraction = validation
     elif validation is not None:
-        given["validation"] = validation
-    return {name: to_table(part) for name, part in given.items()}, fraction
+        splits["validation"] = validation
+    return {name: to_table(part) for name, part in splits.items()}, fraction
 
 
-def _by_split(rows: RowsLike | SplitsLike) -> dict[str, RowsLike]:
+def _group_by_split(rows: RowsLike | SplitsLike) -> dict[str, RowsLike]:
     """The rows by split; all of them are training rows if they are not in splits."""
     if not isinstance(rows, Mapping) or "train" not in rows or isinstance(rows["train"], str):
         return {"train": rows}
@@ -459,15 +471,15 @@ def _by_split(rows: RowsLike | SplitsLike) -> dict[str, RowsLike]:
     return {str(name): cast("RowsLike", part) for name, part in rows.items()}
 
 
-def _fraction(validation: float) -> float:
+def _check_fraction(validation: float) -> None:
     if isinstance(validation, bool) or not 0 <= validation < 1:
         msg = (
             f"validation is {validation!r}, but a fraction of the rows is at least 0 and less than "
             "1. Give such a fraction, or the validation rows themselves."
         )
         raise DataError(msg)
-    return validation
 
 
-def _given(settings: TaskSettings | MethodSettings) -> dict[str, Any]:
+def _to_table(settings: TaskSettings | MethodSettings) -> dict[str, Any]:
+    """The settings that are not None, as a recipe's table."""
     return {name: value for name, value in asdict(settings).items() if value is not None}

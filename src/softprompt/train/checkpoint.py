@@ -6,6 +6,7 @@ A checkpoint is written to a temporary folder, which then replaces the old one.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from safetensors import SafetensorError
@@ -34,7 +35,7 @@ def save_state(state: Mapping[str, Any], folder: Path) -> None:
         msg = (
             f"the checkpoint {folder} could not be written: {error}. An earlier one is complete. "
             "Free disk space or correct the permissions, then resume with: "
-            f"softprompt resume {folder.parent}"
+            f"softprompt resume {quote(str(folder.parent))}"
         )
         raise ArtifactError(msg) from error
 
@@ -74,7 +75,7 @@ def _take_apart(value: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 
             tensors[key] = value.detach().cpu().contiguous().clone()
             return {"tensor": key}
         case dict():
-            # Pairs, because an optimiser's keys are numbers, which JSON would make text.
+            # Pairs, because an optimizer's keys are numbers, which JSON would make text.
             return {"dict": [[k, _take_apart(v, tensors)] for k, v in value.items()]}
         case list() | tuple():
             return {"list": [_take_apart(v, tensors) for v in value]}

@@ -64,47 +64,49 @@ class ResolvedTraining:
     gradient_checkpointing: bool = False
 
     @property
-    def awake(self) -> bool:
-        """Whether the backbone is in training mode while it trains, which checkpointing needs."""
+    def is_backbone_in_train_mode(self) -> bool:
+        """Whether a training step runs the backbone in training mode, which checkpointing needs."""
         return self.keep_dropout or self.gradient_checkpointing
 
 
-def resolve_training(recipe: Recipe, usual: Defaults) -> ResolvedTraining:
+def resolve_training(recipe: Recipe, defaults: Defaults) -> ResolvedTraining:
     """The recipe's settings, completed by the method's defaults."""
-    own = {
+    settings: dict[str, Any] = {
+        "optimizer": defaults.optimizer,
+        "learning_rate": defaults.learning_rate,
+        "weight_decay": defaults.weight_decay,
+        "lr_scheduler": defaults.lr_scheduler,
+        "warmup_ratio": defaults.warmup_ratio,
+    }
+    settings |= {
         name: value
         for name, value in recipe.train
         if value is not None and name in ResolvedTraining.__dataclass_fields__
     }
-    given: dict[str, Any] = {
-        "optimizer": usual.optimizer,
-        "learning_rate": usual.learning_rate,
-        "weight_decay": usual.weight_decay,
-        "lr_scheduler": usual.lr_scheduler,
-        "warmup_ratio": usual.warmup_ratio,
-    }
-    fixed = {
+    settings |= {
         "seed": recipe.seed,
         "max_grad_norm": recipe.train.max_grad_norm or None,
         "keep_dropout": recipe.backbone.keep_dropout,
     }
-    return ResolvedTraining(**(given | own | fixed))
+    return ResolvedTraining(**settings)
 
 
-def check_validation_settings(training: ResolvedTraining, *, validated: bool) -> None:
+def check_validation_settings(training: ResolvedTraining, *, has_validation: bool) -> None:
     """Check that settings of validations are only given with validation rows.
 
     Args:
-        validated: whether there are validation rows.
+        training: all settings.
+        has_validation: whether there are validation rows.
 
     Raises:
         RecipeError: they are given without validation rows.
     """
-    asked = [n for n in ("max_eval_rows", "eval_train_rows") if vars(training)[n] is not None]
-    if asked and not validated:
+    names = [n for n in ("max_eval_rows", "eval_train_rows") if vars(training)[n] is not None]
+    if names and not has_validation:
         faults = [
             f"train.{name}: there are no validation rows, so nothing is evaluated during training. "
-            "Name some in [data], or remove this key."
-            for name in asked
+            "Give some (data.validation or data.split_sizes in a recipe), or leave this setting "
+            "out."
+            for name in names
         ]
         raise RecipeError(faults)

@@ -59,27 +59,27 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
         if settings.choices == "from-data":
             return collect_labels(table, settings.target_column)
         return tuple(settings.choices)
-    found = collect_labels(table, settings.label_column)
+    labels = collect_labels(table, settings.label_column)
     if settings.verbalizer is None:
-        return found if settings.labels is None else _ordered(found, settings)
-    without = sorted(set(found) - set(settings.verbalizer))
-    if without:
+        return labels if settings.labels is None else _order_labels(labels, settings)
+    missing = sorted(set(labels) - set(settings.verbalizer))
+    if missing:
         msg = (
             f"column {settings.label_column!r} of the training data has labels without a word in "
-            f"the verbalizer: {', '.join(map(repr, without))}. The verbalizer has "
+            f"the verbalizer: {', '.join(map(repr, missing))}. The verbalizer has "
             f"{', '.join(map(repr, settings.verbalizer))}. Add a word for each label."
         )
         raise DataError(msg)
     return tuple(settings.verbalizer)
 
 
-def _ordered(found: Sequence[str], settings: Classify) -> tuple[str, ...]:
-    """The labels as the task lists them, if they are those of the data."""
+def _order_labels(labels: Sequence[str], settings: Classify) -> tuple[str, ...]:
+    """The data's labels in the order of ``task.labels``, which must list the same ones."""
     listed = tuple(settings.labels or ())
-    if sorted(listed) != sorted(found):
+    if sorted(listed) != sorted(labels):
         msg = (
             f"task.labels lists {', '.join(map(repr, listed))}, but column "
-            f"{settings.label_column!r} of the training data has {', '.join(map(repr, found))}. "
+            f"{settings.label_column!r} of the training data has {', '.join(map(repr, labels))}. "
             "List each of these once, or leave task.labels out."
         )
         raise DataError(msg)
@@ -89,7 +89,7 @@ def _ordered(found: Sequence[str], settings: Classify) -> tuple[str, ...]:
 def check_tables(
     tables: Mapping[str, Table], settings: TaskSettings, *, labels: Sequence[str]
 ) -> None:
-    """Check that every split has the target column, and no label that is not known."""
+    """Check that every split has the target column, and no unknown label."""
     column = get_target_column(settings)
     for name, table in tables.items():
         if isinstance(settings, Classify):
@@ -109,7 +109,10 @@ def render_table(
     """Render every row with its right answer.
 
     Args:
-        examples: the rendered rows, where they are known already.
+        task: renders the rows.
+        table: the rows.
+        where: names the table in messages.
+        examples: the rendered rows, if a cache has them.
 
     Raises:
         DataError: a column is missing or has gaps.
@@ -122,7 +125,7 @@ def render_table(
     return RenderedRows(examples, truth, sum(e.truncated for e in examples))
 
 
-# To be raised whenever the rendering of rows changes.
+# Part of the cache's key. Increase it whenever the rendering of rows changes.
 _SCHEMA = "1"
 # Fewer rows are rendered in less than a second, so they are not cached.
 _MIN_CACHED_ROWS = 2000
@@ -133,35 +136,40 @@ def render_splits(
     task: Task,
     *,
     recipe: Recipe,
-    room: LengthBudget,
+    budget: LengthBudget,
     template: str,
     hashes: Mapping[str, str],
 ) -> dict[str, RenderedRows]:
     """Render the rows of each split, or load them from the cache.
 
     Args:
-        room: the length budget of a row.
-        template: as used.
+        tables: the rows by split.
+        task: renders the rows.
+        recipe: of the run.
+        budget: the length budget of a row.
+        template: the recipe's or the default one.
         hashes: of each split's contents.
 
     Raises:
         DataError: a column is missing or has gaps.
     """
-    cache, found = open_user_cache(recipe.cache.disk_gb), {}
+    cache, rendered = open_user_cache(recipe.cache.disk_gb), {}
     for name, table in tables.items():
         where = f"the {name} data"
         if len(table) < _MIN_CACHED_ROWS or not cache.limit:
-            found[name] = render_table(task, table, where=where)
+            rendered[name] = render_table(task, table, where=where)
             continue
-        key = _cache_key(recipe, task, room, template=template, rows=hashes[name])
-        cached = _load(cache, key)
-        found[name] = render_table(task, table, where=where, examples=cached)
+        key = _compute_cache_key(recipe, task, budget, template=template, rows_hash=hashes[name])
+        cached = _load_examples(cache, key)
+        rendered[name] = render_table(task, table, where=where, examples=cached)
         if cached is None:
-            _store(cache, key, pack_examples(found[name].examples))
-    return found
+            _store_examples(cache, key, pack_examples(rendered[name].examples))
+    return rendered
 
 
-def _cache_key(recipe: Recipe, task: Task, room: LengthBudget, *, template: str, rows: str) -> str:
+def _compute_cache_key(
+    recipe: Recipe, task: Task, budget: LengthBudget, *, template: str, rows_hash: str
+) -> str:
     """A digest of everything that rendered rows depend on."""
     backbone = task.backbone
     facts = (
@@ -172,16 +180,20 @@ def _cache_key(recipe: Recipe, task: Task, room: LengthBudget, *, template: str,
         backbone.decoder_start_token_id,
         backbone.eos_token_ids,
         recipe.task.model_dump_json(),
-        room,
+        budget,
         template,
         task.labels,
-        rows,
+        rows_hash,
     )
     return blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
 def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
-    """Convert examples to one column of numbers."""
+    """Convert examples to one column of numbers.
+
+    Of each example: the number of its variants; of each variant, whether it is truncated and four
+    lists; whether the target is token ids, and the target. A list is its length and its values.
+    """
     numbers: list[int] = []
 
     def put(values: Sequence[int]) -> None:
@@ -190,53 +202,55 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
 
     for example in examples:
         numbers.append(len(example.variants))
-        for variant, points in zip(example.variants, example.read_positions, strict=True):
+        for variant, positions in zip(example.variants, example.read_positions, strict=True):
             numbers.append(variant.truncated)
             for values in (
                 variant.input_ids,
                 variant.token_type_ids,
                 variant.mask_positions,
-                points,
+                positions,
             ):
                 put(values)
-        written = isinstance(example.target, tuple)
-        numbers.append(written)
+        is_text = isinstance(example.target, tuple)
+        numbers.append(is_text)
         put(example.target if isinstance(example.target, tuple) else [int(example.target or 0)])
     return torch.tensor(numbers, dtype=torch.int32)[:, None]
 
 
-def unpack_examples(lines: Int[Tensor, "S 1"]) -> list[Example]:
+def unpack_examples(packed: Int[Tensor, "S 1"]) -> list[Example]:
     """Convert packed numbers back to examples."""
-    stream = iter(lines.flatten().tolist())
+    stream = iter(packed.flatten().tolist())
 
     def take() -> tuple[int, ...]:
         return tuple(islice(stream, next(stream)))
 
     examples = []
     for count in stream:
-        variants, points = [], []
+        variants, positions = [], []
         for _ in range(count):
-            cut = bool(next(stream))
-            variants.append(RenderedRow(take(), take(), take(), cut))
-            points.append(take())
-        written, target = next(stream), take()
-        examples.append(Example(tuple(variants), tuple(points), target if written else target[0]))
+            truncated = bool(next(stream))
+            variants.append(RenderedRow(take(), take(), take(), truncated))
+            positions.append(take())
+        is_text, target = next(stream), take()
+        examples.append(
+            Example(tuple(variants), tuple(positions), target if is_text else target[0])
+        )
     return examples
 
 
 # If the cache cannot be read or written, the rows are rendered again; nothing else changes.
 
 
-def _load(cache: DiskCache, key: str) -> list[Example] | None:
+def _load_examples(cache: DiskCache, key: str) -> list[Example] | None:
     with suppress(OSError), cache.lock(key):
-        lines = cache.load(key, width=1, dtype=torch.int32)
-        return None if lines is None else unpack_examples(lines)
+        packed = cache.load(key, width=1, dtype=torch.int32)
+        return None if packed is None else unpack_examples(packed)
     return None
 
 
-def _store(cache: DiskCache, key: str, lines: Int[Tensor, "S 1"]) -> None:
-    shape = StateShape(len(lines), 1, torch.int32)
+def _store_examples(cache: DiskCache, key: str, packed: Int[Tensor, "S 1"]) -> None:
+    shape = StateShape(len(packed), 1, torch.int32)
     with suppress(OSError), cache.lock(key):
         if cache.has_room(shape):
-            for _ in cache.write(key, shape, parts=[lines]):
+            for _ in cache.write(key, shape, parts=[packed]):
                 pass

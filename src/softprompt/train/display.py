@@ -15,8 +15,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeAlias, assert_never
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from softprompt.errors import SoftpromptWarning, TrainingError
 from softprompt.train.events import (
@@ -30,11 +29,11 @@ from softprompt.train.events import (
     Step,
     TrainingWarning,
 )
+from softprompt.train.plots import SHOWN_METRICS
 from softprompt.train.summary import compute_trainable_share
 
 ProgressOption: TypeAlias = bool | Literal["auto"]
 
-_SHOWN = ("accuracy", "macro_f1", "exact_match", "rougeL")
 _PACKAGE = "softprompt"
 _log = logging.getLogger(__name__)
 
@@ -51,6 +50,9 @@ def make_callbacks(
 
     Yields:
         All of them, in the order in which they are called.
+
+    Raises:
+        TrainingError: ``progress`` or ``callbacks`` is not of its type.
     """
     if progress not in (True, False, "auto"):
         msg = f"progress is {progress!r}, but must be True, False or 'auto'. Pass one of these."
@@ -86,7 +88,7 @@ def issue_warning(event: Event) -> None:
         event: any; all others are ignored.
     """
     if isinstance(event, TrainingWarning) and is_main_process():
-        warnings.warn(event.message, SoftpromptWarning, stacklevel=_outside())
+        warnings.warn(event.message, SoftpromptWarning, stacklevel=_find_stacklevel())
 
 
 def log_event(event: Event) -> None:
@@ -130,13 +132,16 @@ class ProgressDisplay:
         quiet: show only warnings.
         silent: show nothing.
         show_warnings: whether to show the run's warnings here too.
+
+    Attributes:
+        stopped: how far the run is, as a sentence for a run that is stopped now.
     """
 
     def __init__(self, *, quiet: bool, silent: bool = False, show_warnings: bool = True) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=silent)
         self.quiet, self.show_warnings = quiet, show_warnings
         self.stopped = "stopped before the first step"
-        self._bars = Bars(
+        self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[state]}"),
@@ -147,14 +152,15 @@ class ProgressDisplay:
         )
         self._task: TaskID | None = None
         self._started: Started | None = None
-        self._before = 0.0
+        # When the last event came, and the rows and seconds of the steps so far.
+        self._last_time = 0.0
         self._rows, self._seconds = 0, 0.0
-        self._cached = False
-        self._names: tuple[str, ...] = ()
+        self._has_announced_cache = False
+        self._metric_names: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
-        self._bars.start()
-        self._say("loading the data and the backbone …")
+        self._progress.start()
+        self._print("loading the data and the backbone …")
         return self
 
     def __exit__(
@@ -167,7 +173,7 @@ class ProgressDisplay:
 
     def close(self) -> None:
         """Remove the bar."""
-        self._bars.stop()
+        self._progress.stop()
 
     def show(self, event: Event) -> None:
         """Show an event.
@@ -178,84 +184,91 @@ class ProgressDisplay:
         now = perf_counter()
         match event:
             case Started():
-                self._begin(event)
+                self._show_start(event)
             case PrecomputePlanned():
                 for line in event.savings:
-                    self._say(f"saved: {line}")
+                    self._print(f"saved: {line}")
             case PrecomputeProgress():
-                self._caching(event)
+                self._show_caching(event)
             case Step():
-                self._step(event, seconds=now - self._before)
+                self._show_step(event, seconds=now - self._last_time)
             case Evaluation():
-                self._row(event)
-            case TrainingWarning(message=message):
-                self._warn(message, shown=self.show_warnings)
+                self._show_evaluation(event)
+            case TrainingWarning():
+                self._show_warning(event)
             case Finished():
-                self._say(f"finished after step {event.step}: {event.reason}")
+                self._print(f"finished after step {event.step}: {event.reason}")
             case _:
                 assert_never(event)
-        self._before = now
+        self._last_time = now
         if self._started is not None:
             self.stopped = f"stopped at step {event.step} of {self._started.total_steps}"
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if not self.quiet:
             self.console.print(text, markup=False)
 
-    def _warn(self, text: str, *, shown: bool = True) -> None:
-        if not shown:
-            return
+    def _print_warning(self, text: str) -> None:
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
-    def _begin(self, event: Started) -> None:
+    def _show_warning(self, event: TrainingWarning) -> None:
+        if self.show_warnings:
+            self._print_warning(event.message)
+
+    def _show_start(self, event: Started) -> None:
         self._started = event
-        self._task = self._bars.add_task("training", total=event.total_steps, state="")
-        self._say(
+        self._task = self._progress.add_task("training", total=event.total_steps, state="")
+        self._print(
             f"{compute_trainable_share(event.trainable_parameters, event.backbone_parameters)}, "
             f"{event.rows['train']:,} training rows, {event.total_steps:,} steps"
         )
-        self._say(event.shapes)
+        self._print(event.shapes)
         for split, name in (("train", "training"), ("validation", "validation")):
-            cut = event.truncated.get(split, 0)
-            if cut:
+            truncated = event.truncated.get(split, 0)
+            if truncated:
                 count = event.rows[split]
-                self._warn(f"{cut:,} of {count:,} {name} rows are too long and were truncated")
+                self._print_warning(
+                    f"{truncated:,} of {count:,} {name} rows are too long and were truncated"
+                )
 
-    def _step(self, event: Step, *, seconds: float) -> None:
-        if self._before:
+    def _show_step(self, event: Step, *, seconds: float) -> None:
+        if self._last_time:
             self._rows, self._seconds = self._rows + event.rows, self._seconds + seconds
         rate = f", {self._rows / self._seconds:.1f} samples/s" if self._seconds else ""
         state = f"step {event.step}, epoch {event.epoch:.2f}, loss {event.loss:.4f}{rate}"
         if self._task is not None and self._started is not None:
             total = self._started.total_steps
-            self._bars.update(self._task, total=total, completed=event.step, state=state)
+            self._progress.update(self._task, total=total, completed=event.step, state=state)
 
-    def _caching(self, event: PrecomputeProgress) -> None:
-        if not self._cached:
-            self._cached = True
+    def _show_caching(self, event: PrecomputeProgress) -> None:
+        if not self._has_announced_cache:
+            self._has_announced_cache = True
             size = f"{event.size / 1e9:.2f} GB"
-            self._say(
+            self._print(
                 f"caching states that training does not change: {event.total:,} tokens, {size}"
             )
         if self._task is not None:
-            self._bars.update(self._task, total=event.total, completed=event.done, state="caching")
+            self._progress.update(
+                self._task, total=event.total, completed=event.done, state="caching"
+            )
 
-    def _row(self, event: Evaluation) -> None:
-        if not self._names:
+    def _show_evaluation(self, event: Evaluation) -> None:
+        """Print a row of the table of validations, and before the first one its header."""
+        if not self._metric_names:
             best_metric = "loss" if self._started is None else self._started.best_metric
-            chosen = dict.fromkeys((*_SHOWN, best_metric))
-            self._names = tuple(n for n in chosen if n in event.metrics and n != "loss")
-            own = () if event.train is None else self._names
-            heads = ("epoch", "step", "train loss", "valid. loss", *self._names)
-            heads += tuple(f"train {name[:5]}" for name in own)
-            self._say(" ".join(f"{head:>11}" for head in heads))
-        seen = "-" if event.train_loss is None else f"{event.train_loss:.4f}"
-        values = [event.metrics[name] for name in ("loss", *self._names)]
+            names = dict.fromkeys((*SHOWN_METRICS, best_metric))
+            self._metric_names = tuple(n for n in names if n in event.metrics and n != "loss")
+            header = ["epoch", "step", "train loss", "valid. loss", *self._metric_names]
+            if event.train is not None:
+                header += [f"train {name[:5]}" for name in self._metric_names]
+            self._print(" ".join(f"{head:>11}" for head in header))
+        train_loss = "-" if event.train_loss is None else f"{event.train_loss:.4f}"
+        values = [event.metrics[name] for name in ("loss", *self._metric_names)]
         if event.train is not None:
-            seen = f"{event.train.metrics['loss']:.4f}"
-            values += [event.train.metrics[name] for name in self._names]
-        cells = [f"{event.epoch:.2f}", str(event.step), seen, *(f"{v:.4f}" for v in values)]
-        self._say(" ".join(f"{cell:>11}" for cell in cells) + (" *" if event.best else ""))
+            train_loss = f"{event.train.metrics['loss']:.4f}"
+            values += [event.train.metrics[name] for name in self._metric_names]
+        cells = [f"{event.epoch:.2f}", str(event.step), train_loss, *(f"{v:.4f}" for v in values)]
+        self._print(" ".join(f"{cell:>11}" for cell in cells) + (" *" if event.best else ""))
 
 
 def _has_bars(console: Console) -> bool:
@@ -265,13 +278,13 @@ def _has_bars(console: Console) -> bool:
     return console.is_terminal
 
 
-def _outside() -> int:
+def _find_stacklevel() -> int:
     """The stacklevel, seen from the caller, of the first frame outside this package."""
     frame, level = sys._getframe(1), 1  # noqa: SLF001  # as `warnings` itself finds it
-    while frame.f_back is not None and _is_own(str(frame.f_globals.get("__name__", ""))):
+    while frame.f_back is not None and _is_internal(str(frame.f_globals.get("__name__", ""))):
         frame, level = frame.f_back, level + 1
     return level
 
 
-def _is_own(module: str) -> bool:
+def _is_internal(module: str) -> bool:
     return module == _PACKAGE or module.startswith(f"{_PACKAGE}.")

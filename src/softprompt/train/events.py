@@ -21,7 +21,7 @@ class Started:
         shapes: of the backbone and of the prompt, as a text.
         best_metric: the validation metric that the best prompt is selected by.
 
-    Example:
+    Examples:
         >>> rows = {"train": 90, "validation": 10}
         >>> start = Started(0, 15, rows, {"train": 0}, 5760, 134_515_008, "prompt: …", "loss")
         >>> start.total_steps
@@ -43,10 +43,10 @@ class PrecomputePlanned:
     """What is computed once and cached, or skipped, before the first step.
 
     Args:
-        savings: a sentence each; see :func:`softprompt.train.summary.describe_savings`.
+        savings: a sentence each, as in the plan of `check_recipe`.
         step: the number of steps that are already done.
 
-    Example:
+    Examples:
         >>> PrecomputePlanned(("text before the prompt is run forward only",)).step
         0
     """
@@ -65,7 +65,7 @@ class PrecomputeProgress:
         size: of the whole cache in bytes.
         step: the number of steps that are already done.
 
-    Example:
+    Examples:
         >>> progress = PrecomputeProgress(done=500, total=2000, size=1_000_000)
         >>> f"{progress.done / progress.total:.0%}"
         '25%'
@@ -89,7 +89,7 @@ class Step:
         learning_rate: of the prompt.
         norm: of the gradient before clipping.
 
-    Example:
+    Examples:
         >>> Step(step=3, epoch=0.5, loss=0.69, rows=8, learning_rate=0.01, norm=1.2).loss
         0.69
     """
@@ -117,7 +117,7 @@ class Evaluation:
             prompt.
         train: loss and metrics on training rows, if these are evaluated too.
 
-    Example:
+    Examples:
         >>> from softprompt import EvaluationReport
         >>> report = EvaluationReport(10, {"loss": 0.41, "accuracy": 0.9}, None)
         >>> Evaluation(6, 1.0, 0.5, report, best=True).metrics["accuracy"]
@@ -147,7 +147,7 @@ class TrainingWarning:
         step: the number of steps before it.
         message: the fact and the remedy.
 
-    Example:
+    Examples:
         >>> TrainingWarning(6, "the prompt has not moved. Try a higher learning rate.").step
         6
     """
@@ -164,7 +164,7 @@ class Finished:
         step: the last one.
         reason: why it ended.
 
-    Example:
+    Examples:
         >>> Finished(15, "all 5 epochs done").reason
         'all 5 epochs done'
     """

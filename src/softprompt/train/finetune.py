@@ -20,8 +20,8 @@ from softprompt.recipe import Recipe
 from softprompt.tasks import Task
 from softprompt.train.accelerator import make_accelerator, use_gradient_checkpointing
 from softprompt.train.config import ResolvedTraining, resolve_training
-from softprompt.train.datasets import RenderedRows, sample_rows
-from softprompt.train.events import Event
+from softprompt.train.datasets import RenderedRows
+from softprompt.train.events import Callback
 from softprompt.train.plots import draw_run
 from softprompt.train.recipe_backbone import choose_device
 from softprompt.train.run_dir import RunDir
@@ -29,6 +29,7 @@ from softprompt.train.stages import HARD_PROMPT_STAGES, Parts, render_rows, requ
 from softprompt.train.trainer import Best, Trainer
 
 FinetuneKind = Literal["fine-tuning", "lora"]
+AnswerFn = Callable[[Sequence[Mapping[str, Any]]], list[str]]
 
 # Hu et al. 2022, tables 9 and 11: ranks 4 to 8; alpha twice the rank is their usual scale.
 _RANK, _ALPHA = 8, 16
@@ -41,12 +42,11 @@ class FinetuneSetup:
     Args:
         kind: what is trained.
         task: bound to the backbone, without a prompt.
-        weights: of the backbone, that are trained.
-        parameters: the number of those of the backbone as it was loaded.
+        weights: those of the backbone that are trained.
+        parameters: the number of the backbone's parameters as it was loaded.
         training: all settings.
         rows: to train on.
-        validation: the rows to select the best weights by.
-        full_validation: all validation rows.
+        validation: all validation rows.
     """
 
     kind: FinetuneKind
@@ -56,7 +56,6 @@ class FinetuneSetup:
     training: ResolvedTraining
     rows: RenderedRows
     validation: RenderedRows
-    full_validation: RenderedRows
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -90,17 +89,14 @@ def setup_finetune(
             "in [data], or leave both validation and test out, so that they are split off."
         )
         raise DataError(msg)
-    training = resolve_training(recipe, choose_finetune_defaults(kind, backbone.geometry))
-    train, validation = parts.rows["train"], parts.rows["validation"]
     return FinetuneSetup(
         kind=kind,
         task=require(parts.task),
         weights=trainable.weights,
         parameters=trainable.parameters,
-        training=training,
-        rows=train,
-        validation=sample_rows(validation, training.max_eval_rows),
-        full_validation=validation,
+        training=resolve_training(recipe, choose_finetune_defaults(kind, backbone.geometry)),
+        rows=parts.rows["train"],
+        validation=parts.rows["validation"],
     )
 
 
@@ -129,40 +125,30 @@ class _Trainable:
 
 
 def choose_finetune_defaults(kind: FinetuneKind, geometry: Geometry) -> Defaults:
-    """The default settings for training the backbone itself."""
+    """The default settings for training the backbone itself; their initialization is not used."""
     match kind:
         case "fine-tuning" if geometry.architecture == "encoder":
-            return Defaults(
-                "adamw", 5e-5, 0.01, "linear", 0.1, FromRandom(),
-                "Devlin et al. 2019, appendix A.3: 2e-5 to 5e-5, warm-up over a tenth",
-            )  # fmt: skip
+            rate, warmup = 5e-5, 0.1
+            source = "Devlin et al. 2019, appendix A.3: 2e-5 to 5e-5, warm-up over a tenth"
         case "fine-tuning" if geometry.architecture == "encoder-decoder":
-            return Defaults(
-                "adamw", 1e-4, 0.01, "linear", 0.1, FromRandom(),
-                "transformers' guide to T5: AdamW at 1e-4 to 3e-4",
-            )  # fmt: skip
+            rate, warmup = 1e-4, 0.1
+            source = "transformers' guide to T5: AdamW at 1e-4 to 3e-4"
         case "fine-tuning":
-            return Defaults(
-                "adamw", 2e-5, 0.01, "linear", 0.1, FromRandom(),
-                "Radford et al. 2018: 6.25e-5 for GPT; 1e-5 to 5e-5 for instruction-tuned ones",
-            )  # fmt: skip
+            rate, warmup = 2e-5, 0.1
+            source = "Radford et al. 2018: 6.25e-5 for GPT; 1e-5 to 5e-5 for instruction-tuned ones"
         case "lora":
-            return Defaults(
-                "adamw", 2e-4, 0.01, "linear", 0.06, FromRandom(),
-                "Hu et al. 2022, tables 9 and 11: 2e-4 for GPT-2, 2e-4 to 5e-4 for RoBERTa",
-            )  # fmt: skip
+            rate, warmup = 2e-4, 0.06
+            source = "Hu et al. 2022, tables 9 and 11: 2e-4 for GPT-2, 2e-4 to 5e-4 for RoBERTa"
         case _:
             assert_never(kind)
-
-
-AnswerFn = Callable[[Sequence[Mapping[str, Any]]], list[str]]
+    return Defaults("adamw", rate, 0.01, "linear", warmup, FromRandom(), source)
 
 
 class BackboneWeights(nn.Module):
-    """Weights of a backbone in the place of a method: it gives no prompt.
+    """Trained weights of the backbone, in place of a method: its prompt is None.
 
     Args:
-        weights: the backbone's own parameters, not copies.
+        weights: the backbone's parameters themselves, not copies.
     """
 
     def __init__(self, weights: Sequence[nn.Parameter]) -> None:
@@ -170,19 +156,17 @@ class BackboneWeights(nn.Module):
         self.weights = nn.ParameterList(weights)
 
     def forward(self) -> None:
-        """There is no prompt."""
+        """Return None: the rows are run without a prompt."""
 
 
-def finetune(
-    recipe: Recipe, folder: Path, *, parts: FinetuneSetup, watch: Callable[[Event], None]
-) -> AnswerFn:
+def finetune(recipe: Recipe, folder: Path, *, parts: FinetuneSetup, callback: Callback) -> AnswerFn:
     """Train the backbone by a recipe, and write the run's folder without an artifact.
 
     Args:
         recipe: of the run.
         folder: of the run; a new one.
         parts: of the recipe. Their backbone is changed in place.
-        watch: called with every event. A KeyboardInterrupt that it raises ends the run.
+        callback: called with every event. A KeyboardInterrupt that it raises ends the run.
 
     Returns:
         A function that predicts rows with the best weights by validation.
@@ -200,10 +184,10 @@ def finetune(
         trainer = make_finetune_trainer(parts, accelerator)
         for event in trainer.run():
             run.append_event(event, seconds=round(perf_counter() - start, 3))
-            watch(event)
+            callback(event)
         best = load_best_weights(trainer)
-        sampled = trainer.validation is not parts.full_validation
-        metrics = trainer.evaluate(parts.full_validation).metrics if sampled else best.metrics
+        is_sampled = trainer.validation is not parts.validation
+        metrics = trainer.evaluate(parts.validation).metrics if is_sampled else best.metrics
     added = parts.trained if parts.kind == "lora" else parts.trained[len(parts.weights) :]
     run.write_metrics(
         {
@@ -236,7 +220,7 @@ def make_finetune_trainer(parts: FinetuneSetup, accelerator: Accelerator) -> Tra
         parts.task,
         BackboneWeights(parts.weights),
         rows=parts.rows,
-        validation=parts.full_validation,
+        validation=parts.validation,
         training=parts.training,
         accelerator=accelerator,
     )

@@ -14,8 +14,8 @@ from softprompt.errors import TrainingError
 from softprompt.tasks import Example, Task
 from softprompt.train.config import ResolvedTraining
 
-# Far more processes than a run has.
-_PROCESSES = 4096
+# Far more processes than a run has, so that no two steps share a seed.
+_MAX_PROCESSES = 4096
 
 
 def accumulate_gradients(
@@ -36,7 +36,7 @@ def accumulate_gradients(
 
     Args:
         task: that computes the loss.
-        method: gives the prompt, or None where the backbone itself is trained.
+        method: returns the prompt, or None where the backbone itself is trained.
         batch: of all processes; each runs its share.
         parts: the number of parts that a process runs its share in.
         accelerator: of the run.
@@ -44,12 +44,12 @@ def accumulate_gradients(
     Returns:
         The mean loss, and the number of scored tokens.
     """
-    count = sum(_scored(example) for example in batch)
+    count = sum(_count_scored_tokens(example) for example in batch)
     total = torch.zeros((), device=accelerator.device)
-    for part in _parts(batch, parts, accelerator=accelerator):
+    for part in _split_batch(batch, parts, accelerator=accelerator):
         if not part and not task.backbone.sharded:
             continue
-        # In full precision: the prompt is small, and its parameters are trained.
+        # Without autocast: the prompt is small, and its parameters are trained.
         prompt = method()
         with accelerator.autocast():
             loss = task.compute_loss(part or batch[:1], [prompt])
@@ -57,7 +57,7 @@ def accumulate_gradients(
         accelerator.backward(weight * loss.total / count)
         total += weight * loss.total.detach().to(total)
     if accelerator.num_processes > 1:
-        total = _summed(total, list_trainable_parameters(task, method), accelerator)
+        total = _sum_over_processes(total, list_trainable_parameters(task, method), accelerator)
     return float(total) / count, count
 
 
@@ -77,7 +77,7 @@ def check_finite_step(
         loss: of the step.
         norm: of the gradient.
         training: all settings.
-        scaler: of fp16.
+        scaler: of the loss, with fp16; None otherwise.
 
     Raises:
         TrainingError: the loss or the gradient is not finite.
@@ -101,34 +101,36 @@ def use_step_rng(seed: int, *, step: int, process: int, device: torch.device) ->
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed((seed * 1_000_003 + step) * _PROCESSES + process)
+        torch.manual_seed((seed * 1_000_003 + step) * _MAX_PROCESSES + process)
         yield
 
 
-def _summed(total: Tensor, given: Sequence[nn.Parameter], accelerator: Accelerator) -> Tensor:
-    """Add up losses and gradients of all processes: a prompt is small, so one message does."""
-    flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in given]
-    message = torch.cat([total.reshape(1), *(g.flatten().to(total) for g in flat)])
+def _sum_over_processes(
+    loss: Tensor, parameters: Sequence[nn.Parameter], accelerator: Accelerator
+) -> Tensor:
+    """Sum loss and gradients over all processes: a prompt is small, so one message does."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    message = torch.cat([loss.reshape(1), *(g.flatten().to(loss) for g in gradients)])
     message = accelerator.reduce(message, "sum")
-    sizes = [1, *(p.numel() for p in given)]
-    first: Tensor
-    first, *rest = message.split(sizes)
-    for parameter, gradient in zip(given, rest, strict=True):
+    sizes = [1, *(p.numel() for p in parameters)]
+    total: Tensor
+    total, *sums = message.split(sizes)
+    for parameter, gradient in zip(parameters, sums, strict=True):
         parameter.grad = gradient.view_as(parameter).to(parameter).clone()
-    return first
+    return total
 
 
-def _scored(example: Example) -> int:
+def _count_scored_tokens(example: Example) -> int:
     return len(example.target) if isinstance(example.target, tuple) else 1
 
 
-def _parts(
+def _split_batch(
     batch: Sequence[Example], count: int, *, accelerator: Accelerator
 ) -> Iterator[Sequence[Example]]:
     """A process's share of the rows, in as many parts as the largest share; some may be empty."""
     processes = accelerator.num_processes
-    own = batch[accelerator.process_index :: processes]
+    share = batch[accelerator.process_index :: processes]
     largest = ceil(len(batch) / processes)
     size = ceil(largest / count)
     for begin in range(0, largest, size):
-        yield own[begin : begin + size]
+        yield share[begin : begin + size]

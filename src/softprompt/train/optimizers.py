@@ -22,8 +22,13 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build an optimizer of the prompt's parameters and the head's.
 
+    Args:
+        prompt: the parameters of the method, or the backbone's where these are trained.
+        head: the parameters of the trained head; they are not decayed.
+        training: the optimizer's name and arguments, learning rates and weight decay.
+
     Raises:
-        RecipeError: there is no such optimizer, or it has no such option.
+        RecipeError: there is no such optimizer, or it does not take these arguments.
     """
     groups = [
         {
@@ -33,21 +38,24 @@ def build_optimizer(
         },
         {"params": list(head), "lr": training.head_learning_rate, "weight_decay": 0.0},
     ]
-    kind, usual = _kind(training.optimizer)
-    options = usual | dict(training.optimizer_args or {})
-    known = set(inspect.signature(kind).parameters)
+    optimizer_class, default_args = _find_optimizer_class(training.optimizer)
+    args = default_args | dict(training.optimizer_args or {})
+    known = set(inspect.signature(optimizer_class).parameters)
     allowed = known - _SEPARATE_KEYS
-    wrong = sorted(options.keys() - allowed)
-    if wrong:
-        fault = format_unknown(f"option of {training.optimizer}", wrong[0], options=allowed)
+    unknown = sorted(args.keys() - allowed)
+    if unknown:
+        fault = format_unknown(f"argument of {training.optimizer}", unknown[0], options=allowed)
         raise RecipeError([f"train.optimizer_args: {fault}"])
     groups = [group for group in groups if group["params"]]
     if "weight_decay" not in known:
         groups = [{k: v for k, v in group.items() if k != "weight_decay"} for group in groups]
     try:
-        return kind(groups, **options)
+        return optimizer_class(groups, **args)
     except (TypeError, ValueError) as error:
-        msg = f"train.optimizer: cannot build {training.optimizer}: {error} Correct its options."
+        msg = (
+            f"train.optimizer: cannot build {training.optimizer} ({error}). Correct "
+            "train.optimizer_args."
+        )
         raise RecipeError([msg]) from error
 
 
@@ -55,8 +63,8 @@ def list_optimizers() -> list[str]:
     """The names of the optimizers that a recipe may use."""
     classes = [
         name.lower()
-        for name, kind in vars(torch.optim).items()
-        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)
+        for name, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
     ]
     return sorted({*classes, "adafactor"} - {"optimizer", "lbfgs", "sparseadam"})
 
@@ -65,29 +73,30 @@ def build_lr_scheduler(
     optimizer: torch.optim.Optimizer, *, training: ResolvedTraining, steps: int
 ) -> LRScheduler:
     """Build the learning rate schedule of all steps, with its warm-up."""
-    kind = "constant_with_warmup" if training.lr_scheduler == "constant" else training.lr_scheduler
+    name = "constant_with_warmup" if training.lr_scheduler == "constant" else training.lr_scheduler
     warmup = round(training.warmup_ratio * steps)
     scheduler: LRScheduler = get_scheduler(
-        kind, optimizer, num_warmup_steps=warmup, num_training_steps=steps
+        name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
     )
     return scheduler
 
 
-def update_parameters(optimizer: AcceleratedOptimizer, rates: LRScheduler) -> float:
+def update_parameters(optimizer: AcceleratedOptimizer, scheduler: LRScheduler) -> float:
     """Make an optimizer step, and one of the schedule unless fp16's scaler skipped the step.
 
     Returns:
         The learning rate of the step.
     """
-    rate = float(rates.get_last_lr()[0])
+    rate = float(scheduler.get_last_lr()[0])
     optimizer.step()
     if not optimizer.step_was_skipped:
-        rates.step()
+        scheduler.step()
     optimizer.zero_grad()
     return rate
 
 
-def _kind(name: str) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+def _find_optimizer_class(name: str) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """The class of a name, and the arguments that it gets unless the recipe has others."""
     if name == "adafactor":
         # Lester et al. 2021: no parameter scaling, no relative step, decay exponent 0.8.
         return Adafactor, {"scale_parameter": False, "relative_step": False, "decay_rate": -0.8}
@@ -95,5 +104,5 @@ def _kind(name: str) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
         raise RecipeError(
             [f"train.optimizer: {format_unknown('optimizer', name, options=list_optimizers())}"]
         )
-    by_name = {key.lower(): kind for key, kind in vars(torch.optim).items()}
+    by_name = {key.lower(): value for key, value in vars(torch.optim).items()}
     return by_name[name], {}

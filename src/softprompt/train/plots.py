@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 
 _Event: TypeAlias = Mapping[str, Any]
-_SHOWN = ("accuracy", "macro_f1", "exact_match", "rougeL")
+# Of all validation metrics, those that are drawn, and shown while a run trains.
+SHOWN_METRICS = ("accuracy", "macro_f1", "exact_match", "rougeL")
 
 
 def draw_run(events: Iterable[Mapping[str, Any]], path: Path, *, title: str) -> None:
@@ -23,44 +24,44 @@ def draw_run(events: Iterable[Mapping[str, Any]], path: Path, *, title: str) -> 
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  # slow to import, and only needed here
 
-    listed = list(events)
-    steps = [e for e in listed if e["event"] == "step"]
-    found = [e for e in listed if e["event"] == "evaluation"]
+    all_events = list(events)
+    steps = [e for e in all_events if e["event"] == "step"]
+    evaluations = [e for e in all_events if e["event"] == "evaluation"]
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _losses(left, steps, found)
-    _metrics(right, found)
+    _draw_losses(left, steps, evaluations)
+    _draw_metrics(right, evaluations)
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    # The name of a folder may contain dollar signs, which are not mathematics.
+    # A folder's name may contain dollar signs, between which matplotlib reads mathematics.
     figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=120, format="png")
 
 
-def _losses(axes: "Axes", steps: Sequence[_Event], found: Sequence[_Event]) -> None:
+def _draw_losses(axes: "Axes", steps: Sequence[_Event], evaluations: Sequence[_Event]) -> None:
     epochs, means = _smooth(steps)
     axes.plot(epochs, means, color="#b8c4d6", linewidth=1, label="training, each step")
-    pairs = [(e["epoch"], e["train_loss"]) for e in found if e["train_loss"] is not None]
-    judged = [(e["epoch"], e["train"]["loss"]) for e in found if e.get("train")]
-    _line(axes, judged or pairs, color="#33527a", label="training")
-    pairs = [(e["epoch"], e["metrics"]["loss"]) for e in found]
-    _line(axes, pairs, color="#c2512e", label="validation")
+    of_steps = [(e["epoch"], e["train_loss"]) for e in evaluations if e["train_loss"] is not None]
+    of_rows = [(e["epoch"], e["train"]["loss"]) for e in evaluations if e.get("train")]
+    _draw_line(axes, of_rows or of_steps, color="#33527a", label="training")
+    validation = [(e["epoch"], e["metrics"]["loss"]) for e in evaluations]
+    _draw_line(axes, validation, color="#c2512e", label="validation")
     axes.set_ylabel("loss per scored token")
 
 
-def _metrics(axes: "Axes", found: Sequence[_Event]) -> None:
-    judged = [e for e in found if e.get("train")]
-    for name in [n for n in _SHOWN if found and n in found[0]["metrics"]]:
-        _line(axes, [(e["epoch"], e["metrics"][name]) for e in found], label=name)
-        pairs = [(e["epoch"], e["train"][name]) for e in judged]
-        _line(axes, pairs, label=f"{name}, training rows", linestyle="--")
+def _draw_metrics(axes: "Axes", evaluations: Sequence[_Event]) -> None:
+    with_train = [e for e in evaluations if e.get("train")]
+    for name in [n for n in SHOWN_METRICS if evaluations and n in evaluations[0]["metrics"]]:
+        _draw_line(axes, [(e["epoch"], e["metrics"][name]) for e in evaluations], label=name)
+        pairs = [(e["epoch"], e["train"][name]) for e in with_train]
+        _draw_line(axes, pairs, label=f"{name}, training rows", linestyle="--")
     axes.set_ylabel("on validation rows")
 
 
-def _line(axes: "Axes", pairs: Sequence[tuple[float, float]], **style: str) -> None:
+def _draw_line(axes: "Axes", pairs: Sequence[tuple[float, float]], **style: str) -> None:
     if pairs:
         epochs, values = zip(*pairs, strict=True)
         (line,) = axes.plot(epochs, values, marker="o")

@@ -34,9 +34,11 @@ from softprompt.train.trainer import Trainer
 
 Place = Literal["file", "memory", "nowhere"]
 
+# Part of the cache's key. Increase it whenever the computation of states changes.
 _SCHEMA = "1"
-_TOKENS = 4096
-_GIGA = 10**9
+# The most padded tokens of a batch.
+_BATCH_TOKENS = 4096
+_GIGABYTE = 10**9
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ class PrecomputePlan:
 
     Args:
         layer: whose input is cached; None for the keys and values of text before the prompt.
-        splits: the splits with these rows.
+        splits: the splits whose rows are cached.
         pieces: the rows, or their text before the prompt, longest first, by their keys.
         shape: of all states.
         place: where they are stored; nowhere if neither budget allows it. Those of a sharded
@@ -63,14 +65,14 @@ def plan_precompute(prepared: RunSetup) -> PrecomputePlan | None:
     """Plan what to cache of a run; None if nothing is computed more than once."""
     with torch.no_grad():
         prompt: Prompt = prepared.method()
-    found = _layer(prepared, prompt)
-    splits = [name for name in ("train", "validation") if _again(prepared, name)]
-    if found == "none" or not splits:
+    unaffected = _find_unaffected(prepared, prompt)
+    splits = [name for name in ("train", "validation") if _is_run_repeatedly(prepared, name)]
+    if unaffected == "nothing" or not splits:
         return None
-    layer = None if found == "text" else found
+    layer = None if unaffected == "text" else unaffected
     task = prepared.task
     examples = chain.from_iterable(prepared.rows[name].examples for name in splits)
-    pieces = _pieces(task, examples, text=layer is None)
+    pieces = _collect_pieces(task, examples, text_only=layer is None)
     if not pieces:
         return None
     shape = StateShape(
@@ -78,119 +80,130 @@ def plan_precompute(prepared: RunSetup) -> PrecomputePlan | None:
         width=get_state_width(task.backbone, layer),
         dtype=task.backbone.dtype,
     )
-    return PrecomputePlan(layer, tuple(splits), pieces, shape, _place(prepared, shape))
+    return PrecomputePlan(layer, tuple(splits), pieces, shape, _choose_place(prepared, shape))
 
 
 def precompute(
-    trainer: Trainer, prepared: RunSetup, *, keeping: PrecomputePlan
+    trainer: Trainer, prepared: RunSetup, *, plan: PrecomputePlan
 ) -> Iterator[PrecomputeProgress | TrainingWarning]:
     """Give a trainer the cached states, which are computed unless an earlier run has stored them.
+
+    Args:
+        trainer: its task is replaced by one with these states.
+        prepared: the parts of the run.
+        plan: what to cache, and where.
 
     Yields:
         The progress. If the states cannot be stored, a warning: they are then computed in every
         step.
     """
-    if keeping.place == "nowhere":
+    if plan.place == "nowhere":
         return
     try:
-        lines = yield from _lines(prepared, keeping, trainer.accelerator)
+        states = yield from _load_or_compute(prepared, plan, trainer.accelerator)
     except OSError as error:
         msg = (
-            f"the states of {len(keeping.pieces):,} texts ({keeping.shape.size:,} bytes) could not "
-            f"be cached in {_open_cache(prepared).folder}: {error.strerror or error}. They are "
-            "computed "
-            "in every step instead. Free some space, set SOFTPROMPT_CACHE to another folder, or "
-            "cache.disk_gb to 0."
+            f"the states of {len(plan.pieces):,} texts ({plan.shape.size:,} bytes) could not be "
+            f"cached in {_open_cache(prepared).folder}: {error.strerror or error}. They are "
+            "computed in every step instead. Free some space, set SOFTPROMPT_CACHE to another "
+            "folder, or set cache.disk_gb to 0 in the recipe."
         )
         yield TrainingWarning(trainer.step, msg)
     else:
-        states = CachedStates(keeping.layer, _places(keeping), lines)
-        trainer.task = trainer.task.with_cached_states(states)
+        cached = CachedStates(plan.layer, _compute_spans(plan), states)
+        trainer.task = trainer.task.with_cached_states(cached)
 
 
-def _lines(
-    prepared: RunSetup, keeping: PrecomputePlan, accelerator: Accelerator
+def _load_or_compute(
+    prepared: RunSetup, plan: PrecomputePlan, accelerator: Accelerator
 ) -> Generator[PrecomputeProgress, None, Tensor]:
-    parts, shape = _computed(prepared, keeping, accelerator), keeping.shape
-    if keeping.place == "memory":
-        lines = torch.empty(shape.rows, shape.width, dtype=shape.dtype)
+    """The states of all pieces, one row per token."""
+    parts, shape = _compute_parts(prepared, plan, accelerator), plan.shape
+    if plan.place == "memory":
+        states = torch.empty(shape.rows, shape.width, dtype=shape.dtype)
         done = 0
         for part in parts:
-            lines[done : done + len(part)] = part
+            states[done : done + len(part)] = part
             done += len(part)
             yield PrecomputeProgress(done, shape.rows, shape.size)
-        return lines
-    cache, key = _open_cache(prepared), _cache_key(prepared, keeping)
+        return states
+    cache, key = _open_cache(prepared), _compute_cache_key(prepared, plan)
     with cache.lock(key):
-        found = cache.load(key, width=shape.width, dtype=shape.dtype)
-        if found is None:
+        stored = cache.load(key, width=shape.width, dtype=shape.dtype)
+        if stored is None:
             for done in cache.write(key, shape, parts=parts):
                 yield PrecomputeProgress(done, shape.rows, shape.size)
-            found = cache.load(key, width=shape.width, dtype=shape.dtype)
-    if found is None:
+            stored = cache.load(key, width=shape.width, dtype=shape.dtype)
+    if stored is None:
         msg = "the file does not hold what was written to it"
         raise OSError(msg)
-    return found.clone() if _is_small(prepared, shape) else found
+    return stored.clone() if _fits_in_memory(prepared, shape) else stored
 
 
-def _layer(prepared: RunSetup, prompt: Prompt) -> Literal["text", "none"] | int:
-    """What the prompt does not affect: text before it, or layers below it."""
+def _find_unaffected(prepared: RunSetup, prompt: Prompt) -> Literal["text", "nothing"] | int:
+    """What the prompt does not affect: the text before it, or the layers below a layer."""
     backbone, training = prepared.backbone, prepared.training
-    if training.awake and backbone.dropout:
-        return "none"
+    if training.is_backbone_in_train_mode and backbone.dropout:
+        return "nothing"
     soft_first = parse_template(prepared.template).starts_with_soft
     if isinstance(prompt, InputPrompt) and can_split(backbone) and not soft_first:
         return "text"
-    first, blocks = find_first_affected_layer(prompt), backbone.geometry.num_layers
-    return min(first, blocks) if first and blocks else "none"
+    first, num_layers = find_first_affected_layer(prompt), backbone.geometry.num_layers
+    return min(first, num_layers) if first and num_layers else "nothing"
 
 
-def _again(prepared: RunSetup, split: str) -> bool:
+def _is_run_repeatedly(prepared: RunSetup, split: str) -> bool:
     """Whether the rows of a split are run more than once."""
     rows = prepared.rows.get(split)
     if rows is None:
         return False
     if split == "validation":
         return True  # at the start and at the end, at least
-    order = BatchSampler([e.length for e in rows.examples], prepared.training)
-    return order.count_steps() > len(order.draw_batches(0))
+    sampler = BatchSampler([e.length for e in rows.examples], prepared.training)
+    return sampler.count_steps() > len(sampler.draw_batches(0))
 
 
-def _pieces(task: Task, examples: Iterator[Example], *, text: bool) -> dict[bytes, RenderedRow]:
-    found: dict[bytes, RenderedRow] = {}
+def _collect_pieces(
+    task: Task, examples: Iterator[Example], *, text_only: bool
+) -> dict[bytes, RenderedRow]:
+    """The distinct rows, or their text before the prompt, longest first, by their keys."""
+    pieces: dict[bytes, RenderedRow] = {}
     for example in examples:
-        for row in task.count_training_rows(example):
-            piece = _text(row, task.backbone.geometry.vocab_size) if text else row
-            found[compute_row_key(piece.input_ids, () if text else piece.token_type_ids)] = piece
-    return dict(sorted(found.items(), key=lambda item: (-len(item[1].input_ids), item[0])))
+        for row in task.list_training_rows(example):
+            piece = _cut_at_prompt(row, task.backbone.geometry.vocab_size) if text_only else row
+            types = () if text_only else piece.token_type_ids
+            pieces[compute_row_key(piece.input_ids, types)] = piece
+    return dict(sorted(pieces.items(), key=lambda item: (-len(item[1].input_ids), item[0])))
 
 
-def _text(row: RenderedRow, vocabulary: int) -> RenderedRow:
-    at = next(at for at, token in enumerate(row.input_ids) if token >= vocabulary)
-    return replace(row, input_ids=row.input_ids[:at], token_type_ids=row.token_type_ids[:at])
+def _cut_at_prompt(row: RenderedRow, vocab_size: int) -> RenderedRow:
+    """The row's text before its first soft token."""
+    end = next(at for at, token in enumerate(row.input_ids) if token >= vocab_size)
+    return replace(row, input_ids=row.input_ids[:end], token_type_ids=row.token_type_ids[:end])
 
 
-def _places(keeping: PrecomputePlan) -> dict[bytes, tuple[int, int]]:
-    lengths = [len(piece.input_ids) for piece in keeping.pieces.values()]
+def _compute_spans(plan: PrecomputePlan) -> dict[bytes, tuple[int, int]]:
+    """Where the states of each piece begin, and how many there are, by its key."""
+    lengths = [len(piece.input_ids) for piece in plan.pieces.values()]
     begins = accumulate(lengths, initial=0)
-    return dict(zip(keeping.pieces, zip(begins, lengths, strict=False), strict=True))
+    return dict(zip(plan.pieces, zip(begins, lengths, strict=False), strict=True))
 
 
-def _place(prepared: RunSetup, shape: StateShape) -> Place:
+def _choose_place(prepared: RunSetup, shape: StateShape) -> Place:
     if not prepared.backbone.sharded and _open_cache(prepared).has_room(shape):
         return "file"
-    return "memory" if _is_small(prepared, shape) else "nowhere"
+    return "memory" if _fits_in_memory(prepared, shape) else "nowhere"
 
 
-def _is_small(prepared: RunSetup, shape: StateShape) -> bool:
-    return shape.size <= prepared.recipe.cache.memory_gb * _GIGA
+def _fits_in_memory(prepared: RunSetup, shape: StateShape) -> bool:
+    return shape.size <= prepared.recipe.cache.memory_gb * _GIGABYTE
 
 
 def _open_cache(prepared: RunSetup) -> DiskCache:
     return open_user_cache(prepared.recipe.cache.disk_gb)
 
 
-def _cache_key(prepared: RunSetup, keeping: PrecomputePlan) -> str:
+def _compute_cache_key(prepared: RunSetup, plan: PrecomputePlan) -> str:
     """A digest of everything that the states depend on."""
     backbone = prepared.backbone
     facts = (
@@ -199,29 +212,29 @@ def _cache_key(prepared: RunSetup, keeping: PrecomputePlan) -> str:
         backbone.device.type,
         prepared.recipe.train.mixed_precision,
         prepared.recipe.backbone.quantization_config,
-        keeping.layer,
+        plan.layer,
         version("torch"),
         version("transformers"),
     )
-    whole = blake2b(repr(facts).encode(), digest_size=16)
-    for key in keeping.pieces:
-        whole.update(key)
-    return whole.hexdigest()
+    digest = blake2b(repr(facts).encode(), digest_size=16)
+    for key in plan.pieces:
+        digest.update(key)
+    return digest.hexdigest()
 
 
-def _computed(
-    prepared: RunSetup, keeping: PrecomputePlan, accelerator: Accelerator
+def _compute_parts(
+    prepared: RunSetup, plan: PrecomputePlan, accelerator: Accelerator
 ) -> Iterator[Tensor]:
     """All states, in the order of the pieces; the batches are the same in every run."""
-    backbone, layer = prepared.backbone, keeping.layer
+    backbone, layer = prepared.backbone, plan.layer
     with torch.no_grad():
         prompt = None if layer is None else detach_copy(prepared.method())
-    every = [*keeping.pieces.values()]
-    lengths = [len(piece.input_ids) for piece in every]
-    for batch in group_by_length(lengths, size=len(lengths), seed=None, max_tokens=_TOKENS):
-        pieces = [every[i] for i in batch]
-        inputs = pad_rows(backbone, pieces)
+    pieces = [*plan.pieces.values()]
+    lengths = [len(piece.input_ids) for piece in pieces]
+    for batch in group_by_length(lengths, size=len(lengths), seed=None, max_tokens=_BATCH_TOKENS):
+        rows = [pieces[i] for i in batch]
+        inputs = pad_rows(backbone, rows)
         with accelerator.autocast():
-            found = compute_states(backbone, inputs, layer=layer, prompt=prompt)
-        states = [line[: len(p.input_ids)] for line, p in zip(found, pieces, strict=True)]
-        yield torch.cat(states).to("cpu", keeping.shape.dtype)
+            padded = compute_states(backbone, inputs, layer=layer, prompt=prompt)
+        states = [part[: len(row.input_ids)] for part, row in zip(padded, rows, strict=True)]
+        yield torch.cat(states).to("cpu", plan.shape.dtype)

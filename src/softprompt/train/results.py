@@ -10,6 +10,7 @@ from softprompt.errors import ArtifactError, TrainingError
 from softprompt.inference.loops import EvaluationReport, make_report
 from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import Prompt
+from softprompt.train.datasets import RenderedRows
 from softprompt.train.run_dir import RunDir
 from softprompt.train.setup import RunSetup
 from softprompt.train.trainer import Best, Trainer, evaluate_split
@@ -33,7 +34,7 @@ def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -
         )
         raise TrainingError(msg)
     settings, recipe = prepared.recipe.task_settings, prepared.recipe
-    way = measure_distance_from_init(start, best.prompt)
+    distance = measure_distance_from_init(start, best.prompt)
     return make_artifact(
         best.prompt,
         best.head,
@@ -50,7 +51,7 @@ def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -
         metrics={
             "validation": dict(best.metrics),
             "step": best.step,
-            "moved": {"overall": way.overall, "each": [*way.each]},
+            "moved": {"overall": distance.overall, "each": [*distance.each]},
         },
     )
 
@@ -61,11 +62,7 @@ def evaluate_all_validation_rows(best: Best, trainer: Trainer, *, prepared: RunS
     if rows is None or trainer.validation is rows:
         return best
     model = attach(make_run_artifact(prepared, best, start=trainer.start), prepared.backbone)
-    size, asked = prepared.training.batch_size, trainer.accelerator
-    parts = evaluate_split(
-        model.task, rows, prompt=model.prompt, batch_size=size, accelerator=asked
-    )
-    return replace(best, metrics=dict(make_report(model.task, parts).metrics))
+    return replace(best, metrics=dict(_evaluate(model, trainer, rows).metrics))
 
 
 def collect_results(
@@ -76,17 +73,14 @@ def collect_results(
     All processes must call it: each evaluates its share.
     """
     test = prepared.rows.get("test")
-    found: dict[str, Any] = {"validation": dict(best.metrics)}
+    metrics: dict[str, Any] = {"validation": dict(best.metrics)}
     if test is not None:
-        size = prepared.training.batch_size
-        task, asked = model.task, trainer.accelerator
-        parts = evaluate_split(task, test, prompt=model.prompt, batch_size=size, accelerator=asked)
-        found["test"] = to_dict(make_report(task, parts))
+        metrics["test"] = to_dict(_evaluate(model, trainer, test))
     settings = asdict(prepared.training)
-    return found | {
+    return metrics | {
         "best_step": best.step,
         "steps": trainer.step,
-        "cut_rows": {name: rows.truncated for name, rows in prepared.rows.items()},
+        "truncated_rows": {name: rows.truncated for name, rows in prepared.rows.items()},
         "trainable_parameters": sum(p.numel() for p in trainer.modules.parameters()),
         "backbone_parameters": prepared.task.parameters,
         "template": prepared.template,
@@ -97,23 +91,35 @@ def collect_results(
 
 def to_dict(report: EvaluationReport) -> dict[str, Any]:
     """A report as JSON has it: the metrics by name, the rows and the confusion matrix."""
-    found: dict[str, Any] = {"rows": report.rows, **report.metrics}
+    data: dict[str, Any] = {"rows": report.rows, **report.metrics}
     if report.confusion is not None:
-        found["confusion"] = asdict(report.confusion)
-    return found
+        data["confusion"] = asdict(report.confusion)
+    return data
 
 
-def collect_checkpoint(trainer: Trainer, prepared: RunSetup, *, noted: int) -> dict[str, Any]:
+def _evaluate(model: PromptModel, trainer: Trainer, rows: RenderedRows) -> EvaluationReport:
+    """Evaluate a prompt in all processes; the same report in each."""
+    parts = evaluate_split(
+        model.task,
+        rows,
+        prompt=model.prompt,
+        batch_size=trainer.training.batch_size,
+        accelerator=trainer.accelerator,
+    )
+    return make_report(model.task, parts)
+
+
+def collect_checkpoint(trainer: Trainer, prepared: RunSetup, *, num_events: int) -> dict[str, Any]:
     """Collect the state from which a run can resume.
 
     Args:
         trainer: of the run.
         prepared: the parts of the run.
-        noted: the number of events in the run's folder.
+        num_events: the number of events in the run's folder.
     """
     return {
         "trainer": trainer.state_dict(),
-        "noted": noted,
+        "num_events": num_events,
         "hashes": dict(prepared.hashes),
         "fingerprint": prepared.backbone.fingerprint,
     }
@@ -132,18 +138,20 @@ def restore_run(trainer: Trainer, run: RunDir, *, prepared: RunSetup) -> int:
     if state is None:
         return 0
     try:
-        _check(state, run, prepared)
+        _check_unchanged(state, run, prepared)
         trainer.load_state_dict(state["trainer"])
-        return int(state["noted"])
+        return int(state["num_events"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         msg = (
             f"the checkpoint in {run.path} does not fit its recipe ({type(error).__name__}: "
-            f"{error}): one of the two was changed. Restore it, or train again."
+            f"{error}): one of the two was changed, or another version of softprompt wrote the "
+            "checkpoint. Restore it, or train again."
         )
         raise ArtifactError(msg) from error
 
 
-def _check(state: Mapping[str, Any], run: RunDir, prepared: RunSetup) -> None:
+def _check_unchanged(state: Mapping[str, Any], run: RunDir, prepared: RunSetup) -> None:
+    """Check that data and backbone are those that the run started with."""
     before, now = state["hashes"], prepared.hashes
     changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if changed:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import tomli_w
@@ -22,7 +23,7 @@ class RunDir:
     Args:
         path: the folder; created when it is first written to.
 
-    Example:
+    Examples:
         >>> run = RunDir(Path("runs/reviews"))
         >>> run.artifact.name, run.read_metrics() is None
         ('artifact', True)
@@ -53,12 +54,16 @@ class RunDir:
         """
         if (self.path / "recipe.toml").exists():
             msg = (
-                f"{self.path} holds a run already. Resume it (softprompt resume {self.path}), or "
-                "choose another folder with --output."
+                f"{self.path} holds a run already. Resume it (softprompt resume "
+                f"{quote(str(self.path))}, in Python resume=True), or choose another folder "
+                "(--output on the command line)."
             )
             raise TrainingError(msg)
         if self.path.exists() and not self.path.is_dir():
-            msg = f"{self.path} is a file, but a run needs a folder. Choose another with --output."
+            msg = (
+                f"{self.path} is a file, but a run needs a folder. Choose another path (--output "
+                "on the command line)."
+            )
             raise TrainingError(msg)
 
     def create(self, recipe: Recipe) -> None:
@@ -77,8 +82,8 @@ class RunDir:
             (self.path / "recipe.toml").write_text(text, encoding="utf-8")
         except OSError as error:
             msg = (
-                f"{self.path} cannot be written: {error.strerror}. Choose another folder with "
-                "--output."
+                f"{self.path} cannot be written: {error.strerror}. Choose another folder (--output "
+                "on the command line)."
             )
             raise TrainingError(msg) from error
 
@@ -113,20 +118,20 @@ class RunDir:
         if not path.exists():
             return None
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             msg = f"{path} is not JSON ({error}). Remove it and resume the run, which writes it."
             raise ArtifactError(msg) from error
-        return found
+        return metrics
 
-    def append_event(self, event: Event, **more: float) -> None:
+    def append_event(self, event: Event, **extra: float) -> None:
         """Append an event as one JSON line.
 
         Args:
             event: of the run.
-            more: further values of the line.
+            extra: further values of the line.
         """
-        line = {"event": name_event(event), **_plain(event), **more}
+        line = {"event": name_event(event), **_to_json(event), **extra}
         with self._events.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -206,9 +211,10 @@ def find_free_dir(stem: str, *, root: Path) -> Path:
     return candidate
 
 
-def _plain(event: Event) -> dict[str, Any]:
-    found: dict[str, Any] = asdict(event)
+def _to_json(event: Event) -> dict[str, Any]:
+    """The fields of an event; those of its report are on the same level."""
+    fields: dict[str, Any] = asdict(event)
     if isinstance(event, Evaluation):
-        found["train"] = None if event.train is None else dict(event.train.metrics)
-    report: dict[str, Any] = found.pop("report", {})
-    return found | report
+        fields["train"] = None if event.train is None else dict(event.train.metrics)
+    report: dict[str, Any] = fields.pop("report", {})
+    return fields | report

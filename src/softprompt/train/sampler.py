@@ -8,7 +8,7 @@ from softprompt.data.collate import group_by_length
 from softprompt.train.config import ResolvedTraining
 
 # Far more epochs than a run has, so that no two seeds share an order.
-_EPOCHS = 1_000_003
+_MAX_EPOCHS = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class BatchSampler:
         return group_by_length(
             self.lengths,
             size=self.training.batch_size,
-            seed=self.training.seed * _EPOCHS + epoch,
+            seed=self.training.seed * _MAX_EPOCHS + epoch,
             max_tokens=self.training.max_tokens_per_batch,
         )
 
     def count_steps(self) -> int:
         """The number of optimizer steps of the run."""
-        epochs, most = self.training.epochs, self.training.max_steps
+        epochs, max_steps = self.training.epochs, self.training.max_steps
         if self.training.max_tokens_per_batch is None:
             planned = epochs * ceil(len(self.lengths) / self.training.batch_size)
         else:
             planned = sum(len(self.draw_batches(epoch)) for epoch in range(epochs))
-        return planned if most is None else min(planned, most)
+        return planned if max_steps is None else min(planned, max_steps)

@@ -90,8 +90,8 @@ def check_setup(
     Args:
         recipe: of the run.
         collector: of faults.
-        backbone: if it is already loaded. Otherwise a collector that keeps going notes a backbone
-            that would have to be downloaded, and everything that depends on it is not checked.
+        backbone: if it is already loaded. Otherwise, with a collector that keeps going, a backbone
+            that would have to be downloaded is only noted, and what depends on it is not checked.
         tables: rows by split, if they are in memory. They are used unchanged; missing splits are
             split off.
 
@@ -140,27 +140,44 @@ def evaluate_hard_prompt(
     tables: Mapping[str, Table] | None = None,
     batch_size: int = 32,
 ) -> EvaluationReport:
-    """Evaluate the hard prompt on a split of a recipe's data, before anything is trained.
+    """Evaluate the hard prompt: the backbone with the template's words, without training.
+
+    It is a baseline for the prompt that the recipe trains.
 
     Args:
-        recipe: of the prompt that it is compared with, as for :func:`setup_hard_prompt`.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
+        recipe: of that prompt. Soft tokens are replaced by the text of their initialization;
+            without one they are left out.
+        split: ``"train"``, ``"validation"`` or ``"test"``, of the recipe's data.
         backbone: if it is already loaded.
-        tables: rows by split, if they are in memory.
-        batch_size: rows per batch.
+        tables: rows by split, each a ``datasets.Dataset``, if they are in memory.
+        batch_size: the number of rows per batch.
 
     Returns:
-        Loss and metrics of this baseline.
+        Loss and metrics on the split.
 
     Raises:
+        DataError: the data has no such split.
         TemplateError: the task predicts with a trained head, which is random before training.
-        SoftpromptError: something does not fit; the message says what to do.
+        SoftpromptError: something else does not fit; the message says what to do.
 
-    Example:
+    Examples:
         ```python
-        report = evaluate_hard_prompt(read_recipe("recipe.toml"))
+        report = evaluate_hard_prompt(read_recipe("recipe.toml"), backbone=model.backbone)
         print(report.metrics["accuracy"])
         ```
+
+        >>> from softprompt import make_recipe
+        >>> recipe = make_recipe(
+        ...     {
+        ...         "backbone": {"name": "builtin:minilm"},
+        ...         "data": {"train": "reviews.csv"},
+        ...         "task": {"kind": "classify"},
+        ...         "method": {"name": "prompt-tuning"},
+        ...     }
+        ... )
+        >>> evaluate_hard_prompt(recipe)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        softprompt.errors.DataError: there is no file reviews.csv ...
     """
     parts = Parts(recipe, backbone, tables)
     stages = (*HARD_PROMPT_STAGES, _check_untrained, render_rows)

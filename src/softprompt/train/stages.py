@@ -1,12 +1,13 @@
 """The stages that set up a run, in order: each makes one part of it from those before.
 
-A stage is skipped if a part that it needs is missing. That can only be so if the collector keeps
-going after a fault: the fault of the part that is missing has been recorded then.
+A stage is skipped if a part that it needs is missing. This only happens if the collector keeps
+going after a fault, and then the reason why the part is missing is already recorded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,8 +50,8 @@ from softprompt.train.templates import check_soft_tokens, make_soft_template, re
 LabelNames = tuple[str, ...]
 
 _Part = TypeVar("_Part")
-# Placeholders: if the labels are not known, the rest of task and method is checked with these.
-_STAND_INS: LabelNames = ("no", "yes")
+# If the labels are not known, the rest of task and method is checked with these.
+_PLACEHOLDER_LABELS: LabelNames = ("no", "yes")
 
 
 class MissingPartError(Exception):
@@ -63,16 +64,17 @@ class Parts:
 
     Args:
         recipe: of the run.
-        backbone: given, or loaded by its stage.
-        given: the rows by split that are in memory, used unchanged; None to read the recipe's.
+        backbone: loaded by its stage, unless it is passed.
+        memory_tables: the rows by split that are in memory, used unchanged; None to read the
+            recipe's.
         init: the initialization, instead of the recipe's.
         tables: the rows by split; a table that cannot be read is missing.
         labels: of the task; empty if it generates free text.
-        sound: the tables that agree with the labels.
+        valid_tables: the tables that agree with the labels.
         template: with soft tokens, or of the hard prompt.
         defaults: of the method.
         method: at its initialization.
-        room: the length budget that the prompt leaves for a row.
+        budget: the length budget that the prompt leaves for a row.
         task: bound to the backbone.
         hashes: of the rows' contents, by split.
         rows: rendered, by split.
@@ -80,15 +82,15 @@ class Parts:
 
     recipe: Recipe
     backbone: Backbone | None = None
-    given: Mapping[str, Table] | None = None
+    memory_tables: Mapping[str, Table] | None = None
     init: Initializer | None = None
     tables: Mapping[str, Table] | None = None
     labels: LabelNames | None = None
-    sound: dict[str, Table] = field(default_factory=dict)
+    valid_tables: dict[str, Table] = field(default_factory=dict)
     template: Template | None = None
     defaults: Defaults | None = None
     method: Method | None = None
-    room: LengthBudget | None = None
+    budget: LengthBudget | None = None
     task: Task | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     rows: dict[str, RenderedRows] = field(default_factory=dict)
@@ -125,22 +127,22 @@ def require(part: _Part | None) -> _Part:
 
 
 def read_tables(parts: Parts, collector: FaultCollector) -> None:
-    """Read the recipe's data, if no tables are given."""
-    if parts.given is None:
+    """Read the recipe's data, if no tables are in memory."""
+    if parts.memory_tables is None:
         parts.tables = read_sources(parts.recipe.data, collector)
-    elif collector.check(_check_training_rows, [*parts.given]):
-        parts.tables = parts.given
+    elif collector.check(_check_training_rows, [*parts.memory_tables]):
+        parts.tables = parts.memory_tables
 
 
 def split_tables(parts: Parts, collector: FaultCollector) -> None:
     """Split off missing splits; in tables that were read, also rename values and limit rows."""
     data, seed, tables = parts.recipe.data, parts.recipe.seed, require(parts.tables)
-    if parts.given is None:
+    if parts.memory_tables is None:
         splits = list_sources(data)
         parts.tables = complete_splits(tables, data, seed=seed, splits=splits, collector=collector)
         return
-    made = collector.attempt(split_off, tables["train"], data, seed=seed, splits=[*tables])
-    parts.tables = {**tables, **require(made)}
+    split = collector.attempt(split_off, tables["train"], data, seed=seed, splits=[*tables])
+    parts.tables = {**tables, **require(split)}
 
 
 def choose_labels(parts: Parts, collector: FaultCollector) -> None:
@@ -150,16 +152,16 @@ def choose_labels(parts: Parts, collector: FaultCollector) -> None:
         parts.labels = collector.attempt(find_labels, settings, tables["train"])
     if parts.labels is None:
         others = {name: table for name, table in tables.items() if name != "train"}
-        target = _known([get_target_column(settings)], tables)
+        target = _select_known([get_target_column(settings)], tables)
         _check_columns(others, target, collector=collector)
         return
     for name, table in tables.items():
         if collector.check(check_tables, {name: table}, settings, labels=parts.labels):
-            parts.sound[name] = table
+            parts.valid_tables[name] = table
 
 
 def open_backbone(parts: Parts, collector: FaultCollector) -> None:
-    """Load the backbone, if none is given; only training downloads one."""
+    """Load the backbone, if none is passed; only training downloads one."""
     section = parts.recipe.backbone
     if parts.backbone is not None:
         return
@@ -178,7 +180,7 @@ def choose_template(parts: Parts, collector: FaultCollector) -> None:
     recipe, text = parts.recipe, parts.recipe.task_settings.template
     method = recipe.method_settings
     if text is None:
-        kind, train = require(parts.backbone).geometry.architecture, _train(parts)
+        kind, train = require(parts.backbone).geometry.architecture, _get_train_table(parts)
         parts.template = collector.attempt(make_soft_template, recipe, train, kind=kind)
     else:
         parts.template = collector.attempt(parse_template, text)
@@ -189,7 +191,7 @@ def choose_template(parts: Parts, collector: FaultCollector) -> None:
 
 def choose_hard_template(parts: Parts, collector: FaultCollector) -> None:
     """Take the template of the hard prompt; tables must agree with it."""
-    kind, train = require(parts.backbone).geometry.architecture, _train(parts)
+    kind, train = require(parts.backbone).geometry.architecture, _get_train_table(parts)
     parts.template = collector.attempt(resolve_hard_template, parts.recipe, train, kind=kind)
     _check_fields(parts, collector)
 
@@ -199,7 +201,7 @@ def make_method(parts: Parts, collector: FaultCollector) -> None:
     recipe, settings = parts.recipe, parts.recipe.method_settings
     backbone, template = require(parts.backbone), require(parts.template)
     parts.defaults = choose_defaults(recipe.method.name, backbone.geometry)
-    labels = _STAND_INS if parts.labels is None else parts.labels
+    labels = _PLACEHOLDER_LABELS if parts.labels is None else parts.labels
     init = parts.init or collector.attempt(
         resolve_initializer, recipe, labels=labels, defaults=parts.defaults
     )
@@ -210,26 +212,26 @@ def make_method(parts: Parts, collector: FaultCollector) -> None:
         backbone,
         settings,
         soft_length=template.soft_length,
-        # The default replaces an initialization that is not available, so that the rest is checked.
+        # If the initialization cannot be made, the rest is checked with the default.
         init=init or parts.defaults.init,
         seed=recipe.seed,
     )
     if parts.method is not None:
-        parts.room = _length_budget(recipe, parts.method)
+        parts.budget = _compute_budget(recipe, parts.method)
 
 
 def bind_task(parts: Parts, collector: FaultCollector) -> None:
     """Bind the task; if it cannot be bound, its label words are still checked."""
     settings, recipe = parts.recipe.task_settings, parts.recipe
     backbone, template = require(parts.backbone), require(parts.template)
-    parts.room = parts.room or LengthBudget(recipe.data.max_length)
+    parts.budget = parts.budget or LengthBudget(recipe.data.max_length)
     parts.task = collector.attempt(
         build_task,
         settings,
         backbone,
         template=template.text,
-        labels=_STAND_INS if parts.labels is None else parts.labels,
-        budget=parts.room,
+        labels=_PLACEHOLDER_LABELS if parts.labels is None else parts.labels,
+        budget=parts.budget,
         seed=recipe.seed,
     )
     if parts.task is None and backbone.lm_head is not None:
@@ -243,7 +245,7 @@ def bind_task(parts: Parts, collector: FaultCollector) -> None:
 def render_rows(parts: Parts, collector: FaultCollector) -> None:
     """Render the rows of every table that agrees with labels and template."""
     template, task = require(parts.template), require(parts.task)
-    for name, table in parts.sound.items():
+    for name, table in parts.valid_tables.items():
         if {*template.fields} <= {*table.column_names}:
             collector.attempt(_render, parts, task, split=name)
 
@@ -267,11 +269,11 @@ def resolve_initializer(recipe: Recipe, *, labels: LabelNames, defaults: Default
     """
     words, settings = labels, recipe.task_settings
     if isinstance(settings, Classify) and settings.verbalizer is not None:
-        words = tuple(word for of_label in settings.list_words().values() for word in of_label)
+        words = tuple(chain.from_iterable(settings.list_words().values()))
     section = recipe.method.init
     if section is None:
-        sampled = isinstance(defaults.init, FromVocabulary)
-        return FromLabels(words) if sampled and words else defaults.init
+        is_sampled = isinstance(defaults.init, FromVocabulary)
+        return FromLabels(words) if is_sampled and words else defaults.init
     match section.source:
         case "vocabulary":
             return FromVocabulary()
@@ -285,7 +287,7 @@ def resolve_initializer(recipe: Recipe, *, labels: LabelNames, defaults: Default
             return FromPrompt(load_artifact(Path(section.path or "")).prompt)
 
 
-def _train(parts: Parts) -> Table:
+def _get_train_table(parts: Parts) -> Table:
     return require(require(parts.tables).get("train"))
 
 
@@ -303,11 +305,11 @@ def _check_fields(parts: Parts, collector: FaultCollector) -> None:
     template, tables = require(parts.template), require(parts.tables)
     if "train" in tables:
         collector.check(check_fields, template, tables["train"].column_names)
-    _check_columns(tables, _known(template.fields, tables), collector=collector)
+    _check_columns(tables, _select_known(template.fields, tables), collector=collector)
 
 
-def _known(names: Sequence[str], tables: Mapping[str, Table]) -> list[str]:
-    """The columns that the training data has; the others have been reported already."""
+def _select_known(names: Sequence[str], tables: Mapping[str, Table]) -> list[str]:
+    """The columns that the training data has; the others are already reported."""
     return [n for n in names if "train" not in tables or n in tables["train"].column_names]
 
 
@@ -318,28 +320,29 @@ def _check_columns(
         collector.check(check_columns, table, names, where=f"the {split} data")
 
 
-def _length_budget(recipe: Recipe, method: Method) -> LengthBudget:
+def _compute_budget(recipe: Recipe, method: Method) -> LengthBudget:
     """The recipe's limit of a row's length, and the positions that the method's prompt takes.
 
-    The prompt itself decides whether it takes positions: one that was imported may.
+    The prompt itself decides whether it takes positions: one from an artifact may, whatever the
+    recipe says.
     """
     training = method.training
     method.eval()  # its dropout would draw from the global generator
     with torch.no_grad():
-        taken = method().num_positions
+        num_positions = method().num_positions
     method.train(training)
-    return LengthBudget(recipe.data.max_length, taken)
+    return LengthBudget(recipe.data.max_length, num_positions)
 
 
 def _render(parts: Parts, task: Task, *, split: str) -> None:
-    table, columns = parts.sound[split], [*task.columns, task.target_column]
+    table, columns = parts.valid_tables[split], [*task.columns, task.target_column]
     check_columns(table, columns, where=f"the {split} data")
     parts.hashes[split] = digest_rows(table, columns)
     parts.rows |= render_splits(
         {split: table},
         task,
         recipe=parts.recipe,
-        room=require(parts.room),
+        budget=require(parts.budget),
         template=require(parts.template).text,
         hashes=parts.hashes,
     )

@@ -24,17 +24,17 @@ def prepare_caches(
     trainer: Trainer, prepared: RunSetup
 ) -> Iterator[Started | PrecomputePlanned | PrecomputeProgress | TrainingWarning]:
     """Describe a run, and cache the states that training does not change, before its first step."""
-    yield _started(trainer, prepared)
-    # A last validation reads the same cached states as the earlier ones, bit for bit.
+    yield _make_started(trainer, prepared)
+    # If only the last validation is left, it reads the cached states too, as those before it did.
     if trainer.stop_reason() is not None and not trainer.validation_due:
         return
-    keeping = plan_precompute(prepared)
-    yield PrecomputePlanned(describe_savings(prepared, keeping), trainer.step)
-    if keeping is not None:
-        yield from precompute(trainer, prepared, keeping=keeping)
+    plan = plan_precompute(prepared)
+    yield PrecomputePlanned(describe_savings(prepared, plan), trainer.step)
+    if plan is not None:
+        yield from precompute(trainer, prepared, plan=plan)
 
 
-def _started(trainer: Trainer, prepared: RunSetup) -> Started:
+def _make_started(trainer: Trainer, prepared: RunSetup) -> Started:
     rows = {"train": trainer.rows}
     if trainer.validation is not None:
         rows["validation"] = trainer.validation
@@ -57,33 +57,33 @@ def _started(trainer: Trainer, prepared: RunSetup) -> Started:
 def describe_shapes(prompt: Prompt, geometry: Geometry) -> str:
     """Describe the shapes that a prompt has to fit, and its own."""
     tensors = ", ".join(f"{name} {[*t.shape]}" for name, t in prompt.to_tensors().items())
-    place = f"hidden size {geometry.hidden_size}, embeddings of {geometry.embedding_size}"
+    shapes = f"hidden size {geometry.hidden_size}, embeddings of {geometry.embedding_size}"
     if geometry.num_layers:
-        place = f"{geometry.num_layers} layers, {place}"
+        shapes = f"{geometry.num_layers} layers, {shapes}"
     if geometry.num_attention_sites:
         heads = f"{geometry.num_kv_heads} key/value heads of {geometry.head_dim}"
-        place = f"{place}, {geometry.num_attention_sites} attention sites with {heads}"
-    return f"{place}; prompt: {tensors}"
+        shapes = f"{shapes}, {geometry.num_attention_sites} attention sites with {heads}"
+    return f"{shapes}; prompt: {tensors}"
 
 
-def describe_savings(prepared: RunSetup, keeping: PrecomputePlan | None) -> tuple[str, ...]:
+def describe_savings(prepared: RunSetup, plan: PrecomputePlan | None) -> tuple[str, ...]:
     """Describe what is run once for many steps or rows, and what is not scored."""
-    return tuple(_iterate_savings(prepared, keeping))
+    return tuple(_iterate_savings(prepared, plan))
 
 
-def _iterate_savings(prepared: RunSetup, keeping: PrecomputePlan | None) -> Iterator[str]:
-    if keeping is not None:
-        yield _describe_cache(prepared, keeping)
+def _iterate_savings(prepared: RunSetup, plan: PrecomputePlan | None) -> Iterator[str]:
+    if plan is not None:
+        yield _describe_cache(prepared, plan)
     with torch.no_grad():
         prompt: Prompt = prepared.method()
     backbone = prepared.backbone
-    cached = keeping is not None and keeping.place != "nowhere" and "train" in keeping.splits
+    is_cached = plan is not None and plan.place != "nowhere" and "train" in plan.splits
     if isinstance(prompt, InputPrompt) and not prompt.start_layer and can_split(backbone):
         if parse_template(prepared.template).starts_with_soft:
             rows = [v.input_ids for e in prepared.rows["train"].examples for v in e.variants]
-            head = measure_common_prefix(rows)
-            yield f"the first {head} tokens, which all rows share, are run once per step"
-        elif not cached:
+            shared = measure_common_prefix(rows)
+            yield f"the first {shared} tokens, which all rows share, are run once per step"
+        elif not is_cached:
             yield "text before the prompt is run forward only"
     task = prepared.task
     if isinstance(task, CausalVerbalizer) and task.words.all_single_token:
@@ -91,25 +91,27 @@ def _iterate_savings(prepared: RunSetup, keeping: PrecomputePlan | None) -> Iter
         yield f"{words} of {vocabulary:,} words are scored, at one position per row"
 
 
-def _describe_cache(prepared: RunSetup, keeping: PrecomputePlan) -> str:
-    backbone, layer = prepared.backbone, keeping.layer
+def _describe_cache(prepared: RunSetup, plan: PrecomputePlan) -> str:
+    layer, verb = plan.layer, "is"
     if layer is None:
         what = "text before the prompt"
-    elif layer == backbone.geometry.num_layers:
+    elif layer == prepared.backbone.geometry.num_layers:
         what = "the encoder"
+    elif layer == 1:
+        what = "layer 0"
     else:
-        what = f"layers 0 to {layer - 1}"
-    rows = f"{what} ({' and '.join(keeping.splits)} rows, {keeping.shape.rows:,} tokens)"
-    size = f"{keeping.shape.size / 1e9:.2f} GB"
-    match keeping.place:
+        what, verb = f"layers 0 to {layer - 1}", "are"
+    rows = f"{what} ({' and '.join(plan.splits)} rows, {plan.shape.rows:,} tokens) {verb} run"
+    size = f"{plan.shape.size / 1e9:.2f} GB"
+    match plan.place:
         case "file":
-            return f"{rows} is run once and cached in a file of {size}"
+            return f"{rows} once and cached in a file of {size}"
         case "memory":
-            return f"{rows} is run once and cached in memory, {size}"
+            return f"{rows} once and cached in memory, {size}"
         case "nowhere":
             return (
-                f"{rows} is run in every step: a cache would take {size}, more than "
-                "cache.memory_gb and cache.disk_gb allow"
+                f"{rows} in every step: a cache would take {size}, more than cache.memory_gb and "
+                "cache.disk_gb allow"
             )
 
 
@@ -145,13 +147,13 @@ class RunSummary:
     """The plan of a run.
 
     Args:
-        backbone: its name, family and kind.
-        parameters: the number of the backbone's that are run.
+        backbone: its name, model type, architecture and precision.
+        parameters: the number of the backbone's parameters that are run.
         shapes: that the prompt has to fit, and its own.
         method: its name.
         template: the recipe's or the default one.
         soft_tokens: their number, P.
-        where: their place.
+        where: where they are, such as "in front of the row's text".
         trainable: the number of parameters, with those of a trained head.
         splits: by name.
         settings: by name, with the source of each.
@@ -193,10 +195,15 @@ def summarize_run(prepared: RunSetup, *, steps: int) -> RunSummary:
         method=prepared.recipe.method.name,
         template=prepared.template,
         soft_tokens=prompt.length,
-        where=_where(prompt, parse_template(prepared.template), sites=geometry.num_attention_sites),
+        where=_describe_placement(
+            prompt, parse_template(prepared.template), num_sites=geometry.num_attention_sites
+        ),
         trainable=sum(p.numel() for p in trained),
-        splits={n: _split(rows, labelled=bool(task.labels)) for n, rows in prepared.rows.items()},
-        settings=_settings(prepared),
+        splits={
+            name: _summarize_split(rows, has_labels=bool(task.labels))
+            for name, rows in prepared.rows.items()
+        },
+        settings=_collect_settings(prepared),
         steps=steps,
         savings=describe_savings(prepared, plan_precompute(prepared)),
     )
@@ -208,44 +215,48 @@ def compute_trainable_share(trained: int, backbone: int) -> str:
     >>> compute_trainable_share(1_351_938, 354_310_144)
     'trainable 1,351,938 of 355,662,082 (0.38 %)'
     """
-    whole = trained + backbone
-    return f"trainable {trained:,} of {whole:,} ({100 * trained / whole:.2g} %)"
+    total = trained + backbone
+    return f"trainable {trained:,} of {total:,} ({100 * trained / total:.2g} %)"
 
 
-def _split(rows: RenderedRows, *, labelled: bool) -> SplitSummary:
+def _summarize_split(rows: RenderedRows, *, has_labels: bool) -> SplitSummary:
     lengths = [example.length for example in rows.examples]
-    counts = dict(sorted(Counter(rows.truth).items())) if labelled else {}
+    counts = dict(sorted(Counter(rows.truth).items())) if has_labels else {}
     return SplitSummary(
         len(lengths), counts, sum(lengths) / len(lengths), max(lengths), rows.truncated
     )
 
 
-def _where(prompt: Prompt, template: Template, *, sites: int) -> str:
+def _describe_placement(prompt: Prompt, template: Template, *, num_sites: int) -> str:
     match prompt:
-        case KVPrefix(sites=layers):
-            return f"as keys and values on {len(layers)} of {sites} layers"
+        case KVPrefix(sites=sites):
+            return f"as keys and values on {len(sites)} of {num_sites} layers"
         case InputPrompt():
             pass
     soft = [at for at, piece in enumerate(template.pieces) if isinstance(piece, SoftTokens)]
     text = [at for at, piece in enumerate(template.pieces) if isinstance(piece, Field)]
-    late = f", from layer {prompt.start_layer} on" if prompt.start_layer else ""
+    layers = f", from layer {prompt.start_layer} on" if prompt.start_layer else ""
     if max(soft) < min(text):
-        return f"in front of the row's text{late}"
+        return f"in front of the row's text{layers}"
     place = "behind" if min(soft) > max(text) else "around"
-    return f"{place} the row's text{late}"
+    return f"{place} the row's text{layers}"
 
 
-def _settings(prepared: RunSetup) -> dict[str, Setting]:
+def _collect_settings(prepared: RunSetup) -> dict[str, Setting]:
     recipe, defaults = prepared.recipe, prepared.defaults
-    given = {k for k in recipe.train.model_fields_set if dict(recipe.train)[k] is not None}
+    in_recipe = {k for k in recipe.train.model_fields_set if dict(recipe.train)[k] is not None}
+    in_recipe |= {"seed"} & recipe.model_fields_set
+    in_recipe |= {"keep_dropout"} & recipe.backbone.model_fields_set
     by_method = {f.name for f in fields(Defaults)}
-    start = type(
-        resolve_initializer(recipe, labels=prepared.task.labels, defaults=defaults)
-    ).__name__
-    own = recipe.method.init is not None
-    found = {"init": Setting(start, "recipe" if own else "default: label words if there are some")}
+    init = type(resolve_initializer(recipe, labels=prepared.task.labels, defaults=defaults))
+    settings = {
+        "init": Setting(
+            init.__name__,
+            "default: label words if there are some" if recipe.method.init is None else "recipe",
+        )
+    }
     for name in (f.name for f in fields(prepared.training)):
-        source = defaults.source if name in by_method else "default"
-        decided = name in given or (name == "seed" and "seed" in recipe.model_fields_set)
-        found[name] = Setting(vars(prepared.training)[name], "recipe" if decided else source)
-    return found
+        default = defaults.source if name in by_method else "default"
+        source = "recipe" if name in in_recipe else default
+        settings[name] = Setting(vars(prepared.training)[name], source)
+    return settings

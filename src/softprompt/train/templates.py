@@ -37,8 +37,8 @@ def make_default_template(table: Table, settings: TaskSettings, *, kind: Archite
             f"there are {len(texts)}: {texts}. Write task.template, such as {example!r}."
         )
         raise TemplateError(msg)
-    join = "{sep}" if kind == "encoder" else "\n"
-    return join.join(f"{{{name}}}" for name in texts)
+    separator = "{sep}" if kind == "encoder" else "\n"
+    return separator.join(f"{{{name}}}" for name in texts)
 
 
 def make_soft_template(recipe: Recipe, table: Table, *, kind: Architecture) -> Template:
@@ -64,8 +64,8 @@ def make_hard_template(recipe: Recipe, template: str) -> str:
     Returns:
         The template without soft tokens: that of the hard prompt.
     """
-    start = recipe.method.init
-    words = start.text if start is not None and start.source == "text" else None
+    init = recipe.method.init
+    words = init.text if init is not None and init.source == "text" else None
     return parse_template(template).replace_soft_tokens(words or "")
 
 

@@ -106,28 +106,28 @@ class Trainer:
         if not rows.examples:
             msg = "there are no rows to train on. Give a training split that has some."
             raise TrainingError(msg)
-        check_validation_settings(training, validated=validation is not None)
+        check_validation_settings(training, has_validation=validation is not None)
         self.task, self.method, self.rows = task, method, rows
         self.training, self.accelerator = training, accelerator
-        some, seen = training.max_eval_rows, training.eval_train_rows
-        self.validation = None if validation is None else sample_rows(validation, some)
-        self.train_sample = None if seen is None else sample_rows(rows, seen)
+        max_rows, train_rows = training.max_eval_rows, training.eval_train_rows
+        self.validation = None if validation is None else sample_rows(validation, max_rows)
+        self.train_sample = None if train_rows is None else sample_rows(rows, train_rows)
         self.modules = nn.ModuleDict({"method": method})
         if task.head is not None:
             self.modules["head"] = task.head
         self.sampler = BatchSampler([e.length for e in rows.examples], training)
         self.total = self.sampler.count_steps()
         head = [] if task.head is None else task.head.parameters()
-        plain = build_optimizer(method.parameters(), head, training=training)
-        self.schedule = build_lr_scheduler(plain, training=training, steps=self.total)
-        self.optimizer = accelerator.prepare(plain)
+        optimizer = build_optimizer(method.parameters(), head, training=training)
+        self.schedule = build_lr_scheduler(optimizer, training=training, steps=self.total)
+        self.optimizer = accelerator.prepare(optimizer)
         # The position: finished steps, finished epochs, and the next batch of this epoch.
         self.step, self.epoch, self.batch_index = 0, 0, 0
         self.batches = self.sampler.draw_batches(0)
         self.validation_due = validation is not None
-        # The training loss since the last validation.
+        # The summed training loss since the last validation, and the number of scored tokens.
         self.seen_loss, self.seen_count = 0.0, 0
-        self.start = _copy_of(self.prompt())
+        self.start = _copy_prompt(self.prompt())
         self.best: Best | None = None
         self.bad_validations = 0  # since the best one
         # The kinds of warnings so far, and the warnings that are not yet yielded.
@@ -160,15 +160,15 @@ class Trainer:
             return f"no improvement in {self.bad_validations} validations"
         if self.step < self.total:
             return None
-        cut = self.step == self.training.max_steps
-        return f"all {self.step} steps done" if cut else f"all {self.epoch} epochs done"
+        at_max_steps = self.step == self.training.max_steps
+        return f"all {self.step} steps done" if at_max_steps else f"all {self.epoch} epochs done"
 
     def train_step(self) -> Step:
         """One optimizer step on the next batch."""
         batch = [self.rows.examples[i] for i in self.batches[self.batch_index]]
-        which, device = self.accelerator.process_index, self.task.backbone.device
-        self._wake(awake=True)
-        with use_step_rng(self.training.seed, step=self.step, process=which, device=device):
+        process, device = self.accelerator.process_index, self.task.backbone.device
+        self._set_train_mode(enabled=True)
+        with use_step_rng(self.training.seed, step=self.step, process=process, device=device):
             loss, count = accumulate_gradients(
                 self.task,
                 self.method,
@@ -176,7 +176,7 @@ class Trainer:
                 parts=self.training.gradient_accumulation_steps,
                 accelerator=self.accelerator,
             )
-        norm = self._clipped()
+        norm = self._clip_gradients()
         check_finite_step(
             self.step + 1, loss, norm=norm, training=self.training, scaler=self.accelerator.scaler
         )
@@ -185,8 +185,8 @@ class Trainer:
         self._advance()
         return Step(self.step, self._epochs, loss, len(batch), rate, norm)
 
-    def _clipped(self) -> float:
-        """Clip the gradient, and return its norm before."""
+    def _clip_gradients(self) -> float:
+        """Clip the gradient, and return its norm before clipping."""
         limit = math.inf if self.training.max_grad_norm is None else self.training.max_grad_norm
         parameters = list_trainable_parameters(self.task, self.method)
         return float(self.accelerator.clip_grad_norm_(parameters, limit))
@@ -194,35 +194,35 @@ class Trainer:
     def _advance(self) -> None:
         """Move to the next batch, and decide whether a validation is due before it."""
         self.step, self.batch_index = self.step + 1, self.batch_index + 1
-        ended = self.batch_index == len(self.batches)
-        every = self.training.eval_every_steps
-        regular = ended if every is None else self.step % every == 0
-        self.validation_due = self.validation is not None and (regular or self.step == self.total)
-        if ended:
+        epoch_ended = self.batch_index == len(self.batches)
+        interval = self.training.eval_every_steps
+        is_due = epoch_ended if interval is None else self.step % interval == 0
+        self.validation_due = self.validation is not None and (is_due or self.step == self.total)
+        if epoch_ended:
             self.epoch, self.batch_index = self.epoch + 1, 0
             self.batches = self.sampler.draw_batches(self.epoch)
 
     def _validate(self, rows: RenderedRows) -> Evaluation:
         prompt = self.prompt()
-        parts = self._judge(prompt, rows)
-        found = make_report(self.task, parts)
+        parts = self._evaluate_rows(prompt, rows)
+        report = make_report(self.task, parts)
         train = None if self.train_sample is None else self.evaluate(self.train_sample)
-        better = self._keep(prompt, found.metrics)
+        is_best = self._keep_if_best(prompt, report.metrics)
         norm, moved = None, None
         if prompt is not None and self.start is not None:
             norm, moved = measure_distance(self.start, prompt)
-        seen = self.seen_loss / self.seen_count if self.seen_count else None
+        train_loss = self.seen_loss / self.seen_count if self.seen_count else None
         self.seen_loss, self.seen_count, self.validation_due = 0.0, 0, False
         if self.step:
-            self._warn(parts, moved, norm)
-        return Evaluation(self.step, self._epochs, seen, found, better, norm, moved, train)
+            self._add_warnings(parts, moved, norm)
+        return Evaluation(self.step, self._epochs, train_loss, report, is_best, norm, moved, train)
 
     @property
     def _epochs(self) -> float:
         """Epochs so far, with the fraction of this one."""
         return self.epoch + self.batch_index / len(self.batches)
 
-    def _keep(self, prompt: Prompt | None, metrics: Mapping[str, float]) -> bool:
+    def _keep_if_best(self, prompt: Prompt | None, metrics: Mapping[str, float]) -> bool:
         """Keep the validated state if it is the best so far; return whether it is."""
         score = compute_selection_score(metrics, select=self.training.best_metric, step=self.step)
         if self.best is not None and score <= self.best.score:
@@ -232,51 +232,58 @@ class Trainer:
         self.best = self._snapshot(prompt, score, metrics)
         return True
 
-    def _warn(
+    def _add_warnings(
         self, parts: Sequence[EvaluatedRows], moved: float | None, norm: float | None
     ) -> None:
-        """Add warnings, each kind once."""
-        family = self.task.backbone.geometry.model_type
-        found = find_warnings(parts, labels=self.task.labels, moved=moved, norm=norm, family=family)
-        for kind, message in found:
+        """Add the warnings of a validation, each kind once per run."""
+        for kind, message in find_warnings(
+            parts,
+            labels=self.task.labels,
+            moved=moved,
+            norm=norm,
+            family=self.task.backbone.geometry.model_type,
+        ):
             if kind not in self.warned:
                 self.warned.add(kind)
                 self.pending.append(TrainingWarning(self.step, message))
 
     def prompt(self) -> Prompt | None:
         """The current prompt, without dropout; None if no prompt is trained."""
-        self._wake(awake=False)
+        self._set_train_mode(enabled=False)
         with torch.no_grad():
-            made: Prompt | None = self.method()
-        return made
+            prompt: Prompt | None = self.method()
+        return prompt
 
     def evaluate(self, rows: RenderedRows) -> EvaluationReport:
         """The loss and the metrics of the current state on some rows."""
-        return make_report(self.task, self._judge(self.prompt(), rows))
+        return make_report(self.task, self._evaluate_rows(self.prompt(), rows))
 
-    def _judge(self, prompt: Prompt | None, rows: RenderedRows) -> list[EvaluatedRows]:
-        size, asked = self.training.batch_size, self.accelerator
+    def _evaluate_rows(self, prompt: Prompt | None, rows: RenderedRows) -> list[EvaluatedRows]:
         # A saved prompt is used without autocast. A backbone that is trained in fp32, so that small
         # updates are not lost, is used with it.
-        with asked.autocast() if prompt is None else nullcontext():
+        with self.accelerator.autocast() if prompt is None else nullcontext():
             return evaluate_split(
-                self.task, rows, prompt=prompt, batch_size=size, accelerator=asked
+                self.task,
+                rows,
+                prompt=prompt,
+                batch_size=self.training.batch_size,
+                accelerator=self.accelerator,
             )
 
-    def _wake(self, *, awake: bool) -> None:
+    def _set_train_mode(self, *, enabled: bool) -> None:
         """Switch the trained modules, and the backbone if needed, to training or eval mode."""
-        self.modules.train(awake)
-        if self.training.awake:
-            self.task.backbone.model.train(awake)
+        self.modules.train(enabled)
+        if self.training.is_backbone_in_train_mode:
+            self.task.backbone.model.train(enabled)
 
     def get_best(self) -> Best:
         """The best state by validation, or the current one without validations."""
         return self.best or self._snapshot(self.prompt(), math.nan, {})
 
     def _snapshot(self, prompt: Prompt | None, score: float, metrics: Mapping[str, float]) -> Best:
-        head = {} if self.task.head is None else _copies(self.task.head)
-        weights = _copies(self.method) if prompt is None else {}
-        return Best(_copy_of(prompt), head, score, self.step, dict(metrics), weights)
+        head = {} if self.task.head is None else _copy_tensors(self.task.head)
+        weights = _copy_tensors(self.method) if prompt is None else {}
+        return Best(_copy_prompt(prompt), head, score, self.step, dict(metrics), weights)
 
     def state_dict(self) -> dict[str, Any]:
         """The state that the rest of the run depends on."""
@@ -287,8 +294,8 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": {} if scaler is None else scaler.state_dict(),
             "position": [self.step, self.epoch, self.batch_index, self.validation_due],
-            "since": [self.bad_validations, self.seen_count, self.seen_loss],
-            "told": sorted(self.warned),
+            "progress": [self.bad_validations, self.seen_count, self.seen_loss],
+            "warned": sorted(self.warned),
             "pending": [[warned.step, warned.message] for warned in self.pending],
             "start": {} if self.start is None else self.start.to_tensors(),
             "best": None if self.best is None else self.best.state_dict(),
@@ -302,9 +309,9 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.epoch, self.batch_index, self.validation_due = state["position"]
-        self.bad_validations, self.seen_count, self.seen_loss = state["since"]
+        self.bad_validations, self.seen_count, self.seen_loss = state["progress"]
         self.batches = self.sampler.draw_batches(self.epoch)
-        self.warned = set(state["told"])
+        self.warned = set(state["warned"])
         self.pending = [TrainingWarning(step, message) for step, message in state["pending"]]
         if self.start is not None:
             self.start = with_tensors(self.start, state["start"])
@@ -314,6 +321,11 @@ class Trainer:
 
 def compute_selection_score(metrics: Mapping[str, float], *, select: str, step: int) -> float:
     """The score to select by, higher is better: a metric, or the negative loss.
+
+    Args:
+        metrics: of a validation.
+        select: the name of the metric.
+        step: of the validation, for messages.
 
     Raises:
         RecipeError: there is no such metric.
@@ -336,6 +348,7 @@ def restore_best(state: Mapping[str, Any], *, like: Prompt | None) -> Best:
     """Restore what :meth:`Best.state_dict` stored.
 
     Args:
+        state: as stored.
         like: a prompt of the same kind; None where no prompt is trained.
     """
     prompt = None if like is None else with_tensors(like, state["prompt"])
@@ -362,30 +375,42 @@ def evaluate_split(
     batch_size: int,
     accelerator: Accelerator,
 ) -> list[EvaluatedRows]:
-    """The evaluated rows of each process; the same list in all of them."""
+    """Evaluate rows in all processes, each of which gets the parts of all of them.
+
+    Args:
+        task: bound to the backbone.
+        rows: to evaluate.
+        prompt: to run them with; None for the backbone without one.
+        batch_size: rows per batch.
+        accelerator: of the run.
+
+    Returns:
+        The evaluated rows of each process; the same list in all processes.
+    """
     total, processes = len(rows.examples), accelerator.num_processes
     # All processes must run a sharded backbone equally often. So each gets the same number of rows,
     # and all run the remaining ones; generated texts differ in length, so all generate all of them.
-    shared = total
+    distributed = total
     if task.backbone.sharded:
-        shared = total - total % processes if isinstance(task, Classifier) else 0
+        distributed = total - total % processes if isinstance(task, Classifier) else 0
 
-    def on(own: slice) -> list[EvaluatedRows]:
-        examples, truth = rows.examples[own], rows.truth[own]
+    def evaluate(part: slice) -> list[EvaluatedRows]:
+        examples, truth = rows.examples[part], rows.truth[part]
         return [evaluate_rows(task, examples, truth=truth, prompt=prompt, batch_size=batch_size)]
 
-    found: list[EvaluatedRows] = []
-    if shared:
-        found += gather_object(on(slice(accelerator.process_index, shared, processes)))
-    if shared < total:
-        found += on(slice(shared, total))
-    return found
+    evaluated: list[EvaluatedRows] = []
+    if distributed:
+        share = slice(accelerator.process_index, distributed, processes)
+        evaluated += gather_object(evaluate(share))
+    if distributed < total:
+        evaluated += evaluate(slice(distributed, total))
+    return evaluated
 
 
-def _copy_of(prompt: Prompt | None) -> Prompt | None:
+def _copy_prompt(prompt: Prompt | None) -> Prompt | None:
     return None if prompt is None else to(detach_copy(prompt), device="cpu")
 
 
-def _copies(module: nn.Module) -> dict[str, Tensor]:
+def _copy_tensors(module: nn.Module) -> dict[str, Tensor]:
     """A module's tensors, copied to the CPU."""
     return {n: t.detach().to("cpu", copy=True) for n, t in module.state_dict().items()}

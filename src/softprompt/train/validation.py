@@ -15,7 +15,7 @@ from softprompt.train.api import make_trainer
 from softprompt.train.setup import RunSetup, check_setup
 from softprompt.train.summary import RunSummary, summarize_run
 
-_PAIR = 2
+_BINARY = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class CheckResult:
         notes: on parts that could not be checked.
         plan: of the run; None with faults, or if it could not be made.
 
-    Example:
+    Examples:
         >>> result = CheckResult(faults=("train.epoch: unknown key 'epoch'.",))
         >>> len(result.faults), result.plan
         (1, None)
@@ -50,8 +50,8 @@ def check_recipe(recipe: Recipe | Mapping[str, Any]) -> CheckResult:
     Returns:
         All faults, each once; or the plan of the run.
 
-    Example:
-        >>> found = check_recipe(
+    Examples:
+        >>> result = check_recipe(
         ...     {
         ...         "backbone": {"name": "./nowhere"},
         ...         "data": {"train": "reviews.csv"},
@@ -60,7 +60,7 @@ def check_recipe(recipe: Recipe | Mapping[str, Any]) -> CheckResult:
         ...         "train": {"epoch": 3},
         ...     }
         ... )
-        >>> for fault in found.faults:
+        >>> for fault in result.faults:
         ...     print(fault)  # doctest: +ELLIPSIS
         train.epoch: unknown key 'epoch'. ... Did you mean 'epochs'?
         there is no file reviews.csv ...
@@ -73,8 +73,8 @@ def check_recipe(recipe: Recipe | Mapping[str, Any]) -> CheckResult:
         return _check(make_recipe(recipe))
     except RecipeError as error:
         rest = drop_invalid_keys(recipe, error.faults)
-        found = CheckResult() if rest is None else _check(rest)
-        return replace(found, faults=(*error.faults, *found.faults), plan=None)
+        result = CheckResult() if rest is None else _check(rest)
+        return replace(result, faults=(*error.faults, *result.faults), plan=None)
 
 
 def drop_invalid_keys(data: Mapping[str, Any], faults: Sequence[str]) -> Recipe | None:
@@ -87,16 +87,16 @@ def drop_invalid_keys(data: Mapping[str, Any], faults: Sequence[str]) -> Recipe 
     Returns:
         None if a key that has a fault cannot be left out.
     """
-    left = deepcopy(dict(data))
+    rest = deepcopy(dict(data))
     for fault in faults:
         *path, last = fault.partition(": ")[0].split(".")
-        table: Any = left
+        table: Any = rest
         for key in path:
             table = table.get(key) if isinstance(table, dict) else None
         if isinstance(table, dict):
             table.pop(last, None)
     try:
-        return make_recipe(left)
+        return make_recipe(rest)
     except RecipeError:
         return None
 
@@ -116,11 +116,11 @@ def _make_plan(prepared: RunSetup) -> RunSummary:
 
 
 def _check_best_metric(prepared: RunSetup) -> None:
-    labels, names = len(prepared.task.labels), {"loss"}
-    if labels:
-        names |= {*METRICS["classify"]} - ({"f1"} if labels != _PAIR else set())
+    num_labels, names = len(prepared.task.labels), {"loss"}
+    if num_labels:
+        names |= {*METRICS["classify"]} - ({"f1"} if num_labels != _BINARY else set())
     if not isinstance(prepared.recipe.task_settings, Classify):
         names |= {*METRICS["generate"]}
-    select = prepared.training.best_metric
-    if select not in names:
-        raise RecipeError([f"train.best_metric: {format_unknown('metric', select, options=names)}"])
+    metric = prepared.training.best_metric
+    if metric not in names:
+        raise RecipeError([f"train.best_metric: {format_unknown('metric', metric, options=names)}"])

@@ -1,4 +1,4 @@
-"""``check`` tells all faults at once, and says beforehand what training does."""
+"""``check`` reports all faults at once, or the plan of the run."""
 
 import json
 import re
@@ -13,12 +13,12 @@ from softprompt.recipe import read_toml
 from softprompt.train.validation import drop_invalid_keys
 
 
-def faults(said) -> list[str]:
-    """The faults that a command told."""
-    assert said.is_mistake("in the recipe:")
-    count, *found = re.split(r"\n  - ", said.err.strip())
-    assert int(re.search(r"(\d+) faults? in the recipe", count)[1]) == len(found)
-    return found
+def read_faults(result) -> list[str]:
+    """The faults that a command reported."""
+    assert result.is_mistake("in the recipe:")
+    count, *faults = re.split(r"\n  - ", result.err.strip())
+    assert int(re.search(r"(\d+) faults? in the recipe", count)[1]) == len(faults)
+    return faults
 
 
 def test_the_plan_is_what_training_does(home, run, backbones) -> None:
@@ -28,9 +28,9 @@ def test_the_plan_is_what_training_does(home, run, backbones) -> None:
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    # The beginning token, the row, the soft tokens, and a label word but for its last token.
-    beside = 1 + 4 + max(count(" negative"), count(" positive")) - 1
-    lengths = [count(f"{row['text']} sentiment") + beside for row in home.rows("train")]
+    # The beginning token, the soft tokens, and a label word without its last token.
+    others = 1 + 4 + max(count(" negative"), count(" positive")) - 1
+    lengths = [count(f"{row['text']} sentiment") + others for row in home.rows("train")]
     train = plan["splits"]["train"]
     assert train["max_tokens"] == max(lengths)
     assert train["mean_tokens"] == pytest.approx(sum(lengths) / len(lengths))
@@ -64,7 +64,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("method", "template", "place"), PLACES)
-def test_the_place_of_the_soft_tokens_is_said(home, run, method, template, place) -> None:
+def test_the_place_of_the_soft_tokens_is_reported(home, run, method, template, place) -> None:
     home.data["method"] = {"name": method}
     home.data["task"]["template"] = template
     plan = run("check", home.recipe, "--json").json["plan"]
@@ -74,8 +74,8 @@ def test_the_place_of_the_soft_tokens_is_said(home, run, method, template, place
 SAVED = [
     ("prompt-tuning", {}, "{text} sentiment{soft:4}", ["text before the prompt (train and valid"]),
     ("prompt-tuning", {}, "{soft:3}{text}", ["the first 4 tokens, which all rows share, are run"]),
-    ("prompt-tuning", {"layers": "1:"}, "{soft:3}{text}", ["layers 0 to 0 (train and validation"]),
-    ("p-tuning-v2", {"layers": "1:"}, "{text}", ["layers 0 to 0 (train and validation rows, "]),
+    ("prompt-tuning", {"layers": "1:"}, "{soft:3}{text}", ["layer 0 (train and validation"]),
+    ("p-tuning-v2", {"layers": "1:"}, "{text}", ["layer 0 (train and validation rows, "]),
     ("p-tuning-v2", {}, "{text}", []),
 ]
 ONE_EPOCH = [
@@ -84,7 +84,7 @@ ONE_EPOCH = [
 ]
 
 
-def test_text_that_is_seen_once_has_no_backward_pass(home, run) -> None:
+def test_text_of_a_single_epoch_has_no_backward_pass(home, run) -> None:
     home.data["method"] = {"name": "prompt-tuning"}
     home.data["task"]["template"] = "{text} sentiment{soft:4}"
     found = run("check", home.recipe, "--json", "--set", "train.epochs=1").json["plan"]["savings"]
@@ -92,7 +92,7 @@ def test_text_that_is_seen_once_has_no_backward_pass(home, run) -> None:
 
 
 @pytest.mark.parametrize(("method", "settings", "template", "saved"), SAVED)
-def test_what_is_saved_is_said(home, run, method, settings, template, saved) -> None:
+def test_savings_are_reported(home, run, method, settings, template, saved) -> None:
     home.data["method"] = {"name": method} | settings
     home.data["task"]["template"] = template
     found = run("check", home.recipe, "--json").json["plan"]["savings"]
@@ -102,7 +102,7 @@ def test_what_is_saved_is_said(home, run, method, settings, template, saved) -> 
     assert not scored or scored.endswith("words are scored, at one position a row")
 
 
-def test_what_cannot_be_kept_is_said(home, run) -> None:
+def test_states_that_do_not_fit_into_the_cache_are_reported(home, run) -> None:
     home.data["cache"] = {"memory_gb": 0.0, "disk_gb": 0.0}
     [line, *_] = run("check", home.recipe, "--json").json["plan"]["savings"]
     assert "is run in every step: a cache would take 0.00 GB, more than cache.memory_gb" in line
@@ -110,17 +110,17 @@ def test_what_cannot_be_kept_is_said(home, run) -> None:
 
 def test_the_plan_can_be_read(home, run) -> None:
     home.write("train", [*home.rows(), {"text": "film " * 90, "label": "positive"}])
-    said = run("check", home.recipe)
-    assert said.status == 0
-    rows = [line.split() for line in said.out.splitlines()]
+    result = run("check", home.recipe)
+    assert result.status == 0
+    rows = [line.split() for line in result.out.splitlines()]
     assert ["train", "41"] in [row[:2] for row in rows]
-    assert next(row for row in rows if row[:2] == ["train", "41"])[-1] == "1"  # was cut
-    assert re.search(r"^trainable +128 of [\d,]+ \(", said.out, re.MULTILINE)
-    assert "negative 20, positive 21" in said.out
+    assert next(row for row in rows if row[:2] == ["train", "41"])[-1] == "1"  # truncated
+    assert re.search(r"^trainable +128 of [\d,]+ \(", result.out, re.MULTILINE)
+    assert "negative 20, positive 21" in result.out
 
 
 def test_nothing_is_written(home, run) -> None:
-    home.recipe  # noqa: B018  # written when it is asked for
+    home.recipe  # noqa: B018  # the property writes the file
     before = sorted(path.name for path in home.path.iterdir())
     run("check", "recipe.toml")
     assert sorted(path.name for path in home.path.iterdir()) == before
@@ -138,7 +138,7 @@ def change(home, **changes: Any) -> None:
             table[last] = value
 
 
-# What is wrong, and what must be said of it: the fact, the limit or the remedy.
+# Changes of the recipe, and fragments of their fault: the fact, the limit or the remedy.
 MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown key": ({"train__epoks": 3}, ["train.epoks: unknown key 'epoks'", "mean 'epochs'"]),
     "unknown method": (
@@ -198,10 +198,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_with_its_remedy_before_and_at_training(home, run, name: str) -> None:
+def test_a_mistake_is_reported_with_its_remedy_before_and_at_training(home, run, name: str) -> None:
     changes, fragments = MISTAKES[name]
     change(home, **changes)
-    (fault,) = faults(run("check", home.recipe))
+    (fault,) = read_faults(run("check", home.recipe))
     for fragment in fragments:
         assert fragment in fault
     assert run("train", home.recipe, "--quiet").is_mistake(*fragments)
@@ -240,10 +240,10 @@ FILES: dict[str, tuple[str, bytes, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_fault_of_a_file_is_told_with_its_place(home, run, name: str) -> None:
+def test_a_fault_of_a_file_is_reported_with_its_place(home, run, name: str) -> None:
     split, raw, fragments = FILES[name]
     (home.path / f"{split}.jsonl").write_bytes(raw)
-    (fault,) = faults(run("check", home.recipe))
+    (fault,) = read_faults(run("check", home.recipe))
     for fragment in fragments:
         assert fragment in fault
     assert run("train", home.recipe, "--quiet").is_mistake(*fragments)
@@ -251,11 +251,11 @@ def test_a_fault_of_a_file_is_told_with_its_place(home, run, name: str) -> None:
 
 def test_a_masked_backbone_needs_a_mask(home, run, backbones) -> None:
     home.data["backbone"]["name"] = str(backbones["bert"])
-    (fault,) = faults(run("check", home.recipe))
+    (fault,) = read_faults(run("check", home.recipe))
     assert "bert predicts a label word at a mask. Write {mask}" in fault
 
 
-def test_all_faults_are_told_at_once(home, run) -> None:
+def test_all_faults_are_reported_at_once(home, run) -> None:
     change(
         home,
         train__epoks=3,
@@ -265,7 +265,7 @@ def test_all_faults_are_told_at_once(home, run) -> None:
         method__init={"from": "artifact", "path": "nothing"},
     )
     (home.path / "test.jsonl").write_text('{"text": "a", "label": "neutral"}\n')
-    found = faults(run("check", home.recipe))
+    found = read_faults(run("check", home.recipe))
     for fragment in (
         "unknown key 'epoks'",
         "no file",
@@ -278,46 +278,46 @@ def test_all_faults_are_told_at_once(home, run) -> None:
     ):
         assert len([fault for fault in found if fragment in fault]) == 1, fragment
     assert "nowhere.csv" in "".join(found)
-    said = run("check", home.recipe, "--json")
-    assert said.status == 2
-    assert json.loads(said.out) == {"faults": found, "notes": [], "plan": None}
+    result = run("check", home.recipe, "--json")
+    assert result.status == 2
+    assert json.loads(result.out) == {"faults": found, "notes": [], "plan": None}
 
 
 def test_data_is_checked_where_the_backbone_cannot_be(home, run) -> None:
     change(home, backbone__name="./nowhere", task__label_column="lable", task__template="{txt}")
-    found = "".join(faults(run("check", home.recipe)))
+    found = "".join(read_faults(run("check", home.recipe)))
     for fragment in ("./nowhere", "'lable'", "'txt'", "no soft tokens"):
         assert fragment in found
 
 
-def test_a_backbone_on_the_hub_is_not_fetched(home, run) -> None:
+def test_a_backbone_on_the_hub_is_not_downloaded(home, run) -> None:
     change(home, backbone__name="some-body/some-model")
-    said = run("check", home.recipe)
-    assert said.status == 0
-    assert "not checked: the backbone 'some-body/some-model'" in said.err
+    result = run("check", home.recipe)
+    assert result.status == 0
+    assert "not checked: the backbone 'some-body/some-model'" in result.err
     assert run("train", home.recipe, "--quiet").is_mistake("'some-body/some-model'", "local cache")
     change(home, task__label_column="lable")
     assert "no column 'lable'" in run("check", home.recipe).err
 
 
-def test_a_data_set_that_is_out_of_reach_is_no_fault_of_the_recipe(home, run) -> None:
-    """It is noted once, whatever splits are asked of it; all else is checked as ever."""
+def test_a_data_set_that_cannot_be_reached_is_not_a_fault(home, run) -> None:
+    """One note reports it, whatever splits the recipe uses; the rest is checked as usual."""
     change(home, data__train="some-body/some-data[train]", data__test="some-body/some-data[test]")
-    said = run("check", home.recipe)
-    assert said.status == 0
-    assert said.err.count("not checked: the data set 'some-body/some-data'") == 1
-    assert "Hub cannot be reached" in said.err
+    result = run("check", home.recipe)
+    assert result.status == 0
+    assert result.err.count("not checked: the data set 'some-body/some-data'") == 1
+    assert "Hub cannot be reached" in result.err
     found = run("check", home.recipe, "--json").json
     assert (found["faults"], found["plan"], len(found["notes"])) == ([], None, 1)
     training = run("train", home.recipe, "--quiet")
     assert training.is_mistake("'some-body/some-data' cannot be loaded", "local file")
     change(home, task__template="{text}", train__epoks=1, data__validation="nowhere.csv")
-    told = faults(run("check", home.recipe))
+    found = read_faults(run("check", home.recipe))
     for fragment in ("unknown key 'epoks'", "no soft tokens", "nowhere.csv"):
-        assert len([fault for fault in told if fragment in fault]) == 1, fragment
+        assert len([fault for fault in found if fragment in fault]) == 1, fragment
 
 
-def test_backbone_and_data_can_both_be_out_of_reach(home, run) -> None:
+def test_neither_backbone_nor_data_can_be_reached(home, run) -> None:
     change(home, data__train="some-body/some-data", backbone__name="some-body/some-model")
     found = run("check", home.recipe, "--json")
     assert found.status == 0
@@ -327,14 +327,14 @@ def test_backbone_and_data_can_both_be_out_of_reach(home, run) -> None:
     ]
 
 
-def test_the_recipe_itself_must_be_there_and_be_toml(home, run) -> None:
+def test_the_recipe_must_exist_and_be_toml(home, run) -> None:
     assert run("check", "nothing.toml").is_mistake("no recipe 'nothing.toml'", "softprompt init")
     Path("bad.toml").write_text("a = = 1")
     assert run("check", "bad.toml").is_mistake("bad.toml is not TOML", "line 1")
     assert run("check", home.recipe, "--set", "epochs").is_mistake("write section.key=value")
 
 
-def test_what_is_sound_is_kept_of_a_faulty_recipe(home) -> None:
+def test_valid_keys_of_a_faulty_recipe_are_used(home) -> None:
     change(home, train__epoks=3, train__epochs="many")
     recipe = drop_invalid_keys(read_toml(home.recipe), ["train.epoks: …", "train.epochs: …"])
     assert recipe is not None

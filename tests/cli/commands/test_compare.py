@@ -1,7 +1,8 @@
-"""``softprompt compare``: the same rows for all variants, the test rows once, interrupted."""
+"""``softprompt compare`` and ``find-lr``: the same rows for all variants, the test rows once."""
 
 import json
 import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -13,32 +14,66 @@ from softprompt.compare.report.html import render_html
 from softprompt.inference import PromptModel
 from softprompt.recipe import read_recipe
 
-METHODS = "prompt-tuning,p-tuning-v2"
-UNTRAINED = ("--baselines", "majority,hard-prompt")
+# Two methods with two seeds, and the baselines without training.
+TWO_METHODS = (
+    *("--methods", "prompt-tuning,p-tuning-v2", "--seeds", 2),
+    *("--baselines", "majority,hard-prompt"),
+)
+# One method with one seed, without a search.
+ONE_METHOD = ("--methods", "prompt-tuning", "--seeds", 1, "--lr-multipliers", "1")
 
 
 @pytest.fixture
 def compare(home, run):
+    """Compare two methods."""
     home.data["method"]["init"] = {"from": "text", "text": "good"}
 
-    def go(*args):
-        return run("compare", home.recipe, "--methods", METHODS, "--seeds", 2, *UNTRAINED, *args)
+    def run_compare(*args):
+        return run("compare", home.recipe, *TWO_METHODS, *args)
 
-    return go
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return run_compare
 
 
-def test_what_it_says_and_leaves(compare, home):
-    said = compare("--lr-multipliers", "1,3", "--search-fraction", 0.5, "--output", "c", "--json")
-    assert said.status == 0, said.err
-    variants = {variant["variant"]: variant for variant in said.json["variants"]}
+@pytest.fixture
+def compare_one(home, run):
+    """Compare one method with baselines."""
+
+    def run_compare(*args):
+        return run("compare", home.recipe, *ONE_METHOD, *args)
+
+    return run_compare
+
+
+@pytest.fixture
+def find_lr(home, run):
+    """Search a learning rate; the result as JSON."""
+
+    def run_find_lr(output, *, multipliers, fraction):
+        options = ("--lr-multipliers", multipliers, "--search-fraction", fraction)
+        return run("find-lr", home.recipe, *options, "--output", output, "--json").json
+
+    return run_find_lr
+
+
+def read_lines(folder, event):
+    """The events of a kind in the results of a comparison."""
+    lines = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == event]
+
+
+def by_name(result):
+    """The variants that a command printed."""
+    return {variant["variant"]: variant for variant in result.json["variants"]}
+
+
+def test_the_output_and_the_files(compare, home):
+    result = compare("--lr-multipliers", "1,3", "--search-fraction", 0.5, "--output", "c", "--json")
+    assert result.status == 0, result.err
+    variants = by_name(result)
     assert {*variants} == {"majority", "hard-prompt", "prompt-tuning", "p-tuning-v2"}
-    assert variants["majority"]["mean"] == 0.5  # both labels in turn
+    assert variants["majority"]["mean"] == 0.5  # half of the rows have either label
     folder = home.path / "c"
-    results = [line for line in lines(folder) if line["event"] == "run_result"]
+    results = read_lines(folder, "run_result")
     trained = [line for line in results if line["seed"] is not None]
     assert len(trained) == 4
     assert {len(line["scores"]) for line in results} == {12}
@@ -51,26 +86,26 @@ def test_what_it_says_and_leaves(compare, home):
     assert len(hashes) == 1, "every variant saw the same rows, and none the test rows"
     steps = {line["cost"]["steps"] for line in trained}
     assert steps == {6}
-    searched = [line for line in lines(folder) if line["event"] == "search_result"]
-    assert [[factor for factor, _ in s["scores"]] for s in searched] == [[1.0, 3.0]] * 2
+    searches = read_lines(folder, "search_result")
+    assert [[multiplier for multiplier, _ in s["scores"]] for s in searches] == [[1.0, 3.0]] * 2
     assert (folder / "report.md").read_text().startswith("|  | accuracy |")
-    assert said.json["page"] == "c/report.html"
+    assert result.json["page"] == "c/report.html"
 
 
 def test_the_page_is_made_of_the_runs(compare, home, monkeypatch):
-    made = []
+    reports = []
 
-    def kept(report):
-        made.append(report)
+    def render(report):
+        reports.append(report)
         return render_html(report)
 
-    monkeypatch.setattr("softprompt.compare.report.write.render_html", kept)
-    said = compare("--lr-multipliers", "1", "--output", "c")
-    assert said.err.splitlines()[-1].startswith("c/report.html (")
-    [report] = made
+    monkeypatch.setattr("softprompt.compare.report.write.render_html", render)
+    result = compare("--lr-multipliers", "1", "--output", "c")
+    assert result.err.splitlines()[-1].startswith("c/report.html (")
+    [report] = reports
     assert {*report.curves} == {"accuracy", "loss"}
-    for line in lines(home.path / "c"):
-        if line["event"] == "run_result" and line["seed"] is not None:
+    for line in read_lines(home.path / "c", "run_result"):
+        if line["seed"] is not None:
             runs = {
                 name: report.curves[name][line["variant"]][line["seed"] - 42]
                 for name in report.curves
@@ -81,34 +116,34 @@ def test_the_page_is_made_of_the_runs(compare, home, monkeypatch):
                 assert points[best][1] == line["validation"][name]
     page = (home.path / "c" / "report.html").read_text()
     assert "40 train, 12 validation, 12 test" in page
-    assert page.count("<svg") == 5 + 2, "and two of what is inside"
-    [inside] = report.extras
-    words, layers, alike, attended = inside.parts
+    assert page.count("<svg") == 5 + 2, "and two in the section on the prompts"
+    [prompts] = report.extras
+    words, layers, similarity, attention = prompts.parts
     manifest = json.loads((home.path / "c/prompt-tuning-42/artifact/manifest.json").read_text())
-    moved = [f"{way:.2f}" for way in manifest["metrics"]["moved"]["each"]]
-    assert [row[2] for row in words.rows] == moved
+    distances = [f"{distance:.2f}" for distance in manifest["metrics"]["moved"]["each"]]
+    assert [row[2] for row in words.rows] == distances
     assert [row[0] for row in layers.rows] == ["0", "1"], "the prefix, layer by layer"
-    assert "prompt-tuning 42" in alike.drawing
+    assert "prompt-tuning 42" in similarity.drawing
     policy = re.search(
         r"default-src 'none'; img-src data:|default-src &#39;none&#39;; img-src", page
     )
-    assert "data:image/png" in alike.drawing
-    assert policy, "a heat map is an image inside the page, which its policy lets pass"
-    assert "12 validation rows" in attended.caption
+    assert "data:image/png" in similarity.drawing
+    assert policy, "a heat map is an image inside the page, which its policy allows"
+    assert "12 validation rows" in attention.caption
     for summary in report.summaries:
         assert f"{100 * summary.mean:.1f}" in page
 
 
-def test_the_test_rows_are_answered_once_by_each_trained_prompt(compare, monkeypatch):
-    answered, predict = [], PromptModel.predict
+def test_each_trained_prompt_predicts_the_test_rows_once(compare, monkeypatch):
+    counts, predict = [], PromptModel.predict
 
-    def counted(self, rows, **more):
-        answered.append(len(rows))
+    def count_rows(self, rows, **more):
+        counts.append(len(rows))
         return predict(self, rows, **more)
 
-    monkeypatch.setattr(PromptModel, "predict", counted)
+    monkeypatch.setattr(PromptModel, "predict", count_rows)
     compare("--output", "c", "--search-fraction", 0.5)
-    assert answered == [12] * 4
+    assert counts == [12] * 4
 
 
 def test_the_same_command_trains_nothing_again(compare, home):
@@ -121,105 +156,82 @@ def test_the_same_command_trains_nothing_again(compare, home):
     assert compare("--output", "c").is_mistake("started with another recipe")
 
 
-def test_a_stopped_comparison_ends_as_if_nobody_had_stopped_it(compare, home, start):
+def test_an_interrupted_comparison_resumes_to_the_same_results(compare, home, start):
     whole = compare("--lr-multipliers", "1", "--output", "whole", "--json")
     home.data["train"]["epochs"] = 2
-    command = (
-        "compare",
-        home.recipe,
-        "--methods",
-        METHODS,
-        "--seeds",
-        2,
-        "--lr-multipliers",
-        "1",
-        *UNTRAINED,
-    )
-    with start(*command, "--output", "c", cwd=home.path) as going:
-        for line in going.stderr:
+    command = ("compare", home.recipe, *TWO_METHODS, "--lr-multipliers", "1", "--output", "c")
+    with start(*command, cwd=home.path) as process:
+        for line in process.stderr:
             if line.startswith("prompt-tuning, seed 42"):
-                going.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGINT)
                 break
-        assert "interrupted; run the same command to resume" in going.stderr.read()
-    assert going.returncode == 1
-    again = compare("--lr-multipliers", "1", "--output", "c", "--json")
-    for one, other in zip(whole.json["variants"], again.json["variants"], strict=True):
-        assert (one["variant"], one["mean"], one["spread"]) == (
-            other["variant"],
-            other["mean"],
-            other["spread"],
-        )
-    right = {
-        (x["variant"], x["seed"]): x["scores"]
-        for x in lines(home.path / "whole")
-        if x["event"] == "run_result"
-    }
-    assert right == {
-        (x["variant"], x["seed"]): x["scores"]
-        for x in lines(home.path / "c")
-        if x["event"] == "run_result"
-    }
+        assert "interrupted; run the same command to resume" in process.stderr.read()
+    assert process.returncode == 1
+    resumed = compare("--lr-multipliers", "1", "--output", "c", "--json")
+    for one, other in zip(whole.json["variants"], resumed.json["variants"], strict=True):
+        for key in ("variant", "mean", "spread"):
+            assert one[key] == other[key]
+    scores = [
+        {(x["variant"], x["seed"]): x["scores"] for x in read_lines(home.path / name, "run_result")}
+        for name in ("whole", "c")
+    ]
+    assert scores[0] == scores[1]
 
 
-@pytest.fixture
-def short(home):
-    """One prompt and a baseline, for ``compare_methods`` and as options of the command."""
-    home.data["method"]["init"] = {"from": "text", "text": "good"}
-    asked = {
-        "methods": ["prompt-tuning"],
-        "baselines": ["majority"],
-        "num_seeds": 1,
-        "lr_multipliers": [1],
-    }
-    options = ("--methods", "prompt-tuning", "--baselines", "majority", "--seeds", 1)
-    return asked, (*options, "--lr-multipliers", "1")
+# The options of ``ONE_METHOD`` and a baseline in Python.
+SHORT = {
+    "methods": ["prompt-tuning"],
+    "baselines": ["majority"],
+    "num_seeds": 1,
+    "lr_multipliers": [1],
+}
 
 
-def answers(folder):
-    """All that is written of a comparison but what a clock or a meter says."""
-    found = lines(folder)
-    for line in found:
+def read_answers(folder):
+    """The results of a comparison without time and memory."""
+    lines = read_lines(folder, "run_result") + read_lines(folder, "search_result")
+    for line in lines:
         for name in ("seconds", "speed", "memory"):
             (line.get("cost") or {}).pop(name, None)
-    return found
+    return lines
 
 
-def test_python_does_what_the_command_does(short, home, run):
-    asked, options = short
-    said = run("compare", home.recipe, *options, "--output", "command", "--json")
-    told = []
+def test_python_does_what_the_command_does(compare_one, home):
+    home.data["method"]["init"] = {"from": "text", "text": "good"}
+    result = compare_one("--baselines", "majority", "--output", "command", "--json")
+    events = []
     recipe = read_recipe(home.recipe)
-    found = compare_methods(recipe, home.path / "python", callbacks=[told.append], **asked)
-    assert answers(home.path / "python") == answers(home.path / "command")
-    data = found.to_dict()
-    for one, other in zip(data["variants"], said.json["variants"], strict=True):
+    comparison = compare_methods(recipe, home.path / "python", callbacks=[events.append], **SHORT)
+    assert read_answers(home.path / "python") == read_answers(home.path / "command")
+    data = comparison.to_dict()
+    for one, other in zip(data["variants"], result.json["variants"], strict=True):
         assert (one["variant"], one["mean"]) == (other["variant"], other["mean"])
-    assert {*data} == {*said.json}
-    assert [type(event).__name__ for event in told] == [
+    assert {*data} == {*result.json}
+    assert [type(event).__name__ for event in events] == [
         "Status", "RunResult", "SearchResult", "RunResult",
     ]  # fmt: skip
-    assert found.report.read_text().startswith("|  | accuracy |")
-    assert found.report_html.exists()
+    assert comparison.report.read_text().startswith("|  | accuracy |")
+    assert comparison.report_html.exists()
 
 
-def test_a_call_that_was_stopped_resumes_where_it_was(short, home):
-    asked, _ = short
-    whole = compare_methods(home.recipe, home.path / "whole", **asked)
+def test_a_call_that_was_stopped_resumes_where_it_was(home):
+    home.data["method"]["init"] = {"from": "text", "text": "good"}
+    whole = compare_methods(home.recipe, home.path / "whole", **SHORT)
     steps = iter(range(4))
 
     def should_stop():
         return next(steps, None) is None
 
     with pytest.raises(KeyboardInterrupt):
-        compare_methods(home.recipe, home.path / "c", should_stop=should_stop, **asked)
+        compare_methods(home.recipe, home.path / "c", should_stop=should_stop, **SHORT)
     run_folder = home.path / "c" / "prompt-tuning-42"
     assert (run_folder / "checkpoint").exists()
     assert not (run_folder / "metrics.json").exists(), "it was in the middle of a run"
     before = (run_folder / "events.jsonl").read_text()
-    again = compare_methods(home.recipe, home.path / "c", **asked)
-    assert (run_folder / "events.jsonl").read_text().startswith(before), "nothing was done twice"
-    assert answers(home.path / "c") == answers(home.path / "whole")
-    assert repr(again) == repr(whole).replace("whole", "c")
+    resumed = compare_methods(home.recipe, home.path / "c", **SHORT)
+    assert (run_folder / "events.jsonl").read_text().startswith(before), "no step was run twice"
+    assert read_answers(home.path / "c") == read_answers(home.path / "whole")
+    assert repr(resumed) == repr(whole).replace("whole", "c")
 
 
 def test_the_example_of_the_page_runs(home, capsys):
@@ -228,55 +240,25 @@ def test_the_example_of_the_page_runs(home, capsys):
     assert home.recipe.exists()
     page = Path(__file__).parents[3] / "docs" / "how-to" / "compare.md"
     [example] = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
-    made = {}
-    exec(compile(example, page.name, "exec"), made)  # noqa: S102  # our own page
-    assert {row["name"] for row in made["comparison"].to_rows()} == {
+    names = {}
+    exec(compile(example, page.name, "exec"), names)  # noqa: S102  # our own page
+    assert {row["name"] for row in names["comparison"].to_rows()} == {
         "prompt-tuning", "p-tuning-v2", "majority", "hard-prompt",
     }  # fmt: skip
-    assert made["search"].learning_rate in [t.learning_rate for t in made["search"].trials]
-    assert f"{made['comparison'].report_html}" in capsys.readouterr().out
+    assert names["search"].learning_rate in [t.learning_rate for t in names["search"].trials]
+    assert f"{names['comparison'].report_html}" in capsys.readouterr().out
 
 
-def test_another_rate_share_or_setting_is_another_run(compare, home, run):
-    """Nothing that was trained otherwise is taken for what is asked for now."""
-    first = run(
-        "find-lr",
-        home.recipe,
-        "--lr-multipliers",
-        "1",
-        "--search-fraction",
-        "0.5",
-        "--output",
-        "s",
-        "--json",
-    )
-    again = run(
-        "find-lr",
-        home.recipe,
-        "--lr-multipliers",
-        "1",
-        "--search-fraction",
-        "1",
-        "--output",
-        "s",
-        "--json",
-    )
-    alone = run(
-        "find-lr",
-        home.recipe,
-        "--lr-multipliers",
-        "1",
-        "--search-fraction",
-        "1",
-        "--output",
-        "t",
-        "--json",
-    )
-    assert [row["steps"] for row in first.json["tried"]] == [3]
-    assert again.json["tried"] == alone.json["tried"]
+def test_another_fraction_of_the_steps_is_another_run(find_lr):
+    """The folder has a run of the same name, but with fewer steps."""
+    first = find_lr("s", multipliers="1", fraction=0.5)
+    second = find_lr("s", multipliers="1", fraction=1)
+    alone = find_lr("t", multipliers="1", fraction=1)
+    assert [row["steps"] for row in first["tried"]] == [3]
+    assert second["tried"] == alone["tried"]
 
 
-def test_a_variant_whose_settings_changed_is_told(home, run):
+def test_a_variant_whose_settings_changed_is_refused(home, run):
     plan = home.recipe.with_name("plan.toml")
     text = (
         'base = "recipe.toml"\nnum_seeds = 1\nlr_multipliers = [1.0]\nbaselines = ["majority"]\n'
@@ -285,29 +267,16 @@ def test_a_variant_whose_settings_changed_is_told(home, run):
     plan.write_text(text)
     assert run("compare", plan, "--output", "c").status == 0
     plan.write_text(text.replace("soft:2", "soft:3"))
-    said = run("compare", plan, "--output", "c")
-    assert said.is_mistake("the variant 'mine' was started with other settings")
+    result = run("compare", plan, "--output", "c")
+    assert result.is_mistake("the variant 'mine' was started with other settings")
 
 
-def test_a_baseline_that_there_is_not_is_told(home, run):
+def test_a_baseline_that_does_not_exist_for_the_task_is_skipped(compare_one, home):
     del home.data["task"]["verbalizer"]
     home.data["task"]["template"] = "{soft:2}{text}"
-    command = (
-        "compare",
-        home.recipe,
-        "--methods",
-        "prompt-tuning",
-        "--seeds",
-        1,
-        "--lr-multipliers",
-        "1",
-    )
-    said = run(*command, "--baselines", "hard-prompt,majority", "--output", "c", "--json")
-    assert "hard-prompt is skipped. The task predicts with a trained head" in said.err
-    assert {variant["variant"] for variant in said.json["variants"]} == {
-        "majority",
-        "prompt-tuning",
-    }
+    result = compare_one("--baselines", "hard-prompt,majority", "--output", "c", "--json")
+    assert "hard-prompt is skipped. The task predicts with a trained head" in result.err
+    assert {*by_name(result)} == {"majority", "prompt-tuning"}
 
 
 def test_it_is_run_by_one_process(home, run, monkeypatch):
@@ -319,32 +288,16 @@ def test_it_is_run_by_one_process(home, run, monkeypatch):
 def test_two_commands_do_not_write_one_folder(home, run):
     (home.path / "c").mkdir()
     with FileLock(home.path / "c" / ".lock"):
-        said = run("compare", home.recipe, "--output", "c")
-    assert said.is_mistake("another process works in c")
+        result = run("compare", home.recipe, "--output", "c")
+    assert result.is_mistake("another process works in c")
 
 
-def test_a_refused_comparison_leaves_nothing_behind(home, run):
-    del home.data["data"]["test"]
-    assert run("compare", home.recipe, "--output", "c").is_mistake("there are no test rows")
-    assert not (home.path / "c").exists()
-
-
-def test_all_baselines_beside_a_method(home, run):
-    """Each is judged on the same rows; what is trained costs what arithmetic says."""
+def test_all_baselines(compare_one, home):
+    """All are scored on the same rows; their costs are those of arithmetic."""
     home.data["method"]["init"] = {"from": "text", "text": "good"}
-    command = (
-        "compare",
-        home.recipe,
-        "--methods",
-        "prompt-tuning",
-        "--seeds",
-        1,
-        "--lr-multipliers",
-        "1",
-    )
-    said = run(*command, "--output", "c", "--json")
-    assert said.status == 0, said.err
-    variants = {variant["variant"]: variant for variant in said.json["variants"]}
+    result = compare_one("--output", "c", "--json")
+    assert result.status == 0, result.err
+    variants = by_name(result)
     names = {"majority", "hard-prompt", "linear-probe", "fine-tuning", "lora"}
     assert {*variants} == {*names, "prompt-tuning"}
     costs = {name: variant["results"][0]["cost"] for name, variant in variants.items()}
@@ -365,96 +318,80 @@ def test_all_baselines_beside_a_method(home, run):
         "prompt-tuning-42", "fine-tuning-42", "lora-42",
     }  # fmt: skip
     before = (home.path / "c" / "results.jsonl").read_text()
-    assert run(*command, "--output", "c", "--json").json == said.json
+    assert compare_one("--output", "c", "--json").json == result.json
     assert (home.path / "c" / "results.jsonl").read_text() == before
 
 
-def test_a_comparison_has_a_file_of_its_own_and_a_budget_of_seconds(home, run):
+def test_a_comparison_file_with_a_time_budget(home, run):
     home.recipe.with_name("plan.toml").write_text(
         'base = "recipe.toml"\nnum_seeds = 1\nlr_multipliers = [1.0]\nbaselines = ["majority"]\n'
         '[[variants]]\nname = "two tokens"\noverrides = { "task.template" = "{text}{soft:2}" }\n'
         '[[variants]]\nname = "six tokens"\noverrides = { "task.template" = "{text}{soft:6}" }\n'
     )
-    said = run("compare", "plan.toml", "--time-budget", "0.5", "--json", "--output", "c")
-    assert said.status == 0, said.err
-    variants = {variant["variant"]: variant["results"][0] for variant in said.json["variants"]}
-    assert {*variants} == {"majority", "two tokens", "six tokens"}
-    assert (
-        variants["six tokens"]["cost"]["trainable"]
-        == 3 * variants["two tokens"]["cost"]["trainable"]
-    )
-    searched = {x["variant"]: x for x in lines(home.path / "c") if x["event"] == "search_result"}
+    result = run("compare", "plan.toml", "--time-budget", "0.5", "--json", "--output", "c")
+    assert result.status == 0, result.err
+    costs = {name: variant["results"][0]["cost"] for name, variant in by_name(result).items()}
+    assert {*costs} == {"majority", "two tokens", "six tokens"}
+    assert costs["six tokens"]["trainable"] == 3 * costs["two tokens"]["trainable"]
+    searches = {x["variant"]: x for x in read_lines(home.path / "c", "search_result")}
     for name in ("two tokens", "six tokens"):
-        assert variants[name]["cost"]["steps"] == searched[name]["steps"] > 0
-        assert searched[name]["seconds"] == 0.5
+        assert costs[name]["steps"] == searches[name]["steps"] > 0
+        assert searches[name]["seconds"] == 0.5
 
 
-def test_free_text_is_compared_by_how_near_it_comes(home, run):
+def test_free_text_is_compared_by_its_similarity(compare_one, home):
     for split, count in (("train", 16), ("validation", 6), ("test", 6)):
         rows = [{**row, "target": row["label"]} for row in home.rows(split)[:count]]
         home.write(split, rows)
     home.data["task"] = {"kind": "generate", "template": "{text} is{soft:4}", "max_new_tokens": 3}
-    command = (
-        "compare",
-        home.recipe,
-        "--methods",
-        "prompt-tuning",
-        "--seeds",
-        1,
-        "--lr-multipliers",
-        "1",
-    )
-    said = run(*command, "--output", "c", "--json")
-    assert said.status == 0, said.err
-    assert said.json["measure"] == "chrf"
-    variants = {variant["variant"]: variant for variant in said.json["variants"]}
+    result = compare_one("--output", "c", "--json")
+    assert result.status == 0, result.err
+    assert result.json["measure"] == "chrf"
+    variants = by_name(result)
     assert {*variants} == {"majority", "hard-prompt", "fine-tuning", "lora", "prompt-tuning"}
-    result = variants["prompt-tuning"]["results"][0]
-    assert result["confusion"] is None
-    assert {"bleu", "chrf", "rougeL"} <= {*result["metrics"]}
+    trained = variants["prompt-tuning"]["results"][0]
+    assert trained["confusion"] is None
+    assert {"bleu", "chrf", "rougeL"} <= {*trained["metrics"]}
     assert 0 <= variants["prompt-tuning"]["mean"] <= 1
 
 
-def test_a_broken_variant_is_told_and_the_others_go_on(compare, home):
+def test_after_a_failure_the_others_continue(compare, home):
     home.data["method"]["layers"] = "7:"
-    said = compare("--lr-multipliers", "1", "--output", "c", "--json")
-    assert said.status == 1
-    assert {variant["variant"] for variant in said.json["variants"]} == {
-        "majority",
-        "hard-prompt",
-        "p-tuning-v2",
-    }
-    [failed] = said.json["failed"]
+    result = compare("--lr-multipliers", "1", "--output", "c", "--json")
+    assert result.status == 1
+    assert {*by_name(result)} == {"majority", "hard-prompt", "p-tuning-v2"}
+    [failed] = result.json["failed"]
     assert (failed["variant"], failed["seed"]) == ("prompt-tuning", 42)
     assert "layers = '7:'" in failed["error"]
-    assert "prompt-tuning failed, the others continue" in said.err
+    assert "prompt-tuning failed, the others continue" in result.err
 
 
-def test_the_search_alone(home, run):
-    command = (
-        "find-lr",
-        home.recipe,
-        "--lr-multipliers",
-        "0.1,1,10",
-        "--search-fraction",
-        0.5,
-        "--output",
-        "s",
-    )
-    found = run(*command, "--json").json
-    tried = {row["rate"]: row for row in found["tried"]}
+def test_find_lr(find_lr, home, run):
+    search = find_lr("s", multipliers="0.1,1,10", fraction=0.5)
+    tried = {row["rate"]: row for row in search["tried"]}
     assert [*tried] == pytest.approx([0.005, 0.05, 0.5])
     assert {row["steps"] for row in tried.values()} == {3}
-    assert found["rate"] == min(tried, key=lambda rate: tried[rate]["loss"])
+    assert search["rate"] == min(tried, key=lambda rate: tried[rate]["loss"])
     picture = home.path / "s" / "rates.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     for path in (home.path / "s").glob("*/artifact/manifest.json"):
         assert "test" not in json.loads(path.read_text())["data"]
-    again = run(*command)
-    assert again.out.splitlines()[0].split() == ["learning", "rate", "valid.", "loss"]
-    assert f"--set train.learning_rate={found['rate']:g}" in again.err
+    options = ("--lr-multipliers", "0.1,1,10", "--search-fraction", 0.5, "--output", "s")
+    result = run("find-lr", home.recipe, *options)
+    assert result.out.splitlines()[0].split() == ["learning", "rate", "valid.", "loss"]
+    command = f"softprompt train {home.recipe} --set train.learning_rate={search['rate']:g}"
+    assert result.err.endswith(f"Next:\n  {command}\n")
     home.data["train"]["epochs"] = 5
     assert run("find-lr", home.recipe, "--output", "s").is_mistake("started with another recipe")
+
+
+def test_find_lr_suggests_a_command_with_the_same_overrides(home, run):
+    overrides = ("--set", "train.epochs=1", "--set", 'method.init={from = "vocabulary"}')
+    result = run("find-lr", home.recipe, *overrides, "--lr-multipliers", "1", "--output", "s")
+    command = shlex.split(result.err.split("Next:\n")[1])
+    assert command == [
+        "softprompt", "train", str(home.recipe), *overrides, "--set", "train.learning_rate=0.05",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -470,11 +407,28 @@ def test_mistakes(home, run, options, message):
     assert run("compare", home.recipe, *options).is_mistake(message)
 
 
-def test_a_label_of_the_test_rows_that_nobody_can_answer(home, run):
+def test_a_label_that_only_test_rows_have(home, run):
     home.write("test", [{"text": "good", "label": "neutral"}])
     assert run("compare", home.recipe).is_mistake("neutral", "test")
 
 
-def test_without_test_rows_there_is_no_comparison(home, run):
+def test_missing_splits_are_refused_and_nothing_is_written(home, run):
     del home.data["data"]["test"]
-    assert run("compare", home.recipe).is_mistake("there are no test rows")
+    assert run("compare", home.recipe, "--output", "c").is_mistake(
+        "there are no test rows, but variants are compared by test rows. Set data.test; or, to "
+        "split them off the training rows, leave out data.validation and data.test and give "
+        "validation and test a share in data.split_sizes."
+    )
+    del home.data["data"]["validation"]
+    home.data["data"]["split_sizes"] = {"train": 1.0, "validation": 0.0, "test": 0.0}
+    result = run("compare", home.recipe, "--output", "c")
+    assert result.is_mistake("there are no validation and test rows")
+    assert run("find-lr", home.recipe, "--output", "c").is_mistake(
+        "there are no validation rows, but prompts are selected by validation rows. Set "
+        "data.validation; or, ",
+        "and give validation a share in data.split_sizes.",
+    )
+    assert not (home.path / "c").exists()
+    home.data["data"]["split_sizes"] = {"train": 0.5, "validation": 0.25, "test": 0.25}
+    options = (*ONE_METHOD, "--baselines", "majority", "--output", "c")
+    assert run("compare", home.recipe, *options).status == 0

@@ -1,4 +1,4 @@
-"""What ``init`` writes can be run, and nothing is lost by it."""
+"""The recipe that ``init`` writes can be run, and no file is lost."""
 
 import json
 import tomllib
@@ -10,40 +10,40 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 
-def written(path: Path = Path("recipe.toml")) -> dict[str, Any]:
+def read_toml(path: Path = Path("recipe.toml")) -> dict[str, Any]:
     return tomllib.loads(path.read_text("utf-8"))
 
 
-def test_files_beside_the_data_are_named(home, run, backbones) -> None:
-    said = run("init", "train.jsonl", "--backbone", backbones["llama"])
-    assert said.status == 0
-    assert "'text' classified by 'label' (2 labels)" in said.out
-    data = written()["data"]
+def test_files_in_the_same_folder_become_splits(home, run, backbones) -> None:
+    result = run("init", "train.jsonl", "--backbone", backbones["llama"])
+    assert result.status == 0
+    assert "'text' classified by 'label' (2 labels)" in result.out
+    data = read_toml()["data"]
     assert {k: data[k] for k in ("train", "validation", "test")} == {
         split: f"{split}.jsonl" for split in ("train", "validation", "test")
     }
     Path("validation.jsonl").rename("dev.jsonl")
     home.write("test", [{"text": "a film", "label": "neutral"}])
-    said = run(
+    result = run(
         "init", "train.jsonl", "--backbone", backbones["llama"], "--output", "sub/other.toml"
     )
-    data = written(Path("sub/other.toml"))["data"]
+    data = read_toml(Path("sub/other.toml"))["data"]
     assert (data["train"], data["validation"]) == ("../train.jsonl", "../dev.jsonl")
     assert "test" not in data
-    assert "test.jsonl is left out" in said.err
-    assert "neutral" in said.err
+    assert "test.jsonl is left out" in result.err
+    assert "neutral" in result.err
     assert run("check", "sub/other.toml").status == 0
 
 
-def test_a_column_that_holds_rows_together_is_offered(home, run) -> None:
+def test_a_column_that_groups_rows_is_suggested(home, run) -> None:
     rows = [row | {"film": f"film {i // 2}"} for i, row in enumerate(home.rows())]
     home.path.joinpath("rows.csv").write_text(
         "text,label,film\n" + "".join(f"{r['text']},{r['label']},{r['film']}\n" for r in rows)
     )
-    said = run("init", "rows.csv")
-    assert "rows may belong together by 'film'" in said.err
+    result = run("init", "rows.csv")
+    assert "rows may belong together by 'film'" in result.err
     assert '# group_by = "film"' in Path("recipe.toml").read_text("utf-8")
-    assert "group_by" not in written()["data"]
+    assert "group_by" not in read_toml()["data"]
 
 
 def test_every_setting_has_a_comment(home, run) -> None:
@@ -52,7 +52,7 @@ def test_every_setting_has_a_comment(home, run) -> None:
     settings_ = [line for line in lines if not line.startswith(("[", "#"))]
     assert len(settings_) > 12
     assert [line for line in settings_ if "  # " not in line] == []
-    recipe = written()
+    recipe = read_toml()
     assert recipe["backbone"]["name"] == "builtin:smollm2-135m-instruct"
     assert recipe["task"]["verbalizer"] == {"negative": " negative", "positive": " positive"}
     assert recipe["method"] == {"name": "prompt-tuning", "init": {"from": "labels"}}
@@ -60,25 +60,25 @@ def test_every_setting_has_a_comment(home, run) -> None:
 
 def test_a_recipe_is_never_lost(home, run) -> None:
     Path("recipe.toml").write_text("mine")
-    said = run("init", "train.jsonl")
-    assert said.is_mistake("recipe.toml exists already", "--output", "--force")
+    result = run("init", "train.jsonl")
+    assert result.is_mistake("recipe.toml exists already", "--output", "--force")
     assert Path("recipe.toml").read_text() == "mine"
     assert run("init", "train.jsonl", "--force").status == 0
-    assert written()["data"]["train"] == "train.jsonl"
+    assert read_toml()["data"]["train"] == "train.jsonl"
 
 
-def test_faults_of_the_data_are_told(home, run) -> None:
+def test_faults_of_the_data_are_reported(home, run) -> None:
     assert run("init", "trian.jsonl").is_mistake("no file trian.jsonl", "Did you mean train.jsonl")
     Path("empty.csv").write_text("")
     assert run("init", "empty.csv").is_mistake("has no rows")
     assert not Path("recipe.toml").exists()
 
 
-def test_a_backbone_that_is_not_here_is_taken_for_a_causal_one(home, run) -> None:
-    said = run("init", "train.jsonl", "--backbone", "some/model")
-    assert said.status == 0
-    assert "could not load the backbone; assuming a causal language model" in said.err
-    assert written()["backbone"]["name"] == "some/model"
+def test_a_backbone_that_cannot_be_loaded_is_assumed_to_be_causal(home, run) -> None:
+    result = run("init", "train.jsonl", "--backbone", "some/model")
+    assert result.status == 0
+    assert "could not load the backbone; assuming a causal language model" in result.err
+    assert read_toml()["backbone"]["name"] == "some/model"
 
 
 NAMES = st.text("abcdefgXYZ_ é-", min_size=1, max_size=8).filter(lambda s: s == s.strip())
@@ -92,7 +92,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_s
 
 @st.composite
 def tables(draw: st.DrawFn) -> list[dict[str, object]]:
-    """Labelled text under any names, with labels of any kind, in any number of rows."""
+    """Labelled text with any column names, any kind of labels and any number of rows."""
     labels = draw(LABELS)
     count = draw(st.integers(3 * len(labels), 40))
     first, *others = draw(st.lists(NAMES, min_size=1, max_size=3, unique_by=str.lower))
@@ -114,11 +114,11 @@ def tables(draw: st.DrawFn) -> list[dict[str, object]]:
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # each try is a run: do not shrink
 )
 @given(rows=tables())
-def test_what_is_written_can_be_run_as_it_stands(family: str, rows, home, run, backbones) -> None:
+def test_the_recipe_can_be_run_without_changes(family: str, rows, home, run, backbones) -> None:
     home.path.joinpath("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = run("init", "rows.jsonl", "--backbone", backbones[family], "--force")
-    if said.status == 2:  # a label such as " a" beside "a": told, and nothing is written
-        assert "only in whitespace" in said.err
+    result = run("init", "rows.jsonl", "--backbone", backbones[family], "--force")
+    if result.status == 2:  # labels such as " a" and "a": an error, and nothing is written
+        assert "only in whitespace" in result.err
         return
     checked = run("check", "recipe.toml", "--json")
     assert checked.status == 0, checked.err

@@ -1,4 +1,4 @@
-"""``import`` and ``export`` by the command line: each format, and what is said."""
+"""``import`` and ``export`` by the command line: each format, and the messages."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -39,8 +39,8 @@ def adapter(backbones, tmp_path) -> Callable[..., Path]:
     ) -> Path:
         folder = tmp_path / "adapter"
         folder.mkdir(exist_ok=True)
-        held = tensors or {"prompt_embeddings": VECTORS}
-        safetensors.torch.save_file(dict(held), folder / "adapter_model.safetensors")
+        saved = tensors or {"prompt_embeddings": VECTORS}
+        safetensors.torch.save_file(dict(saved), folder / "adapter_model.safetensors")
         config = {
             "peft_type": "PROMPT_TUNING",
             "task_type": "CAUSAL_LM",
@@ -55,29 +55,31 @@ def adapter(backbones, tmp_path) -> Callable[..., Path]:
 
 @pytest.fixture
 def answers(run) -> Callable[..., list[Any]]:
+    """Predicts `TEXTS` with an artifact."""
+
     def get(folder: Path) -> list[Any]:
-        said = run("predict", folder, *TEXTS)
-        assert said.status == 0, said.err
-        return said.lines
+        result = run("predict", folder, *TEXTS)
+        assert result.status == 0, result.err
+        return result.lines
 
     return get
 
 
 @pytest.mark.parametrize("form", ["npy", "safetensors"])
-def test_vectors_out_and_in_answer_alike(trained, answers, run, tmp_path, form):
-    """A trained artifact, its vectors alone, and what is made of these with the same task."""
-    said = run("export", form, trained.folder, "--output", tmp_path / "out")
-    assert (said.status, said.out) == (0, f"{tmp_path / 'out' / f'prompt.{form}'}\n")
+def test_exported_and_imported_vectors_predict_the_same(trained, answers, run, tmp_path, form):
+    """Vectors that are exported and imported again, with the same task."""
+    result = run("export", form, trained.folder, "--output", tmp_path / "out")
+    assert (result.status, result.out) == (0, f"{tmp_path / 'out' / f'prompt.{form}'}\n")
     old = load_artifact(trained.folder)
-    said = run(
+    result = run(
         "import", form, tmp_path / "out", "--output", tmp_path / "mood", "--json",
         "--backbone", old.manifest.backbone["name"],
         "--set", "task.template={text} sentiment{soft:4}",
         "--set", 'task.verbalizer={negative=" negative", positive=" positive"}',
         *EXACT,
     )  # fmt: skip
-    assert said.status == 0, said.err
-    assert said.json == {
+    assert result.status == 0, result.err
+    assert result.json == {
         "imported": [
             {
                 "artifact": str(tmp_path / "mood"),
@@ -94,54 +96,54 @@ def test_vectors_out_and_in_answer_alike(trained, answers, run, tmp_path, form):
     assert torch.equal(load_artifact(tmp_path / "mood").prompt.vectors, old.prompt.vectors)
     assert answers(tmp_path / "mood") == answers(trained.folder)
     rows = trained.home.path / "test.jsonl"
-    mine = run("evaluate", tmp_path / "mood", rows, "--json").json
-    theirs = run("evaluate", trained.folder, rows, "--json").json
-    assert mine | {"artifact": ""} == theirs | {"artifact": ""}
+    imported = run("evaluate", tmp_path / "mood", rows, "--json").json
+    original = run("evaluate", trained.folder, rows, "--json").json
+    assert imported | {"artifact": ""} == original | {"artifact": ""}
 
 
-def test_an_adapter_in_and_out(adapter, backbones, answers, run, tmp_path):
-    said = run("import", "peft", adapter(), "--output", tmp_path / "mood", *EXACT)
-    assert said.status == 0
-    assert "{soft:3}{bos}{text}" in said.out
-    assert "softprompt predict" in said.err
-    own = load_backbone(str(backbones["llama"]), dtype="float32", device="cpu")
-    model = import_prompts("peft", adapter(), backbone=own)[""]
+def test_an_adapter_is_imported_and_exported(adapter, backbones, answers, run, tmp_path):
+    result = run("import", "peft", adapter(), "--output", tmp_path / "mood", *EXACT)
+    assert result.status == 0
+    assert "{soft:3}{bos}{text}" in result.out
+    assert "softprompt predict" in result.err
+    backbone = load_backbone(str(backbones["llama"]), dtype="float32", device="cpu")
+    model = import_prompts("peft", adapter(), backbone=backbone)[""]
     assert answers(tmp_path / "mood") == [
         {"text": text, "answer": answer.label}
         for text, answer in zip(TEXTS, model.predict(TEXTS), strict=True)
     ]
-    said = run("export", "peft", tmp_path / "mood", "--output", tmp_path / "out", "--json")
+    result = run("export", "peft", tmp_path / "mood", "--output", tmp_path / "out", "--json")
     names = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
-    assert said.json == {"format": "peft", "folder": str(tmp_path / "out"), "files": names}
-    held = safetensors.torch.load_file(tmp_path / "out" / "adapter_model.safetensors")
-    assert held.keys() == {"prompt_embeddings"}
-    assert torch.equal(held["prompt_embeddings"], VECTORS)
+    assert result.json == {"format": "peft", "folder": str(tmp_path / "out"), "files": names}
+    tensors = safetensors.torch.load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert tensors.keys() == {"prompt_embeddings"}
+    assert torch.equal(tensors["prompt_embeddings"], VECTORS)
 
 
 def test_googles_array_for_a_t5(backbones, run, tmp_path):
     np.save(tmp_path / "prompt.npy", VECTORS.numpy())
     (tmp_path / "prompt.npy").rename(tmp_path / "encoder.prompt.prompt.prompt")
-    said = run(
+    result = run(
         "import", "npy", tmp_path / "encoder.prompt.prompt.prompt", "--output", tmp_path / "mood",
         "--backbone", backbones["t5"], "--set", "task.kind=generate",
         "--set", "task.max_new_tokens=3", "--json", *EXACT,
     )  # fmt: skip
-    assert said.json["imported"][0]["template"] == "{soft:3}{text}"
+    assert result.json["imported"][0]["template"] == "{soft:3}{text}"
     assert load_artifact(tmp_path / "mood").manifest.task["max_new_tokens"] == 3
     lines = run("predict", tmp_path / "mood", *TEXTS).lines
-    own = load_backbone(str(backbones["t5"]), dtype="float32", device="cpu")
+    backbone = load_backbone(str(backbones["t5"]), dtype="float32", device="cpu")
     source = tmp_path / "encoder.prompt.prompt.prompt"
-    model = import_prompts("npy", source, backbone=own, task=Generate(max_new_tokens=3))[""]
+    model = import_prompts("npy", source, backbone=backbone, task=Generate(max_new_tokens=3))[""]
     assert [line["answer"] for line in lines] == [a.label for a in model.predict(TEXTS)]
 
 
 def test_a_checkpoint_of_p_tuning_v2(backbones, answers, run, tmp_path):
     safetensors.torch.save_file(POOLED, tmp_path / "model.safetensors")
-    said = run(
+    result = run(
         "import", "p-tuning-v2", tmp_path / "model.safetensors", "--output", tmp_path / "mood",
         "--backbone", backbones["bert"], "--set", 'task.labels=["negative", "positive"]', "--json",
     )  # fmt: skip
-    (fact,) = said.json["imported"]
+    (fact,) = result.json["imported"]
     assert (fact["kind"], fact["shift_positions"], fact["length"]) == ("kv", True, 3)
     assert fact["labels"] == ["negative", "positive"]
     lines = answers(tmp_path / "mood")
@@ -151,21 +153,21 @@ def test_a_checkpoint_of_p_tuning_v2(backbones, answers, run, tmp_path):
     found = run("evaluate", tmp_path / "mood", tmp_path / "rows.jsonl", "--json").json
     assert found["accuracy"] == 1
     assert run("export", "p-tuning-v2", tmp_path / "mood", "--output", tmp_path / "out").status == 0
-    held = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
-    assert held.keys() == POOLED.keys()
-    assert all(torch.equal(held[name], POOLED[name]) for name in held)
+    tensors = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    assert tensors.keys() == POOLED.keys()
+    assert all(torch.equal(tensors[name], POOLED[name]) for name in tensors)
 
 
-def test_what_was_imported_can_be_looked_at(adapter, run, tmp_path):
+def test_an_imported_prompt_can_be_inspected(adapter, run, tmp_path):
     assert run("import", "peft", adapter(), "--output", tmp_path / "mood").status == 0
-    said = run("show", tmp_path / "mood")
-    assert said.status == 0, said.err
-    assert "imported from peft" in said.out
-    assert "nearest words" in said.out
+    result = run("show", tmp_path / "mood")
+    assert result.status == 0, result.err
+    assert "imported from peft" in result.out
+    assert "nearest words" in result.out
     found = run("show", tmp_path / "mood", "--json").json
     assert found["recipe"]["imported"]["format"] == "peft"
     assert len(found["soft_tokens"]) == 3
-    # Its rows are nowhere: they must be named.
+    # The artifact names no data, so the rows must be given.
     for command in (["evaluate"], ["show", "--attention"]):
         assert run(command[0], tmp_path / "mood", *command[1:]).is_mistake(
             "the artifact does not say which data it was trained on. Give the rows, or a file."
@@ -176,8 +178,8 @@ def test_what_was_imported_can_be_looked_at(adapter, run, tmp_path):
     assert run("evaluate", tmp_path / "mood", rows).status == 0
 
 
-def several() -> dict[str, Tensor]:
-    """Of three tasks, rank one."""
+def make_multitask() -> dict[str, Tensor]:
+    """The tensors of three tasks, with rank one."""
     return {
         "prompt_embeddings": VECTORS,
         "prefix_task_cols": torch.linspace(0.5, 1.5, 9).view(3, 3, 1),
@@ -186,40 +188,43 @@ def several() -> dict[str, Tensor]:
 
 
 def test_several_prompts_get_a_folder_each(adapter, run, tmp_path):
-    folder = adapter("llama", several(), peft_type="MULTITASK_PROMPT_TUNING")
-    said = run("import", "peft", folder, "--output", tmp_path / "all", "--json")
+    folder = adapter("llama", make_multitask(), peft_type="MULTITASK_PROMPT_TUNING")
+    result = run("import", "peft", folder, "--output", tmp_path / "all", "--json")
     places = [tmp_path / "all" / f"task-{at}" for at in range(3)]
-    assert [fact["artifact"] for fact in said.json["imported"]] == [*map(str, places)]
-    held = several()
+    assert [fact["artifact"] for fact in result.json["imported"]] == [*map(str, places)]
+    tensors = make_multitask()
     for at, place in enumerate(places):  # PEFT: shared, times the task's product (Wang et al. 2023)
-        wanted = VECTORS * (held["prefix_task_cols"][at] @ held["prefix_task_rows"][at])
+        wanted = VECTORS * (tensors["prefix_task_cols"][at] @ tensors["prefix_task_rows"][at])
         torch.testing.assert_close(load_artifact(place).prompt.vectors, wanted)
         assert load_artifact(place).manifest.recipe["imported"]["task"] == f"task-{at}"
 
 
 def test_one_of_several_prompts_is_picked(adapter, run, tmp_path):
-    folder = adapter("llama", several(), peft_type="MULTITASK_PROMPT_TUNING")
+    folder = adapter("llama", make_multitask(), peft_type="MULTITASK_PROMPT_TUNING")
     assert run("import", "peft", folder, "--output", tmp_path / "all").status == 0
-    said = run("import", "peft", folder, "--pick", "task-1", "--output", tmp_path / "one", "--json")
-    assert [fact["artifact"] for fact in said.json["imported"]] == [str(tmp_path / "one")]
+    pick = ("--pick", "task-1")
+    result = run("import", "peft", folder, *pick, "--output", tmp_path / "one", "--json")
+    assert [fact["artifact"] for fact in result.json["imported"]] == [str(tmp_path / "one")]
     one, same = (load_artifact(path) for path in (tmp_path / "one", tmp_path / "all" / "task-1"))
     assert torch.equal(one.prompt.vectors, same.prompt.vectors)
-    said = run("import", "peft", folder, "--pick", "task1", "--output", tmp_path / "no")
-    assert said.is_mistake(
+    result = run("import", "peft", folder, "--pick", "task1", "--output", tmp_path / "no")
+    assert result.is_mistake(
         "unknown prompt 'task1'. Options: task-0, task-1, task-2. Did you mean 'task-"
     )
-    said = run("import", "peft", adapter(), "--pick", "task-1", "--output", tmp_path / "no")
-    assert said.is_mistake("there is a single prompt, so there is no 'task-1'. Leave the name out.")
+    result = run("import", "peft", adapter(), *pick, "--output", tmp_path / "no")
+    assert result.is_mistake(
+        "there is a single prompt, so there is no 'task-1'. Leave the name out."
+    )
     assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("form", ["npy", "p-tuning-v2", "safetensors"])
-def test_a_backbone_that_no_file_names(run, tmp_path, form):
+def test_without_a_backbone_in_the_files_it_must_be_given(run, tmp_path, form):
     np.save(tmp_path / "prompt.npy", VECTORS.numpy())
     for name, key in (("model", "prefix_encoder.embedding.weight"), ("prompt", "prompt")):
         safetensors.torch.save_file({key: VECTORS}, tmp_path / f"{name}.safetensors")
-    said = run("import", form, tmp_path, "--output", tmp_path / "mood")
-    assert said.is_mistake(
+    result = run("import", form, tmp_path, "--output", tmp_path / "mood")
+    assert result.is_mistake(
         f"{tmp_path} does not name the backbone that its prompt was trained on. Give --backbone "
         "with a Hub id, a folder, or a builtin: name."
     )
@@ -228,41 +233,45 @@ def test_a_backbone_that_no_file_names(run, tmp_path, form):
 
 def test_a_backbone_in_another_place(adapter, backbones, run, tmp_path):
     folder = adapter(base_model_name_or_path="meta/Llama")
-    said = run("import", "peft", folder, "--output", tmp_path / "mood")
-    assert said.is_mistake("backbone 'meta/Llama' could not be loaded:")
-    said = run(
+    result = run("import", "peft", folder, "--output", tmp_path / "mood")
+    assert result.is_mistake("backbone 'meta/Llama' could not be loaded:")
+    result = run(
         "import", "peft", folder, "--output", tmp_path / "mood", "--backbone", backbones["llama"]
     )
-    own = str(backbones["llama"])
-    assert said.status == 0
-    assert f"the files name the backbone 'meta/Llama'; using {own!r} instead." in said.err
-    assert load_artifact(tmp_path / "mood").manifest.backbone["name"] == own
-    # The same by another name is the same, and nothing is said.
-    said = run(
+    path = str(backbones["llama"])
+    assert result.status == 0
+    assert f"the files name the backbone 'meta/Llama'; using {path!r} instead." in result.err
+    assert load_artifact(tmp_path / "mood").manifest.backbone["name"] == path
+    # The backbone that the files name, given as an option, needs no message.
+    result = run(
         "import", "peft", adapter(), "--output", tmp_path / "b", "--backbone", backbones["llama"]
     )
-    assert "the files name" not in said.err
+    assert "the files name" not in result.err
 
 
-def test_another_backbone_is_told_by_its_shapes(adapter, backbones, run, tmp_path):
+def test_another_backbone_is_refused_by_its_shapes(adapter, backbones, run, tmp_path):
     wide = adapter(tensors={"prompt_embeddings": torch.ones(3, 48)})
-    said = run("import", "peft", wide, "--output", tmp_path / "mood")
-    assert said.is_mistake("has 48 numbers, but", "embeds tokens in 32", "name it with --backbone.")
-    said = run(
+    result = run("import", "peft", wide, "--output", tmp_path / "mood")
+    assert result.is_mistake(
+        "has 48 numbers, but",
+        "embeds tokens in 32",
+        "name it with --backbone (backbone=… in Python).",
+    )
+    result = run(
         "import", "peft", adapter(), "--output", tmp_path / "mood", "--backbone", backbones["bert"]
     )
-    assert said.is_mistake(
+    assert result.is_mistake(
         "the file does not say which task the prompt is for. Give the task: kind"
     )
 
 
 def test_all_misspelt_settings_at_once(adapter, run, tmp_path):
-    said = run(
+    result = run(
         "import", "peft", adapter(), "--output", tmp_path / "mood",
         "--set", "task.kind=classify", "--set", "task.verbalise={a=1}", "--set", "tsk.kind=x",
         "--set", "backbone.dtyp=float32", "--set", "task.label_column=3",
     )  # fmt: skip
-    assert said.is_mistake(
+    assert result.is_mistake(
         "4 faults",
         "unknown table 'tsk'. Options: backbone, task. Did you mean 'task'?",
         "backbone.dtyp: unknown key 'dtyp'. Options: ",
@@ -286,24 +295,24 @@ def test_all_misspelt_settings_at_once(adapter, run, tmp_path):
         ("task.kind", "'task.kind'"),
     ],
 )
-def test_settings_that_mean_nothing(adapter, run, tmp_path, change, message):
-    said = run("import", "peft", adapter(), "--output", tmp_path / "mood", "--set", change)
-    assert said.is_mistake(message)
+def test_settings_that_are_not_valid(adapter, run, tmp_path, change, message):
+    result = run("import", "peft", adapter(), "--output", tmp_path / "mood", "--set", change)
+    assert result.is_mistake(message)
 
 
-def test_labels_alone_say_that_it_is_a_choice(adapter, run, answers, tmp_path):
-    """As the pages have it: no kind is needed where a key belongs to one kind alone."""
-    held = {"prompt_embeddings": VECTORS} | SCORE
-    folder = adapter("llama", held, task_type="SEQ_CLS")
-    said = run("import", "peft", folder, "--output", tmp_path / "a", "--json")
-    assert said.json["imported"][0]["labels"] == ["LABEL_0", "LABEL_1"]
-    said = run(
+def test_labels_alone_imply_classification(adapter, run, answers, tmp_path):
+    """As in the documentation: a key that only one kind has makes the kind unnecessary."""
+    tensors = {"prompt_embeddings": VECTORS} | SCORE
+    folder = adapter("llama", tensors, task_type="SEQ_CLS")
+    result = run("import", "peft", folder, "--output", tmp_path / "a", "--json")
+    assert result.json["imported"][0]["labels"] == ["LABEL_0", "LABEL_1"]
+    result = run(
         "import", "peft", folder, "--output", tmp_path / "b", "--set", 'task.labels=["bad", "good"]'
     )
-    assert said.status == 0, said.err
+    assert result.status == 0, result.err
     named = {"LABEL_0": "bad", "LABEL_1": "good"}
-    plain, told = answers(tmp_path / "a"), answers(tmp_path / "b")
-    assert [named[line["label"]] for line in plain] == [line["label"] for line in told]
+    plain, renamed = answers(tmp_path / "a"), answers(tmp_path / "b")
+    assert [named[line["label"]] for line in plain] == [line["label"] for line in renamed]
 
 
 def test_an_artifact_is_replaced_and_other_files_are_not(adapter, run, trained, tmp_path):
@@ -312,21 +321,23 @@ def test_an_artifact_is_replaced_and_other_files_are_not(adapter, run, trained, 
     assert run("import", "peft", adapter(tensors=twice), "--output", tmp_path / "mood").status == 0
     assert torch.equal(load_artifact(tmp_path / "mood").prompt.vectors, VECTORS * 2)
     (tmp_path / "mood" / "notes.txt").write_text("mine")
-    said = run("import", "peft", adapter(), "--output", tmp_path / "mood")
-    assert said.is_mistake("also contains notes.txt, which saving an artifact there would remove.")
+    result = run("import", "peft", adapter(), "--output", tmp_path / "mood")
+    assert result.is_mistake(
+        "also contains notes.txt, which saving an artifact there would remove."
+    )
     assert torch.equal(load_artifact(tmp_path / "mood").prompt.vectors, VECTORS * 2)
 
 
 def test_a_fault_leaves_the_old_artifact(adapter, run, tmp_path):
     assert run("import", "peft", adapter(), "--output", tmp_path / "mood").status == 0
     bad = adapter(tensors={"prompt_embeddings": VECTORS / 0})
-    said = run("import", "peft", bad, "--output", tmp_path / "mood")
-    assert said.is_mistake("values are NaN or infinite")
+    result = run("import", "peft", bad, "--output", tmp_path / "mood")
+    assert result.is_mistake("values are NaN or infinite")
     assert torch.equal(load_artifact(tmp_path / "mood").prompt.vectors, VECTORS)
 
 
-def test_formats_and_places_that_there_are_not(adapter, run, trained, tmp_path):
-    """Said before a backbone is loaded: this one could not be."""
+def test_unknown_formats_and_paths(adapter, run, trained, tmp_path):
+    """They are reported before the backbone is loaded: this one does not exist."""
     gone = ["--backbone", "no/where", "--output", tmp_path / "mood"]
     assert run("import", "peff", adapter(), *gone).is_mistake("Did you mean 'peft'?")
     assert run("import", "npy", tmp_path / "x", *gone).is_mistake(
@@ -341,9 +352,9 @@ def test_formats_and_places_that_there_are_not(adapter, run, trained, tmp_path):
     assert run("export", "peft", tmp_path / "x", "--output", tmp_path / "y").is_mistake(
         f"there is no folder {tmp_path / 'x'}"
     )
-    said = run("export", "peft", trained.folder, "--output", tmp_path / "y")
-    assert said.is_mistake("but PEFT puts all of them first")
-    said = run("export", "npy", trained.folder, "--output", trained.folder)
-    assert said.is_mistake("exists and is not empty, so it is not overwritten.")
+    result = run("export", "peft", trained.folder, "--output", tmp_path / "y")
+    assert result.is_mistake("but PEFT puts all of them first")
+    result = run("export", "npy", trained.folder, "--output", trained.folder)
+    assert result.is_mistake("exists and is not empty, so it is not overwritten.")
     assert not (tmp_path / "y").exists()
     assert not (tmp_path / "mood").exists()

@@ -1,20 +1,12 @@
-"""``predict`` and ``evaluate`` give what the model gives, row by row and in order."""
+"""``predict`` gives the predictions of the model, row by row and in order."""
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-from softprompt.cli.streaming import WINDOW, InputRow, group_rows
 from softprompt.inference import PromptModel
-
-
-@pytest.fixture(scope="module")
-def model(trained) -> PromptModel:
-    return PromptModel.from_pretrained(trained.folder)
 
 
 def expected(model: PromptModel, texts: list[str]) -> list[tuple[str, dict[str, float]]]:
@@ -38,20 +30,20 @@ TEXTS = ["a good film", "sad", "the music is dull and the story is slow", 'quote
 
 
 def test_texts_are_answered_in_order(trained, run, model) -> None:
-    said = run("predict", trained.folder, *TEXTS)
-    assert said.status == 0
-    assert agree(said.lines, TEXTS, model)
+    result = run("predict", trained.folder, *TEXTS)
+    assert result.status == 0
+    assert agree(result.lines, TEXTS, model)
 
 
 def test_lines_of_stdin_are_texts_or_objects(trained, run, model) -> None:
     lines = [TEXTS[0], "", json.dumps({"text": TEXTS[2], "id": 7}), "  spaces stay  "]
-    said = run("predict", trained.folder, "--input", "-", given="\n".join(lines) + "\n")
-    assert agree(said.lines, [TEXTS[0], "", TEXTS[2], "  spaces stay  "], model)
+    result = run("predict", trained.folder, "--input", "-", given="\n".join(lines) + "\n")
+    assert agree(result.lines, [TEXTS[0], "", TEXTS[2], "  spaces stay  "], model)
 
 
 def test_the_last_line_may_lack_its_end_and_windows_may_end_lines(trained, run, model) -> None:
-    said = run("predict", trained.folder, "--input", "-", given=b"\xef\xbb\xbfgood\r\nbad")
-    assert agree(said.lines, ["good", "bad"], model)
+    result = run("predict", trained.folder, "--input", "-", given=b"\xef\xbb\xbfgood\r\nbad")
+    assert agree(result.lines, ["good", "bad"], model)
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet", "rows.txt"])
@@ -69,8 +61,8 @@ def test_a_file_is_answered_row_by_row(trained, run, model, tmp_path: Path, name
             rows.to_parquet(path)
         case ".txt":
             path.write_text("\n".join(texts))
-    said = run("predict", trained.folder, "--input", path, "--batch-size", "5")
-    assert agree(said.lines, texts, model)
+    result = run("predict", trained.folder, "--input", path, "--batch-size", "5")
+    assert agree(result.lines, texts, model)
 
 
 FAULTY = [
@@ -87,9 +79,9 @@ FAULTY = [
 def test_a_faulty_line_is_named_and_those_before_it_are_answered(
     trained, run, given: bytes, answered: int, fragments: tuple[str, ...]
 ) -> None:
-    said = run("predict", trained.folder, "--input", "-", given=given)
-    assert said.is_mistake(*fragments)
-    assert len(said.lines) == answered
+    result = run("predict", trained.folder, "--input", "-", given=given)
+    assert result.is_mistake(*fragments)
+    assert len(result.lines) == answered
 
 
 def test_input_that_is_not_there_is_named(trained, run, tmp_path: Path) -> None:
@@ -99,8 +91,8 @@ def test_input_that_is_not_there_is_named(trained, run, tmp_path: Path) -> None:
     assert run("predict", folder, "--input", tmp_path / "no.txt").is_mistake("no file", "no.txt")
     assert run("predict", folder, "--input", tmp_path / "no.csv").is_mistake("no file", "no.csv")
     (tmp_path / "named.csv").write_text("txt,id\ngood,1\n")
-    said = run("predict", folder, "--input", tmp_path / "named.csv")
-    assert said.is_mistake("has no column 'text'", "Did you mean 'txt'")
+    result = run("predict", folder, "--input", tmp_path / "named.csv")
+    assert result.is_mistake("has no column 'text'", "Did you mean 'txt'")
 
 
 def test_rows_of_several_fields_need_objects(home, run) -> None:
@@ -110,9 +102,9 @@ def test_rows_of_several_fields_need_objects(home, run) -> None:
         )
     home.data["task"]["template"] = "{a} and {b}{soft:4}"
     run("train", home.recipe, "--output", "out", "--quiet")
-    said = run("predict", "out", "--input", "-", given='{"a": "good", "b": 3, "c": 1}\ngood\n')
-    assert said.is_mistake("line 2:", "the fields a, b", '{"a": …, "b": …}')
-    (line,) = said.lines
+    result = run("predict", "out", "--input", "-", given='{"a": "good", "b": 3, "c": 1}\ngood\n')
+    assert result.is_mistake("line 2:", "the fields a, b", '{"a": …, "b": …}')
+    (line,) = result.lines
     assert {key: line[key] for key in ("a", "b")} == {"a": "good", "b": 3}
     assert "c" not in line
 
@@ -126,9 +118,9 @@ def test_a_generator_answers_in_text(home, run) -> None:
         "max_new_tokens": 8,
     }
     assert run("train", home.recipe, "--output", "out", "--quiet").status == 0
-    said = run("predict", "out", "good film", "bad film")
-    assert [set(line) for line in said.lines] == [{"text", "answer"}] * 2
-    assert {line["answer"] for line in said.lines} <= {"negative", "positive"}
+    result = run("predict", "out", "good film", "bad film")
+    assert [set(line) for line in result.lines] == [{"text", "answer"}] * 2
+    assert {line["answer"] for line in result.lines} <= {"negative", "positive"}
     scored = run("evaluate", "out", "--json").json
     assert {"loss", "accuracy", "exact_match"} <= set(scored)
     assert scored["accuracy"] == scored["exact_match"]
@@ -153,86 +145,3 @@ def test_a_slow_writer_is_answered_before_it_is_done(trained, start) -> None:
         assert json.loads(process.stdout.readline())["text"] == text
     process.communicate(timeout=60)
     assert process.returncode == 0
-
-
-def test_windows_hold_all_rows_in_order() -> None:
-    rows = [InputRow(f"line {n}", "x") for n in range(3 * WINDOW + 5)]
-    found = list(group_rows(iter(rows)))
-    assert [row for window in found for row in window] == rows
-    assert max(map(len, found)) <= WINDOW
-
-
-def test_rows_that_arrived_before_a_fault_come_before_it() -> None:
-    def faulty() -> Iterator[InputRow]:
-        yield InputRow("line 1", "x")
-        msg = "cut off"
-        raise OSError(msg)
-
-    stream = group_rows(faulty())
-    assert [row.place for row in next(stream)] == ["line 1"]
-    with pytest.raises(OSError, match="cut off"):
-        next(stream)
-
-
-def judged(rows: list[dict], model: PromptModel) -> dict[str, object]:
-    """The scores by sklearn."""
-    truth = [row["label"] for row in rows]
-    given = [next(iter(model.predict([row["text"]]))).label for row in rows]
-    labels = ["negative", "positive"]
-    return {
-        "rows": len(rows),
-        "accuracy": pytest.approx(accuracy_score(truth, given)),
-        "macro_f1": pytest.approx(f1_score(truth, given, average="macro")),
-        "counts": confusion_matrix(truth, given, labels=labels).tolist(),
-    }
-
-
-@pytest.mark.parametrize("split", ["test", "validation"])
-def test_the_own_split_is_scored(trained, run, model, split: str) -> None:
-    said = run("evaluate", trained.folder, "--split", split, "--json").json
-    wanted = judged(trained.home.rows(split), model)
-    assert {"rows": said["rows"], "accuracy": said["accuracy"], "macro_f1": said["macro_f1"]} | {
-        "counts": said["confusion"]["counts"]
-    } == wanted
-    kept = trained.said.json[split]
-    assert said["loss"] == pytest.approx(kept["loss"], abs=1e-6)
-    assert said["accuracy"] == kept["accuracy"]
-
-
-def test_a_file_is_scored_and_the_artifact_alone_will_do(trained, run, model) -> None:
-    path = trained.home.path / "train.jsonl"
-    said = run("evaluate", trained.folder / "artifact", path, "--json", "--batch-size", "3").json
-    wanted = judged(trained.home.rows("train"), model)
-    assert (said["rows"], said["accuracy"]) == (wanted["rows"], wanted["accuracy"])
-
-
-def test_scores_are_a_table_and_a_matrix(trained, run) -> None:
-    said = run("evaluate", trained.folder)
-    found = run("evaluate", trained.folder, "--json").json
-    rows = [line.split() for line in said.out.splitlines()]
-    assert ["accuracy", f"{found['accuracy']:.4f}"] in rows
-    assert ["rows", "12"] in rows
-    (first, _) = found["confusion"]["counts"]
-    assert ["negative", *map(str, first)] in rows
-
-
-def test_data_that_does_not_fit_is_told(trained, run, tmp_path: Path) -> None:
-    folder = trained.folder
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "good", "label": "neutral"}\n')
-    assert run("evaluate", folder, path).is_mistake("'neutral' (1 row)", "Known labels: negative")
-    path.write_text('{"text": "good"}\n')
-    assert run("evaluate", folder, path).is_mistake("has no column 'label'")
-    path.write_text("")
-    assert run("evaluate", folder, path).is_mistake("has no rows")
-    assert run("evaluate", folder, "--split", "dev").is_mistake("unknown split 'dev'", "validation")
-    path.write_text('{"text": "good", "label": "positive"}\n')
-    assert run("evaluate", folder, path, "--split", "test").is_mistake("has no split 'test'")
-
-
-def test_data_that_changed_since_is_told(home, run) -> None:
-    run("train", home.recipe, "--output", "out", "--quiet")
-    home.write("test", home.rows("test")[1:])
-    said = run("evaluate", "out", "--json")
-    assert (said.status, said.json["rows"]) == (0, 11)
-    assert "the test data has changed" in said.err

@@ -1,4 +1,4 @@
-"""``show`` says what is in the artifact; and all who read it tell its faults."""
+"""``show`` prints the content of an artifact; all commands that read it report its faults."""
 
 import json
 import shutil
@@ -12,54 +12,54 @@ from softprompt.artifact import load_artifact
 
 
 def test_the_facts_are_the_manifests(trained, run) -> None:
-    said = run("show", trained.folder, "--json", "--no-backbone").json
+    result = run("show", trained.folder, "--json", "--no-backbone").json
     folder = trained.folder / "artifact"
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     del manifest["digest"]
-    assert {key: said[key] for key in manifest} == manifest
-    assert said["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
-    assert "soft_tokens" not in said
+    assert {key: result[key] for key in manifest} == manifest
+    assert result["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+    assert "soft_tokens" not in result
 
 
 def test_the_facts_can_be_read(trained, run) -> None:
-    said = run("show", trained.folder, "--no-backbone")
+    result = run("show", trained.folder, "--no-backbone")
     lines = {
-        line.split("  ", 1)[0]: line.split("  ", 1)[-1].strip() for line in said.out.splitlines()
+        line.split("  ", 1)[0]: line.split("  ", 1)[-1].strip() for line in result.out.splitlines()
     }
     manifest = load_artifact(trained.folder).manifest
     assert lines["prompt"].startswith("4 soft tokens, vectors among the input embeddings, float32")
     assert lines["method"].startswith("prompt-tuning, init = {from = 'vocabulary'")
     assert lines["template"] == repr(manifest.template)
     assert lines["labels"] == "negative, positive"
-    assert manifest.backbone["fingerprint"] in said.out
-    assert f"train: 40 rows, sha256 {manifest.data['train']['sha256'][:16]}" in said.out
+    assert manifest.backbone["fingerprint"] in result.out
+    assert f"train: 40 rows, sha256 {manifest.data['train']['sha256'][:16]}" in result.out
     assert f"loss {manifest.metrics['validation']['loss']:.4f}" in lines["validation"]
 
 
 def test_every_soft_token_has_its_nearest_words(trained, run) -> None:
-    said = run("show", trained.folder)
+    result = run("show", trained.folder)
     found = run("show", trained.folder, "--json").json
-    tokens, ways = found["soft_tokens"], found["metrics"]["moved"]["each"]
+    tokens, distances = found["soft_tokens"], found["metrics"]["moved"]["each"]
     assert [len(token["words"]) for token in tokens] == [5] * 4
     for number, token in enumerate(tokens):
         first = f"{token['words'][0]!r} {token['cosines'][0]:.2f}"
-        way = f"{ways[number]:.3f}"
-        assert f"\n{number}  {token['norm']:>6.2f}  {way:>7}  {first}, " in said.out
+        distance = f"{distances[number]:.3f}"
+        assert f"\n{number}  {token['norm']:>6.2f}  {distance:>7}  {first}, " in result.out
 
 
-def test_the_way_from_the_start_is_the_one_that_was_gone(home, run) -> None:
-    """Trained from a run that is known, by the distance between the two artifacts."""
+def test_the_distance_is_that_from_the_initialization(home, run) -> None:
+    """The initialization is the artifact of another run."""
     run("train", home.recipe, "--output", "first", "--quiet")
     home.data["method"]["init"] = {"from": "artifact", "path": "first"}
     run("train", home.recipe, "--output", "second", "--quiet")
     start, now = (load_artifact(Path(name)).prompt.vectors for name in ("first", "second"))
     found = run("show", "second", "--json", "--no-backbone").json["metrics"]["moved"]
-    ways = (now - start).norm(dim=1) / start.norm(dim=1)
-    assert found["each"] == pytest.approx(ways.tolist(), rel=1e-4)
+    distances = (now - start).norm(dim=1) / start.norm(dim=1)
+    assert found["each"] == pytest.approx(distances.tolist(), rel=1e-4)
     assert found["overall"] == pytest.approx(float((now - start).norm() / start.norm()), rel=1e-4)
     lines = run("show", "second", "--no-backbone").out.splitlines()
     assert [line.split() for line in lines[-4:]] == [
-        [str(n), f"{way:.3f}"] for n, way in enumerate(found["each"])
+        [str(n), f"{distance:.3f}"] for n, distance in enumerate(found["each"])
     ]
     assert any(
         line.split()
@@ -68,16 +68,16 @@ def test_the_way_from_the_start_is_the_one_that_was_gone(home, run) -> None:
     )
 
 
-def test_an_old_artifact_says_that_no_way_was_recorded(copy: Path, run) -> None:
+def test_a_distance_that_was_not_recorded(copy: Path, run) -> None:
     path = copy / "manifest.json"
     content = json.loads(path.read_text("utf-8"))
     words = run("show", copy, "--json").json["soft_tokens"]
     del content["metrics"]["moved"]
     path.write_text(json.dumps(content), "utf-8")
-    said = run("show", copy)
-    assert any(line.split() == ["distance", "not", "recorded"] for line in said.out.splitlines())
+    result = run("show", copy)
+    assert any(line.split() == ["distance", "not", "recorded"] for line in result.out.splitlines())
     assert run("show", copy, "--json").json["soft_tokens"] == words
-    assert f"\n0  {words[0]['norm']:>6.2f}  {'-':>7}  " in said.out
+    assert f"\n0  {words[0]['norm']:>6.2f}  {'-':>7}  " in result.out
 
 
 def test_a_prefix_has_norms_layer_by_layer(home, run) -> None:
@@ -91,18 +91,18 @@ def test_a_prefix_has_norms_layer_by_layer(home, run) -> None:
     assert [site["keys"], site["values"]] == pytest.approx([float(n) for n in norms], rel=1e-5)
     lines = run("show", "out").out.splitlines()
     assert lines[-2].split() == ["layer", "keys", "values", "distance"]
-    (way,) = run("show", "out", "--json").json["metrics"]["moved"]["each"]
-    numbers = [site["keys"], site["values"], way]
+    (distance,) = run("show", "out", "--json").json["metrics"]["moved"]["each"]
+    numbers = [site["keys"], site["values"], distance]
     assert lines[-1].split() == ["1", *(f"{number:.3f}" for number in numbers)]
 
 
 @pytest.fixture
 def copy(trained, tmp_path: Path) -> Path:
-    """An artifact to spoil."""
+    """An artifact to damage."""
     return Path(shutil.copytree(trained.folder / "artifact", tmp_path / "artifact"))
 
 
-def spoil(folder: Path, how: str) -> None:
+def damage(folder: Path, how: str) -> None:
     tensors, manifest = folder / "prompt.safetensors", folder / "manifest.json"
     match how:
         case "truncated":
@@ -128,7 +128,7 @@ def spoil(folder: Path, how: str) -> None:
             shutil.rmtree(folder)
 
 
-SPOILT = {
+DAMAGES = {
     "truncated": ["prompt.safetensors", "truncated or damaged"],
     "pickle": ["is a pickle or an archive of torch.save", "refused", "any code"],
     "pickle under its own name": ["has no file prompt.safetensors", "looks like a pickle"],
@@ -141,14 +141,14 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("how", SPOILT)
-def test_a_spoilt_artifact_is_refused_by_all(copy: Path, run, how: str) -> None:
-    spoil(copy, how)
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_artifact_is_refused_by_all_commands(copy: Path, run, how: str) -> None:
+    damage(copy, how)
     for command in (["show"], ["predict", "good"], ["evaluate"]):
         verb, *rest = command
-        said = run(verb, copy, *rest)
-        assert said.is_mistake(*SPOILT[how])
-        assert said.out == ""
+        result = run(verb, copy, *rest)
+        assert result.is_mistake(*DAMAGES[how])
+        assert result.out == ""
 
 
 def test_a_prompt_for_another_backbone_is_refused(home, run, saved, new_model) -> None:
@@ -161,8 +161,8 @@ def test_a_prompt_for_another_backbone_is_refused(home, run, saved, new_model) -
     saved("llama", model)
     for command in (["show"], ["predict", "good"], ["evaluate"]):
         verb, *rest = command
-        said = run(verb, "out", *rest)
-        assert said.is_mistake(
+        result = run(verb, "out", *rest)
+        assert result.is_mistake(
             "the prompt was trained on", "fingerprint", "A prompt works only on its own backbone"
         )
     assert run("show", "out", "--no-backbone").status == 0
@@ -173,8 +173,8 @@ def test_without_the_backbone_the_rest_is_shown(home, run, saved) -> None:
     home.data["backbone"]["name"] = str(folder)
     run("train", home.recipe, "--output", "out", "--quiet")
     shutil.rmtree(folder)
-    said = run("show", "out")
-    assert said.status == 0
-    assert "no nearest words: " in said.err
-    assert "4 soft tokens" in said.out
+    result = run("show", "out")
+    assert result.status == 0
+    assert "no nearest words: " in result.err
+    assert "4 soft tokens" in result.out
     assert run("predict", "out", "good").is_mistake("no file or folder", "llama")

@@ -1,4 +1,4 @@
-"""``train`` and ``resume``: what they write and say; a stopped run goes on as if it had not."""
+"""``train`` and ``resume``: their files and messages; a stopped run resumes exactly."""
 
 import json
 import re
@@ -7,14 +7,11 @@ import time
 import tomllib
 from pathlib import Path
 
-import pytest
-
-from softprompt.cli.signals import GracefulStop
 from softprompt.inference import PromptModel
 from softprompt.recipe import read_recipe
 
 
-def table(text: str) -> list[list[str]]:
+def read_table(text: str) -> list[list[str]]:
     """The rows of the table of validations."""
     lines = text.splitlines()
     first = next(i for i, line in enumerate(lines) if line.split()[:2] == ["epoch", "step"])
@@ -24,14 +21,14 @@ def table(text: str) -> list[list[str]]:
     ]
 
 
-def test_the_result_is_what_the_run_folder_holds(trained) -> None:
-    said = trained.said.json
-    kept = json.loads((trained.folder / "metrics.json").read_text("utf-8"))
-    assert {key: said[key] for key in kept} == kept
-    assert said["run"] == str(trained.folder)
-    assert Path(said["artifact"]) == trained.folder / "artifact"
-    assert Path(said["picture"]).read_bytes().startswith(b"\x89PNG")
-    assert kept["test"]["rows"] == 12
+def test_the_result_is_that_of_the_run_folder(trained) -> None:
+    result = trained.result.json
+    metrics = json.loads((trained.folder / "metrics.json").read_text("utf-8"))
+    assert {key: result[key] for key in metrics} == metrics
+    assert result["run"] == str(trained.folder)
+    assert Path(result["artifact"]) == trained.folder / "artifact"
+    assert Path(result["picture"]).read_bytes().startswith(b"\x89PNG")
+    assert metrics["test"]["rows"] == 12
 
 
 def test_the_recipe_as_run_is_the_recipe(trained) -> None:
@@ -39,8 +36,8 @@ def test_the_recipe_as_run_is_the_recipe(trained) -> None:
 
 
 def test_every_validation_is_a_row_with_its_numbers(home, run) -> None:
-    said = run("train", home.recipe, "--output", "out", "--set", "train.best_metric=accuracy")
-    head, *rows = table(said.err)
+    result = run("train", home.recipe, "--output", "out", "--set", "train.best_metric=accuracy")
+    head, *rows = read_table(result.err)
     found = [json.loads(line) for line in Path("out/events.jsonl").read_text().splitlines()]
     found = [event for event in found if event["event"] == "evaluation"]
     assert head == ["epoch", "step", "train", "loss", "valid.", "loss", "accuracy", "macro_f1"]
@@ -57,76 +54,77 @@ def test_every_validation_is_a_row_with_its_numbers(home, run) -> None:
         assert row == [*numbers, *(["*"] if event["best"] else [])]
 
 
-def test_results_go_to_stdout_and_all_else_to_stderr(home, run) -> None:
-    said = run("train", home.recipe, "--output", "out")
-    assert "test rows" in said.out
-    assert "epoch" not in said.out
-    assert "Next:" in said.err
-    assert "softprompt predict out TEXT" in said.err
+def test_results_go_to_stdout_and_the_rest_to_stderr(home, run) -> None:
+    result = run("train", home.recipe, "--output", "out")
+    assert "test rows" in result.out
+    assert "epoch" not in result.out
+    assert "Next:" in result.err
+    assert "softprompt predict out TEXT" in result.err
     quiet = run("train", home.recipe, "--output", "again", "--quiet")
-    assert quiet.out == said.out.replace("out", "again")
+    assert quiet.out == result.out.replace("out", "again")
     assert "epoch" not in quiet.err
-    assert "\x1b[" not in said.err + said.out
+    assert "\x1b[" not in result.err + result.out
 
 
-def test_the_usual_folder_is_named_after_the_recipe_and_never_taken_twice(home, run) -> None:
+def test_the_default_folder_is_named_after_the_recipe_and_always_new(home, run) -> None:
     first, second = (run("train", home.recipe, "--json", "--quiet").json for _ in range(2))
     assert (first["run"], second["run"]) == ("runs/recipe", "runs/recipe-2")
     assert first["test"] == second["test"]
 
 
-def test_settings_can_be_changed_on_the_way(home, run) -> None:
+def test_settings_can_be_overridden(home, run) -> None:
     changes = ["--set", "train.epochs=1", "--set", "seed=7", "--set", "train.optimizer=sgd"]
     assert run("train", home.recipe, "--output", "out", *changes, "--quiet").status == 0
-    kept = tomllib.loads(Path("out/recipe.toml").read_text("utf-8"))
-    assert (kept["seed"], kept["train"]["epochs"], kept["train"]["optimizer"]) == (7, 1, "sgd")
+    recipe = tomllib.loads(Path("out/recipe.toml").read_text("utf-8"))
+    settings = recipe["train"]
+    assert (recipe["seed"], settings["epochs"], settings["optimizer"]) == (7, 1, "sgd")
 
 
 def test_a_folder_with_a_run_is_not_overwritten(home, run, trained) -> None:
     before = (trained.folder / "metrics.json").read_bytes()
-    said = run("train", home.recipe, "--output", trained.folder)
-    assert said.is_mistake("holds a run already", "softprompt resume", "--output")
+    result = run("train", home.recipe, "--output", trained.folder)
+    assert result.is_mistake("holds a run already", "softprompt resume", "--output")
     assert (trained.folder / "metrics.json").read_bytes() == before
 
 
-def test_rows_that_are_cut_are_counted(home, run) -> None:
+def test_truncated_rows_are_counted(home, run) -> None:
     home.write("train", [*home.rows(), {"text": "film " * 90, "label": "positive"}])
-    said = run("train", home.recipe, "--output", "out", "--set", "train.epochs=1")
-    assert "warning: 1 of 41 training rows are too long and were truncated" in said.err
+    result = run("train", home.recipe, "--output", "out", "--set", "train.epochs=1")
+    assert "warning: 1 of 41 training rows are too long and were truncated" in result.err
 
 
-def test_a_loss_that_is_no_number_ends_the_run(home, run, saved, new_model) -> None:
+def test_a_loss_that_is_nan_ends_the_run(home, run, saved, new_model) -> None:
     model = new_model("llama")
     model.lm_head.weight.data *= 1e38
     home.data["backbone"]["name"] = str(saved("llama", model))
-    said = run("train", home.recipe, "--output", "out", "--quiet")
-    assert said.is_mistake("loss is NaN", 'backbone.dtype = "float32"')
+    result = run("train", home.recipe, "--output", "out", "--quiet")
+    assert result.is_mistake("loss is NaN", 'backbone.dtype = "float32"')
     assert not Path("out/metrics.json").exists()
 
 
-def test_a_finished_run_is_not_gone_on_with(trained, run) -> None:
-    said = run("resume", trained.folder, "--json")
-    assert said.status == 0
-    assert "finished already" in said.err
-    assert said.json == trained.said.json
+def test_a_finished_run_is_not_resumed(trained, run) -> None:
+    result = run("resume", trained.folder, "--json")
+    assert result.status == 0
+    assert "finished already" in result.err
+    assert result.json == trained.result.json
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path, run) -> None:
     assert run("resume", tmp_path).is_mistake("is not a run directory", "recipe.toml")
 
 
-def steps(folder: Path) -> int:
+def count_steps(folder: Path) -> int:
     path = folder / "events.jsonl"
     return path.read_text("utf-8").count('"event": "step"') if path.exists() else 0
 
 
-def stopped(home, start) -> str:
-    """Stop a run of another process between its third step and its end; its folder as told."""
+def stop_run(home, start) -> str:
+    """Stop a run of another process after its third step; the folder that its message names."""
     home.data["train"] |= {"epochs": 6, "batch_size": 2}
     out = home.path / "out"
     process = start("train", home.recipe, "--output", out)
     deadline = time.monotonic() + 120
-    while steps(out) < 3:
+    while count_steps(out) < 3:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -138,44 +136,30 @@ def stopped(home, start) -> str:
     assert found
     assert 3 <= int(found[1]) < 120
     assert not (out / "metrics.json").exists()
-    assert steps(out) == int(found[1])
+    assert count_steps(out) == int(found[1])
     return found[2]
 
 
-def test_a_stopped_run_goes_on_to_the_same_numbers(home, start, run) -> None:
-    resumed = run("resume", stopped(home, start), "--json", "--quiet")
+def test_a_stopped_run_resumes_to_the_same_numbers(home, start, run) -> None:
+    resumed = run("resume", stop_run(home, start), "--json", "--quiet")
     whole = run("train", home.recipe, "--output", "whole", "--json", "--quiet")
     places = ("run", "artifact", "picture")
-    same = [{k: v for k, v in said.json.items() if k not in places} for said in (resumed, whole)]
-    assert same[0] == same[1]
+    one, other = (
+        {k: v for k, v in result.json.items() if k not in places} for result in (resumed, whole)
+    )
+    assert one == other
     tensors = [
         (home.path / f / "artifact/prompt.safetensors").read_bytes() for f in ("out", "whole")
     ]
     assert tensors[0] == tensors[1]
 
 
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
-def test_a_wish_to_stop_is_heeded_after_the_step_and_a_second_one_at_once(which) -> None:
-    before = signal.getsignal(which)
-    with GracefulStop() as stop:
-        with pytest.raises(KeyboardInterrupt):  # nothing has begun: there is nothing to keep whole
-            signal.raise_signal(which)
-        stop.check()
-        signal.raise_signal(which)
-        with pytest.raises(KeyboardInterrupt):
-            stop.check()
-        with pytest.raises(SystemExit) as left:
-            signal.raise_signal(which)
-        assert left.value.code == 1
-    assert signal.getsignal(which) is before
-
-
 def test_a_run_for_an_encoder_with_a_head(home, run, backbones) -> None:
     home.data["backbone"]["name"] = str(backbones["bert"])
     home.data["task"] = {"kind": "classify", "template": "{text}"}
     home.data["method"] = {"name": "p-tuning-v2", "length": 3}
-    said = run("train", home.recipe, "--output", "out", "--json", "--quiet")
-    assert said.status == 0, said.err
+    result = run("train", home.recipe, "--output", "out", "--json", "--quiet")
+    assert result.status == 0, result.err
     model = PromptModel.from_pretrained("out")
     assert model.labels == ("negative", "positive")
-    assert said.json["test"]["accuracy"] == model.evaluate(home.rows("test")).metrics["accuracy"]
+    assert result.json["test"]["accuracy"] == model.evaluate(home.rows("test")).metrics["accuracy"]

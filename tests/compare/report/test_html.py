@@ -1,4 +1,4 @@
-"""The page of a comparison: whole by itself, escaped, always the same, with the right numbers."""
+"""The page of a comparison: self-contained, escaped, always the same, with the right numbers."""
 
 import re
 from html.parser import HTMLParser
@@ -10,6 +10,7 @@ from softprompt.compare.report.html import Extra, Grid, Paragraph, Picture, rend
 from softprompt.compare.report.prose import summarize
 from softprompt.compare.report.table import format_header, sum_confusions
 from softprompt.inference import ConfusionMatrix
+from support.comparisons import make_report, make_result
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -50,11 +51,11 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
-def headings(text: str) -> list[str]:
+def list_headings(text: str) -> list[str]:
     return re.findall(r"<h2>(.*?)</h2>", text)
 
 
-def self_contained(text: str) -> bool:
+def is_self_contained(text: str) -> bool:
     page = Page(text)
     assert not {"script", "link", "img", "iframe", "object", "embed"} & {
         tag for tag, _ in page.tags
@@ -69,168 +70,172 @@ def self_contained(text: str) -> bool:
     return True
 
 
-def test_a_page_is_whole_by_itself_and_always_the_same(report):
-    text = render_html(report())
-    assert self_contained(text)
-    assert text == render_html(report())
+def test_a_page_is_self_contained_and_always_the_same():
+    text = render_html(make_report())
+    assert is_self_contained(text)
+    assert text == render_html(make_report())
     assert text.startswith("<!doctype html>")
     assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
-    assert headings(text) == [
+    assert list_headings(text) == [
         "Scores",
-        "Pictures",
+        "Figures",
         "Confusion matrices",
         "Conditions",
-        "The recipe",
+        "Recipe",
     ]
     assert text.count("<svg") == 4
 
 
-def test_the_table_has_the_numbers_of_the_summaries(report):
-    made = report()
-    scores = Page(render_html(made)).tables[0]
-    assert scores == [[*format_header("accuracy")], *format_rows(made.summaries)]
+def test_the_table_has_the_numbers_of_the_summaries():
+    report = make_report()
+    scores = Page(render_html(report)).tables[0]
+    assert scores == [[*format_header("accuracy")], *format_rows(report.summaries)]
     assert scores[1][:3] == ["prompt-tuning", "85.0 ± 7.1 %", "2"]
     assert scores[1][3].startswith("+15.0 (")
     assert [row[0] for row in scores[1:]] == ["prompt-tuning", "lora", "p-tuning-v2", "majority"]
-    baselines = re.findall(r'<tr class="baseline">.*?</span>(.*?)</th>', render_html(made))
+    baselines = re.findall(r'<tr class="baseline">.*?</span>(.*?)</th>', render_html(report))
     assert baselines == ["lora", "majority"]
 
 
-def test_matrices_are_sums_over_seeds(report):
-    made = report()
+def test_matrices_are_sums_over_seeds():
+    report = make_report()
     # prompt-tuning: rows 9 and 10 wrong in one seed, the last in the other.
-    tables = {row[0][0]: row for row in Page(render_html(made)).tables[1:]}
+    tables = {row[0][0]: row for row in Page(render_html(report)).tables[1:]}
     assert tables
-    summed = sum_confusions(made.summaries[1])
+    summed = sum_confusions(report.summaries[1])
     assert summed.variant == "prompt-tuning"
     cells = [[(c.count, c.share, c.right) for c in row] for _, row in summed.rows]
     assert cells == [[(9, 0.9, True), (1, 0.1, False)], [(2, 0.2, False), (8, 0.8, True)]]
-    assert Page(render_html(made)).tables[1][1] == ["negative", "990%", "110%"]
+    assert Page(render_html(report)).tables[1][1] == ["negative", "990%", "110%"]
 
 
-def test_a_column_that_some_seeds_lack_counts_none_of_theirs(answered, report):
+def test_a_column_that_some_seeds_lack_is_zero_for_them():
     labels = ("no", "yes")
     plain = ConfusionMatrix(labels, labels, ((3, 1), (0, 4)))
     free = ConfusionMatrix(labels, (*labels, "other"), ((2, 1, 1), (0, 0, 4)))
     results = [
-        answered("a", seed, "1" * 10, confusion=found) for seed, found in ((1, plain), (2, free))
+        make_result("a", 1, "1" * 10, confusion=plain),
+        make_result("a", 2, "1" * 10, confusion=free),
     ]
-    summed = sum_confusions(report(results).summaries[0])
+    summed = sum_confusions(make_report(results).summaries[0])
     assert summed.answered == ("no", "yes", "other")
     counts = {label: [cell.count for cell in cells] for label, cells in summed.rows}
     assert counts == {"no": [5, 2, 1], "yes": [0, 4, 4]}
 
 
 @pytest.mark.parametrize(("labels", "shown"), [(12, True), (13, False)])
-def test_too_many_labels_are_no_picture(answered, report, labels, shown):
+def test_too_many_labels_have_no_matrix(labels, shown):
     names = tuple(f"label {at}" for at in range(labels))
     counts = tuple(tuple(int(i == j) for j in range(labels)) for i in range(labels))
-    made = report([answered("a", 1, "1" * 10, confusion=ConfusionMatrix(names, names, counts))])
-    text = render_html(made)
+    confusion = ConfusionMatrix(names, names, counts)
+    text = render_html(make_report([make_result("a", 1, "1" * 10, confusion=confusion)]))
     assert (len(Page(text).tables) == 2) == shown
     assert ("There are 13 labels" in text) != shown
 
 
-def test_hostile_names_are_text(answered, report):
+def test_hostile_names_are_text():
     names = (HOSTILE, "a&b")
-    found = ConfusionMatrix(names, names, ((5, 0), (0, 5)))
+    confusion = ConfusionMatrix(names, names, ((5, 0), (0, 5)))
     results = [
-        answered(HOSTILE, 1, "1" * 10, confusion=found),
-        answered("majority", None, "10" * 5, confusion=found),
+        make_result(HOSTILE, 1, "1" * 10, confusion=confusion),
+        make_result("majority", None, "10" * 5, confusion=confusion),
     ]
-    made = report(
+    report = make_report(
         results,
         curves={"accuracy": {HOSTILE: [[(0, 0.5), (9, 0.7)]]}},
         failed=[Failed(HOSTILE, None, HOSTILE)],
         title=HOSTILE,
         extras=[Extra(HOSTILE, [Paragraph(HOSTILE), Grid([HOSTILE], [[HOSTILE]], HOSTILE)])],
     )
-    text = render_html(made)
-    assert self_contained(text)
+    text = render_html(report)
+    assert is_self_contained(text)
     assert "<script" not in text
     page = Page(text)
     assert page.tables[0][1][0] == HOSTILE
-    inside = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(inside) == 4
-    assert all("&lt;script&gt;alert(1)&lt;/script&gt;" in picture for picture in inside)
+    pictures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(pictures) == 4
+    assert all("&lt;script&gt;alert(1)&lt;/script&gt;" in picture for picture in pictures)
 
 
-def test_a_picture_that_is_no_markup_is_escaped(report):
-    drawn = Picture("<svg onload=alert(1)>", "from elsewhere")
-    assert "<svg onload" not in render_html(report(extras=[Extra("The trained prompts", [drawn])]))
+def test_a_picture_that_is_not_markup_is_escaped():
+    picture = Picture("<svg onload=alert(1)>", "not rendered by softprompt")
+    report = make_report(extras=[Extra("The trained prompts", [picture])])
+    assert "<svg onload" not in render_html(report)
 
 
-def test_extras_stand_between_pictures_and_how_it_was_measured(report):
+def test_extras_come_before_the_conditions():
     grid = Grid(["soft token", "nearest words"], [["1", "film, movie"], ["2", "good"]], "By cosine")
     text = render_html(
-        report(extras=[Extra("The trained prompts", [Paragraph("What it says."), grid])])
+        make_report(extras=[Extra("The trained prompts", [Paragraph("What it says."), grid])])
     )
-    assert headings(text)[-3:] == ["The trained prompts", "Conditions", "The recipe"]
+    assert list_headings(text)[-3:] == ["The trained prompts", "Conditions", "Recipe"]
     assert [*grid.rows] == Page(text).tables[-1][1:]
     assert "By cosine" in text
 
 
-def test_with_one_seed(answered, report):
-    results = [answered("majority", None, "10" * 5), answered("a", 7, "1111111110")]
-    text = render_html(report(results, curves={"accuracy": {"a": [[(0, 0.5), (5, 0.8)]]}}))
-    assert self_contained(text)
+def test_with_one_seed():
+    results = [make_result("majority", None, "10" * 5), make_result("a", 7, "1111111110")]
+    text = render_html(make_report(results, curves={"accuracy": {"a": [[(0, 0.5), (5, 0.8)]]}}))
+    assert is_self_contained(text)
     assert Page(text).tables[0][1][1] == "90.0 %"
     assert "over 1 seed" not in text
 
 
-def test_without_baselines(answered, report):
-    text = render_html(report([answered("a", 7, "1111111110"), answered("b", 7, "1111111100")]))
-    assert self_contained(text)
+def test_without_baselines():
+    results = [make_result("a", 7, "1111111110"), make_result("b", 7, "1111111100")]
+    text = render_html(make_report(results))
+    assert is_self_contained(text)
     assert "There was no baseline" in text
-    assert text.count("<svg") == 2, "no leads, and no curves of variants that are not there"
+    assert text.count("<svg") == 2, "no differences, and no curves of other variants"
 
 
-def test_of_free_text(answered, report):
-    results = [answered("a", 7, "1111111110", confusion=None)]
-    text = render_html(report(results, curves={}, labels=()))
-    assert self_contained(text)
-    assert "Confusion matrices" not in headings(text)
+def test_of_free_text():
+    results = [make_result("a", 7, "1111111110", confusion=None)]
+    text = render_html(make_report(results, curves={}, labels=()))
+    assert is_self_contained(text)
+    assert "Confusion matrices" not in list_headings(text)
     assert "90.0 % chrf" in text
 
 
-def test_of_failures_only(report):
+def test_of_failures_only():
     failed = [Failed("a", 42, "memory ran out"), Failed("b", None, "no such layer: '7:'")]
-    text = render_html(report([], curves={}, failed=failed))
-    assert self_contained(text)
-    assert headings(text) == ["Conditions", "What failed", "The recipe"]
+    text = render_html(make_report([], curves={}, failed=failed))
+    assert is_self_contained(text)
+    assert list_headings(text) == ["Conditions", "Failures", "Recipe"]
     assert "a, seed 42" in text
     assert "no such layer: &#39;7:&#39;" in text
     assert "No run finished" in text
     assert "a and b failed and are listed below." in text
 
 
-def test_how_it_was_measured_is_what_was_given(report):
-    told = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", render_html(report())))
-    assert told["Backbone"] == "some-backbone"
-    assert told["Rows"].startswith("960 train, 120 validation, 10 test:")
-    assert told["Seeds"].startswith("2, from 42 to 43:")
-    assert told["Budget"] == (
+def test_the_conditions_are_those_of_the_report():
+    conditions = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", render_html(make_report())))
+    assert conditions["Backbone"] == "some-backbone"
+    assert conditions["Rows"].startswith("960 train, 120 validation, 10 test:")
+    assert conditions["Seeds"].startswith("2, from 42 to 43:")
+    assert conditions["Budget"] == (
         "3 passes over the training rows, 32 at a time. That is 90 steps per run."
     )
-    assert "0.3, 1, 3, each tried for 10% of the steps" in told["Learning rates"]
-    assert told["Selected rates"] == "prompt-tuning times 1"
+    assert "0.3, 1, 3, each tried for 10% of the steps" in conditions["Learning rates"]
+    assert conditions["Selected multiples"] == "prompt-tuning 1"
     assert (
-        told["Selection"] == "Of each run, the state with the lowest loss on the validation rows."
+        conditions["Selection"]
+        == "Of each run, the state with the lowest loss on the validation rows."
     )
-    assert told["Versions"] == "softprompt 0.1.0, torch 9.9"
+    assert conditions["Versions"] == "softprompt 0.1.0, torch 9.9"
 
 
-def said(report, results, failed=()):
-    return summarize(report(results).summaries, failed=failed, measure="accuracy")
+def summarize_results(results, failed=()):
+    return summarize(make_report(results).summaries, failed=failed, measure="accuracy")
 
 
-def test_the_verdict_names_the_best_and_its_lead(answered, report):
+def test_the_verdict_names_the_best_and_its_difference():
     results = [
-        answered("majority", None, "01" * 50),
-        answered("a", 1, "1" * 90 + "0" * 10),
-        answered("b", 1, "1" * 80 + "0" * 20),
+        make_result("majority", None, "01" * 50),
+        make_result("a", 1, "1" * 90 + "0" * 10),
+        make_result("b", 1, "1" * 80 + "0" * 20),
     ]
-    text = said(report, results)
+    text = summarize_results(results)
     assert text.startswith(
         "a is the best of 2 prompts: 90.0 % accuracy on 100 test rows; the next is b with 80.0 %. "
         "That is 40.0 points above the best baseline, majority (50.0 %)."
@@ -248,36 +253,36 @@ def test_the_verdict_names_the_best_and_its_lead(answered, report):
         (66, ["2.0 points above", "contains 0", "is not significant"]),
     ],
 )
-def test_the_verdict_says_what_is_not_certain(answered, report, right, fragments):
-    turned = "0" * (100 - right) + "1" * right
-    results = [answered("majority", None, "1" * 64 + "0" * 36), answered("a", 1, turned)]
-    text = said(report, results)
+def test_the_verdict_says_whether_the_difference_is_significant(right, fragments):
+    answers = "0" * (100 - right) + "1" * right
+    results = [make_result("majority", None, "1" * 64 + "0" * 36), make_result("a", 1, answers)]
+    text = summarize_results(results)
     assert text.startswith(f"a is the only prompt: {right}.0 % accuracy")
     assert all(fragment in text for fragment in fragments), text
 
 
-def test_the_verdict_of_prompts_that_are_tied_and_of_what_they_train(answered, report):
+def test_the_verdict_of_tied_prompts_and_of_their_sizes():
     results = [
-        answered("lora", 1, "1100", cost=Cost(4_000, 900_000, 1, 9.0)),
-        answered("a", 1, "1110"),
-        answered("b", 1, "0111"),
+        make_result("lora", 1, "1100", cost=Cost(4_000, 900_000, 1, 9.0)),
+        make_result("a", 1, "1110"),
+        make_result("b", 1, "0111"),
     ]
-    text = said(report, results, [Failed("c", 1, "no")])
+    text = summarize_results(results, [Failed("c", 1, "no")])
     assert text.startswith("a and b are tied: 75.0 % accuracy on 4 test rows.")
     assert "It trains 1,000 parameters (0.111% of the backbone's), the baseline 4,000." in text
     assert text.endswith("c failed and is listed below.")
 
 
-def test_the_verdict_says_when_always_the_same_answer_is_as_good(answered, report):
-    lora = answered("lora", 1, "1110")
-    level = [answered("majority", None, "1100"), lora, answered("a", 1, "1001")]
-    assert "Even majority, the same answer for every row, has 50.0 %." in said(report, level)
-    better = [answered("majority", None, "1000"), lora, answered("a", 1, "1001")]
-    assert "majority" not in said(report, better)
+def test_the_verdict_says_when_a_constant_answer_is_as_good():
+    lora = make_result("lora", 1, "1110")
+    tied = [make_result("majority", None, "1100"), lora, make_result("a", 1, "1001")]
+    assert "Even majority, the same answer for every row, has 50.0 %." in summarize_results(tied)
+    better = [make_result("majority", None, "1000"), lora, make_result("a", 1, "1001")]
+    assert "majority" not in summarize_results(better)
 
 
-def test_the_verdict_of_baselines_alone(answered, report):
-    results = [answered("majority", None, "1000"), answered("hard-prompt", None, "1100")]
-    text = said(report, results)
+def test_the_verdict_of_baselines_alone():
+    results = [make_result("majority", None, "1000"), make_result("hard-prompt", None, "1100")]
+    text = summarize_results(results)
     assert text.startswith("No prompt finished")
     assert text.endswith("The best of them is hard-prompt: 50.0 % accuracy on 4 test rows.")

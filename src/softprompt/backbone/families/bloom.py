@@ -26,11 +26,11 @@ def hook_bloom(model: nn.Module) -> bool:
     body = next((m for m in model.modules() if isinstance(m, BloomModel)), None)
     if body is None:
         return False
-    body.register_forward_pre_hook(_with_mask, with_kwargs=True)
-    vars(body)["build_alibi_tensor"] = partial(_alibi, body.build_alibi_tensor)
+    body.register_forward_pre_hook(_add_mask, with_kwargs=True)
+    vars(body)["build_alibi_tensor"] = partial(_build_alibi, body.build_alibi_tensor)
     for module in body.modules():
         if isinstance(module, BloomAttention):
-            vars(module)["forward"] = partial(_attention, module.forward, module)
+            vars(module)["forward"] = partial(_attend, module.forward, module)
     return True
 
 
@@ -54,10 +54,13 @@ class AlibiBias:
 ALIBI = AlibiBias()
 
 
-def _with_mask(
+def _add_mask(
     _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Add a mask: without one BLOOM builds alibi in another function, which has no hook."""
+    """Add a mask: without one BLOOM builds alibi in another function, which has no hook.
+
+    The mask hides nothing.
+    """
     if hooks.get_current_hook() is None or kwargs.get("attention_mask") is not None:
         return None
     inputs = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
@@ -65,26 +68,26 @@ def _with_mask(
     (batch, length), cache = tokens.shape[:2], kwargs.get("past_key_values")
     if cache is not None:
         length, _ = cache.get_mask_sizes(length, 0)
-    whole = torch.ones(batch, length, dtype=torch.long, device=tokens.device)
-    return args, kwargs | {"attention_mask": whole}
+    mask = torch.ones(batch, length, dtype=torch.long, device=tokens.device)
+    return args, kwargs | {"attention_mask": mask}
 
 
-def _alibi(build: Callable[..., Tensor], mask: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+def _build_alibi(build: Callable[..., Tensor], mask: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
     alibi, hook = build(mask, *args, **kwargs), hooks.get_current_hook()
     if hook is not None:
         hooks.attach_pass(alibi, hook.begin_pass(mask.long().cumsum(dim=-1) - 1))
     return alibi
 
 
-def _attention(
+def _attend(
     forward: Callable[..., tuple[Tensor, Tensor | None]],
     module: BloomAttention,
     states: Tensor,
     residual: Tensor,
     **kwargs: Any,  # noqa: ANN401  # transformers' own arguments
 ) -> tuple[Tensor, Tensor | None]:
-    call = hooks.get_attached_pass(kwargs)
-    if call is None:
+    pass_hook = hooks.get_attached_pass(kwargs)
+    if pass_hook is None:
         return forward(states, residual, **kwargs)
     cache, bias = kwargs["layer_past"], kwargs["alibi"].unflatten(0, (-1, module.num_heads))
     query, key, value = module._reshape(module.query_key_value(states))  # noqa: SLF001
@@ -92,30 +95,30 @@ def _attention(
     cached = 0 if cache is None else cache.get_seq_length(module.layer_idx) + 0
     if cache is not None:
         key, value = cache.update(key, value, module.layer_idx)
-    own = torch.arange(query.shape[2], device=bias.device) + cached
+    positions = torch.arange(query.shape[2], device=bias.device) + cached
     # A softmax does not depend on where distances start: here, at each query.
-    distance = bias - bias[..., own].transpose(-1, -2)
-    plain = AttentionCall(query, key, value, kwargs["attention_mask"], causal=True, bias=distance)
-    seen = call.attend(module, plain)
-    if seen.prefix_kv is None:
-        output = _unprefixed(module, seen, bias)
+    distance = bias - bias[..., positions].transpose(-1, -2)
+    call = AttentionCall(query, key, value, kwargs["attention_mask"], causal=True, bias=distance)
+    call = pass_hook.attend(module, call)
+    if call.prefix_kv is None:
+        output = _attend_without_prefix(module, call, bias)
     else:
         rate = module.attention_dropout.p if module.training else 0.0
         options = {"dropout": rate, "scaling": module.inv_norm_factor}
-        output = attend(module, seen, options=options)
+        output = attend(module, call, options=options)
     output = module.dense(output.flatten(2))
     return dropout_add(output, residual, module.hidden_dropout, module.training), None
 
 
-def _unprefixed(module: BloomAttention, seen: AttentionCall, bias: Tensor) -> Tensor:
+def _attend_without_prefix(module: BloomAttention, call: AttentionCall, bias: Tensor) -> Tensor:
     """BLOOM's own arithmetic, bit for bit, for rows without a prefix."""
-    query, key, value = (t.flatten(0, 1) for t in (seen.query, seen.key, seen.value))
+    query, key, value = (t.flatten(0, 1) for t in (call.query, call.key, call.value))
     scores = bias.flatten(0, 1).baddbmm(query, key.transpose(1, 2), alpha=module.inv_norm_factor)
-    mask = seen.make_explicit_mask()
+    mask = call.make_explicit_mask()
     if mask.dtype == torch.bool:
         lowest = torch.finfo(scores.dtype).min
         mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, lowest)
-    weights = scores.view(*seen.query.shape[:3], -1) + mask
+    weights = scores.view(*call.query.shape[:3], -1) + mask
     weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     output = torch.bmm(module.attention_dropout(weights).flatten(0, 1), value)
-    return output.view(seen.query.shape).transpose(1, 2)
+    return output.view(call.query.shape).transpose(1, 2)

@@ -18,25 +18,25 @@ def check(recipe: RecipePath, changes: Overrides = None, as_json: AsJson = False
     from softprompt.recipe import read_toml
     from softprompt.train.validation import check_recipe
 
-    found = check_recipe(read_toml(recipe, changes or []))
+    result = check_recipe(read_toml(recipe, changes or []))
     if as_json:
-        plan = None if found.plan is None else asdict(found.plan)
-        print_json({"faults": found.faults, "notes": found.notes, "plan": plan})
-    if not as_json or found.faults:
-        for text in found.notes:
-            print_status(text)
-    if found.faults:
-        print_status(str(RecipeError(found.faults)))
+        plan = None if result.plan is None else asdict(result.plan)
+        print_json({"faults": result.faults, "notes": result.notes, "plan": plan})
+    if not as_json or result.faults:
+        for note in result.notes:
+            print_status(note)
+    if result.faults:
+        print_status(str(RecipeError(result.faults)))
         raise typer.Exit(MISTAKE)
     if not as_json:
-        print(f"{recipe} has no faults" + (_format_plan(found.plan) if found.plan else ""))
+        print(f"{recipe} has no faults" + (_format_plan(result.plan) if result.plan else ""))
 
 
 def _format_plan(plan: "RunSummary") -> str:
     from softprompt.train.summary import compute_trainable_share
 
     _, _, share = compute_trainable_share(plan.trainable, plan.parameters).partition(" ")
-    facts = {
+    fields = {
         "backbone": f"{plan.backbone}, {plan.parameters:,} parameters, frozen",
         "method": plan.method,
         "soft tokens": f"{plan.soft_tokens}, {plan.where}",
@@ -46,7 +46,7 @@ def _format_plan(plan: "RunSummary") -> str:
         "steps": f"{plan.steps:,}",
     }
     if plan.savings:
-        facts["saved"] = "\n".join(plan.savings)
+        fields["saved"] = "\n".join(plan.savings)
     head = ["", "rows", "mean tokens", "max tokens", "truncated"]
     splits = [
         [name, f"{s.rows:,}", f"{s.mean_tokens:.1f}", str(s.max_tokens), f"{s.truncated:,}"]
@@ -59,8 +59,9 @@ def _format_plan(plan: "RunSummary") -> str:
     }
     settings = {n: f"{s.value!s:<12} ({s.source})" for n, s in plan.settings.items()}
     parts = [
-        format_fields(facts),
+        format_fields(fields),
         format_columns([head, *splits]),
         *([format_fields(labels)] if labels else []),
+        format_fields(settings),
     ]
-    return "\n\n" + "\n\n".join([*parts, format_fields(settings)])
+    return "".join(f"\n\n{part}" for part in parts)

@@ -1,5 +1,6 @@
 """``softprompt compare`` and ``softprompt find-lr``: several runs, compared."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,7 @@ def compare(
             search_fraction=search_fraction,
             overrides=changes,
         )
-    _print(comparison, as_json=as_json)
+    _print_comparison(comparison, as_json=as_json)
     if comparison.failed:
         raise typer.Exit(FAILED)
 
@@ -90,22 +91,22 @@ def _choose_engine(
     """The engine that the options describe."""
     from softprompt.compare.engines.ray import RayCluster
     from softprompt.compare.engines.select import check_engine_name
-    from softprompt.errors import RecipeError
 
     if check_engine_name(name) == "ray":
         return RayCluster(cpus or 1, gpus or 0.0, ray_address)
-    faults = [
-        f"--{option} is for a Ray cluster, but the engine is local. Add --engine ray, or leave it "
-        "out."
-        for option, value in {"cpus": cpus, "gpus": gpus, "ray-address": ray_address}.items()
-        if value is not None
-    ]
-    if faults:
-        raise RecipeError(faults)
+    given = {"--cpus": cpus, "--gpus": gpus, "--ray-address": ray_address}
+    unused = [option for option, value in given.items() if value is not None]
+    if unused:
+        verb = "is" if len(unused) == 1 else "are"
+        msg = (
+            f"{' and '.join(unused)} {verb} for a Ray cluster, but the engine is local. Add "
+            "--engine ray, or leave the option out."
+        )
+        raise typer.BadParameter(msg)
     return "local"
 
 
-def _print(comparison: "Comparison", *, as_json: bool) -> None:
+def _print_comparison(comparison: "Comparison", *, as_json: bool) -> None:
     if as_json:
         print_json(comparison.to_dict())
     else:
@@ -146,7 +147,9 @@ def find_lr(
         return
     rows = search.to_rows()
     print(format_columns([[*rows[0]], *([*row.values()] for row in rows)]))
-    options = f"--set train.learning_rate={search.learning_rate:g}"
+    settings = [*(changes or ()), f"train.learning_rate={search.learning_rate:g}"]
     if search.head_learning_rate is not None:
-        options += f" --set train.head_learning_rate={search.head_learning_rate:g}"
-    print_status(f"\n{search.picture}\nNext:\n  {options}")
+        settings.append(f"train.head_learning_rate={search.head_learning_rate:g}")
+    options = [part for setting in settings for part in ("--set", setting)]
+    command = shlex.join(["softprompt", "train", str(recipe), *options])
+    print_status(f"\n{search.picture}\nNext:\n  {command}")

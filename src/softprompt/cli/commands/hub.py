@@ -1,5 +1,6 @@
 """``softprompt push`` and ``softprompt pull``: artifacts on the Hub."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,29 +39,29 @@ def push(
     from softprompt.hub.repository import push as send
 
     hide_progress_bars()
-    done = send(
+    result = send(
         artifact, repo, backbone=backbone, private=private, message=message, revision=revision
     )
-    for change in done.changed:
+    for change in result.changed:
         print_status(f"redacted: {change.where}: {change.before!r} → {change.after!r}")
     if as_json:
-        print_json(asdict(done))
+        print_json(asdict(result))
         return
-    _print_push(done)
+    _print_push(result)
 
 
-def _print_push(done: "PushResult") -> None:
-    seen = "private" if done.private else "public"
-    facts = {
-        "repository": f"{done.repo} ({seen}{', new' if done.created else ''})",
-        "branch": done.branch,
-        "commit": done.commit,
-        "page": done.url,
+def _print_push(result: "PushResult") -> None:
+    visibility = "private" if result.private else "public"
+    fields = {
+        "repository": f"{result.repo} ({visibility}{', new' if result.created else ''})",
+        "branch": result.branch,
+        "commit": result.commit,
+        "page": result.url,
     }
-    print(format_fields(facts))
-    revision_option = "" if done.branch == "main" else f" --revision {done.branch}"
-    name = done.repo.partition("/")[2]
-    command = f"softprompt pull {done.repo}{revision_option} --output {name}"
+    print(format_fields(fields))
+    revision_option = "" if result.branch == "main" else f" --revision {result.branch}"
+    name = result.repo.partition("/")[2]
+    command = f"softprompt pull {result.repo}{revision_option} --output {name}"
     print_status(f"\nTo download it:\n  {command}")
 
 
@@ -76,13 +77,15 @@ def pull(
     from softprompt.hub.repository import pull as fetch
 
     hide_progress_bars()
-    done = fetch(repo, output, revision=revision)
+    result = fetch(repo, output, revision=revision)
+    folder = str(result.folder)
     if as_json:
-        facts = {"artifact": str(done.folder), "repo": done.repo, "commit": done.commit}
-        print_json({**facts, "files": list(done.files)})
+        facts = {"artifact": folder, "repo": result.repo, "commit": result.commit}
+        print_json({**facts, "files": list(result.files)})
         return
-    print(format_fields({"artifact": str(done.folder), "commit": done.commit}))
+    print(format_fields({"artifact": folder, "commit": result.commit}))
     print_status(
         "\nTo download the same commit again:\n"
-        f"  softprompt pull {done.repo} --revision {done.commit} --output {done.folder}"
+        f"  softprompt pull {result.repo} --revision {result.commit} "
+        f"--output {shlex.quote(folder)}"
     )

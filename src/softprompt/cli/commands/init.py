@@ -1,5 +1,6 @@
 """``softprompt init``: a commented recipe for a file of labelled text."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,7 @@ def init(
     columns = draft.columns
     texts = " and ".join(map(repr, columns.texts))
     print(f"wrote {output}: {texts} classified by {columns.label!r} ({len(columns.labels)} labels)")
-    for remark in draft.notes:
-        print_status(remark)
-    print_status(f"\nNext:\n  softprompt check {output}\n  softprompt train {output}")
+    for note in draft.notes:
+        print_status(note)
+    path = shlex.quote(str(output))
+    print_status(f"\nNext:\n  softprompt check {path}\n  softprompt train {path}")

@@ -1,5 +1,6 @@
 """``softprompt import`` and ``softprompt export``: prompts in the formats of other libraries."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,16 +54,18 @@ def import_(
     table = _choose_backbone(form, source, backbone, revision)
     section, task = read_overrides(changes or (), backbone=table)
     models = import_prompts(form, source, backbone=load_recipe_backbone(section), task=task)
-    selected = _select(models, pick)
-    folders = {name: output / name if name else output for name in selected}
-    for name, model in selected.items():
-        _record_backbone(section, model).save(folders[name])
-    _print_imported({folder: selected[name] for name, folder in folders.items()}, as_json=as_json)
+    saved = {}
+    for name, model in _select(models, pick).items():
+        folder = output / name if name else output
+        _record_backbone(section, model).save(folder)
+        saved[folder] = model
+    _print_imported(saved, as_json=as_json)
 
 
 def _choose_backbone(
     form: str, source: Path, name: str | None, revision: str | None
 ) -> dict[str, str | None]:
+    """The name and the revision of the backbone, from the options or the files."""
     from softprompt.errors import ArtifactError
     from softprompt.interop.registry import read_base_model
 
@@ -75,9 +78,10 @@ def _choose_backbone(
         raise ArtifactError(msg)
     if name not in {None, recorded.name} and recorded.name is not None:
         print_status(f"the files name the backbone {recorded.name!r}; using {name!r} instead.")
-    used = name or recorded.name or ""
-    is_recorded = used == recorded.name
-    return {"name": used, "revision": revision or (recorded.revision if is_recorded else None)}
+    chosen = name or recorded.name or ""
+    if revision is None and chosen == recorded.name:
+        revision = recorded.revision
+    return {"name": chosen, "revision": revision}
 
 
 def _record_backbone(section: "BackboneConfig", model: "PromptModel") -> "PromptModel":
@@ -89,6 +93,7 @@ def _record_backbone(section: "BackboneConfig", model: "PromptModel") -> "Prompt
 
 
 def _select(models: Mapping[str, "PromptModel"], pick: str | None) -> dict[str, "PromptModel"]:
+    """The prompts to save by the names of their folders; a single one has no folder of its own."""
     from softprompt.interop.convert import pick_prompt
 
     if pick is None:
@@ -115,10 +120,11 @@ def _print_imported(saved: Mapping[Path, "PromptModel"], *, as_json: bool) -> No
     if as_json:
         print_json({"imported": facts})
         return
-    for one in facts:
-        fields = {name: _format(value) for name, value in one.items() if value is not None}
+    for fact in facts:
+        fields = {name: _format(value) for name, value in fact.items() if value is not None}
         print(format_fields(fields))
-    print_status(f'\nNext:\n  softprompt predict {facts[0]["artifact"]} "some text"')
+    first = shlex.quote(str(facts[0]["artifact"]))
+    print_status(f'\nNext:\n  softprompt predict {first} "some text"')
 
 
 def _format(value: object) -> str:

@@ -26,7 +26,7 @@ def predict(
     batch_size: BatchSize = 32,
     _as_json: Annotated[
         bool, typer.Option("--json", help="No effect: output is always JSON lines.")
-    ] = (False),
+    ] = False,
 ) -> None:
     """Predict texts or rows, and print one JSON object a line."""
     if bool(texts) == bool(source):
@@ -38,8 +38,8 @@ def predict(
     model = PromptModel.from_pretrained(artifact)
     fields = tuple(dict.fromkeys(model.task.columns))
     count = 0
-    for window in _read_windows(texts or [], source, fields):
-        for row, prediction in _predict(model, window, batch_size=batch_size):
+    for group in _read_groups(texts or [], source, fields):
+        for row, prediction in _predict(model, group, batch_size=batch_size):
             print(json.dumps(_to_dict(row, prediction, fields), ensure_ascii=False))
             count += 1
         print(end="", flush=True)
@@ -48,7 +48,7 @@ def predict(
         raise DataError(msg)
 
 
-def _read_windows(
+def _read_groups(
     texts: list[str], source: str | None, fields: tuple[str, ...]
 ) -> Iterator[list[InputRow]]:
     """Groups of rows, from the arguments, a table, or lines."""
@@ -61,29 +61,29 @@ def _read_windows(
 
 
 def _predict(
-    model: "PromptModel", window: list[InputRow], *, batch_size: int
+    model: "PromptModel", group: list[InputRow], *, batch_size: int
 ) -> Iterator[tuple[InputRow, "Prediction"]]:
     """Predict a group of rows; the rows before a faulty one are still predicted.
 
     Raises:
-        DataError: names the row.
+        DataError: a row cannot be predicted; the message names the row.
     """
     from softprompt.errors import DataError, SoftpromptError
 
     try:
-        answers = model.predict([row.read_content() for row in window], batch_size=batch_size)
+        predictions = model.predict([row.read_content() for row in group], batch_size=batch_size)
     except SoftpromptError as error:
-        if len(window) == 1:
-            msg = f"{window[0].place}: {error}"
+        if len(group) == 1:
+            msg = f"{group[0].place}: {error}"
             raise DataError(msg) from error
-        for row in window:
+        for row in group:
             yield from _predict(model, [row], batch_size=batch_size)
         return
-    yield from zip(window, answers, strict=True)
+    yield from zip(group, predictions, strict=True)
 
 
 def _to_dict(row: InputRow, prediction: "Prediction", fields: tuple[str, ...]) -> dict[str, object]:
-    """The row and its prediction as JSON has them."""
+    """A row and its prediction as plain data."""
     content = row.read_content()
     inputs = {"text": content} if isinstance(content, str) else {f: content[f] for f in fields}
     if not prediction.probabilities:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from softprompt.train.events import Event
 
 
-def run_training(
+def _run_training(
     recipe: "Recipe", folder: Path, *, resume: bool, as_json: bool, quiet: bool
 ) -> None:
     """Train, showing progress, and print the result.
@@ -53,15 +53,15 @@ def run_training(
             command = f"softprompt resume {shlex.quote(str(folder))}"
             exit_with(f"{progress.stopped}; resume with: {command}", status=FAILED)
     if is_main:
-        print_result(RunDir(folder), as_json=as_json, quiet=quiet)
+        _print_result(RunDir(folder), as_json=as_json, quiet=quiet)
 
 
-def print_result(folder: "RunDir", *, as_json: bool, quiet: bool) -> None:
+def _print_result(run: "RunDir", *, as_json: bool, quiet: bool) -> None:
     """Print the result of a finished run, and the next commands."""
-    metrics = folder.read_metrics() or {}
-    paths = {"artifact": str(folder.artifact), "picture": str(folder.picture)}
+    metrics = run.read_metrics() or {}
+    paths = {"artifact": str(run.artifact), "picture": str(run.picture)}
     if as_json:
-        print_json({"run": str(folder.path), **paths, **metrics})
+        print_json({"run": str(run.path), **paths, **metrics})
         return
     for name in ("validation", "test"):
         if metrics.get(name):
@@ -69,7 +69,7 @@ def print_result(folder: "RunDir", *, as_json: bool, quiet: bool) -> None:
             print(f"{title}\n{format_scores(metrics[name])}\n")
     print(format_fields(paths))
     if not quiet:
-        path = shlex.quote(str(folder.path))
+        path = shlex.quote(str(run.path))
         print_status(
             f"\nNext:\n  softprompt predict {path} TEXT\n  softprompt evaluate {path} FILE\n"
             f"  softprompt show {path}"
@@ -90,9 +90,9 @@ def train(
     from softprompt.recipe import read_recipe
     from softprompt.train import find_free_dir
 
-    found = read_recipe(recipe, changes or ())
+    settings = read_recipe(recipe, changes or ())
     folder = output or find_free_dir(recipe.stem, root=Path("runs"))
-    run_training(found, folder, resume=False, as_json=as_json, quiet=quiet)
+    _run_training(settings, folder, resume=False, as_json=as_json, quiet=quiet)
 
 
 def resume(
@@ -109,6 +109,6 @@ def resume(
     recipe = run.read_recipe()
     if run.read_metrics() is not None:
         print_status(f"the run in {folder} is finished already")
-        print_result(run, as_json=as_json, quiet=quiet)
+        _print_result(run, as_json=as_json, quiet=quiet)
         return
-    run_training(recipe, folder, resume=True, as_json=as_json, quiet=quiet)
+    _run_training(recipe, folder, resume=True, as_json=as_json, quiet=quiet)

@@ -47,7 +47,7 @@ class RayCluster:
     Raises:
         RecipeError: num_cpus is below 1, or num_gpus is above 1 and not a whole number.
 
-    Example:
+    Examples:
         >>> RayCluster(num_cpus=4, num_gpus=0.5)
         RayCluster(num_cpus=4, num_gpus=0.5, address=None)
     """
@@ -62,8 +62,8 @@ class RayCluster:
             faults.append(f"num_cpus is {self.num_cpus}, but a run needs at least 1.")
         if self.num_gpus < 0 or (self.num_gpus > 1 and self.num_gpus % 1):
             faults.append(
-                f"num_gpus is {self.num_gpus:g}, but a run gets whole GPUs, or a fraction of one. "
-                "Set it to 0.5 or 2, for example."
+                f"num_gpus (--gpus) is {self.num_gpus:g}, but a run gets whole GPUs, or a "
+                "fraction of one. Set it to 0.5 or 2, for example."
             )
         if faults:
             raise RecipeError(faults)
@@ -94,7 +94,7 @@ class RayEngine:
         runner: with the folder and the rows.
         cluster: the resources that each task requests.
         callback: called when jobs start, end, are cancelled or lose their worker.
-        run_job: the task.
+        run_job: the task that runs a job; by default `run_worker_job`.
     """
 
     def __init__(
@@ -131,27 +131,27 @@ class RayEngine:
             value = _read_next(submitted)
             if isinstance(value, JobStarted):
                 self._submitted[name] = replace(submitted, running=True)
-                self._notify(f"{name}: started on {value.where} ({self._count()})")
+                self._notify(f"{name}: started on {value.where} ({self._format_counts()})")
                 continue
             event = self._restart(name, submitted) if value is None else value
             if event is not None:
                 del self._submitted[name]
-                self._notify(f"{name}: ended ({self._count()})")
+                self._notify(f"{name}: ended ({self._format_counts()})")
                 return submitted.job, event
 
     def _submit(self, jobs: Sequence[Job]) -> None:
         """Cancel jobs that are no longer open, and submit new ones."""
         import ray
 
-        named = {_name(job): job for job in sorted(jobs, key=lambda job: job.order)}
+        named = {_name_job(job): job for job in sorted(jobs, key=lambda job: job.order)}
         for name in [name for name in self._submitted if name not in named]:
             ray.cancel(self._submitted.pop(name).stream)
-            self._notify(f"{name}: cancelled ({self._count()})")
+            self._notify(f"{name}: cancelled ({self._format_counts()})")
         for name, job in named.items():
             if name not in self._submitted:
                 self._submitted[name] = _Submitted(job, self._start(job))
 
-    def _start(self, job: Job) -> Any:  # noqa: ANN401  # Ray's own stream of what a task yields
+    def _start(self, job: Job) -> Any:  # noqa: ANN401  # Ray's type of a stream of results
         return self._task.remote(self._shared, job)
 
     def _wait(self) -> tuple[str, _Submitted]:
@@ -177,25 +177,26 @@ class RayEngine:
         """Report that tasks have to wait if no machine of the cluster is large enough now."""
         import ray
 
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = [(r.get("CPU", 0.0), r.get("GPU", 0.0)) for r in machines]
-        if any(cpus >= cluster.num_cpus and gpus >= cluster.num_gpus for cpus, gpus in room):
+        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        machines = {(one.get("CPU", 0.0), one.get("GPU", 0.0)) for one in resources}
+        if any(cpus >= cluster.num_cpus and gpus >= cluster.num_gpus for cpus, gpus in machines):
             return
-        has = "; ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in sorted(set(room)))
+        listed = "; ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in sorted(machines))
         self._notify(
             f"each task requests {cluster.num_cpus} CPUs and {cluster.num_gpus:g} GPUs, but the "
-            f"cluster's machines have {has}. Waiting for a larger one to join; to request less, "
+            f"cluster's machines have {listed}. Waiting for a larger one to join; to request less, "
             "stop with Ctrl-C and set fewer CPUs or GPUs per run."
         )
 
     def _notify(self, message: str) -> None:
         self._callback(Status(message))
 
-    def _count(self) -> str:
+    def _format_counts(self) -> str:
         running = sum(submitted.running for submitted in self._submitted.values())
         return f"{running} running, {len(self._submitted) - running} waiting"
 
 
+# Why a worker is lost.
 _CAUSES = (
     "Most often its machine has too little memory: request more CPUs per run, so that fewer "
     "tasks run at the same time, or use smaller batches. Ray's logs have details."
@@ -222,44 +223,52 @@ def connect(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     import ray
 
-    place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    _check_listening(place)
+    head = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    _check_listening(head)
     # Ray writes events of the cluster to stdout, which is for results.
     with redirect_stdout(sys.stderr):
         try:
-            ray.init(address=place or "auto", log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=head or "auto", log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise TrainingError(_no_cluster(place, str(error))) from error
+            raise TrainingError(_describe_no_cluster(head, str(error))) from error
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def _check_listening(place: str) -> None:
+def _check_listening(head: str) -> None:
     """Check that an address accepts connections; Ray itself would try for a long time."""
-    if not place:
+    if not head:
         return
-    host, _, port = place.rpartition(":")
+    host, _, port = head.rpartition(":")
     if not port.isdecimal() or "/" in host:
-        raise TrainingError(_no_cluster(place, "that is not of the form HOST:PORT"))
+        raise TrainingError(_describe_no_cluster(head, "that is not of the form HOST:PORT"))
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT).close()
     except OSError as error:
-        raise TrainingError(_no_cluster(place, error.strerror or str(error))) from error
+        reason = error.strerror or str(error)
+        raise TrainingError(_describe_no_cluster(head, reason)) from error
 
 
-def _no_cluster(place: str, reason: str) -> str:
-    where = f"at {place}" if place else "on this machine"
-    plain = " ".join(reason.split()).rstrip(".")
+def _describe_no_cluster(head: str, reason: str) -> str:
+    """The message that there is no cluster.
+
+    Args:
+        head: the address of its head; empty for this machine.
+        reason: the message of the error, which may be empty.
+    """
+    where = f"at {head}" if head else "on this machine"
+    details = " ".join(reason.split()).rstrip(".")
     return (
-        f"cannot connect to a Ray cluster {where} ({plain}). Start one (ray start --head "
-        "--disable-usage-stats, then ray start --address=HEAD:6379 on each further machine), give "
-        "the address HOST:PORT of another, or run the comparison with the engine local."
+        f"cannot connect to a Ray cluster {where}{f' ({details})' if details else ''}. Start one "
+        "(ray start --head --disable-usage-stats, then ray start --address=HEAD:6379 on each "
+        "further machine), give the address HOST:PORT of another, or run the comparison with the "
+        "engine local."
     )
 
 
-def _name(job: Job) -> str:
+def _name_job(job: Job) -> str:
     return f"{job.variant.name}, {'search' if job.seed is None else f'seed {job.seed}'}"
 
 
@@ -283,10 +292,10 @@ def _read_next(submitted: _Submitted) -> "JobStarted | ResultEvent | None":
         return None
     except exceptions.RayError as error:
         job = submitted.job
-        last = str(error).strip().split("\n")[-1]
+        last_line = str(error).strip().split("\n")[-1]
         reason = (
-            f"the cluster could not run it ({last}). If a package is missing, install the same "
-            "softprompt on all of its machines; otherwise see Ray's logs."
+            f"the cluster could not run it ({last_line}). If a package is missing, install the "
+            "same softprompt on all of its machines; otherwise see Ray's logs."
         )
         return Failed(job.variant.name, job.seed, reason)
     return value
@@ -329,7 +338,14 @@ class WorkerJob:
 def make_worker_job(
     protocol: Protocol, runner: ComparisonRunner, *, num_threads: int, num_gpus: float
 ) -> WorkerJob:
-    """Collect the data with which workers run jobs as ``runner`` would run them here."""
+    """Collect the data with which workers run jobs as ``runner`` would run them here.
+
+    Args:
+        protocol: of the comparison.
+        runner: with the folder and the rows.
+        num_threads: of torch in a worker.
+        num_gpus: that a task requests.
+    """
     folder = runner.folder.resolve()
     return WorkerJob(
         protocol=protocol,
@@ -344,7 +360,15 @@ def make_worker_job(
 
 
 def run_worker_job(shared: WorkerJob, job: Job) -> Iterator[JobStarted | ResultEvent]:
-    """Yield that a job has started, run it, and yield its result."""
+    """Run a job in a worker.
+
+    Args:
+        shared: the data that all jobs share.
+        job: to run.
+
+    Yields:
+        That the job has started, then its result.
+    """
     import datasets
 
     yield JobStarted(f"{socket.gethostname()}, process {os.getpid()}")
@@ -354,13 +378,13 @@ def run_worker_job(shared: WorkerJob, job: Job) -> Iterator[JobStarted | ResultE
         return
     if not shared.num_gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # The last digits of the numbers depend on it, and the machine may run other tasks.
+    # The number of threads affects the last digits, and the machine may run other tasks.
     torch.set_num_threads(shared.num_threads)
 
-    def run(trial: RunSpec) -> TrainedRun:
-        backbone = _load_backbone(trial.variant.recipe.backbone.model_dump_json())
+    def run(spec: RunSpec) -> TrainedRun:
+        backbone = _load_backbone(spec.variant.recipe.backbone.model_dump_json())
         tables = {name: datasets.Dataset(table) for name, table in shared.tables.items()}
-        return ComparisonRunner(backbone, tables, folder=shared.folder)(trial)
+        return ComparisonRunner(backbone, tables, folder=shared.folder)(spec)
 
     yield run_job(job, protocol=shared.protocol, run=run)
 
@@ -384,7 +408,7 @@ def _find_fault(shared: WorkerJob) -> str | None:
 
 @lru_cache(maxsize=1)
 def _load_backbone(section: str) -> Backbone:
-    """Load the backbone of a section in JSON, once per process."""
+    """Load the backbone of a recipe's section, as JSON, once per process."""
     return load_recipe_backbone(BackboneConfig.model_validate_json(section))
 
 

@@ -111,7 +111,7 @@ class ComparisonReport:
         summaries: of the variants and baselines, in the order that they were run.
         failed: variants and baselines that could not be run.
         searched: the searches for learning rates.
-        curves: by metric, of the validations of each run.
+        curves: of the validation metrics over the steps, by metric and variant.
         conditions: of the measurement.
         extras: further sections.
     """
@@ -132,24 +132,26 @@ class ComparisonReport:
 
 def render_html(report: ComparisonReport) -> str:
     """The page of a comparison; the same report gives the same page, byte for byte."""
-    styles, found = assign_styles(report.summaries), sort_by_score(report.summaries)
-    cells = {
+    styles, summaries = assign_styles(report.summaries), sort_by_score(report.summaries)
+    variables = {
         "report": report,
-        "verdict": summarize(found, failed=report.failed, measure=report.measure),
+        "verdict": summarize(summaries, failed=report.failed, measure=report.measure),
         "head": format_header(report.measure),
-        "rows": [*zip(found, format_rows(found), strict=True)],
+        "rows": [*zip(summaries, format_rows(summaries), strict=True)],
         "colours": {variant: get_theme_color(style.colour) for variant, style in styles.items()},
-        "pictures": [*_pictures(report, found, styles)],
-        "matrices": make_matrices(found),
+        "pictures": [*_draw_pictures(report, summaries, styles)],
+        "matrices": make_matrices(summaries),
         "most_labels": MOST_LABELS,
-        "conditions": describe_conditions(report.conditions, found=found, searched=report.searched),
-        "blocks": _blocks,
-        "variables": [*_variables()],
+        "conditions": describe_conditions(
+            report.conditions, summaries=summaries, searched=report.searched
+        ),
+        "group_parts": _group_parts,
+        "css_colors": [*_list_css_colors()],
     }
-    return _template().render(cells) + "\n"
+    return _load_template().render(variables) + "\n"
 
 
-def _template() -> Template:
+def _load_template() -> Template:
     """The template of the page; all values are escaped."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -158,19 +160,19 @@ def _template() -> Template:
     return environment.from_string(text)
 
 
-def _variables() -> Iterator[tuple[str, str, str]]:
+def _list_css_colors() -> Iterator[tuple[str, str, str]]:
     """The page's colours: the name, on a light page, on a dark page."""
     for name, pairs in (("variant", PROMPTS), ("baseline", BASELINE_COLORS)):
         for at, (light, dark) in enumerate(pairs):
             yield f"{name}-{at}", light, dark
 
 
-def _blocks(parts: Sequence[ReportPart]) -> list[tuple[str, Sequence[ReportPart]]]:
-    """Parts by kind; consecutive parts of one kind are together."""
-    return [(kind, [*group]) for kind, group in groupby(parts, key=_kind)]
+def _group_parts(parts: Sequence[ReportPart]) -> list[tuple[str, Sequence[ReportPart]]]:
+    """Consecutive parts of one kind, with the name of the kind."""
+    return [(kind, [*group]) for kind, group in groupby(parts, key=_name_kind)]
 
 
-def _kind(part: ReportPart) -> str:
+def _name_kind(part: ReportPart) -> str:
     match part:
         case Paragraph():
             return "paragraphs"
@@ -182,30 +184,31 @@ def _kind(part: ReportPart) -> str:
             assert_never(part)
 
 
-def _pictures(
-    report: ComparisonReport, found: Sequence[Summary], styles: Mapping[str, Style]
+def _draw_pictures(
+    report: ComparisonReport, summaries: Sequence[Summary], styles: Mapping[str, Style]
 ) -> Iterator[Picture]:
+    """The figures of a page, from top to bottom."""
     measure = report.measure
-    if any(summary.difference for summary in found):
+    if any(summary.difference for summary in summaries):
         caption = "Test: difference from the best baseline in points, with 95 % intervals over rows"
-        yield _render(draw_leads(found, styles=styles), "leads", caption)
-    curves = [*_curves(report, styles)]
+        yield _make_picture(draw_leads(summaries, styles=styles), "leads", caption)
+    curves = [*_draw_curves(report, styles)]
     yield from curves[:1]
-    if any(get_price(summary, "seconds") is not None for summary in found):
+    if any(get_price(summary, "seconds") is not None for summary in summaries):
         for price, label in _PRICES.items():
-            figure = draw_against(found, styles=styles, price=price, measure=measure)
+            figure = draw_against(summaries, styles=styles, price=price, measure=measure)
             caption = f"Test: {measure} against {label}, ±1 deviation over seeds"
-            yield _render(figure, price, caption)
+            yield _make_picture(figure, price, caption)
     yield from curves[1:]
 
 
-def _curves(report: ComparisonReport, styles: Mapping[str, Style]) -> Iterator[Picture]:
-    for at, (metric, curves) in enumerate(report.curves.items()):
-        if any(point for runs in curves.values() for point in runs):
+def _draw_curves(report: ComparisonReport, styles: Mapping[str, Style]) -> Iterator[Picture]:
+    for number, (metric, curves) in enumerate(report.curves.items()):
+        if any(run for runs in curves.values() for run in runs):
             caption = f"Validation: {metric} during training, mean and ±1 deviation over seeds"
             figure = draw_curves(curves, styles=styles, metric=metric)
-            yield _render(figure, f"curves-{at}", caption)
+            yield _make_picture(figure, f"curves-{number}", caption)
 
 
-def _render(figure: "Figure", name: str, caption: str) -> Picture:
+def _make_picture(figure: "Figure", name: str, caption: str) -> Picture:
     return Picture(render_svg(figure, name=name, description=caption), caption)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from softprompt.analysis import (
+    LayerNorms,
+    SoftToken,
     compute_attention_shares,
     compute_layer_norms,
     compute_similarity,
@@ -29,15 +31,18 @@ from softprompt.train import RunDir
 if TYPE_CHECKING:
     from softprompt.data import Table
 
-# Limits: nearest words of a token, layers of a table, prompts of a picture, rows for attention.
+# Nearest words of a soft token.
 _WORDS = 3
-_LAYERS = 12
-_PROMPTS = 12
-_ROWS = 64
+# The most layers of a table, prompts of a figure, and rows that attention is measured on.
+_MAX_LAYERS = 12
+_MAX_PROMPTS = 12
+_MAX_ROWS = 64
+
+_DISTANCE = "distance from initialization, relative to its norm"
 
 
 def describe_prompts(
-    found: Sequence[Summary],
+    summaries: Sequence[Summary],
     folder: Path,
     *,
     backbone: Backbone,
@@ -46,87 +51,113 @@ def describe_prompts(
     """A section on the prompts of a comparison: for each variant, that of its first seed.
 
     Args:
+        summaries: of the variants and baselines.
         folder: of the comparison.
-        backbone: of all of them.
+        backbone: of all variants.
         tables: rows by split; attention is measured on validation rows.
     """
     try:
-        parts = _parts(found, folder, backbone=backbone, tables=tables)
+        parts = _make_parts(summaries, folder, backbone=backbone, tables=tables)
     except SoftpromptError as error:  # a run's folder was removed
         parts = [Paragraph(f"The prompts could not be inspected: {error}")]
     return [Extra("The trained prompts", parts)] if parts else []
 
 
-def _parts(
-    found: Sequence[Summary],
+def _make_parts(
+    summaries: Sequence[Summary],
     folder: Path,
     *,
     backbone: Backbone,
     tables: "Mapping[str, Table]",
 ) -> list[ReportPart]:
-    runs = {s.variant: _runs(s, folder) for s in found if not s.is_baseline}
-    artifacts = {variant: load_artifact(paths[0]) for variant, paths in runs.items() if paths}
+    paths = {s.variant: _list_artifacts(s, folder) for s in summaries if not s.is_baseline}
+    artifacts = {variant: load_artifact(each[0]) for variant, each in paths.items() if each}
     if not artifacts:
         return []
     parts: list[ReportPart] = []
     for variant, artifact in artifacts.items():
-        parts += _describe(variant, artifact, backbone)
-    parts += _draw_similarity(runs)
+        parts += _make_tables(variant, artifact, backbone)
+    parts += _draw_similarity(paths)
     parts += _draw_attention(artifacts, backbone, tables["validation"])
     return parts
 
 
-def _runs(summary: Summary, folder: Path) -> list[Path]:
-    """The artifacts of a variant, the first seed's first."""
-    results = sorted((o for o in summary.results if o.run), key=_seed)
+def _list_artifacts(summary: Summary, folder: Path) -> list[Path]:
+    """The artifacts of a variant, that of the first seed first."""
+    results = sorted((result for result in summary.results if result.run), key=_get_seed)
     return [RunDir(folder / result.run).artifact for result in results]
 
 
-def _seed(result: RunResult) -> int:
+def _get_seed(result: RunResult) -> int:
     return -1 if result.seed is None else result.seed
 
 
-def _describe(variant: str, artifact: Artifact, backbone: Backbone) -> Iterator[ReportPart]:
-    each = read_distances(asdict(artifact.manifest))
+def _make_tables(variant: str, artifact: Artifact, backbone: Backbone) -> Iterator[Grid]:
+    """The table of a prompt: by soft token or by layer; none for a prompt on hidden states."""
+    distances = read_distances(asdict(artifact.manifest))
     match artifact.prompt:
         case InputPrompt(start_layer=0) as prompt:
-            head = ("soft token", "norm", "distance", "nearest words")
             tokens = find_nearest_words(prompt, backbone, count=_WORDS)
-            cells = [(f"{t.norm:.2f}", _list_words(t.words, t.cosines)) for t in tokens]
-            caption = "norm relative to the table's; nearest words by cosine"
+            yield _make_token_table(variant, tokens, distances)
         case InputPrompt():
             return
         case prefix:
-            head = ("layer", "keys", "distance", "values")
-            cells = [(f"{s.keys:.2f}", f"{s.values:.2f}") for s in compute_layer_norms(prefix)]
-            caption = "mean norms of keys and values"
-    distances = [""] * len(cells) if each is None else [f"{distance:.2f}" for distance in each]
-    numbered = enumerate(zip(cells, distances, strict=True))
-    rows = [(str(at), first, distance, last) for at, ((first, last), distance) in numbered]
-    step = ceil(len(rows) / _LAYERS) if head[0] == "layer" else 1
-    selection = f"; every {step}th layer" if step > 1 else ""
-    yield Grid(
-        head,
-        rows[::step],
-        f"{variant}: {caption}; distance from initialization, relative to its norm{selection}",
-    )
+            yield make_layer_table(variant, compute_layer_norms(prefix), distances=distances)
 
 
-def _list_words(words: Sequence[str], cosines: Sequence[float]) -> str:
-    return ", ".join(f"{word!r} {near:.2f}" for word, near in zip(words, cosines, strict=True))
+def _make_token_table(
+    variant: str, tokens: Sequence[SoftToken], distances: Sequence[float] | None
+) -> Grid:
+    pairs = zip(tokens, _format_distances(distances, count=len(tokens)), strict=True)
+    rows = [
+        (str(number), f"{token.norm:.2f}", distance, _list_words(token))
+        for number, (token, distance) in enumerate(pairs)
+    ]
+    caption = f"{variant}: norm relative to the table's; {_DISTANCE}; nearest words by cosine"
+    return Grid(("soft token", "norm", "distance", "nearest words"), rows, caption)
 
 
-def _draw_similarity(runs: Mapping[str, Sequence[Path]]) -> Iterator[ReportPart]:
+def make_layer_table(
+    variant: str, norms: Sequence[LayerNorms], *, distances: Sequence[float] | None
+) -> Grid:
+    """The table of a prefix, with equally spaced layers if it has many.
+
+    Args:
+        variant: its name.
+        norms: by layer.
+        distances: by layer; None if they were not recorded.
+    """
+    pairs = zip(norms, _format_distances(distances, count=len(norms)), strict=True)
+    rows = [
+        (str(layer.layer), f"{layer.keys:.2f}", f"{layer.values:.2f}", distance)
+        for layer, distance in pairs
+    ]
+    step = ceil(len(rows) / _MAX_LAYERS)
+    selection = f"; one of every {step} layers" if step > 1 else ""
+    caption = f"{variant}: mean norms of keys and values; {_DISTANCE}{selection}"
+    return Grid(("layer", "keys", "values", "distance"), rows[::step], caption)
+
+
+def _format_distances(distances: Sequence[float] | None, *, count: int) -> list[str]:
+    return [""] * count if distances is None else [f"{distance:.2f}" for distance in distances]
+
+
+def _list_words(token: SoftToken) -> str:
+    pairs = zip(token.words, token.cosines, strict=True)
+    return ", ".join(f"{word!r} {cosine:.2f}" for word, cosine in pairs)
+
+
+def _draw_similarity(paths: Mapping[str, Sequence[Path]]) -> Iterator[ReportPart]:
     """The similarity of the input prompts of all seeds and variants."""
-    named = {
+    prompts = {
         f"{variant} {path.parent.name.rpartition('-')[2]}": load_artifact(path).prompt
-        for variant, paths in runs.items()
-        for path in paths
+        for variant, each in paths.items()
+        for path in each
     }
     comparable = {
-        n: p for n, p in named.items() if isinstance(p, InputPrompt) and not p.start_layer
+        n: p for n, p in prompts.items() if isinstance(p, InputPrompt) and not p.start_layer
     }
-    selected = dict([*comparable.items()][:_PROMPTS])
+    selected = dict([*comparable.items()][:_MAX_PROMPTS])
     if len(selected) > 1:
         with use_style():
             figure = draw_similarity(compute_similarity([*selected.values()]), [*selected])
@@ -138,7 +169,7 @@ def _draw_attention(
     artifacts: Mapping[str, Artifact], backbone: Backbone, table: "Table"
 ) -> Iterator[ReportPart]:
     """The share of attention to each prompt, by layer."""
-    rows = table.select(range(min(_ROWS, len(table)))).to_list()
+    rows = table.select(range(min(_MAX_ROWS, len(table)))).to_list()
     try:
         shares = {
             variant: compute_attention_shares(attach(artifact, backbone), rows)

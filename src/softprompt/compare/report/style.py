@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_LONGEST = 28
+# The most characters of a label.
+_MAX_LABEL = 28
 
 # Okabe & Ito 2008, "Color universal design", without the yellow and the black: distinguishable with
 # any of the common kinds of colour blindness. The second of each pair is for dark pages.
@@ -53,21 +54,21 @@ class Style:
     filled: bool
 
 
-def assign_styles(found: Sequence[Summary]) -> dict[str, Style]:
+def assign_styles(summaries: Sequence[Summary]) -> dict[str, Style]:
     """A style for each variant, by the order of the variants: the same in all figures.
 
     Prompts have colours and solid lines; baselines are grey, hollow and dashed.
     """
-    prompts = [summary.variant for summary in found if not summary.is_baseline]
-    baselines = [summary.variant for summary in found if summary.is_baseline]
+    prompts = [summary.variant for summary in summaries if not summary.is_baseline]
+    baselines = [summary.variant for summary in summaries if summary.is_baseline]
     styles = {name: _style_prompt(at, name) for at, name in enumerate(prompts)}
     return styles | {name: _style_baseline(at, name) for at, name in enumerate(baselines)}
 
 
 def shorten_label(name: str) -> str:
     """A name on one line, shortened to fit a figure."""
-    whole = " ".join(name.split())
-    return whole if len(whole) <= _LONGEST else f"{whole[: _LONGEST - 1]}…"
+    label = " ".join(name.split())
+    return label if len(label) <= _MAX_LABEL else f"{label[: _MAX_LABEL - 1]}…"
 
 
 def _style_prompt(at: int, name: str) -> Style:
@@ -107,13 +108,14 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": FAINT,
     "ytick.color": FAINT,
 }
+# In an SVG: a tag, a colour, the beginning of a name or of a reference to it, the size.
 _TAG = re.compile(r"<[^>]*>")
 _COLOUR = re.compile(r"\b(fill|stroke): (#[0-9a-f]{6})")
 _NAME = re.compile(r'( id="|href="#|url\(#)')
 _SIZE = re.compile(r' (?:width|height)="[\d.]+pt"')
-# Verdana is as wide as the font that places are measured with; other fonts are narrower.
+# Verdana is as wide as the font that labels are measured with; other fonts are narrower.
 _FONTS = f"'{_FONT}', Verdana, sans-serif"
-_NOTHING_MORE = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def get_theme_color(colour: str) -> str:
@@ -124,9 +126,9 @@ def get_theme_color(colour: str) -> str:
 
 def make_css_variables() -> dict[str, str]:
     """The names of the page's variables by their colours."""
-    own = {light: f"variant-{at}" for at, (light, _) in enumerate(PROMPTS)}
-    theirs = {light: f"baseline-{at}" for at, (light, _) in enumerate(BASELINE_COLORS)}
-    return {INK: "ink", FAINT: "faint", RULE: "rule"} | own | theirs
+    variants = {light: f"variant-{at}" for at, (light, _) in enumerate(PROMPTS)}
+    baselines = {light: f"baseline-{at}" for at, (light, _) in enumerate(BASELINE_COLORS)}
+    return {INK: "ink", FAINT: "faint", RULE: "rule"} | variants | baselines
 
 
 @contextmanager
@@ -135,7 +137,7 @@ def use_style() -> Iterator[None]:
     from matplotlib import rc_context  # noqa: PLC0415  # slow to import, and only needed here
 
     with rc_context(_STYLE), catch_warnings():
-        # The browser has letters that this font lacks.
+        # The browser has glyphs that this font lacks.
         filterwarnings("ignore", message=r"Glyph \d+ .*missing from font")
         yield
 
@@ -144,21 +146,23 @@ def render_svg(figure: "Figure", *, name: str, description: str) -> Markup:
     """A figure as an ``<svg>`` element.
 
     Args:
+        figure: drawn with `use_style`.
         name: of the picture, unique in the page.
         description: for screen readers.
     """
-    written = StringIO()
+    file = StringIO()
     with use_style():
-        figure.savefig(written, format="svg", metadata=_NOTHING_MORE)
-    _, begin, rest = written.getvalue().partition("<svg")
-    drawn = _TAG.sub(lambda tag: _fitted(tag[0], name), begin + rest)
-    opened, end, body = drawn.partition(">")
-    opened = f'{_SIZE.sub("", opened)} role="img" aria-label="{escape(description)}"'
+        figure.savefig(file, format="svg", metadata=_NO_METADATA)
+    _, begin, rest = file.getvalue().partition("<svg")
+    svg = _TAG.sub(lambda tag: _adapt_tag(tag[0], name), begin + rest)
+    first_tag, end, body = svg.partition(">")
+    first_tag = f'{_SIZE.sub("", first_tag)} role="img" aria-label="{escape(description)}"'
     # matplotlib escapes what it writes, and nothing but its tags is changed here.
-    return Markup((opened + end + body).strip())  # noqa: S704
+    return Markup((first_tag + end + body).strip())  # noqa: S704
 
 
-def _fitted(tag: str, name: str) -> str:
-    tag = _COLOUR.sub(lambda found: f"{found[1]}: {get_theme_color(found[2])}", tag)
+def _adapt_tag(tag: str, name: str) -> str:
+    """A tag with the page's colours and fonts, and with names that are unique in the page."""
+    tag = _COLOUR.sub(lambda match: f"{match[1]}: {get_theme_color(match[2])}", tag)
     tag = tag.replace(f"'{_FONT}'", _FONTS)
-    return _NAME.sub(lambda found: f"{found[1]}{name}-", tag)
+    return _NAME.sub(lambda match: f"{match[1]}{name}-", tag)

@@ -33,33 +33,34 @@ def format_header(measure: str) -> tuple[str, ...]:
     )
 
 
-def sort_by_score(found: Sequence[Summary]) -> list[Summary]:
-    """The variants by their scores."""
-    return sorted(found, key=lambda summary: summary.mean, reverse=True)
+def sort_by_score(summaries: Sequence[Summary]) -> list[Summary]:
+    """The variants by their scores, the best first."""
+    return sorted(summaries, key=lambda summary: summary.mean, reverse=True)
 
 
-def format_rows(found: Sequence[Summary]) -> list[list[str]]:
-    """The cells of each variant under :func:`format_header`, the best first."""
-    return [_row(summary) for summary in sort_by_score(found)]
+def format_rows(summaries: Sequence[Summary]) -> list[list[str]]:
+    """The cells of each variant under `format_header`, the best first."""
+    return [_format_row(summary) for summary in sort_by_score(summaries)]
 
 
-def format_markdown(found: Sequence[Summary], *, measure: str) -> str:
+def format_markdown(summaries: Sequence[Summary], *, measure: str) -> str:
     """The table in Markdown; baselines are in italics.
 
     Args:
+        summaries: of the variants and baselines.
         measure: the name of the score.
     """
     names = format_header(measure)
     rules = ["---", *["--:"] * (len(names) - 1)]
-    rows = format_rows(found)
-    for cells, summary in zip(rows, sort_by_score(found), strict=True):
+    rows = format_rows(summaries)
+    for cells, summary in zip(rows, sort_by_score(summaries), strict=True):
         if summary.is_baseline:
             cells[0] = f"*{cells[0]}*"
     lines = [[cell.replace("|", r"\|") for cell in cells] for cells in (names, rules, *rows)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _row(summary: Summary) -> list[str]:
+def _format_row(summary: Summary) -> list[str]:
     spread = "" if summary.spread is None else f" ± {100 * summary.spread:.1f}"
     costs = [result.cost for result in summary.results if result.cost is not None]
     rates = sorted({result.rate for result in summary.results if result.rate is not None})
@@ -68,13 +69,13 @@ def _row(summary: Summary) -> list[str]:
         " ".join(summary.variant.split()),
         f"{100 * summary.mean:.1f}{spread} %",
         seeds,
-        _over(summary.difference),
-        *_cost(costs),
+        _format_difference(summary.difference),
+        *_format_costs(costs),
         ", ".join(f"{rate:g}" for rate in rates),
     ]
 
 
-def _cost(costs: Sequence[Cost]) -> list[str]:
+def _format_costs(costs: Sequence[Cost]) -> list[str]:
     if not costs:
         return [""] * 6
     last = costs[-1]
@@ -97,7 +98,7 @@ def format_bytes(size: int) -> str:
     return f"{size} B"
 
 
-def _over(difference: Difference | None) -> str:
+def _format_difference(difference: Difference | None) -> str:
     if difference is None:
         return ""
     low, high = 100 * difference.low, 100 * difference.high
@@ -109,9 +110,9 @@ class Cell:
     """How often rows of one label were predicted as another, or the same.
 
     Args:
-        count: over all seeds.
-        share: of the rows with that true label; 0 without rows.
-        right: whether the answer is the truth.
+        count: summed over all seeds.
+        share: of the rows with that true label, 0 to 1; 0 without rows.
+        right: whether the predicted label is the true one.
     """
 
     count: int
@@ -125,7 +126,7 @@ class Matrix:
 
     Args:
         variant: its name.
-        answered: the columns: the predicted labels.
+        answered: the predicted labels, which are the columns.
         rows: the true labels, each with its cells.
     """
 
@@ -139,24 +140,24 @@ def sum_confusions(summary: Summary) -> Matrix | None:
 
     A column that only some seeds have, for answers that are not a label, is 0 for the others.
     """
-    tables = [o.confusion for o in summary.results if o.confusion is not None]
-    if not tables:
+    confusions = [result.confusion for result in summary.results if result.confusion is not None]
+    if not confusions:
         return None
-    columns = max((table.predicted_labels for table in tables), key=len)
-    sums = {label: dict.fromkeys(columns, 0) for label in tables[0].labels}
-    for table in tables:
-        for label, counts in zip(table.labels, table.counts, strict=True):
-            for column, count in zip(table.predicted_labels, counts, strict=True):
+    columns = max((confusion.predicted_labels for confusion in confusions), key=len)
+    sums = {label: dict.fromkeys(columns, 0) for label in confusions[0].labels}
+    for confusion in confusions:
+        for label, counts in zip(confusion.labels, confusion.counts, strict=True):
+            for column, count in zip(confusion.predicted_labels, counts, strict=True):
                 sums[label][column] += count
-    rows = ((label, _cells(label, counts)) for label, counts in sums.items())
+    rows = ((label, _make_cells(label, counts)) for label, counts in sums.items())
     return Matrix(summary.variant, columns, tuple(rows))
 
 
-def make_matrices(found: Sequence[Summary]) -> list[Matrix]:
+def make_matrices(summaries: Sequence[Summary]) -> list[Matrix]:
     """The confusion matrices of all variants that have one, in their order."""
-    return [matrix for matrix in map(sum_confusions, found) if matrix is not None]
+    return [matrix for matrix in map(sum_confusions, summaries) if matrix is not None]
 
 
-def _cells(label: str, counts: dict[str, int]) -> tuple[Cell, ...]:
+def _make_cells(label: str, counts: dict[str, int]) -> tuple[Cell, ...]:
     total = max(1, sum(counts.values()))
     return tuple(Cell(n, n / total, right=column == label) for column, n in counts.items())

@@ -1,6 +1,6 @@
 """Write the reports of a comparison: its table in Markdown, and an HTML page with figures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +39,7 @@ class ReportPaths:
 
 
 def write_reports(
-    found: Sequence[Summary],
+    summaries: Sequence[Summary],
     events: Sequence[ResultEvent],
     *,
     folder: Path,
@@ -49,7 +49,7 @@ def write_reports(
     """Write the reports of a comparison into its folder.
 
     Args:
-        found: the summaries of its results.
+        summaries: of its variants and baselines.
         events: all of its results, searches and failures.
         folder: of the comparison.
         conditions: of the measurement.
@@ -57,13 +57,13 @@ def write_reports(
     """
     measure, select = conditions.protocol.test_set.measure, conditions.base.train.best_metric
     paths = ReportPaths.locate(folder)
-    paths.table.write_text(format_markdown(found, measure=measure) + "\n", encoding="utf-8")
+    paths.table.write_text(format_markdown(summaries, measure=measure) + "\n", encoding="utf-8")
     report = ComparisonReport(
         title=f"{folder.resolve().name}: a comparison",
-        summaries=found,
+        summaries=summaries,
         failed=[event for event in events if isinstance(event, Failed)],
         searched=[event for event in events if isinstance(event, SearchResult)],
-        curves=_curves(found, folder, names=dict.fromkeys([measure, select])),
+        curves=_read_curves(summaries, folder, metrics=dict.fromkeys([measure, select])),
         conditions=conditions,
         extras=extras,
     )
@@ -91,25 +91,28 @@ def record_conditions(
     )
 
 
-def _curves(
-    found: Sequence[Summary], folder: Path, *, names: Mapping[str, None]
+def _read_curves(
+    summaries: Sequence[Summary], folder: Path, *, metrics: Iterable[str]
 ) -> dict[str, Curves]:
     """The validations of each run by metric and variant; a metric without values is left out."""
-    runs = {s.variant: [RunDir(folder / o.run) for o in s.results if o.run] for s in found}
-    made = {
-        name: {variant: [_curve(run, name) for run in folders] for variant, folders in runs.items()}
-        for name in names
-    }
-    return {
-        name: by_variant for name, by_variant in made.items() if any(map(any, by_variant.values()))
-    }
+    curves: dict[str, Curves] = {}
+    for metric in metrics:
+        by_variant = {
+            summary.variant: [
+                _read_curve(RunDir(folder / result.run), metric)
+                for result in summary.results
+                if result.run
+            ]
+            for summary in summaries
+        }
+        if any(map(any, by_variant.values())):
+            curves[metric] = by_variant
+    return curves
 
 
-def _curve(run: RunDir, name: str) -> Curve:
-    return [*_points(run, name)]
-
-
-def _points(run: RunDir, name: str) -> Iterator[tuple[float, float]]:
-    for event in run.read_events():
-        if event["event"] == "evaluation" and name in event["metrics"]:
-            yield float(event["step"]), float(event["metrics"][name])
+def _read_curve(run: RunDir, metric: str) -> Curve:
+    return [
+        (float(event["step"]), float(event["metrics"][metric]))
+        for event in run.read_events()
+        if event["event"] == "evaluation" and metric in event["metrics"]
+    ]
