@@ -7,7 +7,6 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
 def main() -> None:
@@ -20,11 +19,41 @@ def main() -> None:
     }
     for name, text in pages.items():
         (HERE / name / "README.md").write_text(text, encoding="utf-8")
-    page = ROOT / "README.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    block = f"{BEGIN}\n{_headline()}\n{END}"
-    page.write_text(f"{before}{block}{after}", encoding="utf-8")
+    _replace_block(ROOT / "README.md", "results", _headline())
+    _replace_block(ROOT / "docs" / "reference" / "backbones.md", "families", _families_table())
+
+
+def _replace_block(page: Path, name: str, text: str) -> None:
+    """Replace the text between the comments of this name in a page."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def _families_table() -> str:
+    result = _read("families/results/families.json")
+    counts = result["counts"]
+    lines = [
+        (
+            f"transformers {result['transformers']}: of {counts['built']} families that could be "
+            f"built, {counts['right']} are right, {counts['right_prefixes']} of them with prefixes "
+            f"too; {counts['refused']} are refused, {counts['wrong']} wrong, {counts['crashed']} "
+            "crash."
+        ),
+        "",
+        "| family | | what is refused, and why |",
+        "|---|---|---|",
+    ]
+    for name, family in result["families"].items():
+        reasons = [
+            f"{check}: {outcome.partition(': ')[2]}"
+            for check, outcome in family["checks"].items()
+            if outcome != "right"
+        ]
+        told = "; ".join(dict.fromkeys(reasons)).replace("|", "\\|").replace("\n", " ")
+        lines.append(f"| {name} | {family['verdict']} | {told} |")
+    return "\n".join(lines)
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -41,8 +41,8 @@ from softprompt.backbone.loading import LoadOptions, resolve_checkpoint
 from softprompt.data import parse_template, read_data, sample, split_rows
 from softprompt.inference import attach
 from softprompt.tasks import TaskSettings
+from softprompt.tasks.answers import decode_text
 from softprompt.tasks.base import pad_rows
-from softprompt.tasks.generation import decode_text
 
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs" / "vllm"

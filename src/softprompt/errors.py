@@ -115,6 +115,12 @@ def format_unknown(what: str, name: str, *, options: Iterable[str]) -> str:
     return f"unknown {what} {name!r}. Options: {', '.join(names)}.{hint}"
 
 
+def summarize_error(error: BaseException) -> str:
+    """Name an error of another library in one line: its class and its first line."""
+    first = str(error).strip().split("\n", 1)[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
 class FaultCollector:
     """Runs steps that may fail, and raises or collects their errors.
 

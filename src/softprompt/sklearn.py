@@ -24,8 +24,9 @@ from sklearn.utils.validation import (
 )
 
 from softprompt.backbone.model import Backbone
-from softprompt.data.inputs import iterate_rows, to_table
+from softprompt.data.inputs import Row, iterate_rows, to_table
 from softprompt.data.splits import split_rows
+from softprompt.data.table import to_text
 from softprompt.data.template import parse_template
 from softprompt.injection.verify import load_backbone
 from softprompt.methods import MethodSettings, PrefixTuning, PTuningV2
@@ -247,7 +248,9 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             max_length=self.max_length,
         )
         with make_callbacks(self.callbacks, progress=self.progress) as callbacks:
-            prepared = setup_run(recipe, backbone=backbone, tables=tables, init=self.init)
+            prepared = setup_run(
+                recipe, backbone=backbone, tables=tables, init=self.init, callbacks=callbacks
+            )
             self.model_ = run_prepared(prepared, callbacks=callbacks)
         return self
 
@@ -323,7 +326,8 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         if reset:
             self._fields = self._choose_fields(table.shape[1])
         self._check_count(table.shape[1])
-        return [dict(zip(self._fields, map(_to_text, row), strict=True)) for row in table]
+        rows = iterate_rows([dict(zip(self._fields, row, strict=True)) for row in table])
+        return self._make_texts(list(rows))
 
     def _read_texts(self, items: Sequence[object], *, reset: bool) -> list[dict[str, str]]:
         wrong = next((at for at, item in enumerate(items) if not isinstance(item, str)), None)
@@ -342,6 +346,10 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         rows = list(iterate_rows(items))
         if reset:
             self._fields = _list_fields(self.template) or tuple(rows[0])
+        return self._make_texts(rows)
+
+    def _make_texts(self, rows: Sequence[Row]) -> list[dict[str, str]]:
+        """The rows with a text in every field."""
         for at, row in enumerate(rows):
             missing = [name for name in self._fields if row.get(name) is None]
             if missing:
@@ -350,7 +358,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
                     "or leave that row out."
                 )
                 raise ValueError(msg)
-        return [{name: _to_text(row[name]) for name in self._fields} for row in rows]
+        return [{name: to_text(row[name]) for name in self._fields} for row in rows]
 
     def _choose_fields(self, count: int) -> tuple[str, ...]:
         """The fields of rows with ``count`` columns: by their names, or by the template."""
@@ -468,8 +476,3 @@ def _is_column(X: Texts) -> bool:
 def _list_fields(template: str | None) -> tuple[str, ...]:
     """The fields of a template, each once, in their order."""
     return () if template is None else tuple(dict.fromkeys(parse_template(template).fields))
-
-
-def _to_text(value: object) -> str:
-    """A cell as a text."""
-    return str(value.item() if isinstance(value, np.generic) else value)

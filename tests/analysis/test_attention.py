@@ -163,7 +163,7 @@ def test_a_custom_attention_implementation_is_refused(model, backbone, maker, ro
     settings = Classify(template(backbone(family), "{soft:3}"), verbalizer=WORDS)
     own = model((family, "words", ""), settings=settings, prompt=maker(family).prompt("input"))
     with pytest.raises(
-        PromptError, match="uses a custom attention implementation, whose weights cannot be"
+        PromptError, match="uses a custom attention implementation, so its attention weights"
     ):
         compute_attention_shares(own, rows)
 

@@ -87,7 +87,7 @@ def test_weighted_values_are_the_output_and_masked_keys_have_no_weight(prefix, m
 @pytest.mark.parametrize("prefix", [0, 1, BATCH], ids=["alone", "one prefix", "prefixes"])
 def test_output_and_gradients_equal_the_formula(prefix, mask, bias):
     call = make_call(prefix=prefix, mask=mask, bias=bias)
-    assert module._is_plain_faster(call, {})
+    assert module._is_plain_faster(torch.nn.Module(), call, {})
     output, expected_output = attend(torch.nn.Module(), call, options={}), compute_reference(call)
     assert_close(output, expected_output, rtol=1e-5, atol=1e-6)
     weights = torch.linspace(-1, 1, output.numel()).view_as(output).double()
@@ -122,8 +122,8 @@ def test_bf16_is_closer_to_fp64_than_the_fused_kernel():
 
 def test_cases_that_are_left_to_the_fused_kernel(monkeypatch):
     call = make_call(prefix=1, mask="shared", bias=False)
-    assert not module._is_plain_faster(call, {"dropout": 0.1})
+    assert not module._is_plain_faster(torch.nn.Module(), call, {"dropout": 0.1})
     with torch.no_grad():
-        assert not module._is_plain_faster(call, {})
+        assert not module._is_plain_faster(torch.nn.Module(), call, {})
     monkeypatch.setattr(module, "PLAIN_LIMIT", OWN * (OWN + LENGTH) - 1)
-    assert not module._is_plain_faster(call, {})
+    assert not module._is_plain_faster(torch.nn.Module(), call, {})

@@ -5,11 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 from transformers import LlamaForCausalLM
 
 from softprompt.backbone import make_example_inputs, wrap_model
 from softprompt.backbone.hooks import Recorder, use_hook
-from softprompt.errors import BackboneError
+from softprompt.errors import PromptError
+from softprompt.injection import forward
+from softprompt.methods import PTuningV2, build_method
+from softprompt.methods.initializers import FromRandom
+from softprompt.prompt import InputPrompt
 from support.parametrize import for_each
 from support.tiny_models import CONFIGS
 
@@ -100,18 +105,23 @@ def test_the_recorder_sees_every_site_once(backbone, kv):
     assert shapes == [((1, g.num_kv_heads, 3, g.head_dim),) * 2] * g.num_attention_sites
 
 
-def test_a_model_with_layers_of_different_shapes_is_refused(tokenizer):
+def test_layers_of_different_shapes_take_no_prefix(tokenizer):
+    """No prefix fits them all, but soft tokens among the inputs do."""
     model = LlamaForCausalLM(CONFIGS["llama"](head_dim=8))
     second = model.model.layers[1].self_attn
     second.k_proj, second.v_proj = (nn.Linear(32, 32, bias=False) for _ in range(2))
     second.num_key_value_groups = 1
-    with pytest.raises(BackboneError) as error:
-        wrap_model("odd", model, tokenizer=tokenizer("causal"), kind="causal")
-    assert str(error.value) == (
-        "backbone 'odd' has attention layers of different shapes (heads, head size): "
-        "[(2, 8), (4, 8)]. A prefix needs one shape on all layers; this family is not supported "
-        "yet. Choose another backbone."
+    own = wrap_model("odd", model, tokenizer=tokenizer("causal"), kind="causal")
+    assert own.geometry.limits.prefix == (
+        "has attention layers of different shapes (2 heads of 8, 4 heads of 8)"
     )
+    with pytest.raises(PromptError, match=r"different shapes .*, so it accepts no key/value pref"):
+        build_method(own, PTuningV2(), soft_length=0, init=FromRandom(), seed=0)
+    words = torch.tensor([70, 71, 72])
+    soft = torch.cat([torch.arange(2) + own.geometry.vocab_size, words[2:]])
+    prompt = InputPrompt(own.embed(words[:2]))
+    found = forward(own, own.make_single_row(soft), prompts=[prompt])
+    assert_close(found, forward(own, own.make_single_row(words), prompts=[None]))
 
 
 @for_each("family")

@@ -155,6 +155,45 @@ def test_help_imports_no_heavy_package() -> None:
     assert (done.returncode, done.stderr.strip()) == (0, "[]")
 
 
+OTHER_LIBRARIES = """
+import sys
+from softprompt.cli import main
+sys.argv = ["softprompt", "--version"]
+try:
+    main()
+except SystemExit:
+    pass
+from huggingface_hub.utils import tqdm as download
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
+logger = transformers_logging.get_logger("transformers.models.mamba.modeling_mamba")
+logger.warning_once("The fast path is not available")
+list(tqdm([1], desc="Converting and de-quantizing GGUF tensors"))
+logger.error("a fault")
+download(desc="model.safetensors", disable=False).close()
+"""
+
+
+def run_other_libraries(**environment: str) -> str:
+    command = [sys.executable, "-c", OTHER_LIBRARIES]
+    ours = {"TRANSFORMERS_VERBOSITY", "TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"}
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    environment = {**inherited, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return done.stderr
+
+
+def test_other_libraries_do_not_talk_on_the_terminal() -> None:
+    quiet = run_other_libraries()
+    assert "fast path" not in quiet
+    assert "GGUF" not in quiet
+    assert "a fault" in quiet
+    assert "model.safetensors" in quiet  # a download from the Hub is long, and keeps its bar
+    everything = run_other_libraries(SOFTPROMPT_DEBUG="1")
+    assert all(word in everything for word in ("fast path", "GGUF", "a fault"))
+    assert "fast path" in run_other_libraries(TRANSFORMERS_VERBOSITY="warning")
+
+
 def test_python_can_run_it_as_a_module() -> None:
     command = [sys.executable, "-m", "softprompt", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -10,7 +10,12 @@ import pytest
 from tokenizers import AddedToken, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from support.tokenizers import set_special_tokens, train_byte_level, train_unigram
+from support.tokenizers import (
+    set_special_tokens,
+    train_byte_level,
+    train_prepending,
+    train_unigram,
+)
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +81,17 @@ def llama():
     )
 
 
-@pytest.fixture(params=["bert", "gpt", "closing", "roberta", "t5", "llama"])
+@pytest.fixture(scope="session")
+def llama2():
+    """BPE with <s> A; a normalizer puts a space before every text."""
+    core = train_prepending(["<unk>", "<s>", "</s>"])
+    set_special_tokens(core, single="<s> $A", pair="<s> $A <s> $B", specials=["<s>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@pytest.fixture(params=["bert", "gpt", "closing", "roberta", "t5", "llama", "llama2"])
 def any_tokenizer(request):
     return request.getfixturevalue(request.param)
 

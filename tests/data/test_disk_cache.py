@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shutil import disk_usage
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from softprompt.data.disk_cache import DiskCache, StateShape
+from softprompt.data.disk_cache import DiskCache, StateShape, open_user_cache
 
 SHAPE = StateShape(rows=7, width=5, dtype=torch.float32)
 KEY = "0" * 32
@@ -104,6 +105,35 @@ def test_the_least_recently_used_file_is_evicted(cache):
 def test_a_file_larger_than_the_limit_has_no_room(cache):
     assert cache.has_room(StateShape(60, 50, torch.float32))
     assert not cache.has_room(StateShape(61, 50, torch.float32))
+
+
+GIGABYTE = 10**9
+
+
+@pytest.mark.parametrize(
+    ("free", "gigabytes", "most"),
+    [(100, None, 2.0), (20, None, 2.0), (15, None, 1.5), (100, 50.0, 50.0), (15, 50.0, 15.0)],
+)
+def test_a_file_of_the_default_cache_is_small_for_its_disk(
+    free: int, gigabytes: float | None, most: float, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path))
+    usage = disk_usage(tmp_path)._replace(free=free * GIGABYTE)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
+    cache = open_user_cache(gigabytes)
+    assert cache.has_room(StateShape(int(most * 1000) - 1, 250_000, torch.float32))
+    assert not cache.has_room(StateShape(int(most * 1000) + 1, 250_000, torch.float32))
+
+
+def test_the_default_cache_has_room_for_the_files_that_it_holds(tmp_path, monkeypatch):
+    """What a file takes counts as free, so a second run finds it."""
+    monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path))
+    cache = open_user_cache(None)
+    size = write(cache).stat().st_size
+    usage = disk_usage(tmp_path)._replace(free=10 * SHAPE.size - size)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
+    assert cache.has_room(SHAPE)
+    assert not cache.has_room(StateShape(8, 5, torch.float32))
 
 
 def test_a_file_that_another_process_evicts_meanwhile_is_skipped(cache):

@@ -79,6 +79,23 @@ def test_soft_tokens_before_and_after_do_not_change_the_text(any_tokenizer, text
     assert list_soft_tokens(row, any_tokenizer) == list(range(7))
 
 
+@pytest.mark.parametrize("text", [" it was good", " it", "\nit was"])
+def test_soft_tokens_between_words_do_not_change_the_words(any_tokenizer, text):
+    """No piece is put behind a soft token that the same words in a row do not have."""
+    row = render(f"{{text}}{{soft:3}}{text}", any_tokenizer, {"text": "the film"})
+    ids, _ = without_soft(row, any_tokenizer)
+    assert ids == any_tokenizer(f"the film{text}")["input_ids"]
+
+
+def test_a_space_behind_the_first_soft_token_is_one_space(llama2):
+    """Behind a special token the space is added, as this tokenizer does it."""
+    spaced, plain = (render(t, llama2, {"text": "a film"}) for t in ("{soft:3} {text}", "{text}"))
+    assert without_soft(spaced, llama2)[0] == list(plain.input_ids)
+    behind = render("{soft:3}{bos} {text}", llama2, {"text": "a film"})
+    assert without_soft(behind, llama2)[0] == llama2(" a film")["input_ids"]
+    assert len(behind.input_ids) == len(spaced.input_ids) + 1
+
+
 def test_soft_tokens_are_at_the_places_of_the_template(bert):
     row = render("{soft:2}Good {text}{soft:3} was{soft:1}", bert, {"text": "film"})
     table = len(bert)

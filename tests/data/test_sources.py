@@ -71,8 +71,11 @@ def message(source, **options):
 def test_files_of_another_library_are_read(tmp_path, name, content, mark, ending, pack):
     path = tmp_path / (name + ending)
     path.write_bytes(pack(mark + content.encode()))
-    assert read_data(str(path)).to_dict() == TABLE
-    assert read_data(str(path), split="train").to_dict() == TABLE
+    expected = TABLE
+    if path.name.lower().startswith(("t.csv", "t.tsv")):
+        expected = {column: [str(value) for value in values] for column, values in TABLE.items()}
+    assert read_data(str(path)).to_dict() == expected
+    assert read_data(str(path), split="train").to_dict() == expected
 
 
 def test_parquet_is_read(tmp_path):
@@ -91,23 +94,29 @@ def test_text_survives_csv(tmp_path, cells, form):
 
 
 @pytest.mark.parametrize(
-    ("cells", "values"),
+    "cells",
     [
-        (["1", "-2", "0"], [1, -2, 0]),
-        (["1", "", "3"], [1, None, 3]),
-        (["1", "2.5", "1e3"], [1.0, 2.5, 1000.0]),
-        (["007", "1"], ["007", "1"]),
-        (["1", "one"], ["1", "one"]),
-        (["True", "False"], ["True", "False"]),
-        (["nan", "1"], ["nan", "1"]),
-        (["123456789012345678901234567890", "1"], [123456789012345678901234567890.0, 1.0]),
-        (["", ""], [None, None]),
+        ["1", "-2", "0"],
+        ["1", "2.5", "1e3"],
+        ["3.1", "3.10", "3.100"],
+        ["1E2", "100", "100.0"],
+        ["1.50", "007", "+1", ".5"],
+        ["NA", "nan", "None", "null", "True", "false"],
+        ["123456789012345678901234567890", "1"],
+        [" a", "a ", "a\u00a0b"],
     ],
 )
-def test_only_columns_of_numbers_become_numbers(tmp_path, cells, values):
-    lines = "".join(f"a,{cell}\n" for cell in cells)
-    (tmp_path / "n.csv").write_text(f"k,x\n{lines}")
-    assert read_data(str(tmp_path / "n.csv"))["x"][:] == values
+@pytest.mark.parametrize(
+    ("name", "separator"), [("n.csv", ","), ("n.tsv", "\t"), ("n.csv.gz", ",")]
+)
+def test_a_cell_stays_the_text_that_it_is(tmp_path, cells, name, separator):
+    """Whatever the other cells are: alone, with a gap, and beside text."""
+    for others in ([], [""], ["word"], ["2.5"]):
+        column = [*cells, *others]
+        text = "".join(f"a{separator}{cell}\n" for cell in column)
+        raw = f"k{separator}x\n{text}".encode()
+        (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+        assert read_data(str(tmp_path / name))["x"][:] == [cell or None for cell in column]
 
 
 def test_python_words_for_numbers_in_json(tmp_path):
@@ -188,7 +197,7 @@ def test_a_folder_is_refused(tmp_path):
     assert message(tmp_path).startswith(f"{tmp_path} is a folder. Name one file in it (.csv, .tsv,")
 
 
-@pytest.mark.parametrize("name", ["t.txt", "t.xlsx", "t", "t.csv.zip", "t.csv.zst"])
+@pytest.mark.parametrize("name", ["t.txt", "t.xls", "t", "t.csv.zip", "t.csv.zst"])
 def test_an_unknown_extension_lists_the_known(tmp_path, name):
     (tmp_path / name).write_text("text\na\n")
     said = message(tmp_path / name)
@@ -247,7 +256,8 @@ def test_invalid_utf8_is_reported_with_its_offset(tmp_path, mark, pack):
     offset = raw.index(b"\xef", len(mark))
     assert message(path) == (
         f"{path} is not valid UTF-8: byte 0xef at offset {offset} (line 3) cannot be read. "
-        "Save the file as UTF-8."
+        "Save the file as UTF-8, or set data.encoding in the recipe (for init: --encoding); it may "
+        "be \"cp1252\" (Windows, Latin-1, in which it reads 'naïve')."
     )
 
 
@@ -259,7 +269,7 @@ def test_invalid_utf8_is_reported_with_its_offset(tmp_path, mark, pack):
         ("t.jsonl", '{"a": 1}\n[1]\n', "line 2 of {} is of type list, but an object"),
         ("t.json", '[{"a": 1},\n {"a": }]', "line 2 of {} is not valid JSON: Expecting value at column 8."),
         ("t.json", '[{"a": 1}, "b"]', "{} is of type str, but an object"),
-        ("t.json", '{\n "a": 1\n}', "Write one object per line, or a .json file with one list of objects."),
+        ("t.json", '{\n "a": 1,\n}', "line 3 of {} is not valid JSON"),
         ("t.jsonl", '{"a": 1}\n{"a": "x"}\n{"a": 2}\n', "column 'a' of {} mixes int (row 0), str (row 1). Write"),
         ("t.jsonl", '{"a": "\\ud83d"}\n', "{} cannot be converted to a table:"),
         ("t.csv", "a,b\n1,2\n1,2,3\n", "line 3 of {} has 3 cells, but the header has 2 columns (a, b). Put cells"),
@@ -417,7 +427,8 @@ def test_empty_cells_are_counted():
     columns = {"text": ["a", None, "b", None], "label": ["x", "x", "y", "y"]}
     assert columns_message(columns, ["label", "text"]) == (
         "2 rows have no value in column 'text' of t.csv (4 rows); the first is row 1 "
-        "(counted from 0). Fill the cells or leave those rows out."
+        "(counted from 0). Fill the cells or leave those rows out (in a "
+        'recipe: data.drop_missing = ["text"]).'
     )
 
 
@@ -425,8 +436,52 @@ def test_nan_is_an_empty_cell():
     columns = {"score": [0.5, math.nan, 1.0], "label": ["x", "x", "y"]}
     assert columns_message(columns, ["label", "score"]) == (
         "1 row has no value in column 'score' of t.csv (3 rows); the first is row 1 "
-        "(counted from 0). Fill the cells or leave those rows out."
+        "(counted from 0). Fill the cells or leave those rows out (in a "
+        'recipe: data.drop_missing = ["score"]).'
     )
+
+
+@pytest.mark.parametrize("gap", ["", " ", "\t\n", "\u00a0"])
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_blank_text_is_no_value(gap, kind):
+    features = datasets.Features({"text": datasets.Value(kind)})
+    rows = datasets.Dataset.from_dict({"text": ["a", gap, "b", gap]}, features=features)
+    check_columns(rows.select([0, 2]), ["text"], where="t.csv")
+    with pytest.raises(DataError) as caught:
+        check_columns(rows, ["text"], where="t.csv")
+    assert str(caught.value) == (
+        "2 rows have no value in column 'text' of t.csv (4 rows); the first is row 1 "
+        "(counted from 0). Blank text is not a value. Fill the cells or leave those rows out (in a "
+        'recipe: data.drop_missing = ["text"]).'
+    )
+
+
+# Every form in which a value is missing in a file, as the second of two rows.
+GAPS = {
+    "csv": ("g.csv", "text,label\na,x\n,y\n"),
+    "csv quoted": ("g.csv", 'text,label\na,x\n"",y\n'),
+    "csv blank": ("g.csv", "text,label\na,x\n  ,y\n"),
+    "tsv": ("g.tsv", "text\tlabel\na\tx\n\ty\n"),
+    "null": ("g.jsonl", '{"text": "a", "label": "x"}\n{"text": null, "label": "y"}'),
+    "NaN": ("g.jsonl", '{"text": "a", "label": "x"}\n{"text": NaN, "label": "y"}'),
+    "empty": ("g.jsonl", '{"text": "a", "label": "x"}\n{"text": "", "label": "y"}'),
+    "blank": ("g.json", '[{"text": "a", "label": "x"}, {"text": " ", "label": "y"}]'),
+    "absent": ("g.jsonl", '{"text": "a", "label": "x"}\n{"label": "y"}'),
+    "null in parquet": ("g.parquet", pa.array(["a", None])),
+    "NaN in parquet": ("g.parquet", pa.array([1.5, math.nan])),
+    "blank in parquet": ("g.parquet", pa.array(["a", ""])),
+}
+
+
+@pytest.mark.parametrize("form", GAPS)
+def test_missing_values_of_every_kind_are_told_with_their_row(tmp_path, form):
+    name, content = GAPS[form]
+    if isinstance(content, str):
+        (tmp_path / name).write_text(content, "utf-8")
+    else:
+        parquet.write_table(pa.table({"text": content, "label": ["x", "y"]}), tmp_path / name)
+    with pytest.raises(DataError, match=r"1 row has no value in column 'text' of g .2 rows.; the"):
+        check_columns(read_data(str(tmp_path / name)), ["text", "label"], where="g")
 
 
 def test_empty_cells_outside_a_selection_are_ignored():

@@ -211,7 +211,7 @@ def predict_answers(here: LocalSystem) -> list[str]:
     source = write_rows(here.folder / "new.jsonl", rows)
     lines = run_command("predict", here.folder / "run", "--input", source).lines
     predictions = PromptModel.from_pretrained(here.folder / "run").predict(rows)
-    answers = [line.get("label", line.get("answer")) for line in lines]
+    answers = [line.get("answer", line.get("label")) for line in lines]
     assert answers == [prediction.label for prediction in predictions]
     for line, prediction in zip(lines, predictions, strict=True):
         if prediction.probabilities:

@@ -170,6 +170,32 @@ def test_texts_are_voted_on_and_their_losses_averaged(
     assert found.metrics["loss"] == pytest.approx(sum(losses) / 3, abs=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "bart"])
+def test_choices_are_voted_on_by_their_own_names(model: ModelFactory, maker, rows, family) -> None:
+    """Decoding removes the space around them, but each is named by its tokens."""
+    choices = (" good\n", "bad  film")
+    settings = Generate("{text} is{soft:3}", choices=choices)
+    members = [
+        model(
+            (family, "choice", ""),
+            settings=settings,
+            prompt=maker(family, seed).prompt("input", 3),
+            choices=choices,
+        )
+        for seed in range(3)
+    ]
+    ensemble = Ensemble(members)
+    labeled = [row | {"target": choices[n % 2]} for n, row in enumerate(rows)]
+    votes = zip(*(member.predict(rows) for member in members), strict=True)
+    labels = [Counter(p.label for p in of_row).most_common(1)[0][0] for of_row in votes]
+    assert {*labels} <= {*choices}
+    assert [prediction.label for prediction in ensemble.predict(rows)] == labels
+    report = ensemble.evaluate(labeled)
+    right = sum(row["target"] == label for row, label in zip(labeled, labels, strict=True))
+    assert report.metrics["accuracy"] == report.metrics["exact_match"] == right / len(rows)
+    assert report.confusion.predicted_labels == choices
+
+
 def test_another_copy_of_the_backbone_gives_way(model: ModelFactory, rows, new_backbone) -> None:
     trained = model("head on [CLS]")
     twin = attach(trained.artifact, new_backbone("bert"))

@@ -2,18 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import precision_recall_fscore_support
 
 from softprompt.errors import DataError
 from softprompt.inference.metrics import (
     ConfusionMatrix,
+    compute_class_scores,
     compute_classification_metrics,
     compute_confusion_matrix,
     compute_generation_metrics,
     compute_majority_accuracy,
+    list_confusions,
 )
 
 
@@ -188,6 +193,32 @@ def test_labels_that_cannot_be_scored_are_refused(score, truth, predicted, label
     with pytest.raises(DataError) as error:
         score(truth, predicted, labels=labels)
     assert message in str(error.value)
+
+
+@settings(max_examples=50)
+@given(st.integers(2, 200), st.integers(1, 400), st.integers(0, 2**31))
+def test_scores_of_each_label_are_those_of_scikit_learn(count, rows, seed):
+    random = Random(seed)  # noqa: S311  # labels, not keys
+    labels = [f"label {n}" for n in range(count)]
+    truth = random.choices(labels, k=rows)
+    predicted = [random.choice([label, random.choice([*labels, "?"])]) for label in truth]
+    scores = compute_class_scores(compute_confusion_matrix(truth, predicted, labels=labels))
+    expected = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=0)
+    found = [(one.precision, one.recall, one.f1, one.rows) for one in scores]
+    assert np.allclose(np.array(found).T, np.array(expected, dtype=float))
+    assert [one.predicted for one in scores] == [predicted.count(label) for label in labels]
+    assert [one.label for one in scores] == labels
+
+
+def test_confusions_are_ordered_by_their_rows():
+    truth = ["a"] * 5 + ["b"] * 4 + ["c"]
+    predicted = [*"aabbb", *"bbc", "?", "c"]
+    pairs = list_confusions(compute_confusion_matrix(truth, predicted, labels=[*"abc"]))
+    assert [(pair.label, pair.predicted, pair.rows, pair.share) for pair in pairs] == [
+        ("a", "b", 3, 0.6),
+        ("b", "c", 1, 0.25),
+        ("b", "other", 1, 0.25),
+    ]
 
 
 def test_generation_by_hand():

@@ -94,7 +94,8 @@ def test_an_unlabelled_row_cannot_be_evaluated(model, rows):
         trained.evaluate([rows[0], {"text": "a"}])
     assert str(caught.value) == (
         "1 row has no value in column 'label' of the given data (2 rows); the first is row 1 "
-        "(counted from 0). Fill the cells or leave those rows out."
+        "(counted from 0). Fill the cells or leave those rows out (in a "
+        'recipe: data.drop_missing = ["label"]).'
     )
 
 

@@ -140,7 +140,7 @@ def test_windows_that_are_not_reported_are_not_guessed(backbone, maker):
     own, make = backbone("mistral"), maker("mistral")
     silent = replace(own, geometry=replace(own.geometry, reports_window=False))
     fact = "does not report which layers use the sliding window"
-    with pytest.raises(PromptError, match=f"mistral cannot be baked: it {fact}, so the rows' "):
+    with pytest.raises(PromptError, match=f"mistral cannot be baked: it {fact}. Run it "):
         to_kv_prefix(silent, make.input_prompt(4), head=make.soft(4))
     with pytest.raises(PromptError, match=f"positions shifted by 3, but mistral {fact}. Train"):
         forward(silent, make.batch(make.words(4)), prompts=[make.prefix(3, shift_positions=True)])
@@ -160,7 +160,7 @@ def test_a_text_captured_stands_in_front(backbone, plain, maker, baked):
 
 def test_keys_of_a_custom_attention_cannot_be_read(backbone, maker):
     with pytest.raises(
-        PromptError, match="a custom attention implementation, whose keys and values cannot"
+        PromptError, match="a custom attention implementation, so its keys and values cannot"
     ):
         capture_keys_and_values(backbone("deberta_v2"), maker("deberta_v2").words(3))
 

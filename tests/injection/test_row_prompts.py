@@ -168,8 +168,7 @@ class TestFit:
         prefix = KVPrefix(torch.zeros(1, 4, 2, 8), torch.zeros(1, 4, 2, 8), (0,))
         message = self.message(backbone("deberta_v2"), prefix)
         assert (
-            "uses a custom attention implementation that does not accept key/value prefixes"
-            in message
+            "uses a custom attention implementation, so it accepts no key/value prefixes" in message
         )
         assert "prompt-tuning or p-tuning" in message
 
@@ -202,6 +201,6 @@ class TestFit:
         fixed = replace(own, geometry=replace(own.geometry, supports_position_shift=False))
         prefix = maker("bart").prefix(3, shift_positions=True, layers=(2, 4))
         assert self.message(fixed, prefix) == (
-            "the prefix was trained with positions shifted by 3, but bart takes no position ids. "
-            "Train a prefix for it with softprompt instead."
+            "the prefix was trained with positions shifted by 3, but bart takes no position ids, "
+            "so a row's positions cannot be shifted. Train a prefix for it with softprompt instead."
         )

@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from softprompt.backbone import make_example_inputs, wrap_model
-from softprompt.backbone.loading import choose_dtype, select_device
+from softprompt.backbone.devices import choose_dtype, select_device
 from softprompt.errors import BackboneError
 from softprompt.injection import forward, load_backbone, verify_backbone
 from softprompt.injection.verify import _compute_gradients

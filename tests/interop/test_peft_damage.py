@@ -367,7 +367,7 @@ def test_a_classifier_on_a_backbone_that_their_code_lacks(refused, tmp_path):
 def test_keys_and_values_where_they_cannot_enter(refused, tmp_path):
     safetensors.torch.save_file(V2, tmp_path / "model.safetensors")
     said = refused("p-tuning-v2", tmp_path, family="deberta_v2")
-    assert "that does not accept key/value prefixes. Only vectors among" in said
+    assert "so it accepts no key/value prefixes. Only vectors among" in said
 
 
 @pytest.fixture

@@ -213,6 +213,26 @@ def test_a_stop_ends_the_text_and_space_is_stripped(trained):
     assert client.parse_response(said).label == "good film"
 
 
+@pytest.mark.parametrize("choices", ["from-data", (" good  film", "</s> bad\n")])
+def test_generated_tokens_name_the_choice(trained, tmp_path, choices):
+    """Also without the data that the choices were read from, and whatever their text becomes."""
+    labels = (" good  film", "</s> bad\n")
+    settings = Generate(TEMPLATES["front"], choices=choices, constrained_decoding=False)
+    own = trained("llama", "choice", settings=settings, choices=labels)
+    client = VLLMPrompt.from_export(export_prompt("vllm", own, output=tmp_path / "out"))
+    tokenizer, stop = own.backbone.tokenizer, own.backbone.tokenizer.eos_token_id
+    for label in labels:
+        text = label if label[0] == " " else f" {label}"
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        for prediction in (
+            client.parse_response({"choices": [{"token_ids": [*ids, stop]}]}),
+            VLLMPrompt.from_model(own).parse_response({"choices": [{"token_ids": ids}]}),
+        ):
+            assert (prediction.label, prediction.token_ids) == (label, tuple(ids))
+    (ids,) = tokenizer([" good"], add_special_tokens=False)["input_ids"]
+    assert client.parse_response({"choices": [{"token_ids": ids}]}).label == "good"
+
+
 def test_too_long_a_text_is_cut_as_ours(trained):
     own = trained("llama", "words", max_length=20)
     long = " ".join(["good film"] * 30)
@@ -366,6 +386,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "long words": (
         lambda f: plan_of(f, decoding=decoding(f) | {"max_tokens": 2}),
         "max_tokens = 1",
+    ),
+    "choices without their names": (
+        lambda f: plan_of(f, task={"kind": "classify", "choices": "from-data"}),
+        "the task's choices are 'from-data'; they must be a list of texts",
     ),
     "negative temperature": (
         lambda f: plan_of(f, decoding=decoding(f) | {"temperature": -1.0}),

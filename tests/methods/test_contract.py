@@ -198,6 +198,6 @@ def test_keys_and_values_are_refused_where_they_cannot_enter(backbone, settings,
         built(own, settings[method])
     assert str(error.value) == (
         f"{method} trains keys and values, but {own.geometry.model_type} uses a custom attention "
-        "implementation that does not accept key/value prefixes. Use prompt-tuning or p-tuning, or "
+        "implementation, so it accepts no key/value prefixes. Use prompt-tuning or p-tuning, or "
         "another backbone."
     )

@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from softprompt.data import check_labels, split_rows
+from softprompt.data import check_labels, read_splits, split_rows
 from softprompt.errors import DataError
-from softprompt.recipe import make_recipe
+from softprompt.recipe import make_recipe, read_recipe
+from softprompt.recipe.column_roles import ColumnRoles, guess_columns
 from softprompt.recipe.drafting import (
     BackboneInfo,
-    ColumnRoles,
     choose_held_out,
     draft_recipe,
     draft_template,
     draft_verbalizer,
-    guess_columns,
 )
 
 LONG = [
@@ -102,11 +101,17 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_the_roles_of_columns_are_guessed(name: str) -> None:
+@pytest.mark.parametrize("form", ["typed", "csv"])
+def test_the_roles_of_columns_are_guessed(name: str, form: str) -> None:
     columns, label, texts, group = KNOWN[name]
-    roles = guess_columns(make_table(**columns), "rows.csv")
+    table = make_table(**columns)
+    if form == "csv":  # in which every cell is text
+        table = Dataset.from_dict({n: [*map(str, table[n])] for n in table.column_names})
+    roles = guess_columns(table, "rows.csv")
     assert (roles.label, roles.texts, roles.group) == (label, texts, group)
     assert set(roles.labels) == {str(value) for value in columns[label]}
+    assert {label, *texts, group, *roles.unused} - {None} == {*columns, *({group} - {None})}
+    assert roles.kind == "classify"
 
 
 def test_columns_that_cannot_be_guessed_are_refused() -> None:
@@ -119,10 +124,154 @@ def test_columns_that_cannot_be_guessed_are_refused() -> None:
         guess_columns(make_table(text=text, label=["x"]), "a.csv")
     with pytest.raises(DataError, match=r"no column of text next to 'label'.*Rename it"):
         guess_columns(make_table(**{"a:b": text, "label": ["x", "y"]}), "a.csv")
-    with pytest.raises(DataError, match="differ only in whitespace"):
-        guess_columns(make_table(text=text, label=["x", "x ", "y"]), "a.csv")
-    with pytest.raises(DataError, match="no value in column 'text'"):
-        guess_columns(make_table(text=["good", None, "bad"], label=["x", "y"]), "a.csv")
+    with pytest.raises(DataError, match=r"no row of a\.csv has a value in 'text' and 'label'"):
+        guess_columns(make_table(text=["good", None], label=[" ", "y"]), "a.csv")
+
+
+WORDS = [["a", "b"], ["c"], ["d", "e", "f"]]
+# Tables whose columns have no task of softprompt, and what they have.
+UNSUPPORTED = {
+    "multi-label": ({"text": text, "labels": WORDS}, "'labels'", "several labels for a row"),
+    "multi-label, unnamed": ({"text": text, "genres": WORDS}, "'genres'", "several labels"),
+    "multi-label, written": (
+        {"text": text, "labels": ["['a', 'b']", "['c']", "[]"]},
+        "'labels'",
+        "several labels for a row",
+    ),
+    "multi-label beside a language": (
+        {"text": text, "labels": WORDS, "language": ["de", "en"]},
+        "'labels'",
+        "several labels for a row",
+    ),
+    "tags": (
+        {"tokens": WORDS, "ner_tags": [[0, 1], [0], [1, 1, 0]], "id": str},
+        "'ner_tags'",
+        "a tag for each word",
+    ),
+    "spans": (
+        {
+            "question": short,
+            "context": text,
+            "answers": lambda i: {"text": ["a"], "answer_start": [i]},
+        },
+        "'answers'",
+        "spans of the text",
+    ),
+    "entities": (
+        {"text": text, "entities": lambda i: [{"start": i, "end": i + 1, "label": "x"}]},
+        "'entities'",
+        "spans of the text",
+    ),
+    "choices": (
+        {"question": text, "choices": WORDS, "answer": ["A", "B"]},
+        "'choices'",
+        "several choices for a row",
+    ),
+    "scores": ({"text": text, "score": lambda i: i / 7}, "'score'", "too many different numbers"),
+    "scores, written": (
+        {"text": text, "label": lambda i: f"{i / 7:.3f}"},
+        "'label'",
+        "too many different numbers",
+    ),
+    "points": ({"text": text, "rating": int}, "'rating'", "too many different numbers"),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_table_that_no_task_fits_is_refused_with_what_it_has(name: str) -> None:
+    columns, column, what = UNSUPPORTED[name]
+    with pytest.raises(DataError) as caught:
+        guess_columns(make_table(**columns), "a.jsonl")
+    said = str(caught.value)
+    assert said.startswith(f"column {column} of a.jsonl has {what}")
+    assert "no task" in said
+    assert "kind = " in said
+
+
+TEXTS_TO_WRITE = {
+    "summaries": ({"article": text, "summary": short, "id": int}, "summary", ("article",)),
+    "answers": ({"question": short, "answer": text}, "answer", ("question",)),
+    "targets": ({"source": text, "target": lambda i: text(i + 7)}, "target", ("source",)),
+    "labels": ({"text": text, "label": lambda i: f"tag {i}"}, "label", ("text",)),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS_TO_WRITE)
+def test_free_text_is_to_be_written(name: str, tmp_path) -> None:
+    columns, target, texts = TEXTS_TO_WRITE[name]
+    table = make_table(**columns)
+    roles = guess_columns(table, "a.csv")
+    assert (roles.kind, roles.label, roles.texts, roles.labels) == ("generate", target, texts, ())
+    assert f"column {target!r} has 24 different texts in 24 rows" in roles.notes[0]
+    table.to_csv(tmp_path / "train.csv", index=False)
+    draft = draft_recipe(tmp_path / "train.csv", directory=tmp_path)
+    recipe = make_recipe(tomllib.loads(draft.text))
+    assert recipe.task_settings.target_column == target
+    assert f"{{{texts[0]}}}" in recipe.task_settings.template
+    assert repr(draft) == f"RecipeDraft({texts[0]!r} to {target!r}, 24 rows)"
+
+
+def test_an_encoder_cannot_write_text(tmp_path, monkeypatch) -> None:
+    make_table(article=text, summary=short).to_csv(tmp_path / "train.csv", index=False)
+    with pytest.raises(
+        DataError, match=r"'summary'.*is an encoder, which cannot write text\. Choose"
+    ):
+        draft_recipe(tmp_path / "train.csv", backbone="builtin:minilm", directory=tmp_path)
+
+
+def test_columns_that_are_not_used_are_told() -> None:
+    roles = guess_columns(make_table(text=text, label=["x", "y"], id=int, lang=["en"]), "a.csv")
+    assert roles.notes == ("the recipe does not use the columns 'id', 'lang'",)
+    assert guess_columns(make_table(text=text, label=["x", "y"]), "a.csv").notes == ()
+
+
+def test_advice_is_not_what_the_table_has_already() -> None:
+    with pytest.raises(DataError) as caught:
+        guess_columns(make_table(3, text=int, label=["x", "y", "z"]), "a.csv")
+    assert "Call the" not in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        guess_columns(make_table(label=["x", "y"], n=int), "a.csv")
+    assert "Rename" not in str(caught.value)
+    assert "no column of text next to 'label'" in str(caught.value)
+
+
+def test_labels_that_differ_in_spaces_only_are_joined_by_the_draft(tmp_path) -> None:
+    rows = [{"text": text(i), "label": ["no", "no ", "yes", "Yes"][i % 4]} for i in range(40)]
+    for name in ("train", "test"):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines, "utf-8")
+    draft = draft_recipe(tmp_path / "train.jsonl", directory=tmp_path)
+    assert draft.columns.labels == ("Yes", "no", "yes")
+    assert draft.held_out.files == {"test": str(tmp_path / "test.jsonl")}
+    assert any("differ only in case or spacing: 'Yes' (10 rows), 'yes'" in n for n in draft.notes)
+    data = tomllib.loads(draft.text)["data"]
+    names = {"no": "no", "no ": "no", "yes": "yes", "Yes": "Yes"}
+    assert data["value_map"] == {"label": names}
+
+
+@pytest.mark.parametrize("gap", [None, "", " "])
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_rows_without_a_value_are_left_out_by_the_draft(tmp_path, gap, column) -> None:
+    rows = [{"text": text(i), "label": ["no", "yes"][i % 2]} for i in range(40)]
+    rows[7][column] = rows[9][column] = gap
+    for name in ("train", "test"):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines, "utf-8")
+    draft = draft_recipe(tmp_path / "train.jsonl", directory=tmp_path)
+    assert draft.notes[-1] == (
+        f"2 rows have no value in column {column!r}, the first is row 7 (counted from 0): the "
+        "recipe leaves them out by drop_missing"
+    )
+    assert draft.columns.rows == 38
+    (tmp_path / "recipe.toml").write_text(draft.text, "utf-8")
+    recipe = read_recipe(tmp_path / "recipe.toml")
+    assert recipe.data.drop_missing == [column]
+    splits = read_splits(recipe.data, seed=recipe.seed)
+    assert len(splits["test"]) == 38
+    assert sorted(splits["test"]["text"]) == sorted(
+        [row["text"] for n, row in enumerate(rows) if n not in {7, 9}]
+    )
+    assert len(splits["train"]) + len(splits["validation"]) == 38
 
 
 CAUSAL = BackboneInfo("m", "causal", has_head=True)

@@ -1,6 +1,6 @@
 """Models of every task, made of a random prompt."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -98,12 +98,13 @@ def make_model_factory(
         prompt: Prompt | None = None,
         seed: int = 3,
         own: Backbone | None = None,
+        choices: Sequence[str] = LABELS,
         **changes: Any,
     ) -> PromptModel:
         family, kind, shape = WAYS[way] if isinstance(way, str) else way
         own = own or backbone(family)
         settings = settings or make_settings(kind, family=family, shape=shape)
-        labels = () if kind == "text" else LABELS
+        labels = () if kind == "text" else choices
         task = build_task(settings, own, template=settings.template, labels=labels, seed=seed)
         head = {} if task.head is None else task.head.state_dict()
         prompt = prompt or maker(family).prompt(shape)

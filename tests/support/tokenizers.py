@@ -5,7 +5,15 @@
 
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 CORPUS = [
     "the film is a good film, and its ending is as good as its beginning",
@@ -42,6 +50,22 @@ def train_unigram(scheme: str, specials: Sequence[str]) -> Tokenizer:
         vocab_size=120, special_tokens=specials, unk_token="<unk>", show_progress=False
     )
     core.train_from_iterator(CORPUS, trainer)
+    return core
+
+
+def train_prepending(specials: Sequence[str]) -> Tokenizer:
+    """BPE of the corpus with Llama 2's normalizer, which puts a space before every text."""
+    core = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    spaces = normalizers.Replace(" ", "▁")
+    core.normalizer = spaces
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    trainer = trainers.BpeTrainer(vocab_size=160, special_tokens=[*specials], show_progress=False)
+    core.train_from_iterator(CORPUS, trainer)
+    core.pre_tokenizer = None
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     return core
 
 

@@ -2,15 +2,19 @@
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
-from softprompt.errors import DataError
+from softprompt.data.tokenizer import make_text_encoder
+from softprompt.errors import DataError, TemplateError
 from softprompt.tasks.verbalizer import LabelWords, score_labels, tokenize_verbalizer
+from support.tokenizers import train_unigram
 
 
 @pytest.fixture
 def read(tokenizer):
     def get(verbalizer, *, kind="causal", end=2, **more: object):
-        return tokenize_verbalizer(tokenizer(kind), verbalizer, end=end, **more)
+        encoder = make_text_encoder(tokenizer(kind), vocab_size=366)
+        return tokenize_verbalizer(encoder, verbalizer, end=end, **more)
 
     return get
 
@@ -67,12 +71,32 @@ def test_one_label_with_the_same_word_twice(read):
     )
 
 
-@pytest.mark.parametrize("word", ["", "<unk>"])
-def test_a_word_that_cannot_be_written(read, word):
-    assert message(read, {"up": [word], "down": [" bad"]}) == (
+@pytest.mark.parametrize("word", ["", "{good}"])
+def test_a_word_that_cannot_be_written(word):
+    """Unigram knows no braces."""
+    core = train_unigram("always", ["<pad>", "</s>", "<unk>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")  # noqa: S106
+    encoder = make_text_encoder(tokenizer, vocab_size=len(tokenizer))
+    with pytest.raises(DataError) as error:
+        tokenize_verbalizer(encoder, {"up": [word], "down": [" bad"]}, end=1)
+    assert str(error.value) == (
         f"the word {word!r} of label 'up' cannot be written with this backbone's vocabulary. "
         "Choose another word."
     )
+
+
+@pytest.mark.parametrize("word", ["x</s>y", "</s>", "<s> good", "<mask>"])
+def test_special_tokens_in_a_word_are_plain_text(read, tokenizer, word):
+    words = read({"up": [word], "down": [" bad"]})
+    (ids,) = words.tokens[0]
+    assert not {*tokenizer("causal").all_special_ids} & {*ids}
+    assert tokenizer("causal").decode(list(ids)) == word
+
+
+def test_a_word_beyond_the_table_is_refused(tokenizer):
+    encoder = make_text_encoder(tokenizer("causal"), vocab_size=300)
+    with pytest.raises(TemplateError, match="but the backbone's embedding table has 300 rows"):
+        tokenize_verbalizer(encoder, {"up": [" wonderful"], "down": [" fresh"]}, end=2)
 
 
 def test_a_label_without_words(read):

@@ -16,7 +16,7 @@ from softprompt.tasks import Classify, Generate, Prediction, build_task
 from softprompt.train.datasets import check_tables, find_labels, get_target_column, render_table
 
 FILM = [
-    {"text": f"film {n // 3}, line {n}", "label": n % 2, "film": f"film {n // 3}", "score": n / 4}
+    {"text": f"film {n // 3}, line {n}", "label": n % 2, "film": f"film {n // 3}", "share": n + 0.5}
     for n in range(30)
 ]
 
@@ -105,7 +105,7 @@ def test_a_file_has_one_split(file):
 
 def test_the_hash_is_of_the_rows_and_not_of_the_file(file):
     names = ("a.csv", "a.tsv", "a.jsonl", "a.parquet")
-    columns = ["text", "label", "score"]
+    columns = ["text", "label", "share"]
     found = {digest_rows(read_source(file(name)), columns) for name in names}
     assert len(found) == 1
 
@@ -242,6 +242,51 @@ def test_rows_are_rendered_with_their_answers_and_truncated_ones_are_counted(par
     assert found.truncated == 3
     positions = prepared.backbone.geometry.max_positions
     assert Counter(e.length for e in found.examples)[positions] == 3
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_training_and_prediction_see_a_cell_alike(file, parts, name):
+    backbone, cells = parts("llama").backbone, ("0.50", "007", "1E2")
+    rows = [{"text": cell, "answer": answer} for cell, answer in zip(cells, CELLS, strict=True)]
+    settings = Generate("{text} is{soft:2}", target_column="answer")
+    task = build_task(settings, backbone, template="{text} is{soft:2}")
+    found = render_table(task, read_source(file(name, rows)), where="the rows")
+    assert found.truth == CELLS
+    assert found.examples == [task.make_example(row) for row in rows]
+
+
+CELLS = ["1.50", "1.5", "100"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("other", ["csv", "jsonl", "parquet"])
+def test_the_same_labels_in_splits_of_any_format(file, kind, other):
+    """A column of whole numbers has other types alone than with a fraction."""
+    train = [{"text": f"film {n}", "label": (1, 2, 2.5)[n % 3]} for n in range(9)]
+    test = [row for row in train if row["label"] != 2.5]
+    settings = Classify(label_column="label")
+    tables = {
+        "train": read_source(file(f"train.{kind}", train)),
+        "test": read_source(file(f"test.{other}", test)),
+    }
+    labels = find_labels(settings, tables["train"])
+    assert labels == ("1", "2", "2.5")
+    check_tables(tables, settings, labels=labels)
+
+
+@pytest.mark.parametrize("gap", ["", " ", None])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_rows_without_a_value_are_left_out_if_the_recipe_says_so(file, kind, gap):
+    rows = [dict(row) for row in FILM]
+    rows[3]["text"] = rows[4]["film"] = rows[5]["text"] = gap
+    for columns, count in (([], 30), (["text"], 28), (["text", "film"], 27)):
+        data = DataConfig(train=file(f"a.{kind}", rows), drop_missing=columns)
+        found = [row for part in read_splits(data, seed=0).values() for row in part]
+        assert len(found) == count
+        assert all(row[column] and row[column].strip() for row in found for column in columns)
+    data = DataConfig(train=file(f"a.{kind}", rows), drop_missing=["txt"])
+    with pytest.raises(DataError, match=r"has no column 'txt'.*Did you mean 'text'"):
+        read_splits(data, seed=0)
 
 
 def test_a_missing_value_is_refused(parts):

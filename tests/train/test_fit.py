@@ -19,6 +19,7 @@ from softprompt import (
     DataError,
     Evaluation,
     FromText,
+    PhaseStarted,
     PTuningV2,
     RecipeError,
     SoftpromptWarning,
@@ -81,7 +82,13 @@ def test_it_trains_as_a_recipe_does(saved, split, tmp_path) -> None:
         callbacks=[ours.append],
     )
     again = train_recipe(recipe, tmp_path / "run", callbacks=[theirs.append])
-    assert ours == theirs
+    # Only a recipe reads files and loads the backbone.
+    assert [event for event in ours if not isinstance(event, PhaseStarted)] == [
+        event for event in theirs if not isinstance(event, PhaseStarted)
+    ]
+    assert [event.phase for event in theirs if isinstance(event, PhaseStarted)] == [
+        "reading", "loading", "tokenizing", *["validating"] * 3,
+    ]  # fmt: skip
     assert sum(isinstance(event, Step) for event in ours) == 6
     assert_same(model, again)
 
@@ -229,7 +236,7 @@ def test_progress_goes_to_stderr_alone(backbone, split, capsys) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert lines[0] == "loading the data and the backbone …"
+    assert lines[0] == "tokenizing 16 rows …"
     assert lines[-1] == "finished after step 6: all 2 epochs done"
     found = [event for event in seen if isinstance(event, Evaluation)]
     head = next(at for at, line in enumerate(lines) if line.split()[:2] == ["epoch", "step"])

@@ -84,7 +84,7 @@ def with_template(parts, template: str, method: str, change: dict[str, Any]):
     prepared = parts("bert", method, **change)
     table = prepared.recipe.model_dump(by_alias=True, exclude_none=True)
     table["task"]["template"] = template
-    rows = [{"text": "", "label": label} for label in ("negative", "positive")] * 4
+    rows = [{"text": " good", "label": label} for label in ("negative", "positive")] * 4
     tables = {name: Dataset.from_list(rows) for name in ("train", "validation", "test")}
     return setup_run(make_recipe(table), backbone=prepared.backbone, tables=tables)
 
@@ -96,7 +96,7 @@ def test_positions_that_cannot_shift_are_refused_before_training(parts, family):
     with pytest.raises(
         PromptError,
         match=r"only the decoder's self-attention can shift them"
-        r"|uses a custom attention implementation that does not accept key/value prefixes",
+        r"|uses a custom attention implementation, so it accepts no key/value prefixes",
     ):
         parts(family, "p-tuning-v2", task=task, settings={"shift_positions": True})
 

@@ -149,6 +149,23 @@ def test_the_budgets_decide_where_states_are_cached(parts, trainer_of):
     assert trainer.task.cached is None
 
 
+def test_a_large_file_is_written_only_if_the_recipe_allows_it(parts, monkeypatch):
+    prepared = parts("llama", "prompt-tuning", task="generate")
+    size = plan_precompute(prepared).shape.size
+    small = limited(prepared, memory_gb=0.0)
+    for name, value in (("_DEFAULT_FILE_LIMIT", size - 1), ("_DEFAULT_SHARE", 10**15)):
+        with monkeypatch.context() as changed:
+            changed.setattr(f"softprompt.data.disk_cache.{name}", value)
+            assert plan_precompute(prepared).place == "memory"
+            plan = plan_precompute(small)
+            assert plan.place == "nowhere"
+            line = describe_savings(small, plan)[0]
+            assert "run in every step: a cache would take 0.00 GB" in line
+            assert line.endswith("to cache them, set cache.disk_gb = 1 or more")
+            assert plan_precompute(limited(prepared, memory_gb=0.0, disk_gb=1.0)).place == "file"
+    assert plan_precompute(small).place == "file"
+
+
 def test_a_disk_that_cannot_be_written_warns(parts, trainer_of, monkeypatch):
     def full(*_args, **_more):
         raise OSError(28, "No space left on device")

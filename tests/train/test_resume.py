@@ -17,7 +17,7 @@ from softprompt.backbone import Backbone, wrap_model
 from softprompt.errors import ArtifactError
 from softprompt.inference import PromptModel
 from softprompt.recipe import read_recipe
-from softprompt.train import RunDir, Started, run_recipe
+from softprompt.train import PhaseStarted, RunDir, Started, run_recipe
 from softprompt.train.checkpoint import load_state, save_state
 
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -107,13 +107,13 @@ def go(
 ) -> int:
     """Train until the event with this number; returns the number of events.
 
-    Started is not counted: a resumed run has one too.
+    Started is not counted: a resumed run has one too. Phases are not, as no file records them.
     """
     seen = 0
 
     def watch(event: Any) -> None:
         nonlocal seen
-        seen += not isinstance(event, Started)
+        seen += not isinstance(event, Started | PhaseStarted)
         if seen == stop:
             raise fault
 
@@ -151,6 +151,32 @@ def test_stopped_after_any_event_and_resumed(new, tmp_path, name):
         assert not (folder / "artifact").exists()
         go(new(name), folder, resume=True)
         assert_same(folder, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, CrashError])
+def test_stopped_in_any_phase_and_resumed(new, tmp_path, fault):
+    """In a validation, and in the test after the last step."""
+    go(new("warnings"), tmp_path / "whole")
+    phases: list[PhaseStarted] = []
+    stop = 0
+
+    def watch(event: Any) -> None:
+        if isinstance(event, PhaseStarted):
+            phases.append(event)
+            if len(phases) == stop:
+                raise fault
+
+    while True:
+        phases.clear()
+        stop, folder, prepared = stop + 1, tmp_path / f"stopped-{stop}", new("warnings")
+        try:
+            run_recipe(prepared.recipe, folder, callbacks=[watch], prepared=prepared)
+        except fault:
+            go(new("warnings"), folder, resume=True)
+            assert_same(folder, tmp_path / "whole")
+        else:
+            break
+    assert {phase.phase for phase in phases} >= {"validating"}
 
 
 @pytest.mark.parametrize("name", ["lstm with dropout", "warnings"])
@@ -316,7 +342,7 @@ from softprompt.train import run_recipe
 seen = 0
 def watch(event):
     global seen
-    seen += 1
+    seen += type(event).__name__ != "PhaseStarted"
     if seen == 8:  # two of them, Started and PrecomputePlanned, are not written
         os.kill(os.getpid(), signal.SIGKILL)
 

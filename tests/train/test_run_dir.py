@@ -15,7 +15,7 @@ from softprompt.artifact import load_artifact
 from softprompt.errors import ArtifactError, MissingPackageError, TrainingError
 from softprompt.inference import PromptModel
 from softprompt.recipe import read_recipe
-from softprompt.train import Evaluation, RunDir, Step, find_free_dir, run_recipe
+from softprompt.train import Evaluation, PhaseStarted, RunDir, Step, find_free_dir, run_recipe
 from softprompt.train.summary import summarize_run
 
 
@@ -28,6 +28,7 @@ def done(parts, tmp_path):
         seen = []
         folder = tmp_path / "run"
         model = run_recipe(prepared.recipe, folder, callbacks=[seen.append], prepared=prepared)
+        seen = [event for event in seen if not isinstance(event, PhaseStarted)]
         return folder, prepared, seen, model
 
     return run

@@ -42,6 +42,8 @@ for name in sys.argv[2:]:
     folder, notes = Path(sys.argv[1]), []
 
     def watch(event):
+        if type(event).__name__ == "PhaseStarted":
+            return
         trainer = trainers[-1]
         model, which = trainer.task.backbone.model, trainer.accelerator.process_index
         shards = [p for p in model.parameters() if isinstance(p, DTensor)]

@@ -86,7 +86,7 @@ def add_attention(
         The inspections, with attention.
 
     Raises:
-        SoftpromptError: the backbone uses a custom attention implementation, or the rows do not
+        SoftpromptError: the backbone's attention cannot be read, or the rows do not
             fit.
     """
     models = [model, *(attach(artifact, model.backbone) for artifact in artifacts[1:])]

@@ -3,7 +3,7 @@
 from softprompt.backbone.fingerprint import is_same_model
 from softprompt.backbone.introspection import make_example_inputs, wrap_model
 from softprompt.backbone.loading import BUILTIN, LoadOptions, load_unverified
-from softprompt.backbone.model import Architecture, Backbone, BatchInputs, Geometry
+from softprompt.backbone.model import Architecture, Backbone, BatchInputs, Geometry, Limits
 
 __all__ = [
     "BUILTIN",
@@ -11,6 +11,7 @@ __all__ = [
     "Backbone",
     "BatchInputs",
     "Geometry",
+    "Limits",
     "LoadOptions",
     "is_same_model",
     "load_unverified",

@@ -5,7 +5,9 @@ bf16 up to three times as slow as plain matrix products), so there, in training,
 computed one by one, in fp32; `scripts/bench speed --only attention` measures both.
 """
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +36,7 @@ class AttentionCall:
         window: the size of the sliding window at this site; None if there is none.
         prefix_kv: keys and values ``[B or 1, N, P, D]`` that come before the row's own.
         scaling: the factor of the products; None for one over the square root of D.
+        selects_keys: whether the attention selects keys by their index.
     """
 
     query: Tensor
@@ -45,6 +48,7 @@ class AttentionCall:
     window: int | None = None
     prefix_kv: tuple[Tensor, Tensor] | None = None
     scaling: float | None = None
+    selects_keys: bool = False
 
     @property
     def has_mask(self) -> bool:
@@ -58,6 +62,17 @@ class AttentionCall:
         shape = (1, 1, self.query.shape[2], self.key.shape[2])
         mask = torch.ones(shape, dtype=torch.bool, device=self.query.device)
         return mask.tril() if self.has_mask else mask
+
+    def make_additive_mask(self) -> Tensor | None:
+        """The mask as a summand in the dtype of the queries; None if nothing is masked."""
+        if not self.has_mask:
+            return None
+        mask = self.make_explicit_mask()
+        if mask.dtype != torch.bool:
+            return mask
+        lowest = torch.finfo(self.query.dtype).min
+        added = torch.zeros(mask.shape, dtype=self.query.dtype, device=mask.device)
+        return added.masked_fill_(~mask, lowest)
 
     def make_visible_mask(self) -> Tensor:
         """Which keys each query may see, a boolean ``[B or 1, 1, T, P + Tk]``."""
@@ -92,29 +107,62 @@ def attend(module: nn.Module, call: AttentionCall, *, options: dict[str, Any]) -
     """
     # The plain products have no gradient for T5's bias, which only a trained backbone needs.
     trains_bias = call.bias is not None and any(p.requires_grad for p in module.parameters())
-    if _is_plain_faster(call, options) and not trains_bias:
+    if _is_plain_faster(module, call, options) and not trains_bias:
         return _attend_plain(call)
     key, value = call.key, call.value
     if call.prefix_kv is not None:
         batch = key.shape[0]
         keys, values = (t.expand(batch, -1, -1, -1).to(key.dtype) for t in call.prefix_kv)
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+    whole = replace(call, key=key, value=value, prefix_kv=None)
+    return run_kernel(module, whole, options=options)
+
+
+def run_kernel(module: nn.Module, call: AttentionCall, *, options: dict[str, Any]) -> Tensor:
+    """Run torch's fused kernel or, where the family computes more than it can, the family's own.
+
+    Args:
+        module: the attention module.
+        call: its inputs; a prefix must be among the keys and values already.
+        options: transformers' own keyword arguments of the call.
+
+    Returns:
+        The output ``[B, T, heads, D]``.
+    """
     if call.bias is not None:
         options = options | {"position_bias": call.bias}
+    kernel, mask = _find_own_kernel(module, options), call.mask
+    if kernel is None:
+        kernel = sdpa_attention_forward
+    else:
+        mask, options = call.make_additive_mask(), {"scaling": None} | options
     output: Tensor
-    output, _ = sdpa_attention_forward(module, call.query, key, value, call.mask, **options)
+    output, _ = kernel(module, call.query, call.key, call.value, mask, **options)
     return output
 
 
-def _is_plain_faster(call: AttentionCall, options: dict[str, Any]) -> bool:
+# Keyword arguments that change the scores, of which torch's kernel knows nothing.
+_BEYOND_SDPA = ("softcap", "s_aux", "sinks", "indices", "block_indices")
+
+
+def _find_own_kernel(module: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """The family's own attention function, if torch's kernel cannot compute this call."""
+    if all(options.get(name) is None for name in _BEYOND_SDPA):
+        return None
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+
+
+def _is_plain_faster(module: nn.Module, call: AttentionCall, options: dict[str, Any]) -> bool:
     """Whether plain products support a call and are faster: in training, on a CPU, if it is short.
 
-    They have no dropout and no cap of the scores.
+    They have no dropout, no mask for each head, and nothing that some family adds to the scores.
     """
     tensors = (call.query, call.key, call.value, *(call.prefix_kv or ()))
     if call.query.device.type != "cpu" or not torch.is_grad_enabled():
         return False
-    if options.get("dropout") or options.get("softcap") is not None:
+    if options.get("dropout") or _find_own_kernel(module, options) is not None:
+        return False
+    if call.mask is not None and call.mask.shape[1] != 1:
         return False
     length = 0 if call.prefix_kv is None else call.prefix_kv[0].shape[2]
     scores = call.query.shape[2] * (length + call.key.shape[2])
@@ -130,7 +178,7 @@ def _attend_plain(call: AttentionCall) -> Tensor:
     query = call.query.reshape(batch, groups, -1, size)
     attended = _PlainAttention.apply((added, scale), query, *prefix, call.key, call.value)  # type: ignore[no-untyped-call]  # torch's own
     output: Tensor = attended.unflatten(2, (heads // groups, queries))
-    return output.permute(0, 3, 1, 2, 4).reshape(batch, queries, heads, -1)
+    return output.permute(0, 3, 1, 2, 4).reshape(batch, queries, heads, -1).contiguous()
 
 
 def _combine_masks(call: AttentionCall, groups: int) -> Tensor | None:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from softprompt.backbone.introspection import find_body
 from softprompt.backbone.model import Backbone
 from softprompt.errors import BackboneError, MissingPackageError
 
@@ -29,7 +28,7 @@ def unfreeze(backbone: Backbone, *, head: bool) -> list[nn.Parameter]:
         BackboneError: the weights are quantized, so they have no gradient.
     """
     model = backbone.model
-    trained = model if head else find_body(model, backbone.geometry.architecture)
+    trained = model if head else backbone.body
     parameters = [*trained.parameters()]
     if not all(p.is_floating_point() and type(p) is nn.Parameter for p in parameters):
         msg = (
@@ -64,7 +63,7 @@ def add_lora(backbone: Backbone, *, rank: int, alpha: int, seed: int) -> list[nn
         raise MissingPackageError(msg)
     from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415  # an extra
 
-    body = find_body(backbone.model, backbone.geometry.architecture)
+    body = backbone.body
     head = backbone.model.get_output_embeddings()
     linears = {n: m for n, m in body.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     config = LoraConfig(

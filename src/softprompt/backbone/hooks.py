@@ -1,6 +1,7 @@
 """Hooks into a transformers model: its input embeddings, its layers and its attention."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -9,14 +10,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn, no_grad
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
-from softprompt.backbone.attention import AttentionCall, attend
-from softprompt.backbone.layers import Layer
+from softprompt.backbone.attention import AttentionCall, attend, run_kernel
+from softprompt.backbone.layers import Layer, find_body
 
 NAME = "softprompt"
+# For families that do not support sdpa, whose masks are additive.
+NAME_EAGER = "softprompt_eager"
 _KEYWORD = "softprompt_call"
 
 
@@ -45,6 +47,9 @@ class PromptHook(Protocol):
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
         """Embed ids, including those of soft tokens; ``table`` embeds the backbone's own tokens."""
 
+    def replace_soft(self, ids: Tensor) -> Tensor:
+        """Ids for further tables that look tokens up, in which soft tokens have no row."""
+
     def get_position_shift(self, batch: int) -> Tensor | None:
         """The number of positions that each row is shifted by, ``[B]``; None if none is.
 
@@ -61,6 +66,8 @@ class PromptHook(Protocol):
 
 
 _current: ContextVar[PromptHook | None] = ContextVar("softprompt_hook", default=None)
+# The pass that is running, for layers and attention that do not receive it as a keyword argument.
+_running: ContextVar[PassHook | None] = ContextVar("softprompt_pass", default=None)
 
 
 @contextmanager
@@ -84,27 +91,57 @@ def attach_pass(tensor: Tensor, pass_hook: PassHook) -> None:
 
 
 def get_attached_pass(kwargs: Mapping[str, Any]) -> PassHook | None:
-    """The pass among a layer's keyword arguments; BLOOM's is attached to its alibi tensor."""
-    attached = getattr(kwargs.get("alibi"), _KEYWORD, None)
-    pass_hook: PassHook | None = kwargs.get(_KEYWORD, attached)
-    return pass_hook
+    """The pass of a layer: among its keyword arguments, running, or attached to one of them.
+
+    Some families do not forward keyword arguments to their layers. With gradient checkpointing a
+    layer is run again after its pass has ended, so the pass is attached to a tensor that the layer
+    receives.
+    """
+    alibi = getattr(kwargs.get("alibi"), _KEYWORD, None)  # BLOOM's
+    pass_hook: PassHook | None = kwargs.get(_KEYWORD) or _running.get() or alibi
+    is_backward = torch._C._current_graph_task_id() != -1  # noqa: SLF001  # as torch's checkpoint asks
+    if pass_hook is not None or not is_backward:
+        return pass_hook
+    attached = (getattr(tensor, _KEYWORD, None) for tensor in _list_tensors(kwargs.values()))
+    return next((hook for hook in attached if hook is not None), None)
 
 
-def install_hooks(model: PreTrainedModel) -> bool:
+def _list_tensors(values: Iterable[object]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _list_tensors(value)
+
+
+def install_hooks(model: PreTrainedModel, *, tables: Sequence[nn.Module] = ()) -> bool:
     """Install the hooks for embeddings and attention in a model, once, when it is loaded.
+
+    Args:
+        model: the model.
+        tables: further embedding tables that look up token ids (Gemma 3n has one for each layer).
+            A soft token counts as token 0 there.
 
     Returns:
         Whether its attention uses transformers' attention interface. If not (DeBERTa; BLOOM, which
-        has :mod:`~softprompt.backbone.families.bloom`), only the embeddings have a hook.
+        has hooks of its own in :mod:`~softprompt.backbone.families`), only the embeddings have one.
     """
-    for table in _list_embedding_tables(model):
+    for table in list_input_tables(model):
         table.forward = partial(_embed, table.forward)
+    for table in tables:
+        table.forward = partial(_embed_known, table.forward)
     if not model._can_set_attn_implementation():  # noqa: SLF001  # transformers' only way to ask
         return False
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(NAME if model._supports_sdpa else NAME_EAGER)  # noqa: SLF001
+    hook_entry_modules(model)
+    return True
+
+
+def hook_entry_modules(model: PreTrainedModel) -> None:
+    """Install the hooks that start and end a pass."""
     for module in _list_entry_modules(model):
         module.register_forward_pre_hook(_add_pass, with_kwargs=True)
-    return True
+        module.register_forward_hook(_end_pass, always_call=True)
 
 
 def hook_layers(layers: Sequence[Layer]) -> None:
@@ -125,14 +162,15 @@ def _list_stacks(model: PreTrainedModel) -> list[PreTrainedModel]:
     return [model.get_encoder(), model.get_decoder()]
 
 
-def _list_embedding_tables(model: PreTrainedModel) -> list[nn.Module]:
+def list_input_tables(model: PreTrainedModel) -> list[nn.Module]:
+    """The input embedding tables of a model; an encoder-decoder may have two."""
     tables = [m.get_input_embeddings() for m in (model, *_list_stacks(model))]
     return list({id(t): t for t in tables}.values())
 
 
 def _list_entry_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The modules that a forward pass can start in."""
-    return list({id(m): m for m in (model, model.base_model, *_list_stacks(model))}.values())
+    return list({id(m): m for m in (model, find_body(model), *_list_stacks(model))}.values())
 
 
 def _embed(table: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
@@ -140,8 +178,13 @@ def _embed(table: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
     return table(ids) if hook is None else hook.embed(ids, table)
 
 
+def _embed_known(table: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+    hook = _current.get()
+    return table(ids if hook is None else hook.replace_soft(ids))
+
+
 def _add_pass(
-    _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Start a pass, and add it to the keyword arguments, which transformers hands to the layers."""
     hook = _current.get()
@@ -149,7 +192,18 @@ def _add_pass(
     # If the positions are not known here, the pass begins in an inner module.
     if hook is None or positions is None or _KEYWORD in kwargs:
         return None
-    return args, kwargs | {_KEYWORD: hook.begin_pass(positions)}
+    pass_hook = hook.begin_pass(positions)
+    _running.set(pass_hook)
+    return (args, kwargs | {_KEYWORD: pass_hook}) if _takes_keywords(module) else None
+
+
+def _takes_keywords(module: nn.Module) -> bool:
+    parameters = inspect.signature(module.forward).parameters.values()
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _end_pass(_module: nn.Module, _args: object, _output: object) -> None:
+    _running.set(None)
 
 
 def _find_positions(kwargs: dict[str, Any]) -> Tensor | None:
@@ -193,9 +247,16 @@ def _run_layer(
     pass_hook = get_attached_pass(kwargs)
     if pass_hook is None:
         return forward(states, *args, **kwargs)
+    if _KEYWORD not in kwargs:
+        for tensor in _list_tensors(kwargs.values()):
+            attach_pass(tensor, pass_hook)
     states, must_run = pass_hook.on_layer(layer.module, states)
     if must_run:
-        return forward(states, *args, **kwargs)
+        token = _running.set(pass_hook)
+        try:
+            return forward(states, *args, **kwargs)
+        finally:
+            _running.reset(token)
     if not layer.has_extra_outputs:
         return states
     if not pass_hook.extra_outputs:
@@ -212,10 +273,7 @@ def _attend(
     attention_mask: Tensor | None,
     **kwargs: Any,  # noqa: ANN401  # transformers' own keyword arguments, passed on untouched
 ) -> tuple[Tensor, None]:
-    pass_hook: PassHook | None = kwargs.pop(_KEYWORD, None)
-    if pass_hook is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return output, None
+    pass_hook: PassHook | None = kwargs.pop(_KEYWORD, None) or _running.get()
     is_causal = kwargs.get("is_causal")
     call = AttentionCall(
         query,
@@ -226,12 +284,18 @@ def _attend(
         bias=kwargs.get("position_bias"),
         window=kwargs.get("sliding_window"),
         scaling=kwargs.get("scaling"),
+        selects_keys=any(kwargs.get(name) is not None for name in _SELECTING),
     )
+    if pass_hook is None:
+        return run_kernel(module, call, options=kwargs), None
     return attend(module, pass_hook.attend(module, call), options=kwargs), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+# Keyword arguments by which an attention selects keys by their index.
+_SELECTING = ("indices", "block_indices")
+for _name, _mask in ((NAME, sdpa_mask), (NAME_EAGER, eager_mask)):
+    ALL_ATTENTION_FUNCTIONS.register(_name, _attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_name, _mask)
 
 
 @dataclass
@@ -252,6 +316,10 @@ class Recorder:
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
         """Embed as the inner hook does."""
         return table(ids) if self.inner is None else self.inner.embed(ids, table)
+
+    def replace_soft(self, ids: Tensor) -> Tensor:
+        """Replace as the inner hook does."""
+        return ids if self.inner is None else self.inner.replace_soft(ids)
 
     def get_position_shift(self, batch: int) -> Tensor | None:
         """Shift as the inner hook does."""

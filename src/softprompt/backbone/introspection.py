@@ -1,31 +1,42 @@
 """Measure the geometry of a model in a trial forward pass, and wrap it as a frozen backbone."""
 
 import math
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from torch.nn import functional as F  # torch's own convention
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.bloom.modeling_bloom import BloomAttention
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softprompt.backbone import hooks
 from softprompt.backbone.families.bloom import ALIBI, hook_bloom
+from softprompt.backbone.families.gptj import hook_gptj
 from softprompt.backbone.fingerprint import compute_fingerprint
 from softprompt.backbone.hooks import Recorder
-from softprompt.backbone.layers import Layer, find_layers
+from softprompt.backbone.layers import Layer, find_body, find_layers
 from softprompt.backbone.lm_head import LMHead
-from softprompt.backbone.model import Architecture, Backbone, BatchInputs, Geometry, can_accept
+from softprompt.backbone.model import (
+    Architecture,
+    Backbone,
+    BatchInputs,
+    Geometry,
+    Limits,
+    can_accept,
+)
 from softprompt.backbone.position_bias import (
     PositionBias,
     T5PositionBias,
     find_position_bias,
     find_position_table,
 )
-from softprompt.errors import BackboneError
+from softprompt.errors import BackboneError, summarize_error
 
 _PROBE_LENGTH = 3
 
@@ -38,6 +49,8 @@ class AttentionSite:
         module: the attention module.
         num_kv_heads: N, key/value heads.
         head_dim: D.
+        value_dim: the size of the values' heads, nearly always D.
+        selects_keys: whether it selects keys by their index.
         sliding_window: the size of its sliding window, if it reports one.
         is_self_attention: whether a row's own tokens attend to one another, as everywhere except
             in cross-attention; of an encoder-decoder, only in the decoder.
@@ -48,15 +61,12 @@ class AttentionSite:
     module: nn.Module
     num_kv_heads: int
     head_dim: int
+    value_dim: int
+    selects_keys: bool
     sliding_window: int | None
     is_self_attention: bool
     has_bias: bool
     bias: PositionBias | None
-
-
-def find_body(model: PreTrainedModel, kind: Architecture) -> PreTrainedModel:
-    """The model without its head; an encoder-decoder is returned whole."""
-    return model if kind == "encoder-decoder" else cast("PreTrainedModel", model.base_model)
 
 
 def find_input_embeddings(model: PreTrainedModel) -> nn.Embedding:
@@ -100,8 +110,19 @@ def run_dry(
         table = find_position_bias(recorder.calls[:number]) if is_self else None
         bias = None if table is None else biases.setdefault(table, T5PositionBias(table))
         bias = ALIBI if isinstance(module, BloomAttention) else bias
-        heads, size, has_bias = call.key.shape[1], call.key.shape[3], call.bias is not None
-        sites.append(AttentionSite(module, heads, size, call.window, is_self, has_bias, bias))
+        sites.append(
+            AttentionSite(
+                module,
+                num_kv_heads=call.key.shape[1],
+                head_dim=call.key.shape[3],
+                value_dim=call.value.shape[3],
+                selects_keys=call.selects_keys,
+                sliding_window=call.window,
+                is_self_attention=is_self,
+                has_bias=call.bias is not None,
+                bias=bias,
+            )
+        )
     return sites, states
 
 
@@ -154,7 +175,7 @@ def measure_geometry(
         layer_width=layers[0].width if layers else 0,
         num_kv_heads=sites[0].num_kv_heads if sites else 0,
         head_dim=sites[0].head_dim if sites else 0,
-        sliding_window=_sliding_window(model),
+        sliding_window=_sliding_window(model, sites),
         reports_window=any(site.sliding_window is not None for site in sites),
         position_offset=offset,
         self_attention_sites=tuple(
@@ -166,17 +187,37 @@ def measure_geometry(
 
 
 def _run_probe(
-    model: PreTrainedModel, kind: Architecture, *, positions: Tensor | None = None
+    model: PreTrainedModel,
+    kind: Architecture,
+    *,
+    positions: Tensor | None = None,
+    padding: int = 0,
 ) -> Tensor:
-    """The last hidden states of the probe ids; of an encoder-decoder those of its decoder."""
+    """The last hidden states of the probe ids; of an encoder-decoder those of its decoder.
+
+    The row may be padded on the right; of an encoder-decoder the encoder's.
+    """
     ids = make_probe_ids(model)
-    mask = torch.ones_like(ids)
-    if kind == "encoder-decoder":
-        inputs = {"input_ids": ids[:, 1:], "attention_mask": mask[:, 1:]}
-        states = model.get_encoder()(**inputs).last_hidden_state
-        return _last_hidden_state(model.get_decoder()(input_ids=ids, encoder_hidden_states=states))
     explicit = {} if positions is None else {"position_ids": positions}
-    return _last_hidden_state(model.base_model(input_ids=ids, attention_mask=mask, **explicit))
+    with keep_attributes(model):
+        if kind != "encoder-decoder":
+            states = _last_hidden_state(find_body(model)(**_pad(ids, padding), **explicit))
+            return states[:, : ids.shape[1]]
+        inputs = _pad(ids[:, 1:], padding)
+        output = model.get_decoder()(
+            input_ids=ids,
+            encoder_hidden_states=_last_hidden_state(model.get_encoder()(**inputs)),
+            encoder_attention_mask=inputs["attention_mask"],
+        )
+        return _last_hidden_state(output)
+
+
+def _pad(ids: Tensor, count: int) -> dict[str, Tensor]:
+    """A row with padding on the right, which repeats the row's first token."""
+    return {
+        "input_ids": F.pad(ids, (0, count), value=int(ids[0, 0])),
+        "attention_mask": F.pad(torch.ones_like(ids), (0, count)),
+    }
 
 
 def _last_hidden_state(output: object) -> Tensor:
@@ -187,7 +228,7 @@ def _last_hidden_state(output: object) -> Tensor:
 @torch.no_grad()
 def _find_position_offset(model: PreTrainedModel, kind: Architecture) -> int | None:
     """The first position id, found by trial: explicit ids from it on change nothing."""
-    if kind == "encoder-decoder" or not can_accept(model.base_model, "position_ids"):
+    if kind == "encoder-decoder" or not can_accept(find_body(model), "position_ids"):
         return None
     bare = _run_probe(model, kind)
     pad = getattr(model.config, "pad_token_id", None)
@@ -199,20 +240,41 @@ def _find_position_offset(model: PreTrainedModel, kind: Architecture) -> int | N
 
 
 def _max_positions(model: PreTrainedModel, offset: int) -> int | None:
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or model.config.model_type in {"t5", "mt5", "bloom"}:
+    """The number of positions at which a row's result does not depend on longer rows."""
+    config = _get_text_config(model)
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0 or config.model_type in {"t5", "mt5", "bloom"}:
         return None
     # The position tables of RoBERTa and MPNet begin with rows for padding.
-    return limit - offset
+    limits = [limit - offset]
+    rope = getattr(config, "rope_parameters", None) or {}
+    for options in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        # Above its original length, the longest row of a batch decides how all are rotated.
+        if options.get("rope_type") in {"longrope", "dynamic"}:
+            original = getattr(config, "original_max_position_embeddings", limit)
+            limits.append(int(options.get("original_max_position_embeddings") or original))
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        limits.append(config.attention_chunk_size)
+    return min(limits)
 
 
-def _sliding_window(model: PreTrainedModel) -> int | None:
-    config = model.config
+def _sliding_window(model: PreTrainedModel, sites: Sequence[AttentionSite]) -> int | None:
+    config = _get_text_config(model)
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and "sliding_attention" not in kinds:
         return None
-    window = getattr(config, "sliding_window", None)
+    try:
+        window = getattr(config, "sliding_window", None)
+    except Exception:  # noqa: BLE001  # transformers' own, where layers have different windows
+        return max((site.sliding_window for site in sites if site.sliding_window), default=None)
     return int(window) if isinstance(window, int) else None
+
+
+def _get_text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """The configuration of the text model, of an encoder-decoder the whole."""
+    if model.config.is_encoder_decoder:
+        return model.config
+    return model.config.get_text_config()
 
 
 @torch.no_grad()
@@ -250,39 +312,151 @@ def wrap_model(
         The backbone.
 
     Raises:
-        BackboneError: its attention sites have different shapes.
+        BackboneError: with the hooks it computes something else than without them.
     """
     model.requires_grad_(requires_grad=False)
     model.eval()
     _clear_generation_defaults(model)
-    fingerprint = compute_fingerprint(find_body(model, kind), tokenizer)
-    has_hooks = hooks.install_hooks(model) or hook_bloom(model)
+    body = model if kind == "encoder-decoder" else find_body(model)
+    fingerprint = compute_fingerprint(body, tokenizer)
+    has_hooks, reason = _install(name, model, kind)
     sites, states = run_dry(model, kind, has_hooks=has_hooks)
-    shapes = sorted({(site.num_kv_heads, site.head_dim) for site in sites})
-    if len(shapes) > 1:
-        msg = (
-            f"backbone {name!r} has attention layers of different shapes (heads, head size): "
-            f"{shapes}. A prefix needs one shape on all layers; this family is not supported yet. "
-            "Choose another backbone."
-        )
-        raise BackboneError(msg)
+    reason = reason or _explain_shapes(sites)
+    sites = [] if reason else sites
     layers = find_row_layers(model, kind, sites=sites)
     hooks.hook_layers(layers)
     if (table := find_position_embeddings(model, kind)) is not None:
         hooks.hook_positions(table)
     geometry = measure_geometry(model, kind, sites=sites, layers=layers, states=states, table=table)
+    head, failure = (None, None) if headless else _wrap_head(model, geometry.hidden_size)
     return Backbone(
         name=name,
         revision=revision,
         model=model,
         tokenizer=tokenizer,
-        geometry=geometry,
+        geometry=replace(geometry, limits=Limits(prefix=reason, head=failure)),
         fingerprint=fingerprint,
-        lm_head=None if headless else LMHead(model),
+        lm_head=head,
         site_of=_number_calls([site.module for site in sites]),
         layer_of=_number_calls([layer.module for layer in layers]),
         bias_of={site.module: site.bias for site in sites if site.bias is not None},
     )
+
+
+_CUSTOM = "uses a custom attention implementation"
+
+
+@torch.no_grad()
+def _install(name: str, model: PreTrainedModel, kind: Architecture) -> tuple[bool, str | None]:
+    """Install the hooks, and check that they change nothing by themselves.
+
+    Returns:
+        Whether prompts can reach the attention, and why they cannot.
+    """
+    before = _run_both(model, kind)
+    original = model.config._attn_implementation  # noqa: SLF001  # transformers' only way to ask
+    tables = find_token_tables(model, kind)
+    has_hooks = hooks.install_hooks(model, tables=tables)
+    has_hooks = has_hooks or hook_bloom(model) or hook_gptj(model)
+    if is_close(_run_both(model, kind), before):
+        return has_hooks, None if has_hooks else _CUSTOM
+    if has_hooks and model._can_set_attn_implementation():  # noqa: SLF001
+        model.set_attn_implementation(original)
+        if is_close(_run_both(model, kind), before):
+            return False, "computes its attention in a way that the hooks for prompts change"
+    msg = (
+        f"backbone {name!r} ({model.config.model_type}) computes something else with softprompt's "
+        "hooks than without them, so no prompt could be trusted. Choose another backbone, or "
+        "report its family."
+    )
+    raise BackboneError(msg)
+
+
+def _run_both(model: PreTrainedModel, kind: Architecture) -> Tensor:
+    """The states of a short row, alone and padded."""
+    with hooks.use_hook(Recorder()):
+        return torch.cat([_run_probe(model, kind), _run_probe(model, kind, padding=2)])
+
+
+def _explain_shapes(sites: Sequence[AttentionSite]) -> str | None:
+    """Why one prefix cannot fit all attention calls."""
+    if any(site.selects_keys for site in sites):
+        return "selects keys by their index, which a prefix would shift"
+    if uneven := {(s.head_dim, s.value_dim) for s in sites if s.head_dim != s.value_dim}:
+        sizes = " and ".join(map(str, min(uneven)))
+        return f"has keys and values of different widths ({sizes})"
+    shapes = sorted({(site.num_kv_heads, site.head_dim) for site in sites})
+    if len(shapes) > 1:
+        listed = ", ".join(f"{heads} heads of {size}" for heads, size in shapes)
+        return f"has attention layers of different shapes ({listed})"
+    return None if sites else _CUSTOM
+
+
+def _wrap_head(model: PreTrainedModel, width: int) -> tuple[LMHead | None, str | None]:
+    """The language-model head, or why it cannot be run alone."""
+    try:
+        return LMHead(model, hidden_size=width), None
+    except Exception as error:  # noqa: BLE001  # any family's own code
+        return (
+            None,
+            f"has a language-model head that cannot be run alone ({summarize_error(error)})",
+        )
+
+
+@torch.no_grad()
+def find_token_tables(model: PreTrainedModel, kind: Architecture) -> list[nn.Module]:
+    """The embedding tables other than the input embeddings that look up a row's token ids."""
+    ids, found = make_probe_ids(model), list[nn.Module]()
+
+    def record(module: nn.Module, *inputs: Any) -> None:  # noqa: ANN401  # arguments, keywords
+        args, kwargs = inputs
+        # BART's position table gets the ids too, for their shape, and position ids with them.
+        looked_up = args[0] if len(args) == 1 and not kwargs else None
+        if not isinstance(looked_up, Tensor) or looked_up.numel() != ids.numel():
+            return
+        if torch.equal(looked_up.flatten(), ids.flatten()):
+            found.append(module)
+
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    handles = [table.register_forward_pre_hook(record, with_kwargs=True) for table in tables]
+    try:
+        _run_probe(model, kind)
+    finally:
+        for handle in handles:
+            handle.remove()
+    known = {id(table) for table in hooks.list_input_tables(model)}
+    return [table for table in found if id(table) not in known]
+
+
+# The greatest difference between two results that are the same but for rounding, relative to the
+# length of a state. Faults are ten times as large (measured on all families: benchmarks/families).
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+
+
+def is_close(left: Float[Tensor, "*S H"], right: Float[Tensor, "*S H"]) -> bool:
+    """Whether states are the same but for rounding in their dtype."""
+    tolerance = _TOLERANCE.get(right.dtype, 1e-3)
+    a, b = left.float(), right.float()
+    distance, length = (a - b).norm(dim=-1), b.norm(dim=-1)
+    # Weights that are not finite say nothing about the two ways; training refuses them.
+    return bool(((distance <= tolerance * length + 1e-6) | ~length.isfinite()).all())
+
+
+@contextmanager
+def keep_attributes(model: nn.Module) -> Iterator[None]:
+    """Restore numbers, flags and names that a model stores on its modules while it runs.
+
+    BigBird, for one, switches its attention for good when it meets a short row.
+    """
+    before = {
+        module: {k: v for k, v in vars(module).items() if isinstance(v, int | float | str)}
+        for module in model.modules()
+    }
+    try:
+        yield
+    finally:
+        for module, values in before.items():
+            vars(module).update(values)
 
 
 def _clear_generation_defaults(model: PreTrainedModel) -> None:

@@ -1,14 +1,33 @@
-"""The layers of a model, found by trial: one attention call each."""
+"""The parts of a model: its body below the head, and its layers, found by trial."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
 
 _STATES_NDIM = 3  # [B, T, width]
+
+
+def find_body(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a model below its head.
+
+    It is the child that the family names as its base model; where that name is wrong (Llama 4),
+    the child that holds the input embedding table.
+    """
+    body = cast("PreTrainedModel", model.base_model)
+    if body is not model or model.config.is_encoder_decoder:
+        return body
+    table = model.get_input_embeddings()
+    inner = [
+        child
+        for child in model.children()
+        if isinstance(child, PreTrainedModel) and any(m is table for m in child.modules())
+    ]
+    return inner[0] if len(inner) == 1 else body
 
 
 @dataclass(frozen=True, eq=False)

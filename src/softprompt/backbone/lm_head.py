@@ -15,25 +15,33 @@ from torch.nn import functional as F
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from softprompt.backbone.layers import find_body
+
 
 @dataclass
 class _Outputs(ModelOutput):
-    """All outputs that the head of some family reads from its body; only the states are set."""
+    """The outputs of a body: its states. Everything else that some family's head reads is None."""
 
     last_hidden_state: Tensor | None = None
-    past_key_values: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-    cross_attentions: Any = None
-    decoder_hidden_states: Any = None
-    decoder_attentions: Any = None
-    encoder_last_hidden_state: Any = None
-    encoder_hidden_states: Any = None
-    encoder_attentions: Any = None
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
 
 
 class _IdentityBody(nn.Module):
-    """A body that returns its input embeddings as the last hidden states."""
+    """A body that returns its input embeddings as the last hidden states.
+
+    Args:
+        body: the real body, whose other attributes some heads read.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["body"] = body  # not as a child, because its parameters are not the head's
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # of any family
+        return getattr(self.__dict__["body"], name)
 
     def forward(
         self,
@@ -57,9 +65,10 @@ class LMHead(nn.Module):
 
     Args:
         model: shares its parameters with the head; is not changed.
+        hidden_size: H, the width of the last hidden states.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, hidden_size: int) -> None:
         super().__init__()
         # A shallow copy with its own table of children: same parameters, another body. A `forward`
         # on the instance, which dispatches devices, belongs to the whole model and is left out.
@@ -67,19 +76,19 @@ class LMHead(nn.Module):
         shell.__dict__ = {k: v for k, v in model.__dict__.items() if k != "forward"}
         shell.__dict__["_modules"] = dict(model._modules)  # noqa: SLF001
         shell.__dict__["_forward_pre_hooks"] = type(model._forward_pre_hooks)()  # noqa: SLF001
-        body = model.base_model_prefix
-        names = [body] if body in model._modules else ["encoder", "decoder"]  # noqa: SLF001
-        for name in names:
-            shell._modules[name] = _IdentityBody()  # noqa: SLF001
+        children, body = dict(model.named_children()), find_body(model)
+        names = [name for name, child in children.items() if child is body]
+        for name in names or ("encoder", "decoder"):
+            shell._modules[name] = _IdentityBody(children[name])  # noqa: SLF001
         self.shell = shell
         self.seq2seq: bool = model.config.is_encoder_decoder
-        self.linear: nn.Linear | None = self._find_linear(model)
+        self.linear: nn.Linear | None = self._find_linear(model, hidden_size)
 
     def forward(self, states: Float[Tensor, "*S H"]) -> Float[Tensor, "*S V"]:
         """Score the vocabulary at the given last hidden states."""
         rows = states.reshape(1, -1, states.shape[-1])
         embeds = {"decoder_inputs_embeds": rows} if self.seq2seq else {"inputs_embeds": rows}
-        extra = {"encoder_outputs": (rows,)} if self.seq2seq else {}
+        extra = {"encoder_outputs": _Outputs(rows)} if self.seq2seq else {}
         logits: Tensor = self.shell(**embeds, **extra).logits
         return logits.reshape(*states.shape[:-1], -1)
 
@@ -94,10 +103,10 @@ class LMHead(nn.Module):
         return F.linear(states.float(), weight, *bias)
 
     @torch.no_grad()
-    def _find_linear(self, model: PreTrainedModel) -> nn.Linear | None:
+    def _find_linear(self, model: PreTrainedModel, hidden_size: int) -> nn.Linear | None:
         """The output layer, if a trial shows that the head consists of that layer alone."""
         layer = model.get_output_embeddings()
-        if type(layer) is not nn.Linear or layer.in_features != model.config.hidden_size:
+        if type(layer) is not nn.Linear or layer.in_features != hidden_size:
             return None
         generator = torch.Generator().manual_seed(0)
         states = torch.randn(2, layer.in_features, generator=generator)

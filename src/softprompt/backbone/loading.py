@@ -1,6 +1,7 @@
 """Load and freeze a backbone: from the Hub, a folder, a GGUF file or a built-in package."""
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -32,9 +33,18 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from softprompt._paths import cache_folder
 from softprompt.backbone.introspection import wrap_model
+from softprompt.backbone.layers import find_body
 from softprompt.backbone.model import Architecture, Backbone, list_dropout_rates
 from softprompt.backbone.sharding import shard_backbone
-from softprompt.errors import BackboneError, MissingPackageError, format_unknown
+from softprompt.errors import (
+    BackboneError,
+    MissingPackageError,
+    SoftpromptError,
+    format_unknown,
+    summarize_error,
+)
+
+_log = logging.getLogger(__name__)
 
 PREFIX = "builtin:"
 
@@ -118,111 +128,6 @@ def check_quantization_installed(quantization: Mapping[str, object]) -> None:
         raise MissingPackageError(msg)
 
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-AUTO = "auto"
-
-
-def select_device() -> str:
-    """The accelerator if there is one, else the CPU."""
-    if torch.accelerator.is_available():
-        return str(torch.accelerator.current_accelerator())
-    return "cpu"
-
-
-def has_bfloat16(device: str) -> bool:
-    """Whether a device has bf16 in hardware; without it, bf16 is slower than fp32."""
-    if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.startswith("cpu"):
-        features = torch.cpu.get_capabilities()
-        return any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return False
-
-
-def choose_dtype(name: str, device: str) -> torch.dtype:
-    """The dtype of a name; ``auto`` is bf16 if the hardware supports it, else fp32."""
-    if name == AUTO:
-        return torch.bfloat16 if has_bfloat16(device) else torch.float32
-    return DTYPES[name]
-
-
-def resolve_device(device: str | torch.device) -> str:
-    """Check the name of a device, and resolve ``"auto"``.
-
-    Args:
-        device: such as ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; ``"auto"`` is the accelerator if
-            there is one, else the CPU.
-
-    Returns:
-        The name of the device.
-
-    Raises:
-        BackboneError: the device is unknown, or this machine does not have it.
-
-    Examples:
-        >>> resolve_device("cpu")
-        'cpu'
-    """
-    if device == AUTO:
-        return select_device()
-    options = [AUTO, "cpu", *_list_accelerators()]
-    try:
-        requested = torch.device(device)
-    except RuntimeError as error:
-        raise BackboneError(format_unknown("device", str(device), options=options)) from error
-    if requested.type not in {"cpu", "meta"} and str(requested) not in options:
-        msg = (
-            f"device {str(device)!r} is not on this machine. It has: "
-            f"{', '.join(options[1:])}. Give one of these, or 'auto'."
-        )
-        raise BackboneError(msg)
-    return str(requested)
-
-
-def resolve_dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype | None:
-    """Check a dtype or its name, and resolve ``"auto"``.
-
-    Args:
-        dtype: a torch dtype, ``"float32"``, ``"bfloat16"`` or ``"float16"``; ``"auto"`` is
-            bfloat16 if the device has it in hardware, else float32; None stays None.
-        device: the device that computes.
-
-    Returns:
-        The dtype; None for that of the checkpoint.
-
-    Raises:
-        BackboneError: the dtype is unknown or not a floating-point type.
-
-    Examples:
-        >>> resolve_dtype("bfloat16", "cpu")
-        torch.bfloat16
-    """
-    if dtype is None:
-        return None
-    if isinstance(dtype, torch.dtype):
-        if dtype.is_floating_point:
-            return dtype
-        name = str(dtype).removeprefix("torch.")
-        raise BackboneError(format_unknown("dtype", name, options=[AUTO, *DTYPES]))
-    name = dtype.removeprefix("torch.")
-    if name != AUTO and name not in DTYPES:
-        raise BackboneError(format_unknown("dtype", dtype, options=[AUTO, *DTYPES]))
-    return choose_dtype(name, device)
-
-
-def _list_accelerators() -> list[str]:
-    """The names of this machine's accelerators, with and without a number."""
-    if not torch.accelerator.is_available():
-        return []
-    kind = torch.device(select_device()).type
-    count = torch.accelerator.device_count()
-    return [kind, *(f"{kind}:{number}" for number in range(count))]
-
-
 @dataclass(frozen=True)
 class LoadOptions:
     """The options of loading a backbone, all resolved.
@@ -268,6 +173,26 @@ def load_unverified(name: str, loading: LoadOptions | None = None) -> Backbone:
             installed.
     """
     loading = loading or LoadOptions()
+    with explain_failures(name):
+        return _load(name, loading)
+
+
+@contextmanager
+def explain_failures(name: str) -> Iterator[None]:
+    """Raise errors of a family's own code as a BackboneError that names the backbone."""
+    try:
+        yield
+    except (SoftpromptError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        msg = (
+            f"backbone {name!r} cannot be used: {summarize_error(error)}. Choose another backbone, "
+            "or report its family."
+        )
+        raise BackboneError(msg) from error
+
+
+def _load(name: str, loading: LoadOptions) -> Backbone:
     if loading.quantization_config is not None:
         check_quantization_installed(loading.quantization_config)
     checkpoint = resolve_checkpoint(name, loading)
@@ -278,6 +203,7 @@ def load_unverified(name: str, loading: LoadOptions | None = None) -> Backbone:
         kind = _determine_architecture(name, config)
         if not loading.keep_dropout:
             _disable_dropout(config)
+        _disable_sparse_attention(name, config)
         tokenizer = load_or_raise(
             name, lambda: AutoTokenizer.from_pretrained(checkpoint.path, **checkpoint.arguments)
         )
@@ -411,8 +337,9 @@ def _load_model(
 
 def _is_headless(name: str, model: PreTrainedModel, missing: list[str]) -> bool:
     """Whether the checkpoint lacks the language-model head; other missing weights are an error."""
-    body = f"{model.base_model_prefix}."
-    needed = [key for key in missing if key.startswith(body) or model.base_model is model]
+    body = find_body(model)
+    names = [name for name, child in model.named_children() if child is body]
+    needed = [key for key in missing if key.startswith(f"{names[0]}." if names else "")]
     if needed:
         msg = (
             f"backbone {name!r} lacks {len(needed)} of its weights ({', '.join(needed[:3])}…), "
@@ -426,6 +353,13 @@ def _disable_dropout(config: PreTrainedConfig) -> None:
     """Disable dropout, so that training mode (for gradient checkpointing) changes nothing."""
     for key in list_dropout_rates(config):
         setattr(config, key, 0.0)
+
+
+def _disable_sparse_attention(name: str, config: PreTrainedConfig) -> None:
+    """Use BigBird's full attention: its sparse one switches to it for good at a short row."""
+    if getattr(config, "attention_type", None) == "block_sparse":
+        config.attention_type = "original_full"
+        _log.info("%s uses full attention instead of sparse attention", name)
 
 
 def convert_gguf(path: Path, dtype: torch.dtype) -> Path:

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from softprompt.backbone.layers import find_body
 from softprompt.backbone.lm_head import LMHead
 from softprompt.backbone.position_bias import PositionBias
 from softprompt.errors import BackboneError
@@ -18,6 +19,34 @@ from softprompt.errors import BackboneError
 Architecture = Literal["causal", "encoder", "encoder-decoder"]
 
 _MAX_NAME_LENGTH = 48
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a backbone cannot do, found in trials when it is loaded.
+
+    Each limit is None, or its reason as a verb phrase that follows the name of the family.
+
+    Args:
+        prefix: why it accepts no key/value prefixes, and its attention cannot be read.
+        split: why the first tokens of a row cannot be run separately from the others, and an input
+            prompt cannot be baked.
+        late: why soft tokens cannot enter at a later layer.
+        padding: why rows of different lengths are not run in one batch.
+        words: why soft tokens that are made of words differ from these words.
+        head: why its language-model head cannot be used.
+
+    Examples:
+        >>> backbone.geometry.limits
+        Limits(prefix=None, split=None, late=None, padding=None, words=None, head=None)
+    """
+
+    prefix: str | None = None
+    split: str | None = None
+    late: str | None = None
+    padding: str | None = None
+    words: str | None = None
+    head: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,10 +60,10 @@ class Geometry:
         embedding_size: E, the width of the input embeddings (ALBERT, OPT-350M: not H).
         vocab_size: V, the rows of the input embedding table; soft token k has the id V + k.
         max_positions: the number of positions; None if there are only relative positions.
-        num_attention_sites: L, the number of attention sites that accept keys and values; 0 if the
-            backbone uses a custom attention implementation.
-        num_layers: the number of layers, of an encoder-decoder's encoder; 0 if the backbone uses a
-            custom attention implementation.
+        num_attention_sites: L, the number of attention sites that accept keys and values; 0 if
+            none does (``limits.prefix``).
+        num_layers: the number of layers that soft tokens can enter before, of an encoder-decoder's
+            encoder; 0 if these are not known.
         layer_width: the width of the layers' hidden states (OPT-350M: not H).
         num_kv_heads: N, key/value heads per site.
         head_dim: D, the size of a head.
@@ -48,6 +77,7 @@ class Geometry:
         supports_position_shift: whether a prefix can shift a row's positions: by position ids, or
             with :mod:`~softprompt.backbone.position_bias` if the decoder takes none.
         embedding_rms: the root mean square of the input embeddings, the scale of a real token.
+        limits: what the backbone cannot do.
     """
 
     architecture: Architecture
@@ -67,6 +97,7 @@ class Geometry:
     self_attention_sites: tuple[int, ...]
     supports_position_shift: bool
     embedding_rms: float
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +192,12 @@ class Backbone:
         return cast("nn.Embedding", self.model.get_input_embeddings())
 
     @property
+    def body(self) -> PreTrainedModel:
+        """The model without its language-model head; an encoder-decoder is returned whole."""
+        is_whole = self.geometry.architecture == "encoder-decoder"
+        return self.model if is_whole else find_body(self.model)
+
+    @property
     def pad_token_id(self) -> int:
         """The id to pad with; 0 if the tokenizer has none, since padding is masked."""
         pad = self.tokenizer.pad_token_id
@@ -173,7 +210,9 @@ class Backbone:
             start = getattr(config, "decoder_start_token_id", None)
             if start is not None:
                 return int(start)
-        return self.pad_token_id
+        # As transformers' generate does (T5Gemma).
+        begin = self.tokenizer.bos_token_id
+        return begin if isinstance(begin, int) else self.pad_token_id
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -244,7 +283,7 @@ class Backbone:
         if self.geometry.architecture == "encoder-decoder":
             states = self.encode(inputs)
             return self.decode(inputs, states=states)
-        output = self.model.base_model(**self._forward_arguments(inputs, positions))
+        output = self.body(**self._forward_arguments(inputs, positions))
         return cast("Tensor", output.last_hidden_state)
 
     def encode(self, inputs: BatchInputs) -> Float[Tensor, "B T H"]:
@@ -299,9 +338,7 @@ class Backbone:
             arguments["position_ids"] = positions
         if self.geometry.architecture == "causal":
             arguments["use_cache"] = False
-        elif inputs.token_type_ids is not None and can_accept(
-            self.model.base_model, "token_type_ids"
-        ):
+        elif inputs.token_type_ids is not None and can_accept(self.body, "token_type_ids"):
             arguments["token_type_ids"] = inputs.token_type_ids
         return arguments
 

@@ -117,4 +117,4 @@ def _list_stacks(backbone: Backbone) -> list[PreTrainedModel]:
     model = backbone.model
     if backbone.geometry.architecture == "encoder-decoder":
         return [model.get_encoder(), model.get_decoder()]
-    return [cast("PreTrainedModel", model.base_model)]
+    return [backbone.body]

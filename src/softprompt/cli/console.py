@@ -88,6 +88,12 @@ def print_status(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def print_progress(message: str) -> None:
+    """Print what is being done to stderr, if someone is watching: only in a terminal."""
+    if sys.stderr.isatty():
+        print_status(message)
+
+
 def print_status_now(message: str) -> None:
     """As `print_status`, from a signal handler, which may interrupt a write to the stream."""
     try:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version as version_of
@@ -19,7 +20,7 @@ from softprompt.cli.commands.predict import predict
 from softprompt.cli.commands.recipe_schema import print_recipe_schema
 from softprompt.cli.commands.show import show
 from softprompt.cli.commands.train import resume, train
-from softprompt.cli.console import report_errors
+from softprompt.cli.console import DEBUG, report_errors
 from softprompt.cli.options import Command
 
 _EXAMPLES: dict[Callable[..., None], str] = {
@@ -77,6 +78,19 @@ def main() -> None:
         # JSON is UTF-8 whatever the locale; a lone surrogate in a message must not raise an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if not os.environ.get(DEBUG):
+        _silence_libraries()
+    app()
+
+
+def _silence_libraries() -> None:
+    """Hide what other libraries log and draw, before they are imported; errors are still shown.
+
+    A download from the Hub keeps its bar: the Hub's client decides about it at each call.
+    """
+    # Notices that a family runs without a fast kernel, or that its configuration is old.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Bars, such as those of converting a GGUF file or of making a data set.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     # bitsandbytes warns at every matrix product that bf16 is cast to fp16.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    app()

@@ -22,6 +22,12 @@ RecipePath = Annotated[
 ArtifactPath = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="The folder of an artifact or of a run.")
 ]
+PromptBackbone = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone", metavar="NAME", help="The prompt's backbone, if it is in another place now."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change a setting; may be repeated."),

@@ -46,7 +46,7 @@ def is_table(source: str) -> bool:
 
 
 def read_table_rows(source: str, fields: Sequence[str]) -> Iterator[list[InputRow]]:
-    """The rows of a table, in groups of at most ``WINDOW``.
+    """The rows of a table with all its columns, in groups of at most ``WINDOW``.
 
     Raises:
         DataError: it cannot be read, or lacks a column.
@@ -55,7 +55,6 @@ def read_table_rows(source: str, fields: Sequence[str]) -> Iterator[list[InputRo
 
     table = read_data(source)
     check_columns(table, fields, where=source)
-    table = table.select_columns([*fields])
     for start in range(0, len(table), WINDOW):
         part = table.select(range(start, min(start + WINDOW, len(table)))).to_list()
         yield [InputRow(f"row {start + n}", row) for n, row in enumerate(part, 1)]

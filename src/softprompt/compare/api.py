@@ -26,6 +26,7 @@ from softprompt.compare.engines.select import EngineFactory, EngineName, open_en
 from softprompt.compare.lr_search import TrainedRun, search_learning_rate, select_best
 from softprompt.compare.protocol import Protocol, run_comparison
 from softprompt.compare.report.figures import draw_learning_rates
+from softprompt.compare.report.mistakes import describe_mistakes
 from softprompt.compare.report.prompts import describe_prompts
 from softprompt.compare.report.write import record_conditions, write_reports
 from softprompt.compare.results import (
@@ -39,6 +40,7 @@ from softprompt.compare.results import (
 from softprompt.compare.runner import ComparisonRunner
 from softprompt.compare.statistics import summarize_variants
 from softprompt.data import MaxRows, Table, read_splits
+from softprompt.data.table import to_text
 from softprompt.errors import DataError, RecipeError, TrainingError
 from softprompt.recipe import Recipe, RecipeSource, load_recipe
 from softprompt.tasks import Classify
@@ -283,14 +285,15 @@ def _run_plan(
             notify(skipped)
         selected, engine = baselines.select(plan.baselines), make_engine(protocol, runner)
         path = folder / "results.jsonl"
-        for event in run_comparison(
-            variants, selected, protocol=protocol, engine=engine, path=path
-        ):
+        results = run_comparison(variants, selected, protocol=protocol, engine=engine, path=path)
+        for event in results:
             notify(event)
             events.append(event)
         failed = [event for event in events if isinstance(event, Failed)]
         summaries = summarize_variants(_select_complete(events, failed))
-        extras = describe_prompts(summaries, folder, backbone=runner.backbone, tables=tables)
+        backbone = runner.backbone
+        extras = describe_mistakes(summaries, folder, backbone=backbone, test_set=test_set)
+        extras += describe_prompts(summaries, folder, backbone=backbone, tables=tables)
     conditions = record_conditions(base, protocol, folder=folder, tables=tables)
     write_reports(summaries, events, folder=folder, conditions=conditions, extras=extras)
     return Comparison(test_set.measure, (*summaries,), (*failed,), folder)
@@ -305,7 +308,7 @@ def _select_complete(events: Sequence[ResultEvent], failed: Sequence[Failed]) ->
 def _make_test_set(base: Recipe, tables: Mapping[str, Table]) -> HeldOutTest:
     rows, target = tables["test"].to_list(), get_target_column(base.task_settings)
     labels = find_labels(base.task_settings, tables["train"])
-    return HeldOutTest(rows, [str(row[target]) for row in rows], labels)
+    return HeldOutTest(rows, [to_text(row[target]) for row in rows], labels)
 
 
 def _without_limits(recipe: Recipe) -> Recipe:

@@ -15,6 +15,7 @@ from softprompt.compare.linear_probe import FeatureReader, fit_probe
 from softprompt.compare.results import BaselineSkipped, Cost
 from softprompt.data import Table
 from softprompt.data.inputs import Row
+from softprompt.data.table import to_text
 from softprompt.inference import predict_without_prompt
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, Task
@@ -116,7 +117,7 @@ class Baselines:
         return get_target_column(self.base.task_settings)
 
     def _fit_majority(self) -> Baseline:
-        return fit_majority([str(answer) for answer in self.tables["train"][self._target]])
+        return fit_majority([*map(to_text, self.tables["train"][self._target])])
 
     def _make_hard_prompt(self) -> Baseline:
         task = setup_hard_prompt(self.base, backbone=self.backbone, tables=self.tables)

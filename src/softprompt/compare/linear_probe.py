@@ -25,6 +25,7 @@ from softprompt.compare.results import Cost
 from softprompt.data.collate import group_by_length
 from softprompt.data.inputs import Row
 from softprompt.data.rendering import RenderedRow
+from softprompt.data.table import to_text
 from softprompt.injection.forward import forward
 from softprompt.tasks.base import gather_positions, pad_rows
 from softprompt.tasks.binding import make_plain_renderer
@@ -126,7 +127,7 @@ def fit_probe(
         target: the column of the right answers.
     """
     train_features, validation_features = reader.read(train), reader.read(validation)
-    labels, truth = ([str(row[target]) for row in rows] for rows in (train, validation))
+    labels, truth = ([to_text(row[target]) for row in rows] for rows in (train, validation))
     candidates = []
     for reading, strength in product(_READINGS, _STRENGTHS):
         fitted = _fit(train_features[reading], labels, strength)
@@ -135,7 +136,7 @@ def fit_probe(
     # Of equally good ones, max takes the first.
     _, reading, fitted = max(candidates, key=lambda candidate: candidate[0])
     trainable = sum(part.size for part in (fitted[-1].coef_, fitted[-1].intercept_))
-    parameters = sum(p.numel() for p in reader.backbone.model.base_model.parameters())
+    parameters = sum(p.numel() for p in reader.backbone.body.parameters())
     cost = Cost(trainable, parameters, _FP32_BYTES * trainable, 0.0, added=trainable)
     return Probe(reader, reading, fitted, cost)
 

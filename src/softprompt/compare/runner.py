@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from softprompt.backbone.loading import choose_dtype
+from softprompt.backbone.devices import choose_dtype
 from softprompt.backbone.model import Backbone
 from softprompt.compare.lr_search import RunSpec, TrainedRun
 from softprompt.compare.memory import MemoryMeter
 from softprompt.compare.results import Cost
 from softprompt.data import Table
 from softprompt.data.inputs import Row
+from softprompt.inference import read_answers
 from softprompt.recipe import Recipe
 from softprompt.train import ResolvedTraining, RunDir, run_recipe, setup_run
 from softprompt.train.config import resolve_training
@@ -91,7 +92,7 @@ class ComparisonRunner:
             )
 
         def predict(rows: Sequence[Row]) -> list[str]:
-            return [prediction.label for prediction in model.predict(rows)]
+            return read_answers(model.task, model.predict(rows), rows=rows)
 
         size = sum(file.stat().st_size for file in run.artifact.iterdir())
         memory = meter.added_bytes + _count_bytes(self.backbone)

@@ -3,6 +3,7 @@
 from softprompt.data.collate import Batch, Side, collate, group_by_length
 from softprompt.data.inputs import Row, RowsLike, as_row, iterate_rows, to_table
 from softprompt.data.loading import DataConfig, MaxRows, SplitSizes, digest_rows, read_splits
+from softprompt.data.readers import TextFormat
 from softprompt.data.rendering import RenderedRow, Renderer, make_renderer
 from softprompt.data.sources import read_data, read_source
 from softprompt.data.splits import DEFAULT_SPLIT, sample, split_rows
@@ -38,6 +39,7 @@ __all__ = [
     "SplitSizes",
     "Table",
     "Template",
+    "TextFormat",
     "as_row",
     "check_columns",
     "check_fields",

@@ -30,6 +30,9 @@ _DTYPE_NAMES = {
     torch.int32: "I32",
 }
 _CHUNK = 1 << 24
+# Unless a user sets the limit: that of all files, that of one file, and the part of the disk's free
+# space that one file may take.
+_DEFAULT_LIMIT, _DEFAULT_FILE_LIMIT, _DEFAULT_SHARE = 16 * 10**9, 2 * 10**9, 10
 _UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)
 
 
@@ -60,18 +63,21 @@ class DiskCache:
     Args:
         folder: the folder; it is created when it is needed.
         limit: the most bytes of all files.
+        is_default: whether the limit is the default one. Then no file has more than 2 GB, or more
+            than a tenth of the space that is free without the cache.
     """
 
     folder: Path
     limit: int
+    is_default: bool = False
 
     def has_room(self, shape: StateShape) -> bool:
-        """Whether a file of this shape is within the limit and fits on the disk."""
-        if shape.size > self.limit:
-            return False
+        """Whether a file of this shape is within the limits and fits on the disk."""
         existing = next(p for p in (self.folder, *self.folder.parents) if p.exists())
         used = sum(stat.st_size for _, stat in self._list_files())
-        return shape.size < shutil.disk_usage(existing).free + used
+        room = shutil.disk_usage(existing).free + used
+        most = min(_DEFAULT_FILE_LIMIT, room // _DEFAULT_SHARE) if self.is_default else room - 1
+        return shape.size <= min(self.limit, most)
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
@@ -159,13 +165,17 @@ class DiskCache:
             path.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def open_user_cache(gigabytes: float) -> DiskCache:
+def open_user_cache(gigabytes: float | None) -> DiskCache:
     """The disk cache in the user's cache folder.
 
     Args:
-        gigabytes: the limit of all files together, in units of 10^9 bytes.
+        gigabytes: the limit of all files together, in units of 10^9 bytes; None for the default,
+            which also limits the size of each file.
     """
-    return DiskCache(cache_folder() / "states", int(gigabytes * 10**9))
+    folder = cache_folder() / "states"
+    if gigabytes is None:
+        return DiskCache(folder, _DEFAULT_LIMIT, is_default=True)
+    return DiskCache(folder, int(gigabytes * 10**9))
 
 
 def _header(key: str, shape: StateShape, checksum: int) -> bytes:

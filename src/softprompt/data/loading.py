@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from softprompt.data.readers import TextFormat
 from softprompt.data.sources import read_source
 from softprompt.data.splits import sample, split_rows
-from softprompt.data.table import Table, map_values
+from softprompt.data.table import Table, drop_gaps, is_missing, map_values, to_text
 from softprompt.errors import FaultCollector, UnreachableError
 
 
@@ -53,6 +54,28 @@ class DataConfig(_RecipeTable):
     group_by: str | None = Field(
         None, description="A column; rows that have the same value in it are in the same split."
     )
+    separator: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="The character between the cells of csv and tsv files. Left out: that of the "
+        "suffix, or another one that the first line has instead.",
+    )
+    encoding: str | None = Field(
+        None,
+        description="The encoding of files of text, such as `cp1252`. Left out: UTF-8, or what a "
+        "byte order mark says.",
+    )
+    header: bool | None = Field(
+        None,
+        description="Whether the first line of csv, tsv and xlsx files has the names of the "
+        "columns; if not, they are `column_1`, `column_2`, …. Left out: it has, and a first line "
+        "that seems to be a row is refused.",
+    )
+    drop_missing: list[str] = Field(
+        [],
+        description="Columns; rows that have no value in one of them are left out.",
+    )
     value_map: dict[str, dict[str, str]] = Field(
         {},
         description="New names for the values of a column: "
@@ -66,6 +89,11 @@ class DataConfig(_RecipeTable):
         description="The most tokens of a row, soft tokens included; longer text is truncated. "
         "Left out: the backbone's limit.",
     )
+
+    @property
+    def text_format(self) -> TextFormat:
+        """How files of text are written."""
+        return TextFormat(self.separator, self.encoding, self.header)
 
 
 def read_splits(data: DataConfig, *, seed: int) -> dict[str, Table]:
@@ -110,7 +138,7 @@ def read_sources(data: DataConfig, collector: FaultCollector) -> dict[str, Table
         if data_set in unreachable:
             continue
         try:
-            table = collector.attempt(read_source, source)
+            table = collector.attempt(read_source, source, text_format=data.text_format)
         except UnreachableError:
             if not collector.keep_going:
                 raise
@@ -133,7 +161,7 @@ def complete_splits(
     splits: Collection[str],
     collector: FaultCollector,
 ) -> dict[str, Table]:
-    """Map values, split missing splits off the training rows, and sample to the limits.
+    """Drop gaps, map values, split missing splits off the training rows, sample to the limits.
 
     Args:
         sources: the rows by split, as they were read.
@@ -149,8 +177,8 @@ def complete_splits(
     """
     tables = dict(sources)
     for name, table in sources.items():
-        mapped = collector.attempt(map_values, table, data.value_map, where=f"the {name} data")
-        tables[name] = table if mapped is None else mapped
+        prepared = collector.attempt(_prepare_rows, table, data, where=f"the {name} data")
+        tables[name] = table if prepared is None else prepared
     if "train" in tables:
         parts = collector.attempt(split_off, tables["train"], data, seed=seed, splits=splits)
         tables |= parts or {}
@@ -158,6 +186,12 @@ def complete_splits(
         if limit is not None and name in tables:
             tables[name] = sample(tables[name], min(limit, len(tables[name])), seed=seed)
     return tables
+
+
+def _prepare_rows(rows: Table, data: DataConfig, *, where: str) -> Table:
+    """Leave out rows without a value, and map values."""
+    complete = drop_gaps(rows, data.drop_missing, where=where)
+    return map_values(complete, data.value_map, where=where)
 
 
 def split_off(
@@ -192,5 +226,10 @@ def digest_rows(table: Table, columns: Sequence[str]) -> str:
     """A hash of the rows' contents in these columns, independent of the file format."""
     digest = hashlib.sha256()
     for row in table.select_columns(sorted(set(columns))):
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+        numbers = {
+            name: to_text(value)
+            for name, value in row.items()
+            if isinstance(value, int | float) and not is_missing(value)
+        }
+        digest.update(json.dumps(row | numbers, sort_keys=True, default=str).encode())
     return digest.hexdigest()

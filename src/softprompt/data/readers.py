@@ -2,10 +2,12 @@
 
 Nothing is cached on disk, so an edited file is read again and the user's folders stay clean. Text
 is parsed here, not by the library ``datasets``, because an error message needs the line number, and
-because ``NA`` and ``None`` can be labels.
+because a cell stays the text that it is: ``NA`` and ``None`` can be labels, ``3.1`` and ``3.10``
+are two.
 """
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -14,15 +16,25 @@ import lzma
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from softprompt.data.table import Table, check_duplicate_names, make_table
-from softprompt.errors import DataError, format_unknown
+from softprompt.data.table import (
+    Table,
+    check_duplicate_names,
+    is_missing,
+    make_table,
+    name_classes,
+    to_text,
+)
+from softprompt.errors import DataError, MissingPackageError, format_unknown
 
-FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx")
 _OPENERS: Mapping[str, Callable[[Path], BinaryIO]] = {
     ".gz": lambda path: cast("BinaryIO", gzip.open(path)),  # noqa: SIM115  # the caller closes it
     ".bz2": lambda path: cast("BinaryIO", bz2.open(path)),  # noqa: SIM115  # the caller closes it
@@ -30,8 +42,48 @@ _OPENERS: Mapping[str, Callable[[Path], BinaryIO]] = {
 }
 # Python writes these words for numbers that JSON does not have; NaN is a missing value.
 _CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
-_INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
-_FLOAT = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+# The longer mark first: that of UTF-32 begins with that of UTF-16.
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_SEPARATORS = (",", ";", "\t", "|")
+_EXCEL_SEPARATOR = re.compile(r"sep=(.)\r?\n")
+# So many bytes or characters show whether it is UTF-16.
+_BEGINNING = 1000
+# A column with more values is not one of labels.
+_MAX_LABELS = 50
+
+NumberedCells = tuple[int, list[str]]
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How text files are written; what is None is recognised.
+
+    Args:
+        separator: the character between the cells of csv and tsv files. None: that of the suffix;
+            or the one of ``, ; |`` and tab that the first line has instead.
+        encoding: of all files of text, such as ``cp1252``; None: UTF-8, or what a byte order mark
+            says.
+        header: whether the first line of csv, tsv and xlsx files has the names of the columns. If
+            not, they are called ``column_1``, ``column_2`` and so on. None: it has; a first line
+            that seems to be a row is refused.
+
+    Examples:
+        >>> TextFormat(separator=";", encoding="cp1252").header is None
+        True
+    """
+
+    separator: str | None = None
+    encoding: str | None = None
+    header: bool | None = None
+
+
+AS_IT_SEEMS = TextFormat()
 
 
 def detect_format(path: Path) -> str:
@@ -40,32 +92,40 @@ def detect_format(path: Path) -> str:
     return uncompressed.suffix.lower()
 
 
-def read_file(path: Path) -> Table:
+def read_file(
+    path: Path, *, text_format: TextFormat = AS_IT_SEEMS, sheet: str | None = None
+) -> Table:
     """Read one table.
 
     Args:
         path: the file.
+        text_format: how a file of text is written.
+        sheet: of a workbook; may be left out if only one has rows.
 
     Returns:
         Its rows, in memory.
 
     Raises:
         DataError: the file is missing or damaged, has an unknown format, or has no rows.
+        MissingPackageError: the reader of workbooks is not installed.
     """
     _check_exists(path)
     match detect_format(path):
         case ".csv":
-            columns = _read_separated(path, ",")
+            columns = _read_separated(path, ",", text_format)
         case ".tsv":
-            columns = _read_separated(path, "\t")
+            columns = _read_separated(path, "\t", text_format)
         case ".json" | ".jsonl" | ".ndjson":
-            columns = _collect_columns(_read_records(path))
+            text = _read_text(path, text_format.encoding)
+            columns = _collect_columns(_read_records(path, text))
         case ".parquet":
             return _read_parquet(path)
+        case ".xlsx":
+            columns = _name_cells(path, _read_sheet(path, sheet), header=text_format.header)
         case other:
             msg = (
                 f"{path}: {format_unknown('file format', other, options=FORMATS)} "
-                f"All but .parquet may also end in {', '.join(_OPENERS)}."
+                f"Files of text may also end in {', '.join(_OPENERS)}."
             )
             raise DataError(msg)
     return _make_file_table(path, columns)
@@ -100,80 +160,232 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(msg) from error
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, encoding: str | None) -> str:
     raw = _read_bytes(path)
+    marked = next((name for mark, name in _BYTE_ORDER_MARKS.items() if raw.startswith(mark)), None)
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode(marked or encoding or "utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        # The position does not count a byte order mark.
-        start = error.start + len(raw) - len(error.object)
-        line = raw.count(b"\n", 0, start) + 1
+        raise DataError(_describe_undecodable(path, raw, error, encoding)) from error
+    except (LookupError, ValueError) as error:
         msg = (
-            f"{path} is not valid UTF-8: byte 0x{raw[start]:02x} at offset {start} (line {line}) "
-            f"cannot be read. Save the file as UTF-8."
+            f"data.encoding is {encoding!r}, which is not an encoding of text. Set it to one, such "
+            "as utf-8, cp1252, utf-16 or shift_jis."
         )
         raise DataError(msg) from error
+    if "\x00" in text[:_BEGINNING]:
+        msg = f"{path} has zero bytes between its characters. {_suggest_encoding(raw, 0)}"
+        raise DataError(msg)
     if not text.strip():
         raise DataError(_describe_no_rows(path))
     return text
+
+
+def _describe_undecodable(
+    path: Path, raw: bytes, error: UnicodeDecodeError, encoding: str | None
+) -> str:
+    """Which byte cannot be read, and what its line is in the commonest other encoding."""
+    # The position does not count a byte order mark.
+    start = error.start + len(raw) - len(error.object)
+    line = raw.count(b"\n", 0, start) + 1
+    fault = (
+        f"{path} is not valid {error.encoding.upper()}: byte 0x{raw[start]:02x} at offset {start} "
+        f"(line {line}) cannot be read."
+    )
+    if encoding is not None:
+        return f"{fault} Save the file as UTF-8, or correct data.encoding in the recipe."
+    return f"{fault} {_suggest_encoding(raw, start)}"
+
+
+def _suggest_encoding(raw: bytes, start: int) -> str:
+    """What the encoding may be, by what the byte at ``start`` and those around it are in it."""
+    begin = max(raw.rfind(b"\n", 0, start) + 1, start - 20)
+    sample = raw[begin : start + 20].partition(b"\n")[0].decode("cp1252", "replace").strip()
+    name, why = "cp1252", f"Windows, Latin-1, in which it reads {sample!r}"
+    if b"\x00" in raw[:_BEGINNING]:
+        name = "utf-16-be" if raw.index(b"\x00") % 2 == 0 else "utf-16-le"
+        why = "UTF-16 without a byte order mark"
+    return (
+        "Save the file as UTF-8, or set data.encoding in the recipe (for init: --encoding); it may "
+        f'be "{name}" ({why}).'
+    )
 
 
 def _describe_no_rows(path: Path) -> str:
     return f"{path} has no rows. At least one row is needed."
 
 
-def _read_separated(path: Path, separator: str) -> dict[str, list[object]]:
-    """The columns of a csv or tsv file; an empty cell is a missing value."""
-    lines = _parse_lines(path, _read_text(path), separator=separator)
-    _, names = lines[0]
-    check_duplicate_names(names, where=str(path))
-    for number, cells in lines:
+def _read_separated(path: Path, usual: str, text_format: TextFormat) -> dict[str, list[object]]:
+    """The columns of a csv or tsv file."""
+    text = _read_text(path, text_format.encoding)
+    declared = _EXCEL_SEPARATOR.match(text)
+    if declared is not None:  # Excel's own first line
+        text = text[declared.end() :]
+    separator = text_format.separator or (declared and declared[1])
+    lines = None if separator else _parse_with_another_separator(text, usual)
+    lines = lines or _parse_lines(path, text, separator or usual)
+    return _name_cells(path, lines, header=text_format.header)
+
+
+def _name_cells(
+    path: Path, lines: Sequence[NumberedCells], *, header: bool | None
+) -> dict[str, list[object]]:
+    """The columns of lines, of which the first has the names; an empty cell is a missing value."""
+    if not lines:
+        raise DataError(_describe_no_rows(path))
+    rows = lines if header is False else lines[1:]
+    names = [f"column_{n}" for n in range(1, len(lines[0][1]) + 1)]
+    if header is not False:
+        names = list(lines[0][1])
+    for number, cells in rows:
         if len(cells) != len(names):
             msg = (
                 f"line {number} of {path} has {len(cells)} cells, but the header has {len(names)} "
-                f"columns ({', '.join(names)}). Put cells that contain the separator in quotes."
+                f"columns ({', '.join(names)}). Put cells that contain the separator in quotes, or "
+                "name another one by data.separator in the recipe (for init: --separator)."
             )
             raise DataError(msg)
+    columns = [[cells[at] for _, cells in rows] for at in range(len(names))]
+    if header is not False:
+        _check_header(path, rows, names=names, is_sure=header is True)
+    check_duplicate_names(names, where=str(path))
     return {
-        name: _convert_cells([cells[i] for _, cells in lines[1:]]) for i, name in enumerate(names)
+        name: [cell or None for cell in cells] for name, cells in zip(names, columns, strict=True)
     }
 
 
-def _parse_lines(path: Path, text: str, *, separator: str) -> list[tuple[int, list[str]]]:
+def _check_header(
+    path: Path, rows: Sequence[NumberedCells], *, names: Sequence[str], is_sure: bool
+) -> None:
+    """Check that the first line is not a row: its label would be a value of its own column."""
+    repeated = [number for number, cells in rows if cells == names and len(names) > 1]
+    for at, name in enumerate(names):
+        values = Counter(cells[at] for _, cells in rows)
+        others = values[name] - len(repeated)
+        if not is_sure and name and others > 1 and len(values) <= _MAX_LABELS:
+            msg = (
+                f"the first line of {path} ({', '.join(map(repr, names))}) seems to be a row, not "
+                f"the names of the columns: {name!r} is a value of {values[name]} rows. Write the "
+                "names into the first line; or set data.header in the recipe, to false if it is a "
+                "row (the columns are then column_1, column_2, …), to true if it has the names "
+                "(for init: --no-header or --header)."
+            )
+            raise DataError(msg)
+    if repeated:
+        msg = (
+            f"line {repeated[0]} of {path} repeats the names of the columns, as in files that were "
+            "joined. Remove that line."
+        )
+        raise DataError(msg)
+
+
+def _parse_with_another_separator(text: str, usual: str) -> list[NumberedCells] | None:
+    """The rows, divided by another separator than the usual one.
+
+    None if the first line has the usual one, or no other. One that divides all rows equally is
+    preferred.
+    """
+    first, parsed = text.lstrip("\r\n").partition("\n")[0], []
+    with suppress(csv.Error):
+        if len(_split_cells(first, usual)[0][1]) > 1:
+            return None
+    for separator in (s for s in _SEPARATORS if s in first and s != usual):
+        with suppress(csv.Error):
+            parsed.append(_split_cells(text, separator))
+    divided = [lines for lines in parsed if len(lines[0][1]) > 1]
+    alike = [lines for lines in divided if len({len(cells) for _, cells in lines}) == 1]
+    return next(iter(alike or divided), None)
+
+
+def _parse_lines(path: Path, text: str, separator: str) -> list[NumberedCells]:
     """The rows that are not blank, each with the number of its last line."""
+    try:
+        return _split_cells(text, separator)
+    except csv.Error as error:
+        reason, number = error.args
+        msg = (
+            f"line {number} of {path} cannot be read: {reason}. Inside a quoted cell, "
+            'write a quote as "".'
+        )
+        raise DataError(msg) from error
+    except (TypeError, ValueError) as error:
+        msg = (
+            f"data.separator is {separator!r}, which cannot separate cells. Write one character, "
+            'such as ";", or "\\t" for a tab.'
+        )
+        raise DataError(msg) from error
+
+
+def _split_cells(text: str, separator: str) -> list[NumberedCells]:
+    """The rows that are not blank, each with the number of its last line.
+
+    Raises:
+        csv.Error: a row cannot be read; its second argument is the line's number.
+        ValueError: the separator is not a valid one.
+    """
+    if separator in {"\r", "\n", '"'}:
+        raise ValueError(separator)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     limit = csv.field_size_limit(sys.maxsize)  # a document may be longer than the 128 Ki default
     try:
         return [(reader.line_num, cells) for cells in reader if cells]
     except csv.Error as error:
-        msg = (
-            f"line {reader.line_num} of {path} cannot be read: {error}. Inside a quoted cell, "
-            'write a quote as "".'
-        )
-        raise DataError(msg) from error
+        raise csv.Error(str(error), reader.line_num) from error
     finally:
         csv.field_size_limit(limit)
 
 
-def _convert_cells(cells: Sequence[str]) -> list[object]:
-    """Convert cells to numbers if all of them are plain numbers (007 and NA are text)."""
-    filled = [cell for cell in cells if cell]
-    if filled and all(_INTEGER.fullmatch(cell) for cell in filled):
-        return [int(cell) if cell else None for cell in cells]
-    if filled and all(_FLOAT.fullmatch(cell) for cell in filled):
-        return [float(cell) if cell else None for cell in cells]
-    return [cell or None for cell in cells]
+def _read_sheet(path: Path, sheet: str | None) -> list[NumberedCells]:
+    """The rows of a sheet that are not empty, each with its number; cells become text."""
+    try:
+        from openpyxl import load_workbook
+    except ImportError as error:
+        msg = (
+            f"{path} is an Excel workbook, whose reader is not installed. Install it with: pip "
+            "install 'softprompt[excel]', or save the sheet as csv."
+        )
+        raise MissingPackageError(msg) from error
+    try:
+        workbook = load_workbook(path, read_only=True, data_only=True)
+        sheets = {name: _number_cells(workbook[name].values) for name in workbook.sheetnames}
+        workbook.close()
+    except Exception as error:  # the library raises errors of many kinds
+        msg = (
+            f"{path} is not a readable Excel workbook ({error}). Save it again, or save it as csv."
+        )
+        raise DataError(msg) from error
+    filled = [name for name, lines in sheets.items() if lines]
+    if sheet in sheets:
+        return sheets[sheet]
+    if sheet in {None, "train"} and len(filled) <= 1:
+        return sheets[filled[0]] if filled else []
+    example = f"{path}[{filled[0]}]" if filled else ""
+    fault = f"has no sheet {sheet!r}; it has" if sheet else "has several sheets:"
+    msg = f"{path} {fault} {', '.join(filled)}. Name one of them, such as {example}."
+    raise DataError(msg)
 
 
-def _read_records(path: Path) -> list[dict[str, object]]:
-    """The objects of a json list, or of a file with one object per line."""
-    text = _read_text(path)
-    if detect_format(path) == ".json" and text.lstrip().startswith("["):
+def _number_cells(rows: Iterable[Sequence[object]]) -> list[NumberedCells]:
+    lines = [
+        (number, ["" if is_missing(cell) else to_text(cell) for cell in row])
+        for number, row in enumerate(rows, 1)
+    ]
+    lines = [(number, cells) for number, cells in lines if any(cells)]
+    width = max((at for _, cells in lines for at, cell in enumerate(cells, 1) if cell), default=0)
+    return [(number, (cells + [""] * width)[:width]) for number, cells in lines]
+
+
+def _read_records(path: Path, text: str) -> list[dict[str, object]]:
+    """The objects of a list, of a file with one object per line, or one after the other."""
+    start = text.lstrip()
+    # Not splitlines(): a JSON string may contain U+2028 and other line separators.
+    lines = [(at, line) for at, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if start.startswith("[") and (len(lines) > 1 or detect_format(path) == ".json"):
         items = [(1, item) for item in cast("list[object]", _parse_json(path, text, first=1))]
+    elif start.startswith("{") and lines[0][1].rstrip().endswith(("{", "[", ",")):
+        items = _parse_objects(path, text)
     else:
-        # Not splitlines(): a JSON string may contain U+2028 and other line separators.
-        lines = enumerate(text.split("\n"), 1)
-        items = [(at, _parse_json(path, line, first=at)) for at, line in lines if line.strip()]
+        items = [(at, _parse_json(path, line, first=at)) for at, line in lines]
     for number, item in items:
         if not isinstance(item, dict):
             msg = (
@@ -181,7 +393,51 @@ def _read_records(path: Path) -> list[dict[str, object]]:
                 'such as {"text": "…", "label": "…"} is needed.'
             )
             raise DataError(msg)
-    return [item for _, item in items if isinstance(item, dict)]
+    records = [item for _, item in items if isinstance(item, dict)]
+    if len(records) == 1:
+        _check_one_row(path, records[0])
+    return records
+
+
+def _parse_objects(path: Path, text: str) -> list[tuple[int, object]]:
+    """Objects that are written over several lines, each with the number of its first line."""
+    decoder = json.JSONDecoder(parse_constant=_CONSTANTS.__getitem__)
+    items: list[tuple[int, object]] = []
+    at = len(text) - len(text.lstrip())
+    while at < len(text):
+        try:
+            item, end = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise DataError(_describe_json_fault(path, error, first=1)) from error
+        items.append((text.count("\n", 0, at) + 1, cast("object", item)))
+        rest = text[end:]
+        at = end + len(rest) - len(rest.lstrip())
+    return items
+
+
+def _check_one_row(path: Path, record: Mapping[str, object]) -> None:
+    """Check that a single object is a row, not a whole table in another form."""
+    values = list(record.values())
+    rows = [name for name, value in record.items() if _is_list_of_rows(value)]
+    if rows:
+        msg = (
+            f"{path} is one object, whose rows seem to be the list under {rows[0]!r}. Save that "
+            "list alone, or one object per line."
+        )
+        raise DataError(msg)
+    for kind in (list, dict):
+        sizes = {len(value) if isinstance(value, kind) else -1 for value in values}
+        if len(values) > 1 and len(sizes) == 1 and max(sizes) > 1:
+            msg = (
+                f"{path} is one object with a {kind.__name__} for each column "
+                f"({', '.join(record)}). Save one object per row instead, in pandas by "
+                "to_json(path, orient='records', lines=True)."
+            )
+            raise DataError(msg)
+
+
+def _is_list_of_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
 
 
 def _parse_json(path: Path, text: str, *, first: int) -> object:
@@ -189,11 +445,14 @@ def _parse_json(path: Path, text: str, *, first: int) -> object:
     try:
         return cast("object", json.loads(text, parse_constant=_CONSTANTS.__getitem__))
     except json.JSONDecodeError as error:
-        msg = (
-            f"line {first + error.lineno - 1} of {path} is not valid JSON: {error.msg} at column "
-            f"{error.colno}. Write one object per line, or a .json file with one list of objects."
-        )
-        raise DataError(msg) from error
+        raise DataError(_describe_json_fault(path, error, first=first)) from error
+
+
+def _describe_json_fault(path: Path, error: json.JSONDecodeError, *, first: int) -> str:
+    return (
+        f"line {first + error.lineno - 1} of {path} is not valid JSON: {error.msg} at column "
+        f"{error.colno}. Write one object per line, or a .json file with one list of objects."
+    )
 
 
 def _collect_columns(records: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
@@ -224,4 +483,4 @@ def _read_parquet(path: Path) -> Table:
         raise DataError(msg) from error
     if len(rows) == 0:
         raise DataError(_describe_no_rows(path))
-    return rows
+    return name_classes(rows)

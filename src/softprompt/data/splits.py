@@ -6,7 +6,7 @@ from hashlib import blake2b
 from types import MappingProxyType
 from typing import TypeVar
 
-from softprompt.data.table import Table, check_columns
+from softprompt.data.table import Table, check_columns, to_text
 from softprompt.errors import DataError
 
 Item = TypeVar("Item")
@@ -117,7 +117,7 @@ def _group_rows(rows: Table, column: str) -> dict[Hashable, list[int]]:
     """The indices of the rows of each value of a column."""
     check_columns(rows, [column], where="the data to split")
     groups: dict[Hashable, list[int]] = {}
-    for index, value in enumerate(rows[column]):
+    for index, value in enumerate(rows[column][:]):
         groups.setdefault(value, []).append(index)
     return groups
 
@@ -147,7 +147,8 @@ def _split_by_groups(
 ) -> dict[str, list[int]]:
     """Assign each group, in shuffled order, to the least full split; no split stays empty."""
     parts: dict[str, list[int]] = {name: [] for name in shares}
-    order = _shuffle(list(groups), seed=seed, key=repr)
+    # A number and its text, as a csv file has it, are in the same place.
+    order = _shuffle(list(groups), seed=seed, key=lambda value: repr(to_text(value)))
     for assigned, value in enumerate(order):
         indices = groups[value]
         empty = [name for name, part in parts.items() if not part]

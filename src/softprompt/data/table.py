@@ -1,8 +1,11 @@
 """Tables of rows: their columns and labels, and checks on both."""
 
+import json
 import math
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,8 +19,72 @@ if TYPE_CHECKING:
 Table: TypeAlias = "datasets.Dataset"
 
 _FLOATS = ("float", "double", "halffloat")
+_TEXTS = ("string", "large_string")
 # What the names of Arrow's types of text and numbers begin with.
-_SCALARS = ("string", "large_string", "bool", "int", "uint", "null", *_FLOATS)
+_SCALARS = (*_TEXTS, "bool", "int", "uint", "null", *_FLOATS)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NO_VALUES = {"nan", "none", "null", "na", "n/a", "<na>", "nat"}
+# The most labels that a message lists.
+_MAX_LISTED = 20
+# Beyond it a float does not stand for one whole number.
+_EXACT = 2.0**53
+
+
+def to_text(value: object) -> str:
+    """The text of a cell, the same whatever the other cells of its column are.
+
+    A text is not changed. A number that is whole has no point, since whole numbers become floats
+    in a column with a fraction or a gap.
+
+    Args:
+        value: a text, a number or a truth value.
+
+    Returns:
+        The text.
+
+    Raises:
+        DataError: the value is missing.
+
+    Examples:
+        >>> to_text(2.0), to_text(2), to_text(2.5), to_text("2.50")
+        ('2', '2', '2.5', '2.50')
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        msg = "a cell has no value. Give it text or a number."
+        raise DataError(msg)
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return str(int(value))
+    return str(value)
+
+
+def list_text_columns(rows: Table) -> list[str]:
+    """The columns of text, without those that have nothing but numbers.
+
+    Args:
+        rows: the data; in a csv file numbers are text, too.
+
+    Returns:
+        The names, in the data's order.
+    """
+    types = {name: str(rows.data.schema.field(name).type) for name in rows.column_names}
+    return [n for n in types if types[n] in _TEXTS and not has_numbers_only(rows, n)]
+
+
+def has_numbers_only(rows: Table, column: str) -> bool:
+    """Whether all cells of a text column that are not empty are numbers, and one is.
+
+    Args:
+        rows: the data.
+        column: a column of text.
+    """
+    filled = False
+    for cell in rows[column][:]:
+        if is_missing(cell):
+            continue
+        if not _NUMBER.fullmatch(str(cell)):
+            return False
+        filled = True
+    return filled
 
 
 def check_columns(rows: Table, names: Iterable[str], *, where: str) -> None:
@@ -76,7 +143,7 @@ def map_values(rows: Table, names: Mapping[str, Mapping[str, str]], *, where: st
     """
     check_columns(rows, names, where=where)
     for column, words in names.items():
-        values = [str(value) for value in rows[column]]
+        values = [to_text(value) for value in rows[column][:]]
         unnamed = Counter(value for value in values if value not in words)
         if unnamed:
             listed = _format_counts(dict(sorted(unnamed.items())))
@@ -169,24 +236,82 @@ def _describe_missing(missing: Sequence[str], present: Sequence[str], *, where: 
     return f"{where} has no {noun} {listed}. It has: {', '.join(sorted(present))}.{hint}"
 
 
+def drop_gaps(rows: Table, columns: Sequence[str], *, where: str) -> Table:
+    """Leave out rows without a value in one of some columns.
+
+    Args:
+        rows: the data.
+        columns: the columns.
+        where: the name of the data in messages.
+
+    Returns:
+        The other rows.
+
+    Raises:
+        DataError: a column is missing, or no row is left.
+    """
+    check_names(columns, rows.column_names, where=where)
+    lines = zip(*(rows[name][:] for name in columns), strict=True)
+    kept = [index for index, cells in enumerate(lines) if not any(map(is_missing, cells))]
+    if not columns or len(kept) == len(rows):
+        return rows
+    if not kept:
+        msg = (
+            f"no row of {where} has a value in {' and '.join(map(repr, columns))}, which "
+            "data.drop_missing names. Fill some cells, or correct the names."
+        )
+        raise DataError(msg)
+    return rows.select(kept)
+
+
 def _check_complete(rows: Table, name: str, *, where: str) -> None:
-    """Check that a column has a value in every row; NaN is a missing value, as in pandas."""
-    column = rows.data.column(name)
-    # The Arrow table may have more rows than this selection, so nulls there are only a hint.
-    if column.null_count == 0 and not str(column.type).startswith(_FLOATS):
+    """Check that a column has a value in every row."""
+    if not _may_have_gaps(rows, name):
         return
-    empty = [index for index, value in enumerate(rows[name]) if _is_missing(value)]
+    cells = rows[name][:]
+    empty = [index for index, value in enumerate(cells) if is_missing(value)]
     if empty:
         count = "1 row has" if len(empty) == 1 else f"{len(empty)} rows have"
+        blank = any(isinstance(cells[index], str) for index in empty)
         msg = (
             f"{count} no value in column {name!r} of {where} ({len(rows)} rows); the first is row "
-            f"{empty[0]} (counted from 0). Fill the cells or leave those rows out."
+            f"{empty[0]} (counted from 0). {'Blank text is not a value. ' * blank}Fill the cells "
+            f"or leave those rows out (in a recipe: data.drop_missing = [{_quote(name)}])."
         )
         raise DataError(msg)
 
 
-def _is_missing(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def _may_have_gaps(rows: Table, name: str) -> bool:
+    """Whether a column may lack values.
+
+    The Arrow table may have more rows than this selection, so this is only a hint.
+    """
+    import pyarrow.compute as pc
+
+    column = rows.data.column(name)
+    kind = str(column.type)
+    if column.null_count or kind.startswith(_FLOATS):
+        return True
+    if kind not in _TEXTS:
+        return kind.startswith(_TEXTS)  # a view, which Arrow cannot trim
+    return bool(pc.any(pc.equal(pc.utf8_trim_whitespace(column), "")).as_py())
+
+
+def is_missing(value: object) -> bool:
+    """Whether a cell has no value: null, NaN, or text that is empty or blank.
+
+    Args:
+        value: of the cell.
+    """
+    match value:
+        case None:
+            return True
+        case float():
+            return math.isnan(value)
+        case str():
+            return not value.strip()
+        case _:
+            return False
 
 
 def collect_labels(rows: Table, column: str) -> tuple[str, ...]:
@@ -240,7 +365,7 @@ def check_labels(rows: Table, column: str, *, known: Iterable[str], split: str) 
 
 def _count_labels(rows: Table, column: str, *, where: str) -> Counter[str]:
     check_columns(rows, [column], where=where)
-    return Counter(str(value) for value in rows[column])
+    return Counter(map(to_text, rows[column][:]))
 
 
 def _format_counts(counts: Mapping[str, int]) -> str:
@@ -250,13 +375,78 @@ def _format_counts(counts: Mapping[str, int]) -> str:
 
 def _check_whitespace(counts: Counter[str], column: str) -> None:
     """Check that no two labels differ only in surrounding whitespace."""
+    for group in _group_labels(counts, str.strip):
+        msg = (
+            f"labels in column {column!r} differ only in whitespace: {_format_counts(group)}. "
+            f"Write all of them as {next(iter(group)).strip()!r}, or join them in the recipe: "
+            f"{_format_value_map(column, join_labels(counts, str.strip))}"
+        )
+        raise DataError(msg)
+
+
+def describe_labels(counts: Mapping[str, int], column: str) -> list[str]:
+    """Describe labels that may be the same one, or none.
+
+    Args:
+        counts: the number of rows of each label.
+        column: the column of the labels.
+
+    Returns:
+        A sentence or two for each group of labels that differ only in case or spacing, with the
+        ``data.value_map`` that joins all groups, and one for labels that look like missing values.
+    """
+    groups = [_format_counts(group) for group in _group_labels(counts, fold_label)]
+    notes = [f"labels in column {column!r} differ only in case or spacing: {g}" for g in groups]
+    if notes:
+        value_map = _format_value_map(column, join_labels(counts, fold_label))
+        notes[-1] += f". If they are the same, join them in the recipe: {value_map}"
+    missing = {label: n for label, n in counts.items() if label.strip().casefold() in _NO_VALUES}
+    if missing:
+        notes.append(
+            f"labels in column {column!r} look like missing values: {_format_counts(missing)}. If "
+            "they are, leave those rows out"
+        )
+    return notes
+
+
+def fold_label(label: str) -> str:
+    """A label without what people write differently: case, spacing and forms of characters."""
+    return " ".join(unicodedata.normalize("NFKC", label).split()).casefold()
+
+
+def join_labels(counts: Mapping[str, int], fold: Callable[[str], str]) -> dict[str, str]:
+    """The values of ``data.value_map`` that join labels.
+
+    Args:
+        counts: the number of rows of each label.
+        fold: which is the same for labels that are to be joined.
+
+    Returns:
+        For every label the commonest one of its group, without spaces around it.
+    """
+    commonest: dict[str, str] = {}
+    for label in sorted(counts, key=lambda label: (-counts[label], label)):
+        commonest.setdefault(fold(label), label.strip())
+    return {label: commonest[fold(label)] for label in sorted(counts)}
+
+
+def _group_labels(counts: Mapping[str, int], fold: Callable[[str], str]) -> list[Mapping[str, int]]:
+    """The groups of several labels that are the same when they are folded."""
     groups: dict[str, dict[str, int]] = {}
     for label, count in sorted(counts.items()):
-        groups.setdefault(label.strip(), {})[label] = count
-    for stripped, group in groups.items():
-        if len(group) > 1:
-            msg = (
-                f"labels in column {column!r} differ only in whitespace: {_format_counts(group)}. "
-                f"Write all of them as {stripped!r}."
-            )
-            raise DataError(msg)
+        groups.setdefault(fold(label), {})[label] = count
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _format_value_map(column: str, names: Mapping[str, str]) -> str:
+    """The line of a recipe; of many labels only those that get another name."""
+    pairs = [f"{_quote(label)} = {_quote(name)}" for label, name in names.items()]
+    if len(pairs) > _MAX_LISTED:
+        changed = [f"{_quote(n)} = {_quote(m)}" for n, m in names.items() if n != m]
+        pairs = [*changed, "and every other label as it is"]
+    return f"data.value_map = {{ {_quote(column)} = {{ {', '.join(pairs)} }} }}"
+
+
+def _quote(text: str) -> str:
+    """A text as TOML writes it, in which JSON's strings are valid."""
+    return json.dumps(text, ensure_ascii=False)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, cast
 
-from tokenizers import pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
+from tokenizers.normalizers import Normalizer, Prepend
 from tokenizers.pre_tokenizers import Metaspace, PreTokenizer
 from transformers import PreTrainedTokenizerBase
 
-from softprompt.errors import TemplateError
+from softprompt.errors import DataError, TemplateError
 
 
 class Token(NamedTuple):
@@ -42,12 +43,14 @@ class Special:
 
 @dataclass(frozen=True, eq=False)
 class SafeTokenizer:
-    """A tokenizer in three forms; made by :func:`make_safe_tokenizer`.
+    """A tokenizer in four forms; made by :func:`make_safe_tokenizer`.
 
     Args:
         head: for text at the beginning of a sequence.
         inner: for text after a special token. It is different for tokenizers (Llama's) that mark
             the beginning of a sequence like the beginning of a word.
+        spaced: for text that continues a row and begins with white space. It is different for
+            tokenizers (Llama 2's) that put a space before every text.
         tail: for the rest of a word; never marks a beginning.
         specials: the special tokens by their string.
         forbidden: the ids that no text may become.
@@ -55,15 +58,32 @@ class SafeTokenizer:
 
     head: PreTrainedTokenizerBase
     inner: PreTrainedTokenizerBase
+    spaced: PreTrainedTokenizerBase
     tail: PreTrainedTokenizerBase
     specials: Mapping[str, Special]
     forbidden: frozenset[int]
 
-    def encode(self, text: str, *, first: bool) -> list[Token]:
-        """Tokenise a text at the beginning of its sequence (``first``) or later in it."""
-        return list(
-            _tokenize_safely(self, text, tokenizer=self.head if first else self.inner, shift=0)
-        )
+    def encode(self, text: str, *, first: bool, continues: bool = False) -> list[Token]:
+        """Tokenise a text.
+
+        Args:
+            text: to tokenise.
+            first: whether it is at the beginning of its sequence.
+            continues: whether it continues a row without a special token in between.
+        """
+        form = self.head if first else self.inner
+        if continues and text[:1].isspace():
+            form = self.spaced
+        return list(_tokenize_safely(self, text, tokenizer=form, shift=0))
+
+
+def list_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Special]:
+    """The special tokens of a tokenizer by their string."""
+    return {
+        token.content: Special(index, lstrip=token.lstrip, rstrip=token.rstrip)
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.special or token.content in tokenizer.all_special_tokens
+    }
 
 
 def make_safe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> SafeTokenizer:
@@ -74,21 +94,110 @@ def make_safe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> SafeTokenizer:
 
     Returns:
         The safe tokenizer.
+
+    Raises:
+        TemplateError: the tokenizer is not a fast one.
     """
-    special = {
-        token.content: Special(index, lstrip=token.lstrip, rstrip=token.rstrip)
-        for index, token in tokenizer.added_tokens_decoder.items()
-        if token.special or token.content in tokenizer.all_special_tokens
-    }
-    tail, schemes = _disable_word_marks(tokenizer)
+    if not tokenizer.is_fast:
+        msg = (
+            f"the tokenizer {type(tokenizer).__name__} does not report the characters of a token. "
+            "Load the fast tokenizer of this backbone."
+        )
+        raise TemplateError(msg)
+    special = list_special_tokens(tokenizer)
+    spaced = _remove_prepend(tokenizer)
+    tail, schemes = _disable_word_marks(spaced)
+    if isinstance(tokenizer.backend_tokenizer.pre_tokenizer, Metaspace):
+        spaced = tail  # in a sequence, another part may have removed the space (T5's)
     return SafeTokenizer(
         head=tokenizer,
         inner=tail if "first" in schemes else tokenizer,
+        spaced=spaced,
         tail=tail,
         specials=special,
         # Text may become the unknown token.
         forbidden=frozenset(s.id for s in special.values()) - {tokenizer.unk_token_id},
     )
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """Encodes text from outside: no text becomes a special token, and all ids are in the table.
+
+    Args:
+        tokenizer: for which no text becomes a special token.
+        vocab_size: V, the rows of the backbone's embedding table.
+    """
+
+    tokenizer: SafeTokenizer
+    vocab_size: int
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The ids of a text that is an answer or continues a row.
+
+        Raises:
+            DataError: the text has half a character.
+            TemplateError: the tokenizer makes an id that the embedding table does not have.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            msg = (
+                f"the text {text!r} has half a character at index {error.start} (a lone "
+                "surrogate). Give it valid Unicode."
+            )
+            raise DataError(msg) from error
+        tokens = self.tokenizer.encode(text, first=True, continues=True)
+        ids = tuple(token.id for token in tokens)
+        check_ids(ids, vocab_size=self.vocab_size)
+        return ids
+
+
+def make_text_encoder(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> TextEncoder:
+    """Make an encoder of text from outside.
+
+    Args:
+        tokenizer: a fast tokenizer; it is not changed.
+        vocab_size: V, the rows of the backbone's embedding table.
+
+    Raises:
+        TemplateError: the tokenizer is not a fast one.
+    """
+    return TextEncoder(make_safe_tokenizer(tokenizer), vocab_size)
+
+
+def check_ids(ids: Iterable[int], *, vocab_size: int) -> None:
+    """Check that ids are in the embedding table.
+
+    Args:
+        ids: of a tokenizer.
+        vocab_size: V, the rows of the backbone's embedding table.
+
+    Raises:
+        TemplateError: an id is not.
+    """
+    highest = max(ids, default=-1)
+    if highest >= vocab_size:
+        msg = (
+            f"the tokenizer makes the id {highest}, but the backbone's embedding table has "
+            f"{vocab_size} rows. Use the tokenizer that belongs to the backbone."
+        )
+        raise TemplateError(msg)
+
+
+def _remove_prepend(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy that puts no space before a text; the tokenizer itself if it does not."""
+    normalizer: Normalizer | None = tokenizer.backend_tokenizer.normalizer
+    parts = [normalizer]
+    if isinstance(normalizer, normalizers.Sequence):
+        # It is iterable, although its type stub does not say so.
+        parts = list(cast("Iterable[Normalizer]", normalizer))
+    kept = [part for part in parts if not isinstance(part, Prepend)]
+    if len(kept) == len(parts):
+        return tokenizer
+    copy = deepcopy(tokenizer)
+    copy.backend_tokenizer.normalizer = normalizers.Sequence(kept)
+    return copy
 
 
 def _disable_word_marks(

@@ -8,8 +8,11 @@ from softprompt.inference.loops import (
     make_report,
     predict_rows,
     predict_without_prompt,
+    read_answers,
 )
 from softprompt.inference.metrics import (
+    ClassScores,
+    Confusion,
     ConfusionMatrix,
     compute_classification_metrics,
     compute_confusion_matrix,
@@ -19,6 +22,8 @@ from softprompt.inference.metrics import (
 from softprompt.inference.model import PromptModel, attach
 
 __all__ = [
+    "ClassScores",
+    "Confusion",
     "ConfusionMatrix",
     "Ensemble",
     "EnsembleReport",
@@ -36,4 +41,5 @@ __all__ = [
     "make_report",
     "predict_rows",
     "predict_without_prompt",
+    "read_answers",
 ]

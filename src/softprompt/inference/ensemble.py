@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import log
 from typing import Literal, assert_never, get_args
@@ -17,12 +17,13 @@ from torch.nn import functional as F  # torch's own convention
 
 from softprompt.backbone.model import Backbone, shorten_name
 from softprompt.data import Row, RowsLike, group_by_length, iterate_rows
+from softprompt.data.table import to_text
 from softprompt.errors import PromptError, SoftpromptWarning, format_unknown
 from softprompt.inference.loops import (
     EvaluatedRows,
     EvaluationReport,
     check_probabilities,
-    make_report,
+    make_row_report,
     predict_windows,
     stack_probabilities,
 )
@@ -61,7 +62,9 @@ def combine(predictions: Sequence[Prediction], vote: Vote) -> Prediction:
         case "majority":
             count = Counter(p.label for p in predictions)
             tied = [label for label in (labels or count) if count[label] == max(count.values())]
-            return Prediction(max(tied, key=lambda label: mean.get(label, 0.0)), mean)
+            label = max(tied, key=lambda label: mean.get(label, 0.0))
+            first = next(p for p in predictions if p.label == label)
+            return replace(first, probabilities=mean)
         case "mean":
             return Prediction(max(mean, key=mean.__getitem__), mean)
         case _:
@@ -246,7 +249,7 @@ class Ensemble:
         if rows is None:
             self._check_split(where)
         labeled = table.to_list()
-        truth = [str(row[first.task.target_column]) for row in labeled]
+        truth = [to_text(row[first.task.target_column]) for row in labeled]
         views = [[m.task.make_example(row) for m in self.members] for row in labeled]
         return self.evaluate_rendered(views, truth, batch_size=batch_size)
 
@@ -285,7 +288,7 @@ class Ensemble:
         ordered = zip(*(predictions[i] for i in range(len(views))), strict=True)
         task = self.members[0].task
         *members, ensemble = [
-            make_report(task, [EvaluatedRows(total, count, tuple(truth), predicted, number)])
+            make_row_report(task, EvaluatedRows(total, count, tuple(truth), predicted, number))
             for total, predicted, number in zip(sums.tolist(), ordered, truncated, strict=True)
         ]
         return EnsembleReport(ensemble, tuple(members))

@@ -1,7 +1,7 @@
 """Run a task over many rows: predictions and evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -12,14 +12,20 @@ from torch.nn import functional as F
 from softprompt.data import Row, group_by_length
 from softprompt.errors import DataError, PromptError
 from softprompt.inference.metrics import (
+    ClassScores,
+    Confusion,
     ConfusionMatrix,
+    compute_class_scores,
     compute_classification_metrics,
     compute_confusion_matrix,
     compute_generation_metrics,
+    is_right,
+    list_confusions,
 )
 from softprompt.inference.notebook import make_fact_table, make_grid
 from softprompt.prompt import Prompt
 from softprompt.tasks import Classifier, Example, Prediction, SummedLoss, Task
+from softprompt.tasks.generation import TextGenerator
 
 _WINDOW = 2048  # rows of a stream that are sorted into batches together
 _MAX_SHOWN_LABELS = 20  # of a confusion matrix in a notebook
@@ -58,6 +64,8 @@ class EvaluationReport:
         metrics: ``loss`` per scored token, and the task's metrics by name.
         confusion: the confusion matrix; None for text generation.
         truncated: in how many rows a field was truncated to fit.
+        truth: the target of each row as text, in their order; empty while a run trains.
+        predictions: for the rows, in their order; empty while a run trains.
 
     Examples:
         >>> report = EvaluationReport(8, {"loss": 0.5, "accuracy": 0.75}, confusion=None)
@@ -71,6 +79,25 @@ class EvaluationReport:
     metrics: Mapping[str, float]
     confusion: ConfusionMatrix | None
     truncated: int = 0
+    truth: tuple[str, ...] = field(default=(), compare=False)
+    predictions: tuple[Prediction, ...] = field(default=(), compare=False)
+
+    @property
+    def right(self) -> tuple[bool, ...]:
+        """Whether each prediction is right, as ``accuracy`` or ``exact_match`` counts."""
+        is_label = self.confusion is not None
+        pairs = zip(self.truth, self.predictions, strict=True)
+        return tuple(is_right(truth, p.label, is_label=is_label) for truth, p in pairs)
+
+    @property
+    def classes(self) -> tuple[ClassScores, ...]:
+        """Precision, recall, F1 and rows of each label; empty for free text."""
+        return () if self.confusion is None else compute_class_scores(self.confusion)
+
+    @property
+    def confusions(self) -> tuple[Confusion, ...]:
+        """The pairs of labels that are confused, the commonest first; empty for free text."""
+        return () if self.confusion is None else list_confusions(self.confusion)
 
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
@@ -133,14 +160,36 @@ def predict_without_prompt(task: Task, rows: Sequence[Mapping[str, object]]) -> 
 
     Args:
         task: to run.
-        rows: with the template's fields.
+        rows: with the template's fields, and the target column to compare generated text with.
 
     Returns:
-        The labels or texts, in the rows' order.
+        The labels or texts, in the rows' order, as `read_answers` returns them.
     """
     examples = [task.make_example(row, target=False) for row in rows]
     predictions = dict(predict_rows(task, examples, prompt=None))
-    return [predictions[i].label for i in range(len(rows))]
+    return read_answers(task, [predictions[i] for i in range(len(rows))], rows=rows)
+
+
+def read_answers(
+    task: Task, predictions: Sequence[Prediction], *, rows: Sequence[Mapping[str, object]]
+) -> list[str]:
+    """The predicted labels or texts, for a comparison with the targets.
+
+    Generated text that has the tokens of its target is its target, since text does not survive
+    every tokenizer: T5's writes two spaces as one.
+
+    Args:
+        task: of the predictions.
+        predictions: of the rows, in their order.
+        rows: with the target column, if there are targets to compare with.
+    """
+    if not isinstance(task, TextGenerator):
+        return [prediction.label for prediction in predictions]
+    column = task.target_column
+    return [
+        task.compare(prediction, str(row[column])) if column in row else prediction.label
+        for prediction, row in zip(predictions, rows, strict=True)
+    ]
 
 
 def evaluate_rows(
@@ -190,7 +239,9 @@ def make_report(task: Task, parts: Sequence[EvaluatedRows]) -> EvaluationReport:
         DataError: there are no rows.
     """
     truth = [t for part in parts for t in part.truth]
-    predicted = [prediction.label for part in parts for prediction in part.predictions]
+    predictions = [prediction for part in parts for prediction in part.predictions]
+    targets = [{task.target_column: text} for text in truth]
+    predicted = read_answers(task, predictions, rows=targets)
     if not truth:
         msg = "no rows to evaluate. Give a split or a file that has some."
         raise DataError(msg)
@@ -203,6 +254,20 @@ def make_report(task: Task, parts: Sequence[EvaluatedRows]) -> EvaluationReport:
     if not isinstance(task, Classifier):
         metrics |= compute_generation_metrics(truth, predicted)
     return EvaluationReport(len(truth), metrics, confusion, sum(part.truncated for part in parts))
+
+
+def make_row_report(task: Task, evaluated: EvaluatedRows) -> EvaluationReport:
+    """As `make_report`, with the prediction of each row.
+
+    Args:
+        task: that was run.
+        evaluated: all rows, in their order.
+
+    Raises:
+        DataError: there are no rows.
+    """
+    report = make_report(task, [evaluated])
+    return replace(report, truth=evaluated.truth, predictions=evaluated.predictions)
 
 
 def _compute_loss_and_predict(

@@ -106,6 +106,88 @@ def compute_confusion_matrix(
     return ConfusionMatrix((*labels,), columns, rows)
 
 
+@dataclass(frozen=True)
+class ClassScores:
+    """How well rows of one label are predicted.
+
+    Args:
+        label: the label.
+        precision: the share of right ones among the rows that are predicted as this label; 0
+            without such rows.
+        recall: the share of right ones among the rows that have this label; 0 without such rows.
+        f1: the harmonic mean of the two, or 0.
+        rows: the number of rows that have this label.
+        predicted: the number of rows that are predicted as this label.
+    """
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    rows: int
+    predicted: int
+
+
+def compute_class_scores(confusion: ConfusionMatrix) -> tuple[ClassScores, ...]:
+    """The scores of each label, in the order of the matrix.
+
+    Args:
+        confusion: of the rows.
+    """
+    scores = []
+    for at, (label, counts) in enumerate(zip(confusion.labels, confusion.counts, strict=True)):
+        right, rows = counts[at], sum(counts)
+        predicted = sum(row[at] for row in confusion.counts)
+        precision, recall = right / max(1, predicted), right / max(1, rows)
+        f1 = 2 * right / max(1, rows + predicted)
+        scores.append(ClassScores(label, precision, recall, f1, rows, predicted))
+    return tuple(scores)
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Rows of one label that are predicted as another one.
+
+    Args:
+        label: the true label.
+        predicted: the predicted one, or ``other``.
+        rows: their number.
+        share: of the rows that have the true label.
+    """
+
+    label: str
+    predicted: str
+    rows: int
+    share: float
+
+
+def list_confusions(confusion: ConfusionMatrix) -> tuple[Confusion, ...]:
+    """All pairs of labels that are confused, the commonest first.
+
+    Args:
+        confusion: of the rows.
+    """
+    pairs = [
+        Confusion(label, predicted, count, count / sum(counts))
+        for label, counts in zip(confusion.labels, confusion.counts, strict=True)
+        for predicted, count in zip(confusion.predicted_labels, counts, strict=True)
+        if count and predicted != label
+    ]
+    return tuple(sorted(pairs, key=lambda pair: (-pair.rows, -pair.share)))
+
+
+def is_right(truth: str, predicted: str, *, is_label: bool) -> bool:
+    """Whether a prediction counts as right in ``accuracy`` or ``exact_match``.
+
+    Args:
+        truth: the target.
+        predicted: the prediction.
+        is_label: whether it is one of a list of labels or choices; else, space around a text does
+            not count.
+    """
+    return truth == predicted if is_label else truth.strip() == predicted.strip()
+
+
 def compute_generation_metrics(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
     """Metrics of generated text, with one reference for each row.
 
@@ -129,7 +211,7 @@ def compute_generation_metrics(truth: Sequence[str], predicted: Sequence[str]) -
 
     _check_pairs(truth, predicted)
     pairs = [*zip(truth, predicted, strict=True)]
-    equal = sum(reference.strip() == text.strip() for reference, text in pairs)
+    equal = sum(is_right(reference, text, is_label=False) for reference, text in pairs)
     rouge = RougeScorer(["rouge1", "rouge2", "rougeL"])
     scored = [rouge.score(reference, text) for reference, text in pairs]
     return {

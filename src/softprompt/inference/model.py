@@ -5,18 +5,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from softprompt.artifact import Artifact, Manifest, check_backbone, load_artifact, save_artifact
 from softprompt.artifact.store import find_artifact
-from softprompt.backbone.loading import AUTO, DTYPES
 from softprompt.backbone.model import Backbone, shorten_name
 from softprompt.data import (
-    DataConfig,
     Row,
     RowsLike,
     Table,
@@ -27,21 +23,26 @@ from softprompt.data import (
     read_splits,
     to_table,
 )
-from softprompt.errors import ArtifactError, DataError, SoftpromptWarning, format_unknown
-from softprompt.hub.model_card import MEMORY
+from softprompt.data.table import to_text
+from softprompt.errors import (
+    ArtifactError,
+    DataError,
+    SoftpromptWarning,
+    format_unknown,
+)
 from softprompt.hub.names import is_path
 from softprompt.hub.repository import PushResult, pull_to_cache, push
 from softprompt.inference.loops import (
     EvaluationReport,
     check_probabilities,
     evaluate_rows,
-    make_report,
+    make_row_report,
     predict_rows,
     predict_windows,
     stack_probabilities,
 )
 from softprompt.inference.notebook import make_fact_table
-from softprompt.injection.verify import load_backbone
+from softprompt.inference.recorded import load_recorded_backbone, read_data_config, read_seed
 from softprompt.prompt import Prompt, to
 from softprompt.tasks import Classifier, Example, LengthBudget, Prediction, Task, build_task
 from softprompt.tasks.config import read_task_settings
@@ -87,7 +88,7 @@ class PromptModel:
         directory_or_repo: str | Path,
         *,
         revision: str | None = None,
-        backbone: Backbone | None = None,
+        backbone: Backbone | str | Path | None = None,
     ) -> "PromptModel":
         """Load a trained prompt, check it and attach it to its backbone.
 
@@ -96,8 +97,9 @@ class PromptModel:
                 ``OWNER/NAME`` on the Hub, which is downloaded into the cache. If a folder of that
                 name exists, the Hub is not used.
             revision: a branch, tag or commit of the repository; ``main`` by default.
-            backbone: that the prompt was trained on, if it is loaded already. By default it is
-                loaded as in training, on this machine's best device.
+            backbone: that the prompt was trained on, if it is loaded already; or its name for
+                `load_backbone`, if it is in another place now. By default it is loaded as in
+                training, on this machine's best device.
 
         Returns:
             The prompt, ready to predict.
@@ -109,10 +111,8 @@ class PromptModel:
             BackboneError: the backbone cannot be loaded.
         """
         artifact = load_artifact(_locate(directory_or_repo, revision))
-        if backbone is None:
-            backbone = load_backbone(
-                artifact.manifest.backbone["name"], **_get_load_options(artifact)
-            )
+        if not isinstance(backbone, Backbone):
+            backbone = load_recorded_backbone(artifact, backbone)
         return attach(artifact, backbone)
 
     @property
@@ -208,7 +208,7 @@ class PromptModel:
         """
         table, name = self.read_labeled_rows(rows, split=split, columns=self.columns, name=name)
         labeled = table.to_list()
-        truth = [str(row[self.task.target_column]) for row in labeled]
+        truth = [to_text(row[self.task.target_column]) for row in labeled]
         return self.evaluate_rendered(
             [self.task.make_example(row) for row in labeled], truth, batch_size=batch_size
         )
@@ -264,7 +264,7 @@ class PromptModel:
             DataError: the data cannot be read.
         """
         manifest = self.artifact.manifest
-        tables = read_splits(_get_data_config(manifest), seed=_get_seed(manifest))
+        tables = read_splits(read_data_config(manifest), seed=read_seed(manifest))
         if split not in tables:
             fault = format_unknown("split", split, options=tables)
             msg = f"in the recipe's data: {fault} Or give rows."
@@ -294,7 +294,7 @@ class PromptModel:
         evaluated = evaluate_rows(
             self.task, examples, truth=truth, prompt=self.prompt, batch_size=batch_size
         )
-        return make_report(self.task, [evaluated])
+        return make_row_report(self.task, evaluated)
 
     def render(self, row: str | Row) -> Example:
         """Render a row for a prediction.
@@ -405,32 +405,6 @@ def _locate(name: str | Path, revision: str | None) -> Path:
     return pull_to_cache(name, revision=revision)
 
 
-def _get_data_config(manifest: Manifest) -> DataConfig:
-    """The data that a prompt was trained with."""
-    table = manifest.recipe.get("data")
-    if not isinstance(table, dict) or not table or table.get("train") == MEMORY:
-        msg = "the artifact does not say which data it was trained on. Give the rows, or a file."
-        raise ArtifactError(msg)
-    try:
-        return DataConfig.model_validate(table)
-    except ValidationError as error:
-        first, *_ = error.errors()
-        where = ".".join(map(str, ("data", *first["loc"])))
-        msg = (
-            f"the artifact's recipe cannot be read: {where}: {first['msg']}. It may be of another "
-            "version of softprompt. Give the rows, or a file."
-        )
-        raise ArtifactError(msg) from error
-
-
-def _get_seed(manifest: Manifest) -> int:
-    seed = manifest.recipe.get("seed", 42)
-    if isinstance(seed, int):
-        return seed
-    msg = f"the artifact's recipe cannot be read: seed is {seed!r}. Give the rows, or a file."
-    raise ArtifactError(msg)
-
-
 def _list_facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
     """Names and values in the repr of a model, without the prompt."""
     yield "task", repr(manifest.task.get("kind"))
@@ -472,16 +446,3 @@ def attach(artifact: Artifact, backbone: Backbone) -> PromptModel:
         task.head.load_state_dict(dict(artifact.head))
         task.head.eval()
     return PromptModel(task, to(artifact.prompt, device=backbone.device), artifact)
-
-
-def _get_load_options(artifact: Artifact) -> dict[str, Any]:
-    """The arguments of `load_backbone` in the recipe, except for the device and remote code."""
-    table = artifact.manifest.recipe.get("backbone")
-    section = table if isinstance(table, dict) else {}
-    dtype, device_map = section.get("dtype"), section.get("device_map")
-    return {
-        "revision": artifact.manifest.backbone["revision"],
-        "dtype": dtype if isinstance(dtype, str) and dtype in DTYPES else AUTO,
-        "device_map": device_map if isinstance(device_map, str) else None,
-        "quantization_config": section.get("quantization_config"),
-    }

@@ -12,7 +12,7 @@ from softprompt.backbone.attention import AttentionCall
 from softprompt.backbone.hooks import PassHook, PromptHook, use_hook
 from softprompt.backbone.model import Backbone, BatchInputs
 from softprompt.errors import PromptError
-from softprompt.injection.compatibility import explain_unshiftable
+from softprompt.injection.compatibility import explain_unsplittable
 from softprompt.injection.forward import assign_prompts, compute_position_ids
 from softprompt.injection.state_cache import compute_keys_and_values
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
@@ -33,12 +33,12 @@ def capture_keys_and_values(
         A prefix in fp32, as long as the row.
 
     Raises:
-        PromptError: the backbone uses a custom attention implementation.
+        PromptError: the keys and values of this backbone cannot be read.
     """
-    if not backbone.geometry.num_attention_sites:
+    if (limit := backbone.geometry.limits.prefix) is not None:
         msg = (
-            f"{backbone.geometry.model_type} uses a custom attention implementation, whose keys "
-            "and values cannot be read. Use prompt-tuning or p-tuning."
+            f"{backbone.geometry.model_type} {limit}, so its keys and values cannot be read. Use "
+            "prompt-tuning or p-tuning."
         )
         raise PromptError(msg)
     pairs = compute_keys_and_values(backbone, backbone.make_single_row(ids), prompt=prompt)
@@ -87,11 +87,11 @@ def to_kv_prefix(backbone: Backbone, prompt: InputPrompt, *, head: Int[Tensor, "
             "them, so their keys and values differ from row to row. Run it with its soft tokens."
         )
         raise PromptError(msg)
-    reason = explain_unshiftable(geometry)
+    reason = explain_unsplittable(geometry)
     if reason is not None:
         msg = (
-            f"a prompt for {geometry.model_type} cannot be baked: it {reason}, so the rows' "
-            "positions cannot be shifted. Run it with its soft tokens."
+            f"a prompt for {geometry.model_type} cannot be baked: it {reason}. Run it with its "
+            "soft tokens."
         )
         raise PromptError(msg)
     captured = capture_keys_and_values(backbone, head, prompt=prompt)
@@ -115,14 +115,12 @@ def observe_attention(
             its inputs, in which the prompt's keys come before the row's own.
 
     Raises:
-        PromptError: the backbone uses a custom attention implementation, or the prompt does not
-            fit it.
+        PromptError: the attention of this backbone cannot be read, or the prompt does not fit it.
     """
-    if not backbone.geometry.num_attention_sites:
+    if (limit := backbone.geometry.limits.prefix) is not None:
         msg = (
-            f"{backbone.geometry.model_type} uses a custom attention implementation, whose weights "
-            "cannot be read. Look at the prompt's nearest words and its distance from "
-            "initialization instead."
+            f"{backbone.geometry.model_type} {limit}, so its attention weights cannot be read. "
+            "Look at the prompt's nearest words and its distance from initialization instead."
         )
         raise PromptError(msg)
     row_prompts = assign_prompts(backbone, inputs, prompts=[prompt])
@@ -141,6 +139,9 @@ class _Observer:
 
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
         return self.inner.embed(ids, table)
+
+    def replace_soft(self, ids: Tensor) -> Tensor:
+        return self.inner.replace_soft(ids)
 
     def get_position_shift(self, batch: int) -> Tensor | None:
         return self.inner.get_position_shift(batch)

@@ -29,11 +29,11 @@ def _check_vectors(geometry: Geometry, prompt: InputPrompt) -> None:
 
 def check_layer_exists(geometry: Geometry, layer: int) -> None:
     """Raise PromptError if soft tokens cannot enter before this layer."""
-    if layer > 0 and not geometry.num_layers:
+    reason = explain_no_late_entry(geometry)
+    if layer > 0 and reason is not None:
         msg = (
-            f"soft tokens cannot enter {geometry.model_type} at layer {layer}: it uses a custom "
-            "attention implementation, in which they cannot be hidden from the layers below. "
-            'Use layers = "all".'
+            f"soft tokens cannot enter {geometry.model_type} at layer {layer}: it {reason}, so "
+            'they cannot be hidden from the layers below. Use layers = "all".'
         )
         raise PromptError(msg)
     if not 0 <= layer < max(geometry.num_layers, 1):
@@ -45,11 +45,10 @@ def check_layer_exists(geometry: Geometry, layer: int) -> None:
 
 
 def _check_prefix(geometry: Geometry, prefix: KVPrefix) -> None:
-    if not geometry.num_attention_sites:
+    if geometry.limits.prefix is not None:
         msg = (
-            f"{geometry.model_type} uses a custom attention implementation that does not accept "
-            "key/value prefixes. Use a method with soft tokens among the inputs: prompt-tuning or "
-            "p-tuning."
+            f"{geometry.model_type} {geometry.limits.prefix}, so it accepts no key/value prefixes. "
+            "Use a method with soft tokens among the inputs: prompt-tuning or p-tuning."
         )
         raise PromptError(msg)
     _, heads, _, size = prefix.keys.shape
@@ -84,10 +83,22 @@ def _check_prefix(geometry: Geometry, prefix: KVPrefix) -> None:
         raise PromptError(msg)
 
 
+def explain_no_late_entry(geometry: Geometry) -> str | None:
+    """Why soft tokens cannot enter at a later layer, as a verb phrase; None if they can."""
+    limits = geometry.limits
+    unknown = None if geometry.num_layers else "has no list of layers"
+    return limits.late or limits.prefix or unknown
+
+
+def explain_unsplittable(geometry: Geometry) -> str | None:
+    """Why a row's first tokens cannot be run separately, as a verb phrase; None if they can."""
+    return geometry.limits.prefix or explain_unshiftable(geometry) or geometry.limits.split
+
+
 def explain_unshiftable(geometry: Geometry) -> str | None:
     """Why a backbone cannot shift a row's positions, as a verb phrase; None if it can."""
     if not geometry.supports_position_shift:
-        return "takes no position ids"
+        return "takes no position ids, so a row's positions cannot be shifted"
     if geometry.sliding_window is not None and not geometry.reports_window:
         return "does not report which layers use the sliding window"
     return None

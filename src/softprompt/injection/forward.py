@@ -129,11 +129,61 @@ def forward(
         >>> torch.allclose(states, forward(backbone, BatchInputs(words, mask), prompts=[None]))
         True
     """
+    if backbone.geometry.limits.padding is not None and not bool(inputs.attention_mask.all()):
+        return _run_by_length(backbone, inputs, prompts=prompts, rows=rows)
     with inject_prompts(backbone, inputs, prompts=prompts, rows=rows, cached=cached) as hook:
         if cached is not None and cached.layer == backbone.geometry.num_layers:
             return backbone.decode(inputs, states=cached.states)
         return backbone.compute_hidden_states(
             inputs, positions=compute_position_ids(backbone, inputs, hook=hook)
+        )
+
+
+def _run_by_length(
+    backbone: Backbone,
+    inputs: BatchInputs,
+    *,
+    prompts: Sequence[Prompt | None],
+    rows: Int[Tensor, " B"] | None,
+) -> Float[Tensor, "Bs Ts H"]:
+    """Run rows of equal length together, without padding, on which the states are zero."""
+    order, parts = list[Tensor](), list[Tensor]()
+    for group, which in split_by_length(inputs):
+        own = None if rows is None else rows[which]
+        states = forward(backbone, group, prompts=prompts, rows=own)
+        if group.decoder_input_ids is None:
+            whole = states.new_zeros(*inputs.input_ids[which].shape, states.shape[-1])
+            at = inputs.attention_mask[which].bool()
+            states = whole.masked_scatter(at[..., None], states)
+        each = len(states) // len(which)
+        order.append((which[:, None] * each + torch.arange(each, device=which.device)).flatten())
+        parts.append(states)
+    return torch.cat(parts)[torch.cat(order).argsort()]
+
+
+def split_by_length(inputs: BatchInputs) -> Iterator[tuple[BatchInputs, Int[Tensor, " b"]]]:
+    """Divide a batch into batches of rows of equal length, without padding.
+
+    Yields:
+        Each batch, and the indices of its rows.
+    """
+    lengths = inputs.attention_mask.sum(dim=1)
+    for length in lengths.unique().tolist():
+        which = (lengths == length).nonzero().flatten()
+        at = inputs.attention_mask[which].bool()
+        ids, types = inputs.input_ids, inputs.token_type_ids
+        decoder = inputs.decoder_input_ids
+        if decoder is not None:
+            decoder = decoder.unflatten(0, (len(ids), -1))[which].flatten(0, 1)
+        mask = inputs.attention_mask.new_ones(len(which), length)
+        yield (
+            BatchInputs(
+                ids[which][at].view_as(mask),
+                mask,
+                None if types is None else types[which][at].view_as(mask),
+                decoder,
+            ),
+            which,
         )
 
 

@@ -21,7 +21,11 @@ from transformers import (
 
 from softprompt.backbone.model import Backbone, BatchInputs
 from softprompt.errors import PromptError, RecipeError, format_unknown
-from softprompt.injection.forward import compute_position_ids, inject_prompts
+from softprompt.injection.forward import (
+    compute_position_ids,
+    inject_prompts,
+    split_by_length,
+)
 from softprompt.prompt import InputPrompt, Prompt
 
 CacheKind = Literal["dynamic", "static", "none"]
@@ -152,6 +156,8 @@ def generate(
     if causal and not bool(inputs.attention_mask[:, -1].all()):
         msg = "a row to continue is padded on the right. Pad on the left: collate(side='left')."
         raise PromptError(msg)
+    if backbone.geometry.limits.padding is not None and not bool(inputs.attention_mask.all()):
+        return _generate_by_length(backbone, inputs, prompts, rows, decoding, past)
     # A decoder's output begins with its start token.
     begin = inputs.input_ids.shape[1] if causal else 1
     model: Any = backbone.model
@@ -166,6 +172,29 @@ def generate(
             **{name: value for name, value in optional.items() if value is not None},
         )
     return [_cut_at_end(row[begin:].tolist(), backbone.eos_token_ids) for row in generated]
+
+
+def _generate_by_length(
+    backbone: Backbone,
+    inputs: BatchInputs,
+    prompts: Sequence[Prompt | None],
+    rows: Tensor | None,
+    decoding: Decoding,
+    past: Cache | None,
+) -> list[list[int]]:
+    """Generate for rows of equal length together."""
+    if past is not None:
+        msg = (
+            f"{backbone.geometry.model_type} {backbone.geometry.limits.padding}, so rows of "
+            "different lengths cannot continue one cache. Generate for one row at a time."
+        )
+        raise PromptError(msg)
+    generated: dict[int, list[int]] = {}
+    for group, which in split_by_length(inputs):
+        own = None if rows is None else rows[which]
+        texts = generate(backbone, group, prompts=prompts, rows=own, decoding=decoding)
+        generated |= dict(zip(which.tolist(), texts, strict=True))
+    return [generated[row] for row in range(len(generated))]
 
 
 def _check_start_layers(backbone: Backbone, prompts: Sequence[Prompt | None]) -> None:

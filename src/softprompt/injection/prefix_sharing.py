@@ -17,7 +17,7 @@ from torch import Tensor
 from softprompt.backbone.hooks import use_hook
 from softprompt.backbone.model import Backbone, BatchInputs
 from softprompt.backbone.sharding import check_ranks_agree
-from softprompt.injection.compatibility import explain_unshiftable
+from softprompt.injection.compatibility import explain_unsplittable
 from softprompt.injection.forward import assign_prompts, compute_position_ids
 from softprompt.injection.row_prompts import SitePrefix
 from softprompt.injection.state_cache import (
@@ -133,8 +133,8 @@ def can_split(backbone: Backbone) -> bool:
     geometry = backbone.geometry
     return (
         geometry.architecture == "causal"
-        and geometry.num_attention_sites > 0
-        and explain_unshiftable(geometry) is None
+        and explain_unsplittable(geometry) is None
+        and geometry.limits.padding is None
         and not (backbone.model.training and backbone.dropout)
     )
 

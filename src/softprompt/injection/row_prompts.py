@@ -228,6 +228,7 @@ class RowPrompts:
         bias_of: the function that computes the bias, for attention modules with one by distance.
         shift: the number of positions that each prompt shifts its row by; None if none does.
         cached_states: hidden states to start from, if there are any.
+        stand_in: the token whose embedding soft tokens have before they enter.
         current_ids: the ids of the current pass.
     """
 
@@ -241,6 +242,7 @@ class RowPrompts:
     bias_of: dict[nn.Module, PositionBias]
     shift: Int[Tensor, " R"] | None
     cached_states: CachedInput | None = None
+    stand_in: int = 0
     current_ids: list[Tensor] = field(default_factory=list)
 
     def embed(self, ids: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
@@ -248,9 +250,13 @@ class RowPrompts:
         if not self.entries:
             return table(ids)
         self.current_ids[:] = [ids]
-        embedded = table(ids.masked_fill(ids >= self.vocabulary, 0))
+        embedded = table(self.replace_soft(ids))
         entry = self.entries.get(0)
         return embedded if entry is None else self.insert(entry, embedded, ids=ids)
+
+    def replace_soft(self, ids: Tensor) -> Tensor:
+        """Ids for tables that have no row for soft tokens."""
+        return ids.masked_fill(ids >= self.vocabulary, self.stand_in)
 
     def insert(self, entry: LayerEntry, states: Tensor, *, ids: Tensor) -> Tensor:
         """Replace the states of soft tokens that enter here by their vectors."""

@@ -7,19 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from softprompt.backbone.devices import AUTO, resolve_device, resolve_dtype
 from softprompt.backbone.introspection import make_example_inputs
 from softprompt.backbone.loading import (
-    AUTO,
     LoadOptions,
     QuantizationConfig,
+    explain_failures,
     load_unverified,
     read_quantization,
-    resolve_device,
-    resolve_dtype,
 )
 from softprompt.backbone.model import Backbone
 from softprompt.errors import BackboneError
 from softprompt.injection.forward import forward
+from softprompt.injection.limits import measure_limits
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
 _log = logging.getLogger(__name__)
@@ -90,7 +90,9 @@ def load_backbone(  # noqa: PLR0913  # the keys of a recipe's [backbone]
         trust_remote_code=trust_remote_code,
     )
     backbone = load_unverified(str(name), options)
-    verify_backbone(backbone)
+    with explain_failures(str(name)):
+        verify_backbone(backbone)
+        backbone = measure_limits(backbone)
     _log.info(
         "loaded %s (%s, %s) in %s on %s",
         name,

@@ -25,11 +25,10 @@ def unpack_kv(flat: Float[Tensor, "P F"], backbone: Backbone) -> KVPrefix:
     geometry = backbone.geometry
     sites = geometry.self_attention_sites
     width = len(sites) * 2 * geometry.num_kv_heads * geometry.head_dim
-    if not sites:
+    if (limit := geometry.limits.prefix) is not None:
         msg = (
-            f"the prompt is keys and values, but {geometry.model_type} uses a custom attention "
-            "implementation that does not accept key/value prefixes. Only vectors among the input "
-            "embeddings can be used with it."
+            f"the prompt is keys and values, but {geometry.model_type} {limit}, so it accepts no "
+            "key/value prefixes. Only vectors among the input embeddings can be used with it."
         )
         raise ArtifactError(msg)
     if flat.shape[1] != width:

@@ -19,6 +19,7 @@ from softprompt.artifact.manifest import STORED_DTYPES
 from softprompt.data.inputs import Row, as_row
 from softprompt.data.rendering import Renderer, make_renderer
 from softprompt.data.template import parse_template
+from softprompt.data.tokenizer import TextEncoder
 from softprompt.errors import ArtifactError, DataError
 from softprompt.inference.model import PromptModel
 from softprompt.interop.convert import make_export_request
@@ -32,9 +33,9 @@ from softprompt.interop.vllm_spec import (
     VLLMSpec,
     parse_vllm_spec,
 )
+from softprompt.tasks.answers import Answers
 from softprompt.tasks.base import Prediction
 from softprompt.tasks.classification import rank_labels
-from softprompt.tasks.generation import decode_text
 from softprompt.tasks.verbalizer import LabelWords, score_labels
 
 
@@ -294,7 +295,9 @@ class VLLMPrompt:
             raise DataError(_explain_missing("token_ids", choice))
         ends = self.plan.decoding["stop_token_ids"]
         generated = list(takewhile(lambda token: token not in ends, ids))
-        return Prediction(decode_text(self.renderer.tokenizer, generated), {})
+        encoder = TextEncoder(self.renderer.safe_tokenizer, self.plan.vocabulary)
+        answers = Answers(encoder, continue_rows=True, choices=self.plan.choices)
+        return Prediction(answers.decode(generated), {}, tuple(generated))
 
     def _request_logprobs(self) -> dict[str, Any]:
         tokens = [*self._list_tokens()]

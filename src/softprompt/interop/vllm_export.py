@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt._io import to_bytes
+from softprompt.artifact.manifest import Manifest
 from softprompt.backbone import Backbone
 from softprompt.errors import ArtifactError
 from softprompt.injection import Decoding
@@ -80,10 +81,16 @@ def make_vllm_spec(request: ExportRequest) -> VLLMSpec:
         vocabulary=geometry.vocab_size,
         hidden_size=geometry.embedding_size,
         dtype=str(request.backbone.dtype).removeprefix("torch."),
-        task=dict(manifest.task),
+        task=_describe_task(manifest),
         decoding=_make_decoding(readout.decoding, ends=request.backbone.eos_token_ids),
         words=words,
     )
+
+
+def _describe_task(manifest: Manifest) -> dict[str, object]:
+    """The settings of the task; choices are listed, since a client does not have the data."""
+    task = dict(manifest.task)
+    return task | {"choices": [*manifest.labels]} if task.get("choices") else task
 
 
 def make_vllm_tensors(request: ExportRequest) -> tuple[Float[Tensor, "P H"], Float[Tensor, "V H"]]:

@@ -82,6 +82,12 @@ class VLLMSpec:
     decoding: VLLMDecoding
     words: dict[str, list[TokenId]]
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The possible answers of text generation; empty for any text."""
+        choices = self.task.get("choices")
+        return tuple(map(str, choices)) if isinstance(choices, list) else ()
+
 
 _ADAPTER = TypeAdapter(VLLMSpec)
 
@@ -151,6 +157,9 @@ def _find_faults(plan: VLLMSpec) -> Iterator[str]:
     kind = plan.task.get("kind")
     if kind != ("classify" if words else "generate"):
         yield f"the task's kind is {kind!r}, which does not match the words {plan.words}."
+    choices = plan.task.get("choices")
+    if not isinstance(choices, list | None) or not all(isinstance(c, str) for c in choices or ()):
+        yield f"the task's choices are {choices!r}; they must be a list of texts. Export it again."
     if words and (plan.decoding["max_tokens"] != 1 or len(words) > MOST_WORDS):
         yield f"label words need max_tokens = 1 and at most {MOST_WORDS} words."
 

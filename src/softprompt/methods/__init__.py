@@ -16,7 +16,11 @@ import torch
 
 from softprompt.backbone.model import Backbone, Geometry
 from softprompt.errors import PromptError
-from softprompt.injection.compatibility import check_layer_exists, check_prompt_fits
+from softprompt.injection.compatibility import (
+    check_layer_exists,
+    check_prompt_fits,
+    explain_no_late_entry,
+)
 from softprompt.methods.base import Method, warm_start
 from softprompt.methods.initializers import FromRandom, Initializer, initialize_prompt
 from softprompt.methods.p_tuning import PTuning
@@ -55,11 +59,11 @@ def build_method(
     """
     generator = torch.Generator().manual_seed(seed)
     geometry = backbone.geometry
-    if settings.prompt_kind == "kv" and not geometry.num_attention_sites:
+    if settings.prompt_kind == "kv" and geometry.limits.prefix is not None:
         msg = (
-            f"{settings.name} trains keys and values, but {geometry.model_type} uses a custom "
-            "attention implementation that does not accept key/value prefixes. Use prompt-tuning "
-            "or p-tuning, or another backbone."
+            f"{settings.name} trains keys and values, but {geometry.model_type} "
+            f"{geometry.limits.prefix}, so it accepts no key/value prefixes. Use prompt-tuning or "
+            "p-tuning, or another backbone."
         )
         raise PromptError(msg)
     match settings:
@@ -122,7 +126,7 @@ def _parse_upper_layers(text: str, geometry: Geometry) -> tuple[int, ...]:
     """
     if text == "all":
         return ()
-    if not geometry.num_layers:
+    if explain_no_late_entry(geometry) is not None:
         check_layer_exists(geometry, 1)
     selected = parse_layers(text, geometry.num_layers)
     if selected != tuple(range(selected[0], geometry.num_layers)):

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from softprompt.backbone.model import Backbone
+from softprompt.data.tokenizer import check_ids, make_text_encoder
 from softprompt.errors import PromptError
 from softprompt.injection.capture import capture_keys_and_values
 from softprompt.injection.compatibility import check_layer_exists
@@ -128,6 +129,7 @@ def initialize_prompt(
 
     Raises:
         PromptError: the text has no tokens, or the prompt to start from has another kind or shape.
+        TemplateError: the tokenizer makes an id that the embedding table does not have.
     """
     layer = min(layers, default=0) if kind == "input" else 0
     check_layer_exists(backbone.geometry, layer)
@@ -152,8 +154,7 @@ def initialize_prompt(
             )
             raise PromptError(msg)
         case FromLabels(words=words):
-            tokens = torch.cat([_tokenize(backbone, word) for word in words])
-            ids = _repeat(tokens, length)
+            ids = _repeat(torch.cat(_tokenize_words(backbone, words)), length)
         case _:
             assert_never(init)
     if kind == "input":
@@ -234,10 +235,22 @@ def _select_layers(prefix: KVPrefix, layers: Sequence[int]) -> KVPrefix:
 
 
 def _tokenize(backbone: Backbone, text: str) -> Int[Tensor, " P"]:
+    """The ids of the recipe's text, in which special tokens may be written, as in a template."""
     ids: list[int] = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return _check_tokens(backbone, text, ids)
+
+
+def _tokenize_words(backbone: Backbone, words: Sequence[str]) -> list[Int[Tensor, " n"]]:
+    """The ids of each label word; labels are from the data, so none becomes a special token."""
+    encoder = make_text_encoder(backbone.tokenizer, vocab_size=backbone.geometry.vocab_size)
+    return [_check_tokens(backbone, word, encoder.encode(word)) for word in words]
+
+
+def _check_tokens(backbone: Backbone, text: str, ids: Sequence[int]) -> Int[Tensor, " P"]:
     if not ids:
         msg = f"the text to initialize from, {text!r}, has no tokens. Give at least one word."
         raise PromptError(msg)
+    check_ids(ids, vocab_size=backbone.geometry.vocab_size)
     return torch.tensor(ids)
 
 
@@ -262,7 +275,7 @@ def _embed_labels(
     generator: torch.Generator,
     layer: int,
 ) -> Float[Tensor, "P W"]:
-    tokens = [_tokenize(backbone, word) for word in words][:length]
+    tokens = _tokenize_words(backbone, words)[:length]
     means = [_embed(backbone, ids, layer).mean(dim=0) for ids in tokens]
     rest = length - len(means)
     sampled = _embed(backbone, _sample_ids(backbone, max(rest, 1), generator), layer)[:rest]

@@ -1,49 +1,23 @@
-"""Draft a commented recipe for labelled text; columns, splits and template depend on the data."""
+"""Draft a commented recipe for a table; columns, splits and template depend on the data."""
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import assert_never
 
 import tomli_w
 
 from softprompt.backbone import Architecture, load_unverified
-from softprompt.data import Table, check_columns, check_labels, collect_labels, split_rows
+from softprompt.data import Table, check_columns, check_labels, map_values, split_rows
+from softprompt.data.readers import AS_IT_SEEMS, TextFormat
 from softprompt.data.sources import read_source
+from softprompt.data.table import drop_gaps, to_text
 from softprompt.errors import DataError, SoftpromptError
+from softprompt.recipe.column_roles import ColumnRoles, guess_columns
 
 DEFAULT_BACKBONE = "builtin:smollm2-135m-instruct"
-
-# Usual names of columns, the most certain first.
-_LABEL_NAMES = (
-    *("label", "labels", "sentiment", "class", "category", "target", "intent", "topic", "stars"),
-    *("rating", "score", "answer", "y", "polarity", "emotion", "gold"),
-)
-_GROUP_NAMES = (
-    "group",
-    "film",
-    "movie",
-    "user",
-    "author",
-    "speaker",
-    "patient",
-    "document",
-    "product",
-)
-_PAIR_NAMES = (
-    ("premise", "hypothesis"),
-    ("question", "passage"),
-    ("question", "sentence"),
-    ("question", "context"),
-    ("query", "document"),
-)
-_MAX_LABELS = 50
-_MIN_GROUPS = 10
-# Names in braces that mean something else in a template.
-_RESERVED_FIELDS = {"mask", "sep", "soft"}
 
 _SPLIT_FILES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _SHARES = (
@@ -56,116 +30,6 @@ _SEEDS = (42, *range(20))
 _MAX_LABEL_WORDS = 20
 _WORD = re.compile(r"[^\W\d_][\w' -]{0,39}")
 _COMMENT_COLUMN = 44
-
-
-@dataclass(frozen=True)
-class ColumnRoles:
-    """The roles of a table's columns.
-
-    Args:
-        label: the column of the labels.
-        labels: its values.
-        texts: the column of the text, or the two of a pair.
-        group: a column whose values may group rows; None if there is none.
-        rows: the number of rows.
-    """
-
-    label: str
-    labels: tuple[str, ...]
-    texts: tuple[str, ...]
-    group: str | None
-    rows: int
-
-
-def guess_columns(table: Table, source: str) -> ColumnRoles:
-    """Guess the roles of columns from their names and values.
-
-    Args:
-        table: the training data.
-        source: the name of the table in messages.
-
-    Raises:
-        DataError: no column can be the label or the text, or the label has faults.
-    """
-    text_columns, number_columns = _group_by_type(table)
-    distinct = {name: len(set(table[name])) for name in (*text_columns, *number_columns)}
-    texts = [name for name in text_columns if _can_be_field(name)]
-    label = _guess_label(distinct, texts, rows=len(table))
-    if label is None:
-        raise DataError(_explain_missing_label(table, distinct, source))
-    texts = [name for name in texts if name != label]
-    if not texts:
-        msg = (
-            f"{source} has no column of text next to {label!r}: {', '.join(table.column_names)}. A "
-            "template names columns in braces, so the text's name needs letters and no : { or }. "
-            "Rename it."
-        )
-        raise DataError(msg)
-    pair = _guess_texts(table, texts, distinct)
-    check_columns(table, pair, where=source)
-    group = _guess_group(distinct, {label, *pair}, rows=len(table))
-    return ColumnRoles(label, collect_labels(table, label), pair, group, len(table))
-
-
-def _group_by_type(table: Table) -> tuple[list[str], list[str]]:
-    """The columns of text, and those of whole numbers and truth values."""
-    types = {name: str(table.data.schema.field(name).type) for name in table.column_names}
-    texts = [name for name, kind in types.items() if kind in {"string", "large_string"}]
-    numbers = [name for name, kind in types.items() if kind.startswith(("int", "uint", "bool"))]
-    return texts, numbers
-
-
-def _can_be_field(name: str) -> bool:
-    """Whether a template can name a column."""
-    is_plain = bool(name) and name == name.strip() and not {*name} & set("{}:")
-    return is_plain and name not in _RESERVED_FIELDS
-
-
-def _guess_label(distinct: dict[str, int], texts: Sequence[str], *, rows: int) -> str | None:
-    """By its name, else the column with the fewest values, if it is not the only text."""
-    limit = max(2, rows // 2)
-    named = [n for n in distinct if n.strip().lower() in _LABEL_NAMES and distinct[n] <= limit]
-    if named:
-        return min(named, key=lambda n: _LABEL_NAMES.index(n.strip().lower()))
-    limit = max(2, min(_MAX_LABELS, rows // 3))
-    others = [name for name in distinct if [*texts] != [name]]
-    few = [name for name in others if 2 <= distinct[name] <= limit]  # noqa: PLR2004  # two classes
-    return min(few, key=lambda name: distinct[name], default=None)
-
-
-def _explain_missing_label(table: Table, distinct: dict[str, int], source: str) -> str:
-    counts = ", ".join(f"{name!r} {n} values" for name, n in distinct.items())
-    return (
-        f"no column of {source} looks like a label, which has few values, each in several rows. "
-        f"Its {len(table)} rows have: {counts or 'neither text nor whole numbers'}. Call the "
-        "label's column 'label', or write the recipe by hand."
-    )
-
-
-def _guess_texts(table: Table, names: Sequence[str], distinct: dict[str, int]) -> tuple[str, ...]:
-    """The longest column, or that and another one that makes a pair with it."""
-    length = {name: fmean(len(value or "") for value in table[name]) for name in names}
-    first, *others = sorted(names, key=lambda name: -length[name])
-    for other in others:
-        pair = tuple(name for name in table.column_names if name in {first, other})
-        is_similar = length[other] >= max(20, 0.4 * length[first])  # 20 characters: a sentence
-        if _is_pair(*pair) or (is_similar and distinct[other] > len(table) // 2):
-            return pair
-    return (first,)
-
-
-def _is_pair(first: str, second: str) -> bool:
-    """Whether two names belong together, as ``premise`` and ``hypothesis`` or ``s1`` and ``s2``."""
-    names = (first.lower(), second.lower())
-    stems = {re.sub(r"[12ab]$", "", name) for name in names}
-    return names in _PAIR_NAMES or names[::-1] in _PAIR_NAMES or len(stems) == 1
-
-
-def _guess_group(distinct: dict[str, int], used: set[str], *, rows: int) -> str | None:
-    """A column that says which rows belong together: by its name, and with repeated values."""
-    named = [name for name in distinct if name not in used and name.lower() in _GROUP_NAMES]
-    repeated = [name for name in named if _MIN_GROUPS <= distinct[name] <= 0.8 * rows]
-    return min(repeated, key=lambda name: _GROUP_NAMES.index(name.lower()), default=None)
 
 
 @dataclass(frozen=True)
@@ -185,21 +49,26 @@ class HeldOut:
     notes: tuple[str, ...]
 
 
-def choose_held_out(table: Table, source: str, *, columns: ColumnRoles) -> HeldOut:
+def choose_held_out(
+    table: Table, source: str, *, columns: ColumnRoles, text_format: TextFormat = AS_IT_SEEMS
+) -> HeldOut:
     """Choose the validation and test rows, so that the recipe can be run as it stands.
 
     Args:
         table: the training data.
         source: its name; files such as ``test.csv`` next to a ``train.csv`` are used.
         columns: of the table.
+        text_format: how files of text are written.
     """
     files: dict[str, str] = {}
     notes: list[str] = []
     for name, path in _find_split_files(source).items():
         try:
-            rows = read_source(str(path))
-            check_columns(rows, columns.texts, where=str(path))
-            check_labels(rows, columns.label, known=columns.labels, split=name)
+            rows = read_source(str(path), text_format=text_format)
+            rows = _prepare_rows(rows, columns, where=str(path))
+            check_columns(rows, [*columns.texts, columns.label], where=str(path))
+            if columns.labels:
+                check_labels(rows, columns.label, known=columns.labels, split=name)
         except DataError as error:
             notes.append(f"{path} is left out: {error}")
         else:
@@ -239,8 +108,9 @@ def _choose_split(
         for seed in _SEEDS:
             try:
                 parts = split_rows(table, seed=seed, shares=shares)
-                known = {*map(str, parts["train"][columns.label])}
-                check_labels(table, columns.label, known=known, split="whole")
+                if columns.labels:
+                    known = {*map(to_text, parts["train"][columns.label][:])}
+                    check_labels(table, columns.label, known=known, split="whole")
             except DataError:
                 continue
             return with_test, seed
@@ -286,15 +156,21 @@ class RecipeDraft:
 
     def __repr__(self) -> str:
         texts = " and ".join(map(repr, self.columns.texts))
-        return f"RecipeDraft({texts} by {self.columns.label!r}, {self.columns.rows:,} rows)"
+        verb = "by" if self.columns.labels else "to"
+        return f"RecipeDraft({texts} {verb} {self.columns.label!r}, {self.columns.rows:,} rows)"
 
 
 def draft_recipe(
-    data: str | Path, *, backbone: str = DEFAULT_BACKBONE, directory: str | Path = "."
+    data: str | Path,
+    *,
+    backbone: str = DEFAULT_BACKBONE,
+    directory: str | Path = ".",
+    text_format: TextFormat = AS_IT_SEEMS,
 ) -> RecipeDraft:
     r"""Write a commented recipe for labelled text, which can be run as it stands.
 
-    The columns of text and labels are guessed from their names and values. Files
+    The columns of text and labels are guessed from their names and values. If there are no labels,
+    but a column of text with a name such as ``summary``, the recipe's task is to write it. Files
     such as ``validation.csv`` and ``test.csv`` next to a ``train.csv`` are used; where there are
     none, rows are split off.
 
@@ -303,12 +179,14 @@ def draft_recipe(
         backbone: Hub id, folder, .gguf file or ``builtin:`` name. One that cannot be loaded is
             assumed to be a causal language model, which a note says.
         directory: in which the recipe will be saved; files are named relative to it.
+        text_format: how the files of text are written, which the recipe gets too.
 
     Returns:
         The text of the recipe, and the guesses that it was made of.
 
     Raises:
-        DataError: the data cannot be read, or no column can be the label or the text.
+        DataError: the data cannot be read, no column can be the label or the text, or no task or
+            not this backbone fits.
         MissingPackageError: the package that carries a builtin data set is not installed.
 
     Examples:
@@ -326,11 +204,18 @@ def draft_recipe(
         # train.csv: 2 rows, review by label.
     """
     source, folder = str(data), Path(directory).resolve()
-    table = read_source(source)
+    table = read_source(source, text_format=text_format)
     columns = guess_columns(table, source)
-    held_out = choose_held_out(table, source, columns=columns)
+    table = _prepare_rows(table, columns, where=source)
+    held_out = choose_held_out(table, source, columns=columns, text_format=text_format)
     info, backbone_notes = _inspect_backbone(folder, backbone)
-    notes = [*held_out.notes, *backbone_notes]
+    if info.kind == "encoder" and not columns.labels:
+        msg = (
+            f"{columns.notes[0]}. But {backbone} is an encoder, which cannot write text. Choose "
+            "another backbone by --backbone."
+        )
+        raise DataError(msg)
+    notes = [*held_out.notes, *columns.notes, *backbone_notes]
     if columns.group is not None and "validation" not in held_out.files:
         notes.append(f"rows may belong together by {columns.group!r}: see group_by in the recipe")
     text = _write_recipe(
@@ -339,8 +224,17 @@ def draft_recipe(
         source=_make_relative(folder, source),
         files={name: _make_relative(folder, path) for name, path in held_out.files.items()},
         backbone=info,
+        text_format=text_format,
     )
     return RecipeDraft(text, columns, held_out, (*notes,))
+
+
+def _prepare_rows(rows: Table, columns: ColumnRoles, *, where: str) -> Table:
+    """The rows as the recipe's drop_missing and value_map change them."""
+    complete = drop_gaps(rows, columns.gaps, where=where)
+    if not columns.value_map:
+        return complete
+    return map_values(complete, {columns.label: columns.value_map}, where=where)
 
 
 def _make_relative(folder: Path, source: str) -> str:
@@ -375,12 +269,15 @@ def _write_recipe(
     source: str,
     files: Mapping[str, str],
     backbone: BackboneInfo,
+    text_format: TextFormat,
 ) -> str:
     """The text of a recipe; source and files are named as the recipe names them."""
-    words = draft_verbalizer(columns.labels, backbone)
+    words = draft_verbalizer(columns.labels, backbone) if columns.labels else None
+    verb = "by" if columns.labels else "to"
     parts = [
         _make_comment(
-            f"{source}: {columns.rows:,} rows, {' and '.join(columns.texts)} by {columns.label}."
+            f"{source}: {columns.rows:,} rows, {' and '.join(columns.texts)} {verb} "
+            f"{columns.label}."
         ),
         "# Written by softprompt init; every line may be changed.\n",
         _format_key("seed", held_out.seed, "decides everything random"),
@@ -389,21 +286,17 @@ def _write_recipe(
         _format_key("dtype", "auto", "bfloat16 where the machine computes in it"),
         "\n[data]",
         _format_key("train", source, "files are named relative to this one"),
+        *_write_text_format(text_format),
         *_write_splits(columns, held_out, files),
         _format_key("max_length", 512, "tokens of a row; text beyond is cut"),
         "\n[task]",
-        _format_key("kind", "classify", "choose one of the labels"),
-        _format_key(
-            "template", draft_template(columns, backbone), "{soft:N} are the trained tokens"
-        ),
-        _format_key("label_column", columns.label, "the label to predict"),
-        *_write_readout(words),
+        *_write_task(columns, draft_template(columns, backbone), words),
         "\n[method]",
         _format_key(
             "name", "prompt-tuning", "or p-tuning; prefix-tuning and p-tuning-v2 without {soft:N}"
         ),
         _write_init(columns, has_label_words=words is not None),
-        *_write_train(),
+        *_write_train("accuracy, macro_f1" if columns.labels else "exact_match, chrf, rougeL"),
     ]
     return "\n".join(parts) + "\n"
 
@@ -438,12 +331,42 @@ def draft_verbalizer(labels: tuple[str, ...], backbone: BackboneInfo) -> dict[st
             assert_never(backbone.kind)
 
 
+def _write_text_format(text_format: TextFormat) -> Iterator[str]:
+    comments = {
+        "separator": "between the cells of a line",
+        "encoding": "of all files of text",
+        "header": "whether the first line has the names of the columns",
+    }
+    for key, value in asdict(text_format).items():
+        if value is not None:
+            yield _format_key(key, value, comments[key])
+
+
+def _write_task(
+    columns: ColumnRoles, template: str, words: Mapping[str, str] | None
+) -> Iterator[str]:
+    is_choice, comment = bool(columns.labels), "{soft:N} are the trained tokens"
+    yield _format_key("kind", columns.kind, "choose one label" if is_choice else "write text")
+    yield _format_key("template", template, comment)
+    if is_choice:
+        yield _format_key("label_column", columns.label, "the label to predict")
+        yield from _write_readout(words)
+    else:
+        yield _format_key("target_column", columns.label, "the text to write")
+        yield _format_key("max_new_tokens", columns.max_new_tokens, "longer answers are cut")
+
+
 def _write_splits(
     columns: ColumnRoles, held_out: HeldOut, files: Mapping[str, str]
 ) -> Iterator[str]:
     comments = {"validation": "chooses the best prompt", "test": "looked at once, at the end"}
     for name, path in files.items():
         yield _format_key(name, path, comments[name])
+    if columns.gaps:
+        yield _format_key("drop_missing", [*columns.gaps], "rows without a value are left out")
+    if columns.value_map:
+        value_map = {columns.label: dict(columns.value_map)}
+        yield _format_inline("value_map", value_map, "joins labels that differ in spaces only")
     if "validation" not in files:
         shares = ", ".join(f"{name} = {share:g}" for name, share in held_out.shares.items())
         yield _add_comment(
@@ -468,15 +391,17 @@ def _write_init(columns: ColumnRoles, *, has_label_words: bool) -> str:
     if has_label_words:
         return _add_comment('init = { from = "labels" }', "the soft tokens start as label words")
     text = f"Classify the {' and the '.join(columns.texts)} by {columns.label}."
+    if not columns.labels:
+        text = f"Write the {columns.label} of the {' and the '.join(columns.texts)}."
     value = tomli_w.dumps({"text": text}).strip()
     return _add_comment(f'init = {{ from = "text", {value} }}', "the soft tokens start as this")
 
 
-def _write_train() -> Iterator[str]:
+def _write_train(metrics: str) -> Iterator[str]:
     yield "\n[train]"
     yield _format_key("epochs", 5, "how often every row is seen")
     yield _format_key("batch_size", 32, "rows of one step")
-    yield _format_key("best_metric", "loss", "what chooses the best prompt; or accuracy, macro_f1")
+    yield _format_key("best_metric", "loss", f"what chooses the best prompt; or {metrics}")
     yield "# learning_rate = 0.01  # left out, the method's own; check shows it and its source"
     yield "# early_stopping_patience = 2  # stop after so many validations without a better one"
 
@@ -489,6 +414,14 @@ def _make_title(name: str, default: str) -> str:
 
 def _format_key(key: str, value: object, comment: str) -> str:
     return _add_comment(tomli_w.dumps({key: value}).strip(), comment)
+
+
+def _format_inline(key: str, value: Mapping[str, Mapping[str, str]], comment: str) -> str:
+    """A table of tables on one line."""
+    (column, names), *_ = value.items()
+    pairs = ", ".join(tomli_w.dumps({k: v}).strip() for k, v in names.items())
+    name = tomli_w.dumps({column: 0}).partition(" = ")[0]
+    return _add_comment(f"{key} = {{ {name} = {{ {pairs} }} }}", comment)
 
 
 def _add_comment(text: str, comment: str) -> str:

@@ -327,8 +327,11 @@ def _resolve_files(data: dict[str, Any], folder: Path) -> None:
     for section, key in _FILE_KEYS:
         table = data.get(section)
         value = table.get(key) if isinstance(table, dict) else None
-        if isinstance(table, dict) and isinstance(value, str) and (folder / value).exists():
-            table[key] = str(folder / value)
+        if isinstance(table, dict) and isinstance(value, str):
+            # A workbook's sheet is in brackets after its name.
+            path = value.partition("[")[0] if value.endswith("]") else value
+            if path and (folder / path).exists():
+                table[key] = str(folder / value)
     method = data.get("method")
     init = method.get("init") if isinstance(method, Mapping) else None
     if isinstance(init, dict) and isinstance(init.get("path"), str):

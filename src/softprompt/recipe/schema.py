@@ -198,10 +198,11 @@ class CacheConfig(StrictModel):
     memory_gb: NonNegativeFloat = Field(
         2.0, description="Gigabytes; states up to this size are held in memory as well."
     )
-    disk_gb: NonNegativeFloat = Field(
-        16.0,
+    disk_gb: NonNegativeFloat | None = Field(
+        None,
         description="Gigabytes of the files of all runs; the least recently used are deleted. 0: "
-        "no files.",
+        "no files. Left out: 16, but no file of more than 2 GB, or of more than a tenth of the "
+        "free disk.",
     )
 
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -108,6 +108,7 @@ class Prediction:
     Args:
         label: the likeliest label, or the generated text.
         probabilities: of every label, summing to one; empty for text.
+        token_ids: the generated tokens, without the end token; None for a label.
 
     Examples:
         >>> prediction = Prediction("positive", {"negative": 0.25, "positive": 0.75})
@@ -117,6 +118,7 @@ class Prediction:
 
     label: str
     probabilities: Mapping[str, float]
+    token_ids: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
 
 
 class Task(ABC):
@@ -222,8 +224,7 @@ class Task(ABC):
     @property
     def parameters(self) -> int:
         """The number of the backbone's parameters, without the LM head's if a head is trained."""
-        model = self.backbone.model
-        used = model if self.head is None else model.base_model
+        used = self.backbone.model if self.head is None else self.backbone.body
         return sum(p.numel() for p in used.parameters())
 
     @abstractmethod

@@ -7,6 +7,7 @@ from softprompt.backbone.lm_head import LMHead
 from softprompt.backbone.model import Backbone
 from softprompt.data.rendering import Renderer, make_renderer
 from softprompt.data.template import Template, parse_template
+from softprompt.data.tokenizer import make_text_encoder
 from softprompt.errors import DataError, TemplateError
 from softprompt.tasks.base import Task
 from softprompt.tasks.classification import CausalVerbalizer, MaskedVerbalizer, Seq2SeqVerbalizer
@@ -79,10 +80,11 @@ def read_label_words(settings: Classify, backbone: Backbone) -> LabelWords:
     Raises:
         DataError: there are too few labels, two label words are the same, or one cannot be
             tokenized.
+        TemplateError: the tokenizer does not belong to the backbone.
     """
     architecture, ends = backbone.geometry.architecture, backbone.eos_token_ids
     return tokenize_verbalizer(
-        backbone.tokenizer,
+        make_text_encoder(backbone.tokenizer, vocab_size=backbone.geometry.vocab_size),
         settings.list_words(),
         end=ends[0] if ends and architecture != "encoder" else None,
         always_end=architecture == "encoder-decoder",
@@ -197,10 +199,10 @@ class _TaskBuilder:
 
     def _get_lm_head(self, purpose: str, *, remedy: str) -> LMHead:
         if self.backbone.lm_head is None:
-            msg = (
-                f"backbone {self.backbone.name!r} has no language-model head in its checkpoint, so "
-                f"it cannot {purpose}. {remedy}"
+            fact = self.backbone.geometry.limits.head or (
+                "has no language-model head in its checkpoint"
             )
+            msg = f"backbone {self.backbone.name!r} {fact}, so it cannot {purpose}. {remedy}"
             raise TemplateError(msg)
         return self.backbone.lm_head
 

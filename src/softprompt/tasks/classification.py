@@ -21,6 +21,7 @@ from softprompt.backbone.lm_head import LMHead
 from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import Row
 from softprompt.data.rendering import RenderedRow, Renderer
+from softprompt.data.table import to_text
 from softprompt.errors import DataError, format_unknown
 from softprompt.prompt import Prompt
 from softprompt.tasks.base import Example, Prediction, SummedLoss, Task, gather_positions
@@ -38,7 +39,7 @@ class Classifier(Task):
         """
         if self.target_column not in row:
             raise DataError(format_unknown("column", self.target_column, options=row))
-        label = str(row[self.target_column])
+        label = to_text(row[self.target_column])
         if label not in self.labels:
             raise DataError(format_unknown("label", label, options=self.labels))
         return self.labels.index(label)

@@ -9,16 +9,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softprompt.backbone.lm_head import LMHead
 from softprompt.backbone.model import Backbone
 from softprompt.data.collate import Side
 from softprompt.data.inputs import Row
 from softprompt.data.rendering import RenderedRow, Renderer
+from softprompt.data.table import to_text
+from softprompt.data.tokenizer import TextEncoder
 from softprompt.errors import DataError, format_unknown
 from softprompt.injection.generation import Decoding, generate
 from softprompt.prompt import Prompt
+from softprompt.tasks.answers import Answers
 from softprompt.tasks.base import Example, Prediction, SummedLoss, Task, gather_positions, pad_rows
 from softprompt.tasks.config import Generate
 
@@ -120,10 +122,15 @@ class TextGenerator(Task):
         self.target_column = settings.target_column
         self._positions = positions
         self._max_target_length = settings.max_target_length
-        answers = tuple(self._tokenize(choice) for choice in choices) or None
-        _check_choices(choices, answers or (), longest=decoding.max_new_tokens)
+        self._answers = Answers(
+            TextEncoder(renderer.safe_tokenizer, renderer.vocab_size),
+            continue_rows=backbone.geometry.architecture == "causal",
+            choices=choices,
+        )
+        allowed = self._answers.choice_ids
+        _check_choices(choices, allowed, longest=decoding.max_new_tokens)
         self._decoding = (
-            replace(decoding, allowed_answers=answers)
+            replace(decoding, allowed_answers=allowed or None)
             if settings.constrained_decoding
             else decoding
         )
@@ -145,8 +152,8 @@ class TextGenerator(Task):
             return Example((source,), ((),), None)
         if self.target_column not in row:
             raise DataError(format_unknown("column", self.target_column, options=row))
-        text = str(row[self.target_column])
-        ids, end = self._tokenize(text), self.backbone.eos_token_ids[:1]
+        text = to_text(row[self.target_column])
+        ids, end = self._answers.encode(text), self.backbone.eos_token_ids[:1]
         target_ids = (*ids[: self._max_target_length], *end)
         if self._max_target_length is not None and len(ids) > self._max_target_length:
             source = replace(source, truncated=True)
@@ -193,7 +200,12 @@ class TextGenerator(Task):
             rows=rows,
             decoding=self._decoding,
         )
-        return [Prediction(decode_text(self.backbone.tokenizer, ids), {}) for ids in texts]
+        return [Prediction(self._answers.decode(ids), {}, tuple(ids)) for ids in texts]
+
+    def compare(self, prediction: Prediction, target: str) -> str:
+        """The target if the prediction has its tokens; otherwise the prediction's text."""
+        is_equal = prediction.token_ids == self._answers.encode(target)
+        return target if is_equal else prediction.label
 
     def list_training_rows(self, example: Example) -> tuple[RenderedRow, ...]:
         """The row; on a causal backbone, followed by its target."""
@@ -222,11 +234,6 @@ class TextGenerator(Task):
         states = self.decode_states(sources, decoder=decoder, prompts=prompts, prompt_index=rows)
         return gather_positions(states, [range(len(t)) for t in targets])
 
-    def _tokenize(self, text: str) -> tuple[int, ...]:
-        """Tokenize an answer; after a row of a causal backbone it begins with a space."""
-        space = " " if self.backbone.geometry.architecture == "causal" and text[:1].strip() else ""
-        return tuple(self.backbone.tokenizer(space + text, add_special_tokens=False)["input_ids"])
-
     def _count_free_positions(self, source: RenderedRow) -> int:
         if self._positions is None:
             return 1 << 30
@@ -241,11 +248,6 @@ class TextGenerator(Task):
             remedies.append("lower max_length, so that the text is shorter")
         remedies.append("leave the row out")
         return f"{', or '.join(remedies).capitalize()}."
-
-
-def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of generated tokens, without the end token."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
 def _check_choices(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from softprompt.data.tokenizer import TextEncoder
 from softprompt.errors import DataError
 
 
@@ -55,7 +55,7 @@ class LabelWords:
 
 
 def tokenize_verbalizer(
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: TextEncoder,
     verbalizer: Mapping[str, Sequence[str]],
     *,
     end: int | None,
@@ -64,7 +64,7 @@ def tokenize_verbalizer(
     """Tokenize a verbalizer.
 
     Args:
-        tokenizer: the backbone's.
+        encoder: of the backbone.
         verbalizer: for each label its words, with the space before them, if any.
         end: the end token, which is added to all words if one is a prefix of another.
         always_end: add it to all words in any case, as a text-to-text model was trained.
@@ -72,10 +72,11 @@ def tokenize_verbalizer(
     Raises:
         DataError: a word has no tokens; two words are the same; a label has no words; there is only
             one label; a word is a prefix of another and there is no end token.
+        TemplateError: the tokenizer makes an id that the embedding table does not have.
     """
     _check_labels(verbalizer)
     tokens = {
-        label: tuple(_tokenize_word(tokenizer, word, label) for word in words)
+        label: tuple(_tokenize_word(encoder, word, label) for word in words)
         for label, words in verbalizer.items()
     }
     _check_distinct(tokens, verbalizer)
@@ -84,7 +85,7 @@ def tokenize_verbalizer(
     if (prefixes or always_end) and end is not None:
         tokens = {label: tuple((*ids, end) for ids in words) for label, words in tokens.items()}
     elif prefixes:
-        short, long = (tokenizer.decode(list(ids)) for ids in prefixes[0])
+        short, long = (encoder.tokenizer.head.decode(list(ids)) for ids in prefixes[0])
         msg = (
             f"the label word {short!r} is a prefix of the label word {long!r}, and the tokenizer "
             "has no end token to distinguish them. Choose words of which none is a prefix of "
@@ -94,15 +95,15 @@ def tokenize_verbalizer(
     return LabelWords(tuple(tokens), tuple(tokens.values()))
 
 
-def _tokenize_word(tokenizer: PreTrainedTokenizerBase, word: str, label: str) -> tuple[int, ...]:
-    ids: list[int] = tokenizer(word, add_special_tokens=False)["input_ids"]
-    if not ids or tokenizer.unk_token_id in ids:
+def _tokenize_word(encoder: TextEncoder, word: str, label: str) -> tuple[int, ...]:
+    ids = encoder.encode(word)
+    if not ids or encoder.tokenizer.head.unk_token_id in ids:
         msg = (
             f"the word {word!r} of label {label!r} cannot be written with this backbone's "
             "vocabulary. Choose another word."
         )
         raise DataError(msg)
-    return tuple(ids)
+    return ids
 
 
 def _check_distinct(

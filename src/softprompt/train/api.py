@@ -28,12 +28,13 @@ from softprompt.train.accelerator import (
     use_gradient_checkpointing,
 )
 from softprompt.train.display import ProgressOption, log_event, make_callbacks
-from softprompt.train.events import Callback, Evaluation, Event
+from softprompt.train.events import Callback, Evaluation, Event, PhaseStarted
 from softprompt.train.plots import draw_run
 from softprompt.train.recipe_backbone import choose_device
 from softprompt.train.results import (
     collect_checkpoint,
     collect_results,
+    count_final_rows,
     evaluate_all_validation_rows,
     make_run_artifact,
     restore_run,
@@ -41,6 +42,7 @@ from softprompt.train.results import (
 )
 from softprompt.train.run_dir import RunDir
 from softprompt.train.setup import RunSetup, setup_run
+from softprompt.train.stages import notify
 from softprompt.train.summary import prepare_caches
 from softprompt.train.trainer import Trainer
 
@@ -142,7 +144,8 @@ def run_recipe(
     device = choose_device(recipe.backbone)
     accelerator = make_accelerator(recipe.train, cpu=device.startswith("cpu"), folder=folder)
     check_sharding(recipe.backbone, accelerator)
-    parts = prepared or setup_run(recipe)
+    all_callbacks = (log_event, *callbacks) if accelerator.is_main_process else (*callbacks,)
+    parts = prepared or setup_run(recipe, callbacks=all_callbacks)
     with use_gradient_checkpointing(parts.backbone, wanted=recipe.train.gradient_checkpointing):
         trainer = make_trainer(parts, accelerator)
         num_events = restore_run(trainer, run, prepared=parts) if resume else 0
@@ -152,13 +155,15 @@ def run_recipe(
         if recipe.train.trackers:
             accelerator.init_trackers("softprompt")
         try:
-            _Recorder(trainer, run, prepared=parts).run(callbacks, num_events=num_events)
+            _Recorder(trainer, run, prepared=parts).run(all_callbacks, num_events=num_events)
         finally:
             for tracker in accelerator.trackers:
                 tracker.finish()
-    best = evaluate_all_validation_rows(trainer.get_best(), trainer, prepared=parts)
+    best = evaluate_all_validation_rows(
+        trainer.get_best(), trainer, prepared=parts, callbacks=all_callbacks
+    )
     model = attach(make_run_artifact(parts, best, start=trainer.start), parts.backbone)
-    metrics = collect_results(model, trainer, best=best, prepared=parts)
+    metrics = collect_results(model, trainer, best=best, prepared=parts, callbacks=all_callbacks)
     if accelerator.is_main_process:
         run.finish(model.artifact, metrics)
         draw_run(run.read_events(), run.picture, title=f"{run.path.name}: {recipe.method.name}")
@@ -196,19 +201,17 @@ class _Recorder:
         """
         self.num_events = num_events
         earlier_seconds = self.folder.truncate_events(num_events) if self.is_main else 0.0
-        all_callbacks = (log_event, *callbacks) if self.is_main else callbacks
         event: Event
-        for event in prepare_caches(self.trainer, self.prepared):
-            for callback in all_callbacks:
-                callback(event)
+        final_rows = count_final_rows(self.trainer, self.prepared)
+        for event in prepare_caches(self.trainer, self.prepared, final_rows=final_rows):
+            notify(callbacks, event)
         start = perf_counter() - earlier_seconds
-        for event in self.trainer.run():
+        for event in self.trainer.iterate():
             track_event(self.trainer.accelerator, event)
-            if self.is_main:
+            if self.is_main and not isinstance(event, PhaseStarted):
                 self._record(event, perf_counter() - start)
             try:
-                for callback in all_callbacks:
-                    callback(event)
+                notify(callbacks, event)
             except KeyboardInterrupt:
                 self._save()
                 raise
@@ -333,9 +336,12 @@ def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
     tables, fraction = _make_tables(rows, validation)
     with make_callbacks(callbacks, progress=progress) as all_callbacks:
         if not isinstance(backbone, Backbone):
+            notify(all_callbacks, PhaseStarted("loading", str(backbone)))
             backbone = load_backbone(backbone)
         recipe = make_fit_recipe(backbone, task, method=settings, config=config, fraction=fraction)
-        prepared = setup_run(recipe, backbone=backbone, tables=tables, init=init)
+        prepared = setup_run(
+            recipe, backbone=backbone, tables=tables, init=init, callbacks=all_callbacks
+        )
         return run_prepared(prepared, callbacks=all_callbacks)
 
 
@@ -391,13 +397,14 @@ def run_prepared(prepared: RunSetup, *, callbacks: Sequence[Callback]) -> Prompt
     recipe, backbone = prepared.recipe, prepared.backbone
     cpu = backbone.device.type == "cpu"
     accelerator = make_accelerator(recipe.train, cpu=cpu, folder=None)
-    all_callbacks = (log_event, *callbacks) if accelerator.is_main_process else callbacks
+    all_callbacks = (log_event, *callbacks) if accelerator.is_main_process else (*callbacks,)
     with use_gradient_checkpointing(backbone, wanted=recipe.train.gradient_checkpointing):
         trainer = make_trainer(prepared, accelerator)
-        for event in chain(prepare_caches(trainer, prepared), trainer.run()):
-            for callback in all_callbacks:
-                callback(event)
-    best = evaluate_all_validation_rows(trainer.get_best(), trainer, prepared=prepared)
+        for event in chain(prepare_caches(trainer, prepared), trainer.iterate()):
+            notify(all_callbacks, event)
+    best = evaluate_all_validation_rows(
+        trainer.get_best(), trainer, prepared=prepared, callbacks=all_callbacks
+    )
     return attach(make_run_artifact(prepared, best, start=trainer.start), backbone)
 
 

@@ -15,6 +15,7 @@ from softprompt.backbone.fingerprint import digest_tokenizer
 from softprompt.data import Table, check_columns, check_labels, collect_labels
 from softprompt.data.disk_cache import DiskCache, StateShape, open_user_cache
 from softprompt.data.rendering import RenderedRow
+from softprompt.data.table import to_text
 from softprompt.errors import DataError
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, Example, LengthBudget, Task, TaskSettings
@@ -89,13 +90,26 @@ def _order_labels(labels: Sequence[str], settings: Classify) -> tuple[str, ...]:
 def check_tables(
     tables: Mapping[str, Table], settings: TaskSettings, *, labels: Sequence[str]
 ) -> None:
-    """Check that every split has the target column, and no unknown label."""
+    """Check that every split has the target column, and no unknown label or choice."""
     column = get_target_column(settings)
     for name, table in tables.items():
         if isinstance(settings, Classify):
             check_labels(table, column, known=labels, split=name)
         else:
             check_columns(table, [column], where=f"the {name} data")
+            _check_choices(table, column, choices=labels, split=name)
+
+
+def _check_choices(table: Table, column: str, *, choices: Sequence[str], split: str) -> None:
+    """Check that every answer is one of the choices, if there are any."""
+    unknown = sorted({str(answer) for answer in table[column]} - {*choices}) if choices else []
+    if unknown:
+        msg = (
+            f"column {column!r} of the {split} data has {', '.join(map(repr, unknown[:5]))}, but "
+            f"the choices are {', '.join(map(repr, choices[:20]))}. Correct them, leave those rows "
+            "out, or list them in choices."
+        )
+        raise DataError(msg)
 
 
 def get_target_column(settings: TaskSettings) -> str:
@@ -121,12 +135,12 @@ def render_table(
     if examples is None:
         rows = table.select_columns([*{*task.columns, task.target_column}]).to_list()
         examples = [task.make_example(row) for row in rows]
-    truth = [str(answer) for answer in table[task.target_column]]
+    truth = [*map(to_text, table[task.target_column][:])]
     return RenderedRows(examples, truth, sum(e.truncated for e in examples))
 
 
 # Part of the cache's key. Increase it whenever the rendering of rows changes.
-_SCHEMA = "1"
+_SCHEMA = "2"
 # Fewer rows are rendered in less than a second, so they are not cached.
 _MIN_CACHED_ROWS = 2000
 

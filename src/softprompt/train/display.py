@@ -10,12 +10,13 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from time import perf_counter
 from types import TracebackType
-from typing import Literal, Self, TypeAlias, assert_never
+from typing import Any, Literal, Self, TypeAlias, assert_never, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from softprompt.errors import SoftpromptWarning, TrainingError
 from softprompt.train.events import (
@@ -23,6 +24,7 @@ from softprompt.train.events import (
     Evaluation,
     Event,
     Finished,
+    PhaseStarted,
     PrecomputePlanned,
     PrecomputeProgress,
     Started,
@@ -35,6 +37,8 @@ from softprompt.train.summary import compute_trainable_share
 ProgressOption: TypeAlias = bool | Literal["auto"]
 
 _PACKAGE = "softprompt"
+# How the phases of a run are shown.
+_PHASES = {"loading": "loading the backbone"}
 _log = logging.getLogger(__name__)
 
 
@@ -98,6 +102,8 @@ def log_event(event: Event) -> None:
         event: any.
     """
     match event:
+        case PhaseStarted():
+            _log.info("%s %s", event.phase, event.what)
         case Started():
             _log.info(
                 "training starts at step %d of %d: %s, %s",
@@ -145,22 +151,24 @@ class ProgressDisplay:
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", style="cyan"),
             console=self.console,
             transient=True,
             disable=quiet or not _has_bars(self.console),
         )
         self._task: TaskID | None = None
         self._started: Started | None = None
-        # When the last event came, and the rows and seconds of the steps so far.
+        # When the last event came; the steps so far, with their rows and seconds.
         self._last_time = 0.0
-        self._rows, self._seconds = 0, 0.0
+        self._steps, self._rows, self._seconds = 0, 0, 0.0
+        # The evaluation that runs; those so far, with their rows and seconds.
+        self._phase: PhaseStarted | None = None
+        self._validations, self._evaluated_rows, self._evaluation_seconds = 0, 0, 0.0
         self._has_announced_cache = False
         self._metric_names: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
         self._progress.start()
-        self._print("loading the data and the backbone …")
         return self
 
     def __exit__(
@@ -183,16 +191,16 @@ class ProgressDisplay:
         """
         now = perf_counter()
         match event:
+            case PhaseStarted():
+                self._show_phase(event)
             case Started():
                 self._show_start(event)
-            case PrecomputePlanned():
-                for line in event.savings:
-                    self._print(f"saved: {line}")
-            case PrecomputeProgress():
+            case PrecomputePlanned() | PrecomputeProgress():
                 self._show_caching(event)
             case Step():
                 self._show_step(event, seconds=now - self._last_time)
             case Evaluation():
+                self._count_evaluation(now - self._last_time)
                 self._show_evaluation(event)
             case TrainingWarning():
                 self._show_warning(event)
@@ -215,9 +223,17 @@ class ProgressDisplay:
         if self.show_warnings:
             self._print_warning(event.message)
 
+    def _show_phase(self, event: PhaseStarted) -> None:
+        """Print a phase before the first step, or after the last; name the others at the bar."""
+        self._phase = event
+        has_begun = self._started is not None and self._steps > 0
+        if event.phase != "validating" or not has_begun or event.what.startswith("all"):
+            self._print(f"{_PHASES.get(event.phase, event.phase)} {event.what} …")
+        self._update(event.phase, state=event.what)
+
     def _show_start(self, event: Started) -> None:
         self._started = event
-        self._task = self._progress.add_task("training", total=event.total_steps, state="")
+        self._task = self._progress.add_task("training", total=event.total_steps, state="", left="")
         self._print(
             f"{compute_trainable_share(event.trainable_parameters, event.backbone_parameters)}, "
             f"{event.rows['train']:,} training rows, {event.total_steps:,} steps"
@@ -232,25 +248,58 @@ class ProgressDisplay:
                 )
 
     def _show_step(self, event: Step, *, seconds: float) -> None:
+        self._steps += 1
         if self._last_time:
             self._rows, self._seconds = self._rows + event.rows, self._seconds + seconds
         rate = f", {self._rows / self._seconds:.1f} samples/s" if self._seconds else ""
         state = f"step {event.step}, epoch {event.epoch:.2f}, loss {event.loss:.4f}{rate}"
-        if self._task is not None and self._started is not None:
+        if self._started is not None:
             total = self._started.total_steps
-            self._progress.update(self._task, total=total, completed=event.step, state=state)
+            self._update("training", state=state, total=total, completed=event.step)
 
-    def _show_caching(self, event: PrecomputeProgress) -> None:
+    def _update(self, description: str, **fields: object) -> None:
+        """Update the bar, with the time that is left."""
+        if self._task is not None:
+            left = self.estimate_seconds_left()
+            left_text = "" if left is None else f"{timedelta(seconds=round(left))} left"
+            fields |= {"description": description, "left": left_text}
+            self._progress.update(self._task, **cast("dict[str, Any]", fields))
+
+    def _count_evaluation(self, seconds: float) -> None:
+        self._validations += 1
+        if self._phase is not None:
+            self._evaluated_rows += self._phase.rows
+            self._evaluation_seconds += seconds
+
+    def estimate_seconds_left(self) -> float | None:
+        """The seconds of the steps, validations and tests that are still to come, at most.
+
+        Returns:
+            None before the first step.
+        """
+        if self._started is None or not self._seconds:
+            return None
+        started, per_row = self._started, self._seconds / max(1, self._rows)
+        steps = started.total_steps - started.step - self._steps
+        if self._evaluated_rows:
+            per_row = self._evaluation_seconds / self._evaluated_rows
+        per_validation = started.rows.get("validation", 0) * per_row
+        validations = max(0, started.validations - self._validations)
+        training = steps * self._seconds / self._steps + validations * per_validation
+        return training + started.final_rows * per_row
+
+    def _show_caching(self, event: PrecomputePlanned | PrecomputeProgress) -> None:
+        if isinstance(event, PrecomputePlanned):
+            for line in event.savings:
+                self._print(f"saved: {line}")
+            return
         if not self._has_announced_cache:
             self._has_announced_cache = True
             size = f"{event.size / 1e9:.2f} GB"
             self._print(
                 f"caching states that training does not change: {event.total:,} tokens, {size}"
             )
-        if self._task is not None:
-            self._progress.update(
-                self._task, total=event.total, completed=event.done, state="caching"
-            )
+        self._update("caching", state="tokens", total=event.total, completed=event.done)
 
     def _show_evaluation(self, event: Evaluation) -> None:
         """Print a row of the table of validations, and before the first one its header."""

@@ -1,15 +1,17 @@
-"""The events of a training run, in the order in which it yields them."""
+"""The events of a training run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from softprompt.inference.loops import EvaluationReport
+
+Phase: TypeAlias = Literal["reading", "loading", "tokenizing", "validating", "testing"]
 
 
 @dataclass(frozen=True)
 class Started:
-    """A run starts, or resumes from a checkpoint; the first event.
+    """A run starts, or resumes from a checkpoint.
 
     Args:
         step: the number of steps that are already done.
@@ -20,6 +22,8 @@ class Started:
         backbone_parameters: the number of those that are run.
         shapes: of the backbone and of the prompt, as a text.
         best_metric: the validation metric that the best prompt is selected by.
+        validations: the number of validations that are still to come, at most.
+        final_rows: the number of rows that are evaluated after the last step.
 
     Examples:
         >>> rows = {"train": 90, "validation": 10}
@@ -36,6 +40,31 @@ class Started:
     backbone_parameters: int
     shapes: str
     best_metric: str
+    validations: int = 0
+    final_rows: int = 0
+
+
+@dataclass(frozen=True)
+class PhaseStarted:
+    """Work begins that may take a while; a run's folder does not record it.
+
+    Args:
+        phase: the work. Reading, loading and tokenizing come before `Started`; testing comes after
+            `Finished`, as does the validation of the best prompt on all rows.
+        what: the files or the backbone, or the number of rows.
+        rows: the number of rows; 0 where they are not known yet.
+        step: the number of steps that are already done.
+
+    Examples:
+        >>> event = PhaseStarted("validating", "1,200 rows", rows=1200)
+        >>> print(event.phase, event.what)
+        validating 1,200 rows
+    """
+
+    phase: Phase
+    what: str
+    rows: int = 0
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -174,7 +203,8 @@ class Finished:
 
 
 Event = (
-    Started
+    PhaseStarted
+    | Started
     | PrecomputePlanned
     | PrecomputeProgress
     | Step

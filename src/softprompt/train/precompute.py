@@ -143,7 +143,8 @@ def _load_or_compute(
 def _find_unaffected(prepared: RunSetup, prompt: Prompt) -> Literal["text", "nothing"] | int:
     """What the prompt does not affect: the text before it, or the layers below a layer."""
     backbone, training = prepared.backbone, prepared.training
-    if training.is_backbone_in_train_mode and backbone.dropout:
+    has_noise = training.is_backbone_in_train_mode and backbone.dropout
+    if has_noise or backbone.geometry.limits.padding is not None:
         return "nothing"
     soft_first = parse_template(prepared.template).starts_with_soft
     if isinstance(prompt, InputPrompt) and can_split(backbone) and not soft_first:

@@ -1,6 +1,6 @@
 """The results of a run: its artifact, its metrics, and its checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,8 +11,10 @@ from softprompt.inference.loops import EvaluationReport, make_report
 from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import Prompt
 from softprompt.train.datasets import RenderedRows
+from softprompt.train.events import Callback, PhaseStarted
 from softprompt.train.run_dir import RunDir
 from softprompt.train.setup import RunSetup
+from softprompt.train.stages import count_rows, notify
 from softprompt.train.trainer import Best, Trainer, evaluate_split
 
 
@@ -56,17 +58,38 @@ def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -
     )
 
 
-def evaluate_all_validation_rows(best: Best, trainer: Trainer, *, prepared: RunSetup) -> Best:
-    """The best prompt with its metrics on all validation rows, if it was selected by a sample."""
+def count_final_rows(trainer: Trainer, prepared: RunSetup) -> int:
+    """The number of rows that are evaluated after the last step, for the run's folder."""
+    rows, test = _get_unseen_validation(trainer, prepared), prepared.rows.get("test")
+    return sum(len(part.examples) for part in (rows, test) if part is not None)
+
+
+def _get_unseen_validation(trainer: Trainer, prepared: RunSetup) -> RenderedRows | None:
+    """All validation rows, if the best prompt was selected by a sample of them."""
     rows = prepared.rows.get("validation")
-    if rows is None or trainer.validation is rows:
+    return None if trainer.validation is rows else rows
+
+
+def evaluate_all_validation_rows(
+    best: Best, trainer: Trainer, *, prepared: RunSetup, callbacks: Sequence[Callback]
+) -> Best:
+    """The best prompt with its metrics on all validation rows, if it was selected by a sample."""
+    rows = _get_unseen_validation(trainer, prepared)
+    if rows is None:
         return best
+    count = len(rows.examples)
+    notify(callbacks, PhaseStarted("validating", f"all {count:,} rows", count, trainer.step))
     model = attach(make_run_artifact(prepared, best, start=trainer.start), prepared.backbone)
     return replace(best, metrics=dict(_evaluate(model, trainer, rows).metrics))
 
 
 def collect_results(
-    model: PromptModel, trainer: Trainer, *, best: Best, prepared: RunSetup
+    model: PromptModel,
+    trainer: Trainer,
+    *,
+    best: Best,
+    prepared: RunSetup,
+    callbacks: Sequence[Callback],
 ) -> dict[str, Any]:
     """Collect the metrics of a finished run; the test rows are evaluated only here.
 
@@ -75,6 +98,8 @@ def collect_results(
     test = prepared.rows.get("test")
     metrics: dict[str, Any] = {"validation": dict(best.metrics)}
     if test is not None:
+        count = len(test.examples)
+        notify(callbacks, PhaseStarted("testing", count_rows(count), count, trainer.step))
         metrics["test"] = to_dict(_evaluate(model, trainer, test))
     settings = asdict(prepared.training)
     return metrics | {

@@ -217,4 +217,6 @@ def _to_json(event: Event) -> dict[str, Any]:
     if isinstance(event, Evaluation):
         fields["train"] = None if event.train is None else dict(event.train.metrics)
     report: dict[str, Any] = fields.pop("report", {})
+    for rows in ("truth", "predictions"):  # of each row; empty while a run trains
+        report.pop(rows, None)
     return fields | report

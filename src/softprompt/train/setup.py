@@ -1,10 +1,10 @@
 """Set up a run: from a recipe to all its parts, for a prompt or for the hard prompt."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from softprompt.backbone.model import Backbone
-from softprompt.data import Table
+from softprompt.data import Table, parse_template
 from softprompt.errors import DataError, FaultCollector, TemplateError, format_unknown
 from softprompt.inference.loops import EvaluationReport, evaluate_rows, make_report
 from softprompt.methods import Method
@@ -14,6 +14,7 @@ from softprompt.recipe import Recipe
 from softprompt.tasks import Task
 from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
+from softprompt.train.events import Callback
 from softprompt.train.stages import (
     HARD_PROMPT_STAGES,
     PROMPT_STAGES,
@@ -22,6 +23,7 @@ from softprompt.train.stages import (
     require,
     run_stages,
 )
+from softprompt.train.templates import find_template_slips
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,12 @@ class RunSetup:
     rows: Mapping[str, RenderedRows]
     hashes: Mapping[str, str]
 
+    @property
+    def template_slips(self) -> tuple[str, ...]:
+        """Messages on what the template has twice in every row."""
+        settings, template = self.recipe.task_settings, parse_template(self.template)
+        return tuple(find_template_slips(template, settings, backbone=self.backbone))
+
 
 def setup_run(
     recipe: Recipe,
@@ -57,6 +65,7 @@ def setup_run(
     backbone: Backbone | None = None,
     tables: Mapping[str, Table] | None = None,
     init: Initializer | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunSetup:
     """Read, load, check and build everything that a run needs.
 
@@ -66,6 +75,7 @@ def setup_run(
         tables: rows by split, if they are in memory. They are used unchanged; missing splits are
             split off.
         init: the initialization, instead of the recipe's.
+        callbacks: called with the phases of the setup, as they start.
 
     Returns:
         The parts of the run.
@@ -74,7 +84,7 @@ def setup_run(
         SoftpromptError: something does not fit; the message says what to do.
     """
     parts = Parts(recipe, backbone, tables, init)
-    run_stages(PROMPT_STAGES, parts, collector=FaultCollector())
+    run_stages(PROMPT_STAGES, parts, collector=FaultCollector(), callbacks=callbacks)
     return _assemble(parts)
 
 

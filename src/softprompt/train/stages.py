@@ -44,6 +44,7 @@ from softprompt.train.datasets import (
     get_target_column,
     render_splits,
 )
+from softprompt.train.events import Callback, Event, PhaseStarted
 from softprompt.train.recipe_backbone import is_remote, load_recipe_backbone
 from softprompt.train.templates import check_soft_tokens, make_soft_template, resolve_hard_template
 
@@ -99,20 +100,54 @@ class Parts:
 Stage = Callable[[Parts, FaultCollector], None]
 
 
-def run_stages(stages: Sequence[Stage], parts: Parts, *, collector: FaultCollector) -> None:
+def run_stages(
+    stages: Sequence[Stage],
+    parts: Parts,
+    *,
+    collector: FaultCollector,
+    callbacks: Sequence[Callback] = (),
+) -> None:
     """Run the stages in order, without those that need a missing part.
 
     Args:
         stages: to run.
         parts: of the run so far; the stages add theirs.
         collector: of faults.
+        callbacks: called with the phases that may take a while, as they start.
 
     Raises:
         SoftpromptError: a stage failed, and the collector does not keep going.
     """
     for stage in stages:
         with suppress(MissingPartError):
+            phase = _describe_phase(stage, parts) if callbacks else None
+            if phase is not None:
+                notify(callbacks, phase)
             stage(parts, collector)
+
+
+def _describe_phase(stage: Stage, parts: Parts) -> PhaseStarted | None:
+    """The phase that a stage is; None if it takes no time."""
+    if stage is read_tables and parts.memory_tables is None:
+        sources = dict.fromkeys(list_sources(parts.recipe.data).values())
+        return PhaseStarted("reading", ", ".join(sources))
+    if stage is open_backbone and parts.backbone is None:
+        return PhaseStarted("loading", parts.recipe.backbone.name)
+    if stage is render_rows:
+        rows = sum(len(table) for table in parts.valid_tables.values())
+        return PhaseStarted("tokenizing", count_rows(rows), rows)
+    return None
+
+
+def notify(callbacks: Sequence[Callback], event: Event) -> None:
+    """Call the callbacks in order."""
+    for callback in callbacks:
+        callback(event)
+
+
+def count_rows(rows: int) -> str:
+    """A number of rows as a text."""
+    return "1 row" if rows == 1 else f"{rows:,} rows"
 
 
 def require(part: _Part | None) -> _Part:

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from math import ceil
 
 import torch
 
@@ -21,10 +22,17 @@ from softprompt.train.trainer import Trainer
 
 
 def prepare_caches(
-    trainer: Trainer, prepared: RunSetup
+    trainer: Trainer, prepared: RunSetup, *, final_rows: int = 0
 ) -> Iterator[Started | PrecomputePlanned | PrecomputeProgress | TrainingWarning]:
-    """Describe a run, and cache the states that training does not change, before its first step."""
-    yield _make_started(trainer, prepared)
+    """Describe a run, and cache the states that training does not change, before its first step.
+
+    Args:
+        trainer: its task is replaced by one with the cached states.
+        prepared: the parts of the run.
+        final_rows: the number of rows that are evaluated after the last step.
+    """
+    yield replace(_make_started(trainer, prepared), final_rows=final_rows)
+    yield from (TrainingWarning(trainer.step, slip) for slip in prepared.template_slips)
     # If only the last validation is left, it reads the cached states too, as those before it did.
     if trainer.stop_reason() is not None and not trainer.validation_due:
         return
@@ -51,6 +59,7 @@ def _make_started(trainer: Trainer, prepared: RunSetup) -> Started:
         backbone_parameters=trainer.task.parameters,
         shapes=describe_shapes(prompt, prepared.backbone.geometry),
         best_metric=trainer.training.best_metric,
+        validations=trainer.count_validations(),
     )
 
 
@@ -85,10 +94,22 @@ def _iterate_savings(prepared: RunSetup, plan: PrecomputePlan | None) -> Iterato
             yield f"the first {shared} tokens, which all rows share, are run once per step"
         elif not is_cached:
             yield "text before the prompt is run forward only"
+    yield from _describe_limits(backbone.geometry, prompt)
     task = prepared.task
     if isinstance(task, CausalVerbalizer) and task.words.all_single_token:
         words, vocabulary = len({*task.words.all}), backbone.geometry.vocab_size
         yield f"{words} of {vocabulary:,} words are scored, at one position per row"
+
+
+def _describe_limits(geometry: Geometry, prompt: Prompt) -> Iterator[str]:
+    """Describe what this backbone is run without, and why."""
+    name, limits = geometry.model_type, geometry.limits
+    if limits.padding is not None:
+        yield f"rows of equal length only are run together: {name} {limits.padding}"
+    if limits.split is not None and isinstance(prompt, InputPrompt):
+        yield f"rows are run whole: {name} {limits.split}"
+    if limits.words is not None and isinstance(prompt, InputPrompt):
+        yield f"soft tokens that start from words are only near them: {name} {limits.words}"
 
 
 def _describe_cache(prepared: RunSetup, plan: PrecomputePlan) -> str:
@@ -108,6 +129,12 @@ def _describe_cache(prepared: RunSetup, plan: PrecomputePlan) -> str:
             return f"{rows} once and cached in a file of {size}"
         case "memory":
             return f"{rows} once and cached in memory, {size}"
+        case "nowhere" if prepared.recipe.cache.disk_gb is None:
+            return (
+                f"{rows} in every step: a cache would take {size}, and a file of more than 2 GB or "
+                "a tenth of the free disk is written only if the recipe allows it; to cache them, "
+                f"set cache.disk_gb = {ceil(plan.shape.size / 1e9)} or more"
+            )
         case "nowhere":
             return (
                 f"{rows} in every step: a cache would take {size}, more than cache.memory_gb and "

@@ -1,10 +1,16 @@
 """The template of a run: the recipe's or the default one, with soft tokens or with words."""
 
-from softprompt.backbone.model import Architecture
-from softprompt.data import Table, Template, parse_template
+from collections.abc import Iterator
+from itertools import chain
+
+from softprompt.backbone.model import Architecture, Backbone
+from softprompt.data import Literal, SoftTokens, Table, Template, parse_template
+from softprompt.data.table import list_text_columns
+from softprompt.data.template import BeginToken
+from softprompt.data.tokenizer import list_special_tokens, measure_wrapping
 from softprompt.errors import TemplateError
 from softprompt.recipe import Recipe
-from softprompt.tasks import TaskSettings
+from softprompt.tasks import Classify, TaskSettings
 from softprompt.train.datasets import get_target_column
 
 DEFAULT_SOFT_TOKENS = 20
@@ -25,11 +31,7 @@ def make_default_template(table: Table, settings: TaskSettings, *, kind: Archite
         TemplateError: there is no text column, or more than two.
     """
     target = get_target_column(settings)
-    texts = [
-        name
-        for name in table.column_names
-        if name != target and "string" in {*str(table.data.schema.field(name).type).split("_")}
-    ]
+    texts = [name for name in list_text_columns(table) if name != target]
     if len(texts) not in {1, 2}:
         example = f"{{{(texts or ['text'])[0]}}}"
         msg = (
@@ -109,3 +111,54 @@ def check_soft_tokens(template: Template, method: str, *, soft: bool) -> None:
             "values instead. Remove {soft:N}, and set method.length."
         )
         raise TemplateError(msg)
+
+
+def find_template_slips(
+    template: Template, settings: TaskSettings, *, backbone: Backbone
+) -> Iterator[str]:
+    """Find what a template has twice in every row, which is possible but rarely meant.
+
+    Args:
+        template: with or without soft tokens.
+        settings: of the task.
+        backbone: whose tokenizer adds special tokens.
+
+    Yields:
+        A message for a special token that the tokenizer adds anyway, and for a space before
+        answers that begin with one.
+    """
+    yield from _find_added_tokens(template, backbone)
+    last = template.pieces[-1]
+    causal = backbone.geometry.architecture == "causal"
+    if not (causal and isinstance(last, Literal) and last.text.endswith(" ")):
+        return
+    answer = "each answer"
+    if isinstance(settings, Classify):
+        words = chain.from_iterable(settings.list_words().values())
+        spaced = next((word for word in words if word.startswith(" ")), None)
+        if spaced is None:
+            return
+        answer = f"the label word {spaced!r}"
+    yield (
+        f"the template ends in a space, and {answer} begins with one, so there are two. Remove the "
+        "space at the end of the template."
+    )
+
+
+def _find_added_tokens(template: Template, backbone: Backbone) -> Iterator[str]:
+    """Special tokens at the edges of the template that the tokenizer adds there too."""
+    pieces = [p for p in template.pieces if not isinstance(p, SoftTokens | BeginToken)]
+    specials = list_special_tokens(backbone.tokenizer)
+    added = measure_wrapping(backbone.tokenizer, pair=template.pair).ids
+    edges = [("begins", pieces[:1], added[0], str.startswith)]
+    if backbone.geometry.architecture != "causal":
+        edges.append(("ends", pieces[-1:], added[-1], str.endswith))
+    for verb, edge, ids, has in edges:
+        texts = [piece.text.strip() for piece in edge if isinstance(piece, Literal)]
+        written = [name for text in texts for name in specials if has(text, name)]
+        name = max(written, key=len, default="")
+        if name and specials[name].id in ids:
+            yield (
+                f"the template {verb} with {name!r}, which the tokenizer adds anyway, so every row "
+                "has it twice. Remove it from the template."
+            )

@@ -17,7 +17,7 @@ from softprompt.prompt import InputPrompt, KVPrefix, Prompt, detach_copy, to
 from softprompt.tasks import Classifier, Task
 from softprompt.train.config import ResolvedTraining, check_validation_settings
 from softprompt.train.datasets import RenderedRows, sample_rows
-from softprompt.train.events import Evaluation, Event, Finished, Step, TrainingWarning
+from softprompt.train.events import Evaluation, Event, Finished, PhaseStarted, Step, TrainingWarning
 from softprompt.train.gradients import (
     accumulate_gradients,
     check_finite_step,
@@ -152,6 +152,27 @@ class Trainer:
             return self._validate(self.validation)
         reason = self.stop_reason()
         return self.train_step() if reason is None else Finished(self.step, reason)
+
+    def iterate(self) -> Iterator[Event]:
+        """As :meth:`run`, and before each validation a `PhaseStarted`."""
+        events = self.run()
+        while True:
+            rows = self.validation if self.validation_due and not self.pending else None
+            if rows is not None:
+                count = len(rows.examples)
+                yield PhaseStarted("validating", f"{count:,} rows", count, self.step)
+            event = next(events, None)
+            if event is None:
+                return
+            yield event
+
+    def count_validations(self) -> int:
+        """The number of validations that are still to come, at most."""
+        if self.validation is None:
+            return 0
+        interval, total = self.training.eval_every_steps or len(self.batches), self.total
+        after_last = 1 if total % interval and self.step < total else 0
+        return total // interval - self.step // interval + after_last + self.validation_due
 
     def stop_reason(self) -> str | None:
         """Why the run has finished; None if it has not."""

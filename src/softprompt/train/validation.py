@@ -1,5 +1,6 @@
 """Check a recipe with its backbone and its rows: all faults at once, or the plan of the run."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -7,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from softprompt.data.table import describe_labels
 from softprompt.errors import FaultCollector, RecipeError, format_unknown
 from softprompt.inference.loops import METRICS
 from softprompt.recipe import Recipe, make_recipe
@@ -24,7 +26,8 @@ class CheckResult:
 
     Args:
         faults: that must be corrected before training.
-        notes: on parts that could not be checked.
+        notes: on parts that could not be checked, on labels that may be the same one, and on what
+            is possible but rarely meant.
         plan: of the run; None with faults, or if it could not be made.
 
     Examples:
@@ -105,7 +108,16 @@ def _check(recipe: Recipe) -> CheckResult:
     collector = FaultCollector(keep_going=True)
     setup = check_setup(recipe, collector)
     plan = None if setup is None else collector.attempt(_make_plan, setup)
-    return CheckResult(tuple(collector.faults), tuple(collector.notes), plan)
+    notes = [] if setup is None else [*_describe_labels(setup), *setup.template_slips]
+    return CheckResult(tuple(collector.faults), (*collector.notes, *notes), plan)
+
+
+def _describe_labels(prepared: RunSetup) -> list[str]:
+    """Notes on labels that may be the same one, or none."""
+    if not prepared.task.labels:
+        return []
+    counts = Counter(prepared.rows["train"].truth)
+    return describe_labels(counts, prepared.task.target_column)
 
 
 def _make_plan(prepared: RunSetup) -> RunSummary:

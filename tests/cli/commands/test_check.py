@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,25 @@ def test_the_plan_is_what_training_does(home, run, backbones) -> None:
     assert plan["parameters"] == done["backbone_parameters"]
     settings = {name: s["value"] for name, s in plan["settings"].items() if s["value"] is not None}
     assert {k: settings[k] for k in done["training"]} == done["training"]
+
+
+def test_what_a_template_has_twice_is_told(home, run) -> None:
+    """It is possible, so the plan is printed too."""
+    home.data["task"]["template"] = "<s>{text} sentiment{soft:4} "
+    added = "the template begins with '<s>', which the tokenizer adds anyway"
+    space = "the template ends in a space, and the label word ' negative' begins with one"
+    said = run("check", home.recipe)
+    assert said.status == 0
+    assert added in said.err
+    assert space in said.err
+    assert "has no faults" in said.out
+    result = run("check", home.recipe, "--json").json
+    assert len(result["notes"]) == 2
+    assert added in result["notes"][0]
+    assert space in result["notes"][1]
+    assert result["plan"]["steps"] == 2 * ceil(40 / 16)
+    clean = run("check", home.recipe, "--json", "--set", 'task.template="{text} is{soft:4}"').json
+    assert clean["notes"] == []
 
 
 def test_every_default_has_its_source(home, run) -> None:
@@ -340,3 +360,18 @@ def test_valid_keys_of_a_faulty_recipe_are_used(home) -> None:
     assert recipe is not None
     assert (recipe.train.batch_size, recipe.train.epochs) == (16, 5)
     assert drop_invalid_keys({"data": {}}, ["backbone: is missing."]) is None
+
+
+def test_labels_that_may_be_one_are_told_beside_the_plan(home, run) -> None:
+    first, *others = home.rows()
+    home.write("train", [first | {"label": first["label"].upper()}, *others])
+    del home.data["task"]["verbalizer"]
+    result = run("check", home.recipe)
+    assert "labels in column 'label' differ only in case or spacing: " in result.err
+    assert " (1 row)" in result.err
+    assert "has no faults" in result.out
+    line = result.err.partition("join them in the recipe: ")[2]
+    home.data["data"] |= tomllib.loads(line)["data"]
+    result = run("check", home.recipe)
+    assert "differ only" not in result.err
+    assert "negative 20, positive 20" in result.out

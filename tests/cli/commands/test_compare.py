@@ -6,6 +6,7 @@ import shlex
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -92,6 +93,46 @@ def test_the_output_and_the_files(compare, home):
     assert result.json["page"] == "c/report.html"
 
 
+def test_the_page_has_the_labels_and_the_most_confident_mistakes(compare, home, monkeypatch):
+    reports = []
+
+    def render(report):
+        reports.append(report)
+        return render_html(report)
+
+    monkeypatch.setattr("softprompt.compare.report.write.render_html", render)
+    compare("--lr-multipliers", "1", "--output", "c")
+    [report] = reports
+    extra = next(e for e in report.extras if e.title.startswith("Labels and mistakes of "))
+    best = extra.title.removeprefix("Labels and mistakes of ")
+    lines = [x for x in read_lines(home.path / "c", "run_result") if x["variant"] == best]
+    prompts = [x for x in read_lines(home.path / "c", "run_result") if x["seed"] is not None]
+    mean = {name: sum(x["scores"].count("1") for x in prompts if x["variant"] == name)
+            for name in {x["variant"] for x in prompts}}  # fmt: skip
+    assert mean[best] == max(mean.values())
+    labels, *rest = extra.parts
+    counts = np.array([x["confusion"]["counts"] for x in lines]).sum(axis=0)
+    for at, (label, _, recall, _, rows) in enumerate(labels.rows):
+        assert label == lines[0]["confusion"]["labels"][at]
+        assert rows == str(counts[at].sum())
+        assert recall == f"{counts[at, at] / counts[at].sum():.3f}"
+    first = min(lines, key=lambda line: line["seed"])
+    model = PromptModel.from_pretrained(home.path / "c" / first["run"])
+    wrong = {}
+    for row in home.rows("test"):
+        (prediction,) = model.predict([row["text"]])
+        if prediction.label != row["label"]:
+            wrong[row["text"]] = prediction.probabilities[prediction.label], row["label"]
+    shown = [row for part in rest if getattr(part, "head", ("",))[0] == "probability"
+             for row in part.rows]  # fmt: skip
+    assert {row[3]: row[2] for row in shown} == {text: pair[1] for text, pair in wrong.items()}
+    confidences = [float(row[0].rstrip("%")) for row in shown]
+    assert confidences == sorted(confidences, reverse=True)
+    assert confidences == pytest.approx(
+        sorted((100 * pair[0] for pair in wrong.values()), reverse=True), abs=0.06
+    )
+
+
 def test_the_page_is_made_of_the_runs(compare, home, monkeypatch):
     reports = []
 
@@ -117,7 +158,7 @@ def test_the_page_is_made_of_the_runs(compare, home, monkeypatch):
     page = (home.path / "c" / "report.html").read_text()
     assert "40 train, 12 validation, 12 test" in page
     assert page.count("<svg") == 5 + 2, "and two in the section on the prompts"
-    [prompts] = report.extras
+    _, prompts = report.extras
     words, layers, similarity, attention = prompts.parts
     manifest = json.loads((home.path / "c/prompt-tuning-42/artifact/manifest.json").read_text())
     distances = [f"{distance:.2f}" for distance in manifest["metrics"]["moved"]["each"]]
@@ -143,7 +184,8 @@ def test_each_trained_prompt_predicts_the_test_rows_once(compare, monkeypatch):
 
     monkeypatch.setattr(PromptModel, "predict", count_rows)
     compare("--output", "c", "--search-fraction", 0.5)
-    assert counts == [12] * 4
+    # The report lists the mistakes of the best prompt, which needs its probabilities once more.
+    assert counts == [12] * 4 + [12]
 
 
 def test_the_same_command_trains_nothing_again(compare, home):

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
-from softprompt.inference import PromptModel
+from softprompt.cli.commands.evaluate import _describe_classes, _format_classes
+from softprompt.inference import EvaluationReport, PromptModel, compute_confusion_matrix
 
 
 def compute_scores(rows: list[dict], model: PromptModel) -> dict[str, object]:
@@ -47,6 +48,41 @@ def test_scores_are_a_table_and_a_matrix(trained, run) -> None:
     assert ["rows", "12"] in rows
     (first, _) = scores["confusion"]["counts"]
     assert ["negative", *map(str, first)] in rows
+
+
+def test_each_label_has_its_scores(trained, run, model) -> None:
+    rows = trained.home.rows("test")
+    truth = [row["label"] for row in rows]
+    predicted = [answer.label for answer in model.predict([row["text"] for row in rows])]
+    expected = classification_report(truth, predicted, output_dict=True, zero_division=0)
+    found = run("evaluate", trained.folder, "--json").json
+    for scores in found["classes"]:
+        one = expected[scores["label"]]
+        numbers = [scores[name] for name in ("precision", "recall", "f1", "rows")]
+        assert numbers == pytest.approx(
+            [one[name] for name in ("precision", "recall", "f1-score", "support")]
+        )
+    lines = [line.split() for line in run("evaluate", trained.folder).out.splitlines()]
+    for scores in found["classes"]:
+        numbers = [f"{scores[name]:.4f}" for name in ("precision", "recall", "f1")]
+        counts = [str(scores["rows"]), str(scores["predicted"])]
+        assert [scores["label"], *numbers, *counts] in lines
+    for pair in found["confusions"]:
+        cells = [pair["label"], "→", pair["predicted"], str(pair["rows"]), f"{pair['share']:.1%}"]
+        assert cells in lines
+
+
+def test_two_hundred_labels_have_a_table_too() -> None:
+    labels = [f"l{n}" for n in range(200)]
+    truth = [label for label in labels for _ in range(3)]
+    # Every third row of a label is predicted as the next label.
+    predicted = [labels[(n // 3 + (n % 3 == 2)) % 200] for n in range(600)]
+    confusion = compute_confusion_matrix(truth, predicted, labels=labels)
+    described = _describe_classes(EvaluationReport(600, {"loss": 1.0}, confusion))
+    lines = [line.split() for line in _format_classes(described).splitlines()]
+    assert all([label, "0.6667", "0.6667", "0.6667", "3", "3"] in lines for label in labels)
+    assert ["l0", "→", "l1", "1", "33.3%"] in lines
+    assert lines[-1] == ["…", "and", "190", "more:", "see", "--json"]
 
 
 def test_data_that_does_not_fit_is_refused(trained, run, tmp_path: Path) -> None:

@@ -125,3 +125,52 @@ def test_the_recipe_can_be_run_without_changes(family: str, rows, home, run, bac
     done = run("train", "recipe.toml", "--json", "--quiet")
     assert done.status == 0, done.err
     assert done.json["best_step"] <= done.json["steps"] == checked.json["plan"]["steps"]
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_free_text_is_written(home, run, backbones, family: str, kind: str) -> None:
+    rows = [
+        {"id": n, "text": row["text"], "summary": f"film {n}"} for n, row in enumerate(home.rows())
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    if kind == "csv":
+        lines = "id,text,summary\n" + "".join(
+            f'{row["id"]},"{row["text"]}",{row["summary"]}\n' for row in rows
+        )
+    home.path.joinpath(f"rows.{kind}").write_text(lines, "utf-8")
+    result = run("init", f"rows.{kind}", "--backbone", backbones[family])
+    assert result.status == 0, result.err
+    assert "'text' to write 'summary'" in result.out
+    assert 'kind = "generate"' in result.err
+    assert "does not use the column 'id'" in result.err
+    assert read_toml()["task"]["target_column"] == "summary"
+    checked = run("check", "recipe.toml", "--json")
+    assert checked.status == 0, checked.err
+    done = run("train", "recipe.toml", "--set", "train.epochs=1", "--json", "--quiet")
+    assert done.status == 0, done.err
+
+
+def test_a_column_of_lists_names_the_kinds_of_tasks(home, run) -> None:
+    rows = [row | {"label": [row["label"], "film"]} for row in home.rows()]
+    home.write("rows", rows)
+    result = run("init", "rows.jsonl")
+    assert result.is_mistake("several labels for a row", 'kind = "classify"', 'kind = "generate"')
+    assert not Path("recipe.toml").exists()
+
+
+def test_the_options_of_a_file_come_into_the_recipe(home, run, backbones) -> None:
+    rows = home.rows()
+    lines = "".join(f"{row['text']} \u20ac^{row['label']}\n" for row in rows)
+    home.path.joinpath("train.csv").write_bytes(lines.encode("cp1252"))
+    home.path.joinpath("test.csv").write_bytes(lines.encode("cp1252"))
+    written = ["--separator", "^", "--no-header"]
+    llama = ["--backbone", backbones["llama"]]
+    assert run("init", "train.csv", *written, *llama).is_mistake("--encoding", "cp1252")
+    result = run("init", "train.csv", *written, *llama, "--encoding", "cp1252")
+    assert result.status == 0, result.err
+    data = read_toml()["data"]
+    assert (data["separator"], data["encoding"], data["header"]) == ("^", "cp1252", False)
+    assert data["test"] == "test.csv"
+    plan = run("check", "recipe.toml", "--json").json["plan"]
+    assert plan["splits"]["test"]["rows"] == len(rows)

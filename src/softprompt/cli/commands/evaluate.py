@@ -1,31 +1,51 @@
 """``softprompt evaluate``: metrics of a prompt, or of an ensemble, on labelled rows."""
 
 import shlex
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from softprompt.cli.console import format_columns, format_scores, print_json, print_status
-from softprompt.cli.options import ArtifactPath, AsJson, BatchSize
+from softprompt.cli.console import (
+    format_columns,
+    format_scores,
+    print_json,
+    print_progress,
+    print_status,
+)
+from softprompt.cli.options import ArtifactPath, AsJson, BatchSize, PromptBackbone
 
 if TYPE_CHECKING:
     from softprompt.data import Table
-    from softprompt.inference import Vote
+    from softprompt.inference import EvaluationReport, PromptModel, Vote
+
+# The most confusions that are printed.
+_MAX_CONFUSIONS = 10
+
+OtherArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="DATA|ARTIFACT",
+        help="A file or data set (default: the recipe's test split); with --ensemble, more "
+        "artifacts.",
+    ),
+]
+PredictionsFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write rows, predictions and whether they are right to a .csv, .tsv, .jsonl or "
+        ".parquet.",
+    ),
+]
 
 
 def evaluate(
     artifact: ArtifactPath,
-    more: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="DATA|ARTIFACT",
-            help="A file or data set (default: the recipe's test split); with --ensemble, more "
-            "artifacts.",
-        ),
-    ] = None,
+    more: OtherArguments = None,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Evaluate several artifacts as an ensemble.")
     ] = False,
@@ -43,20 +63,39 @@ def evaluate(
         str | None,
         typer.Option(help="Split of the recipe's data (default test), or of a Hub data set."),
     ] = None,
+    predictions: PredictionsFile = None,
+    backbone: PromptBackbone = None,
     batch_size: BatchSize = 32,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a prompt: metrics and confusion matrix."""
+    """Evaluate a prompt: metrics, also of each label."""
+    print_progress(f"loading {artifact} and its backbone …")
+    options = _Options(backbone, batch_size, predictions, as_json=as_json)
     if ensemble:
         _check_artifacts(more or [])
         paths, rows = [artifact, *map(Path, more or [])], _Rows(data, split)
-        _evaluate_ensemble(
-            paths, rows, vote=vote or "majority", batch_size=batch_size, as_json=as_json
-        )
+        _evaluate_ensemble(paths, rows, vote=vote or "majority", options=options)
         return
     _check_vote(vote)
     rows = _Rows(_choose_source(artifact, more or [], data), split)
-    _evaluate_one(artifact, rows, batch_size=batch_size, as_json=as_json)
+    _evaluate_one(artifact, rows, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options of both kinds of evaluation.
+
+    Args:
+        backbone: where it is now; None for the recorded place.
+        batch_size: rows per batch.
+        predictions: a file to write; None for no file.
+        as_json: whether the result is printed as JSON.
+    """
+
+    backbone: str | None
+    batch_size: int
+    predictions: Path | None
+    as_json: bool
 
 
 @dataclass(frozen=True)
@@ -90,44 +129,127 @@ class _Rows:
         return None if self.source is None else read_source(self.source, split=self.split)
 
 
-def _evaluate_one(artifact: Path, rows: _Rows, *, batch_size: int, as_json: bool) -> None:
+def _evaluate_one(artifact: Path, rows: _Rows, options: _Options) -> None:
     from softprompt.inference import PromptModel
     from softprompt.train.api import to_dict
 
-    model = PromptModel.from_pretrained(artifact)
+    model, table = PromptModel.from_pretrained(artifact, backbone=options.backbone), rows.read()
+    own = _read_own_rows(model, table, rows=rows, file=options.predictions)
+    print_progress(f"evaluating the {rows.name} rows …")
     report = model.evaluate(
-        rows.read(), split=rows.recipe_split, batch_size=batch_size, name=rows.name
+        table, split=rows.recipe_split, batch_size=options.batch_size, name=rows.name
     )
     _report_truncated(report.truncated, report.rows)
-    metrics = to_dict(report)
-    if as_json:
-        print_json({"artifact": str(artifact), "data": rows.name, **metrics})
+    _write_predictions(options.predictions, own, report)
+    metrics, classes = to_dict(report), _describe_classes(report)
+    if options.as_json:
+        print_json({"artifact": str(artifact), "data": rows.name, **metrics, **classes})
     else:
-        print(format_scores(metrics))
+        print(format_scores(metrics) + _format_classes(classes))
+
+
+def _read_own_rows(
+    model: "PromptModel", table: "Table | None", *, rows: _Rows, file: Path | None
+) -> list[dict[str, object]]:
+    """The rows with all their columns, for the file of predictions; none without a file.
+
+    Raises:
+        DataError: the file cannot be written, or would replace rows or one of their columns.
+    """
+    from softprompt.data.writers import check_writable, is_flat
+    from softprompt.errors import SoftpromptWarning
+    from softprompt.inference.answers import check_own_columns, name_answer_columns
+
+    if file is None:
+        return []
+    recorded = model.artifact.manifest.recipe.get("data")
+    sources = recorded.values() if isinstance(recorded, dict) else ()
+    check_writable(file, sources=[rows.source or "", *(s for s in sources if isinstance(s, str))])
+    if table is None:
+        with warnings.catch_warnings():  # that the data has changed is reported once, below
+            warnings.simplefilter("ignore", SoftpromptWarning)
+            table = model.read_split(rows.name)
+    added = name_answer_columns(model.task, flat=is_flat(file), evaluated=True)
+    check_own_columns(table.column_names, added, where=f"the {rows.name} data")
+    return list(table.to_list())
+
+
+def _write_predictions(
+    file: Path | None, own: Sequence[dict[str, object]], report: "EvaluationReport"
+) -> None:
+    """Write the rows with their predictions, if there is a file for them."""
+    from softprompt.data.writers import is_flat, write_rows
+    from softprompt.inference.answers import make_answer_row
+
+    if file is None:
+        return
+    answers = zip(own, report.predictions, report.right, strict=True)
+    flat = is_flat(file)
+    write_rows(file, [make_answer_row(r, p, flat=flat, right=right) for r, p, right in answers])
+    print_status(f"{len(own):,} rows are written to {file}")
+
+
+def _describe_classes(report: "EvaluationReport") -> dict[str, Any]:
+    """The scores of each label, and the labels that are confused; nothing for free text."""
+    if report.confusion is None:
+        return {}
+    return {
+        "classes": [asdict(scores) for scores in report.classes],
+        "confusions": [asdict(pair) for pair in report.confusions],
+    }
+
+
+def _format_classes(described: dict[str, Any]) -> str:
+    """A line for each label, and one for each of the commonest confusions."""
+    if not described:
+        return ""
+    numbers = ("precision", "recall", "f1")
+    counts = ("rows", "predicted")
+    lines = [
+        [c["label"], *(f"{c[name]:.4f}" for name in numbers), *(f"{c[name]:,}" for name in counts)]
+        for c in described["classes"]
+    ]
+    text = f"\n\n{format_columns([['label', *numbers, *counts], *lines])}"
+    confusions = described["confusions"]
+    if not confusions:
+        return text
+    shown = [
+        [f"{c['label']} → {c['predicted']}", f"{c['rows']:,}", f"{c['share']:.1%}"]
+        for c in confusions[:_MAX_CONFUSIONS]
+    ]
+    text += f"\n\n{format_columns([['true → predicted', 'rows', 'of the label'], *shown])}"
+    rest = len(confusions) - len(shown)
+    return f"{text}\n… and {rest:,} more: see --json" if rest else text
 
 
 def _evaluate_ensemble(
-    paths: Sequence[Path], rows: _Rows, *, vote: "Vote", batch_size: int, as_json: bool
+    paths: Sequence[Path], rows: _Rows, *, vote: "Vote", options: _Options
 ) -> None:
     """Load the artifacts on one copy of their backbone, evaluate and print."""
     from softprompt.inference import Ensemble, PromptModel
     from softprompt.train.api import to_dict
 
-    first = PromptModel.from_pretrained(paths[0])
+    first, table = PromptModel.from_pretrained(paths[0], backbone=options.backbone), rows.read()
     others = [PromptModel.from_pretrained(path, backbone=first.backbone) for path in paths[1:]]
+    own = _read_own_rows(first, table, rows=rows, file=options.predictions)
+    print_progress(f"evaluating the {rows.name} rows …")
     reports = Ensemble([first, *others], vote=vote).evaluate_members(
-        rows.read(), split=rows.recipe_split, batch_size=batch_size, name=rows.name
+        table, split=rows.recipe_split, batch_size=options.batch_size, name=rows.name
     )
+    _write_predictions(options.predictions, own, reports.ensemble)
     members = []
     for path, report in zip(paths, reports.members, strict=True):
         _report_truncated(report.truncated, report.rows, prefix=f"{path}: ")
         members.append({"artifact": str(path), **to_dict(report)})
     metrics, summary = to_dict(reports.ensemble), _summarize_members(members)
-    if as_json:
-        result = {"data": rows.name, "vote": vote, **metrics, **summary, "members": members}
-        print_json(result)
+    classes = _describe_classes(reports.ensemble)
+    if options.as_json:
+        result = {"data": rows.name, "vote": vote, **metrics, **classes, **summary}
+        print_json({**result, "members": members})
     else:
         _print_ensemble(metrics, summary, members=members, vote=vote)
+        if classes:
+            print(_format_classes(classes)[1:])
 
 
 def _report_truncated(truncated: int, rows: int, *, prefix: str = "") -> None:

@@ -2,11 +2,28 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from softprompt.cli.console import print_status
+
+if TYPE_CHECKING:
+    from softprompt.recipe.column_roles import ColumnRoles
+
+
+_Separator = Annotated[
+    str | None, typer.Option(help="The character between the cells of a csv file.")
+]
+_Encoding = Annotated[
+    str | None, typer.Option(help="The encoding of a file of text, such as cp1252.")
+]
+_Header = Annotated[
+    bool | None,
+    typer.Option(
+        "--header/--no-header", help="Whether the first line has the names of the columns."
+    ),
+]
 
 
 def init(
@@ -19,22 +36,36 @@ def init(
             "builtin:smollm2-135m-instruct)."
         ),
     ] = None,
+    separator: _Separator = None,
+    encoding: _Encoding = None,
+    header: _Header = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a commented recipe for a file of labelled text."""
+    from softprompt.data import TextFormat
     from softprompt.errors import DataError
     from softprompt.recipe.drafting import DEFAULT_BACKBONE, draft_recipe
 
     if output.exists() and not force:
         msg = f"{output} exists already. Choose another --output, or add --force to replace it."
         raise DataError(msg)
-    draft = draft_recipe(data, backbone=backbone or DEFAULT_BACKBONE, directory=output.parent)
+    draft = draft_recipe(
+        data,
+        backbone=backbone or DEFAULT_BACKBONE,
+        directory=output.parent,
+        text_format=TextFormat(separator, encoding, header),
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(draft.text, encoding="utf-8")
-    columns = draft.columns
-    texts = " and ".join(map(repr, columns.texts))
-    print(f"wrote {output}: {texts} classified by {columns.label!r} ({len(columns.labels)} labels)")
+    print(f"wrote {output}: {_describe_columns(draft.columns)}")
     for note in draft.notes:
         print_status(note)
     path = shlex.quote(str(output))
     print_status(f"\nNext:\n  softprompt check {path}\n  softprompt train {path}")
+
+
+def _describe_columns(columns: "ColumnRoles") -> str:
+    texts = " and ".join(map(repr, columns.texts))
+    if columns.labels:
+        return f"{texts} classified by {columns.label!r} ({len(columns.labels)} labels)"
+    return f"{texts} to write {columns.label!r}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli.console import format_fields, print_json, print_status
-from softprompt.cli.options import ArtifactPath, AsJson
+from softprompt.cli.options import ArtifactPath, AsJson, PromptBackbone
 
 if TYPE_CHECKING:
     from softprompt.inference import PromptModel
@@ -140,6 +140,7 @@ def export(
     form: ExportFormat,
     artifact: ArtifactPath,
     output: Annotated[Path, typer.Option("--output", help="A folder, new or empty.")],
+    backbone: PromptBackbone = None,
     as_json: AsJson = False,
 ) -> None:
     """Write an artifact in the format of another library."""
@@ -148,7 +149,8 @@ def export(
     from softprompt.interop.registry import get_writer
 
     get_writer(form)  # a misspelt format is reported before a backbone is loaded
-    folder = export_prompt(form, PromptModel.from_pretrained(artifact), output=output)
+    model = PromptModel.from_pretrained(artifact, backbone=backbone)
+    folder = export_prompt(form, model, output=output)
     names = sorted(path.name for path in folder.iterdir())
     if as_json:
         print_json({"format": form, "folder": str(folder), "files": names})

@@ -1,17 +1,21 @@
-"""``softprompt predict``: predictions for texts or rows, one JSON object a line, in order."""
+"""``softprompt predict``: predictions for texts or rows, in order, as JSON lines or in a file."""
 
-import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from softprompt.cli.options import ArtifactPath, BatchSize
+from softprompt.cli.console import print_progress, print_status
+from softprompt.cli.options import ArtifactPath, BatchSize, PromptBackbone
 from softprompt.cli.streaming import InputRow, group_rows, is_table, read_table_rows, read_text_rows
 
 if TYPE_CHECKING:
     from softprompt.inference import PromptModel
     from softprompt.tasks import Prediction
+
+    _Predicted: TypeAlias = Iterator[tuple[InputRow, Prediction]]
 
 
 def predict(
@@ -23,29 +27,68 @@ def predict(
         str | None,
         typer.Option("--input", metavar="FILE|-", help="A file of rows or lines; - is stdin."),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write rows and predictions to a .csv, .tsv, .jsonl or .parquet."
+        ),
+    ] = None,
+    backbone: PromptBackbone = None,
     batch_size: BatchSize = 32,
     _as_json: Annotated[
         bool, typer.Option("--json", help="No effect: output is always JSON lines.")
     ] = False,
 ) -> None:
-    """Predict texts or rows, and print one JSON object a line."""
+    """Predict texts or rows: JSON lines, or a file."""
     if bool(texts) == bool(source):
         msg = "give texts, or --input FILE (- for stdin), and not both"
         raise typer.BadParameter(msg)
+    print_progress(f"loading {artifact} and its backbone …")
+    from softprompt.data.writers import check_writable
     from softprompt.errors import DataError
     from softprompt.inference import PromptModel
 
-    model = PromptModel.from_pretrained(artifact)
-    fields = tuple(dict.fromkeys(model.task.columns))
-    count = 0
-    for group in _read_groups(texts or [], source, fields):
-        for row, prediction in _predict(model, group, batch_size=batch_size):
-            print(json.dumps(_to_dict(row, prediction, fields), ensure_ascii=False))
-            count += 1
-        print(end="", flush=True)
+    if output is not None:
+        check_writable(output, sources=[source or ""])
+    model = PromptModel.from_pretrained(artifact, backbone=backbone)
+    groups = _read_groups(texts or [], source, tuple(dict.fromkeys(model.task.columns)))
+    predicted = (_predict(model, group, batch_size=batch_size) for group in groups)
+    count = _print_rows(predicted) if output is None else _write_rows(predicted, model, output)
     if not count:
         msg = f"{'stdin' if source == '-' else source} has no lines. Give at least one text."
         raise DataError(msg)
+
+
+def _print_rows(groups: "Iterator[_Predicted]") -> int:
+    """Print a line for each row, group by group as they are predicted; return their number."""
+    from softprompt.data.writers import dump_row
+
+    count = 0
+    for group in groups:
+        for row, prediction in group:
+            print(dump_row(_to_dict(row, prediction)))
+            count += 1
+        print(end="", flush=True)
+    return count
+
+
+def _write_rows(groups: "Iterator[_Predicted]", model: "PromptModel", output: Path) -> int:
+    """Write the rows to a file, also those before one that cannot be predicted."""
+    from softprompt.data.writers import is_flat, write_rows
+    from softprompt.inference.answers import check_own_columns, make_answer_row, name_answer_columns
+
+    flat, rows = is_flat(output), list[dict[str, object]]()
+    added = name_answer_columns(model.task, flat=flat, evaluated=False)
+    try:
+        for row, prediction in chain.from_iterable(groups):
+            own = _get_columns(row)
+            check_own_columns([*own], added, where=row.place)
+            rows.append(make_answer_row(own, prediction, flat=flat))
+    finally:
+        if rows:
+            write_rows(output, rows)
+            print_status(f"{len(rows):,} rows are written to {output}")
+    return len(rows)
 
 
 def _read_groups(
@@ -82,11 +125,16 @@ def _predict(
     yield from zip(group, predictions, strict=True)
 
 
-def _to_dict(row: InputRow, prediction: "Prediction", fields: tuple[str, ...]) -> dict[str, object]:
-    """A row and its prediction as plain data."""
+def _get_columns(row: InputRow) -> Mapping[str, object]:
+    """The row's own columns."""
     content = row.read_content()
-    inputs = {"text": content} if isinstance(content, str) else {f: content[f] for f in fields}
+    return {"text": content} if isinstance(content, str) else content
+
+
+def _to_dict(row: InputRow, prediction: "Prediction") -> dict[str, object]:
+    """A row and its prediction as plain data; the prediction replaces columns of its names."""
+    own = _get_columns(row)
     if not prediction.probabilities:
-        return {**inputs, "answer": prediction.label}
+        return {**own, "answer": prediction.label}
     rounded = {label: round(p, 6) for label, p in prediction.probabilities.items()}
-    return {**inputs, "label": prediction.label, "probabilities": rounded}
+    return {**own, "label": prediction.label, "probabilities": rounded}

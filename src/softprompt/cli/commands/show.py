@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softprompt.cli.console import format_columns, format_fields, print_json, print_status
-from softprompt.cli.options import ArtifactPath, AsJson
+from softprompt.cli.console import (
+    format_columns,
+    format_fields,
+    print_json,
+    print_progress,
+    print_status,
+)
+from softprompt.cli.options import ArtifactPath, AsJson, PromptBackbone
 
 if TYPE_CHECKING:
     from softprompt.analysis import Similarity, SoftToken
@@ -20,6 +26,12 @@ _DISTANCE = "distance from initialization, relative to its norm"
 _FORMATS = (".png", ".svg", ".pdf")
 _PICTURE = Path("similarity.png")
 
+NoBackbone = Annotated[
+    bool, typer.Option("--no-backbone", help="Do not load the backbone; no nearest words.")
+]
+WithAttention = Annotated[
+    bool, typer.Option("--attention", help="Also attention to the prompt, by layer.")
+]
 AttentionData = Annotated[
     str | None,
     typer.Option(metavar="DATA", help="Rows for --attention (default: its validation rows)."),
@@ -36,12 +48,9 @@ def show(
         list[Path] | None,
         typer.Argument(metavar="ARTIFACT", help="Others to compare it with."),
     ] = None,
-    no_backbone: Annotated[
-        bool, typer.Option("--no-backbone", help="Do not load the backbone; no nearest words.")
-    ] = False,
-    attention: Annotated[
-        bool, typer.Option("--attention", help="Also attention to the prompt, by layer.")
-    ] = False,
+    backbone: PromptBackbone = None,
+    no_backbone: NoBackbone = False,
+    attention: WithAttention = False,
     data: AttentionData = None,
     output: PictureFile = None,
     as_json: AsJson = False,
@@ -54,9 +63,13 @@ def show(
 
     paths = [artifact, *(more or [])]
     _check(len(paths), attention=attention, data=data, no_backbone=no_backbone, output=output)
+    _check_backbone(backbone, no_backbone=no_backbone)
     artifacts = [*map(load_artifact, paths)]
     similarity = compute_similarity(artifacts) if len(paths) > 1 else None
-    model = _load_model(artifacts, artifact, allowed=not no_backbone, required=attention)
+    model = None
+    if not no_backbone:
+        print_progress(f"loading the backbone of {artifact} …")
+        model = _load_model(artifacts, artifact, backbone=backbone, required=attention)
     inspections = inspect_prompts(artifacts, model)
     if attention and model is not None:
         inspections = add_attention(inspections, artifacts, model=model, data=data)
@@ -92,23 +105,29 @@ def _check(
         raise typer.BadParameter(msg)
 
 
+def _check_backbone(backbone: str | None, *, no_backbone: bool) -> None:
+    if backbone is not None and no_backbone:
+        msg = f"--backbone {backbone} is not loaded with --no-backbone. Leave one of them out."
+        raise typer.BadParameter(msg)
+
+
 def _load_model(
-    artifacts: "Sequence[Artifact]", path: Path, *, allowed: bool, required: bool
+    artifacts: "Sequence[Artifact]", path: Path, *, backbone: str | None, required: bool
 ) -> "PromptModel | None":
     """The model of the first artifact; None where its backbone is not needed or not available.
 
     Args:
         path: of the first artifact.
-        allowed: whether the backbone may be loaded.
+        backbone: where its backbone is now; None for the recorded place.
         required: whether a backbone that is not available is an error instead of a note.
     """
     from softprompt.analysis.inspection import has_nearest_words
     from softprompt.errors import BackboneError, MissingPackageError
     from softprompt.inference import PromptModel
 
-    if required:
-        return PromptModel.from_pretrained(path)
-    if not allowed or not has_nearest_words(artifacts):
+    if required or backbone is not None:
+        return PromptModel.from_pretrained(path, backbone=backbone)
+    if not has_nearest_words(artifacts):
         return None
     try:
         return PromptModel.from_pretrained(path)

@@ -12,6 +12,7 @@ from softprompt.cli.console import (
     format_fields,
     format_scores,
     print_json,
+    print_progress,
     print_status,
 )
 from softprompt.cli.options import AsJson, Overrides, Quiet, RecipePath
@@ -87,6 +88,8 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a prompt by a recipe, and save the best one."""
+    if not quiet:
+        print_progress("starting …")
     from softprompt.recipe import read_recipe
     from softprompt.train import find_free_dir
 
@@ -103,6 +106,8 @@ def resume(
     quiet: Quiet = False,
 ) -> None:
     """Resume an interrupted run, to the same results."""
+    if not quiet:
+        print_progress("starting …")
     from softprompt.train import RunDir
 
     run = RunDir(folder)

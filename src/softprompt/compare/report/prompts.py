@@ -70,7 +70,7 @@ def _make_parts(
     backbone: Backbone,
     tables: "Mapping[str, Table]",
 ) -> list[ReportPart]:
-    paths = {s.variant: _list_artifacts(s, folder) for s in summaries if not s.is_baseline}
+    paths = {s.variant: list_artifacts(s, folder) for s in summaries if not s.is_baseline}
     artifacts = {variant: load_artifact(each[0]) for variant, each in paths.items() if each}
     if not artifacts:
         return []
@@ -82,8 +82,13 @@ def _make_parts(
     return parts
 
 
-def _list_artifacts(summary: Summary, folder: Path) -> list[Path]:
-    """The artifacts of a variant, that of the first seed first."""
+def list_artifacts(summary: Summary, folder: Path) -> list[Path]:
+    """The artifacts of a variant, that of the first seed first.
+
+    Args:
+        summary: of the variant.
+        folder: of the comparison.
+    """
     results = sorted((result for result in summary.results if result.run), key=_get_seed)
     return [RunDir(folder / result.run).artifact for result in results]
 
