@@ -63,16 +63,15 @@ class AttentionCall:
         mask = torch.ones(shape, dtype=torch.bool, device=self.query.device)
         return mask.tril() if self.has_mask else mask
 
-    def make_additive_mask(self) -> Tensor | None:
-        """The mask as a summand in the dtype of the queries; None if nothing is masked."""
+    def make_additive_mask(self, dtype: torch.dtype) -> Tensor | None:
+        """The mask as a summand of the scores; None if nothing is masked."""
         if not self.has_mask:
             return None
         mask = self.make_explicit_mask()
         if mask.dtype != torch.bool:
-            return mask
-        lowest = torch.finfo(self.query.dtype).min
-        added = torch.zeros(mask.shape, dtype=self.query.dtype, device=mask.device)
-        return added.masked_fill_(~mask, lowest)
+            return mask.to(dtype)
+        added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+        return added.masked_fill_(~mask, torch.finfo(dtype).min)
 
     def make_visible_mask(self) -> Tensor:
         """Which keys each query may see, a boolean ``[B or 1, 1, T, P + Tk]``."""
@@ -135,14 +134,17 @@ def run_kernel(module: nn.Module, call: AttentionCall, *, options: dict[str, Any
     if kernel is None:
         kernel = sdpa_attention_forward
     else:
-        mask, options = call.make_additive_mask(), {"scaling": None} | options
+        mask = call.make_additive_mask(call.query.dtype)
+        options = {"scaling": None} | options
     output: Tensor
     output, _ = kernel(module, call.query, call.key, call.value, mask, **options)
     return output
 
 
+# Keyword arguments by which an attention selects keys by their index.
+SELECTING_KEYWORDS = ("indices", "block_indices")
 # Keyword arguments that change the scores, of which torch's kernel knows nothing.
-_BEYOND_SDPA = ("softcap", "s_aux", "sinks", "indices", "block_indices")
+_BEYOND_SDPA = ("softcap", "s_aux", "sinks", *SELECTING_KEYWORDS)
 
 
 def _find_own_kernel(module: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any] | None:
@@ -183,12 +185,8 @@ def _attend_plain(call: AttentionCall) -> Tensor:
 
 def _combine_masks(call: AttentionCall, groups: int) -> Tensor | None:
     """Mask and bias as one summand per score: ``[1 or N, B or 1, 1 or heads/N, T, P + Tk]``."""
-    added: Tensor | None = None
-    if call.has_mask:
-        mask = call.make_explicit_mask()
-        added = mask.float()
-        if mask.dtype == torch.bool:
-            added = torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
+    added = call.make_additive_mask(torch.float32)
+    if added is not None:
         added = added[:, :, None].transpose(0, 1)
     if call.bias is None:
         return added

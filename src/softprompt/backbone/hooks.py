@@ -13,7 +13,12 @@ from torch import Tensor, nn, no_grad
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
-from softprompt.backbone.attention import AttentionCall, attend, run_kernel
+from softprompt.backbone.attention import (
+    SELECTING_KEYWORDS,
+    AttentionCall,
+    attend,
+    run_kernel,
+)
 from softprompt.backbone.layers import Layer, find_body
 
 NAME = "softprompt"
@@ -140,7 +145,10 @@ def install_hooks(model: PreTrainedModel, *, tables: Sequence[nn.Module] = ()) -
 def hook_entry_modules(model: PreTrainedModel) -> None:
     """Install the hooks that start and end a pass."""
     for module in _list_entry_modules(model):
-        module.register_forward_pre_hook(_add_pass, with_kwargs=True)
+        parameters = inspect.signature(module.forward).parameters.values()
+        takes_keywords = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        add_pass = partial(_add_pass, takes_keywords=takes_keywords)
+        module.register_forward_pre_hook(add_pass, with_kwargs=True)
         module.register_forward_hook(_end_pass, always_call=True)
 
 
@@ -184,7 +192,7 @@ def _embed_known(table: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
 
 
 def _add_pass(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, takes_keywords: bool
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Start a pass, and add it to the keyword arguments, which transformers hands to the layers."""
     hook = _current.get()
@@ -194,12 +202,7 @@ def _add_pass(
         return None
     pass_hook = hook.begin_pass(positions)
     _running.set(pass_hook)
-    return (args, kwargs | {_KEYWORD: pass_hook}) if _takes_keywords(module) else None
-
-
-def _takes_keywords(module: nn.Module) -> bool:
-    parameters = inspect.signature(module.forward).parameters.values()
-    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return (args, kwargs | {_KEYWORD: pass_hook}) if takes_keywords else None
 
 
 def _end_pass(_module: nn.Module, _args: object, _output: object) -> None:
@@ -284,15 +287,13 @@ def _attend(
         bias=kwargs.get("position_bias"),
         window=kwargs.get("sliding_window"),
         scaling=kwargs.get("scaling"),
-        selects_keys=any(kwargs.get(name) is not None for name in _SELECTING),
+        selects_keys=any(kwargs.get(name) is not None for name in SELECTING_KEYWORDS),
     )
     if pass_hook is None:
         return run_kernel(module, call, options=kwargs), None
     return attend(module, pass_hook.attend(module, call), options=kwargs), None
 
 
-# Keyword arguments by which an attention selects keys by their index.
-_SELECTING = ("indices", "block_indices")
 for _name, _mask in ((NAME, sdpa_mask), (NAME_EAGER, eager_mask)):
     ALL_ATTENTION_FUNCTIONS.register(_name, _attend)
     ALL_MASK_ATTENTION_FUNCTIONS.register(_name, _mask)

@@ -21,7 +21,7 @@ from softprompt.backbone.families.gptj import hook_gptj
 from softprompt.backbone.fingerprint import compute_fingerprint
 from softprompt.backbone.hooks import Recorder
 from softprompt.backbone.layers import Layer, find_body, find_layers
-from softprompt.backbone.lm_head import LMHead
+from softprompt.backbone.lm_head import LMHead, explain_head_failure
 from softprompt.backbone.model import (
     Architecture,
     Backbone,
@@ -36,7 +36,7 @@ from softprompt.backbone.position_bias import (
     find_position_bias,
     find_position_table,
 )
-from softprompt.errors import BackboneError, summarize_error
+from softprompt.errors import BackboneError
 
 _PROBE_LENGTH = 3
 
@@ -343,15 +343,12 @@ def wrap_model(
     )
 
 
-_CUSTOM = "uses a custom attention implementation"
-
-
 @torch.no_grad()
 def _install(name: str, model: PreTrainedModel, kind: Architecture) -> tuple[bool, str | None]:
     """Install the hooks, and check that they change nothing by themselves.
 
     Returns:
-        Whether prompts can reach the attention, and why they cannot.
+        Whether the attention has hooks; and if they had to be taken out again, why.
     """
     before = _run_both(model, kind)
     original = model.config._attn_implementation  # noqa: SLF001  # transformers' only way to ask
@@ -359,7 +356,7 @@ def _install(name: str, model: PreTrainedModel, kind: Architecture) -> tuple[boo
     has_hooks = hooks.install_hooks(model, tables=tables)
     has_hooks = has_hooks or hook_bloom(model) or hook_gptj(model)
     if is_close(_run_both(model, kind), before):
-        return has_hooks, None if has_hooks else _CUSTOM
+        return has_hooks, None
     if has_hooks and model._can_set_attn_implementation():  # noqa: SLF001
         model.set_attn_implementation(original)
         if is_close(_run_both(model, kind), before):
@@ -389,7 +386,7 @@ def _explain_shapes(sites: Sequence[AttentionSite]) -> str | None:
     if len(shapes) > 1:
         listed = ", ".join(f"{heads} heads of {size}" for heads, size in shapes)
         return f"has attention layers of different shapes ({listed})"
-    return None if sites else _CUSTOM
+    return None if sites else "uses a custom attention implementation"
 
 
 def _wrap_head(model: PreTrainedModel, width: int) -> tuple[LMHead | None, str | None]:
@@ -397,10 +394,7 @@ def _wrap_head(model: PreTrainedModel, width: int) -> tuple[LMHead | None, str |
     try:
         return LMHead(model, hidden_size=width), None
     except Exception as error:  # noqa: BLE001  # any family's own code
-        return (
-            None,
-            f"has a language-model head that cannot be run alone ({summarize_error(error)})",
-        )
+        return None, explain_head_failure(error)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from softprompt.backbone.layers import find_body
+from softprompt.errors import summarize_error
 
 
 @dataclass
@@ -58,6 +59,11 @@ class _IdentityBody(nn.Module):
     def decoder(self) -> "_IdentityBody":
         """OPT's head calls the decoder inside its body."""
         return self
+
+
+def explain_head_failure(error: Exception) -> str:
+    """Why a head cannot be run alone, as a verb phrase, from the error of its own code."""
+    return f"has a language-model head that cannot be run alone ({summarize_error(error)})"
 
 
 class LMHead(nn.Module):

@@ -114,11 +114,8 @@ def _attend_without_prefix(module: BloomAttention, call: AttentionCall, bias: Te
     """BLOOM's own arithmetic, bit for bit, for rows without a prefix."""
     query, key, value = (t.flatten(0, 1) for t in (call.query, call.key, call.value))
     scores = bias.flatten(0, 1).baddbmm(query, key.transpose(1, 2), alpha=module.inv_norm_factor)
-    mask = call.make_explicit_mask()
-    if mask.dtype == torch.bool:
-        lowest = torch.finfo(scores.dtype).min
-        mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, lowest)
-    weights = scores.view(*call.query.shape[:3], -1) + mask
+    weights, mask = scores.view(*call.query.shape[:3], -1), call.make_additive_mask(scores.dtype)
+    weights = weights if mask is None else weights + mask
     weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     output = torch.bmm(module.attention_dropout(weights).flatten(0, 1), value)
     return output.view(call.query.shape).transpose(1, 2)
