@@ -42,17 +42,17 @@ def _families_table() -> str:
             "crash."
         ),
         "",
-        "| family | | what is refused, and why |",
+        "| family | verdict | what is refused, and why |",
         "|---|---|---|",
     ]
     for name, family in result["families"].items():
-        reasons = [
-            f"{check}: {outcome.partition(': ')[2]}"
-            for check, outcome in family["checks"].items()
-            if outcome != "right"
-        ]
-        told = "; ".join(dict.fromkeys(reasons)).replace("|", "\\|").replace("\n", " ")
-        lines.append(f"| {name} | {family['verdict']} | {told} |")
+        checks: dict[str, list[str]] = {}
+        for check, outcome in family["checks"].items():
+            if outcome != "right":
+                checks.setdefault(outcome.partition(": ")[2], []).append(check)
+        refused = "; ".join(f"{', '.join(names)}: {why}" for why, names in checks.items())
+        cell = refused.replace("|", "\\|").replace("\n", " ")
+        lines.append(f"| {name} | {family['verdict']} | {cell} |")
     return "\n".join(lines)
 
 
