@@ -80,6 +80,29 @@ def test_stratified_splits_have_the_same_shares_of_each_label():
     assert sorted(itertools.chain(*map(ids, parts.values()))) == list(range(500))
 
 
+@given(st.lists(st.sampled_from("aabc"), min_size=10, max_size=120), st.integers(0, 5))
+def test_stratified_splits_have_the_right_sizes_and_shares(labels, seed):
+    """The sizes of the splits are as exact as without labels; each label's are to two rows."""
+    parts = split_rows(numbered(len(labels), label=labels), seed=seed, stratify="label")
+    assert sorted(itertools.chain(*map(ids, parts.values()))) == list(range(len(labels)))
+    whole = Counter(labels)
+    for name, rows in parts.items():
+        assert abs(len(rows) - DEFAULT_SPLIT[name] * len(labels)) <= 1
+        for label, count in Counter(rows["label"]).items():
+            assert abs(count - DEFAULT_SPLIT[name] * whole[label]) < 2.5
+    assert {*parts["train"]["label"]} == {*labels}
+
+
+@pytest.mark.parametrize(("count", "labels"), [(12, 2), (12, 3), (200, 100), (30, 24)])
+def test_the_first_split_has_a_row_of_every_label(count, labels):
+    """Also where most labels have too few rows for a share of a tenth."""
+    column = [f"label {i % labels}" for i in range(count)]
+    for seed in range(10):
+        parts = split_rows(numbered(count, label=column), seed=seed, stratify="label")
+        assert len({*parts["train"]["label"]}) == labels
+        assert min(map(len, parts.values())) >= 1
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [

@@ -287,3 +287,10 @@ def test_a_notebook_shows_tables_in_which_nothing_is_code(model: ModelFactory, r
     seen = read_html(report._repr_html_())
     assert f"{report.metrics['accuracy']:.4f}" in seen
     assert [*map(str, report.confusion.counts[0])] == seen[-5:-3]
+    low, high = report.intervals["accuracy"]
+    assert low < report.metrics["accuracy"] < high or report.metrics["accuracy"] in {low, high}
+    assert f"{low:.2f} to {high:.2f}" in seen
+    assert report.absent_labels == ()
+    positive = trained.evaluate([row for row in rows if row["label"] == "positive"])
+    assert positive.absent_labels == ("negative",)
+    assert "negative" in read_html(positive._repr_html_())

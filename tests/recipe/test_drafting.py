@@ -18,6 +18,7 @@ from softprompt.recipe.drafting import (
     draft_template,
     draft_verbalizer,
 )
+from support.reviews import write_rows
 
 LONG = [
     "the film is a slow but moving story",
@@ -303,7 +304,7 @@ def test_rows_are_held_out_so_that_no_label_is_unseen() -> None:
     roles = guess_columns(table, "a.csv")
     held_out = choose_held_out(table, "a.csv", columns=roles)
     assert sum(held_out.shares.values()) == pytest.approx(1)
-    parts = split_rows(table, seed=held_out.seed, shares=held_out.shares)
+    parts = split_rows(table, seed=held_out.seed, shares=held_out.shares, stratify="label")
     for part in parts.values():
         check_labels(part, "label", known=set(parts["train"]["label"]), split="any")
     few = choose_held_out(make_table(2, text=text, label=["a", "b"]), "a.csv", columns=roles)
@@ -311,14 +312,45 @@ def test_rows_are_held_out_so_that_no_label_is_unseen() -> None:
     assert "too few" in few.notes[0]
 
 
+@pytest.mark.parametrize("with_files", [False, True])
+def test_rows_in_two_splits_are_noted(tmp_path, with_files) -> None:
+    """In files of their own, and in one file whose copies the split would part."""
+    rows = [{"text": text(i), "label": "no" if i % 2 else "yes"} for i in range(200)]
+    copies = [{**row, "text": f" {row['text'].upper()}"} for row in rows]
+    source = tmp_path / "train.jsonl"
+    if with_files:
+        write_rows(source, rows)
+        write_rows(tmp_path / "test.jsonl", copies[:60])
+    else:
+        write_rows(source, [*rows, *copies])
+    notes = draft_recipe(source, directory=tmp_path).notes
+    shared = [note for note in notes if "have their text in the" in note]
+    assert any("test rows have their text in the train data too" in note for note in shared)
+    assert all("data.drop_duplicates = true" in note for note in shared)
+
+
+def test_few_rows_are_split_so_that_every_split_has_every_label() -> None:
+    """Else half of the labels could not be measured."""
+    table = make_table(12, text=text, label=["good", "bad"])
+    held_out = choose_held_out(table, "a.csv", columns=guess_columns(table, "a.csv"))
+    parts = split_rows(table, seed=held_out.seed, shares=held_out.shares, stratify="label")
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": 7, "validation": 3, "test": 2,
+    }  # fmt: skip
+    assert all({*part["label"]} == {"good", "bad"} for part in parts.values())
+    assert held_out.notes[0].startswith("few rows: 3 validation rows")
+
+
 def test_a_draft_names_files_as_seen_from_the_recipe(tmp_path) -> None:
     rows = [{"text": text(i), "label": "no" if i % 3 else "yes"} for i in range(24)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     for name in ("train", "dev", "test"):
-        (tmp_path / f"{name}.jsonl").write_text(lines, "utf-8")
+        own = lines.replace('"text": "', f'"text": "{name} ')
+        (tmp_path / f"{name}.jsonl").write_text(own, "utf-8")
     draft = draft_recipe(tmp_path / "train.jsonl", directory=tmp_path / "recipes")
     assert repr(draft) == "RecipeDraft('text' by 'label', 24 rows)"
-    assert draft.notes == ()
+    (few,) = draft.notes
+    assert few.startswith("few rows: 24 validation rows to choose the best prompt by and 24 test ")
     data = tomllib.loads(draft.text)
     assert data["data"] == {
         "train": "../train.jsonl",
@@ -347,7 +379,8 @@ def test_a_draft_says_what_it_assumes(tmp_path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     draft = draft_recipe(path, backbone=str(tmp_path / "absent"), directory=tmp_path)
-    first, second = draft.notes
+    few, first, second = draft.notes
+    assert few.startswith("few rows: 3 validation rows to choose the best prompt by and 2 test ")
     assert first.startswith("could not load the backbone; assuming a causal language model: ")
     assert second == "rows may belong together by 'film': see group_by in the recipe"
     assert '# group_by = "film"' in draft.text

@@ -214,6 +214,7 @@ def test_a_run_that_goes_wrong_warns_at_the_callers_line(backbone, split) -> Non
     assert {warning.filename for warning in caught} == {__file__}
 
 
+@quietly
 def test_a_recipe_that_goes_wrong_warns_too(written, tmp_path) -> None:
     recipe = softprompt.read_recipe(written(), ["train.epochs=1", "train.learning_rate=1e-9"])
     with pytest.warns(SoftpromptWarning, match="the learning rate is too low") as caught:
@@ -305,6 +306,12 @@ def test_the_log_has_every_event(backbone, split, caplog) -> None:
         ({"callbacks": print}, TrainingError, "callbacks is a single callback. Pass a list of"),
         ({"rows": ["a film"]}, DataError, "row 0 (counted from 0) is a text, which has no column"),
         ({"rows": {"train": [], "dev": []}}, DataError, "unknown split 'dev'. Options: test, "),
+        (
+            {"rows": {"trian": [{}], "test": [{}]}},
+            DataError,
+            "unknown split 'trian'. Options: test,",
+        ),
+        ({"rows": {"test": [{"text": "a"}]}}, DataError, "there are no training rows: the splits"),
         ({"rows": {"train": [], "validation": []}, "validation": 0.1}, DataError, "rows has a val"),
     ],
 )

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,17 @@ import torch
 
 from softprompt.artifact import load_artifact
 from softprompt.backbone import Backbone, wrap_model
-from softprompt.errors import ArtifactError
+from softprompt.errors import ArtifactError, TrainingError
 from softprompt.inference import PromptModel
-from softprompt.recipe import read_recipe
-from softprompt.train import PhaseStarted, RunDir, Started, run_recipe
+from softprompt.recipe import Recipe, make_recipe, read_recipe
+from softprompt.train import (
+    PhaseStarted,
+    RunDir,
+    Started,
+    load_best_prompt,
+    run_recipe,
+    setup_run,
+)
 from softprompt.train.checkpoint import load_state, save_state
 
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -226,7 +234,7 @@ def test_a_finished_run_ends_again_the_same(new, tmp_path):
     go(new("prompt-tuning"), tmp_path / "whole")
     go(new("prompt-tuning"), tmp_path / "again")
     seen = go(new("prompt-tuning"), tmp_path / "again", resume=True)
-    assert seen == 1  # Finished: nothing is planned or computed
+    assert seen == 2  # nothing was learned, and Finished: nothing is planned or computed
     assert_same(tmp_path / "again", tmp_path / "whole")
 
 
@@ -302,8 +310,128 @@ def test_a_checkpoint_of_another_method_is_refused(new, parts, tmp_path):
     other = parts("llama", "p-tuning")
     with pytest.raises(ArtifactError) as caught:
         run_recipe(other.recipe, folder, resume=True, prepared=other)
-    assert f"the checkpoint in {folder} does not fit its recipe" in str(caught.value)
-    assert "Restore it, or train again." in str(caught.value)
+    assert str(caught.value) == (
+        f"the recipe of the run in {folder} was changed since it started:\n"
+        "  - method.encoder_hidden_size: left out, now 8\n"
+        "  - method.name: prompt-tuning, now p-tuning\n"
+        "Restore these values, or train again."
+    )
+
+
+EDITS = {
+    "seed": ({"seed": 8}, "seed: 7, now 8"),
+    "template": (
+        {"task": {"template": "{soft:3}the {text} movie"}},
+        "task.template: {soft:3}{text} movie, now {soft:3}the {text} movie",
+    ),
+    "rate": ({"train": {"learning_rate": 0.5}}, "train.learning_rate: 0.05, now 0.5"),
+    "batch": ({"train": {"batch_size": 2}}, "train.batch_size: 4, now 2"),
+    "added": ({"train": {"warmup_ratio": 0.1}}, "train.warmup_ratio: left out, now 0.1"),
+}
+
+
+def edit(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    data = recipe.as_data()
+    for table, value in changes.items():
+        data[table] = data[table] | value if isinstance(value, dict) else value
+    return make_recipe(data)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_recipe_is_refused(new, tmp_path, name):
+    """The steps so far were made with other settings, and the artifact would claim the new ones."""
+    folder, (changes, line) = tmp_path / "run", EDITS[name]
+    prepared = new("prompt-tuning")
+    go(prepared, folder, stop=4)
+    edited = edit(prepared.recipe, changes)
+    wanted = (
+        f"the recipe of the run in {folder} was changed since it started:\n  - {line}\nRestore "
+        "these values, or train again."
+    )
+    fresh = replace(new("prompt-tuning"), recipe=edited)
+    with pytest.raises(ArtifactError) as caught:
+        run_recipe(edited, folder, resume=True, prepared=fresh)
+    assert str(caught.value) == wanted
+    run = RunDir(folder)
+    run.check_unedited()
+    run.write_recipe(edited)
+    with pytest.raises(ArtifactError) as caught:
+        run.check_unedited()
+    assert str(caught.value) == wanted
+
+
+def test_a_run_may_be_extended(new, tmp_path):
+    """It is the longer run from the first step on, if the learning rate is constant."""
+    folder, constant = tmp_path / "run", {"lr_scheduler": "constant"}
+    go(new("prompt-tuning", **constant), folder, stop=5)
+    longer = new("prompt-tuning", **constant, epochs=4)
+    go(longer, folder, resume=True)
+    go(new("prompt-tuning", **constant, epochs=4), tmp_path / "whole")
+    assert_same(folder, tmp_path / "whole")
+    assert RunDir(folder).read_recipe().train.epochs == 4
+    assert load_artifact(folder).manifest.recipe["train"]["epochs"] == 4
+
+
+def test_an_extended_run_has_the_rates_of_the_longer_schedule(new, tmp_path):
+    go(new("prompt-tuning"), tmp_path / "run", stop=5)
+    go(new("prompt-tuning", epochs=4), tmp_path / "run", resume=True)
+    steps = [event for event in events(tmp_path / "run") if event["event"] == "step"]
+    wanted = [0.05 * (1 - done / 12) for done in range(12)]
+    resumed_at = 3
+    assert [s["learning_rate"] for s in steps[resumed_at:]] == pytest.approx(wanted[resumed_at:])
+    assert steps[0]["learning_rate"] == pytest.approx(0.05)
+
+
+def test_an_end_that_is_past_is_refused(new, tmp_path):
+    go(new("prompt-tuning"), tmp_path / "run", stop=5)
+    shorter = new("prompt-tuning", max_steps=1)
+    with pytest.raises(ArtifactError, match=r"is at step 2 already, but .* end it at step 1"):
+        run_recipe(shorter.recipe, tmp_path / "run", resume=True, prepared=shorter)
+
+
+def test_files_under_other_names_are_the_same_run(written, tmp_path):
+    """Data and backbone are compared by their contents."""
+    recipe = read_recipe(written("llama"))
+    go(setup_run(recipe), tmp_path / "run", stop=4)
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.jsonl").rename(tmp_path / f"moved-{name}.jsonl")
+    (tmp_path / "llama").rename(tmp_path / "moved")
+    data = recipe.as_data()
+    data["backbone"]["name"] = str(tmp_path / "moved")
+    data["data"] |= {n: str(tmp_path / f"moved-{n}.jsonl") for n in ("train", "validation", "test")}
+    RunDir(tmp_path / "run").write_recipe(make_recipe(data))
+    RunDir(tmp_path / "run").check_unedited()
+    moved = RunDir(tmp_path / "run").read_recipe()
+    go(setup_run(moved), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "artifact").is_dir()
+
+
+@pytest.mark.parametrize("name", ["lstm with dropout", "v2 with a head, dropout in the backbone"])
+def test_the_best_prompt_so_far_is_that_of_the_best_validation(written, tmp_path, name):
+    (family, method), settings = KINDS[name]
+    path = written(family, method, **settings, epochs=3)
+    recipe = read_recipe(path)
+    count = go(setup_run(recipe), tmp_path / "whole")
+    folder = tmp_path / "run"
+    go(setup_run(recipe), folder, stop=count // 2)
+    found = [e for e in events(folder) if e["event"] == "evaluation"]
+    best = [e for e in found if e["best"]][-1]
+    model = load_best_prompt(folder)
+    assert model.artifact.manifest.metrics["step"] == best["step"]
+    assert model.evaluate(split="validation").metrics == pytest.approx(best["metrics"], rel=1e-5)
+    assert not (folder / "artifact").exists()
+    with pytest.raises(ArtifactError, match="is not finished, so it has no artifact yet"):
+        PromptModel.from_pretrained(folder)
+    done = load_best_prompt(tmp_path / "whole").artifact.to_tensors()
+    for key, tensor in load_artifact(tmp_path / "whole").to_tensors().items():
+        assert torch.equal(done[key], tensor)
+
+
+def test_a_run_without_a_checkpoint_has_no_best_prompt(written, tmp_path):
+    recipe = read_recipe(written("llama"))
+    RunDir(tmp_path / "run").create(recipe)
+    with pytest.raises(TrainingError, match=r"stopped before its first checkpoint.*resume"):
+        load_best_prompt(tmp_path / "run")
 
 
 @pytest.mark.parametrize("text", ["{", '{"dict": []}', '{"dict": [["hashes", {"value": 3}]]}'])
@@ -343,7 +471,7 @@ seen = 0
 def watch(event):
     global seen
     seen += type(event).__name__ != "PhaseStarted"
-    if seen == 8:  # two of them, Started and PrecomputePlanned, are not written
+    if seen == 9:  # three of them, Started, a warning and PrecomputePlanned, are not written
         os.kill(os.getpid(), signal.SIGKILL)
 
 run_recipe(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), callbacks=[watch])

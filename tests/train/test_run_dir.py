@@ -35,12 +35,13 @@ def done(parts, tmp_path):
 
 
 def test_the_files_of_a_run(done):
-    folder, prepared, (started, planned, *seen), _ = done()
+    folder, prepared, (started, few, planned, *seen), _ = done()
     assert (started.step, started.total_steps, started.rows) == (
         0,
         6,
         {"train": 11, "validation": 5},
     )
+    assert few.message.startswith("few rows: 5 validation rows to choose the best prompt by and 4 ")
     assert started.trainable_parameters == 3 * 32
     assert started.shapes == summarize_run(prepared, steps=1).shapes
     assert planned.savings == summarize_run(prepared, steps=1).savings
@@ -50,7 +51,8 @@ def test_the_files_of_a_run(done):
     }  # fmt: skip
     assert read_recipe(folder / "recipe.toml") == prepared.recipe == RunDir(folder).read_recipe()
     lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    assert [line["event"] for line in lines] == [type(e).__name__.lower() for e in seen]
+    names = [re.sub(r"(?<!^)(?=[A-Z])", "_", type(e).__name__).lower() for e in seen]
+    assert [line["event"] for line in lines] == names
     for line, event in zip(lines, seen, strict=True):
         assert line["step"] == event.step
         assert line["seconds"] >= 0

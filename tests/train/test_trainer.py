@@ -250,8 +250,9 @@ def test_each_kind_of_warning_comes_once(parts, trainer_of):
         parts(optimizer="sgd", learning_rate=1e-30, epochs=3, tables={"validation": validation})
     )
     warnings = of(TrainingWarning, list(trainer.run()))
-    assert [w.step for w in warnings] == [3, 3]
-    majority, still = (w.message for w in warnings)
+    assert [w.step for w in warnings] == [3, 3, 9]  # at the end: nothing was learned
+    majority, still, untrained = (w.message for w in warnings)
+    assert untrained.startswith("nothing was learned: the best validation loss, ")
     assert "the prediction is 'positive' for every validation row" in majority
     assert "the most frequent label has a share of 67%" in majority
     assert still.startswith("the prompt has changed by 0.00% of its norm since initialization")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from shlex import quote
 from typing import assert_never
 
 import safetensors.torch
@@ -35,6 +36,7 @@ from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 MANIFEST = "manifest.json"
 TENSORS = "prompt.safetensors"
 INSIDE_RUN = "artifact"
+_RECIPE = "recipe.toml"
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 
 
@@ -105,6 +107,12 @@ def _explain_missing(path: Path) -> str:
 
 def _explain_incomplete(folder: Path, name: str) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
+    if _RECIPE in names and INSIDE_RUN not in names:
+        return (
+            f"the run in {folder} is not finished, so it has no artifact yet. Resume it with: "
+            f"softprompt resume {quote(str(folder))}\nOr use its best prompt so far: --best with "
+            "softprompt predict or evaluate, softprompt.train.load_best_prompt in Python."
+        )
     fact = f"{folder} has no file {name}; it has {abbreviate(names)}."
     pickles = [entry for entry in names if has_pickle_suffix(entry)]
     if name == TENSORS and pickles:

@@ -20,6 +20,8 @@ FAILED, MISTAKE = 1, 2
 DEBUG = "SOFTPROMPT_DEBUG"
 # A larger confusion matrix is not readable in a terminal.
 _MAX_LABELS = 20
+# The most labels that a line lists.
+_MAX_ABSENT = 10
 # Metrics from 0 to 100.
 _PERCENT = {"bleu", "chrf"}
 _Params = ParamSpec("_Params")
@@ -165,12 +167,38 @@ def format_scores(report: Mapping[str, Any]) -> str:
     Args:
         report: the metrics of a split by name, as in ``metrics.json``.
     """
-    names = [name for name in report if name not in {"confusion", "rows"}]
-    rows = [[name, _format_score(name, float(report[name]))] for name in names]
+    names = [name for name in report if name not in {"confusion", "intervals", "rows"}]
+    intervals = report.get("intervals", {})
+    rows = [
+        [name, _format_score(name, float(report[name])), _format_interval(intervals.get(name))]
+        for name in names
+    ]
     if "rows" in report:
-        rows.append(["rows", f"{report['rows']:,}"])
+        rows.append(["rows", f"{report['rows']:,}", ""])
     table, confusion = format_columns(rows), report.get("confusion")
-    return table if confusion is None else f"{table}\n\n{format_confusion(confusion)}"
+    if confusion is None:
+        return table
+    return f"{table}{_format_absent(confusion)}\n\n{format_confusion(confusion)}"
+
+
+def _format_interval(interval: Sequence[float] | None) -> str:
+    """The interval of a share of right answers; empty without one."""
+    return "" if interval is None else f"95 % interval {interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def _format_absent(confusion: Mapping[str, Any]) -> str:
+    """A line on the labels that no row has; empty without any."""
+    rows = zip(confusion["labels"], confusion["counts"], strict=True)
+    absent = [label for label, counts in rows if not any(counts)]
+    if not absent:
+        return ""
+    shown = ", ".join(absent[:_MAX_ABSENT])
+    more = f" and {len(absent) - _MAX_ABSENT} more" if len(absent) > _MAX_ABSENT else ""
+    one = len(absent) == 1
+    return (
+        f"\nmacro_f1 counts {'a label' if one else f'{len(absent)} labels'} without rows as 0: "
+        f"{shown}{more}"
+    )
 
 
 def format_confusion(confusion: Mapping[str, Any]) -> str:

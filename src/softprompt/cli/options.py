@@ -33,6 +33,9 @@ Overrides = Annotated[
     typer.Option("--set", metavar="A.B=C", help="Change a setting; may be repeated."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+BestSoFar = Annotated[
+    bool, typer.Option("--best", help="Use the best prompt so far of a run that is not finished.")
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows per batch.")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Show only warnings and results, no progress.")

@@ -7,6 +7,7 @@ from softprompt.compare.baselines import (
     MajorityBaseline,
     fit_majority,
 )
+from softprompt.compare.checks import check_comparison
 from softprompt.compare.config import (
     TUNED,
     Variant,
@@ -75,6 +76,7 @@ __all__ = [
     "TrainedRun",
     "Variant",
     "VariantKind",
+    "check_comparison",
     "draw_learning_rates",
     "fit_majority",
     "fit_probe",

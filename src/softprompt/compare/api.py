@@ -28,7 +28,7 @@ from softprompt.compare.protocol import Protocol, run_comparison
 from softprompt.compare.report.figures import draw_learning_rates
 from softprompt.compare.report.mistakes import describe_mistakes
 from softprompt.compare.report.prompts import describe_prompts
-from softprompt.compare.report.write import record_conditions, write_reports
+from softprompt.compare.report.write import list_warnings, record_conditions, write_reports
 from softprompt.compare.results import (
     ComparisonEvent,
     Failed,
@@ -45,7 +45,7 @@ from softprompt.errors import DataError, RecipeError, TrainingError
 from softprompt.recipe import Recipe, RecipeSource, load_recipe
 from softprompt.tasks import Classify
 from softprompt.train import RunDir
-from softprompt.train.datasets import check_tables, find_labels, get_target_column
+from softprompt.train.datasets import check_tables, find_labels, get_target_column, get_task_columns
 from softprompt.train.recipe_backbone import load_recipe_backbone
 
 __all__ = [
@@ -267,6 +267,7 @@ def _run_plan(
     """Run the missing parts of a comparison, and write its report."""
     base = plan.base
     tables = _prepare_folder(base, folder, needed=("validation", "test"))
+    _report_warnings(base, tables, notify)
     test_set = _make_test_set(base, tables)
     protocol = Protocol(
         plan.num_seeds,
@@ -297,6 +298,11 @@ def _run_plan(
     conditions = record_conditions(base, protocol, folder=folder, tables=tables)
     write_reports(summaries, events, folder=folder, conditions=conditions, extras=extras)
     return Comparison(test_set.measure, (*summaries,), (*failed,), folder)
+
+
+def _report_warnings(base: Recipe, tables: Mapping[str, Table], notify: ComparisonCallback) -> None:
+    for message in list_warnings(base, tables):
+        notify(Status(f"warning: {message}"))
 
 
 def _select_complete(events: Sequence[ResultEvent], failed: Sequence[Failed]) -> list[RunResult]:
@@ -330,9 +336,9 @@ def _prepare_folder(base: Recipe, folder: Path, *, needed: Sequence[str]) -> dic
             "accelerate launch; the engine ray runs many variants at once."
         )
         raise TrainingError(msg)
-    tables = read_splits(base.data, seed=base.seed)
-    _check_splits(tables, needed=needed)
     settings = base.task_settings
+    tables = read_splits(base.data, seed=base.seed, columns=get_task_columns(settings))
+    check_splits(tables, needed=needed)
     check_tables(tables, settings, labels=find_labels(settings, tables["train"]))
     _save_recipe(base, folder)
     return tables
@@ -382,7 +388,16 @@ def _save_recipe(recipe: Recipe, folder: Path) -> None:
         raise RecipeError([fault])
 
 
-def _check_splits(tables: Mapping[str, Table], *, needed: Sequence[str]) -> None:
+def check_splits(tables: Mapping[str, object], *, needed: Sequence[str]) -> None:
+    """Check that a comparison has the splits that it needs.
+
+    Args:
+        tables: by the name of the split.
+        needed: the names of the splits.
+
+    Raises:
+        DataError: one is missing.
+    """
     missing = [name for name in needed if name not in tables]
     if missing:
         purpose = {

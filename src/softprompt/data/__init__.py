@@ -2,7 +2,14 @@
 
 from softprompt.data.collate import Batch, Side, collate, group_by_length
 from softprompt.data.inputs import Row, RowsLike, as_row, iterate_rows, to_table
-from softprompt.data.loading import DataConfig, MaxRows, SplitSizes, digest_rows, read_splits
+from softprompt.data.loading import (
+    DataConfig,
+    MaxRows,
+    SplitSizes,
+    TaskColumns,
+    digest_rows,
+    read_splits,
+)
 from softprompt.data.readers import TextFormat
 from softprompt.data.rendering import RenderedRow, Renderer, make_renderer
 from softprompt.data.sources import read_data, read_source
@@ -38,6 +45,7 @@ __all__ = [
     "SoftTokens",
     "SplitSizes",
     "Table",
+    "TaskColumns",
     "Template",
     "TextFormat",
     "as_row",

@@ -304,7 +304,7 @@ def _read_iterable(data: object) -> Iterable[object]:
 def _check_single_row(data: Mapping[Any, object]) -> None:
     """Check that a mapping is one row, not several tables or columns."""
     names, values = ", ".join(map(str, data)), list(data.values())
-    if values and all(_is_table(value) for value in values):
+    if values and all(has_several_rows(value) for value in values):
         msg = (
             f"the rows are a mapping of tables ({names}), but one table is needed here. Give one "
             f"of them, such as rows[{next(iter(data))!r}]."
@@ -318,7 +318,7 @@ def _check_single_row(data: Mapping[Any, object]) -> None:
         raise DataError(msg)
 
 
-def _is_table(value: object) -> bool:
+def has_several_rows(value: object) -> bool:
     """Whether a value is several rows, not a field of one."""
     if isinstance(value, list | tuple):
         return bool(value) and isinstance(value[0], Mapping)

@@ -3,13 +3,22 @@
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from softprompt.data.duplicates import SPLITS, drop_shared_rows
 from softprompt.data.readers import TextFormat
 from softprompt.data.sources import read_source
 from softprompt.data.splits import sample, split_rows
-from softprompt.data.table import Table, drop_gaps, is_missing, map_values, to_text
+from softprompt.data.table import (
+    Table,
+    drop_gaps,
+    is_missing,
+    list_text_columns,
+    map_values,
+    to_text,
+)
 from softprompt.errors import FaultCollector, UnreachableError
 
 
@@ -81,6 +90,12 @@ class DataConfig(_RecipeTable):
         description="New names for the values of a column: "
         '`{ label = { neg = "negative", pos = "positive" } }`.',
     )
+    drop_duplicates: bool = Field(
+        default=False,
+        description="Whether to drop rows whose text is in a later split too, apart from case and "
+        "white space: training rows that are validation or test rows, and validation rows that "
+        "are test rows.",
+    )
     max_rows: MaxRows = Field(
         MaxRows(), description="The most rows of each split, sampled with the recipe's seed."
     )
@@ -96,12 +111,37 @@ class DataConfig(_RecipeTable):
         return TextFormat(self.separator, self.encoding, self.header)
 
 
-def read_splits(data: DataConfig, *, seed: int) -> dict[str, Table]:
+@dataclass(frozen=True)
+class TaskColumns:
+    """The columns of a task, as far as the splits depend on them.
+
+    Args:
+        target: the column of the labels or of the text to be written.
+        fields: the columns of the text. None: all columns of text except the target.
+        has_labels: whether the target is one of a few labels, which get the same shares in every
+            split.
+    """
+
+    target: str
+    fields: tuple[str, ...] | None
+    has_labels: bool
+
+    def find_fields(self, table: Table) -> tuple[str, ...]:
+        """The columns of the text in a table."""
+        if self.fields is not None:
+            return self.fields
+        return tuple(name for name in list_text_columns(table) if name != self.target)
+
+
+def read_splits(
+    data: DataConfig, *, seed: int, columns: TaskColumns | None = None
+) -> dict[str, Table]:
     """Read the splits of a recipe.
 
     Args:
         data: the recipe's table ``[data]``.
         seed: the seed of splits and samples.
+        columns: of the task; None: splits do not depend on labels, and no duplicates are dropped.
 
     Returns:
         The rows by the name of the split.
@@ -111,7 +151,7 @@ def read_splits(data: DataConfig, *, seed: int) -> dict[str, Table]:
     """
     collector = FaultCollector()
     tables = read_sources(data, collector)
-    return complete_splits(tables, data, seed=seed, splits=[*tables], collector=collector)
+    return complete_splits(tables, data, seed=seed, columns=columns, collector=collector)
 
 
 def list_sources(data: DataConfig) -> dict[str, str]:
@@ -158,17 +198,16 @@ def complete_splits(
     data: DataConfig,
     *,
     seed: int,
-    splits: Collection[str],
+    columns: TaskColumns | None,
     collector: FaultCollector,
 ) -> dict[str, Table]:
-    """Drop gaps, map values, split missing splits off the training rows, sample to the limits.
+    """Drop gaps, map values, split missing splits off, drop duplicates, sample to the limits.
 
     Args:
         sources: the rows by split, as they were read.
         data: the recipe's table ``[data]``.
         seed: the seed of splits and samples.
-        splits: the names of all splits of the recipe, including those that could not be read; only
-            others are split off.
+        columns: of the task, as in `read_splits`.
         collector: collects the faults. If it keeps going, a table whose values cannot be mapped or
             that cannot be split stays as it is, so that the rest of it can be checked.
 
@@ -180,8 +219,16 @@ def complete_splits(
         prepared = collector.attempt(_prepare_rows, table, data, where=f"the {name} data")
         tables[name] = table if prepared is None else prepared
     if "train" in tables:
-        parts = collector.attempt(split_off, tables["train"], data, seed=seed, splits=splits)
+        # A source that could not be read is not split off in its place.
+        splits = {*list_sources(data), *sources}
+        parts = collector.attempt(
+            split_off, tables["train"], data, seed=seed, splits=splits, columns=columns
+        )
         tables |= parts or {}
+        tables = {name: tables[name] for name in SPLITS if name in tables}
+    if data.drop_duplicates and columns is not None and "train" in tables:
+        fields = columns.find_fields(tables["train"])
+        tables = collector.attempt(drop_shared_rows, tables, fields) or tables
     for name, limit in data.max_rows:
         if limit is not None and name in tables:
             tables[name] = sample(tables[name], min(limit, len(tables[name])), seed=seed)
@@ -195,7 +242,12 @@ def _prepare_rows(rows: Table, data: DataConfig, *, where: str) -> Table:
 
 
 def split_off(
-    train: Table, data: DataConfig, *, seed: int, splits: Collection[str]
+    train: Table,
+    data: DataConfig,
+    *,
+    seed: int,
+    splits: Collection[str],
+    columns: TaskColumns | None = None,
 ) -> dict[str, Table]:
     """Split missing splits off the training rows.
 
@@ -205,6 +257,8 @@ def split_off(
         seed: the seed of the split.
         splits: the names of the splits that exist. Rows are split off only if there are no
             validation rows: these, and test rows if they are missing too.
+        columns: of the task. Its labels get the same shares in every split, unless rows are
+            grouped.
 
     Returns:
         The rows by split, including the remaining training rows.
@@ -219,7 +273,10 @@ def split_off(
         shares["test"] = data.split_sizes.test
     total = sum(shares.values())
     normalized = {name: share / total for name, share in shares.items() if share}
-    return split_rows(train, seed=seed, shares=normalized, group=data.group_by)
+    stratify = None
+    if columns is not None and columns.has_labels and columns.target in train.column_names:
+        stratify = columns.target if data.group_by is None else None
+    return split_rows(train, seed=seed, shares=normalized, group=data.group_by, stratify=stratify)
 
 
 def digest_rows(table: Table, columns: Sequence[str]) -> str:

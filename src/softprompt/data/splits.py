@@ -32,7 +32,8 @@ def split_rows(
         shares: the fraction of the rows in each split, by its name; they sum to 1.
         group: a column; rows with the same value in it are in the same split, and the fractions are
             approximate.
-        stratify: a column whose values have (nearly) the same distribution in every split.
+        stratify: a column whose values have (nearly) the same distribution in every split. The
+            first split has a row of every value, as long as it has room.
 
     Returns:
         The rows by the name of the split, in the order of ``shares``; rows keep their order.
@@ -125,21 +126,31 @@ def _group_rows(rows: Table, column: str) -> dict[Hashable, list[int]]:
 def _split_by_rows(
     indices: Sequence[int], *, seed: int, shares: Mapping[str, float]
 ) -> dict[str, list[int]]:
-    order = _shuffle(indices, seed=seed)
+    return _cut(_shuffle(indices, seed=seed), shares)
+
+
+def _cut(order: Sequence[int], shares: Mapping[str, float]) -> dict[str, list[int]]:
     # Boundaries are rounded, not sizes, so the sizes add up and each is within one row of exact.
     ends = [round(sum(list(shares.values())[: i + 1]) * len(order)) for i in range(len(shares))]
     starts = [0, *ends[:-1]]
-    return {n: order[a:b] for n, a, b in zip(shares, starts, ends, strict=True)}
+    return {n: [*order[a:b]] for n, a, b in zip(shares, starts, ends, strict=True)}
 
 
 def _split_by_strata(
     strata: Mapping[Hashable, list[int]], *, seed: int, shares: Mapping[str, float]
 ) -> dict[str, list[int]]:
-    parts: dict[str, list[int]] = {name: [] for name in shares}
+    """Cut the rows in the order of their places within their strata, each from 0 to 1.
+
+    So each cut is at the same place of every stratum, to within one row.
+    """
+    places: dict[int, float] = {}
     for indices in strata.values():
-        for name, part in _split_by_rows(indices, seed=seed, shares=shares).items():
-            parts[name].extend(part)
-    return parts
+        first, *rest = _shuffle(indices, seed=seed)
+        places[first] = 0.0
+        places |= {index: (at + 0.5) / len(indices) for at, index in enumerate(rest, start=1)}
+    # Rows at the same place of different strata are in random order, as the sort is stable.
+    order = sorted(_shuffle(list(places), seed=seed), key=places.__getitem__)
+    return _cut(order, shares)
 
 
 def _split_by_groups(

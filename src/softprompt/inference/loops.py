@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from softprompt.data import Row, group_by_length
+from softprompt.data.few_rows import compute_wilson_interval
 from softprompt.errors import DataError, PromptError
 from softprompt.inference.metrics import (
     ClassScores,
@@ -34,6 +35,21 @@ METRICS = {
     "classify": ("accuracy", "macro_f1", "matthews", "f1"),
     "generate": ("exact_match", "bleu", "chrf", "rouge1", "rouge2", "rougeL"),
 }
+
+
+# The metrics that are a share of the rows.
+_SHARES = ("accuracy", "exact_match")
+
+
+def compute_intervals(metrics: Mapping[str, float], rows: int) -> dict[str, tuple[float, float]]:
+    """The 95 % interval, by Wilson, of each metric that is a share of the rows.
+
+    Args:
+        metrics: by name.
+        rows: their number.
+    """
+    shares = {name: metrics[name] for name in _SHARES if name in metrics}
+    return {name: compute_wilson_interval(share, rows) for name, share in shares.items()}
 
 
 @dataclass(frozen=True)
@@ -99,12 +115,31 @@ class EvaluationReport:
         """The pairs of labels that are confused, the commonest first; empty for free text."""
         return () if self.confusion is None else list_confusions(self.confusion)
 
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % interval, by Wilson, of each metric that is a share of the rows."""
+        return compute_intervals(self.metrics, self.rows)
+
+    @property
+    def absent_labels(self) -> tuple[str, ...]:
+        """The labels that no row has, each of which ``macro_f1`` counts as 0."""
+        if self.confusion is None:
+            return ()
+        rows = zip(self.confusion.labels, self.confusion.counts, strict=True)
+        return tuple(label for label, counts in rows if not any(counts))
+
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
         return f"{type(self).__name__}(rows={self.rows}, {metrics})"
 
     def _repr_html_(self) -> str:
         facts: dict[str, object] = {k: f"{v:.4f}" for k, v in self.metrics.items()}
+        facts |= {
+            f"{name}, 95 % interval": f"{low:.2f} to {high:.2f}"
+            for name, (low, high) in self.intervals.items()
+        }
+        if self.absent_labels:
+            facts["labels without rows, 0 in macro_f1"] = ", ".join(self.absent_labels)
         html = make_fact_table("Report", {**facts, "rows": self.rows, "truncated": self.truncated})
         if self.confusion is None or len(self.confusion.labels) > _MAX_SHOWN_LABELS:
             return html

@@ -16,6 +16,7 @@ from softprompt.data import (
     Row,
     RowsLike,
     Table,
+    TaskColumns,
     as_row,
     check_labels,
     digest_rows,
@@ -264,7 +265,9 @@ class PromptModel:
             DataError: the data cannot be read.
         """
         manifest = self.artifact.manifest
-        tables = read_splits(read_data_config(manifest), seed=read_seed(manifest))
+        columns = TaskColumns(self.task.target_column, self.task.columns, bool(self.labels))
+        data, seed = read_data_config(manifest), read_seed(manifest)
+        tables = read_splits(data, seed=seed, columns=columns)
         if split not in tables:
             fault = format_unknown("split", split, options=tables)
             msg = f"in the recipe's data: {fault} Or give rows."

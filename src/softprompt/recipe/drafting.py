@@ -3,7 +3,9 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import assert_never
 
@@ -11,6 +13,7 @@ import tomli_w
 
 from softprompt.backbone import Architecture, load_unverified
 from softprompt.data import Table, check_columns, check_labels, map_values, split_rows
+from softprompt.data.duplicates import describe_splits
 from softprompt.data.readers import AS_IT_SEEMS, TextFormat
 from softprompt.data.sources import read_source
 from softprompt.data.table import drop_gaps, to_text
@@ -25,7 +28,7 @@ _SHARES = (
     {"train": 0.6, "validation": 0.2, "test": 0.2},
 )
 _ALL_TRAINED = {"train": 1.0, "validation": 0.0, "test": 0.0}
-_SEEDS = (42, *range(20))
+_SEED = 42
 
 _MAX_LABEL_WORDS = 20
 _WORD = re.compile(r"[^\W\d_][\w' -]{0,39}")
@@ -39,7 +42,7 @@ class HeldOut:
     Args:
         files: of validation and test rows, by the name of the split.
         shares: of the data, for splits without a file.
-        seed: with which no split has a label that the training rows lack.
+        seed: of the split.
         notes: for the user.
     """
 
@@ -62,6 +65,7 @@ def choose_held_out(
     """
     files: dict[str, str] = {}
     notes: list[str] = []
+    tables = {"train": table}
     for name, path in _find_split_files(source).items():
         try:
             rows = read_source(str(path), text_format=text_format)
@@ -72,15 +76,17 @@ def choose_held_out(
         except DataError as error:
             notes.append(f"{path} is left out: {error}")
         else:
-            files[name] = str(path)
-    if "validation" in files:
-        return HeldOut(files, _ALL_TRAINED, _SEEDS[0], tuple(notes))
-    split = _choose_split(table, columns, has_test="test" in files)
-    if split is None:
-        notes.append(f"{columns.rows} rows are too few to hold some back: all are trained on")
-        return HeldOut(files, _ALL_TRAINED, _SEEDS[0], tuple(notes))
-    shares, seed = split
-    return HeldOut(files, shares, seed, tuple(notes))
+            files[name], tables[name] = str(path), rows
+    shares: Mapping[str, float] = _ALL_TRAINED
+    if "validation" not in files:
+        split = _choose_split(table, columns, has_test="test" in files)
+        if split is None:
+            notes.append(f"{columns.rows} rows are too few to hold some back: all are trained on")
+        else:
+            shares, parts = split
+            tables |= parts
+    notes += describe_splits(tables, columns.texts)
+    return HeldOut(files, shares, _SEED, tuple(notes))
 
 
 def _find_split_files(source: str) -> dict[str, Path]:
@@ -98,22 +104,20 @@ def _find_split_files(source: str) -> dict[str, Path]:
 
 def _choose_split(
     table: Table, columns: ColumnRoles, *, has_test: bool
-) -> tuple[Mapping[str, float], int] | None:
-    """Shares and a seed that leave every label among the training rows; None if none do."""
-    for with_test in _SHARES:
+) -> tuple[Mapping[str, float], dict[str, Table]] | None:
+    """Shares with every label in all splits, else in training, and the splits; None if none do."""
+    stratify = columns.label if columns.labels else None
+    for names, with_test in product(({"train", "validation", "test"}, {"train"}), _SHARES):
         # As in training: a test file of its own leaves its share to the others.
         used = {n: s for n, s in with_test.items() if n != "test" or not has_test}
-        total = sum(used.values())
-        shares = {name: share / total for name, share in used.items()}
-        for seed in _SEEDS:
-            try:
-                parts = split_rows(table, seed=seed, shares=shares)
-                if columns.labels:
-                    known = {*map(to_text, parts["train"][columns.label][:])}
-                    check_labels(table, columns.label, known=known, split="whole")
-            except DataError:
-                continue
-            return with_test, seed
+        shares = {name: share / sum(used.values()) for name, share in used.items()}
+        with suppress(DataError):  # a split would be empty
+            parts = split_rows(table, seed=_SEED, shares=shares, stratify=stratify)
+            if not columns.labels:
+                return with_test, parts
+            found = [{*map(to_text, parts[n][columns.label][:])} for n in names & {*parts}]
+            if all(labels == {*columns.labels} for labels in found):
+                return with_test, parts
     return None
 
 

@@ -1,6 +1,13 @@
 """Training: the loop that yields events, the setup of a run, and run directories."""
 
-from softprompt.train.api import make_run_artifact, make_trainer, run_recipe, to_dict, train_recipe
+from softprompt.train.api import (
+    make_run_artifact,
+    make_trainer,
+    run_recipe,
+    to_dict,
+    train_recipe,
+)
+from softprompt.train.best import load_best_prompt
 from softprompt.train.config import ResolvedTraining
 from softprompt.train.events import (
     Callback,
@@ -35,6 +42,7 @@ __all__ = [
     "TrainingWarning",
     "evaluate_hard_prompt",
     "find_free_dir",
+    "load_best_prompt",
     "make_run_artifact",
     "make_trainer",
     "run_recipe",

@@ -1,19 +1,18 @@
 """Train a prompt: `train_recipe` runs a recipe into a folder, `fit` trains on rows in memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, Self, cast
 
 from accelerate import Accelerator
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from softprompt.backbone.model import Backbone
-from softprompt.data import Table
-from softprompt.data.inputs import RowsLike, to_table
-from softprompt.errors import DataError, RecipeError, TrainingError, format_unknown
+from softprompt.data.inputs import RowsLike
+from softprompt.errors import RecipeError, TrainingError, format_unknown
 from softprompt.hub.model_card import MEMORY
 from softprompt.inference.model import PromptModel, attach
 from softprompt.injection.verify import load_backbone
@@ -27,6 +26,7 @@ from softprompt.train.accelerator import (
     track_event,
     use_gradient_checkpointing,
 )
+from softprompt.train.datasets import SplitsLike, make_split_tables
 from softprompt.train.display import ProgressOption, log_event, make_callbacks
 from softprompt.train.events import Callback, Evaluation, Event, PhaseStarted
 from softprompt.train.plots import draw_run
@@ -36,6 +36,7 @@ from softprompt.train.results import (
     collect_results,
     count_final_rows,
     evaluate_all_validation_rows,
+    get_loss_unit,
     make_run_artifact,
     restore_run,
     to_dict,
@@ -56,13 +57,8 @@ __all__ = [
     "train_recipe",
 ]
 
-SplitsLike: TypeAlias = Mapping[str, RowsLike]
-
 # The most steps without a checkpoint; each validation saves one too.
 CHECKPOINT_EVERY = 50
-# The fraction of the rows that fit splits off for validation if it gets no validation rows.
-VALIDATION_FRACTION = 0.1
-_SPLITS = ("train", "validation", "test")
 
 
 def train_recipe(
@@ -81,7 +77,9 @@ def train_recipe(
     Args:
         recipe: everything that decides the run.
         folder: of the run; a new one, or with ``resume`` that of the interrupted run.
-        resume: continue from the folder's last checkpoint, with the same numbers.
+        resume: continue from the folder's last checkpoint, with the same numbers. The recipe may
+            have other ``epochs``, ``max_steps``, ``early_stopping_patience`` and ``trackers`` than
+            before, and another ``[cache]``; the run continues with them.
         callbacks: called with every event of the run, in order, in every process. A
             KeyboardInterrupt that one of them raises stops the run, which is saved first.
         progress: show a bar and a row for each validation on stderr; ``"auto"`` does so in a
@@ -152,6 +150,8 @@ def run_recipe(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and not resume:
             run.create(recipe)
+        elif accelerator.is_main_process:
+            run.write_recipe(recipe)
         if recipe.train.trackers:
             accelerator.init_trackers("softprompt")
         try:
@@ -166,7 +166,8 @@ def run_recipe(
     metrics = collect_results(model, trainer, best=best, prepared=parts, callbacks=all_callbacks)
     if accelerator.is_main_process:
         run.finish(model.artifact, metrics)
-        draw_run(run.read_events(), run.picture, title=f"{run.path.name}: {recipe.method.name}")
+        title = f"{run.path.name}: {recipe.method.name}"
+        draw_run(run.read_events(), run.picture, title=title, unit=get_loss_unit(parts.task))
     accelerator.wait_for_everyone()
     return model
 
@@ -333,7 +334,7 @@ def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
     """
     _check_arguments(task, init, config=config)
     settings = PromptTuning() if method is None else find_method(method)
-    tables, fraction = _make_tables(rows, validation)
+    tables, fraction = make_split_tables(rows, validation)
     with make_callbacks(callbacks, progress=progress) as all_callbacks:
         if not isinstance(backbone, Backbone):
             notify(all_callbacks, PhaseStarted("loading", str(backbone)))
@@ -446,45 +447,6 @@ def find_method(method: MethodSettings | str) -> MethodSettings:
     if method not in METHODS:
         raise TrainingError(format_unknown("method", method, options=METHODS))
     return cast("MethodSettings", METHODS[method]())
-
-
-def _make_tables(
-    rows: RowsLike | SplitsLike, validation: RowsLike | float | None
-) -> tuple[dict[str, Table], float]:
-    """The rows by split, and the fraction to split off for validation if it is missing."""
-    splits = _group_by_split(rows)
-    if validation is not None and "validation" in splits:
-        msg = (
-            "rows has a validation split, and the argument validation is given too. Leave one of "
-            "them out."
-        )
-        raise DataError(msg)
-    fraction = VALIDATION_FRACTION
-    if isinstance(validation, int | float):
-        _check_fraction(validation)
-        fraction = validation
-    elif validation is not None:
-        splits["validation"] = validation
-    return {name: to_table(part) for name, part in splits.items()}, fraction
-
-
-def _group_by_split(rows: RowsLike | SplitsLike) -> dict[str, RowsLike]:
-    """The rows by split; all of them are training rows if they are not in splits."""
-    if not isinstance(rows, Mapping) or "train" not in rows or isinstance(rows["train"], str):
-        return {"train": rows}
-    unknown = [str(name) for name in rows if name not in _SPLITS]
-    if unknown:
-        raise DataError(format_unknown("split", unknown[0], options=_SPLITS))
-    return {str(name): cast("RowsLike", part) for name, part in rows.items()}
-
-
-def _check_fraction(validation: float) -> None:
-    if isinstance(validation, bool) or not 0 <= validation < 1:
-        msg = (
-            f"validation is {validation!r}, but a fraction of the rows is at least 0 and less than "
-            "1. Give such a fraction, or the validation rows themselves."
-        )
-        raise DataError(msg)
 
 
 def _to_table(settings: TaskSettings | MethodSettings) -> dict[str, Any]:

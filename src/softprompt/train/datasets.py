@@ -1,24 +1,39 @@
-"""The rows of a run: their labels and checks, and rendering them, with a cache on disk."""
+"""The rows of a run: labels, checks and warnings, and rendering them, with a cache on disk."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
 from itertools import islice
+from typing import TypeAlias, TypeGuard
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from softprompt.backbone.fingerprint import digest_tokenizer
-from softprompt.data import Table, check_columns, check_labels, collect_labels
+from softprompt.data import (
+    Table,
+    TaskColumns,
+    check_columns,
+    check_labels,
+    collect_labels,
+    parse_template,
+)
 from softprompt.data.disk_cache import DiskCache, StateShape, open_user_cache
+from softprompt.data.duplicates import SPLITS, describe_splits
+from softprompt.data.inputs import RowsLike, has_several_rows, to_table
 from softprompt.data.rendering import RenderedRow
 from softprompt.data.table import to_text
-from softprompt.errors import DataError
+from softprompt.errors import DataError, TemplateError, format_unknown
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, Example, LengthBudget, Task, TaskSettings
+
+SplitsLike: TypeAlias = Mapping[str, RowsLike]
+
+# The fraction of the rows in memory that validate if there are no validation rows.
+_VALIDATION_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
@@ -115,6 +130,75 @@ def _check_choices(table: Table, column: str, *, choices: Sequence[str], split: 
 def get_target_column(settings: TaskSettings) -> str:
     """The column of the right answers."""
     return settings.label_column if isinstance(settings, Classify) else settings.target_column
+
+
+def get_task_columns(settings: TaskSettings) -> TaskColumns:
+    """The columns that the splits depend on; without text if the template cannot be read."""
+    fields = None
+    if settings.template is not None:
+        try:
+            fields = parse_template(settings.template).fields
+        except TemplateError:  # reported when the template is checked
+            fields = ()
+    has_labels = isinstance(settings, Classify) or settings.choices is not None
+    return TaskColumns(get_target_column(settings), fields, has_labels)
+
+
+# The most labels that a warning lists.
+_MAX_LISTED_LABELS = 5
+
+
+def list_row_warnings(
+    tables: Mapping[str, Table],
+    rows: Mapping[str, RenderedRows],
+    *,
+    fields: Sequence[str],
+    labels: Sequence[str],
+) -> tuple[str, ...]:
+    """Describe what makes the scores of a run say less than they seem to.
+
+    Args:
+        tables: the rows by split.
+        rows: the same rows, rendered.
+        fields: the columns of the text.
+        labels: of the task; empty if it generates free text.
+    """
+    return (
+        *describe_splits(tables, fields),
+        *_describe_absent(rows, labels),
+        *_describe_truncated(rows),
+    )
+
+
+def _describe_absent(rows: Mapping[str, RenderedRows], labels: Sequence[str]) -> Iterator[str]:
+    """Describe labels that a split lacks, although its scores count them."""
+    for name in ("validation", "test"):
+        if name not in rows:
+            continue
+        present = {*rows[name].truth}
+        absent = [label for label in labels if label not in present]
+        if absent:
+            more = (
+                f" and {len(absent) - _MAX_LISTED_LABELS} more"
+                if len(absent) > _MAX_LISTED_LABELS
+                else ""
+            )
+            yield (
+                f"the {name} data has no row with the label "
+                f"{', '.join(map(repr, absent[:_MAX_LISTED_LABELS]))}{more}: its macro_f1 counts "
+                f"{'it' if len(absent) == 1 else 'them'} as 0. Give rows of every label, or use "
+                "another metric."
+            )
+
+
+def _describe_truncated(rows: Mapping[str, RenderedRows]) -> Iterator[str]:
+    for name, part in rows.items():
+        if part.truncated:
+            kind = "training" if name == "train" else name
+            yield (
+                f"{part.truncated:,} of {len(part.examples):,} {kind} rows are too long and were "
+                "truncated"
+            )
 
 
 def render_table(
@@ -268,3 +352,62 @@ def _store_examples(cache: DiskCache, key: str, packed: Int[Tensor, "S 1"]) -> N
         if cache.has_room(shape):
             for _ in cache.write(key, shape, parts=[packed]):
                 pass
+
+
+def make_split_tables(
+    rows: RowsLike | SplitsLike, validation: RowsLike | float | None
+) -> tuple[dict[str, Table], float]:
+    """Make the tables of rows in memory.
+
+    Args:
+        rows: training rows, or rows by split.
+        validation: validation rows, or the fraction of training rows to split off for that; None
+            for a tenth.
+
+    Returns:
+        The tables by split, and the fraction to split off if there are no validation rows.
+
+    Raises:
+        DataError: a split is unknown, or the validation rows are given twice.
+    """
+    splits = _group_by_split(rows)
+    if validation is not None and "validation" in splits:
+        msg = (
+            "rows has a validation split, and the argument validation is given too. Leave one of "
+            "them out."
+        )
+        raise DataError(msg)
+    fraction = _VALIDATION_FRACTION
+    if isinstance(validation, int | float):
+        _check_fraction(validation)
+        fraction = validation
+    elif validation is not None:
+        splits["validation"] = validation
+    return {name: to_table(part) for name, part in splits.items()}, fraction
+
+
+def _group_by_split(rows: RowsLike | SplitsLike) -> dict[str, RowsLike]:
+    """The rows by split; all of them are training rows if they are not in splits."""
+    if not _are_splits(rows):
+        return {"train": rows}
+    unknown = [str(name) for name in rows if name not in SPLITS]
+    if unknown:
+        raise DataError(format_unknown("split", unknown[0], options=SPLITS))
+    return {str(name): part for name, part in rows.items()}
+
+
+def _are_splits(rows: RowsLike | SplitsLike) -> TypeGuard[SplitsLike]:
+    """Whether rows are given by split, under whatever names."""
+    if not isinstance(rows, Mapping):
+        return False
+    has_train = "train" in rows and not isinstance(rows["train"], str)
+    return has_train or any(has_several_rows(part) for part in rows.values())
+
+
+def _check_fraction(validation: float) -> None:
+    if isinstance(validation, bool) or not 0 <= validation < 1:
+        msg = (
+            f"validation is {validation!r}, but a fraction of the rows is at least 0 and less than "
+            "1. Give such a fraction, or the validation rows themselves."
+        )
+        raise DataError(msg)

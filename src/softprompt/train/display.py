@@ -105,16 +105,17 @@ def log_event(event: Event) -> None:
         case PhaseStarted():
             _log.info("%s %s", event.phase, event.what)
         case Started():
+            rows = [f"{count} {name} rows" for name, count in event.rows.items()]
             _log.info(
                 "training starts at step %d of %d: %s, %s",
                 event.step,
                 event.total_steps,
                 compute_trainable_share(event.trainable_parameters, event.backbone_parameters),
-                ", ".join(f"{count} {name} rows" for name, count in event.rows.items()),
+                ", ".join(rows),
             )
+            _log_all("%s", event.notes)
         case PrecomputePlanned():
-            for line in event.savings:
-                _log.info("not recomputed: %s", line)
+            _log_all("not recomputed: %s", event.savings)
         case PrecomputeProgress():
             _log.debug("cached %d of %d tokens", event.done, event.total)
         case Step():
@@ -129,6 +130,11 @@ def log_event(event: Event) -> None:
             _log.info("finished after step %d: %s", event.step, event.reason)
         case _:
             assert_never(event)
+
+
+def _log_all(message: str, lines: Sequence[str]) -> None:
+    for line in lines:
+        _log.info(message, line)
 
 
 class ProgressDisplay:
@@ -239,13 +245,8 @@ class ProgressDisplay:
             f"{event.rows['train']:,} training rows, {event.total_steps:,} steps"
         )
         self._print(event.shapes)
-        for split, name in (("train", "training"), ("validation", "validation")):
-            truncated = event.truncated.get(split, 0)
-            if truncated:
-                count = event.rows[split]
-                self._print_warning(
-                    f"{truncated:,} of {count:,} {name} rows are too long and were truncated"
-                )
+        for note in event.notes:
+            self._print(note)
 
     def _show_step(self, event: Step, *, seconds: float) -> None:
         self._steps += 1

@@ -24,6 +24,7 @@ class Started:
         best_metric: the validation metric that the best prompt is selected by.
         validations: the number of validations that are still to come, at most.
         final_rows: the number of rows that are evaluated after the last step.
+        notes: on what the initialization took from an artifact.
 
     Examples:
         >>> rows = {"train": 90, "validation": 10}
@@ -42,6 +43,7 @@ class Started:
     best_metric: str
     validations: int = 0
     final_rows: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from softprompt.train.datasets import RenderedRows
 from softprompt.train.events import Callback
 from softprompt.train.plots import draw_run
 from softprompt.train.recipe_backbone import choose_device
+from softprompt.train.results import get_loss_unit
 from softprompt.train.run_dir import RunDir
 from softprompt.train.stages import HARD_PROMPT_STAGES, Parts, render_rows, require, run_stages
 from softprompt.train.trainer import Best, Trainer
@@ -200,7 +201,7 @@ def finetune(recipe: Recipe, folder: Path, *, parts: FinetuneSetup, callback: Ca
             "added_parameters": sum(p.numel() for p in added),
         }
     )
-    draw_run(run.read_events(), run.picture, title=run.path.name)
+    draw_run(run.read_events(), run.picture, title=run.path.name, unit=get_loss_unit(parts.task))
 
     def answer(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         with accelerator.autocast():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers.optimization import Adafactor, get_scheduler
 
 from softprompt.errors import RecipeError, format_unknown
@@ -79,6 +79,16 @@ def build_lr_scheduler(
         name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
     )
     return scheduler
+
+
+def refresh_learning_rates(optimizer: AcceleratedOptimizer, scheduler: LRScheduler) -> None:
+    """Set the rates of the next step as the schedule has them, which may have another end now."""
+    if isinstance(scheduler, LambdaLR):
+        factors = [of_step(scheduler.last_epoch) for of_step in scheduler.lr_lambdas]
+        rates = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates  # noqa: SLF001  # what `get_last_lr` returns
 
 
 def update_parameters(optimizer: AcceleratedOptimizer, scheduler: LRScheduler) -> float:

@@ -14,13 +14,16 @@ _Event: TypeAlias = Mapping[str, Any]
 SHOWN_METRICS = ("accuracy", "macro_f1", "exact_match", "rougeL")
 
 
-def draw_run(events: Iterable[Mapping[str, Any]], path: Path, *, title: str) -> None:
+def draw_run(
+    events: Iterable[Mapping[str, Any]], path: Path, *, title: str, unit: str = "scored token"
+) -> None:
     """Draw the losses and metrics of a run as PNG.
 
     Args:
         events: as the run's folder stores them.
         path: of the picture.
         title: of the picture.
+        unit: what the loss is a mean over.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  # slow to import, and only needed here
 
@@ -30,8 +33,10 @@ def draw_run(events: Iterable[Mapping[str, Any]], path: Path, *, title: str) -> 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_losses(left, steps, evaluations)
+    left.set_ylabel(f"loss per {unit}")
     _draw_metrics(right, evaluations)
     for axes in (left, right):
+        _mark_best(axes, evaluations)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
@@ -49,7 +54,6 @@ def _draw_losses(axes: "Axes", steps: Sequence[_Event], evaluations: Sequence[_E
     _draw_line(axes, of_rows or of_steps, color="#33527a", label="training")
     validation = [(e["epoch"], e["metrics"]["loss"]) for e in evaluations]
     _draw_line(axes, validation, color="#c2512e", label="validation")
-    axes.set_ylabel("loss per scored token")
 
 
 def _draw_metrics(axes: "Axes", evaluations: Sequence[_Event]) -> None:
@@ -59,6 +63,17 @@ def _draw_metrics(axes: "Axes", evaluations: Sequence[_Event]) -> None:
         pairs = [(e["epoch"], e["train"][name]) for e in with_train]
         _draw_line(axes, pairs, label=f"{name}, training rows", linestyle="--")
     axes.set_ylabel("on validation rows")
+    # The metrics are shares; a margin keeps points at 0 and 1 whole.
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([tenth / 10 for tenth in range(0, 11, 2)])
+
+
+def _mark_best(axes: "Axes", evaluations: Sequence[_Event]) -> None:
+    """Mark the validation whose prompt is the run's."""
+    best = [e for e in evaluations if e["best"]]
+    if best:
+        label = f"best prompt, step {best[-1]['step']}"
+        axes.axvline(best[-1]["epoch"], color="#7a7a7a", linestyle=":", label=label)
 
 
 def _draw_line(axes: "Axes", pairs: Sequence[tuple[float, float]], **style: str) -> None:

@@ -10,12 +10,14 @@ from softprompt.errors import ArtifactError, TrainingError
 from softprompt.inference.loops import EvaluationReport, make_report
 from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import Prompt
+from softprompt.tasks import Classifier, Task
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.events import Callback, PhaseStarted
+from softprompt.train.recipe_changes import CHANGEABLE, diff_recipes, explain_changes
 from softprompt.train.run_dir import RunDir
 from softprompt.train.setup import RunSetup
 from softprompt.train.stages import count_rows, notify
-from softprompt.train.trainer import Best, Trainer, evaluate_split
+from softprompt.train.trainer import Best, Trainer, describe_untrained, evaluate_split
 
 
 def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -> Artifact:
@@ -102,7 +104,12 @@ def collect_results(
         notify(callbacks, PhaseStarted("testing", count_rows(count), count, trainer.step))
         metrics["test"] = to_dict(_evaluate(model, trainer, test))
     settings = asdict(prepared.training)
+    warnings = [*prepared.warnings]
+    if best.step == 0 and trainer.step and best.metrics:
+        warnings.append(describe_untrained(best, prepared.training.best_metric))
     return metrics | {
+        "rows": {name: len(rows.truth) for name, rows in prepared.rows.items()},
+        "warnings": warnings,
         "best_step": best.step,
         "steps": trainer.step,
         "truncated_rows": {name: rows.truncated for name, rows in prepared.rows.items()},
@@ -114,9 +121,14 @@ def collect_results(
     }
 
 
+def get_loss_unit(task: Task) -> str:
+    """What a task's loss is a mean over."""
+    return "row" if isinstance(task, Classifier) else "scored token"
+
+
 def to_dict(report: EvaluationReport) -> dict[str, Any]:
-    """A report as JSON has it: the metrics by name, the rows and the confusion matrix."""
-    data: dict[str, Any] = {"rows": report.rows, **report.metrics}
+    """A report as JSON has it: the metrics, their intervals, the rows, the confusion matrix."""
+    data: dict[str, Any] = {"rows": report.rows, **report.metrics, "intervals": report.intervals}
     if report.confusion is not None:
         data["confusion"] = asdict(report.confusion)
     return data
@@ -145,6 +157,7 @@ def collect_checkpoint(trainer: Trainer, prepared: RunSetup, *, num_events: int)
     return {
         "trainer": trainer.state_dict(),
         "num_events": num_events,
+        "recipe": prepared.recipe.as_data(),
         "hashes": dict(prepared.hashes),
         "fingerprint": prepared.backbone.fingerprint,
     }
@@ -165,6 +178,7 @@ def restore_run(trainer: Trainer, run: RunDir, *, prepared: RunSetup) -> int:
     try:
         _check_unchanged(state, run, prepared)
         trainer.load_state_dict(state["trainer"])
+        _check_steps(trainer)
         return int(state["num_events"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         msg = (
@@ -175,8 +189,21 @@ def restore_run(trainer: Trainer, run: RunDir, *, prepared: RunSetup) -> int:
         raise ArtifactError(msg) from error
 
 
+def _check_steps(trainer: Trainer) -> None:
+    """Check that a shorter run has not gone beyond its new end."""
+    if trainer.step > trainer.total:
+        msg = (
+            f"the run is at step {trainer.step} already, but its epochs and max_steps end it at "
+            f"step {trainer.total}. Give a later end."
+        )
+        raise ArtifactError(msg)
+
+
 def _check_unchanged(state: Mapping[str, Any], run: RunDir, prepared: RunSetup) -> None:
-    """Check that data and backbone are those that the run started with."""
+    """Check that recipe, data and backbone are those that the run started with."""
+    changed_keys = diff_recipes(state["recipe"], prepared.recipe.as_data())
+    if fixed := [change for change in changed_keys if change.key not in CHANGEABLE]:
+        raise ArtifactError(explain_changes(fixed, run.path))
     before, now = state["hashes"], prepared.hashes
     changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if changed:

@@ -1,7 +1,7 @@
 """A run directory: the recipe, checkpoints, events, metrics, a picture, and the artifact."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
@@ -15,6 +15,7 @@ from softprompt.errors import ArtifactError, TrainingError
 from softprompt.recipe import Recipe, read_recipe
 from softprompt.train.checkpoint import has_state, load_state, save_state
 from softprompt.train.events import Evaluation, Event
+from softprompt.train.recipe_changes import check_changeable, diff_recipes, explain_changes
 
 
 class RunDir:
@@ -76,10 +77,9 @@ class RunDir:
             TrainingError: the folder holds another run, or cannot be written.
         """
         self.check_free()
-        text = tomli_w.dumps(recipe.as_data())
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "recipe.toml").write_text(text, encoding="utf-8")
+            self.write_recipe(recipe)
         except OSError as error:
             msg = (
                 f"{self.path} cannot be written: {error.strerror}. Choose another folder (--output "
@@ -87,14 +87,28 @@ class RunDir:
             )
             raise TrainingError(msg) from error
 
-    def read_recipe(self) -> Recipe:
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write the recipe, in place of an earlier one.
+
+        Args:
+            recipe: of the run.
+        """
+        path, fresh = self.path / "recipe.toml", self.path / "recipe.new"
+        fresh.write_text(tomli_w.dumps(recipe.as_data()), encoding="utf-8")
+        fresh.replace(path)
+
+    def read_recipe(self, changes: Sequence[str] = ()) -> Recipe:
         """Read the recipe of the run.
+
+        Args:
+            changes: to resume the run with, such as ``train.epochs=9``.
 
         Returns:
             The recipe.
 
         Raises:
             ArtifactError: the folder is not a run directory.
+            RecipeError: a change is not valid, or its key must stay as it is in a started run.
         """
         path = self.path / "recipe.toml"
         if not path.exists():
@@ -103,7 +117,31 @@ class RunDir:
                 "run."
             )
             raise ArtifactError(msg)
-        return read_recipe(path)
+        recipe = read_recipe(path, changes)
+        if changes:
+            check_changeable(changes)
+        return recipe
+
+    def check_unedited(self, changes: Sequence[str] = ()) -> None:
+        """Check that ``recipe.toml`` has not been edited since the run's last checkpoint.
+
+        Args:
+            changes: as for `read_recipe`; the keys that they set may differ.
+
+        Raises:
+            ArtifactError: it has; the message lists the keys.
+        """
+        state = self.load_checkpoint() or {}
+        if "recipe" not in state:
+            return
+        given = {change.partition("=")[0].strip() for change in changes}
+        edits = [
+            edit
+            for edit in diff_recipes(state["recipe"], self.read_recipe().as_data())
+            if edit.key not in given
+        ]
+        if edits:
+            raise ArtifactError(explain_changes(edits, self.path))
 
     def read_metrics(self) -> dict[str, Any] | None:
         """Read the metrics of the run.

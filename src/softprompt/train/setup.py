@@ -1,10 +1,12 @@
 """Set up a run: from a recipe to all its parts, for a prompt or for the hard prompt."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from softprompt.backbone.model import Backbone
 from softprompt.data import Table, parse_template
+from softprompt.data.table import describe_labels
 from softprompt.errors import DataError, FaultCollector, TemplateError, format_unknown
 from softprompt.inference.loops import EvaluationReport, evaluate_rows, make_report
 from softprompt.methods import Method
@@ -40,6 +42,8 @@ class RunSetup:
         defaults: of the method, with their source.
         rows: rendered, by split.
         hashes: of each split's contents.
+        warnings: about the rows and the initialization.
+        notes: on what the initialization took from an artifact.
     """
 
     recipe: Recipe
@@ -51,12 +55,17 @@ class RunSetup:
     defaults: Defaults
     rows: Mapping[str, RenderedRows]
     hashes: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
-    def template_slips(self) -> tuple[str, ...]:
-        """Messages on what the template has twice in every row."""
+    def slips(self) -> tuple[str, ...]:
+        """Messages on what is possible but rarely meant, in labels and template."""
         settings, template = self.recipe.task_settings, parse_template(self.template)
-        return tuple(find_template_slips(template, settings, backbone=self.backbone))
+        slips = [*find_template_slips(template, settings, backbone=self.backbone)]
+        if self.task.labels:
+            slips += describe_labels(Counter(self.rows["train"].truth), self.task.target_column)
+        return tuple(slips)
 
 
 def setup_run(
@@ -228,4 +237,6 @@ def _assemble(parts: Parts) -> RunSetup:
         defaults=defaults,
         rows=parts.rows,
         hashes=parts.hashes,
+        warnings=tuple(parts.warnings),
+        notes=tuple(parts.notes),
     )

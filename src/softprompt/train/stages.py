@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import nn
 
-from softprompt.artifact import load_artifact
+from softprompt.artifact import Artifact, load_artifact
+from softprompt.backbone import is_same_model
 from softprompt.backbone.model import Backbone
 from softprompt.data import Table, Template, check_columns, check_fields, parse_template
 from softprompt.data.loading import (
@@ -37,11 +39,15 @@ from softprompt.methods.initializers import (
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, LengthBudget, Task, build_task
 from softprompt.tasks.binding import read_label_words
+from softprompt.tasks.config import read_task_settings
+from softprompt.tasks.heads import ClassifierHead
 from softprompt.train.datasets import (
     RenderedRows,
     check_tables,
     find_labels,
     get_target_column,
+    get_task_columns,
+    list_row_warnings,
     render_splits,
 )
 from softprompt.train.events import Callback, Event, PhaseStarted
@@ -79,6 +85,8 @@ class Parts:
         task: bound to the backbone.
         hashes: of the rows' contents, by split.
         rows: rendered, by split.
+        warnings: about the rows and the initialization.
+        notes: on what the initialization took from an artifact.
     """
 
     recipe: Recipe
@@ -95,6 +103,8 @@ class Parts:
     task: Task | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     rows: dict[str, RenderedRows] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 Stage = Callable[[Parts, FaultCollector], None]
@@ -172,11 +182,15 @@ def read_tables(parts: Parts, collector: FaultCollector) -> None:
 def split_tables(parts: Parts, collector: FaultCollector) -> None:
     """Split off missing splits; in tables that were read, also rename values and limit rows."""
     data, seed, tables = parts.recipe.data, parts.recipe.seed, require(parts.tables)
+    columns = get_task_columns(parts.recipe.task_settings)
     if parts.memory_tables is None:
-        splits = list_sources(data)
-        parts.tables = complete_splits(tables, data, seed=seed, splits=splits, collector=collector)
+        parts.tables = complete_splits(
+            tables, data, seed=seed, columns=columns, collector=collector
+        )
         return
-    split = collector.attempt(split_off, tables["train"], data, seed=seed, splits=[*tables])
+    split = collector.attempt(
+        split_off, tables["train"], data, seed=seed, splits=[*tables], columns=columns
+    )
     parts.tables = {**tables, **require(split)}
 
 
@@ -277,6 +291,17 @@ def bind_task(parts: Parts, collector: FaultCollector) -> None:
                 pass
 
 
+def start_head(parts: Parts, collector: FaultCollector) -> None:
+    """Start the task's head with that of the artifact that the prompt starts from."""
+    task, init = require(parts.task), parts.recipe.method.init
+    if parts.init is not None or init is None or init.source != "artifact":
+        return
+    artifact = collector.attempt(load_artifact, Path(init.path or ""))
+    warnings, notes = take_head(task, require(artifact))
+    parts.warnings += warnings
+    parts.notes += notes
+
+
 def render_rows(parts: Parts, collector: FaultCollector) -> None:
     """Render the rows of every table that agrees with labels and template."""
     template, task = require(parts.template), require(parts.task)
@@ -285,9 +310,25 @@ def render_rows(parts: Parts, collector: FaultCollector) -> None:
             collector.attempt(_render, parts, task, split=name)
 
 
+def collect_row_warnings(parts: Parts, _collector: FaultCollector) -> None:
+    """Collect what makes the scores of the run say less than they seem to."""
+    task, template = require(parts.task), require(parts.template)
+    parts.warnings += list_row_warnings(
+        parts.valid_tables, parts.rows, fields=template.fields, labels=task.labels
+    )
+
+
 # The stages that all setups share, those of a prompt, and those of the hard prompt.
 FIRST_STAGES: tuple[Stage, ...] = (read_tables, split_tables, choose_labels, open_backbone)
-PROMPT_STAGES = (*FIRST_STAGES, choose_template, make_method, bind_task, render_rows)
+PROMPT_STAGES = (
+    *FIRST_STAGES,
+    choose_template,
+    make_method,
+    bind_task,
+    start_head,
+    render_rows,
+    collect_row_warnings,
+)
 HARD_PROMPT_STAGES = (*FIRST_STAGES, choose_hard_template, bind_task)
 
 
@@ -381,3 +422,42 @@ def _render(parts: Parts, task: Task, *, split: str) -> None:
         template=require(parts.template).text,
         hashes=parts.hashes,
     )
+
+
+def take_head(task: Task, artifact: Artifact) -> tuple[list[str], list[str]]:
+    """Start a task's head with that of the artifact that its prompt starts from, if it fits.
+
+    Returns:
+        Warnings, and notes on what was taken.
+    """
+    reference, backbone, warnings = artifact.manifest.backbone, task.backbone, []
+    if not is_same_model(reference["fingerprint"], backbone.fingerprint):
+        warnings.append(
+            f"the prompt starts from one that was trained on another backbone "
+            f"({reference['name']}, fingerprint {reference['fingerprint']}, not "
+            f"{backbone.fingerprint}), on which it may mean nothing. Start from a prompt of this "
+            "backbone, or from label words or a text."
+        )
+    if task.head is None:
+        return warnings, ["the prompt starts as that of the artifact"]
+    difference = _find_head_difference(task, task.head, artifact)
+    if difference is not None:
+        note = f"the prompt starts as that of the artifact, the head at random: {difference}"
+        return warnings, [note]
+    task.head.load_state_dict(dict(artifact.head))
+    return warnings, ["the prompt and the head start as those of the artifact"]
+
+
+def _find_head_difference(task: Task, head: nn.Module, artifact: Artifact) -> str | None:
+    """Why the artifact's head cannot be taken; None if it can."""
+    settings, labels = read_task_settings(artifact.manifest), artifact.manifest.labels
+    if not artifact.head or not isinstance(settings, Classify):
+        return "the artifact has none"
+    if tuple(labels) != task.labels:
+        return f"its labels are {', '.join(labels)}, not {', '.join(task.labels)}"
+    shapes = {name: tensor.shape for name, tensor in head.state_dict().items()}
+    kind = head.kind if isinstance(head, ClassifierHead) else None
+    if settings.head != kind:
+        return f"its head is {settings.head!r}, not {kind!r}"
+    is_same = shapes == {name: tensor.shape for name, tensor in artifact.head.items()}
+    return None if is_same else "its head has other shapes"

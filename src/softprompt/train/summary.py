@@ -32,7 +32,9 @@ def prepare_caches(
         final_rows: the number of rows that are evaluated after the last step.
     """
     yield replace(_make_started(trainer, prepared), final_rows=final_rows)
-    yield from (TrainingWarning(trainer.step, slip) for slip in prepared.template_slips)
+    if not trainer.step:
+        for message in (*prepared.slips, *prepared.warnings):
+            yield TrainingWarning(trainer.step, message)
     # If only the last validation is left, it reads the cached states too, as those before it did.
     if trainer.stop_reason() is not None and not trainer.validation_due:
         return
@@ -60,6 +62,7 @@ def _make_started(trainer: Trainer, prepared: RunSetup) -> Started:
         shapes=describe_shapes(prompt, prepared.backbone.geometry),
         best_metric=trainer.training.best_metric,
         validations=trainer.count_validations(),
+        notes=prepared.notes,
     )
 
 
@@ -186,6 +189,8 @@ class RunSummary:
         settings: by name, with the source of each.
         steps: of the whole run.
         savings: what is run once for many steps or rows, and what is not scored.
+        warnings: about the rows and the initialization.
+        notes: on what the initialization took from an artifact.
     """
 
     backbone: str
@@ -200,6 +205,8 @@ class RunSummary:
     settings: Mapping[str, Setting]
     steps: int
     savings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def summarize_run(prepared: RunSetup, *, steps: int) -> RunSummary:
@@ -233,6 +240,8 @@ def summarize_run(prepared: RunSetup, *, steps: int) -> RunSummary:
         settings=_collect_settings(prepared),
         steps=steps,
         savings=describe_savings(prepared, plan_precompute(prepared)),
+        warnings=prepared.warnings,
+        notes=prepared.notes,
     )
 
 

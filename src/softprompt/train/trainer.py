@@ -25,7 +25,12 @@ from softprompt.train.gradients import (
     use_step_rng,
 )
 from softprompt.train.monitors import find_warnings, measure_distance
-from softprompt.train.optimizers import build_lr_scheduler, build_optimizer, update_parameters
+from softprompt.train.optimizers import (
+    build_lr_scheduler,
+    build_optimizer,
+    refresh_learning_rates,
+    update_parameters,
+)
 from softprompt.train.sampler import BatchSampler
 
 
@@ -151,7 +156,10 @@ class Trainer:
         if self.validation_due and self.validation is not None:
             return self._validate(self.validation)
         reason = self.stop_reason()
-        return self.train_step() if reason is None else Finished(self.step, reason)
+        if reason is None:
+            return self.train_step()
+        self._warn_if_untrained()
+        return self.pending.pop(0) if self.pending else Finished(self.step, reason)
 
     def iterate(self) -> Iterator[Event]:
         """As :meth:`run`, and before each validation a `PhaseStarted`."""
@@ -268,6 +276,16 @@ class Trainer:
                 self.warned.add(kind)
                 self.pending.append(TrainingWarning(self.step, message))
 
+    def _warn_if_untrained(self) -> None:
+        """Add a warning if no step was better than the start, once per run."""
+        best = self.best
+        if best is None or best.step or not self.step or "untrained" in self.warned:
+            return
+        self.warned.add("untrained")
+        self.pending.append(
+            TrainingWarning(self.step, describe_untrained(best, self.training.best_metric))
+        )
+
     def prompt(self) -> Prompt | None:
         """The current prompt, without dropout; None if no prompt is trained."""
         self._set_train_mode(enabled=False)
@@ -327,6 +345,7 @@ class Trainer:
         self.modules.load_state_dict(state["modules"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        refresh_learning_rates(self.optimizer, self.schedule)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.epoch, self.batch_index, self.validation_due = state["position"]
@@ -338,6 +357,23 @@ class Trainer:
             self.start = with_tensors(self.start, state["start"])
         best = state["best"]
         self.best = None if best is None else restore_best(best, like=self.start)
+
+
+def describe_untrained(best: Best, metric: str) -> str:
+    """Describe a run whose best state is its start.
+
+    Args:
+        best: of the run.
+        metric: that it was selected by.
+    """
+    what = "backbone" if best.prompt is None else "prompt"
+    head = ", and so is its head" if best.head else ""
+    return (
+        f"nothing was learned: the best validation {metric}, {best.metrics[metric]:.4f}, is that "
+        f"of the start, before the first step. The {what} of this run is the untrained one{head}. "
+        "Try another learning rate, three times as high or a third, more epochs, or more "
+        "validation rows."
+    )
 
 
 def compute_selection_score(metrics: Mapping[str, float], *, select: str, step: int) -> float:

@@ -1,6 +1,5 @@
 """Check a recipe with its backbone and its rows: all faults at once, or the plan of the run."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from softprompt.data.table import describe_labels
+from softprompt.backbone.model import Backbone
 from softprompt.errors import FaultCollector, RecipeError, format_unknown
 from softprompt.inference.loops import METRICS
 from softprompt.recipe import Recipe, make_recipe
@@ -41,14 +40,18 @@ class CheckResult:
     plan: RunSummary | None = None
 
 
-def check_recipe(recipe: Recipe | Mapping[str, Any]) -> CheckResult:
+def check_recipe(
+    recipe: Recipe | Mapping[str, Any], *, backbone: Backbone | None = None
+) -> CheckResult:
     """Check a recipe with its data and its backbone, without training.
 
     A backbone that would have to be downloaded is not checked, nor is a data set if the Hub cannot
     be reached; a note reports it.
 
     Args:
-        recipe: to check; or plain data, as read from TOML, whose own faults are reported too.
+        recipe: to check; or plain data, as read from TOML, whose own faults are reported too. A
+            comparison file is checked by `softprompt.compare.check_comparison`.
+        backbone: that of the recipe, if it is loaded already.
 
     Returns:
         All faults, each once; or the plan of the run.
@@ -71,12 +74,18 @@ def check_recipe(recipe: Recipe | Mapping[str, Any]) -> CheckResult:
         the template has no soft tokens, but prompt-tuning trains them. Write {soft:10} ...
     """
     if isinstance(recipe, Recipe):
-        return _check(recipe)
+        return _check(recipe, backbone)
+    if "base" in recipe:
+        fault = (
+            "base: this is a comparison, not a recipe. Check it with softprompt check FILE, or in "
+            "Python with softprompt.compare.check_comparison."
+        )
+        return CheckResult((fault,))
     try:
-        return _check(make_recipe(recipe))
+        return _check(make_recipe(recipe), backbone)
     except RecipeError as error:
         rest = drop_invalid_keys(recipe, error.faults)
-        result = CheckResult() if rest is None else _check(rest)
+        result = CheckResult() if rest is None else _check(rest, backbone)
         return replace(result, faults=(*error.faults, *result.faults), plan=None)
 
 
@@ -104,20 +113,12 @@ def drop_invalid_keys(data: Mapping[str, Any], faults: Sequence[str]) -> Recipe 
         return None
 
 
-def _check(recipe: Recipe) -> CheckResult:
+def _check(recipe: Recipe, backbone: Backbone | None) -> CheckResult:
     collector = FaultCollector(keep_going=True)
-    setup = check_setup(recipe, collector)
+    setup = check_setup(recipe, collector, backbone=backbone)
     plan = None if setup is None else collector.attempt(_make_plan, setup)
-    notes = [] if setup is None else [*_describe_labels(setup), *setup.template_slips]
+    notes = () if setup is None else setup.slips
     return CheckResult(tuple(collector.faults), (*collector.notes, *notes), plan)
-
-
-def _describe_labels(prepared: RunSetup) -> list[str]:
-    """Notes on labels that may be the same one, or none."""
-    if not prepared.task.labels:
-        return []
-    counts = Counter(prepared.rows["train"].truth)
-    return describe_labels(counts, prepared.task.target_column)
 
 
 def _make_plan(prepared: RunSetup) -> RunSummary:

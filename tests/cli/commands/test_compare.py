@@ -14,6 +14,7 @@ from softprompt.compare.api import compare_methods
 from softprompt.compare.report.html import render_html
 from softprompt.inference import PromptModel
 from softprompt.recipe import read_recipe
+from softprompt.train.validation import check_recipe
 
 # Two methods with two seeds, and the baselines without training.
 TWO_METHODS = (
@@ -249,7 +250,9 @@ def test_python_does_what_the_command_does(compare_one, home):
     for one, other in zip(data["variants"], result.json["variants"], strict=True):
         assert (one["variant"], one["mean"]) == (other["variant"], other["mean"])
     assert {*data} == {*result.json}
-    assert [type(event).__name__ for event in events] == [
+    shown = [event for event in events if not str(event).startswith("warning: ")]
+    assert str(events[0]).startswith("warning: few rows: 12 validation rows")
+    assert [type(event).__name__ for event in shown] == [
         "Status", "RunResult", "SearchResult", "RunResult",
     ]  # fmt: skip
     assert comparison.report.read_text().startswith("|  | accuracy |")
@@ -311,6 +314,71 @@ def test_a_variant_whose_settings_changed_is_refused(home, run):
     plan.write_text(text.replace("soft:2", "soft:3"))
     result = run("compare", plan, "--output", "c")
     assert result.is_mistake("the variant 'mine' was started with other settings")
+
+
+def write_plan(home, text: str) -> Path:
+    plan = home.recipe.with_name("plan.toml")
+    plan.write_text(f'base = "recipe.toml"\nnum_seeds = 1\n{text}')
+    return plan
+
+
+def test_check_takes_a_comparison_file(home, run):
+    """Its plan is that of its recipe, which --set changes; it is the file that compare takes."""
+    plan = write_plan(home, 'methods = ["prompt-tuning", "p-tuning-v2"]\n')
+    result = run("check", plan, "--json", "--set", "train.epochs=3")
+    alone = run("check", home.recipe, "--json", "--set", "train.epochs=3")
+    assert result.status == 0, result.err
+    assert result.json == alone.json
+    assert run("check", plan).out.startswith(f"{plan} has no faults")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('method = ["p-tuning"]\n', "method: unknown key 'method'."),
+        ('methods = ["p-tunin"]\n', "unknown method 'p-tunin'."),
+        (
+            '[[variants]]\nname = "late"\noverrides = { "method.layers" = "9:" }\n',
+            "variant 'late': ",
+        ),
+        (
+            '[[variants]]\nname = "hard"\noverrides = { "task.template" = "{text}" }\n',
+            "variant 'hard': the template has no soft tokens, but prompt-tuning trains them.",
+        ),
+        (
+            '[[variants]]\nname = "field"\noverrides = { "task.template" = "{txt}{soft:2}" }\n',
+            "variant 'field': ",
+        ),
+    ],
+)
+def test_check_finds_the_faults_of_a_comparison(home, run, text, fault):
+    assert run("check", write_plan(home, text)).is_mistake(fault)
+
+
+def test_check_misses_the_splits_that_a_comparison_needs(home, run):
+    plan = write_plan(home, 'methods = ["prompt-tuning"]\n')
+    del home.data["data"]["test"]
+    assert run("check", home.recipe).status == 0
+    assert run("check", plan).is_mistake(
+        "there are no test rows, but variants are compared by test"
+    )
+
+
+def test_a_comparison_is_not_a_recipe():
+    (fault,) = check_recipe({"base": "recipe.toml"}).faults
+    assert fault.startswith("base: this is a comparison, not a recipe. Check it with softprompt ")
+
+
+def test_rows_in_two_splits_are_reported_by_a_comparison(compare_one, home):
+    rows = home.rows("train")
+    home.write("test", [*home.rows("test"), rows[0], {**rows[1], "text": rows[1]["text"].upper()}])
+    result = compare_one("--baselines", "majority", "--output", "c")
+    assert result.status == 0, result.err
+    page = (home.path / "c" / "report.html").read_text()
+    found = re.search(r"(\d+) of 14 test rows have their text in the train data too, ", result.err)
+    assert int(found[1]) >= 2
+    assert found[0] in page
+    assert "few rows: 12 validation rows" in page
 
 
 def test_a_baseline_that_does_not_exist_for_the_task_is_skipped(compare_one, home):

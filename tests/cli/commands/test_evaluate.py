@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
 from softprompt.cli.commands.evaluate import _describe_classes, _format_classes
@@ -44,8 +45,12 @@ def test_scores_are_a_table_and_a_matrix(trained, run) -> None:
     result = run("evaluate", trained.folder)
     scores = run("evaluate", trained.folder, "--json").json
     rows = [line.split() for line in result.out.splitlines()]
-    assert ["accuracy", f"{scores['accuracy']:.4f}"] in rows
+    low, high = binomtest(round(12 * scores["accuracy"]), 12).proportion_ci(method="wilson")
+    interval = ["95", "%", "interval", f"{low:.2f}", "to", f"{high:.2f}"]
+    assert ["accuracy", f"{scores['accuracy']:.4f}", *interval] in rows
+    assert scores["intervals"]["accuracy"] == pytest.approx([low, high])
     assert ["rows", "12"] in rows
+    assert "without rows" not in result.out
     (first, _) = scores["confusion"]["counts"]
     assert ["negative", *map(str, first)] in rows
 
@@ -83,6 +88,16 @@ def test_two_hundred_labels_have_a_table_too() -> None:
     assert all([label, "0.6667", "0.6667", "0.6667", "3", "3"] in lines for label in labels)
     assert ["l0", "→", "l1", "1", "33.3%"] in lines
     assert lines[-1] == ["…", "and", "190", "more:", "see", "--json"]
+
+
+def test_labels_without_rows_are_named_beside_macro_f1(trained, run, tmp_path: Path) -> None:
+    """Half of the mean of a label that is always right and of one that no row has."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "good", "label": "positive"}\n' * 3)
+    result = run("evaluate", trained.folder, path)
+    assert "macro_f1 counts a label without rows as 0: negative\n" in result.out
+    scores = run("evaluate", trained.folder, path, "--json").json
+    assert scores["macro_f1"] == scores["f1"] / 2
 
 
 def test_data_that_does_not_fit_is_refused(trained, run, tmp_path: Path) -> None:

@@ -7,8 +7,12 @@ import time
 import tomllib
 from pathlib import Path
 
+import pytest
+from scipy.stats import binomtest
+
 from softprompt.inference import PromptModel
 from softprompt.recipe import read_recipe
+from softprompt.train import Evaluation, load_best_prompt, run_recipe
 
 
 def read_table(text: str) -> list[list[str]]:
@@ -111,6 +115,71 @@ def test_a_finished_run_is_not_resumed(trained, run) -> None:
 
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path, run) -> None:
     assert run("resume", tmp_path).is_mistake("is not a run directory", "recipe.toml")
+
+
+def interrupt_run(home) -> Path:
+    """A run that is stopped in this process, after its first validation with training."""
+
+    def stop(event) -> None:
+        if isinstance(event, Evaluation) and event.step:
+            raise KeyboardInterrupt
+
+    out = home.path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(read_recipe(home.recipe), out, callbacks=[stop])
+    return out
+
+
+def test_a_stopped_run_predicts_with_its_best_prompt(home, run) -> None:
+    out = interrupt_run(home)
+    for command in (["predict", out, "a text"], ["evaluate", out], ["show", out]):
+        message = f"the run in {out} is not finished, so it has no artifact yet. Resume it with: "
+        assert run(*command).is_mistake(f"{message}softprompt resume {out}", "--best")
+    best = load_best_prompt(out)
+    (answer,) = run("predict", out, "a text", "--best").lines
+    assert answer["label"] == best.predict("a text")[0].label
+    scores = run("evaluate", out, "--best", "--json").json
+    assert scores["accuracy"] == best.evaluate().metrics["accuracy"]
+    assert run("resume", out, "--quiet").status == 0
+    assert run("predict", out, "a text", "--best").lines == run("predict", out, "a text").lines
+
+
+def test_an_edited_recipe_is_refused_with_its_keys(home, run) -> None:
+    out = interrupt_run(home)
+    path = out / "recipe.toml"
+    before = path.read_text()
+    path.write_text(before.replace("learning_rate = 0.05", "learning_rate = 0.5"))
+    changed = f"the recipe of the run in {out} was changed since it started:\n"
+    line = "  - train.learning_rate: 0.05, now 0.5\n"
+    assert run("resume", out).is_mistake(f"{changed}{line}Restore these values, or train again.")
+    path.write_text(before.replace("epochs = 2", "epochs = 3"))
+    command = f"softprompt resume {out} --set train.epochs=3"
+    assert run("resume", out).is_mistake(f"{changed}  - train.epochs: 2, now 3\n", command)
+    fixed = run("resume", out, "--set", "train.learning_rate=0.5")
+    assert fixed.is_mistake("train.learning_rate: cannot be changed in a run that has started")
+    assert run("resume", out, "--set", "train.epochs=3", "--json").json["steps"] == 9
+    assert "epochs = 3" in path.read_text()
+    again = run("resume", out, "--set", "train.epochs=4")
+    assert "not changed: train.epochs=4. Train again with them" in again.err
+
+
+def test_a_run_that_learned_nothing_says_so_before_its_scores(home, run) -> None:
+    home.data["train"] |= {"optimizer": "sgd", "learning_rate": 1e-30}
+    result = run("train", home.recipe, "--output", "out", "--quiet")
+    assert result.status == 0
+    assert result.out.startswith("nothing was learned: the best validation loss, ")
+    assert "nothing was learned" in result.err
+
+
+def test_scores_are_printed_with_their_intervals(trained, run) -> None:
+    result = run("resume", trained.folder)
+    for split in ("validation", "test"):
+        accuracy = trained.result.json[split]["accuracy"]
+        low, high = binomtest(round(12 * accuracy), 12).proportion_ci(method="wilson")
+        found = f"95 % interval {low:.2f} to {high:.2f}"
+        (block,) = [b for b in result.out.split("\n\n") if b.startswith(f"{split} rows")]
+        assert re.search(rf"accuracy +{accuracy:.4f} +{re.escape(found)}\n", block)
+        assert re.search(r"rows +12$", block, re.MULTILINE)
 
 
 def count_steps(folder: Path) -> int:

@@ -6,19 +6,24 @@ from typing import TYPE_CHECKING
 import typer
 
 from softprompt.cli.console import MISTAKE, format_columns, format_fields, print_json, print_status
-from softprompt.cli.options import AsJson, Overrides, RecipePath
+from softprompt.cli.options import AsJson, ComparisonFile, Overrides
 
 if TYPE_CHECKING:
     from softprompt.train.summary import RunSummary
 
 
-def check(recipe: RecipePath, changes: Overrides = None, as_json: AsJson = False) -> None:
-    """Report all faults of a recipe, or what training would do."""
+def check(recipe: ComparisonFile, changes: Overrides = None, as_json: AsJson = False) -> None:
+    """Report all faults of a recipe or a comparison, or its plan."""
     from softprompt.errors import RecipeError
     from softprompt.recipe import read_toml
     from softprompt.train.validation import check_recipe
 
-    result = check_recipe(read_toml(recipe, changes or []))
+    if "base" in read_toml(recipe):  # a comparison file
+        from softprompt.compare.checks import check_comparison
+
+        result = check_comparison(recipe, changes or [])
+    else:
+        result = check_recipe(read_toml(recipe, changes or []))
     if as_json:
         plan = None if result.plan is None else asdict(result.plan)
         print_json({"faults": result.faults, "notes": result.notes, "plan": plan})
@@ -30,6 +35,8 @@ def check(recipe: RecipePath, changes: Overrides = None, as_json: AsJson = False
         raise typer.Exit(MISTAKE)
     if not as_json:
         print(f"{recipe} has no faults" + (_format_plan(result.plan) if result.plan else ""))
+        for warning in result.plan.warnings if result.plan else ():
+            print_status(f"warning: {warning}")
 
 
 def _format_plan(plan: "RunSummary") -> str:
@@ -45,6 +52,8 @@ def _format_plan(plan: "RunSummary") -> str:
         "template": repr(plan.template),
         "steps": f"{plan.steps:,}",
     }
+    if plan.notes:
+        fields["start"] = "\n".join(plan.notes)
     if plan.savings:
         fields["saved"] = "\n".join(plan.savings)
     head = ["", "rows", "mean tokens", "max tokens", "truncated"]

@@ -16,7 +16,7 @@ from softprompt.cli.console import (
     print_progress,
     print_status,
 )
-from softprompt.cli.options import ArtifactPath, AsJson, BatchSize, PromptBackbone
+from softprompt.cli.options import ArtifactPath, AsJson, BatchSize, BestSoFar, PromptBackbone
 
 if TYPE_CHECKING:
     from softprompt.data import Table
@@ -65,6 +65,7 @@ def evaluate(
     ] = None,
     predictions: PredictionsFile = None,
     backbone: PromptBackbone = None,
+    best: BestSoFar = False,
     batch_size: BatchSize = 32,
     as_json: AsJson = False,
 ) -> None:
@@ -72,13 +73,13 @@ def evaluate(
     print_progress(f"loading {artifact} and its backbone …")
     options = _Options(backbone, batch_size, predictions, as_json=as_json)
     if ensemble:
-        _check_artifacts(more or [])
+        _check_artifacts(more or [], best=best)
         paths, rows = [artifact, *map(Path, more or [])], _Rows(data, split)
         _evaluate_ensemble(paths, rows, vote=vote or "majority", options=options)
         return
     _check_vote(vote)
     rows = _Rows(_choose_source(artifact, more or [], data), split)
-    _evaluate_one(artifact, rows, options)
+    _evaluate_one(artifact, rows, options, best=best)
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,13 @@ class _Rows:
         return None if self.source is None else read_source(self.source, split=self.split)
 
 
-def _evaluate_one(artifact: Path, rows: _Rows, options: _Options) -> None:
+def _evaluate_one(artifact: Path, rows: _Rows, options: _Options, *, best: bool) -> None:
     from softprompt.inference import PromptModel
-    from softprompt.train.api import to_dict
+    from softprompt.train import to_dict
+    from softprompt.train.best import load_best_prompt
 
-    model, table = PromptModel.from_pretrained(artifact, backbone=options.backbone), rows.read()
+    load = load_best_prompt if best else PromptModel.from_pretrained
+    model, table = load(artifact, backbone=options.backbone), rows.read()
     own = _read_own_rows(model, table, rows=rows, file=options.predictions)
     print_progress(f"evaluating the {rows.name} rows …")
     report = model.evaluate(
@@ -312,8 +315,11 @@ def _choose_source(artifact: Path, others: Sequence[str], data: str | None) -> s
     return sources[0] if sources else None
 
 
-def _check_artifacts(paths: Sequence[str]) -> None:
-    """With ``--ensemble`` all arguments are artifacts."""
+def _check_artifacts(paths: Sequence[str], *, best: bool) -> None:
+    """With ``--ensemble`` all arguments are artifacts, of finished runs."""
+    if best:
+        msg = "--best is for a single run. Leave it out, or leave out --ensemble."
+        raise typer.BadParameter(msg)
     files = [path for path in paths if not Path(path).is_dir() and Path(path).suffix]
     if files:
         msg = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from softprompt.cli.console import print_progress, print_status
-from softprompt.cli.options import ArtifactPath, BatchSize, PromptBackbone
+from softprompt.cli.options import ArtifactPath, BatchSize, BestSoFar, PromptBackbone
 from softprompt.cli.streaming import InputRow, group_rows, is_table, read_table_rows, read_text_rows
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def predict(
         ),
     ] = None,
     backbone: PromptBackbone = None,
+    best: BestSoFar = False,
     batch_size: BatchSize = 32,
     _as_json: Annotated[
         bool, typer.Option("--json", help="No effect: output is always JSON lines.")
@@ -47,10 +48,12 @@ def predict(
     from softprompt.data.writers import check_writable
     from softprompt.errors import DataError
     from softprompt.inference import PromptModel
+    from softprompt.train.best import load_best_prompt
 
     if output is not None:
         check_writable(output, sources=[source or ""])
-    model = PromptModel.from_pretrained(artifact, backbone=backbone)
+    load = load_best_prompt if best else PromptModel.from_pretrained
+    model = load(artifact, backbone=backbone)
     groups = _read_groups(texts or [], source, tuple(dict.fromkeys(model.task.columns)))
     predicted = (_predict(model, group, batch_size=batch_size) for group in groups)
     count = _print_rows(predicted) if output is None else _write_rows(predicted, model, output)

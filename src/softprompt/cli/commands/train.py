@@ -59,15 +59,23 @@ def _run_training(
 
 def _print_result(run: "RunDir", *, as_json: bool, quiet: bool) -> None:
     """Print the result of a finished run, and the next commands."""
+    from softprompt.inference.loops import compute_intervals
+
     metrics = run.read_metrics() or {}
     paths = {"artifact": str(run.artifact), "picture": str(run.picture)}
     if as_json:
         print_json({"run": str(run.path), **paths, **metrics})
         return
+    if metrics.get("steps") and metrics.get("best_step") == 0 and metrics.get("warnings"):
+        print(f"{metrics['warnings'][-1]}\n")
     for name in ("validation", "test"):
         if metrics.get(name):
-            title = f"{name} rows" + (", best prompt" if name == "validation" else "")
-            print(f"{title}\n{format_scores(metrics[name])}\n")
+            title, scores = f"{name} rows", dict(metrics[name])
+            if name == "validation":
+                title = f"{title}, best prompt"
+                rows = metrics["rows"][name]
+                scores |= {"rows": rows, "intervals": compute_intervals(scores, rows)}
+            print(f"{title}\n{format_scores(scores)}\n")
     print(format_fields(paths))
     if not quiet:
         path = shlex.quote(str(run.path))
@@ -102,6 +110,7 @@ def resume(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="The folder of the interrupted run.")
     ],
+    changes: Overrides = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -111,9 +120,12 @@ def resume(
     from softprompt.train import RunDir
 
     run = RunDir(folder)
-    recipe = run.read_recipe()
+    recipe = run.read_recipe(changes or ())
     if run.read_metrics() is not None:
         print_status(f"the run in {folder} is finished already")
+        if changes:
+            print_status(f"not changed: {', '.join(changes)}. Train again with them.")
         _print_result(run, as_json=as_json, quiet=quiet)
         return
+    run.check_unedited(changes or ())
     _run_training(recipe, folder, resume=True, as_json=as_json, quiet=quiet)

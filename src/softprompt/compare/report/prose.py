@@ -115,6 +115,7 @@ class Conditions:
         recipe: the text of its file.
         rows: the number of rows of each split.
         versions: of the software, by name.
+        warnings: about the rows.
     """
 
     protocol: Protocol
@@ -122,6 +123,7 @@ class Conditions:
     recipe: str
     rows: Mapping[str, int]
     versions: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 def describe_conditions(
@@ -141,6 +143,7 @@ def describe_conditions(
     parts = [
         ("Backbone", conditions.base.backbone.name),
         ("Rows", _describe_rows(conditions.rows)),
+        ("Warnings", " ".join(conditions.warnings)),
         ("Seeds", _describe_seeds(conditions.base.seed, protocol.num_seeds)),
         ("Budget", " ".join(_describe_budget(conditions, summaries))),
         ("Learning rates", _describe_search(protocol)),

@@ -14,8 +14,10 @@ from softprompt.compare.report.table import format_markdown
 from softprompt.compare.results import Failed, ResultEvent, SearchResult
 from softprompt.compare.statistics import Summary
 from softprompt.data import Table
+from softprompt.data.duplicates import describe_splits
 from softprompt.recipe import Recipe
 from softprompt.train import RunDir
+from softprompt.train.datasets import get_task_columns
 
 _SOFTWARE = ("softprompt", "torch", "transformers")
 
@@ -88,7 +90,19 @@ def record_conditions(
         recipe=(folder / "recipe.toml").read_text(encoding="utf-8"),
         rows={name: len(table) for name, table in tables.items()},
         versions={name: version(name) for name in _SOFTWARE},
+        warnings=list_warnings(base, tables),
     )
+
+
+def list_warnings(base: Recipe, tables: Mapping[str, Table]) -> tuple[str, ...]:
+    """What makes the scores of a comparison say less than they seem to.
+
+    Args:
+        base: the recipe that all variants share.
+        tables: rows by split.
+    """
+    fields = get_task_columns(base.task_settings).find_fields(tables["train"])
+    return tuple(describe_splits(tables, fields))
 
 
 def _read_curves(
