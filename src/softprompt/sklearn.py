@@ -23,6 +23,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from softprompt.artifact import Artifact
 from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import Row, iterate_rows, to_table
 from softprompt.data.splits import split_rows
@@ -33,7 +34,13 @@ from softprompt.methods import MethodSettings, PrefixTuning, PTuningV2
 from softprompt.methods.defaults import Schedule
 from softprompt.methods.initializers import Initializer
 from softprompt.tasks import Classify
-from softprompt.train.api import TrainingConfig, find_method, make_fit_recipe, run_prepared
+from softprompt.train.api import (
+    TrainingConfig,
+    find_method,
+    make_fit_recipe,
+    make_shares,
+    run_prepared,
+)
 from softprompt.train.display import ProgressOption, make_callbacks
 from softprompt.train.events import Callback
 from softprompt.train.setup import setup_run
@@ -72,9 +79,12 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         length: the number of soft tokens, or of keys and values per layer; None for 20, or the
             method's default. A method that trains soft tokens takes it only without a template,
             which sets their number itself.
-        init: the initialization, such as `FromText`; None for label words if there are some.
+        init: the initialization, such as `FromText`, or an artifact to start from; None for label
+            words if there are some.
         validation_fraction: of the rows of each class, split off to select the best prompt by; 0
             to use the last prompt.
+        folds: the number of folds of a cross-validation that chooses the number of steps instead,
+            for few rows; None for none.
         max_length: of a row, in tokens; None for the positions that the backbone has.
         device: as in `load_backbone`.
         dtype: as in `load_backbone`.
@@ -133,8 +143,9 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         verbalizer: Mapping[Any, str | Sequence[str]] | None = None,
         method: MethodSettings | str = "prompt-tuning",
         length: int | None = None,
-        init: Initializer | None = None,
+        init: Initializer | Artifact | None = None,
         validation_fraction: float = 0.1,
+        folds: int | None = None,
         max_length: int | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = "auto",
@@ -169,6 +180,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self.length = length
         self.init = init
         self.validation_fraction = validation_fraction
+        self.folds = folds
         self.max_length = max_length
         self.device = device
         self.dtype = dtype
@@ -235,7 +247,9 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         table = to_table(
             [{**row, target: str(label)} for row, label in zip(rows, labels, strict=True)]
         )
-        fraction, tables = self.validation_fraction, {"train": table}
+        # With folds, every row validates once.
+        fraction = 0.0 if self.folds else self.validation_fraction
+        tables = {"train": table}
         if fraction:
             sizes = {"train": 1 - fraction, "validation": fraction}
             tables = split_rows(table, seed=seed, shares=sizes, stratify=target)
@@ -244,8 +258,11 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             task,
             method=method,
             config=self._make_config(seed),
-            fraction=fraction,
-            max_length=self.max_length,
+            data={
+                "split_sizes": make_shares(fraction),
+                "folds": self.folds,
+                "max_length": self.max_length,
+            },
         )
         with make_callbacks(self.callbacks, progress=self.progress) as callbacks:
             prepared = setup_run(

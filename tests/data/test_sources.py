@@ -256,8 +256,8 @@ def test_invalid_utf8_is_reported_with_its_offset(tmp_path, mark, pack):
     offset = raw.index(b"\xef", len(mark))
     assert message(path) == (
         f"{path} is not valid UTF-8: byte 0xef at offset {offset} (line 3) cannot be read. "
-        "Save the file as UTF-8, or set data.encoding in the recipe (for init: --encoding); it may "
-        "be \"cp1252\" (Windows, Latin-1, in which it reads 'naïve')."
+        "Save the file as UTF-8, or set data.encoding in the recipe (on the command line: "
+        "--encoding); it may be \"cp1252\" (Windows, Latin-1, in which it reads 'naïve')."
     )
 
 

@@ -1,10 +1,12 @@
 """A run that starts from an artifact takes its prompt, and its head where it fits."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from softprompt import Classify, PTuningV2, TrainingConfig, fit
 from softprompt.artifact import load_artifact, save_artifact
 from softprompt.train import run_recipe
 
@@ -79,3 +81,24 @@ def test_a_task_with_words_takes_the_prompt_alone(parts, first):
 
 def test_a_run_from_a_text_has_no_notes(parts):
     assert parts("bert", "p-tuning-v2", task="head").notes == ()
+
+
+@pytest.mark.filterwarnings("ignore::softprompt.errors.SoftpromptWarning")
+def test_fit_starts_from_an_artifact_in_memory(rows, backbone):
+    """Without a step, prompt, head and answers are those of the first run."""
+    task = Classify("{text}", labels=("negative", "positive"))
+    data = {"train": rows(8), "validation": rows(4, 1)}
+    train = partial(fit, backbone("bert"), task, data, method=PTuningV2(length=3))
+    first = train(config=TrainingConfig(max_steps=3, learning_rate=0.1))
+    # The learning rate is too small to move anything.
+    again = train(
+        init=first.artifact,
+        config=TrainingConfig(max_steps=1, learning_rate=1e-30, head_learning_rate=1e-30),
+    )
+    before, after = first.artifact.to_tensors(), again.artifact.to_tensors()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    texts = [row["text"] for row in rows(4, 1)]
+    assert torch.equal(
+        torch.tensor(first.predict_proba(texts)), torch.tensor(again.predict_proba(texts))
+    )

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from softprompt.errors import DataError
+
+if TYPE_CHECKING:
+    from softprompt.data import TextFormat
 
 # The most rows of a group.
 WINDOW = 2048
@@ -21,20 +25,22 @@ class InputRow:
     Args:
         place: for messages, such as ``line 3``.
         raw: a text, a mapping, or the bytes of a line, which is a text or a JSON object.
+        encoding: of the bytes.
     """
 
     place: str
     raw: str | bytes | Mapping[str, object]
+    encoding: str = "utf-8"
 
     def read_content(self) -> str | Mapping[str, object]:
         """The row as a model takes it; a line that starts with ``{`` is a JSON object.
 
         Raises:
-            DataError: the line is not UTF-8 or not JSON.
+            DataError: the line is not in its encoding, or not JSON.
         """
         if not isinstance(self.raw, bytes):
             return self.raw
-        line = _decode(self.raw)
+        line = _decode(self.raw, self.encoding)
         return _parse_object(line) if line.lstrip().startswith("{") else line
 
 
@@ -45,7 +51,9 @@ def is_table(source: str) -> bool:
     return source != "-" and detect_format(Path(source)) in FORMATS
 
 
-def read_table_rows(source: str, fields: Sequence[str]) -> Iterator[list[InputRow]]:
+def read_table_rows(
+    source: str, fields: Sequence[str], *, text_format: "TextFormat"
+) -> Iterator[list[InputRow]]:
     """The rows of a table with all its columns, in groups of at most ``WINDOW``.
 
     Raises:
@@ -53,28 +61,30 @@ def read_table_rows(source: str, fields: Sequence[str]) -> Iterator[list[InputRo
     """
     from softprompt.data import check_columns, read_data
 
-    table = read_data(source)
+    table = read_data(source, text_format=text_format)
     check_columns(table, fields, where=source)
     for start in range(0, len(table), WINDOW):
         part = table.select(range(start, min(start + WINDOW, len(table)))).to_list()
         yield [InputRow(f"row {start + n}", row) for n, row in enumerate(part, 1)]
 
 
-def read_text_rows(source: str) -> Iterator[InputRow]:
-    """The lines of a file, or of stdin if it is ``-``.
+def read_text_rows(source: str, encoding: str | None = None) -> Iterator[InputRow]:
+    """The lines of a file, or of stdin if it is ``-``; in UTF-8 by default.
 
     Raises:
-        DataError: there is no such file.
+        DataError: there is no such file, or no such encoding whose lines end as those of UTF-8.
     """
+    encoding = encoding or "utf-8"
+    _check_encoding(encoding)
     if source == "-":
-        yield from _number_lines(sys.stdin.buffer)
+        yield from _number_lines(sys.stdin.buffer, encoding)
         return
     path = Path(source).expanduser()
     if not path.is_file():
         msg = f"there is no file {source}. Give one, or - to read lines from stdin."
         raise DataError(msg)
     with path.open("rb") as file:
-        yield from _number_lines(file)
+        yield from _number_lines(file, encoding)
 
 
 def group_rows(rows: Iterator[InputRow]) -> Iterator[list[InputRow]]:
@@ -127,18 +137,31 @@ def _take_arrived(
     return group, False
 
 
-def _number_lines(file: Iterable[bytes]) -> Iterator[InputRow]:
+def _number_lines(file: Iterable[bytes], encoding: str) -> Iterator[InputRow]:
     for number, line in enumerate(file, 1):
-        yield InputRow(f"line {number}", line.rstrip(b"\r\n"))
+        yield InputRow(f"line {number}", line.rstrip(b"\r\n"), encoding)
 
 
-def _decode(line: bytes) -> str:
+def _check_encoding(encoding: str) -> None:
     try:
-        return line.decode("utf-8-sig")
+        line_end = "\n".encode(encoding)
+    except (LookupError, ValueError):
+        line_end = b""
+    if line_end != b"\n":
+        msg = (
+            f"lines cannot be read as {encoding!r}: it is not an encoding of text in which a line "
+            "ends as in UTF-8. Give another one, such as cp1252, or save the text as UTF-8."
+        )
+        raise DataError(msg)
+
+
+def _decode(line: bytes, encoding: str) -> str:
+    try:
+        return line.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         msg = (
-            f"it is not valid UTF-8: byte 0x{line[error.start]:02x} at position {error.start}. "
-            "Encode the text in UTF-8."
+            f"it is not valid {encoding.upper()}: byte 0x{line[error.start]:02x} at position "
+            f"{error.start}. Encode the text in UTF-8, or name its encoding by --encoding."
         )
         raise DataError(msg) from error
 

@@ -338,7 +338,7 @@ def _prepare_folder(base: Recipe, folder: Path, *, needed: Sequence[str]) -> dic
         raise TrainingError(msg)
     settings = base.task_settings
     tables = read_splits(base.data, seed=base.seed, columns=get_task_columns(settings))
-    check_splits(tables, needed=needed)
+    check_splits(tables, needed=needed, folds=base.data.folds)
     check_tables(tables, settings, labels=find_labels(settings, tables["train"]))
     _save_recipe(base, folder)
     return tables
@@ -388,16 +388,25 @@ def _save_recipe(recipe: Recipe, folder: Path) -> None:
         raise RecipeError([fault])
 
 
-def check_splits(tables: Mapping[str, object], *, needed: Sequence[str]) -> None:
+def check_splits(
+    tables: Mapping[str, object], *, needed: Sequence[str], folds: int | None = None
+) -> None:
     """Check that a comparison has the splits that it needs.
 
     Args:
         tables: by the name of the split.
         needed: the names of the splits.
+        folds: the recipe's folds, which a comparison does not use.
 
     Raises:
         DataError: one is missing.
     """
+    if folds is not None:
+        msg = (
+            "data.folds is set, but a comparison selects all variants by the same validation rows. "
+            "Leave it out."
+        )
+        raise DataError(msg)
     missing = [name for name in needed if name not in tables]
     if missing:
         purpose = {

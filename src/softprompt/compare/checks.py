@@ -37,7 +37,7 @@ def check_comparison(source: RecipeSource, changes: Sequence[str] = ()) -> Check
         return result
     faults = []
     try:
-        check_splits(result.plan.splits, needed=("validation", "test"))
+        check_splits(result.plan.splits, needed=("validation", "test"), folds=plan.base.data.folds)
     except DataError as error:
         faults.append(str(error))
     backbone = load_recipe_backbone(plan.base.backbone)

@@ -60,5 +60,6 @@ def describe_few_rows(counts: Mapping[str, int]) -> Iterator[str]:
     yield (
         f"few rows: {listed}. With {right} of {fewest} answers right, the share of right answers "
         f"is between {low:.0%} and {high:.0%} (95 % interval). Give more rows, or split off a "
-        "larger part (data.split_sizes in a recipe, the argument validation in fit)."
+        "larger part (data.split_sizes in a recipe, the argument validation in fit)"
+        f"{', or cross-validate (data.folds)' if 'validation' in few else ''}."
     )

@@ -206,8 +206,8 @@ def _suggest_encoding(raw: bytes, start: int) -> str:
         name = "utf-16-be" if raw.index(b"\x00") % 2 == 0 else "utf-16-le"
         why = "UTF-16 without a byte order mark"
     return (
-        "Save the file as UTF-8, or set data.encoding in the recipe (for init: --encoding); it may "
-        f'be "{name}" ({why}).'
+        "Save the file as UTF-8, or set data.encoding in the recipe (on the command line: "
+        f'--encoding); it may be "{name}" ({why}).'
     )
 
 
@@ -242,7 +242,8 @@ def _name_cells(
             msg = (
                 f"line {number} of {path} has {len(cells)} cells, but the header has {len(names)} "
                 f"columns ({', '.join(names)}). Put cells that contain the separator in quotes, or "
-                "name another one by data.separator in the recipe (for init: --separator)."
+                "name another one by data.separator in the recipe (on the command line: "
+                "--separator)."
             )
             raise DataError(msg)
     columns = [[cells[at] for _, cells in rows] for at in range(len(names))]
@@ -268,7 +269,7 @@ def _check_header(
                 f"the names of the columns: {name!r} is a value of {values[name]} rows. Write the "
                 "names into the first line; or set data.header in the recipe, to false if it is a "
                 "row (the columns are then column_1, column_2, …), to true if it has the names "
-                "(for init: --no-header or --header)."
+                "(on the command line: --no-header or --header)."
             )
             raise DataError(msg)
     if repeated:

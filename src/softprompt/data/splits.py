@@ -42,6 +42,33 @@ def split_rows(
         DataError: the fractions do not sum to 1, a column is missing, ``group`` and ``stratify``
             are both given, or a split would be empty.
     """
+    parts = divide_rows(rows, seed=seed, shares=shares, group=group, stratify=stratify)
+    return {name: rows.select(indices) for name, indices in parts.items()}
+
+
+def divide_rows(
+    rows: Table,
+    *,
+    seed: int,
+    shares: Mapping[str, float],
+    group: str | None = None,
+    stratify: str | None = None,
+) -> dict[str, list[int]]:
+    """Divide rows as `split_rows` does, but return their indices.
+
+    Args:
+        rows: the data.
+        seed: the seed.
+        shares: the fraction of the rows in each part, by its name; they sum to 1.
+        group: a column; rows with the same value in it are in the same part.
+        stratify: a column whose values have (nearly) the same distribution in every part.
+
+    Returns:
+        The indices of the rows of each part, in order.
+
+    Raises:
+        DataError: as for `split_rows`.
+    """
     _check_shares(shares)
     match group, stratify:
         case None, None:
@@ -59,7 +86,7 @@ def split_rows(
     for name, indices in parts.items():
         if not indices:
             raise DataError(_describe_empty(name, shares, count=len(rows), group=group))
-    return {name: rows.select(sorted(indices)) for name, indices in parts.items()}
+    return {name: sorted(indices) for name, indices in parts.items()}
 
 
 def sample(rows: Table, count: int, *, seed: int) -> Table:

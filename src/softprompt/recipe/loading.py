@@ -93,6 +93,8 @@ def _find_cross_faults(recipe: Recipe) -> Iterator[str]:
     total = shares.train + shares.validation + shares.test
     if abs(total - 1) > _ROUNDING:
         yield f"data.split_sizes: they add up to {total:g}, not 1. Correct them."
+    if recipe.data.folds is not None:
+        yield from _find_fold_faults(recipe)
     placed = [key for key in ("device_map", "quantization_config") if dict(recipe.backbone)[key]]
     if recipe.backbone.shard and placed:
         yield (
@@ -110,6 +112,19 @@ def _find_cross_faults(recipe: Recipe) -> Iterator[str]:
     warmup = recipe.train.warmup_ratio
     if warmup is not None and warmup > 1:
         yield f"train.warmup_ratio: it is a share of all steps, from 0 to 1, not {warmup:g}."
+
+
+def _find_fold_faults(recipe: Recipe) -> Iterator[str]:
+    if recipe.data.validation is not None:
+        yield (
+            "data.folds: every training row validates once, so there is no place for validation "
+            "rows. Take one of data.folds and data.validation out."
+        )
+    if recipe.train.early_stopping_patience is not None:
+        yield (
+            "train.early_stopping_patience: with data.folds the mean of all folds chooses the "
+            "number of steps, which needs all of them. Take it out."
+        )
 
 
 def _find_init_faults(init: InitConfig) -> Iterator[str]:

@@ -1,12 +1,6 @@
 """Training: the loop that yields events, the setup of a run, and run directories."""
 
-from softprompt.train.api import (
-    make_run_artifact,
-    make_trainer,
-    run_recipe,
-    to_dict,
-    train_recipe,
-)
+from softprompt.train.api import make_run_artifact, run_recipe, to_dict, train_recipe
 from softprompt.train.best import load_best_prompt
 from softprompt.train.config import ResolvedTraining
 from softprompt.train.events import (
@@ -14,6 +8,7 @@ from softprompt.train.events import (
     Evaluation,
     Event,
     Finished,
+    FoldProgress,
     PhaseStarted,
     PrecomputePlanned,
     PrecomputeProgress,
@@ -22,7 +17,13 @@ from softprompt.train.events import (
     TrainingWarning,
 )
 from softprompt.train.run_dir import RunDir, find_free_dir
-from softprompt.train.setup import RunSetup, evaluate_hard_prompt, setup_hard_prompt, setup_run
+from softprompt.train.setup import (
+    RunSetup,
+    evaluate_hard_prompt,
+    make_trainer,
+    setup_hard_prompt,
+    setup_run,
+)
 from softprompt.train.trainer import Trainer
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Evaluation",
     "Event",
     "Finished",
+    "FoldProgress",
     "PhaseStarted",
     "PrecomputePlanned",
     "PrecomputeProgress",

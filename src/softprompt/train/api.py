@@ -1,18 +1,18 @@
 """Train a prompt: `train_recipe` runs a recipe into a folder, `fit` trains on rows in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Self, cast
 
-from accelerate import Accelerator
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
+from softprompt.artifact import Artifact
 from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import RowsLike
-from softprompt.errors import RecipeError, TrainingError, format_unknown
+from softprompt.errors import DataError, RecipeError, TrainingError, format_unknown
 from softprompt.hub.model_card import MEMORY
 from softprompt.inference.model import PromptModel, attach
 from softprompt.injection.verify import load_backbone
@@ -29,6 +29,7 @@ from softprompt.train.accelerator import (
 from softprompt.train.datasets import SplitsLike, make_split_tables
 from softprompt.train.display import ProgressOption, log_event, make_callbacks
 from softprompt.train.events import Callback, Evaluation, Event, PhaseStarted
+from softprompt.train.folds import run_folds
 from softprompt.train.plots import draw_run
 from softprompt.train.recipe_backbone import choose_device
 from softprompt.train.results import (
@@ -42,7 +43,7 @@ from softprompt.train.results import (
     to_dict,
 )
 from softprompt.train.run_dir import RunDir
-from softprompt.train.setup import RunSetup, setup_run
+from softprompt.train.setup import RunSetup, make_trainer, setup_run
 from softprompt.train.stages import notify
 from softprompt.train.summary import prepare_caches
 from softprompt.train.trainer import Trainer
@@ -146,11 +147,15 @@ def run_recipe(
     parts = prepared or setup_run(recipe, callbacks=all_callbacks)
     with use_gradient_checkpointing(parts.backbone, wanted=recipe.train.gradient_checkpointing):
         trainer = make_trainer(parts, accelerator)
-        num_events = restore_run(trainer, run, prepared=parts) if resume else 0
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and not resume:
             run.create(recipe)
-        elif accelerator.is_main_process:
+        if parts.folds:
+            parts = run_folds(parts, accelerator, callbacks=all_callbacks, folder=run)
+            trainer = make_trainer(parts, accelerator)
+        num_events = restore_run(trainer, run, prepared=parts) if resume else 0
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process and resume:
             run.write_recipe(recipe)
         if recipe.train.trackers:
             accelerator.init_trackers("softprompt")
@@ -170,18 +175,6 @@ def run_recipe(
         draw_run(run.read_events(), run.picture, title=title, unit=get_loss_unit(parts.task))
     accelerator.wait_for_everyone()
     return model
-
-
-def make_trainer(prepared: RunSetup, accelerator: Accelerator) -> Trainer:
-    """Make the trainer of a recipe's parts."""
-    return Trainer(
-        prepared.task,
-        prepared.method.to(prepared.backbone.device),
-        rows=prepared.rows["train"],
-        validation=prepared.rows.get("validation"),
-        training=prepared.training,
-        accelerator=accelerator,
-    )
 
 
 class _Recorder:
@@ -280,8 +273,9 @@ def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
     *,
     validation: RowsLike | float | None = None,
     method: MethodSettings | str | None = None,
-    init: Initializer | None = None,
+    init: Initializer | Artifact | None = None,
     config: TrainingConfig | None = None,
+    folds: int | None = None,
     callbacks: Sequence[Callback] = (),
     progress: ProgressOption = "auto",
 ) -> PromptModel:
@@ -298,8 +292,13 @@ def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
             for that, 0 for none. By default it is a tenth, if ``rows`` has no such split.
         method: settings such as `PTuningV2`, or a name such as ``"p-tuning-v2"``; by default prompt
             tuning.
-        init: the initialization, such as `FromText`; by default label words if there are some.
+        init: the initialization, such as `FromText`; or an artifact (`model.artifact`) to start
+            from, whose trained head is taken too where labels and shapes agree. By default label
+            words if there are some.
         config: how the prompt is trained; by default as the method's authors did.
+        folds: the number of folds of a cross-validation, for few rows, instead of validation rows:
+            all rows but those of one fold are trained on in turn, their mean score chooses the
+            number of steps, and the prompt is trained on all rows.
         callbacks: called with every event of the run, in order.
         progress: show a bar and a row for each validation on stderr; ``"auto"`` does so in a
             terminal and in a notebook only.
@@ -334,12 +333,19 @@ def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
     """
     _check_arguments(task, init, config=config)
     settings = PromptTuning() if method is None else find_method(method)
+    if folds is not None and validation is not None:
+        msg = (
+            "both folds and validation are given, but with folds every training row validates "
+            "once. Leave one of them out."
+        )
+        raise DataError(msg)
     tables, fraction = make_split_tables(rows, validation)
     with make_callbacks(callbacks, progress=progress) as all_callbacks:
         if not isinstance(backbone, Backbone):
             notify(all_callbacks, PhaseStarted("loading", str(backbone)))
             backbone = load_backbone(backbone)
-        recipe = make_fit_recipe(backbone, task, method=settings, config=config, fraction=fraction)
+        data = {"split_sizes": make_shares(fraction), "folds": folds}
+        recipe = make_fit_recipe(backbone, task, method=settings, config=config, data=data)
         prepared = setup_run(
             recipe, backbone=backbone, tables=tables, init=init, callbacks=all_callbacks
         )
@@ -352,8 +358,7 @@ def make_fit_recipe(
     *,
     method: MethodSettings,
     config: TrainingConfig | None,
-    fraction: float,
-    max_length: int | None = None,
+    data: Mapping[str, Any],
 ) -> Recipe:
     """The recipe of a run on rows in memory, which its artifact records.
 
@@ -362,8 +367,7 @@ def make_fit_recipe(
         task: its settings.
         method: its settings.
         config: of the training; None for the defaults.
-        fraction: of the training rows, split off for validation if there is no such split.
-        max_length: of a row, in tokens.
+        data: the recipe's ``[data]``, without the place of the rows.
 
     Raises:
         RecipeError: settings do not go together.
@@ -373,16 +377,17 @@ def make_fit_recipe(
         {
             "seed": config.seed,
             "backbone": {"name": backbone.name, "keep_dropout": backbone.dropout},
-            "data": {
-                "train": MEMORY,
-                "split_sizes": {"train": 1 - fraction, "validation": fraction, "test": 0.0},
-                "max_length": max_length,
-            },
+            "data": {"train": MEMORY, **data},
             "task": {"kind": task.kind, **_to_table(task)},
             "method": {"name": method.name, **_to_table(method)},
             "train": config.as_table(),
         }
     )
+
+
+def make_shares(validation: float) -> dict[str, float]:
+    """The ``split_sizes`` of rows of which a fraction is split off for validation."""
+    return {"train": 1 - validation, "validation": validation, "test": 0.0}
 
 
 def run_prepared(prepared: RunSetup, *, callbacks: Sequence[Callback]) -> PromptModel:
@@ -400,6 +405,8 @@ def run_prepared(prepared: RunSetup, *, callbacks: Sequence[Callback]) -> Prompt
     accelerator = make_accelerator(recipe.train, cpu=cpu, folder=None)
     all_callbacks = (log_event, *callbacks) if accelerator.is_main_process else (*callbacks,)
     with use_gradient_checkpointing(backbone, wanted=recipe.train.gradient_checkpointing):
+        if prepared.folds:
+            prepared = run_folds(prepared, accelerator, callbacks=all_callbacks)
         trainer = make_trainer(prepared, accelerator)
         for event in chain(prepare_caches(trainer, prepared), trainer.iterate()):
             notify(all_callbacks, event)
@@ -416,7 +423,7 @@ def _check_arguments(task: object, init: object, *, config: TrainingConfig | Non
     """
     for name, value, kind, examples in (
         ("task", task, TaskSettings, "Classify(…) or Generate(…)"),
-        ("init", init, Initializer | None, "FromText(…), FromLabels(…) or another From…"),
+        ("init", init, Initializer | Artifact | None, "FromText(…), another From…, or an artifact"),
     ):
         if not isinstance(value, kind):
             msg = f"{name} is {value!r}, which is not a setting of softprompt. Pass {examples}."

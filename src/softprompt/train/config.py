@@ -39,6 +39,8 @@ class ResolvedTraining:
         best_metric: the validation metric that selects the best prompt; ``loss`` is minimized.
         keep_dropout: whether the backbone's own dropout is active in training.
         gradient_checkpointing: whether the backbone recomputes each layer in the backward pass.
+        end: the fraction of all steps to end after, as a cross-validation chose it. The schedule of
+            the learning rates is that of all steps.
     """
 
     seed: int = 42
@@ -62,6 +64,7 @@ class ResolvedTraining:
     best_metric: str = "loss"
     keep_dropout: bool = False
     gradient_checkpointing: bool = False
+    end: float = 1.0
 
     @property
     def is_backbone_in_train_mode(self) -> bool:

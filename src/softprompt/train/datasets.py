@@ -57,10 +57,14 @@ def sample_rows(rows: RenderedRows, count: int | None) -> RenderedRows:
         return rows
     generator = torch.Generator().manual_seed(0)
     chosen = sorted(torch.randperm(len(rows.examples), generator=generator)[:count].tolist())
-    examples = [rows.examples[i] for i in chosen]
-    return RenderedRows(
-        examples, [rows.truth[i] for i in chosen], sum(e.truncated for e in examples)
-    )
+    return select_rows(rows, chosen)
+
+
+def select_rows(rows: RenderedRows, indices: Sequence[int]) -> RenderedRows:
+    """Some of the rows, in the order of their indices."""
+    examples = [rows.examples[index] for index in indices]
+    truth = [rows.truth[index] for index in indices]
+    return RenderedRows(examples, truth, sum(example.truncated for example in examples))
 
 
 def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:

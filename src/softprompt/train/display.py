@@ -24,6 +24,7 @@ from softprompt.train.events import (
     Evaluation,
     Event,
     Finished,
+    FoldProgress,
     PhaseStarted,
     PrecomputePlanned,
     PrecomputeProgress,
@@ -118,6 +119,8 @@ def log_event(event: Event) -> None:
             _log_all("not recomputed: %s", event.savings)
         case PrecomputeProgress():
             _log.debug("cached %d of %d tokens", event.done, event.total)
+        case FoldProgress():
+            _log.debug("fold %d: step %d of %d", event.fold, event.done, event.total)
         case Step():
             _log.debug("step %d: loss %.4f", event.step, event.loss)
         case Evaluation():
@@ -199,6 +202,8 @@ class ProgressDisplay:
         match event:
             case PhaseStarted():
                 self._show_phase(event)
+            case FoldProgress():
+                self._show_fold(event)
             case Started():
                 self._show_start(event)
             case PrecomputePlanned() | PrecomputeProgress():
@@ -236,6 +241,11 @@ class ProgressDisplay:
         if event.phase != "validating" or not has_begun or event.what.startswith("all"):
             self._print(f"{_PHASES.get(event.phase, event.phase)} {event.what} …")
         self._update(event.phase, state=event.what)
+
+    def _show_fold(self, event: FoldProgress) -> None:
+        if not event.done:
+            self._print(f"training without fold {event.fold} of {event.folds} …")
+        self.stopped = f"stopped at step {event.done} of {event.total} of fold {event.fold}"
 
     def _show_start(self, event: Started) -> None:
         self._started = event

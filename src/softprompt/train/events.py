@@ -70,6 +70,30 @@ class PhaseStarted:
 
 
 @dataclass(frozen=True)
+class FoldProgress:
+    """A step or a validation of a cross-validation, before the run itself starts.
+
+    Args:
+        fold: its number, counted from 1.
+        folds: their number.
+        done: the number of steps of this fold that are done.
+        total: the number of all its steps.
+        step: of the run itself, 0.
+
+    Examples:
+        >>> progress = FoldProgress(fold=2, folds=5, done=12, total=60)
+        >>> f"fold {progress.fold} of {progress.folds}"
+        'fold 2 of 5'
+    """
+
+    fold: int
+    folds: int
+    done: int
+    total: int
+    step: int = 0
+
+
+@dataclass(frozen=True)
 class PrecomputePlanned:
     """What is computed once and cached, or skipped, before the first step.
 
@@ -206,6 +230,7 @@ class Finished:
 
 Event = (
     PhaseStarted
+    | FoldProgress
     | Started
     | PrecomputePlanned
     | PrecomputeProgress

@@ -54,10 +54,16 @@ def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -
         recipe=recipe.as_data(),
         metrics={
             "validation": dict(best.metrics),
+            **_describe_cross_validation(prepared),
             "step": best.step,
             "moved": {"overall": distance.overall, "each": [*distance.each]},
         },
     )
+
+
+def _describe_cross_validation(prepared: RunSetup) -> dict[str, Any]:
+    scores = prepared.cross_validation
+    return {} if scores is None else {"cross_validation": scores.as_data()}
 
 
 def count_final_rows(trainer: Trainer, prepared: RunSetup) -> int:
@@ -108,6 +114,7 @@ def collect_results(
     if best.step == 0 and trainer.step and best.metrics:
         warnings.append(describe_untrained(best, prepared.training.best_metric))
     return metrics | {
+        **_describe_cross_validation(prepared),
         "rows": {name: len(rows.truth) for name, rows in prepared.rows.items()},
         "warnings": warnings,
         "best_step": best.step,
@@ -116,7 +123,9 @@ def collect_results(
         "trainable_parameters": sum(p.numel() for p in trainer.modules.parameters()),
         "backbone_parameters": prepared.task.parameters,
         "template": prepared.template,
-        "training": {name: value for name, value in settings.items() if value is not None},
+        "training": {
+            name: value for name, value in settings.items() if value is not None and name != "end"
+        },
         "defaults_from": prepared.defaults.source,
     }
 

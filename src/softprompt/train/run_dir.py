@@ -47,6 +47,10 @@ class RunDir:
     def _events(self) -> Path:
         return self.path / "events.jsonl"
 
+    @property
+    def _folds(self) -> Path:
+        return self.path / "folds.json"
+
     def check_free(self) -> None:
         """Check that the folder holds no other run.
 
@@ -194,6 +198,37 @@ class RunDir:
             state: of the run.
         """
         save_state(state, self.path / "checkpoint")
+
+    def write_folds(self, state: Mapping[str, Any]) -> None:
+        """Write the finished folds of a cross-validation.
+
+        Args:
+            state: their scores, and what they depend on.
+        """
+        fresh = self.path / "folds.new"
+        fresh.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        fresh.replace(self._folds)
+
+    def read_folds(self) -> dict[str, Any] | None:
+        """Read what `write_folds` wrote.
+
+        Returns:
+            None if no fold is finished.
+
+        Raises:
+            ArtifactError: the file was damaged.
+        """
+        if not self._folds.exists():
+            return None
+        try:
+            state: dict[str, Any] = json.loads(self._folds.read_text(encoding="utf-8"))
+        except ValueError as error:
+            msg = (
+                f"{self._folds} is not JSON ({error}). Remove it and resume the run, which trains "
+                "the folds again."
+            )
+            raise ArtifactError(msg) from error
+        return state
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Read the state to resume from.

@@ -2,8 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from accelerate import Accelerator
+
+from softprompt.artifact import Artifact
 from softprompt.backbone.model import Backbone
 from softprompt.data import Table, parse_template
 from softprompt.data.table import describe_labels
@@ -26,6 +30,10 @@ from softprompt.train.stages import (
     run_stages,
 )
 from softprompt.train.templates import find_template_slips
+from softprompt.train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from softprompt.train.folds import CrossValidation
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +51,9 @@ class RunSetup:
         rows: rendered, by split.
         hashes: of each split's contents.
         warnings: about the rows and the initialization.
-        notes: on what the initialization took from an artifact.
+        notes: on what the initialization took from an artifact, and on folds.
+        folds: the indices of the training rows of each; empty without cross-validation.
+        cross_validation: its scores, once it is done.
     """
 
     recipe: Recipe
@@ -57,6 +67,8 @@ class RunSetup:
     hashes: Mapping[str, str]
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    folds: tuple[tuple[int, ...], ...] = ()
+    cross_validation: "CrossValidation | None" = None
 
     @property
     def slips(self) -> tuple[str, ...]:
@@ -73,7 +85,7 @@ def setup_run(
     *,
     backbone: Backbone | None = None,
     tables: Mapping[str, Table] | None = None,
-    init: Initializer | None = None,
+    init: Initializer | Artifact | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunSetup:
     """Read, load, check and build everything that a run needs.
@@ -83,7 +95,8 @@ def setup_run(
         backbone: if it is already loaded.
         tables: rows by split, if they are in memory. They are used unchanged; missing splits are
             split off.
-        init: the initialization, instead of the recipe's.
+        init: the initialization, instead of the recipe's; an artifact gives its prompt, and its
+            head where labels and shapes agree.
         callbacks: called with the phases of the setup, as they start.
 
     Returns:
@@ -123,6 +136,28 @@ def check_setup(
     parts = Parts(recipe, backbone, tables)
     run_stages(PROMPT_STAGES, parts, collector=collector)
     return _assemble(parts) if collector.is_clean else None
+
+
+def make_trainer(prepared: RunSetup, accelerator: Accelerator) -> Trainer:
+    """Make the trainer of a recipe's parts.
+
+    Args:
+        prepared: the parts. After a cross-validation, training ends where its mean was best.
+        accelerator: of the run.
+    """
+    training, validation = prepared.training, prepared.rows.get("validation")
+    if prepared.folds and validation is None:
+        training = replace(training, max_eval_rows=None, eval_train_rows=None)
+    if prepared.cross_validation is not None:
+        training = replace(training, end=prepared.cross_validation.progress)
+    return Trainer(
+        prepared.task,
+        prepared.method.to(prepared.backbone.device),
+        rows=prepared.rows["train"],
+        validation=validation,
+        training=training,
+        accelerator=accelerator,
+    )
 
 
 def setup_hard_prompt(
@@ -239,4 +274,5 @@ def _assemble(parts: Parts) -> RunSetup:
         hashes=parts.hashes,
         warnings=tuple(parts.warnings),
         notes=tuple(parts.notes),
+        folds=parts.folds,
     )

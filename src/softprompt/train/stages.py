@@ -21,6 +21,7 @@ from softprompt.data import Table, Template, check_columns, check_fields, parse_
 from softprompt.data.loading import (
     complete_splits,
     digest_rows,
+    divide_into_folds,
     list_sources,
     read_sources,
     split_off,
@@ -86,13 +87,14 @@ class Parts:
         hashes: of the rows' contents, by split.
         rows: rendered, by split.
         warnings: about the rows and the initialization.
-        notes: on what the initialization took from an artifact.
+        notes: on what the initialization took from an artifact, and on folds.
+        folds: the indices of the training rows of each.
     """
 
     recipe: Recipe
     backbone: Backbone | None = None
     memory_tables: Mapping[str, Table] | None = None
-    init: Initializer | None = None
+    init: Initializer | Artifact | None = None
     tables: Mapping[str, Table] | None = None
     labels: LabelNames | None = None
     valid_tables: dict[str, Table] = field(default_factory=dict)
@@ -105,6 +107,7 @@ class Parts:
     rows: dict[str, RenderedRows] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    folds: tuple[tuple[int, ...], ...] = ()
 
 
 Stage = Callable[[Parts, FaultCollector], None]
@@ -254,6 +257,8 @@ def make_method(parts: Parts, collector: FaultCollector) -> None:
     init = parts.init or collector.attempt(
         resolve_initializer, recipe, labels=labels, defaults=parts.defaults
     )
+    if isinstance(init, Artifact):
+        init = FromPrompt(init.prompt)
     if (template.soft_length > 0) != (settings.prompt_kind == "input"):
         return
     parts.method = collector.attempt(
@@ -293,11 +298,12 @@ def bind_task(parts: Parts, collector: FaultCollector) -> None:
 
 def start_head(parts: Parts, collector: FaultCollector) -> None:
     """Start the task's head with that of the artifact that the prompt starts from."""
-    task, init = require(parts.task), parts.recipe.method.init
-    if parts.init is not None or init is None or init.source != "artifact":
+    task, init, artifact = require(parts.task), parts.recipe.method.init, parts.init
+    if artifact is None and init is not None and init.source == "artifact":
+        artifact = collector.attempt(load_artifact, Path(init.path or ""))
+    if not isinstance(artifact, Artifact):
         return
-    artifact = collector.attempt(load_artifact, Path(init.path or ""))
-    warnings, notes = take_head(task, require(artifact))
+    warnings, notes = take_head(task, artifact)
     parts.warnings += warnings
     parts.notes += notes
 
@@ -318,6 +324,23 @@ def collect_row_warnings(parts: Parts, _collector: FaultCollector) -> None:
     )
 
 
+def assign_folds(parts: Parts, collector: FaultCollector) -> None:
+    """Divide the training rows into the folds of a cross-validation."""
+    recipe, tables = parts.recipe, parts.valid_tables
+    if recipe.data.folds is None or "train" not in tables:
+        return
+    collector.check(_check_no_validation, [*tables])
+    columns = get_task_columns(recipe.task_settings)
+    folds = collector.attempt(
+        divide_into_folds, tables["train"], recipe.data, seed=recipe.seed, columns=columns
+    )
+    parts.folds = require(folds)
+    parts.notes.append(
+        f"cross-validation: trains {len(parts.folds)} times on all rows but one fold, and then on "
+        "all rows for as long as was best"
+    )
+
+
 # The stages that all setups share, those of a prompt, and those of the hard prompt.
 FIRST_STAGES: tuple[Stage, ...] = (read_tables, split_tables, choose_labels, open_backbone)
 PROMPT_STAGES = (
@@ -328,6 +351,7 @@ PROMPT_STAGES = (
     start_head,
     render_rows,
     collect_row_warnings,
+    assign_folds,
 )
 HARD_PROMPT_STAGES = (*FIRST_STAGES, choose_hard_template, bind_task)
 
@@ -422,6 +446,15 @@ def _render(parts: Parts, task: Task, *, split: str) -> None:
         template=require(parts.template).text,
         hashes=parts.hashes,
     )
+
+
+def _check_no_validation(splits: Sequence[str]) -> None:
+    if "validation" in splits:
+        msg = (
+            "data.folds is set, and validation rows are given too, but with folds every training "
+            "row validates once. Leave one of them out."
+        )
+        raise DataError(msg)
 
 
 def take_head(task: Task, artifact: Artifact) -> tuple[list[str], list[str]]:

@@ -143,3 +143,40 @@ def test_nothing_of_the_user_is_replaced(trained, run, tmp_path: Path) -> None:
     assert run("evaluate", trained.folder, "--predictions", test).is_mistake("would be replaced")
     assert path.read_bytes() == before
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_files_of_other_formats_are_read_by_their_options(trained, run, tmp_path: Path) -> None:
+    """The answers are those of the same rows in UTF-8."""
+    rows = [{"text": f"{row['text']} €", "label": row["label"]} for row in trained.home.rows()]
+    expected = [
+        json.loads(line)["probabilities"]
+        for line in run("predict", trained.folder, *(row["text"] for row in rows)).out.splitlines()
+    ]
+    table, lines = tmp_path / "rows.csv", tmp_path / "rows.txt"
+    table.write_bytes("".join(f"{r['text']}^{r['label']}\n" for r in rows).encode("cp1252"))
+    lines.write_bytes("".join(f"{row['text']}\n" for row in rows).encode("cp1252"))
+    written = ["--separator", "^", "--encoding", "cp1252"]
+    named = tmp_path / "named.csv"
+    named.write_bytes(b"text^label\n" + table.read_bytes())
+    for source, options in ((named, written), (lines, ["--encoding", "cp1252"])):
+        assert run("predict", trained.folder, "--input", source).status == 2
+        done = run("predict", trained.folder, "--input", source, *options)
+        found = [json.loads(line)["probabilities"] for line in done.out.splitlines()]
+        assert found == expected
+    accuracy = run("evaluate", trained.folder, named, *written, "--json").json["accuracy"]
+    labels = [max(scores, key=scores.get) for scores in expected]
+    right = sum(label == row["label"] for label, row in zip(labels, rows, strict=True))
+    assert accuracy == right / len(rows)
+    # Without a header the columns have numbers, and the template's field is not among them.
+    bare = run("predict", trained.folder, "--input", table, *written, "--no-header")
+    assert bare.is_mistake("column_1")
+
+
+def test_options_of_files_without_a_file_are_refused(trained, run, tmp_path: Path) -> None:
+    lines = tmp_path / "rows.txt"
+    lines.write_text("good\n")
+    folder = trained.folder
+    assert run("predict", folder, "good", "--encoding", "cp1252").is_mistake("--encoding is for")
+    refused = run("predict", folder, "--input", lines, "--separator", ";")
+    assert refused.is_mistake("not for lines of text")
+    assert run("predict", folder, "--input", lines, "--encoding", "utf-16").is_mistake("cp1252")

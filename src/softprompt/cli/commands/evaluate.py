@@ -16,7 +16,16 @@ from softprompt.cli.console import (
     print_progress,
     print_status,
 )
-from softprompt.cli.options import ArtifactPath, AsJson, BatchSize, BestSoFar, PromptBackbone
+from softprompt.cli.options import (
+    ArtifactPath,
+    AsJson,
+    BatchSize,
+    BestSoFar,
+    Encoding,
+    Header,
+    PromptBackbone,
+    Separator,
+)
 
 if TYPE_CHECKING:
     from softprompt.data import Table
@@ -66,19 +75,23 @@ def evaluate(
     predictions: PredictionsFile = None,
     backbone: PromptBackbone = None,
     best: BestSoFar = False,
+    separator: Separator = None,
+    encoding: Encoding = None,
+    header: Header = None,
     batch_size: BatchSize = 32,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a prompt: metrics, also of each label."""
     print_progress(f"loading {artifact} and its backbone …")
+    how = (separator, encoding, header)
     options = _Options(backbone, batch_size, predictions, as_json=as_json)
     if ensemble:
         _check_artifacts(more or [], best=best)
-        paths, rows = [artifact, *map(Path, more or [])], _Rows(data, split)
+        paths, rows = [artifact, *map(Path, more or [])], _Rows(data, split, *how)
         _evaluate_ensemble(paths, rows, vote=vote or "majority", options=options)
         return
     _check_vote(vote)
-    rows = _Rows(_choose_source(artifact, more or [], data), split)
+    rows = _Rows(_choose_source(artifact, more or [], data), split, *how)
     _evaluate_one(artifact, rows, options, best=best)
 
 
@@ -106,10 +119,16 @@ class _Rows:
     Args:
         source: a file or data set; None for the data of the artifact's recipe.
         split: of that data; None for the default.
+        separator: between the cells of a csv file; None to recognise it, like the next ones.
+        encoding: of a file of text.
+        header: whether its first line has the names of the columns.
     """
 
     source: str | None
     split: str | None
+    separator: str | None = None
+    encoding: str | None = None
+    header: bool | None = None
 
     @property
     def name(self) -> str:
@@ -125,9 +144,12 @@ class _Rows:
 
     def read(self) -> "Table | None":
         """Read the source; None without one."""
-        from softprompt.data import read_source
+        from softprompt.data import TextFormat, read_source
 
-        return None if self.source is None else read_source(self.source, split=self.split)
+        if self.source is None:
+            return None
+        how = TextFormat(self.separator, self.encoding, self.header)
+        return read_source(self.source, split=self.split, text_format=how)
 
 
 def _evaluate_one(artifact: Path, rows: _Rows, options: _Options, *, best: bool) -> None:

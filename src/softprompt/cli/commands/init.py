@@ -7,23 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli.console import print_status
+from softprompt.cli.options import Encoding, Header, Separator
 
 if TYPE_CHECKING:
     from softprompt.recipe.column_roles import ColumnRoles
-
-
-_Separator = Annotated[
-    str | None, typer.Option(help="The character between the cells of a csv file.")
-]
-_Encoding = Annotated[
-    str | None, typer.Option(help="The encoding of a file of text, such as cp1252.")
-]
-_Header = Annotated[
-    bool | None,
-    typer.Option(
-        "--header/--no-header", help="Whether the first line has the names of the columns."
-    ),
-]
 
 
 def init(
@@ -36,9 +23,9 @@ def init(
             "builtin:smollm2-135m-instruct)."
         ),
     ] = None,
-    separator: _Separator = None,
-    encoding: _Encoding = None,
-    header: _Header = None,
+    separator: Separator = None,
+    encoding: Encoding = None,
+    header: Header = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a commented recipe for a file of labelled text."""

@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from softprompt.cli.console import print_progress, print_status
-from softprompt.cli.options import ArtifactPath, BatchSize, BestSoFar, PromptBackbone
+from softprompt.cli.options import (
+    ArtifactPath,
+    BatchSize,
+    BestSoFar,
+    Encoding,
+    Header,
+    PromptBackbone,
+    Separator,
+)
 from softprompt.cli.streaming import InputRow, group_rows, is_table, read_table_rows, read_text_rows
 
 if TYPE_CHECKING:
+    from softprompt.data import TextFormat
     from softprompt.inference import PromptModel
     from softprompt.tasks import Prediction
 
@@ -35,6 +44,9 @@ def predict(
     ] = None,
     backbone: PromptBackbone = None,
     best: BestSoFar = False,
+    separator: Separator = None,
+    encoding: Encoding = None,
+    header: Header = None,
     batch_size: BatchSize = 32,
     _as_json: Annotated[
         bool, typer.Option("--json", help="No effect: output is always JSON lines.")
@@ -44,7 +56,9 @@ def predict(
     if bool(texts) == bool(source):
         msg = "give texts, or --input FILE (- for stdin), and not both"
         raise typer.BadParameter(msg)
+    _check_text_options(source, separator=separator, encoding=encoding, header=header)
     print_progress(f"loading {artifact} and its backbone …")
+    from softprompt.data import TextFormat
     from softprompt.data.writers import check_writable
     from softprompt.errors import DataError
     from softprompt.inference import PromptModel
@@ -54,12 +68,32 @@ def predict(
         check_writable(output, sources=[source or ""])
     load = load_best_prompt if best else PromptModel.from_pretrained
     model = load(artifact, backbone=backbone)
-    groups = _read_groups(texts or [], source, tuple(dict.fromkeys(model.task.columns)))
+    groups = _read_groups(
+        texts or [],
+        source,
+        tuple(dict.fromkeys(model.task.columns)),
+        text_format=TextFormat(separator, encoding, header),
+    )
     predicted = (_predict(model, group, batch_size=batch_size) for group in groups)
     count = _print_rows(predicted) if output is None else _write_rows(predicted, model, output)
     if not count:
         msg = f"{'stdin' if source == '-' else source} has no lines. Give at least one text."
         raise DataError(msg)
+
+
+def _check_text_options(
+    source: str | None, *, separator: str | None, encoding: str | None, header: bool | None
+) -> None:
+    """Refuse options that would have no effect."""
+    if source is not None and is_table(source):
+        return
+    given = {"--separator": separator, "--header": header}
+    given |= {"--encoding": encoding} if source is None else {}
+    for name, value in given.items():
+        if value is not None:
+            what = "texts" if source is None else "lines of text"
+            msg = f"{name} is for files of rows, not for {what}. Leave it out."
+            raise typer.BadParameter(msg)
 
 
 def _print_rows(groups: "Iterator[_Predicted]") -> int:
@@ -95,15 +129,19 @@ def _write_rows(groups: "Iterator[_Predicted]", model: "PromptModel", output: Pa
 
 
 def _read_groups(
-    texts: list[str], source: str | None, fields: tuple[str, ...]
+    texts: list[str],
+    source: str | None,
+    fields: tuple[str, ...],
+    *,
+    text_format: "TextFormat",
 ) -> Iterator[list[InputRow]]:
     """Groups of rows, from the arguments, a table, or lines."""
     if source is None:
         yield [InputRow(f"text {n}", text) for n, text in enumerate(texts, 1)]
     elif is_table(source):
-        yield from read_table_rows(source, fields)
+        yield from read_table_rows(source, fields, text_format=text_format)
     else:
-        yield from group_rows(read_text_rows(source))
+        yield from group_rows(read_text_rows(source, text_format.encoding))
 
 
 def _predict(

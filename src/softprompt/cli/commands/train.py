@@ -66,8 +66,11 @@ def _print_result(run: "RunDir", *, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json({"run": str(run.path), **paths, **metrics})
         return
-    if metrics.get("steps") and metrics.get("best_step") == 0 and metrics.get("warnings"):
+    if metrics.get("best_step") == 0 and metrics.get("warnings"):
         print(f"{metrics['warnings'][-1]}\n")
+    if scores := metrics.get("cross_validation"):
+        means = {**scores["mean"], "rows": scores["rows"], "intervals": scores["intervals"]}
+        print(f"mean of {scores['folds']} folds\n{format_scores(means)}\n")
     for name in ("validation", "test"):
         if metrics.get(name):
             title, scores = f"{name} rows", dict(metrics[name])

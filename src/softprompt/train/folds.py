@@ -1,0 +1,237 @@
+"""Cross-validation for few rows: train on all folds but one, choose how long, then on all rows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
+
+from accelerate import Accelerator
+
+from softprompt.errors import ArtifactError
+from softprompt.inference.loops import compute_intervals
+from softprompt.train.datasets import select_rows
+from softprompt.train.events import Callback, Evaluation, FoldProgress
+from softprompt.train.recipe_changes import diff_recipes
+from softprompt.train.run_dir import RunDir
+from softprompt.train.setup import RunSetup, make_trainer
+from softprompt.train.stages import notify
+from softprompt.train.trainer import compute_selection_score
+
+# The keys that the scores of a fold do not depend on.
+_WITHOUT_EFFECT = frozenset({"train.trackers", "cache.memory_gb", "cache.disk_gb"})
+_UNTRAINED = (
+    "nothing was learned: the best mean of all folds is that of the start, before the first step. "
+    "The prompt of this run is the untrained one, and so is its head if it has one. Try another "
+    "learning rate, three times as high or a third, or more epochs."
+)
+
+
+@dataclass(frozen=True)
+class FoldScores:
+    """The validations of one fold.
+
+    Args:
+        rows: the number of its rows.
+        progress: of each validation, the fraction of the steps before it, 0 to 1.
+        metrics: of each validation.
+    """
+
+    rows: int
+    progress: tuple[float, ...]
+    metrics: tuple[Mapping[str, float], ...]
+
+    def as_data(self) -> dict[str, Any]:
+        """The scores as JSON has them."""
+        return {"rows": self.rows, "progress": [*self.progress], "metrics": [*self.metrics]}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> "FoldScores":
+        """The scores that `as_data` returned."""
+        return cls(data["rows"], tuple(data["progress"]), tuple(data["metrics"]))
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The scores of all folds, and the length of training that they choose.
+
+    Args:
+        folds: the scores of each.
+        best_metric: that chooses.
+        chosen: the index of the validation with the best mean.
+    """
+
+    folds: tuple[FoldScores, ...]
+    best_metric: str
+    chosen: int
+
+    @classmethod
+    def from_folds(cls, folds: Sequence[FoldScores], best_metric: str) -> "CrossValidation":
+        """Choose the validation with the best mean; of equal ones the first."""
+        count = min(len(fold.metrics) for fold in folds)
+        means = [_average(folds, index) for index in range(count)]
+        scores = [
+            compute_selection_score(mean, select=best_metric, step=index)
+            for index, mean in enumerate(means)
+        ]
+        return cls(tuple(folds), best_metric, scores.index(max(scores)))
+
+    @property
+    def rows(self) -> int:
+        """The number of rows, each of which is in one fold."""
+        return sum(fold.rows for fold in self.folds)
+
+    @property
+    def progress(self) -> float:
+        """The fraction of the steps after which the mean is best, 0 to 1."""
+        return fmean(fold.progress[self.chosen] for fold in self.folds)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The mean of each metric over the folds, weighted by their rows."""
+        return _average(self.folds, self.chosen)
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """The standard deviation of each metric over the folds."""
+        values = [fold.metrics[self.chosen] for fold in self.folds]
+        return {name: stdev(value[name] for value in values) for name in self.metrics}
+
+    def as_data(self) -> dict[str, Any]:
+        """The summary that a run's ``metrics.json`` has."""
+        return {
+            "folds": len(self.folds),
+            "rows": self.rows,
+            "mean": self.metrics,
+            "standard_deviation": self.spread,
+            "intervals": compute_intervals(self.metrics, self.rows),
+            "progress": self.progress,
+        }
+
+    def __str__(self) -> str:
+        scores = ", ".join(
+            f"{name} {value:.4f} ± {self.spread[name]:.4f}" for name, value in self.metrics.items()
+        )
+        return (
+            f"{len(self.folds)} folds of {self.rows:,} rows: {scores} (mean and standard "
+            f"deviation), best after {self.progress:.0%} of the steps"
+        )
+
+
+def cross_validate(
+    prepared: RunSetup,
+    accelerator: Accelerator,
+    *,
+    callbacks: Sequence[Callback],
+    finished: Sequence[FoldScores] = (),
+) -> Iterator[FoldScores]:
+    """Train on all folds but one and validate on that one, for each fold from the same start.
+
+    Args:
+        prepared: the parts of the run, which are as before when the last fold is done.
+        accelerator: of the run.
+        callbacks: called with a `FoldProgress` at each step.
+        finished: the scores of the first folds, if they are known.
+
+    Yields:
+        The scores of each fold, the finished ones too.
+    """
+    yield from finished
+    modules = [prepared.method, *([prepared.task.head] if prepared.task.head is not None else [])]
+    starts = [deepcopy(module.state_dict()) for module in modules]
+    for number in range(len(finished) + 1, len(prepared.folds) + 1):
+        yield _run_fold(prepared, accelerator, number=number, callbacks=callbacks)
+        for module, start in zip(modules, starts, strict=True):
+            module.load_state_dict(start)
+
+
+def _run_fold(
+    prepared: RunSetup, accelerator: Accelerator, *, number: int, callbacks: Sequence[Callback]
+) -> FoldScores:
+    rows = prepared.rows["train"]
+    held_out = prepared.folds[number - 1]
+    others = [index for fold in prepared.folds if fold is not held_out for index in fold]
+    parts = {"train": select_rows(rows, sorted(others)), "validation": select_rows(rows, held_out)}
+    trainer = make_trainer(replace(prepared, rows=parts), accelerator)
+    progress, metrics = list[float](), list[Mapping[str, float]]()
+    for event in trainer.run():
+        if isinstance(event, Evaluation):
+            progress.append(event.step / trainer.total)
+            metrics.append(dict(event.metrics))
+        done = FoldProgress(number, len(prepared.folds), event.step, trainer.total)
+        notify(callbacks, done)
+    return FoldScores(len(held_out), tuple(progress), tuple(metrics))
+
+
+def _average(folds: Sequence[FoldScores], index: int) -> dict[str, float]:
+    """The mean of each metric of a validation over the folds, weighted by their rows."""
+    rows = sum(fold.rows for fold in folds)
+    return {
+        name: sum(fold.rows * fold.metrics[index][name] for fold in folds) / rows
+        for name in folds[0].metrics[index]
+    }
+
+
+def run_folds(
+    prepared: RunSetup,
+    accelerator: Accelerator,
+    *,
+    callbacks: Sequence[Callback],
+    folder: RunDir | None = None,
+) -> RunSetup:
+    """Cross-validate, and choose how long to train on all rows.
+
+    Args:
+        prepared: the parts of the run, with folds.
+        accelerator: of the run.
+        callbacks: called with a `FoldProgress` at each step.
+        folder: of the run, which keeps each finished fold; None to keep them in memory.
+
+    Returns:
+        The parts, with the scores.
+
+    Raises:
+        ArtifactError: the folder has folds of another recipe, backbone or other rows.
+    """
+    basis = {
+        "recipe": prepared.recipe.as_data(),
+        "hashes": dict(prepared.hashes),
+        "fingerprint": prepared.backbone.fingerprint,
+    }
+    finished = [] if folder is None else _read_finished(folder, basis)
+    scores: list[FoldScores] = []
+    for fold in cross_validate(prepared, accelerator, callbacks=callbacks, finished=finished):
+        scores.append(fold)
+        is_new = len(scores) > len(finished)
+        if folder is not None and is_new and accelerator.is_main_process:
+            folder.write_folds(basis | {"folds": [each.as_data() for each in scores]})
+    result = CrossValidation.from_folds(scores, prepared.training.best_metric)
+    warnings = prepared.warnings if result.progress else (*prepared.warnings, _UNTRAINED)
+    notes = (*prepared.notes, str(result))
+    return replace(prepared, cross_validation=result, warnings=warnings, notes=notes)
+
+
+def _read_finished(folder: RunDir, basis: Mapping[str, Any]) -> list[FoldScores]:
+    state = folder.read_folds()
+    if state is None:
+        return []
+    try:
+        changes = [*diff_recipes(state["recipe"], basis["recipe"])]
+        changed = [str(change) for change in changes if change.key not in _WITHOUT_EFFECT]
+        changed += [key for key in ("hashes", "fingerprint") if state[key] != basis[key]]
+        finished = [FoldScores.from_data(fold) for fold in state["folds"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        msg = (
+            f"folds.json in {folder.path} cannot be read ({type(error).__name__}: {error}). Remove "
+            "it and resume the run, which trains the folds again."
+        )
+        raise ArtifactError(msg) from error
+    if changed:
+        names = {"hashes": "the rows", "fingerprint": "the backbone"}
+        msg = (
+            f"the folds in {folder.path} were trained with something else: "
+            f"{'; '.join(names.get(change, change) for change in changed)}. Restore that, or train "
+            "again."
+        )
+        raise ArtifactError(msg)
+    return finished
