@@ -231,13 +231,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         rows = self._read_rows(X, reset=True)
         check_consistent_length(rows, labels)
         self.classes_ = np.unique(labels)
-        if len(self.classes_) == 1:
-            (only,) = self.classes_.tolist()
-            msg = (
-                f"y has one class only, {only!r}, but a classifier needs at least 2 "
-                "classes. Give rows of another class too."
-            )
-            raise ValueError(msg)
+        _check_classes(self.classes_)
         backbone = self._load_backbone()
         method = self._read_method()
         template = self.template or self._make_template(method, backbone)
@@ -493,3 +487,13 @@ def _is_column(X: Texts) -> bool:
 def _list_fields(template: str | None) -> tuple[str, ...]:
     """The fields of a template, each once, in their order."""
     return () if template is None else tuple(dict.fromkeys(parse_template(template).fields))
+
+
+def _check_classes(classes: NDArray[Any]) -> None:
+    if len(classes) == 1:
+        (only,) = classes.tolist()
+        msg = (
+            f"y has one class only, {only!r}, but a classifier needs at least 2 classes. Give rows "
+            "of another class too."
+        )
+        raise ValueError(msg)

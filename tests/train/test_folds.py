@@ -18,7 +18,7 @@ from softprompt.errors import ArtifactError, RecipeError
 from softprompt.sklearn import SoftPromptClassifier
 from softprompt.train import FoldProgress, RunDir, run_recipe, train_recipe
 from softprompt.train.accelerator import make_accelerator
-from softprompt.train.folds import CrossValidation, FoldScores, run_folds
+from softprompt.train.folds import CrossValidation, FoldScores, train_folds
 from softprompt.train.validation import check_recipe
 from support.recipes import make_recipe_data
 
@@ -100,15 +100,15 @@ def with_folds(backbone, rows):
     return make
 
 
-def cross_validate(prepared) -> CrossValidation:
+def score_folds(prepared) -> list[FoldScores]:
     accelerator = make_accelerator(prepared.recipe.train, cpu=True, folder=None)
-    return run_folds(prepared, accelerator, callbacks=[]).cross_validation
+    return [*train_folds(prepared, accelerator, callbacks=[])]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_fold_scores_as_a_run_of_its_own(with_folds, trainer_of, name) -> None:
     """Whatever the folds before it trained: prompt and head begin at the same start."""
-    found = cross_validate(with_folds(name))
+    found = score_folds(with_folds(name))
     for number, fold in enumerate(with_folds(name).folds):
         prepared = with_folds(name)  # a new start
         table = prepared.rows["train"]
@@ -124,8 +124,8 @@ def test_each_fold_scores_as_a_run_of_its_own(with_folds, trainer_of, name) -> N
         alone = replace(prepared, rows={"train": take(others), "validation": take([*fold])})
         trainer = trainer_of(alone)
         reports = [event.report for event in trainer.run() if hasattr(event, "report")]
-        assert [report.metrics for report in reports] == [*found.folds[number].metrics]
-        assert found.folds[number].rows == len(fold) == reports[0].rows
+        assert [report.metrics for report in reports] == [*found[number].metrics]
+        assert found[number].rows == len(fold) == reports[0].rows
 
 
 @pytest.mark.parametrize("name", METHODS)

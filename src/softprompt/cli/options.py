@@ -36,13 +36,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JS
 BestSoFar = Annotated[
     bool, typer.Option("--best", help="Use the best prompt so far of a run that is not finished.")
 ]
-Separator = Annotated[
+CellSeparator = Annotated[
     str | None, typer.Option(help="The character between the cells of a csv file.")
 ]
-Encoding = Annotated[
+TextEncoding = Annotated[
     str | None, typer.Option(help="The encoding of a file of text, such as cp1252.")
 ]
-Header = Annotated[
+HasHeader = Annotated[
     bool | None,
     typer.Option(
         "--header/--no-header", help="Whether the first line has the names of the columns."

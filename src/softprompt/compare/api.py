@@ -268,14 +268,8 @@ def _run_plan(
     base = plan.base
     tables = _prepare_folder(base, folder, needed=("validation", "test"))
     _report_warnings(base, tables, notify)
-    test_set = _make_test_set(base, tables)
-    protocol = Protocol(
-        plan.num_seeds,
-        plan.lr_multipliers,
-        plan.search_fraction,
-        test_set,
-        plan.time_budget_seconds,
-    )
+    test_set, search = _make_test_set(base, tables), (plan.lr_multipliers, plan.search_fraction)
+    protocol = Protocol(plan.num_seeds, *search, test_set, plan.time_budget_seconds)
     variants = [
         replace(variant, recipe=_without_limits(variant.recipe)) for variant in plan.variants
     ]

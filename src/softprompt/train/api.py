@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Self, cast
 
+from accelerate import Accelerator
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from softprompt.artifact import Artifact
@@ -146,24 +147,7 @@ def run_recipe(
     all_callbacks = (log_event, *callbacks) if accelerator.is_main_process else (*callbacks,)
     parts = prepared or setup_run(recipe, callbacks=all_callbacks)
     with use_gradient_checkpointing(parts.backbone, wanted=recipe.train.gradient_checkpointing):
-        trainer = make_trainer(parts, accelerator)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process and not resume:
-            run.create(recipe)
-        if parts.folds:
-            parts = run_folds(parts, accelerator, callbacks=all_callbacks, folder=run)
-            trainer = make_trainer(parts, accelerator)
-        num_events = restore_run(trainer, run, prepared=parts) if resume else 0
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process and resume:
-            run.write_recipe(recipe)
-        if recipe.train.trackers:
-            accelerator.init_trackers("softprompt")
-        try:
-            _Recorder(trainer, run, prepared=parts).run(all_callbacks, num_events=num_events)
-        finally:
-            for tracker in accelerator.trackers:
-                tracker.finish()
+        parts, trainer = _train(parts, accelerator, run, callbacks=all_callbacks, resume=resume)
     best = evaluate_all_validation_rows(
         trainer.get_best(), trainer, prepared=parts, callbacks=all_callbacks
     )
@@ -175,6 +159,36 @@ def run_recipe(
         draw_run(run.read_events(), run.picture, title=title, unit=get_loss_unit(parts.task))
     accelerator.wait_for_everyone()
     return model
+
+
+def _train(
+    prepared: RunSetup,
+    accelerator: Accelerator,
+    run: RunDir,
+    *,
+    callbacks: Sequence[Callback],
+    resume: bool,
+) -> tuple[RunSetup, Trainer]:
+    """Cross-validate if there are folds, and train to the end; return the parts and the trainer."""
+    recipe, trainer = prepared.recipe, make_trainer(prepared, accelerator)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and not resume:
+        run.create(recipe)
+    if prepared.folds:
+        prepared = run_folds(prepared, accelerator, callbacks=callbacks, folder=run)
+        trainer = make_trainer(prepared, accelerator)
+    num_events = restore_run(trainer, run, prepared=prepared) if resume else 0
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and resume:
+        run.write_recipe(recipe)
+    if recipe.train.trackers:
+        accelerator.init_trackers("softprompt")
+    try:
+        _Recorder(trainer, run, prepared=prepared).run(callbacks, num_events=num_events)
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    return prepared, trainer
 
 
 class _Recorder:
@@ -309,6 +323,7 @@ def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
     Raises:
         RecipeError: a setting does not fit, or ``config`` names trackers, which need the run
             directory of `train_recipe`.
+        DataError: both ``validation`` and ``folds`` are given, or the rows cannot be read.
         SoftpromptError: rows, task, method and backbone do not fit; the message says what to do.
 
     Warns:

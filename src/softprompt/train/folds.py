@@ -118,7 +118,7 @@ class CrossValidation:
         )
 
 
-def cross_validate(
+def train_folds(
     prepared: RunSetup,
     accelerator: Accelerator,
     *,
@@ -188,7 +188,7 @@ def run_folds(
         folder: of the run, which keeps each finished fold; None to keep them in memory.
 
     Returns:
-        The parts, with the scores.
+        The parts, with the scores and with training that ends where their mean was best.
 
     Raises:
         ArtifactError: the folder has folds of another recipe, backbone or other rows.
@@ -200,7 +200,7 @@ def run_folds(
     }
     finished = [] if folder is None else _read_finished(folder, basis)
     scores: list[FoldScores] = []
-    for fold in cross_validate(prepared, accelerator, callbacks=callbacks, finished=finished):
+    for fold in train_folds(prepared, accelerator, callbacks=callbacks, finished=finished):
         scores.append(fold)
         is_new = len(scores) > len(finished)
         if folder is not None and is_new and accelerator.is_main_process:
@@ -208,7 +208,13 @@ def run_folds(
     result = CrossValidation.from_folds(scores, prepared.training.best_metric)
     warnings = prepared.warnings if result.progress else (*prepared.warnings, _UNTRAINED)
     notes = (*prepared.notes, str(result))
-    return replace(prepared, cross_validation=result, warnings=warnings, notes=notes)
+    return replace(
+        prepared,
+        training=replace(prepared.training, end=result.progress),
+        cross_validation=result.as_data(),
+        warnings=warnings,
+        notes=notes,
+    )
 
 
 def _read_finished(folder: RunDir, basis: Mapping[str, Any]) -> list[FoldScores]:

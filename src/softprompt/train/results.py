@@ -63,7 +63,7 @@ def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -
 
 def _describe_cross_validation(prepared: RunSetup) -> dict[str, Any]:
     scores = prepared.cross_validation
-    return {} if scores is None else {"cross_validation": scores.as_data()}
+    return {} if scores is None else {"cross_validation": dict(scores)}
 
 
 def count_final_rows(trainer: Trainer, prepared: RunSetup) -> int:

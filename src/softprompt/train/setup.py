@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -32,9 +32,6 @@ from softprompt.train.stages import (
 from softprompt.train.templates import find_template_slips
 from softprompt.train.trainer import Trainer
 
-if TYPE_CHECKING:
-    from softprompt.train.folds import CrossValidation
-
 
 @dataclass(frozen=True, eq=False)
 class RunSetup:
@@ -53,7 +50,7 @@ class RunSetup:
         warnings: about the rows and the initialization.
         notes: on what the initialization took from an artifact, and on folds.
         folds: the indices of the training rows of each; empty without cross-validation.
-        cross_validation: its scores, once it is done.
+        cross_validation: a summary of its scores as JSON has it, once it is done.
     """
 
     recipe: Recipe
@@ -68,7 +65,7 @@ class RunSetup:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     folds: tuple[tuple[int, ...], ...] = ()
-    cross_validation: "CrossValidation | None" = None
+    cross_validation: Mapping[str, Any] | None = None
 
     @property
     def slips(self) -> tuple[str, ...]:
@@ -142,14 +139,12 @@ def make_trainer(prepared: RunSetup, accelerator: Accelerator) -> Trainer:
     """Make the trainer of a recipe's parts.
 
     Args:
-        prepared: the parts. After a cross-validation, training ends where its mean was best.
+        prepared: the parts.
         accelerator: of the run.
     """
     training, validation = prepared.training, prepared.rows.get("validation")
     if prepared.folds and validation is None:
         training = replace(training, max_eval_rows=None, eval_train_rows=None)
-    if prepared.cross_validation is not None:
-        training = replace(training, end=prepared.cross_validation.progress)
     return Trainer(
         prepared.task,
         prepared.method.to(prepared.backbone.device),

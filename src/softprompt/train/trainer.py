@@ -121,11 +121,11 @@ class Trainer:
         if task.head is not None:
             self.modules["head"] = task.head
         self.sampler = BatchSampler([e.length for e in rows.examples], training)
-        self.all_steps = self.sampler.count_steps()
-        self.total = round(training.end * self.all_steps)
+        steps = self.sampler.count_steps()
+        self.total = round(training.end * steps)
         head = [] if task.head is None else task.head.parameters()
         optimizer = build_optimizer(method.parameters(), head, training=training)
-        self.schedule = build_lr_scheduler(optimizer, training=training, steps=self.all_steps)
+        self.schedule = build_lr_scheduler(optimizer, training=training, steps=steps)
         self.optimizer = accelerator.prepare(optimizer)
         # The position: finished steps, finished epochs, and the next batch of this epoch.
         self.step, self.epoch, self.batch_index = 0, 0, 0
@@ -190,8 +190,10 @@ class Trainer:
             return f"no improvement in {self.bad_validations} validations"
         if self.step < self.total:
             return None
-        if self.total < self.all_steps:
-            return f"{self.step} of {self.all_steps} steps done, which was best in the folds"
+        if self.training.end < 1:
+            return (
+                f"{self.step} steps done, {self.training.end:.0%} of all, as was best in the folds"
+            )
         at_max_steps = self.step == self.training.max_steps
         return f"all {self.step} steps done" if at_max_steps else f"all {self.epoch} epochs done"
 

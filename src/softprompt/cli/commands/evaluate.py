@@ -21,10 +21,10 @@ from softprompt.cli.options import (
     AsJson,
     BatchSize,
     BestSoFar,
-    Encoding,
-    Header,
+    CellSeparator,
+    HasHeader,
     PromptBackbone,
-    Separator,
+    TextEncoding,
 )
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ def evaluate(
     predictions: PredictionsFile = None,
     backbone: PromptBackbone = None,
     best: BestSoFar = False,
-    separator: Separator = None,
-    encoding: Encoding = None,
-    header: Header = None,
+    separator: CellSeparator = None,
+    encoding: TextEncoding = None,
+    header: HasHeader = None,
     batch_size: BatchSize = 32,
     as_json: AsJson = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli.console import print_status
-from softprompt.cli.options import Encoding, Header, Separator
+from softprompt.cli.options import CellSeparator, HasHeader, TextEncoding
 
 if TYPE_CHECKING:
     from softprompt.recipe.column_roles import ColumnRoles
@@ -23,9 +23,9 @@ def init(
             "builtin:smollm2-135m-instruct)."
         ),
     ] = None,
-    separator: Separator = None,
-    encoding: Encoding = None,
-    header: Header = None,
+    separator: CellSeparator = None,
+    encoding: TextEncoding = None,
+    header: HasHeader = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a commented recipe for a file of labelled text."""

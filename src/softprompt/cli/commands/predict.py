@@ -12,10 +12,10 @@ from softprompt.cli.options import (
     ArtifactPath,
     BatchSize,
     BestSoFar,
-    Encoding,
-    Header,
+    CellSeparator,
+    HasHeader,
     PromptBackbone,
-    Separator,
+    TextEncoding,
 )
 from softprompt.cli.streaming import InputRow, group_rows, is_table, read_table_rows, read_text_rows
 
@@ -27,30 +27,32 @@ if TYPE_CHECKING:
     _Predicted: TypeAlias = Iterator[tuple[InputRow, Prediction]]
 
 
+Texts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to predict.")]
+InputFile = Annotated[
+    str | None,
+    typer.Option("--input", metavar="FILE|-", help="A file of rows or lines; - is stdin."),
+]
+AnswerFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Write rows and predictions to a .csv, .tsv, .jsonl or .parquet."
+    ),
+]
+AlwaysJson = Annotated[bool, typer.Option("--json", help="No effect: output is always JSON lines.")]
+
+
 def predict(
     artifact: ArtifactPath,
-    texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to predict.")
-    ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option("--input", metavar="FILE|-", help="A file of rows or lines; - is stdin."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write rows and predictions to a .csv, .tsv, .jsonl or .parquet."
-        ),
-    ] = None,
+    texts: Texts = None,
+    source: InputFile = None,
+    output: AnswerFile = None,
     backbone: PromptBackbone = None,
     best: BestSoFar = False,
-    separator: Separator = None,
-    encoding: Encoding = None,
-    header: Header = None,
+    separator: CellSeparator = None,
+    encoding: TextEncoding = None,
+    header: HasHeader = None,
     batch_size: BatchSize = 32,
-    _as_json: Annotated[
-        bool, typer.Option("--json", help="No effect: output is always JSON lines.")
-    ] = False,
+    _as_json: AlwaysJson = False,
 ) -> None:
     """Predict texts or rows: JSON lines, or a file."""
     if bool(texts) == bool(source):
