@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from softprompt import Classify, DataError, TrainingConfig, fit, load_backbone, make_recipe
 from softprompt.artifact import load_artifact
-from softprompt.data.loading import DataConfig, TaskColumns, divide_into_folds
+from softprompt.data.splits import divide_into_folds
 from softprompt.errors import ArtifactError, RecipeError
 from softprompt.sklearn import SoftPromptClassifier
 from softprompt.train import FoldProgress, RunDir, run_recipe, train_recipe
@@ -22,7 +22,6 @@ from softprompt.train.folds import CrossValidation, FoldScores, train_folds
 from softprompt.train.validation import check_recipe
 from support.recipes import make_recipe_data
 
-COLUMNS = TaskColumns("label", ("text",), has_labels=True)
 METHODS = {
     "prompt-tuning": ("llama", "prompt-tuning"),
     "p-tuning": ("llama", "p-tuning"),
@@ -30,39 +29,38 @@ METHODS = {
 }
 
 
-def make_folds(rows: list[dict], folds: int, **data) -> tuple[tuple[int, ...], ...]:
-    config = DataConfig(train="memory", folds=folds, **data)
-    return divide_into_folds(Dataset.from_list(rows), config, seed=3, columns=COLUMNS)
+def make_folds(rows: list[dict], folds: int, **columns: str) -> list[list[int]]:
+    return divide_into_folds(Dataset.from_list(rows), folds, seed=3, **columns)
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=5, max_size=60), st.integers(2, 5))
 def test_every_row_is_in_one_fold_and_labels_are_shared_out(labels, count) -> None:
     rows = [{"text": str(n), "label": label} for n, label in enumerate(labels)]
-    folds = make_folds(rows, count)
+    folds = make_folds(rows, count, stratify="label")
     assert sorted(index for fold in folds for index in fold) == [*range(len(rows))]
     sizes = [len(fold) for fold in folds]
     assert len(folds) == count
     assert max(sizes) - min(sizes) <= 1
     for label in {*labels}:
         shares = [Counter(labels[index] for index in fold)[label] for fold in folds]
-        assert max(shares) - min(shares) <= 2
+        assert max(shares) - min(shares) <= 1
 
 
 @given(st.lists(st.sampled_from("uvwxyz"), min_size=12, max_size=40))
 def test_groups_stay_whole(groups) -> None:
     rows = [{"text": str(n), "label": "a", "user": user} for n, user in enumerate(groups)]
     if len({*groups}) < 3:
-        with pytest.raises(DataError, match="grouped by 'user'"):
-            make_folds(rows, 3, group_by="user")
+        with pytest.raises(DataError, match="3 folds need as many values of 'user'"):
+            make_folds(rows, 3, group="user")
         return
-    folds = make_folds(rows, 3, group_by="user")
+    folds = make_folds(rows, 3, group="user", stratify="label")
     users = [{groups[index] for index in fold} for fold in folds]
     assert sum(map(len, users)) == len({*groups})
 
 
 def test_fewer_rows_than_folds_are_refused() -> None:
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
-    with pytest.raises(DataError, match=r"data\.folds is 3, but there are only 2 training rows"):
+    with pytest.raises(DataError, match="3 folds need as many rows, but there are 2"):
         make_folds(rows, 3)
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from softprompt.data.duplicates import SPLITS, drop_shared_rows
 from softprompt.data.readers import TextFormat
 from softprompt.data.sources import read_source
-from softprompt.data.splits import divide_rows, sample, split_rows
+from softprompt.data.splits import sample, split_rows
 from softprompt.data.table import (
     Table,
     drop_gaps,
@@ -19,7 +19,7 @@ from softprompt.data.table import (
     map_values,
     to_text,
 )
-from softprompt.errors import DataError, FaultCollector, UnreachableError
+from softprompt.errors import FaultCollector, UnreachableError
 
 
 class _RecipeTable(BaseModel):
@@ -282,43 +282,18 @@ def split_off(
         shares["train"] += shares.pop("validation")
     total = sum(shares.values())
     normalized = {name: share / total for name, share in shares.items() if share}
-    stratify = _find_strata(train, data, columns)
+    stratify = find_strata(train, data, columns)
     return split_rows(train, seed=seed, shares=normalized, group=data.group_by, stratify=stratify)
 
 
-def divide_into_folds(
-    train: Table, data: DataConfig, *, seed: int, columns: TaskColumns
-) -> tuple[tuple[int, ...], ...]:
-    """Divide the training rows into the folds of a cross-validation.
+def find_strata(train: Table, data: DataConfig, columns: TaskColumns | None) -> str | None:
+    """The column of the labels, if every split gets the same shares of them.
 
     Args:
         train: the training rows.
         data: the recipe's table ``[data]``.
-        seed: the seed of the division.
-        columns: of the task. Its labels get the same shares in every fold, unless rows are grouped.
-
-    Returns:
-        The indices of the rows of each fold; none without ``data.folds``.
-
-    Raises:
-        DataError: there are fewer rows or groups than folds.
+        columns: of the task.
     """
-    if data.folds is None:
-        return ()
-    if len(train) < data.folds:
-        msg = (
-            f"data.folds is {data.folds}, but there are only {len(train)} training rows. Give more "
-            "rows, or fewer folds."
-        )
-        raise DataError(msg)
-    shares = {f"fold {number}": 1 / data.folds for number in range(1, data.folds + 1)}
-    stratify = _find_strata(train, data, columns)
-    parts = divide_rows(train, seed=seed, shares=shares, group=data.group_by, stratify=stratify)
-    return tuple(map(tuple, parts.values()))
-
-
-def _find_strata(train: Table, data: DataConfig, columns: TaskColumns | None) -> str | None:
-    """The column of the labels, if every split gets the same shares of them."""
     if columns is None or not columns.has_labels or data.group_by is not None:
         return None
     return columns.target if columns.target in train.column_names else None

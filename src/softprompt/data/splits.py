@@ -42,33 +42,6 @@ def split_rows(
         DataError: the fractions do not sum to 1, a column is missing, ``group`` and ``stratify``
             are both given, or a split would be empty.
     """
-    parts = divide_rows(rows, seed=seed, shares=shares, group=group, stratify=stratify)
-    return {name: rows.select(indices) for name, indices in parts.items()}
-
-
-def divide_rows(
-    rows: Table,
-    *,
-    seed: int,
-    shares: Mapping[str, float],
-    group: str | None = None,
-    stratify: str | None = None,
-) -> dict[str, list[int]]:
-    """Divide rows as `split_rows` does, but return their indices.
-
-    Args:
-        rows: the data.
-        seed: the seed.
-        shares: the fraction of the rows in each part, by its name; they sum to 1.
-        group: a column; rows with the same value in it are in the same part.
-        stratify: a column whose values have (nearly) the same distribution in every part.
-
-    Returns:
-        The indices of the rows of each part, in order.
-
-    Raises:
-        DataError: as for `split_rows`.
-    """
     _check_shares(shares)
     match group, stratify:
         case None, None:
@@ -86,7 +59,45 @@ def divide_rows(
     for name, indices in parts.items():
         if not indices:
             raise DataError(_describe_empty(name, shares, count=len(rows), group=group))
-    return {name: sorted(indices) for name, indices in parts.items()}
+    return {name: rows.select(sorted(indices)) for name, indices in parts.items()}
+
+
+def divide_into_folds(
+    rows: Table, folds: int, *, seed: int, group: str | None = None, stratify: str | None = None
+) -> list[list[int]]:
+    """Divide rows into folds of equal sizes, each to within one row; each row is in exactly one.
+
+    Args:
+        rows: the data.
+        folds: their number.
+        seed: the seed; the same rows and seed always give the same folds.
+        group: a column; rows with the same value in it are in the same fold, and the sizes are
+            approximate.
+        stratify: a column each of whose values is as often in every fold, to within one row;
+            without effect if there is ``group``.
+
+    Returns:
+        The indices of the rows of each fold, in order.
+
+    Raises:
+        DataError: there are fewer rows or groups than folds, or a column is missing.
+    """
+    groups = None if group is None else _group_rows(rows, group)
+    count = len(rows) if groups is None else len(groups)
+    if count < folds:
+        what = "rows" if group is None else f"values of {group!r}"
+        msg = (
+            f"{folds} folds need as many {what}, but there are {count}. Give more, or fewer folds."
+        )
+        raise DataError(msg)
+    if groups is not None:
+        shares = {str(number): 1 / folds for number in range(folds)}
+        return [
+            sorted(part) for part in _split_by_groups(groups, seed=seed, shares=shares).values()
+        ]
+    strata = {None: [*range(len(rows))]} if stratify is None else _group_rows(rows, stratify)
+    order = [index for indices in strata.values() for index in _shuffle(indices, seed=seed)]
+    return [sorted(order[number::folds]) for number in range(folds)]
 
 
 def sample(rows: Table, count: int, *, seed: int) -> Table:

@@ -21,11 +21,12 @@ from softprompt.data import Table, Template, check_columns, check_fields, parse_
 from softprompt.data.loading import (
     complete_splits,
     digest_rows,
-    divide_into_folds,
+    find_strata,
     list_sources,
     read_sources,
     split_off,
 )
+from softprompt.data.splits import divide_into_folds
 from softprompt.errors import DataError, FaultCollector
 from softprompt.methods import Method, build_method
 from softprompt.methods.defaults import Defaults, choose_defaults
@@ -330,11 +331,17 @@ def assign_folds(parts: Parts, collector: FaultCollector) -> None:
     if recipe.data.folds is None or "train" not in tables:
         return
     collector.check(_check_no_validation, [*tables])
-    columns = get_task_columns(recipe.task_settings)
+    train, data = tables["train"], recipe.data
+    strata = find_strata(train, data, get_task_columns(recipe.task_settings))
     folds = collector.attempt(
-        divide_into_folds, tables["train"], recipe.data, seed=recipe.seed, columns=columns
+        divide_into_folds,
+        train,
+        data.folds,
+        seed=recipe.seed,
+        group=data.group_by,
+        stratify=strata,
     )
-    parts.folds = require(folds)
+    parts.folds = tuple(map(tuple, require(folds)))
     parts.notes.append(
         f"cross-validation: trains {len(parts.folds)} times on all rows but one fold, and then on "
         "all rows for as long as was best"
