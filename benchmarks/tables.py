@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def main() -> None:
         (HERE / name / "README.md").write_text(text, encoding="utf-8")
     _replace_block(ROOT / "README.md", "results", _headline())
     _replace_block(ROOT / "docs" / "reference" / "backbones.md", "families", _families_table())
+    _replace_block(HERE / "robust" / "README.md", "results", _robust_table())
 
 
 def _replace_block(page: Path, name: str, text: str) -> None:
@@ -54,6 +56,29 @@ def _families_table() -> str:
         cell = refused.replace("|", "\\|").replace("\n", " ")
         lines.append(f"| {name} | {family['verdict']} | {cell} |")
     return "\n".join(lines)
+
+
+def _robust_table() -> str:
+    result = _read("robust/results/robust.json")
+    kinds, counts = result["kinds"], result["counts"]
+    outcomes = ("refused", "answered", "crashed", "changed")
+    lines = [
+        (
+            f"Of {counts['inputs']:,} damaged inputs {counts['refused']:,} are refused, "
+            f"{counts['answered']:,} answered, {counts['crashed']:,} crash and "
+            f"{counts['changed']:,} are changed."
+        ),
+        "",
+        "| kind | inputs | refused | answered | crashed | changed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, kind in kinds.items():
+        cells = [kind["done"], *(kind["counts"].get(outcome, 0) for outcome in outcomes)]
+        lines.append(f"| {name} | {' | '.join(f'{cell:,}' for cell in cells)} |")
+    notes: Counter[str] = sum((Counter(kind["notes"]) for kind in kinds.values()), Counter())
+    return "\n".join(
+        [*lines, "", *(f"{n:,} answered inputs are {note}." for note, n in notes.items())]
+    )
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -1,11 +1,24 @@
 """Folders are written atomically: after a failure at any step, the old folder is there."""
 
+import errno
+import json
 import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 
-from softprompt._io import write_atomically
+from softprompt._io import (
+    find_backup,
+    load_strict_json,
+    remove_leftovers,
+    replace_file,
+    write_atomically,
+)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -139,16 +152,131 @@ def test_everything_is_synced_before_the_replacement(tmp_path, monkeypatch):
 
 def test_the_backup_of_a_power_failure_is_removed_by_a_successful_write(tmp_path):
     write(tmp_path / "x", "old")
-    (tmp_path / "x").rename(tmp_path / ".x.previous")
+    (tmp_path / "x").rename(tmp_path / ".x.softprompt-0123abcd.previous")
     write(tmp_path / "x", "new")
     assert content(tmp_path) == NEW
 
 
 def test_the_backup_of_a_power_failure_is_restored_by_a_failed_write(tmp_path, monkeypatch):
     write(tmp_path / "x", "old")
-    (tmp_path / "x").rename(tmp_path / ".x.previous")
+    (tmp_path / "x").rename(tmp_path / ".x.softprompt-0123abcd.previous")
     with monkeypatch.context() as patch:
         patched(patch, (Path, "rename", 1), late=False)
         with pytest.raises(OSError):  # noqa: PT011  # it says nothing
             write(tmp_path / "x", "new")
     assert content(tmp_path) == OLD
+
+
+# What others own, what killed writers leave, and several writers at once.
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from softprompt._io import replace_file, write_atomically
+
+place = Path(sys.argv[1])
+writer = write_atomically(place / "x") if sys.argv[2] == "folder" else replace_file(place / "x")
+with writer as fresh:
+    if sys.argv[2] == "folder":
+        (fresh / "a").write_text("half")
+    else:
+        fresh.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def kill_a_writer(place: Path, kind: str) -> None:
+    command = [sys.executable, "-c", KILLED, str(place), kind]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", [".x.previous", ".x.0123abcd", ".x", "x.softprompt-0123abcd.txt"])
+def test_what_a_user_has_next_to_it_is_never_removed(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.txt").write_text("mine")
+    write(tmp_path / "x", "old")
+    write(tmp_path / "x", "new")
+    assert content(tmp_path) == NEW | {f"{name}/mine.txt": "mine"}
+
+
+def test_what_a_killed_writer_of_a_folder_leaves_is_removed_by_the_next_one(tmp_path):
+    write(tmp_path / "x", "old")
+    kill_a_writer(tmp_path, "folder")
+    assert len(content(tmp_path)) == 3
+    write(tmp_path / "x", "new")
+    assert content(tmp_path) == NEW
+
+
+def test_what_a_killed_writer_of_a_file_leaves_is_removed_by_the_next_one(tmp_path):
+    kill_a_writer(tmp_path, "file")
+    assert [*content(tmp_path).values()] == ["half"]
+    with replace_file(tmp_path / "x") as fresh:
+        fresh.write_text("new")
+    assert content(tmp_path) == {"x": "new"}
+
+
+def test_what_a_living_writer_writes_is_not_removed(tmp_path):
+    with write_atomically(tmp_path / "x") as fresh, replace_file(tmp_path / "y") as other:
+        (fresh / "a").write_text("slow")
+        other.write_text("slow")
+        write(tmp_path / "x", "fast")
+        remove_leftovers(tmp_path)
+    assert content(tmp_path) == {"x/a": "slow", "y": "slow"}
+
+
+def test_the_only_copy_is_kept(tmp_path):
+    write(tmp_path / "x", "old")
+    backup = tmp_path / ".x.softprompt-0123abcd.previous"
+    (tmp_path / "x").rename(backup)
+    remove_leftovers(tmp_path)
+    assert find_backup(tmp_path / "x") == backup
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("locks", [True, False])
+def test_several_threads_write_one_folder(tmp_path, monkeypatch, first, locks):
+    """Each write succeeds, and one of them is there, whole; with and without locks."""
+    if not locks:
+
+        def refuse(*_: object, **__: object) -> bool:
+            raise OSError(errno.ENOSYS, "no locks here")
+
+        monkeypatch.setattr("softprompt._io.lock_descriptor", refuse)
+    if first:
+        write(tmp_path / "x", "old")
+    texts = [str(n) for n in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        assert [*pool.map(lambda text: write(tmp_path / "x", text), texts)] == [None] * 40
+    found = content(tmp_path)
+    assert {*found} == {"x/a", "x/deep/b"}
+    assert found["x/a"] == found["x/deep/b"]
+    assert found["x/a"] in texts
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, error):
+    def interrupted() -> None:
+        with replace_file(tmp_path / "x") as fresh:
+            fresh.write_text("half")
+            raise error
+
+    for before in ({}, {"x": "old"}):
+        for name, text in before.items():
+            (tmp_path / name).write_text(text)
+        with pytest.raises(type(error)):
+            interrupted()
+        assert content(tmp_path) == before
+
+
+def test_a_duplicate_key_is_found_in_linear_time():
+    """A search among all pairs of 80,000 keys would take a minute."""
+
+    def measure(count: int) -> float:
+        raw = json.dumps({f"key {n}": n for n in range(count)})[:-1] + ', "key 1": 0}'
+        start = perf_counter()
+        with pytest.raises(ValueError, match="the key 'key 1' appears twice"):
+            load_strict_json(raw.encode())
+        return perf_counter() - start
+
+    measure(1_000)
+    assert min(measure(80_000) for _ in range(3)) < 2

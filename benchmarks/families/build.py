@@ -224,6 +224,7 @@ def _shrink(kind: type[PreTrainedConfig], name: str) -> PreTrainedConfig:
     for key in parts:
         if isinstance(getattr(default, key, None), PreTrainedConfig):
             values[key] = _shrink(type(getattr(default, key)), name)
+            vars(values[key]).update(OWN.get(name, {}).get(key, {}))
     if "kv_lora_rank" in settings:  # latent attention has keys and values for every head
         values["num_key_value_heads"] = SIZES["num_attention_heads"]
         values |= {"head_dim": SIZES["qk_rope_head_dim"]} if "head_dim" in settings else {}
@@ -258,17 +259,41 @@ def _some_of_each(kinds: Sequence[str]) -> list[str]:
 # What the names alone do not settle.
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _HYBRID = ["linear_attention", "full_attention"] * (LAYERS // 2)
+# as all checkpoints
+_RELATIVE = {
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+}
+_INDEXED = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 64,
+    "indexer_compress_ratio": 2,
+    "ngram_vocab_size_base": 100,
+}
 OWN: dict[str, dict[str, Any]] = {
     "bert-generation": {"is_decoder": True},
     "codegen": {"rotary_dim": 8},
+    "deberta": _RELATIVE,
+    "deberta-v2": _RELATIVE,
     "deepseek_v2": {"num_experts_per_tok": 2},
     "gptj": {"rotary_dim": 8},
+    "bailing_hybrid": {"num_expert_group": 1, "topk_group": 1, "layer_group_size": 2},
+    "cohere_compass_text": {
+        "rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _ROPE)
+    },
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "bamba": {"attn_layer_indices": [1, 3]},
     "granitemoehybrid": {"layer_types": _HYBRID},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
-    "dots3_note": {"num_key_value_heads": 4},
+    "dots3_note": {
+        "num_key_value_heads": 4,
+        **dict.fromkeys(("adapter_in_dim", "adapter_input_size", "adapter_out_dim"), 64),
+    },
     "dots3_note_text": {"num_key_value_heads": 4},
     "esm": {"vocab_size": ROWS},
     "esmc": {"num_key_value_heads": 4},
@@ -281,17 +306,13 @@ OWN: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"rope_parameters": _ROPE, "head_dim": 16},
     "hunyuan_v1_moe": {"rope_parameters": _ROPE, "head_dim": 16},
     "ministral": {"head_dim": 16},
-    "qwen4_exp_text": {
-        "indexer_n_heads": 2,
-        "indexer_kv_heads": 1,
-        "indexer_head_dim": 16,
-        "indexer_budget": 64,
-        "indexer_compress_ratio": 2,
-        "ngram_vocab_size_base": 100,
-    },
+    "qwen4_exp": _INDEXED,
+    "qwen4_exp_text": _INDEXED,
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "nemotron": {"num_key_value_heads": 2},
     "reformer": {"axial_pos_embds_dim": (16, 48), "axial_pos_shape": (8, 16)},
+    "xlstm": {"qk_dim_factor": 1.0},
+    "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
 }

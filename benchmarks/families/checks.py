@@ -250,6 +250,55 @@ def _generate_with_prefix(case: Case, prefix: KVPrefix) -> None:
         equal(together, single)
 
 
+# HRM trains through the last of its cycles alone.
+_TRUNCATED = {"hrm_text"}
+
+
+def gradients(case: Case) -> None:
+    """Gradients are the slopes of finite differences."""
+    backbone = case.backbone
+    if backbone.geometry.model_type in _TRUNCATED:
+        return
+    vectors = backbone.embed(torch.tensor([80, 90]))
+    rows = [torch.cat([row[:2], case.soft(2), row[2:]]) for row in case.rows]
+    _compare_slopes(case, rows, lambda change: InputPrompt(vectors + change), vectors)
+    if backbone.geometry.limits.prefix is None:
+        prefix = case.prefix()
+        for change in (
+            lambda change: replace(prefix, keys=prefix.keys + change),
+            lambda change: replace(prefix, values=prefix.values + change),
+        ):
+            _compare_slopes(case, case.rows, change, prefix.keys)
+
+
+def _compare_slopes(
+    case: Case, rows: list[Tensor], make: Callable[[Tensor], Prompt], like: Tensor
+) -> None:
+    """The slope along a gradient is its length; a part that is missing would show."""
+
+    def total(change: Tensor) -> Tensor:
+        states = case.states(rows, [make(change)])
+        weights = torch.linspace(-1, 1, states[0].shape[-1])
+        return sum(((s * weights).sum() for s in states), torch.zeros(()))
+
+    zero = torch.zeros_like(like).requires_grad_()
+    [gradient] = torch.autograd.grad(total(zero), zero)
+    length = float(gradient.norm())
+    slopes = []
+    for size in _STEPS:
+        step = (size * gradient / length).requires_grad_()  # on the path of training
+        slopes.append(float(total(step) - total(-step)) / (2 * size))
+        if abs(slopes[-1] - length) <= _SLOPE_TOLERANCE * length:
+            return
+    listed = ", ".join(f"{slope:.3g}" for slope in slopes)
+    msg = f"slopes of {listed} for a gradient of {length:.3g}"
+    raise WrongResultError(msg)
+
+
+# A long step may cross the border between two experts; a short one has more rounding.
+_STEPS, _SLOPE_TOLERANCE = (1e-2, 1e-3, 1e-4), 0.02
+
+
 @torch.no_grad()
 def bake(case: Case) -> None:
     """A prompt baked into keys and values is the prompt with its soft tokens."""
@@ -368,12 +417,13 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "generation": generation,
     "late": late,
     "training": training,
+    "gradients": gradients,
     "bake": bake,
     "prefixes": prefixes,
     "prefix_training": prefix_training,
 }
 # What a family must do right to count: with soft tokens alone, and with keys and values.
-PROMPT = ("bare", "words", "padding", "generation", "training")
+PROMPT = ("bare", "words", "padding", "generation", "training", "gradients")
 PREFIX = ("prefixes", "prefix_training")
 
 

@@ -16,10 +16,13 @@ All of them are errors in the input, not bugs: the command line prints only the 
 with status 2. A problem that does not stop a run is a `SoftpromptWarning`.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import ParamSpec, TypeVar
 
+# Also halves of characters, as Python reads the bytes of names that are not UTF-8.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
@@ -115,10 +118,35 @@ def format_unknown(what: str, name: str, *, options: Iterable[str]) -> str:
     return f"unknown {what} {name!r}. Options: {', '.join(names)}.{hint}"
 
 
+def escape_control_characters(text: str) -> str:
+    r"""Escape what a terminal would obey instead of showing it, except tabs and line breaks.
+
+    Names, labels and messages of files may contain such characters. The escapes are those of JSON,
+    so that JSON stays JSON.
+
+    Args:
+        text: to be printed.
+
+    Returns:
+        The text with the control characters of ASCII and of Latin-1, and halves of characters,
+        escaped.
+
+    Examples:
+        >>> print(escape_control_characters("red \x1b[31m or \x9b31m"))
+        red \u001b[31m or \u009b31m
+    """
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 def summarize_error(error: BaseException) -> str:
     """Name an error of another library in one line: its class and its first line."""
     first = str(error).strip().split("\n", 1)[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a panic of a library in Rust (tokenizers): not an `Exception`."""
+    return type(error).__name__ == "PanicException"
 
 
 class FaultCollector:

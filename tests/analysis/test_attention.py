@@ -9,6 +9,7 @@ from softprompt.errors import DataError, PromptError
 from softprompt.prompt import InputPrompt
 from softprompt.tasks import Classify
 from support.parametrize import for_each
+from support.tiny_models import REFUSED
 
 WORDS = {"negative": " bad", "positive": [" good", " great"]}
 NAMES = {"row": "attentions", "decoder": "decoder_attentions", "cross": "cross_attentions"}
@@ -159,7 +160,7 @@ def test_batches_change_nothing(model, rows, way) -> None:
 
 
 def test_a_custom_attention_implementation_is_refused(model, backbone, maker, rows) -> None:
-    family = "deberta_v2"
+    family = REFUSED
     settings = Classify(template(backbone(family), "{soft:3}"), verbalizer=WORDS)
     own = model((family, "words", ""), settings=settings, prompt=maker(family).prompt("input"))
     with pytest.raises(

@@ -1,5 +1,6 @@
 """The manifest is strict and readable, and every fault in it has a message."""
 
+import hashlib
 import json
 from dataclasses import fields
 from importlib.metadata import version
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softprompt._io import ErrorContext
-from softprompt.artifact import SCHEMA, Manifest, load_artifact
+from softprompt.artifact import SCHEMA, Manifest, load_artifact, save_artifact
 from softprompt.artifact.manifest import dump_manifest, parse_manifest
 from softprompt.errors import ArtifactError
 
@@ -33,7 +34,8 @@ def test_it_is_json_that_people_can_read(stored):
     assert f'\n  "template": "{load_artifact(stored.folder).manifest.template}",\n' in text
     assert "schön" in text
     assert text.endswith("}\n")
-    assert [*json.loads(text)] == [*(field.name for field in fields(Manifest)), "digest"]
+    names = [field.name for field in fields(Manifest)]
+    assert [*json.loads(text)] == [*names, "digest", "manifest_digest"]
 
 
 def test_it_describes_the_tensors(stored, stored_prefix):
@@ -113,8 +115,8 @@ def test_a_manifest_that_is_no_text_is_reported(stored):
         ('{"schema": 1,\n "kind": }', "is not JSON: Expecting value: line 2 column 10 (char 23)."),
         ("[1, 2]", "is a list, but a table of keys is needed."),
         ('{"schema": 1, "schema": 1}', "is not JSON: the key 'schema' appears twice."),
-        ("[" * 100_000, "is not JSON: maximum recursion depth exceeded"),
-        ('{"schema": ' + "1" * 5000 + "}", "is not JSON: Exceeds the limit (4300 digits)"),
+        ("[" * 100_000, "is not JSON: it is nested more than 100 levels deep"),
+        ('{"schema": ' + "1" * 5000 + "}", "is not JSON: a number has 5,000 digits"),
     ],
 )
 def test_a_manifest_that_is_no_table_is_reported(stored, text, message):
@@ -137,7 +139,7 @@ def test_a_schema_that_never_was_is_reported(stored, schema):
     stored.edit(schema=schema)
     assert (
         refusal(stored)
-        == f"its manifest.json has schema {schema!r}, but softprompt reads schema 2."
+        == f"its manifest.json has schema {schema!r}, but softprompt reads schema 3."
     )
 
 
@@ -146,12 +148,12 @@ def test_the_schema_before_the_keys_were_renamed_is_reported_with_the_remedy(sto
     with pytest.raises(ArtifactError) as error:
         load_artifact(stored.folder)
     assert str(error.value) == (
-        f"{stored.folder}: its manifest.json has schema 1, but softprompt reads schema 2, in "
+        f"{stored.folder}: its manifest.json has schema 1, but softprompt reads schema 3, in "
         "which keys of task and recipe have other names. Train or import the prompt again."
     )
 
 
-@pytest.mark.parametrize("schema", [2.0])
+@pytest.mark.parametrize("schema", [2.0, 3.0])
 def test_a_schema_that_is_no_whole_number_is_reported(stored, schema):
     stored.edit(schema=schema)
     assert f"schema in manifest.json is {schema}. Input should be a valid integer" in refusal(
@@ -247,4 +249,68 @@ def test_what_nests_too_deep_is_reported(stored):
     for _ in range(500):
         nested = [nested]
     stored.edit(recipe={"x": nested})
-    assert "manifest.json cannot be read. Invalid JSON: recursion limit exceeded" in refusal(stored)
+    assert "manifest.json is not JSON: it is nested more than 100 levels deep" in refusal(stored)
+
+
+# The digest of the manifest itself.
+
+
+def rewrite(stored, text: str) -> None:
+    assert text != stored.manifest.read_text("utf-8")
+    stored.manifest.write_text(text, "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"gut": "good"', '"gut": "bad"'),  # a word of the verbalizer
+        ('"max_length": 64', '"max_length": 65'),
+        ("war es schön", "war es schon"),
+        ('"accuracy": 0.875', '"accuracy": 0.975'),
+        ('"revision": "0123abc"', '"revision": null'),
+        ('"name": "tiny/bert"', '"name": "tiny/best"'),
+        ('"schema": 3', '"schema": 2'),
+    ],
+)
+def test_a_changed_value_is_refused(stored, before, after):
+    rewrite(stored, stored.manifest.read_text("utf-8").replace(before, after))
+    said = refusal(stored)
+    assert said.startswith("its manifest.json has the SHA-256 ")
+    assert said.endswith("it was changed after it was written.")
+
+
+def test_the_digest_is_that_of_the_values(stored):
+    """Canonical JSON of all other keys, as anyone can compute it."""
+    content = json.loads(stored.manifest.read_text("utf-8"))
+    digest = content.pop("manifest_digest")
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert digest == hashlib.sha256(canonical.encode()).hexdigest()
+    # so that an editor that only formats the file does not spoil it
+    reordered = dict(reversed(content.items())) | {"manifest_digest": digest}
+    rewrite(stored, json.dumps(reordered, indent=1))
+    assert load_artifact(stored.folder).manifest.length == 3
+
+
+@pytest.mark.parametrize("digest", ["", "ab" * 32, None, 7])
+def test_a_digest_that_does_not_fit_is_refused(stored, digest):
+    content = json.loads(stored.manifest.read_text("utf-8"))
+    rewrite(stored, json.dumps(content | {"manifest_digest": digest}))
+    assert f"but says {digest!r}: it was changed after it was written." in refusal(stored)
+
+
+def test_a_missing_digest_is_refused(stored):
+    content = json.loads(stored.manifest.read_text("utf-8"))
+    del content["manifest_digest"]
+    rewrite(stored, json.dumps(content))
+    assert "but says None: it was changed after it was written." in refusal(stored)
+
+
+def test_an_artifact_of_the_schema_before_loads_and_is_saved_with_a_digest(stored, same, new):
+    content = json.loads(stored.manifest.read_text("utf-8")) | {"schema": 2}
+    del content["manifest_digest"]
+    rewrite(stored, json.dumps(content))
+    old = load_artifact(stored.folder)
+    assert old.manifest.schema == 2
+    save_artifact(old, stored.folder)
+    assert json.loads(stored.manifest.read_text("utf-8"))["manifest_digest"]
+    assert same(load_artifact(stored.folder), new())

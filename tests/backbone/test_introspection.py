@@ -10,8 +10,11 @@ from transformers import LlamaForCausalLM
 
 from softprompt.backbone import make_example_inputs, wrap_model
 from softprompt.backbone.hooks import Recorder, use_hook
-from softprompt.errors import PromptError
-from softprompt.injection import forward
+from softprompt.errors import ArtifactError
+from softprompt.injection import forward, to_kv_prefix
+from softprompt.injection.prefix_sharing import RowSplit, run_split
+from softprompt.injection.state_cache import compute_states
+from softprompt.interop.kv_layout import unpack_kv
 from softprompt.methods import PTuningV2, build_method
 from softprompt.methods.initializers import FromRandom
 from softprompt.prompt import InputPrompt
@@ -26,7 +29,7 @@ FACTS = {
     "electra": ("encoder", 16, 32, 2, 4, 8, 64, 0),
     "albert": ("encoder", 16, 32, 2, 4, 8, 64, 0),
     "modernbert": ("encoder", 32, 32, 2, 4, 8, 64, 0),
-    "deberta_v2": ("encoder", 32, 32, 0, 0, 0, 64, 0),
+    "deberta_v2": ("encoder", 32, 32, 2, 4, 8, 64, 0),
     "gpt2": ("causal", 32, 32, 2, 4, 8, 64, 0),
     "opt": ("causal", 16, 16, 2, 4, 8, 64, 0),  # projected out again behind the layers
     "gpt_neox": ("causal", 32, 32, 2, 4, 8, 64, 0),
@@ -67,7 +70,8 @@ def test_self_attention_sites(backbone, family):
     assert g.self_attention_sites == (
         (2, 4) if family in {"t5", "bart"} else tuple(range(g.num_attention_sites))
     )
-    assert g.supports_position_shift
+    # DeBERTa's scores by relative position depend on the prefix itself.
+    assert g.supports_position_shift == (family != "deberta_v2")
 
 
 @for_each("family")
@@ -105,23 +109,55 @@ def test_the_recorder_sees_every_site_once(backbone, kv):
     assert shapes == [((1, g.num_kv_heads, 3, g.head_dim),) * 2] * g.num_attention_sites
 
 
-def test_layers_of_different_shapes_take_no_prefix(tokenizer):
-    """No prefix fits them all, but soft tokens among the inputs do."""
+@pytest.fixture
+def uneven(tokenizer):
+    """Two layers, with two heads and with four; the values of the first are read in part."""
     model = LlamaForCausalLM(CONFIGS["llama"](head_dim=8))
     second = model.model.layers[1].self_attn
     second.k_proj, second.v_proj = (nn.Linear(32, 32, bias=False) for _ in range(2))
     second.num_key_value_groups = 1
-    own = wrap_model("odd", model, tokenizer=tokenizer("causal"), kind="causal")
-    assert own.geometry.limits.prefix == (
-        "has attention layers of different shapes (2 heads of 8, 4 heads of 8)"
-    )
-    with pytest.raises(PromptError, match=r"different shapes .*, so it accepts no key/value pref"):
-        build_method(own, PTuningV2(), soft_length=0, init=FromRandom(), seed=0)
-    words = torch.tensor([70, 71, 72])
-    soft = torch.cat([torch.arange(2) + own.geometry.vocab_size, words[2:]])
-    prompt = InputPrompt(own.embed(words[:2]))
-    found = forward(own, own.make_single_row(soft), prompts=[prompt])
-    assert_close(found, forward(own, own.make_single_row(words), prompts=[None]))
+    return wrap_model("odd", model, tokenizer=tokenizer("causal"), kind="causal")
+
+
+def test_layers_of_different_shapes_read_their_part_of_a_prefix(uneven):
+    """Baked words are these words; what a layer has no room for is zero, and never read."""
+    g = uneven.geometry
+    assert (g.num_kv_heads, g.head_dim) == (4, 8)
+    assert g.site_shapes == ((2, 8, 8), (4, 8, 8))
+    words, row = torch.tensor([70, 71, 72]), torch.tensor([73, 74])
+    soft = torch.arange(3) + g.vocab_size
+    prefix = to_kv_prefix(uneven, InputPrompt(uneven.embed(words)), head=soft)
+    assert prefix.keys.shape == prefix.values.shape == (2, 4, 3, 8)
+    assert not prefix.keys[0, 2:].any()
+    whole = forward(uneven, uneven.make_single_row(torch.cat([words, row])), prompts=[None])
+    inputs = uneven.make_single_row(row)
+    assert_close(forward(uneven, inputs, prompts=[prefix]), whole[:, 3:])
+    garbage = prefix.map_tensors(torch.clone)
+    garbage.keys[0, 2:], garbage.values[0, 2:] = 7, 7
+    found = forward(uneven, inputs, prompts=[garbage])
+    assert torch.equal(found, forward(uneven, inputs, prompts=[prefix]))
+
+
+def test_kept_keys_and_values_of_different_shapes(uneven):
+    """They are one vector per token in a file, and of each layer's own shape when they are used."""
+    row = torch.tensor([70, 71, 72, uneven.geometry.vocab_size, 73])
+    prompt = InputPrompt(uneven.embed(torch.tensor([80])))
+    states = compute_states(uneven, uneven.make_single_row(row[:3]), layer=None, prompt=None)
+    assert states.shape == (1, 3, 2 * 2 * 4 * 8)
+    split = RowSplit((3,), shared=False, prompt=prompt, states=states)
+    whole = forward(uneven, uneven.make_single_row(row), prompts=[prompt])
+    assert_close(run_split(uneven, [row.tolist()], split=split), whole[:, 3:])
+
+
+def test_a_random_prefix_is_zero_where_no_layer_reads_it(uneven):
+    prompt = build_method(uneven, PTuningV2(), soft_length=0, init=FromRandom(), seed=0)()
+    assert not prompt.keys[0, 2:].any()
+    assert prompt.keys[0, :2].any()
+
+
+def test_rows_of_one_shape_cannot_hold_layers_of_two(uneven):
+    with pytest.raises(ArtifactError, match="llama differ in shape, but this format has one shape"):
+        unpack_kv(torch.zeros(3, 2 * 2 * 4 * 8), uneven)
 
 
 @for_each("family")

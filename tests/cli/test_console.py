@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 
 import pytest
@@ -21,6 +22,7 @@ from softprompt.cli.console import (
     report_errors,
 )
 from softprompt.errors import DataError, RecipeError
+from softprompt.inference.metrics import compute_classification_metrics, compute_confusion_matrix
 
 COMMANDS = [
     "init", "check", "recipe-schema", "train", "resume", "find-lr", "compare", "evaluate",
@@ -91,6 +93,19 @@ def test_columns_line_up() -> None:
     assert text.splitlines() == ["a       1  22", "日本  333   4"]
     assert len({cell_len(line) for line in text.splitlines()}) == 1
     assert format_fields({"a": "1\n2", "long": "3"}) == "a     1\n      2\nlong  3"
+
+
+@pytest.mark.parametrize("labels", [["ham", "spam"], ["spam", "ham"]])
+def test_f1_is_named_by_its_label(labels: list[str]) -> None:
+    """That of the second one, as it is computed: F1 of one label says nothing without its name."""
+    truth, predicted = ["spam", "spam", "ham", "ham"], ["spam", "ham", "ham", "ham"]
+    scores = compute_classification_metrics(truth, predicted, labels=labels)
+    confusion = asdict(compute_confusion_matrix(truth, predicted, labels=labels))
+    expected = {"ham": "0.8000", "spam": "0.6667"}[labels[1]]
+    lines = [
+        line.split() for line in format_scores({**scores, "confusion": confusion}).splitlines()
+    ]
+    assert ["f1", expected, "of", f"'{labels[1]}',", "the", "second", "label"] in lines
 
 
 def test_scores_are_rounded_and_large_matrices_left_out() -> None:

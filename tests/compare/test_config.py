@@ -100,7 +100,7 @@ def test_changes_reach_all_variants(write):
         ({"variants": [{"name": "lora"}]}, "'lora' is named twice"),
         ({"lr_multipliers": [1.0, 1.0]}, "lr_multipliers [1.0, 1.0] are not distinct positive"),
         ({"lr_multipliers": []}, "lr_multipliers [] are not distinct positive numbers. Give such"),
-        ({"lr_multipliers": [float("inf")]}, "lr_multipliers [inf] are not distinct positive"),
+        ({"lr_multipliers": [float("inf")]}, "lr_multipliers.0: input should be a finite number"),
         ({"seed": 3}, "unknown key 'seed'"),
         ({"search_fraction": 2.0}, "search_fraction"),
         (

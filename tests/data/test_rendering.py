@@ -1,13 +1,17 @@
 # A message is easiest to check on one line.
 # ruff: noqa: E501
 
+import json
 import re
+from time import process_time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
-from softprompt.data.rendering import make_renderer, shorten_longest_first
+from softprompt.data.rendering import make_renderer
+from softprompt.data.shortening import shorten_longest_first
 from softprompt.data.template import parse_template
 from softprompt.errors import DataError, TemplateError
 
@@ -345,6 +349,19 @@ def test_the_longest_is_shortened_first(counts, excess):
     level = max(kept)
     # A level is found: what was cut is at it or one below, what was not cut is at most that.
     assert all(k >= level - 1 for k, c in zip(kept, counts, strict=True) if k < c)
+    one_by_one = list(counts)
+    for _ in range(min(excess, sum(counts))):
+        one_by_one[max(range(len(counts)), key=lambda i: (one_by_one[i], i))] -= 1
+    assert kept == one_by_one
+
+
+def test_a_template_of_many_fields_is_cut_in_time_that_grows_with_the_row(bert):
+    """Of 2,000 fields each had been compared with each token, and each token with all fields."""
+    start = process_time()
+    row = render("{text}" * 2000, bert, {"text": "a good film"}, max_length=64)
+    assert len(row.input_ids) <= 64
+    assert row.truncated
+    assert process_time() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -410,3 +427,20 @@ def test_the_callers_tokenizer_is_not_changed(llama):
     before = llama.backend_tokenizer.to_str()
     render("<|user|>{text}{soft:2} good", llama, {"text": "a </s> film"})
     assert llama.backend_tokenizer.to_str() == before
+
+
+def test_truncation_and_padding_in_the_tokenizers_file_change_no_row(any_tokenizer, tmp_path):
+    """A file keeps them if they were on when it was saved, as in many sentence encoders."""
+    any_tokenizer.save_pretrained(tmp_path)
+    plain = type(any_tokenizer).from_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    core = Tokenizer.from_file(str(file))
+    core.enable_truncation(5)
+    core.enable_padding(length=40, pad_id=0, pad_token=core.id_to_token(0))
+    core.save(str(file))
+    assert json.loads(file.read_text("utf-8"))["truncation"]["max_length"] == 5
+    other = type(any_tokenizer).from_pretrained(tmp_path)
+    template = "{soft:3}Review: {text} was{soft:2}"
+    for text in TEXTS:
+        found = render(template, other, {"text": text})
+        assert found == render(template, plain, {"text": text})

@@ -128,6 +128,12 @@ def test_braces_have_the_meaning_of_python(source):
         ("{text}{bos}", "has text before {bos}"),
         ("{soft:2}{mask}{bos}{text}", "has text before {bos}"),
         ("{a}{sep}{soft:2}{bos}{b}", "has text before {bos}"),
+        ("{text}{soft:100001}", "the template has more soft tokens than any backbone can run. Write {soft:N} with at most 100,000 in all"),
+        ("{text}" + "{soft:50000}" * 3, "the template has more soft tokens than any backbone can run."),
+        ("{text}{soft:1" + "0" * 20 + "}", "the template has more soft tokens than any backbone can run."),
+        ("{text}{soft:1" + "0" * 5000 + "}", "the template has more soft tokens than any backbone can run."),
+        ("{text} \ud83d{soft:3}", "has half a character at index 7 (a lone surrogate). Give it valid Unicode."),
+        ("{te\udcffxt}", "has half a character at index 3"),
         ("{soft:2}{bos:3}{text}", "only soft tokens take a number. Write {soft:N} or {bos}."),
     ],
 )  # fmt: skip
@@ -184,3 +190,8 @@ def test_soft_tokens_before_text_and_bos(source, before_bos, leading, hard_text)
     assert (template.soft_before_bos, template.leading_soft_tokens) == (before_bos, leading)
     assert template.hard_text == hard_text
     assert parse_template(template.hard_text).soft_length == 0
+
+
+@pytest.mark.parametrize("count", ["1", "007", "0" * 5000 + "7", "100000"])
+def test_any_number_that_a_backbone_may_run_is_read(count):
+    assert parse_template("{text}{soft:" + count + "}").soft_length == int(count[-6:])

@@ -10,6 +10,7 @@ import softprompt
 from softprompt.artifact import load_artifact, save_artifact
 from softprompt.errors import ArtifactError, HubError
 from softprompt.hub import repository
+from support.artifacts import forge
 
 # The transport warns of the client's way to send a file.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -142,7 +143,7 @@ def test_a_hub_that_is_not_reached_is_reported(away, goal: Path, monkeypatch) ->
 
 def edited(files: dict[str, bytes], **changes: object) -> dict[str, bytes]:
     manifest = json.loads(files["manifest.json"]) | changes
-    return files | {"manifest.json": json.dumps(manifest).encode()}
+    return files | {"manifest.json": forge(json.dumps(manifest).encode())}
 
 
 def named(name: str) -> dict[str, object]:
@@ -154,6 +155,9 @@ SPOILT = [
     (lambda f: edited(f, digest="0" * 64), "has the SHA-256"),
     (lambda f: edited(f, shapes={"prompt.vectors": [3, 8], "../x": [1]}), "shapes has ../x"),
     (lambda f: edited(f, schema=99), "schema 99"),
+    (lambda f: edited(f, template="{soft:2}{text}"), "has 2 soft tokens, but the prompt has 3"),
+    (lambda f: edited(f, labels=["gut", "gut"]), "labels has 'gut' more than once"),
+    (lambda f: edited(f, task={"kind": "classify", "pooling": "zzz"}), "task.pooling in manifest"),
     (lambda f: f | {"manifest.json": b"../../etc/passwd"}, "is not JSON"),
     (lambda f: f | {"prompt.safetensors": pickle.dumps({"a": 1})}, "is a pickle"),
     (lambda f: f | {"prompt.safetensors": f["prompt.safetensors"][:-9]}, "truncated or damaged"),

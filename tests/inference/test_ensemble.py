@@ -24,7 +24,6 @@ WAYS = (
     "text of a seq2seq",
     "a choice",
 )
-NO_PREFIX = {"deberta_v2"}
 WORDS = {"negative": " bad", "positive": [" good", " great"]}
 ModelFactory = Callable[..., PromptModel]
 
@@ -40,12 +39,11 @@ def mixed(model: ModelFactory, maker, backbone) -> Callable[[str], list[PromptMo
             ("{soft:3}{text} is" + mask, one.prompt("input")),
             ("so {text} was{soft:5}" + mask, two.prompt("input", 5)),
         ]
-        if family not in NO_PREFIX:
-            given += [
-                ("{text} is" + mask, one.prompt("kv", 2)),
-                ("{text} {text} was" + mask, two.prompt("kv", 4)),
-                ("{text}{soft:2} is" + mask, one.prompt("late", 2)),
-            ]
+        given += [
+            ("{text} is" + mask, one.prompt("kv", 2)),
+            ("{text} {text} was" + mask, two.prompt("kv", 4)),
+            ("{text}{soft:2} is" + mask, one.prompt("late", 2)),
+        ]
         return [
             model((family, "words", ""), settings=Classify(t, verbalizer=WORDS), prompt=prompt)
             for t, prompt in given

@@ -1,12 +1,14 @@
 """Answers in order, whatever else is in the batch; losses that are the mean of the rows' own."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.errors import DataError
+from softprompt.errors import DataError, PromptError
+from softprompt.inference import Ensemble
 from softprompt.inference.loops import (
     METRICS,
     EvaluatedRows,
@@ -182,3 +184,16 @@ def test_the_probabilities_are_a_softmax_of_the_scores(model, rows):
         assert_close(given, row, atol=1e-5, rtol=1e-5)
         assert found[index].label == trained.labels[int(row.argmax())]
         assert replace(found[index]).probabilities.keys() == {"negative", "positive"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_scores_that_are_not_numbers_are_no_answer(model, rows, way):
+    """Any label, or any token, would be the likeliest."""
+    sound = model(way)
+    # As a backbone gives them whose numbers overflow; an artifact with such numbers is refused.
+    spoilt = replace(sound, prompt=sound.prompt.map_tensors(lambda tensor: tensor * math.nan))
+    for answer in (lambda: spoilt.predict(rows), lambda: spoilt.evaluate(rows)):
+        with pytest.raises(PromptError, match=r"scores are not numbers \(NaN\)"):
+            answer()
+    with pytest.raises(PromptError, match="scores are not numbers"):
+        Ensemble([sound, spoilt]).predict(rows)

@@ -270,10 +270,45 @@ def test_space_around_a_text_does_not_count():
     assert scores["exact_match"] == close(1 / 2)  # but capitals do
 
 
-def test_rouge_is_blind_to_other_scripts_and_chrf_is_not():
-    scores = compute_generation_metrics(["良い映画"], ["良い映画"])
-    assert (scores["rouge1"], scores["exact_match"]) == (0.0, 1.0)
-    assert scores["chrf"] == pytest.approx(100)
+# A word of its own for each English word: with spaces between them, and one character without.
+SPACED = {
+    "Cyrillic": ["кот", "сидел", "на", "ковре", "дома"],
+    "Greek": ["γάτα", "κάθισε", "στο", "χαλί", "σπίτι"],
+    "Devanagari": ["बिल्ली", "चटाई", "पर", "बैठी", "घर"],
+    "Hangul": ["고양이", "매트", "위에", "앉았다", "집"],
+    "Arabic": ["قط", "جلس", "على", "سجادة", "بيت"],
+    "German": ["Kätzchen", "saß", "über", "Füßen", "häuslich"],
+}
+UNSPACED = {"Chinese": "猫坐在垫子", "Japanese": "ねこはマの", "Thai": "กขคงจ", "Khmer": "កខគឃង"}
+ENGLISH = ["cat", "sat", "on", "mat", "home"]
+english = st.lists(st.sampled_from(ENGLISH), min_size=1, max_size=9)
+
+
+@pytest.mark.parametrize("script", [*SPACED, *UNSPACED])
+@given(pairs=st.lists(st.tuples(english, english), min_size=1, max_size=3))
+@settings(deadline=None, max_examples=15)
+def test_words_of_every_script_count_as_those_of_english(script, pairs):
+    """The same pattern of words in another script has the scores of the English text."""
+    between = " " if script in SPACED else ""
+    other = dict(zip(ENGLISH, (SPACED | UNSPACED)[script], strict=True))
+    texts = [[" ".join(words) for words in side] for side in zip(*pairs, strict=True)]
+    written = [
+        [between.join(other[word] for word in words) for words in side]
+        for side in zip(*pairs, strict=True)
+    ]
+    scores, expected = (compute_generation_metrics(*side) for side in (written, texts))
+    for name in ("exact_match", "bleu", "rouge1", "rouge2", "rougeL"):
+        assert scores[name] == close(expected[name]), name
+
+
+def test_bleu_of_chinese_is_sacrebleus():
+    import sacrebleu
+
+    truth = ["他喜欢看电影,但是不喜欢2个小时的电影。", "一部好电影(good film)!"]
+    predicted = ["他不喜欢看2个小时的电影。", "一部电影(good film)!"]
+    expected = sacrebleu.corpus_bleu(predicted, [truth], tokenize="zh").score
+    assert 0 < expected < 100
+    assert compute_generation_metrics(truth, predicted)["bleu"] == close(expected)
 
 
 words = st.lists(st.sampled_from([*"abc", "the", "cat", "sat", "on", ".", ","]), max_size=12)

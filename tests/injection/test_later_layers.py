@@ -10,6 +10,7 @@ from softprompt.injection.row_prompts import CachedInput
 from softprompt.injection.state_cache import compute_states
 from softprompt.prompt import InputPrompt
 from support.parametrize import for_each
+from support.tiny_models import REFUSED
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 LAYER = 1
@@ -129,9 +130,9 @@ def test_the_layers_below_are_not_run(backbone, maker, kv):
     ("family", "layer", "message"),
     [
         (
-            "deberta_v2",
+            REFUSED,
             1,
-            "soft tokens cannot enter deberta-v2 at layer 1: it uses a custom attention",
+            "soft tokens cannot enter roformer at layer 1: it uses a custom attention",
         ),
         ("llama", 2, "soft tokens cannot enter at layer 2: llama has the layers 0 to 1."),
     ],

@@ -14,6 +14,7 @@ from softprompt.injection import Decoding, capture_keys_and_values, forward, gen
 from softprompt.injection.generation import CacheKind
 from softprompt.prompt import InputPrompt, KVPrefix
 from support.parametrize import for_each
+from support.tiny_models import REFUSED
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # The places of three soft tokens in rows of 9 and of 6 tokens.
@@ -162,7 +163,7 @@ def test_keys_of_a_custom_attention_cannot_be_read(backbone, maker):
     with pytest.raises(
         PromptError, match="a custom attention implementation, so its keys and values cannot"
     ):
-        capture_keys_and_values(backbone("deberta_v2"), maker("deberta_v2").words(3))
+        capture_keys_and_values(backbone(REFUSED), maker(REFUSED).words(3))
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "albert"])

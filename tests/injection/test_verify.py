@@ -1,17 +1,21 @@
 """A backbone on which prompts have no effect is refused, and the message names the part."""
 
 import logging
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.testing import assert_close
 from transformers import BertConfig, BertForMaskedLM
 
 from softprompt.backbone import make_example_inputs, wrap_model
 from softprompt.backbone.devices import choose_dtype, select_device
-from softprompt.errors import BackboneError
+from softprompt.errors import BackboneError, PromptError
 from softprompt.injection import forward, load_backbone, verify_backbone
 from softprompt.injection.verify import _compute_gradients
+from softprompt.methods import PTuningV2, build_method
+from softprompt.methods.initializers import FromRandom
 from softprompt.prompt import InputPrompt
 from softprompt.recipe import BackboneConfig
 from softprompt.train.recipe_backbone import load_recipe_backbone
@@ -44,22 +48,31 @@ def test_also_under_no_grad(backbone):
         verify_backbone(backbone("llama"))
 
 
+def expect_soft_tokens_alone(own, fact) -> None:
+    """Prefixes are refused by name, and soft tokens among the inputs still work."""
+    narrow = verify_backbone(own)
+    assert narrow.geometry.limits.prefix == f"has attention layers in which a prefix {fact}"
+    assert narrow.geometry.num_attention_sites == 0
+    with pytest.raises(PromptError, match=f"{fact}, so it accepts no key/value prefixes"):
+        build_method(narrow, PTuningV2(), soft_length=0, init=FromRandom(), seed=0)
+    ids = torch.tensor([70, 71, 72])
+    soft = torch.cat([torch.arange(2) + own.geometry.vocab_size, ids[2:]])
+    prompt = InputPrompt(own.embed(ids[:2]))
+    found = forward(narrow, own.make_single_row(soft), prompts=[prompt])
+    assert_close(found, forward(narrow, own.make_single_row(ids), prompts=[None]))
+
+
 def test_an_attention_that_ignores_prefixes(new_backbone):
     own = new_backbone("llama")
     for module in own.model.modules():
         module._forward_pre_hooks.clear()
-    assert message(own) == (
-        "backbone 'llama' (llama) failed verification: a random KVPrefix does not change its "
-        "output, so training could not work. Choose another backbone, or report its family."
-    )
+    expect_soft_tokens_alone(own, "does not change the output")
 
 
 def test_one_layer_that_ignores_prefixes(new_backbone):
     own = new_backbone("bert")
     first = dict(list(own.site_of.items())[:1])
-    assert "a random KVPrefix receives no gradient at its keys" in message(
-        replace(own, site_of=first)
-    )
+    expect_soft_tokens_alone(replace(own, site_of=first), "receives no gradient at its keys")
 
 
 def test_a_table_that_ignores_vectors(new_backbone):
@@ -68,6 +81,20 @@ def test_a_table_that_ignores_vectors(new_backbone):
         ids.clamp(max=own.geometry.vocab_size - 1), own.input_embeddings.weight
     )
     assert "a random InputPrompt receives no gradient at its vectors" in message(own)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@for_each("family")
+def test_states_that_are_not_finite(new_backbone, family, number):
+    """One damaged number in a table reaches all that attend to its token."""
+    own = new_backbone(family)
+    with torch.no_grad():
+        own.input_embeddings.weight[make_example_inputs(own).input_ids[0]] = number
+    assert message(own) == (
+        f"backbone {family!r} ({own.geometry.model_type}) computes states that are NaN or infinite "
+        'from a few tokens, in float32. Load it in another dtype (backbone.dtype = "float32" in a '
+        "recipe). If they are not finite there either, its files are damaged: fetch it again."
+    )
 
 
 @pytest.mark.parametrize("cut", [torch.Tensor.detach, lambda t: t * 0 + t.detach()])

@@ -196,3 +196,11 @@ def test_importing_opens_no_other_file(desk, take, tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     model = take("safetensors", tmp_path, own)
     assert isinstance(load_artifact(model.save(tmp_path / "mood")).prompt, InputPrompt)
+
+
+@pytest.mark.parametrize("kind", ["()", "(1,)", "[()]", "'|O'", "'x'", "(((", "None", "5"])
+def test_a_header_that_describes_no_numbers(refused, tmp_path, kind):
+    header = f"{{'descr': {kind}, 'fortran_order': False, 'shape': (2, 32)}}".ljust(117) + "\n"
+    raw = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(256)
+    (tmp_path / "prompt.npy").write_bytes(raw)
+    assert "is not a complete .npy file of numbers: " in refused("npy", tmp_path)

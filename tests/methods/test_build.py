@@ -1,20 +1,25 @@
 """Building a method: the selection of layers, and the error of a warm start."""
 
+import math
+from functools import partial
+
 import pytest
 import torch
 
-from softprompt.errors import PromptError
+from softprompt.errors import PromptError, RecipeError
 from softprompt.methods import (
     METHODS,
     PrefixTuning,
     PTuning,
+    PTuningV2,
     build_method,
     parse_layers,
     warm_start,
 )
-from softprompt.methods.initializers import FromText
+from softprompt.methods.initializers import FromRandom, FromText
 from softprompt.prompt import InputPrompt, KVPrefix
 from support.parametrize import for_each
+from support.tiny_models import REFUSED
 
 
 @pytest.mark.parametrize(
@@ -43,6 +48,52 @@ def test_layers_that_are_none(text):
     assert str(error.value) == (
         f'layers = {text!r} names none of the 24 layers of this backbone. Write "all", or a slice '
         'from 0 to 24, such as "12:".'
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        *(
+            (kind(**{name: value}), f"{name} = {value}: from 1 to {most}.")
+            for kind, name, most in (
+                (PrefixTuning, "length", "100,000"),
+                (PTuningV2, "length", "100,000"),
+                (PrefixTuning, "encoder_hidden_size", "65,536"),
+                (PTuning, "encoder_hidden_size", "65,536"),
+                (partial(PTuning, encoder="mlp"), "encoder_hidden_size", "65,536"),
+                (PTuning, "encoder_num_layers", "100"),
+                (partial(PTuning, encoder="mlp"), "encoder_num_layers", "100"),
+            )
+            for value in (0, -1, 10**9, 2**70)
+        ),
+        *(
+            (
+                PTuning(encoder_dropout=rate),
+                f"encoder_dropout = {rate}: at least 0 and less than 1.",
+            )
+            for rate in (-0.1, 1.0, math.nan)
+        ),
+    ],
+)
+def test_sizes_that_are_not_possible(backbone, settings, fault):
+    with pytest.raises(RecipeError) as error:
+        build_method(backbone("gpt2"), settings, soft_length=3, init=FromRandom(), seed=0)
+    assert error.value.faults == (fault,)
+
+
+def test_an_encoder_beyond_memory(backbone, monkeypatch):
+    def allocate(*_args, **_more) -> None:
+        message = "can't allocate memory: you tried to allocate 137438953472 bytes"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(PTuning, "build", allocate)
+    with pytest.raises(PromptError) as error:
+        build_method(backbone("gpt2"), PTuning(), soft_length=3, init=FromRandom(), seed=0)
+    assert str(error.value) == (
+        "the parameters of p-tuning with 3 soft tokens do not fit into memory (RuntimeError: can't "
+        "allocate memory: you tried to allocate 137438953472 bytes). Use fewer soft tokens, or a "
+        "smaller encoder."
     )
 
 
@@ -115,5 +166,13 @@ class TestLateSoftTokens:
 
     def test_a_backbone_with_its_own_attention_is_refused(self, backbone, made):
         with pytest.raises(PromptError) as error:
-            self.build(backbone("deberta_v2"), made, "1:")
-        assert "soft tokens cannot enter deberta-v2 at layer 1" in str(error.value)
+            self.build(backbone(REFUSED), made, "1:")
+        assert "soft tokens cannot enter roformer at layer 1" in str(error.value)
+
+
+@pytest.mark.parametrize("settings", [PTuningV2(length=10**13), PrefixTuning(length=10**13)])
+def test_a_prompt_beyond_memory_is_refused(backbone, settings, monkeypatch):
+    """Where the limits of the sizes are far above the memory of the machine."""
+    monkeypatch.setattr("softprompt.methods._MOST", {})
+    with pytest.raises(PromptError, match=r"10,000,000,000,000 soft tokens do not fit into memory"):
+        build_method(backbone("llama"), settings, soft_length=0, init=FromRandom(), seed=0)

@@ -17,6 +17,7 @@ from softprompt.methods.initializers import FromRandom, FromText
 from softprompt.prompt import InputPrompt, KVPrefix
 from softprompt.train.accelerator import use_gradient_checkpointing
 from support.parametrize import for_each
+from support.tiny_models import REFUSED
 
 SOFT = 3
 
@@ -193,7 +194,7 @@ def test_its_settings_are_listed_under_its_name(settings, method):
 
 @pytest.mark.parametrize("method", ["prefix-tuning", "p-tuning-v2"])
 def test_keys_and_values_are_refused_where_they_cannot_enter(backbone, settings, method):
-    own = backbone("deberta_v2")
+    own = backbone(REFUSED)
     with pytest.raises(PromptError) as error:
         built(own, settings[method])
     assert str(error.value) == (

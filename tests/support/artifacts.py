@@ -19,6 +19,7 @@ from softprompt.artifact import (
     make_artifact,
     save_artifact,
 )
+from softprompt.artifact.manifest import compute_digest
 from softprompt.backbone import Backbone
 from softprompt.inference import PromptModel, attach
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
@@ -63,16 +64,34 @@ def make_sample(kind: str = "input", dtype: str = "float32", *, head: bool = Fal
     """An artifact with random numbers; the arguments are those of its prompt, and its head."""
     torch_dtype = getattr(torch, dtype)
     prompt: Prompt
+    origin = describe_origin(kind, head=head)
     if kind == "input":
         prompt = InputPrompt(draw_numbers(3, 8, dtype=torch_dtype))
     else:
         keys, values = (draw_numbers(2, 4, 3, 5, dtype=torch_dtype, seed=seed) for seed in (1, 2))
         prompt = KVPrefix(keys, values, (1, 3), shift_positions=True)
     weights = {
-        "dense.weight": draw_numbers(2, 8, dtype=torch.float32, seed=3),
-        "scale": torch.tensor(0.5),
+        "output.weight": draw_numbers(2, 8, dtype=torch.float32, seed=3),
+        "output.bias": torch.tensor([0.5, -0.5]),
     }
-    return make_artifact(prompt, weights if head else {}, **ORIGIN)
+    return make_artifact(prompt, weights if head else {}, **origin)
+
+
+def describe_origin(kind: str, *, head: bool) -> ManifestFields:
+    """The other fields of a sample's manifest, which fit its prompt and its head."""
+    template, task = ORIGIN["template"], ORIGIN["task"]
+    return {
+        **ORIGIN,
+        "template": template if kind == "input" else template.removeprefix("{soft:3} "),
+        "task": {"kind": "classify"} if head else task,
+    }
+
+
+def forge(raw: bytes) -> bytes:
+    """A manifest with a digest that fits its content, as a forger would write it."""
+    content = json.loads(raw)
+    content.pop("manifest_digest", None)
+    return json.dumps(content | {"manifest_digest": compute_digest(content)}).encode()
 
 
 def read_bits(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype, bytes]:
@@ -90,15 +109,15 @@ class Stored:
         self.tensors = folder / "prompt.safetensors"
 
     def edit(self, **changes: object) -> None:
-        """Set keys of the manifest."""
+        """Set keys of the manifest, and its digest."""
         content = json.loads(self.manifest.read_text("utf-8"))
-        self.manifest.write_text(json.dumps(content | changes), "utf-8")
+        self.manifest.write_bytes(forge(json.dumps(content | changes).encode()))
 
     def drop(self, key: str) -> None:
-        """Remove a key from the manifest."""
+        """Remove a key from the manifest, and set its digest."""
         content = json.loads(self.manifest.read_text("utf-8"))
         del content[key]
-        self.manifest.write_text(json.dumps(content), "utf-8")
+        self.manifest.write_bytes(forge(json.dumps(content).encode()))
 
     def put(self, raw: bytes) -> None:
         """Replace the file of tensors, and its digest in the manifest."""

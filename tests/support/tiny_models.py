@@ -133,11 +133,14 @@ SEQ2SEQ_CONFIGS: dict[str, MakeConfig] = {
         bos_token_id=BOS,
     ),
 }
-CONFIGS = ENCODER_CONFIGS | CAUSAL_CONFIGS | SEQ2SEQ_CONFIGS
-FAMILIES, ENCODERS = tuple(CONFIGS), tuple(ENCODER_CONFIGS)
+# Its attention does not use transformers' interface: no keys and values, no later layers.
+REFUSED = "roformer"
+FAMILY_CONFIGS = ENCODER_CONFIGS | CAUSAL_CONFIGS | SEQ2SEQ_CONFIGS
+CONFIGS = FAMILY_CONFIGS | {REFUSED: partial(tf.RoFormerConfig, **_PLAIN, embedding_size=32)}
+FAMILIES, ENCODERS = tuple(FAMILY_CONFIGS), tuple(ENCODER_CONFIGS)
 CAUSAL, SEQ2SEQ = tuple(CAUSAL_CONFIGS), tuple(SEQ2SEQ_CONFIGS)
-# families that accept key/value prefixes
-KV = tuple(name for name in FAMILIES if name != "deberta_v2")
+# All of these accept key/value prefixes.
+KV = FAMILIES
 # Methods small enough for tiny backbones; a method that is not here runs with its own defaults.
 SMALL = {
     "p-tuning": {"encoder_hidden_size": 8},

@@ -1,9 +1,12 @@
 """Checkpoints: bit for bit what was saved, complete or not at all, and no pickle."""
 
 import errno
+import hashlib
 import json
 import math
 import os
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +89,7 @@ def test_tuples_become_lists(tmp_path):
 def test_there_is_no_pickle(tmp_path):
     save_state({"a": torch.ones(3), "b": {1: [None, "x"]}}, tmp_path / "c")
     files = {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()}
-    assert {*files} == {"state.json", "state.safetensors"}
+    assert {*files} == {"state.json", "state.safetensors", "digests.json"}
     json.loads(files["state.json"])
     length = int.from_bytes(files["state.safetensors"][:8], "little")
     json.loads(files["state.safetensors"][8 : 8 + length])
@@ -140,7 +143,7 @@ def test_the_backup_that_a_power_failure_leaves_is_read(tmp_path):
     folder = tmp_path / "checkpoint"
     assert not has_state(folder)
     save_state({"step": 1}, folder)
-    folder.rename(tmp_path / ".checkpoint.previous")
+    folder.rename(tmp_path / ".checkpoint.softprompt-0123abcd.previous")
     assert has_state(folder)
     assert load_state(folder) == {"step": 1}
 
@@ -159,17 +162,50 @@ def test_the_backup_that_a_power_failure_leaves_is_read(tmp_path):
         ("state.safetensors", "x" * 20, "SafetensorError"),
     ],
 )
-def test_a_damaged_checkpoint_is_refused(tmp_path, name, content, fact):
-    save_state({"t": torch.ones(2)}, tmp_path / "checkpoint")
-    (tmp_path / "checkpoint" / name).write_text(content)
+def test_a_checkpoint_with_fitting_digests_is_still_checked(tmp_path, name, content, fact):
+    folder = tmp_path / "checkpoint"
+    save_state({"t": torch.ones(2)}, folder)
+    (folder / name).write_text(content)
+    names = ("state.json", "state.safetensors")
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    (folder / "digests.json").write_text(json.dumps(digests))
     with pytest.raises(ArtifactError) as caught:
-        load_state(tmp_path / "checkpoint")
+        load_state(folder)
     assert fact in str(caught.value)
-    assert str(tmp_path / "checkpoint") in str(caught.value)
-    assert "train" in str(caught.value).rsplit(".", 2)[1].lower()
+    assert str(folder) in str(caught.value)
+    assert "or train again from the first step: rm -r " in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors", "digests.json"])
+def test_no_flipped_bit_is_resumed_from(tmp_path, name):
+    """Tensors, numbers, names and digests: whichever bit it is, the checkpoint is refused."""
+    state = {"t": torch.arange(128.0).reshape(4, 32), "n": [1, 2.5, "x"], "recipe": {"seed": 4}}
+    folder = tmp_path / "checkpoint"
+    save_state(state, folder)
+    raw = (folder / name).read_bytes()
+    for place in range(0, len(raw), max(1, len(raw) // 60)):
+        changed = bytearray(raw)
+        changed[place] ^= 1 << place % 8
+        (folder / name).write_bytes(changed)
+        with pytest.raises(ArtifactError, match="holds no complete checkpoint"):
+            load_state(folder)
+    (folder / name).write_bytes(raw)
+    assert same(load_state(folder), state)
+
+
+def test_the_remedy_can_be_pasted(tmp_path):
+    folder = tmp_path / "my run" / "checkpoint"
+    save_state({"t": torch.ones(2)}, folder)
+    (folder / "state.json").write_text("{")
+    with pytest.raises(ArtifactError) as caught:
+        load_state(folder)
+    remove, resume = str(caught.value).partition("first step: ")[2].split(" && ")
+    assert shlex.split(resume) == ["softprompt", "resume", str(folder.parent)]
+    assert subprocess.run(shlex.split(remove), check=False).returncode == 0
+    assert not has_state(folder)
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors", "digests.json"])
 def test_a_missing_file_is_refused(tmp_path, name):
     save_state({"t": torch.ones(2)}, tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / name).unlink()

@@ -31,7 +31,7 @@ CASES = [("llama", "words"), ("gpt2", "head"), ("bert", "head"), ("bert", "words
 
 @pytest.fixture
 def tuned(data, rows, new_backbone):
-    def make(family, task, kind="fine-tuning", *, validation=None, **train):
+    def make(family, task, kind="fine-tuning", *, validation=None, own=None, **train):
         table = data(
             family,
             task=task,
@@ -45,7 +45,7 @@ def tuned(data, rows, new_backbone):
         }
         if validation is not None:
             tables["validation"] = Dataset.from_list(validation)
-        own = new_backbone(family)
+        own = own or new_backbone(family)
         return recipe, setup_finetune(recipe, kind, backbone=own, tables=tables)
 
     return make
@@ -126,6 +126,25 @@ def test_lora_starts_as_the_bare_backbone_and_trains_nothing_else(tuned, family,
     assert events[-1].step == 3
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", [("llama", "words"), ("bert", "head")])
+def test_a_prompt_that_was_trained_before_changes_nothing(
+    tuned, parts, trainer_of, new_backbone, case, kind
+):
+    """A backbone that was frozen for a prompt trains afterwards as a new one does."""
+    family, task = case
+    used, endings = new_backbone(family), []
+    list(trainer_of(parts(family, "prompt-tuning", task=task, own=used)).run())
+    for own in (used, None):
+        recipe, made = tuned(family, task, kind, own=own, learning_rate=0.3)
+        events = [*trainer_over(recipe, made).run()]
+        losses = [event.loss for event in events if isinstance(event, Step)]
+        endings.append((losses, [parameter.detach().clone() for parameter in made.trained]))
+    (losses, weights), (as_new, expected) = endings
+    assert losses == as_new
+    assert all(map(torch.equal, weights, expected))
+
+
 def test_lora_has_a_pair_of_factors_for_every_linear_layer_of_the_body(new_backbone):
     backbone = new_backbone("llama")
     layers = [m for m in backbone.model.base_model.modules() if isinstance(m, torch.nn.Linear)]
@@ -172,9 +191,13 @@ def test_patience_ends_a_run(tuned):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tuned):
-    recipe, parts = tuned("llama", "words", learning_rate=1e30, epochs=3)
+    trainer = trainer_over(*tuned("llama", "words", epochs=3))
+    events = trainer.run()
+    next(events)
+    with torch.no_grad():
+        next(trainer.method.parameters()).fill_(torch.inf)
     with pytest.raises(TrainingError, match="try a third of the rate"):
-        [*trainer_over(recipe, parts).run()]
+        next(events)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -197,7 +197,7 @@ def test_folds_of_another_recipe_or_rows_are_refused(with_folds, tmp_path) -> No
     with pytest.raises(ArtifactError, match="something else: the rows"):
         run_recipe(other.recipe, tmp_path / "run", prepared=moved, resume=True)
     (tmp_path / "run" / "folds.json").write_text('{"recipe": 5}')
-    with pytest.raises(ArtifactError, match=r"folds.json in .* cannot be read.*Remove it"):
+    with pytest.raises(ArtifactError, match=r"folds.json is not JSON with a digest.*Remove it"):
         run_recipe(first.recipe, tmp_path / "run", prepared=with_folds(epochs=2), resume=True)
 
 

@@ -142,8 +142,8 @@ def test_an_optimizer_step_happens_once_a_batch(parts, trainer_of, monkeypatch):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
     for accumulate in (1, 2, 3, 50):
-        calls.clear()
         trainer = trainer_of(parts("llama", sizes=(11,), gradient_accumulation_steps=accumulate))
+        calls.clear()  # of the step that tries the optimizer's settings
         seen = 0
         for event in trainer.run():
             if type(event).__name__ == "Step":

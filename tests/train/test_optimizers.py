@@ -94,7 +94,11 @@ def test_options_reach_the_class():
         ),
         (
             ResolvedTraining(optimizer_args={"betas": [2.0, 0.9]}),
-            "train.optimizer: cannot build adamw (Invalid beta parameter at index 0: 2.0). Correct",
+            "train.optimizer: cannot use adamw (ValueError: Invalid beta parameter",
+        ),
+        (
+            ResolvedTraining(optimizer_args={"foreach": True, "fused": True}),
+            "train.optimizer: cannot use adamw (RuntimeError: `fused` and `foreach`",
         ),
     ],
 )
@@ -146,3 +150,30 @@ def test_a_step_reports_its_learning_rate(parts, trainer_of):
     )
     rates = [e.learning_rate for e in trainer.run() if type(e).__name__ == "Step"]
     assert rates == pytest.approx([0.5 * (1 - step / 6) for step in range(6)])
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "fault"),
+    [
+        ("adamw", {"capturable": True}, "AssertionError: If capturable=True"),
+        ("adamw", {"betas": [2, 3]}, "ValueError: Invalid beta parameter"),
+        ("adamw", {"eps": "x"}, "TypeError"),
+        ("sgd", {"momentum": "x"}, "TypeError"),
+        ("rmsprop", {"alpha": [1]}, "TypeError"),
+        ("adafactor", {"eps": 5}, "TypeError"),
+    ],
+)
+def test_arguments_that_fail_at_the_first_step_are_a_fault_of_the_recipe(name, args, fault):
+    with pytest.raises(RecipeError) as caught:
+        make_optimizer(ResolvedTraining(optimizer=name, optimizer_args=args))
+    (message,) = caught.value.faults
+    assert message.startswith(f"train.optimizer: cannot use {name} ({fault}")
+    assert message.endswith("Correct train.optimizer_args.")
+
+
+def test_the_step_that_is_tried_changes_nothing():
+    prompt = nn.Parameter(torch.ones(3, 2))
+    optimizer = build_optimizer([prompt], [], training=ResolvedTraining())
+    assert torch.equal(prompt.detach(), torch.ones(3, 2))
+    assert prompt.grad is None
+    assert not optimizer.state

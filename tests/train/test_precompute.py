@@ -37,9 +37,9 @@ def case(request, parts):
 
 def fill_cache(trainer, prepared) -> list[object]:
     """Compute and cache the states; the events of it."""
-    _, planned, *events = prepare_caches(trainer, prepared)
-    assert isinstance(planned, PrecomputePlanned)
-    return events
+    events = [*prepare_caches(trainer, prepared)]
+    (planned,) = [at for at, event in enumerate(events) if isinstance(event, PrecomputePlanned)]
+    return events[planned + 1 :]
 
 
 def test_loss_and_gradient_are_those_of_whole_rows(case, trainer_of, monkeypatch):

@@ -33,6 +33,12 @@ def test_the_number_of_steps_is_that_of_the_batches(rows, size, budget, most):
     assert order.count_steps() == (every if most is None else min(every, most))
 
 
+def test_epochs_that_are_not_run_are_not_counted():
+    """A billion of them with a token budget were counted for hours."""
+    training = ResolvedTraining(epochs=10**9, max_steps=7, max_tokens_per_batch=20)
+    assert BatchSampler([5] * 40, training).count_steps() == 7
+
+
 def test_each_epoch_and_each_seed_has_another_order():
     rows = [5] * 40
     found = [

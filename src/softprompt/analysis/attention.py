@@ -69,7 +69,7 @@ def compute_attention_shares(
 
     Raises:
         DataError: there are no rows, or one lacks a field.
-        PromptError: the backbone's attention cannot be read, such as DeBERTa's.
+        PromptError: the backbone's attention cannot be read, such as RoFormer's.
 
     Examples:
         >>> from softprompt import Classify, TrainingConfig, fit

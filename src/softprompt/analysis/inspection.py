@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from softprompt._io import replace_file
 from softprompt.analysis.attention import AttentionShare, compute_attention_shares
 from softprompt.analysis.nearest import SoftToken, find_nearest_words
 from softprompt.analysis.norms import LayerNorms, compute_layer_norms
@@ -128,7 +129,8 @@ def save_figures(
         second = path if similarity is None else path.with_stem(f"{path.stem}-attention")
         figures[second] = draw_attention(attention)
     for file, figure in figures.items():
-        figure.savefig(file, dpi=120)
+        with replace_file(file) as fresh:
+            figure.savefig(fresh, dpi=120, format=file.suffix.removeprefix(".").lower())
     return [*figures]
 
 

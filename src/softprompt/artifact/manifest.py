@@ -1,5 +1,6 @@
 """The manifest of an artifact: one strict JSON file, checked against the artifact's tensors."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,8 +18,11 @@ from softprompt._io import ErrorContext, load_strict_json
 from softprompt.backbone.model import shorten_name
 from softprompt.errors import ArtifactError, format_unknown
 
-# Schema 1, which no release wrote, had other names for the keys of `task` and `recipe`.
-SCHEMA = 2
+# Schema 1 had other names for the keys of `task` and `recipe`. Schema 2 is as this one, but without
+# `manifest_digest`; it is still read.
+SCHEMA = 3
+_WITHOUT_DIGEST = 2
+READABLE = (_WITHOUT_DIGEST, SCHEMA)
 # The first parts of the tensors' names in the file.
 PROMPT = "prompt."
 HEAD = "head."
@@ -99,7 +103,7 @@ class Manifest:
 
 
 _ADAPTER = TypeAdapter(Manifest)
-_KEYS = (*(field.name for field in fields(Manifest)), "digest")
+_KEYS = (*(field.name for field in fields(Manifest)), "digest", "manifest_digest")
 
 
 def dump_manifest(manifest: Manifest, digest: str, *, source: ErrorContext) -> bytes:
@@ -119,6 +123,8 @@ def dump_manifest(manifest: Manifest, digest: str, *, source: ErrorContext) -> b
     try:
         content = asdict(manifest) | {"shapes": dict(sorted(manifest.shapes.items()))}
         content["digest"] = digest
+        content = json.loads(json.dumps(content, allow_nan=False))  # its keys and lists as read
+        content["manifest_digest"] = compute_digest(content)
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         return f"{text}\n".encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -127,6 +133,20 @@ def dump_manifest(manifest: Manifest, digest: str, *, source: ErrorContext) -> b
             "finite numbers, true, false, null, and lists and tables of these."
         )
         raise source.make_error(msg) from error
+
+
+def compute_digest(content: Mapping[str, object]) -> str:
+    """The SHA-256 of a manifest's content, in hexadecimal.
+
+    It is taken over the values, in whatever order and with whatever spaces they are written. Since
+    the digest of the tensors is among them, it covers the whole artifact. It shows damage, and no
+    forgery: who changes a value can compute it again.
+
+    Args:
+        content: all keys except for ``manifest_digest``, as JSON has them.
+    """
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_manifest(raw: bytes, *, source: ErrorContext) -> tuple[Manifest, str]:
@@ -140,22 +160,30 @@ def parse_manifest(raw: bytes, *, source: ErrorContext) -> tuple[Manifest, str]:
         The manifest and the digest.
 
     Raises:
-        ArtifactError: it is not UTF-8 or JSON, has another schema, unknown or missing keys, or
-            values of a wrong type.
+        ArtifactError: it is not UTF-8 or JSON, has another schema, unknown or missing keys, values
+            of a wrong type, or was changed since it was written.
     """
     content = _parse_object(raw, source)
     _check_schema(content, source)
-    digest = content.pop("digest", None)
+    has_digest, expected = "manifest_digest" in content, content.pop("manifest_digest", None)
     try:
+        actual = compute_digest(content)
+        digest = content.pop("digest", None)
         # pydantic's strict mode accepts a table for a dataclass only in JSON.
         manifest = _ADAPTER.validate_json(json.dumps(content, allow_nan=False))
     except ValidationError as error:
-        raise source.join_faults([_explain_fault(item) for item in error.errors()]) from error
+        raise source.join_faults([explain_fault(item) for item in error.errors()]) from error
     except (ValueError, RecursionError) as error:
         msg = f"its manifest.json cannot be read ({error})."
         raise source.make_error(msg) from error
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         msg = f"digest in manifest.json is {digest!r}, not 64 hexadecimal digits (SHA-256)."
+        raise source.make_error(msg)
+    if has_digest != (manifest.schema != _WITHOUT_DIGEST) or (has_digest and expected != actual):
+        msg = (
+            f"its manifest.json has the SHA-256 {actual}, but says {expected!r}: it was changed "
+            "after it was written."
+        )
         raise source.make_error(msg)
     return manifest, digest
 
@@ -184,22 +212,29 @@ def _check_schema(content: Mapping[str, object], source: ErrorContext) -> None:
             f"{version('softprompt')} reads schema {SCHEMA}. Update: pip install -U softprompt"
         )
         raise ArtifactError(msg)
-    if schema == SCHEMA - 1:
+    if schema == 1:
         msg = (
             f"{source.name}: its manifest.json has schema {schema}, but softprompt reads schema "
             f"{SCHEMA}, in which keys of task and recipe have other names. Train or import the "
             "prompt again."
         )
         raise ArtifactError(msg)
-    if schema != SCHEMA:
+    if schema not in READABLE:
         msg = f"its manifest.json has schema {schema!r}, but softprompt reads schema {SCHEMA}."
         raise source.make_error(msg)
 
 
-def _explain_fault(error: ErrorDetails) -> str:
-    """The message for one fault that pydantic found."""
-    where = ".".join(map(str, error["loc"]))
+def explain_fault(error: ErrorDetails, *, table: str = "") -> str:
+    """The message for one fault that pydantic found.
+
+    Args:
+        error: of pydantic.
+        table: the table of the manifest that was checked; empty for the manifest itself.
+    """
+    where = ".".join(map(str, (*filter(None, [table]), *error["loc"])))
     match error["type"]:
+        case "extra_forbidden" if table:
+            return f"manifest.json has the unknown key {where!r}."
         case "missing" | "missing_argument":
             return f"manifest.json lacks the key {where!r}."
         case "extra_forbidden" | "unexpected_keyword_argument":

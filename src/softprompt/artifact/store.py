@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from shlex import quote
@@ -15,18 +16,20 @@ from torch import Tensor
 from softprompt._io import (
     UNREADABLE,
     ErrorContext,
-    get_backup_path,
+    find_backup,
     is_pickle,
     to_bytes,
     write_atomically,
 )
+from softprompt._paths import is_file, is_present
 from softprompt.artifact.artifact import Artifact
+from softprompt.artifact.checks import find_faults
 from softprompt.artifact.manifest import (
     HEAD,
     PROMPT,
+    READABLE,
+    SCHEMA,
     Manifest,
-    check_manifest,
-    check_tensors,
     dump_manifest,
     parse_manifest,
 )
@@ -37,6 +40,8 @@ MANIFEST = "manifest.json"
 TENSORS = "prompt.safetensors"
 INSIDE_RUN = "artifact"
 _RECIPE = "recipe.toml"
+# Far larger than any artifact, and small enough to be read at once.
+_LARGEST = {MANIFEST: 64 << 20, TENSORS: 4 << 30}
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 
 
@@ -47,10 +52,10 @@ def find_artifact(path: Path) -> Path:
         ArtifactError: there is no such folder.
         OSError: it cannot be read.
     """
-    if path.is_file():
+    if is_file(path):
         msg = f"{path} is a file, but an artifact is a folder. Give its folder {path.parent}."
         raise ArtifactError(msg)
-    if not path.is_dir():
+    if not is_present(path) or not path.is_dir():
         raise ArtifactError(_explain_missing(path))
     inside = path / INSIDE_RUN
     return inside if inside.is_dir() and not (path / MANIFEST).exists() else path
@@ -73,12 +78,24 @@ def read_file_bytes(folder: Path, name: str, *, source: ErrorContext) -> bytes:
     if not target.is_relative_to(root):
         msg = (
             f"{source.name}: {name} is a link to {target}, outside the folder; only files in it "
-            f"are read. Copy the file itself: cp --remove-destination {target} {path}"
+            f"are read. Copy the file itself: cp --remove-destination {quote(str(target))} "
+            f"{quote(str(path))}"
         )
         raise ArtifactError(msg)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "not a regular file"
+        msg = f"{path} is {what}, but an artifact has a file of this name."
+        raise source.make_error(msg)
     if not path.is_file():
         raise ArtifactError(_explain_incomplete(folder, name))
+    _check_size(name, path.stat().st_size, source=source)
     return path.read_bytes()
+
+
+def _check_size(name: str, size: int, *, source: ErrorContext) -> None:
+    if size > _LARGEST[name]:
+        msg = f"{name} has {size:,} bytes, but at most {_LARGEST[name]:,} are possible."
+        raise source.make_error(msg)
 
 
 def has_pickle_suffix(name: str) -> bool:
@@ -92,12 +109,13 @@ def abbreviate(names: Sequence[str], most: int = 8) -> str:
 
 
 def _explain_missing(path: Path) -> str:
-    if get_backup_path(path).is_dir():
+    backup = find_backup(path)
+    if backup is not None:
         return (
             f"there is no folder {path}: a save was interrupted just before it finished. The "
-            f"previous artifact is complete in {get_backup_path(path)}; rename that to {path}."
+            f"previous artifact is complete in {backup}; rename that to {path}."
         )
-    if not path.parent.is_dir():
+    if not is_present(path.parent):
         return f"there is no folder {path}: its parent {path.parent} does not exist either."
     folders = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
     close = get_close_matches(path.name, folders, n=3)
@@ -145,13 +163,7 @@ def save_artifact(artifact: Artifact, folder: Path) -> Path:
             written.
     """
     source = ErrorContext(f"the artifact for {folder}", "Correct it; nothing was written.")
-    tensors = artifact.to_tensors()
-    # Parsed again, so that everything that loading checks is checked here.
-    draft = dump_manifest(artifact.manifest, "0" * 64, source=source)
-    manifest, _ = _read_manifest(draft, source)
-    _compare(manifest, tensors, source)
-    raw = to_bytes(tensors)
-    described = dump_manifest(manifest, hashlib.sha256(raw).hexdigest(), source=source)
+    raw, described = _serialize(artifact, source)
     try:
         check_replaceable(folder)
         with write_atomically(folder) as fresh:
@@ -162,6 +174,35 @@ def save_artifact(artifact: Artifact, folder: Path) -> Path:
             _explain_write_error(folder, error, len(raw) + len(described))
         ) from error
     return folder
+
+
+def check_savable(artifact: Artifact, *, source: ErrorContext) -> None:
+    """Check that an artifact could be saved: what `save_artifact` checks, without writing it.
+
+    Args:
+        artifact: to check.
+        source: the artifact, for messages.
+
+    Raises:
+        ArtifactError: as `save_artifact`, except that nothing is written.
+    """
+    _serialize(artifact, source)
+
+
+def _serialize(artifact: Artifact, source: ErrorContext) -> tuple[bytes, bytes]:
+    """The files of tensors and manifest, which can be loaded again."""
+    tensors, written = artifact.to_tensors(), artifact.manifest
+    if written.schema in READABLE:
+        written = replace(written, schema=SCHEMA)
+    # Parsed again, so that everything that loading checks is checked here.
+    draft = dump_manifest(written, "0" * 64, source=source)
+    manifest, _ = parse_manifest(draft, source=source)
+    _check(manifest, tensors, source)
+    raw = to_bytes(tensors)
+    described = dump_manifest(manifest, hashlib.sha256(raw).hexdigest(), source=source)
+    for name, content in ((MANIFEST, described), (TENSORS, raw)):
+        _check_size(name, len(content), source=source)
+    return raw, described
 
 
 def load_artifact(path: Path) -> Artifact:
@@ -201,7 +242,7 @@ def load_artifact_from(folder: Path, *, source: ErrorContext) -> Artifact:
     """
     described = read_file_bytes(folder, MANIFEST, source=source)
     raw = read_file_bytes(folder, TENSORS, source=source)
-    manifest, digest = _read_manifest(described, source)
+    manifest, digest = parse_manifest(described, source=source)
     tensors = _read_tensors(raw, source)
     actual = hashlib.sha256(raw).hexdigest()
     if actual != digest:
@@ -210,7 +251,7 @@ def load_artifact_from(folder: Path, *, source: ErrorContext) -> Artifact:
             "files was changed, or they belong to different artifacts."
         )
         raise source.make_error(msg)
-    _compare(manifest, tensors, source)
+    _check(manifest, tensors, source)
     head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
     return Artifact(manifest, _make_prompt(manifest, tensors), head)
 
@@ -240,16 +281,8 @@ def check_replaceable(folder: Path, *, also: Collection[str] = ()) -> None:
         raise ArtifactError(msg)
 
 
-def _read_manifest(described: bytes, source: ErrorContext) -> tuple[Manifest, str]:
-    manifest, digest = parse_manifest(described, source=source)
-    faults = check_manifest(manifest)
-    if faults:
-        raise source.join_faults(faults)
-    return manifest, digest
-
-
-def _compare(manifest: Manifest, tensors: dict[str, Tensor], source: ErrorContext) -> None:
-    faults = check_tensors(manifest, tensors)
+def _check(manifest: Manifest, tensors: dict[str, Tensor], source: ErrorContext) -> None:
+    faults = find_faults(manifest, tensors)
     if faults:
         raise source.join_faults(faults)
 

@@ -37,6 +37,8 @@ class AttentionCall:
         prefix_kv: keys and values ``[B or 1, N, P, D]`` that come before the row's own.
         scaling: the factor of the products; None for one over the square root of D.
         selects_keys: whether the attention selects keys by their index.
+        compute_bias: the function that computes the bias of tokens before the row, where a family
+            has a hook of its own that knows it.
     """
 
     query: Tensor
@@ -49,11 +51,20 @@ class AttentionCall:
     prefix_kv: tuple[Tensor, Tensor] | None = None
     scaling: float | None = None
     selects_keys: bool = False
+    compute_bias: Callable[..., Tensor] | None = None
 
     @property
     def has_mask(self) -> bool:
         """Whether anything is masked."""
         return self.mask is not None or (self.causal and self.query.shape[2] > 1)
+
+    def join_prefix(self) -> tuple[Tensor, Tensor]:
+        """The keys and values of the prefix, if there is one, and of the row."""
+        if self.prefix_kv is None:
+            return self.key, self.value
+        shape = len(self.key), -1, -1, -1
+        keys, values = (t.expand(shape).to(self.key.dtype) for t in self.prefix_kv)
+        return torch.cat([keys, self.key], dim=2), torch.cat([values, self.value], dim=2)
 
     def make_explicit_mask(self) -> Tensor:
         """The mask ``[B or 1, 1, T, Tk]``, also where the call has none."""
@@ -104,15 +115,13 @@ def attend(module: nn.Module, call: AttentionCall, *, options: dict[str, Any]) -
     Returns:
         The output ``[B, T, heads, D]``.
     """
-    # The plain products have no gradient for T5's bias, which only a trained backbone needs.
-    trains_bias = call.bias is not None and any(p.requires_grad for p in module.parameters())
+    # The plain products have no gradient for a bias, such as T5's in a trained backbone.
+    trains_bias = call.bias is not None and (
+        call.bias.requires_grad or any(p.requires_grad for p in module.parameters())
+    )
     if _is_plain_faster(module, call, options) and not trains_bias:
         return _attend_plain(call)
-    key, value = call.key, call.value
-    if call.prefix_kv is not None:
-        batch = key.shape[0]
-        keys, values = (t.expand(batch, -1, -1, -1).to(key.dtype) for t in call.prefix_kv)
-        key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+    key, value = call.join_prefix()
     whole = replace(call, key=key, value=value, prefix_kv=None)
     return run_kernel(module, whole, options=options)
 

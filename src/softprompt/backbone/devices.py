@@ -60,7 +60,7 @@ def resolve_device(device: str | torch.device) -> str:
         requested = torch.device(device)
     except RuntimeError as error:
         raise BackboneError(format_unknown("device", str(device), options=options)) from error
-    if requested.type not in {"cpu", "meta"} and str(requested) not in options:
+    if requested.type != "cpu" and str(requested) not in options:
         msg = (
             f"device {str(device)!r} is not on this machine. It has: "
             f"{', '.join(options[1:])}. Give one of these, or 'auto'."

@@ -1,7 +1,7 @@
 """Hooks into a transformers model: its input embeddings, its layers and its attention."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -98,25 +98,11 @@ def attach_pass(tensor: Tensor, pass_hook: PassHook) -> None:
 def get_attached_pass(kwargs: Mapping[str, Any]) -> PassHook | None:
     """The pass of a layer: among its keyword arguments, running, or attached to one of them.
 
-    Some families do not forward keyword arguments to their layers. With gradient checkpointing a
-    layer is run again after its pass has ended, so the pass is attached to a tensor that the layer
-    receives.
+    Some families do not forward keyword arguments to their layers, or layers to their attention.
     """
     alibi = getattr(kwargs.get("alibi"), _KEYWORD, None)  # BLOOM's
     pass_hook: PassHook | None = kwargs.get(_KEYWORD) or _running.get() or alibi
-    is_backward = torch._C._current_graph_task_id() != -1  # noqa: SLF001  # as torch's checkpoint asks
-    if pass_hook is not None or not is_backward:
-        return pass_hook
-    attached = (getattr(tensor, _KEYWORD, None) for tensor in _list_tensors(kwargs.values()))
-    return next((hook for hook in attached if hook is not None), None)
-
-
-def _list_tensors(values: Iterable[object]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple):
-            yield from _list_tensors(value)
+    return pass_hook
 
 
 def install_hooks(model: PreTrainedModel, *, tables: Sequence[nn.Module] = ()) -> bool:
@@ -124,17 +110,17 @@ def install_hooks(model: PreTrainedModel, *, tables: Sequence[nn.Module] = ()) -
 
     Args:
         model: the model.
-        tables: further embedding tables that look up token ids (Gemma 3n has one for each layer).
-            A soft token counts as token 0 there.
+        tables: further modules that look up token ids in a table (Gemma 3n has one for each
+            layer). A soft token counts as token 0 there.
 
     Returns:
-        Whether its attention uses transformers' attention interface. If not (DeBERTa; BLOOM, which
-        has hooks of its own in :mod:`~softprompt.backbone.families`), only the embeddings have one.
+        Whether its attention uses transformers' attention interface. If not, only the embeddings
+        have one; some such families have one of their own in :mod:`~softprompt.backbone.families`.
     """
     for table in list_input_tables(model):
         table.forward = partial(_embed, table.forward)
     for table in tables:
-        table.forward = partial(_embed_known, table.forward)
+        table.register_forward_pre_hook(_replace_soft, with_kwargs=True)
     if not model._can_set_attn_implementation():  # noqa: SLF001  # transformers' only way to ask
         return False
     model.set_attn_implementation(NAME if model._supports_sdpa else NAME_EAGER)  # noqa: SLF001
@@ -186,9 +172,19 @@ def _embed(table: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
     return table(ids) if hook is None else hook.embed(ids, table)
 
 
-def _embed_known(table: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+def _replace_soft(
+    _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     hook = _current.get()
-    return table(ids if hook is None else hook.replace_soft(ids))
+    if hook is None:
+        return None
+
+    def replace(value: object) -> object:
+        if isinstance(value, Tensor) and value.dtype in {torch.int64, torch.int32}:
+            return hook.replace_soft(value)
+        return value
+
+    return tuple(map(replace, args)), {name: replace(value) for name, value in kwargs.items()}
 
 
 def _add_pass(
@@ -250,22 +246,44 @@ def _run_layer(
     pass_hook = get_attached_pass(kwargs)
     if pass_hook is None:
         return forward(states, *args, **kwargs)
-    if _KEYWORD not in kwargs:
-        for tensor in _list_tensors(kwargs.values()):
-            attach_pass(tensor, pass_hook)
     states, must_run = pass_hook.on_layer(layer.module, states)
     if must_run:
-        token = _running.set(pass_hook)
-        try:
-            return forward(states, *args, **kwargs)
-        finally:
-            _running.reset(token)
-    if not layer.has_extra_outputs:
+        with _checkpoint_in_pass(layer.module, pass_hook):
+            return _run_in_pass(pass_hook, partial(forward, **kwargs), states, *args)
+    if not layer.num_outputs:
         return states
+    if not layer.has_extra_outputs:
+        return (states, *[None] * (layer.num_outputs - 1))
     if not pass_hook.extra_outputs:
         with no_grad():
             _, *pass_hook.extra_outputs = forward(states, *args, **kwargs)
     return (states, *pass_hook.extra_outputs)
+
+
+@contextmanager
+def _checkpoint_in_pass(module: nn.Module, pass_hook: PassHook) -> Iterator[None]:
+    """Keep the pass for a layer that gradient checkpointing runs again, when it has ended.
+
+    transformers checkpoints what is inside `forward`, so no hook of the layer runs then.
+    """
+    name = "_gradient_checkpointing_func"
+    checkpoint = vars(module).get(name)
+    if checkpoint is None:
+        yield
+        return
+    vars(module)[name] = lambda run, *args: checkpoint(partial(_run_in_pass, pass_hook, run), *args)
+    try:
+        yield
+    finally:
+        vars(module)[name] = checkpoint
+
+
+def _run_in_pass(pass_hook: PassHook, run: Callable[..., Any], *args: Any) -> Any:  # noqa: ANN401
+    token = _running.set(pass_hook)
+    try:
+        return run(*args)
+    finally:
+        _running.reset(token)
 
 
 def _attend(
@@ -284,7 +302,7 @@ def _attend(
         value,
         attention_mask,
         causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
-        bias=kwargs.get("position_bias"),
+        bias=_find_bias(module, kwargs),
         window=kwargs.get("sliding_window"),
         scaling=kwargs.get("scaling"),
         selects_keys=any(kwargs.get(name) is not None for name in SELECTING_KEYWORDS),
@@ -292,6 +310,19 @@ def _attend(
     if pass_hook is None:
         return run_kernel(module, call, options=kwargs), None
     return attend(module, pass_hook.attend(module, call), options=kwargs), None
+
+
+def _find_bias(module: nn.Module, kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The bias of an attention call.
+
+    Gradient checkpointing makes whatever a layer returns require a gradient, also the bias of T5
+    and its kin, which depends on distances alone, so that a frozen one needs none.
+    """
+    bias: Tensor | None = kwargs.get("position_bias")
+    is_by_distance = hasattr(module, "has_relative_attention_bias")
+    if bias is None or not bias.requires_grad or not is_by_distance:
+        return bias
+    return bias if any(p.requires_grad for p in module.parameters()) else bias.detach()
 
 
 for _name, _mask in ((NAME, sdpa_mask), (NAME_EAGER, eager_mask)):

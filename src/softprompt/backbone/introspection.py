@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # torch's own convention
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.bloom.modeling_bloom import BloomAttention
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from softprompt.backbone import hooks
-from softprompt.backbone.families.bloom import ALIBI, hook_bloom
-from softprompt.backbone.families.gptj import hook_gptj
+from softprompt.backbone.families import hook_family
 from softprompt.backbone.fingerprint import compute_fingerprint
 from softprompt.backbone.hooks import Recorder
 from softprompt.backbone.layers import Layer, find_body, find_layers
@@ -49,7 +47,7 @@ class AttentionSite:
         module: the attention module.
         num_kv_heads: N, key/value heads.
         head_dim: D.
-        value_dim: the size of the values' heads, nearly always D.
+        value_dim: the size of the values' heads, mostly D.
         selects_keys: whether it selects keys by their index.
         sliding_window: the size of its sliding window, if it reports one.
         is_self_attention: whether a row's own tokens attend to one another, as everywhere except
@@ -74,11 +72,11 @@ def find_input_embeddings(model: PreTrainedModel) -> nn.Embedding:
     return cast("nn.Embedding", model.get_input_embeddings())
 
 
-def make_probe_ids(model: PreTrainedModel) -> Int[Tensor, "1 3"]:
-    """Three ordinary token ids: the highest below 100, because most special ids are lower."""
+def make_probe_ids(model: PreTrainedModel, length: int = _PROBE_LENGTH) -> Int[Tensor, "1 T"]:
+    """Ordinary token ids: the highest below 100, because most special ids are lower."""
     weight = find_input_embeddings(model).weight
     top = min(100, weight.shape[0]) - 1
-    return top - torch.arange(_PROBE_LENGTH, device=weight.device)[None]
+    return (top - torch.arange(length, device=weight.device)).clamp(min=0)[None]
 
 
 @torch.no_grad()
@@ -109,7 +107,7 @@ def run_dry(
         is_self = not is_encoder_decoder or (id(module) not in encoder and is_full)
         table = find_position_bias(recorder.calls[:number]) if is_self else None
         bias = None if table is None else biases.setdefault(table, T5PositionBias(table))
-        bias = ALIBI if isinstance(module, BloomAttention) else bias
+        bias = call.compute_bias or bias
         sites.append(
             AttentionSite(
                 module,
@@ -162,6 +160,9 @@ def measure_geometry(
     offset = _find_position_offset(model, kind)
     self_attention = [site for site in sites if site.is_self_attention]
     biased = [site for site in self_attention if site.has_bias]
+    shapes = [(site.num_kv_heads, site.head_dim, site.value_dim) for site in sites]
+    heads = max((count for count, *_ in shapes), default=0)
+    head_dim = max((max(sizes) for _, *sizes in shapes), default=0)
     has_positions = offset is not None or bool(self_attention and (biased or table is not None))
     return Geometry(
         architecture=kind,
@@ -173,8 +174,8 @@ def measure_geometry(
         num_attention_sites=len(sites),
         num_layers=len(layers),
         layer_width=layers[0].width if layers else 0,
-        num_kv_heads=sites[0].num_kv_heads if sites else 0,
-        head_dim=sites[0].head_dim if sites else 0,
+        num_kv_heads=heads,
+        head_dim=head_dim,
         sliding_window=_sliding_window(model, sites),
         reports_window=any(site.sliding_window is not None for site in sites),
         position_offset=offset,
@@ -183,6 +184,7 @@ def measure_geometry(
         ),
         supports_position_shift=has_positions and all(site.bias is not None for site in biased),
         embedding_rms=_measure_embedding_rms(model),
+        site_shapes=() if {*shapes} <= {(heads, head_dim, head_dim)} else tuple(shapes),
     )
 
 
@@ -242,7 +244,8 @@ def _find_position_offset(model: PreTrainedModel, kind: Architecture) -> int | N
 def _max_positions(model: PreTrainedModel, offset: int) -> int | None:
     """The number of positions at which a row's result does not depend on longer rows."""
     config = _get_text_config(model)
-    limit = getattr(config, "max_position_embeddings", None)
+    # MPT has the latter.
+    limit = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
     if not isinstance(limit, int) or limit <= 0 or config.model_type in {"t5", "mt5", "bloom"}:
         return None
     # The position tables of RoBERTa and MPNet begin with rows for padding.
@@ -321,7 +324,7 @@ def wrap_model(
     fingerprint = compute_fingerprint(body, tokenizer)
     has_hooks, reason = _install(name, model, kind)
     sites, states = run_dry(model, kind, has_hooks=has_hooks)
-    reason = reason or _explain_shapes(sites)
+    reason = reason or _explain_no_prefix(sites)
     sites = [] if reason else sites
     layers = find_row_layers(model, kind, sites=sites)
     hooks.hook_layers(layers)
@@ -353,8 +356,7 @@ def _install(name: str, model: PreTrainedModel, kind: Architecture) -> tuple[boo
     before = _run_both(model, kind)
     original = model.config._attn_implementation  # noqa: SLF001  # transformers' only way to ask
     tables = find_token_tables(model, kind)
-    has_hooks = hooks.install_hooks(model, tables=tables)
-    has_hooks = has_hooks or hook_bloom(model) or hook_gptj(model)
+    has_hooks = hooks.install_hooks(model, tables=tables) or hook_family(model)
     if is_close(_run_both(model, kind), before):
         return has_hooks, None
     if has_hooks and model._can_set_attn_implementation():  # noqa: SLF001
@@ -375,17 +377,10 @@ def _run_both(model: PreTrainedModel, kind: Architecture) -> Tensor:
         return torch.cat([_run_probe(model, kind), _run_probe(model, kind, padding=2)])
 
 
-def _explain_shapes(sites: Sequence[AttentionSite]) -> str | None:
-    """Why one prefix cannot fit all attention calls."""
+def _explain_no_prefix(sites: Sequence[AttentionSite]) -> str | None:
+    """Why no prefix can be put before the keys and values of these attention calls."""
     if any(site.selects_keys for site in sites):
         return "selects keys by their index, which a prefix would shift"
-    if uneven := {(s.head_dim, s.value_dim) for s in sites if s.head_dim != s.value_dim}:
-        sizes = " and ".join(map(str, min(uneven)))
-        return f"has keys and values of different widths ({sizes})"
-    shapes = sorted({(site.num_kv_heads, site.head_dim) for site in sites})
-    if len(shapes) > 1:
-        listed = ", ".join(f"{heads} heads of {size}" for heads, size in shapes)
-        return f"has attention layers of different shapes ({listed})"
     return None if sites else "uses a custom attention implementation"
 
 
@@ -399,19 +394,21 @@ def _wrap_head(model: PreTrainedModel, width: int) -> tuple[LMHead | None, str |
 
 @torch.no_grad()
 def find_token_tables(model: PreTrainedModel, kind: Architecture) -> list[nn.Module]:
-    """The embedding tables other than the input embeddings that look up a row's token ids."""
+    """The modules other than the input embeddings that look up a row's token ids in a table."""
     ids, found = make_probe_ids(model), list[nn.Module]()
 
     def record(module: nn.Module, *inputs: Any) -> None:  # noqa: ANN401  # arguments, keywords
         args, kwargs = inputs
         # BART's position table gets the ids too, for their shape, and position ids with them.
-        looked_up = args[0] if len(args) == 1 and not kwargs else None
-        if not isinstance(looked_up, Tensor) or looked_up.numel() != ids.numel():
+        if isinstance(module, nn.Embedding) and (len(args) != 1 or kwargs):
             return
-        if torch.equal(looked_up.flatten(), ids.flatten()):
+        given = (*args, *kwargs.values())
+        looked_up = [t for t in given if isinstance(t, Tensor) and t.numel() == ids.numel()]
+        if any(torch.equal(tensor.flatten(), ids.flatten()) for tensor in looked_up):
             found.append(module)
 
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    rows = len(find_input_embeddings(model).weight)
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) or _has_table(m, rows)]
     handles = [table.register_forward_pre_hook(record, with_kwargs=True) for table in tables]
     try:
         _run_probe(model, kind)
@@ -420,6 +417,12 @@ def find_token_tables(model: PreTrainedModel, kind: Architecture) -> list[nn.Mod
             handle.remove()
     known = {id(table) for table in hooks.list_input_tables(model)}
     return [table for table in found if id(table) not in known]
+
+
+def _has_table(module: nn.Module, rows: int) -> bool:
+    """Whether a module has whole numbers for each token, as DeepSeek-V4's routers have experts."""
+    tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return any(not t.is_floating_point() and t.ndim and len(t) == rows for t in tensors)
 
 
 # The greatest difference between two results that are the same but for rounding, relative to the

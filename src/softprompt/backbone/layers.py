@@ -36,11 +36,14 @@ class Layer:
 
     Args:
         module: its module.
-        has_extra_outputs: whether it returns more than hidden states; T5's return a position bias.
+        num_outputs: the number of outputs in the tuple that it returns; 0 if it returns a tensor.
+        has_extra_outputs: whether one of them is more than hidden states and None; T5's layers
+            return a position bias.
         width: the width of the hidden states.
     """
 
     module: nn.Module
+    num_outputs: int
     has_extra_outputs: bool
     width: int
 
@@ -65,7 +68,7 @@ def find_layers(
     outer = {id(a): [m for m in body.modules() if _contains(m, a)] for a in attentions}
     candidates = {id(m): m for modules in outer.values() for m in modules}
     attention_calls = Counter(id(m) for a in attentions for m in outer[id(a)])
-    calls: dict[int, list[tuple[bool, int]]] = defaultdict(list)
+    calls: dict[int, list[tuple[int, bool, int]]] = defaultdict(list)
     hooks = [
         module.register_forward_hook(partial(_record_call, calls), with_kwargs=True)
         for module in candidates.values()
@@ -80,8 +83,7 @@ def find_layers(
         matches = [m for m in outer[id(attention)] if len(calls[id(m)]) == attention_calls[id(m)]]
         if not matches:
             return []
-        has_extra_outputs, width = calls[id(matches[0])][0]
-        layers.append(Layer(matches[0], has_extra_outputs, width))
+        layers.append(Layer(matches[0], *calls[id(matches[0])][0]))
     return layers
 
 
@@ -90,16 +92,18 @@ def _contains(module: nn.Module, inner: nn.Module) -> bool:
 
 
 def _record_call(
-    calls: dict[int, list[tuple[bool, int]]],
+    calls: dict[int, list[tuple[int, bool, int]]],
     module: nn.Module,
     args: tuple[Any, ...],
     _kwargs: object,
     output: object,
 ) -> None:
-    """Record a call that turns hidden states into hidden states: extra outputs, and the width."""
+    """Record a call that turns hidden states into hidden states: its outputs, and the width."""
+    count = len(output) if isinstance(output, tuple) else 0
     first, *rest = output if isinstance(output, tuple) else (output,)
     states = args[0] if args else None
     if not isinstance(first, Tensor) or not isinstance(states, Tensor):
         return
     if states.shape == first.shape and states.ndim == _STATES_NDIM:
-        calls[id(module)].append((bool(rest), states.shape[-1]))
+        has_extra_outputs = any(other is not None for other in rest)
+        calls[id(module)].append((count, has_extra_outputs, states.shape[-1]))

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +30,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from softprompt._paths import cache_folder
+from softprompt._parsing import parse_json
+from softprompt._paths import cache_folder, expand_user, is_file, is_present
 from softprompt.backbone.introspection import wrap_model
 from softprompt.backbone.layers import find_body
 from softprompt.backbone.model import Architecture, Backbone, list_dropout_rates
@@ -41,12 +41,20 @@ from softprompt.errors import (
     MissingPackageError,
     SoftpromptError,
     format_unknown,
+    is_panic,
     summarize_error,
 )
 
 _log = logging.getLogger(__name__)
 
 PREFIX = "builtin:"
+# Of a tokenizer, the largest: some ten million.
+_LARGEST_JSON = 1_000_000_000
+_REMEDY = (
+    "Give a Hub id that can be reached or is in the local cache, a folder with config.json, "
+    "tokenizer and *.safetensors (pickled .bin weights are never read), a .gguf file, or a "
+    f"{PREFIX} name."
+)
 
 
 @dataclass(frozen=True)
@@ -184,7 +192,9 @@ def explain_failures(name: str) -> Iterator[None]:
         yield
     except (SoftpromptError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         msg = (
             f"backbone {name!r} cannot be used: {summarize_error(error)}. Choose another backbone, "
             "or report its family."
@@ -231,45 +241,87 @@ def resolve_checkpoint(name: str, loading: LoadOptions) -> Checkpoint:
     """Find a checkpoint by the name of its backbone.
 
     Raises:
-        BackboneError: a file or folder of this name does not exist.
+        BackboneError: a file or folder of this name does not exist, or names files elsewhere.
+        MissingPackageError: the reader of GGUF files is not installed.
     """
     arguments: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
     if name.startswith(PREFIX):
         path = resolve_builtin(name)
     else:
-        path = Path(os.path.expanduser(name))  # noqa: PTH111  # unlike Path, keeps an unknown ~user
-        if not os.path.exists(path):  # noqa: PTH110  # unlike Path, False for an impossible name
+        path = expand_user(name)
+        if not is_present(path):
             if path.suffix == ".gguf" or name.startswith((".", "/", "~")):
                 msg = (
                     f"there is no file or folder {name!r}. Give a Hub id, a folder or a .gguf file."
                 )
                 raise BackboneError(msg)
             return Checkpoint(name, arguments | {"revision": loading.revision})
+    if path.is_dir():
+        _check_files(name, path)
     if path.suffix == ".gguf":
+        _check_gguf_installed(name)
         path = convert_gguf(path, loading.dtype or torch.bfloat16)
     return Checkpoint(str(path), arguments)
 
 
-def load_or_raise(name: str, load: Callable[[], Any]) -> Any:  # noqa: ANN401  # transformers'
+def _check_gguf_installed(name: str) -> None:
+    if find_spec("gguf") is None:
+        msg = (
+            f"backbone {name!r} is a GGUF file, whose reader is not installed. Install it: pip "
+            "install 'softprompt[gguf]'"
+        )
+        raise MissingPackageError(msg)
+
+
+def _check_files(name: str, folder: Path) -> None:
+    """Check that all files of a checkpoint are files in its folder, before they are read."""
+    for path in folder.iterdir():
+        if is_present(path) and not path.is_dir() and not path.is_file():
+            fact = f"{path.name} is not a file but a device or a pipe"
+        elif path.suffix == ".json" and is_file(path) and path.stat().st_size > _LARGEST_JSON:
+            fact = f"{path.name} has {path.stat().st_size:,} bytes, far more than any checkpoint's"
+        elif path.name.endswith(".index.json") and (other := _find_outside(folder, path)):
+            fact = f"{path.name} names {other!r}, which is not a file in the folder"
+        else:
+            continue
+        msg = f"backbone {name!r} could not be loaded: {fact}. Give a complete checkpoint."
+        raise BackboneError(msg)
+
+
+def _find_outside(folder: Path, index: Path) -> str | None:
+    """The first file that an index of shards names and that is not in its folder."""
+    try:
+        content = parse_json(index.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None  # transformers says what is wrong with it
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    names = {*map(str, shards.values())} if isinstance(shards, dict) else set()
+    for shard in sorted(names):
+        if Path(shard).is_absolute() or ".." in Path(shard).parts or not is_file(folder / shard):
+            return shard
+    return None
+
+
+def load_or_raise(name: str, load: Callable[[], Any], *, remedy: str = _REMEDY) -> Any:  # noqa: ANN401  # transformers'
     """Call a loader, and raise its errors as a BackboneError with a remedy."""
     try:
         return load()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a damaged file leads to errors of many kinds
+    except BaseException as error:  # a damaged file leads to errors of many kinds
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         text = repr(error) if isinstance(error, KeyError) else str(error)
         reason = text.strip().split("\n", 1)[0].rstrip(" .:")
-        msg = (
-            f"backbone {name!r} could not be loaded: {reason}. "
-            "Give a Hub id that can be reached or is in the local cache, a folder with "
-            "config.json, tokenizer and *.safetensors (pickled .bin weights are never "
-            f"read), a .gguf file, or a {PREFIX} name."
-        )
+        msg = f"backbone {name!r} could not be loaded: {reason}. {remedy}"
+        if is_present(expand_user(name)):
+            msg += " A file that a download cut off or damaged has to be fetched again."
         raise BackboneError(msg) from error
 
 
 def _check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that there is a vocabulary: without one, transformers makes an empty tokenizer."""
+    _ = tokenizer.all_special_ids, tokenizer.unk_token_id  # raises if its own token is missing
     # T5's empty tokenizer has one ordinary token, the mark for a space.
     if len(tokenizer) - len(tokenizer.added_tokens_decoder) > 1:
         return
@@ -325,7 +377,15 @@ def _load_model(
             ignore_mismatched_sizes=True,  # they are checked below: here, no message names them
             **arguments,
         ),
+        remedy=_explain_arguments(loading),
     )
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        msg = (
+            f"device_map = {loading.device_map!r} leaves weights of backbone {name!r} on the disk "
+            "or nowhere, but all of them are needed in memory. Place them on devices, or leave "
+            "device_map out."
+        )
+        raise BackboneError(msg)
     for key, stored, expected in sorted(report["mismatched_keys"]):
         msg = (
             f"the weights of backbone {name!r} do not fit its config.json: {key} has the shape "
@@ -333,6 +393,12 @@ def _load_model(
         )
         raise BackboneError(msg)
     return model, _is_headless(name, model, sorted(report["missing_keys"]))
+
+
+def _explain_arguments(loading: LoadOptions) -> str:
+    """The remedy, which begins with the arguments that may not fit."""
+    names = [n for n in ("device_map", "quantization_config") if getattr(loading, n) is not None]
+    return "".join(f"Correct {name}, or leave it out. " for name in names) + _REMEDY
 
 
 def _is_headless(name: str, model: PreTrainedModel, missing: list[str]) -> bool:

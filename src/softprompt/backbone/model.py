@@ -65,8 +65,8 @@ class Geometry:
         num_layers: the number of layers that soft tokens can enter before, of an encoder-decoder's
             encoder; 0 if these are not known.
         layer_width: the width of the layers' hidden states (OPT-350M: not H).
-        num_kv_heads: N, key/value heads per site.
-        head_dim: D, the size of a head.
+        num_kv_heads: N, key/value heads per site, or the most of any site.
+        head_dim: D, the size of a head, or the largest of any site.
         sliding_window: the size of its sliding window; None if it has none.
         reports_window: whether attention calls report their sliding window.
         position_offset: the first position id (RoBERTa: 2); None if the backbone takes no position
@@ -78,6 +78,10 @@ class Geometry:
             with :mod:`~softprompt.backbone.position_bias` if the decoder takes none.
         embedding_rms: the root mean square of the input embeddings, the scale of a real token.
         limits: what the backbone cannot do.
+        site_shapes: the number of heads and the sizes of a key and a value at each site, if they
+            are not N, D and D at all of them.
+        has_token_types: whether token types tell sentence pairs apart. XLM adds the embedding of
+            token 0 to every token instead.
     """
 
     architecture: Architecture
@@ -98,6 +102,8 @@ class Geometry:
     supports_position_shift: bool
     embedding_rms: float
     limits: Limits = Limits()
+    site_shapes: tuple[tuple[int, int, int], ...] = ()
+    has_token_types: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +113,8 @@ class BatchInputs:
     Args:
         input_ids: token ids; those of soft tokens are V or more.
         attention_mask: 1 on real tokens, 0 on padding, on either side.
-        token_type_ids: token types of sentence pairs, or None. Only encoders use them: GPT-2 would
-            add the embedding of token 0 to every token.
+        token_type_ids: token types of sentence pairs, or None. Only encoders use them (not XLM):
+            GPT-2 would add the embedding of token 0 to every token.
         decoder_input_ids: the input of an encoder-decoder's decoder; None for other models. Each
             row of ``input_ids`` may have several consecutive rows here.
 
@@ -329,6 +335,10 @@ class Backbone:
         )
         return cast("Tensor", output.last_hidden_state)
 
+    @property
+    def _takes_token_types(self) -> bool:
+        return self.geometry.has_token_types and can_accept(self.body, "token_type_ids")
+
     def _forward_arguments(self, inputs: BatchInputs, positions: Tensor | None) -> dict[str, Any]:
         arguments: dict[str, Any] = {
             "input_ids": inputs.input_ids,
@@ -338,7 +348,7 @@ class Backbone:
             arguments["position_ids"] = positions
         if self.geometry.architecture == "causal":
             arguments["use_cache"] = False
-        elif inputs.token_type_ids is not None and can_accept(self.body, "token_type_ids"):
+        elif self._takes_token_types and inputs.token_type_ids is not None:
             arguments["token_type_ids"] = inputs.token_type_ids
         return arguments
 

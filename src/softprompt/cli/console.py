@@ -1,19 +1,25 @@
 """Print results to stdout and everything else to stderr; report errors without a traceback."""
 
+import io
 import json
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TextIO
 
 import typer
 from rich.cells import cell_len
 
-from softprompt.errors import SoftpromptError, SoftpromptWarning
+from softprompt.errors import (
+    SoftpromptError,
+    SoftpromptWarning,
+    escape_control_characters,
+)
 
 # Exit statuses: the work failed or was interrupted; the input has a mistake.
 FAILED, MISTAKE = 1, 2
@@ -33,7 +39,7 @@ def report_errors(command: Callable[_Params, None]) -> Callable[_Params, None]:
     @wraps(command)
     def run(*args: _Params.args, **kwargs: _Params.kwargs) -> None:
         try:
-            with _print_warnings():
+            with _print_warnings(), redirect_stdout(_EscapingStream(sys.stdout)):
                 command(*args, **kwargs)
             sys.stdout.flush()
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -41,16 +47,36 @@ def report_errors(command: Callable[_Params, None]) -> Callable[_Params, None]:
         except SoftpromptError as error:
             exit_with(str(error), status=MISTAKE)
         except BrokenPipeError:
-            _close_stdout()
+            _discard(sys.stdout)
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
             exit_with("interrupted", status=FAILED)
         except OSError as error:
-            exit_with(_describe_os_error(error), status=MISTAKE if error.filename else FAILED)
+            exit_with(describe_os_error(error), status=MISTAKE if error.filename else FAILED)
         except Exception as error:  # noqa: BLE001  # the last resort: no traceback for a user
             exit_with(_describe_bug(error), status=FAILED)
 
     return run
+
+
+class _EscapingStream(io.TextIOBase):
+    """Standard output, to which no control character from a file is written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(escape_control_characters(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
 
 @contextmanager
@@ -86,8 +112,11 @@ def exit_with(message: str, *, status: int) -> NoReturn:
 
 
 def print_status(message: str) -> None:
-    """Print a message, which is not a result, to stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Print a message, which is not a result, to stderr; work continues where that fails."""
+    try:
+        print(escape_control_characters(message), file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
 
 
 def print_progress(message: str) -> None:
@@ -99,7 +128,7 @@ def print_progress(message: str) -> None:
 def print_status_now(message: str) -> None:
     """As `print_status`, from a signal handler, which may interrupt a write to the stream."""
     try:
-        os.write(sys.stderr.fileno(), f"{message}\n".encode())
+        os.write(sys.stderr.fileno(), f"{escape_control_characters(message)}\n".encode())
     except (OSError, ValueError):  # stderr is not a file, so no write to it can be interrupted
         print_status(message)
 
@@ -138,15 +167,31 @@ def format_fields(fields: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _close_stdout() -> None:
-    """Discard what is still to be flushed to a closed pipe."""
+def _discard(stream: TextIO) -> None:
+    """Discard what is still to be flushed to a closed pipe or a full disk, and what follows."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # stdout is not a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):  # it is not a file
         return
 
 
-def _describe_os_error(error: OSError) -> str:
+def check_streams() -> None:
+    """Check that results can be printed, and let messages vanish if stderr is closed.
+
+    A stream that was closed when the program was started is None.
+    """
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # to the end
+    if sys.stdout is None:
+        print_status(
+            "standard output is closed, so no result can be printed. Redirect it instead, to a "
+            "file or to /dev/null."
+        )
+        sys.exit(MISTAKE)
+
+
+def describe_os_error(error: OSError) -> str:
+    """The message for an error of the system."""
     where = f"{error.filename}: " if error.filename else ""
     return (
         f"{where}{error.strerror or error}. Check that the path exists, that you have permission "
@@ -169,13 +214,17 @@ def format_scores(report: Mapping[str, Any]) -> str:
     """
     names = [name for name in report if name not in {"confusion", "intervals", "rows"}]
     intervals = report.get("intervals", {})
+    confusion = report.get("confusion")
     rows = [
         [name, _format_score(name, float(report[name])), _format_interval(intervals.get(name))]
         for name in names
     ]
+    for row in rows:
+        if row[0] == "f1" and confusion is not None:
+            row[2] = f"of {confusion['labels'][1]!r}, the second label"
     if "rows" in report:
         rows.append(["rows", f"{report['rows']:,}", ""])
-    table, confusion = format_columns(rows), report.get("confusion")
+    table = format_columns(rows)
     if confusion is None:
         return table
     return f"{table}{_format_absent(confusion)}\n\n{format_confusion(confusion)}"

@@ -20,7 +20,7 @@ from softprompt.cli.commands.predict import predict
 from softprompt.cli.commands.recipe_schema import print_recipe_schema
 from softprompt.cli.commands.show import show
 from softprompt.cli.commands.train import resume, train
-from softprompt.cli.console import DEBUG, report_errors
+from softprompt.cli.console import DEBUG, check_streams, report_errors
 from softprompt.cli.options import Command
 
 _EXAMPLES: dict[Callable[..., None], str] = {
@@ -74,6 +74,7 @@ def configure(
 
 def main() -> None:
     """Run the command line, and exit with its status."""
+    check_streams()
     for stream in (sys.stdout, sys.stderr):
         # JSON is UTF-8 whatever the locale; a lone surrogate in a message must not raise an error.
         if isinstance(stream, io.TextIOWrapper):

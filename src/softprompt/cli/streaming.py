@@ -1,14 +1,17 @@
 """Read the rows to predict: from a table, or line by line as they arrive."""
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from softprompt._parsing import make_json_decoder, parse_json
+from softprompt._paths import expand_user, is_file
 from softprompt.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 # The most rows of a group.
 WINDOW = 2048
+# As in files of rows; NaN is a missing value.
+_DECODER = make_json_decoder({"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf})
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,13 @@ def read_text_rows(source: str, encoding: str | None = None) -> Iterator[InputRo
     encoding = encoding or "utf-8"
     _check_encoding(encoding)
     if source == "-":
+        if sys.stdin is None:
+            msg = "standard input is closed, so - has no lines. Give a file, or pipe lines to it."
+            raise DataError(msg)
         yield from _number_lines(sys.stdin.buffer, encoding)
         return
-    path = Path(source).expanduser()
-    if not path.is_file():
+    path = expand_user(source)
+    if not is_file(path):
         msg = f"there is no file {source}. Give one, or - to read lines from stdin."
         raise DataError(msg)
     with path.open("rb") as file:
@@ -168,11 +176,14 @@ def _decode(line: bytes, encoding: str) -> str:
 
 def _parse_object(line: str) -> Mapping[str, object]:
     try:
-        row: Mapping[str, object] = json.loads(line)
+        row = parse_json(line, decoder=_DECODER)
     except json.JSONDecodeError as error:
         msg = (
             f"it starts with a brace but is not valid JSON: {error.msg} at column {error.colno}. "
             'Write an object such as {"text": "…"}, or {"text": "{…"} for a text with a brace.'
         )
         raise DataError(msg) from error
-    return row
+    except ValueError as error:
+        msg = f"it cannot be read: {error}. Correct it."
+        raise DataError(msg) from error
+    return cast("Mapping[str, object]", row)  # it starts with a brace

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from filelock import FileLock, Timeout
-
 from softprompt.compare.baselines import Baselines
 from softprompt.compare.comparison import Comparison, LearningRateSearch, LearningRateTrial
 from softprompt.compare.config import (
@@ -349,24 +347,10 @@ def _open_runner(
 ) -> Iterator[ComparisonRunner]:
     """A runner on one backbone, without the test rows; the folder is locked while it is open."""
     visible = {name: table for name, table in tables.items() if name != "test"}
-    with _lock(folder):
+    with RunDir(folder).lock():
         notify(Status("loading the backbone …"))
         backbone = load_recipe_backbone(base.backbone)
         yield ComparisonRunner(backbone, visible, folder=folder, should_stop=should_stop)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Lock the folder: two processes would write the same files."""
-    try:
-        with FileLock(folder / ".lock", blocking=False):
-            yield
-    except Timeout as error:
-        msg = (
-            f"another process works in {folder}. Wait until it is done, or choose another output "
-            "folder."
-        )
-        raise TrainingError(msg) from error
 
 
 def _save_recipe(recipe: Recipe, folder: Path) -> None:

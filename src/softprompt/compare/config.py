@@ -4,7 +4,6 @@ A comparison is described by a recipe, or by a comparison file that names its re
 """
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
+from softprompt._parsing import parse_toml
 from softprompt.data import parse_template
 from softprompt.errors import RecipeError, format_unknown
 from softprompt.methods import METHODS
@@ -350,6 +350,6 @@ def _find_override_faults(variant: VariantConfig) -> Iterator[str]:
 def _read_table(path: Path) -> Mapping[str, Any]:
     """A file's keys; its faults are reported when it is read as a recipe."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from softprompt._io import name_event
+from softprompt._io import name_event, replace_file
 from softprompt.data.inputs import Row
 from softprompt.errors import DataError
 from softprompt.inference import (
@@ -308,9 +308,8 @@ class ResultsLog:
     def write(self, events: Sequence[ResultEvent]) -> None:
         """Replace the file atomically by one with these events."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".new")
-        temporary.write_text("".join(map(_dump_line, events)), encoding="utf-8")
-        temporary.replace(self.path)
+        with replace_file(self.path) as fresh:
+            fresh.write_text("".join(map(_dump_line, events)), encoding="utf-8")
 
     def add(self, event: ResultEvent) -> None:
         """Append an event."""

@@ -6,7 +6,7 @@ from hashlib import blake2b
 from itertools import combinations
 
 from softprompt.data.few_rows import describe_few_rows
-from softprompt.data.table import Table
+from softprompt.data.table import Table, take_rows
 from softprompt.errors import DataError
 
 # In the order in which rows are trained on, selected by and measured by.
@@ -64,7 +64,7 @@ def find_shared_rows(tables: Mapping[str, Table], fields: Sequence[str]) -> tupl
         shared = [index for index, key in enumerate(folded[split]) if key in known]
         if shared:
             raw = {*_digest_texts(tables[other], fields, fold=False)}
-            texts = _digest_texts(tables[split].select(shared), fields, fold=False)
+            texts = _digest_texts(take_rows(tables[split], shared), fields, fold=False)
             identical = sum(text in raw for text in texts)
             found.append(
                 SharedRows(split, other, len(shared), identical, shared[0], len(tables[split]))
@@ -115,7 +115,7 @@ def drop_shared_rows(tables: Mapping[str, Table], fields: Sequence[str]) -> dict
                 "so data.drop_duplicates would leave none. Give other rows, or leave it out."
             )
             raise DataError(msg)
-        left[name] = table if len(rows) == len(table) else table.select(rows)
+        left[name] = table if len(rows) == len(table) else take_rows(table, rows)
         later.update(keys)
     return {name: left[name] for name in tables}
 
@@ -126,7 +126,7 @@ def _have_all(tables: Mapping[str, Table], fields: Sequence[str]) -> bool:
 
 def _digest_texts(table: Table, fields: Sequence[str], *, fold: bool) -> list[bytes]:
     """A digest of each row's text, with ``fold`` apart from case and white space."""
-    columns = [table[field] for field in fields]
+    columns = [table[field][:] for field in fields]  # at once: one by one takes 30 times as long
     fold_text = _fold if fold else str
     texts = (_SEPARATOR.join(map(fold_text, values)) for values in zip(*columns, strict=True))
     return [blake2b(text.encode("utf-8", "replace"), digest_size=16).digest() for text in texts]

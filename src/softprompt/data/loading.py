@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -15,6 +16,7 @@ from softprompt.data.table import (
     Table,
     drop_gaps,
     is_missing,
+    iterate_groups,
     list_text_columns,
     map_values,
     to_text,
@@ -25,7 +27,7 @@ from softprompt.errors import FaultCollector, UnreachableError
 class _RecipeTable(BaseModel):
     """A table of the recipe: frozen, without unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class SplitSizes(_RecipeTable):
@@ -282,11 +284,11 @@ def split_off(
         shares["train"] += shares.pop("validation")
     total = sum(shares.values())
     normalized = {name: share / total for name, share in shares.items() if share}
-    stratify = find_strata(train, data, columns)
+    stratify = find_strata(train, data, columns=columns)
     return split_rows(train, seed=seed, shares=normalized, group=data.group_by, stratify=stratify)
 
 
-def find_strata(train: Table, data: DataConfig, columns: TaskColumns | None) -> str | None:
+def find_strata(train: Table, data: DataConfig, *, columns: TaskColumns | None) -> str | None:
     """The column of the labels, if every split gets the same shares of them.
 
     Args:
@@ -302,7 +304,7 @@ def find_strata(train: Table, data: DataConfig, columns: TaskColumns | None) -> 
 def digest_rows(table: Table, columns: Sequence[str]) -> str:
     """A hash of the rows' contents in these columns, independent of the file format."""
     digest = hashlib.sha256()
-    for row in table.select_columns(sorted(set(columns))):
+    for row in chain.from_iterable(iterate_groups(table, columns)):
         numbers = {
             name: to_text(value)
             for name, value in row.items()

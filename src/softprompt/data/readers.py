@@ -11,19 +11,22 @@ import codecs
 import csv
 import gzip
 import io
-import json
 import lzma
-import math
+import os
 import re
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import BinaryIO, cast
 
+import psutil
+
+from softprompt._paths import is_file, is_present
+from softprompt.data.json_records import read_records
 from softprompt.data.table import (
     Table,
     check_duplicate_names,
@@ -32,16 +35,14 @@ from softprompt.data.table import (
     name_classes,
     to_text,
 )
-from softprompt.errors import DataError, MissingPackageError, format_unknown
+from softprompt.errors import DataError, MissingPackageError, format_unknown, summarize_error
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx")
-_OPENERS: Mapping[str, Callable[[Path], BinaryIO]] = {
-    ".gz": lambda path: cast("BinaryIO", gzip.open(path)),  # noqa: SIM115  # the caller closes it
-    ".bz2": lambda path: cast("BinaryIO", bz2.open(path)),  # noqa: SIM115  # the caller closes it
-    ".xz": lambda path: cast("BinaryIO", lzma.open(path)),  # noqa: SIM115  # the caller closes it
+_OPENERS: Mapping[str, Callable[[Path], io.BufferedIOBase]] = {
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
 }
-# Python writes these words for numbers that JSON does not have; NaN is a missing value.
-_CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 # The longer mark first: that of UTF-32 begins with that of UTF-16.
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -52,6 +53,9 @@ _BYTE_ORDER_MARKS = {
 }
 _SEPARATORS = (",", ";", "\t", "|")
 _EXCEL_SEPARATOR = re.compile(r"sep=(.)\r?\n")
+# What reading takes for each byte of text, at least: the bytes, their text, and its cells twice.
+_MEMORY_PER_BYTE = 4
+_PART = 1 << 24
 # So many bytes or characters show whether it is UTF-16.
 _BEGINNING = 1000
 # A column with more values is not one of labels.
@@ -117,7 +121,8 @@ def read_file(
             columns = _read_separated(path, "\t", text_format)
         case ".json" | ".jsonl" | ".ndjson":
             text = _read_text(path, text_format.encoding)
-            columns = _collect_columns(_read_records(path, text))
+            records = read_records(path, text, may_be_list=detect_format(path) == ".json")
+            columns = _collect_columns(records)
         case ".parquet":
             return _read_parquet(path)
         case ".xlsx":
@@ -132,12 +137,16 @@ def read_file(
 
 
 def _check_exists(path: Path) -> None:
-    if path.is_file():
+    if is_file(path):
         return
-    if path.is_dir():
+    if is_present(path) and not path.is_dir():
+        msg = f"{path} is not a file but a device or a pipe. Save the rows to a file."
+    elif is_present(path):
         msg = f"{path} is a folder. Name one file in it ({', '.join(FORMATS)})."
-    elif not path.parent.is_dir():
+    elif not is_present(path.parent):
         msg = f"there is no file {path}: its folder {path.parent} does not exist either."
+    elif not os.access(path.parent, os.R_OK | os.X_OK):
+        msg = f"you may not look into the folder {path.parent}. Give its files to this user."
     else:
         names = [entry.name for entry in path.parent.iterdir()]
         close = get_close_matches(path.name, names, n=3, cutoff=0.5)
@@ -151,13 +160,40 @@ def _check_exists(path: Path) -> None:
 def _read_bytes(path: Path) -> bytes:
     opener = _OPENERS.get(path.suffix.lower())
     if opener is None:
-        return path.read_bytes()
+        try:
+            with path.open("rb") as stream:
+                return _read_within_memory(path, stream)
+        except OSError as error:
+            msg = f"{path} cannot be read: {error.strerror}. Give a file that this user may read."
+            raise DataError(msg) from error
     try:
         with opener(path) as stream:
-            return stream.read()
-    except (OSError, EOFError, lzma.LZMAError) as error:
+            return _read_within_memory(path, stream)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         msg = f"{path} cannot be unpacked ({error}). It is damaged, or not a {path.suffix} file."
         raise DataError(msg) from error
+
+
+def _read_within_memory(path: Path, stream: io.BufferedIOBase) -> bytes:
+    """The rest of a file, which may be small until it is unpacked.
+
+    Raises:
+        DataError: its rows do not fit into memory.
+        OSError: it cannot be read.
+    """
+    most = psutil.virtual_memory().available // _MEMORY_PER_BYTE
+    size = 0
+    parts: list[bytes] = []
+    while part := stream.read(_PART):
+        size += len(part)
+        if size > most:
+            msg = (
+                f"{path} has more than {most:,} bytes of text, and more rows than fit into the "
+                "free memory. Divide the file, or write it as parquet."
+            )
+            raise DataError(msg)
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _read_text(path: Path, encoding: str | None) -> str:
@@ -376,86 +412,6 @@ def _number_cells(rows: Iterable[Sequence[object]]) -> list[NumberedCells]:
     return [(number, (cells + [""] * width)[:width]) for number, cells in lines]
 
 
-def _read_records(path: Path, text: str) -> list[dict[str, object]]:
-    """The objects of a list, of a file with one object per line, or one after the other."""
-    start = text.lstrip()
-    # Not splitlines(): a JSON string may contain U+2028 and other line separators.
-    lines = [(at, line) for at, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if start.startswith("[") and (len(lines) > 1 or detect_format(path) == ".json"):
-        items = [(1, item) for item in cast("list[object]", _parse_json(path, text, first=1))]
-    elif start.startswith("{") and lines[0][1].rstrip().endswith(("{", "[", ",")):
-        items = _parse_objects(path, text)
-    else:
-        items = [(at, _parse_json(path, line, first=at)) for at, line in lines]
-    for number, item in items:
-        if not isinstance(item, dict):
-            msg = (
-                f"line {number} of {path} is of type {type(item).__name__}, but an object "
-                'such as {"text": "…", "label": "…"} is needed.'
-            )
-            raise DataError(msg)
-    records = [item for _, item in items if isinstance(item, dict)]
-    if len(records) == 1:
-        _check_one_row(path, records[0])
-    return records
-
-
-def _parse_objects(path: Path, text: str) -> list[tuple[int, object]]:
-    """Objects that are written over several lines, each with the number of its first line."""
-    decoder = json.JSONDecoder(parse_constant=_CONSTANTS.__getitem__)
-    items: list[tuple[int, object]] = []
-    at = len(text) - len(text.lstrip())
-    while at < len(text):
-        try:
-            item, end = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise DataError(_describe_json_fault(path, error, first=1)) from error
-        items.append((text.count("\n", 0, at) + 1, cast("object", item)))
-        rest = text[end:]
-        at = end + len(rest) - len(rest.lstrip())
-    return items
-
-
-def _check_one_row(path: Path, record: Mapping[str, object]) -> None:
-    """Check that a single object is a row, not a whole table in another form."""
-    values = list(record.values())
-    rows = [name for name, value in record.items() if _is_list_of_rows(value)]
-    if rows:
-        msg = (
-            f"{path} is one object, whose rows seem to be the list under {rows[0]!r}. Save that "
-            "list alone, or one object per line."
-        )
-        raise DataError(msg)
-    for kind in (list, dict):
-        sizes = {len(value) if isinstance(value, kind) else -1 for value in values}
-        if len(values) > 1 and len(sizes) == 1 and max(sizes) > 1:
-            msg = (
-                f"{path} is one object with a {kind.__name__} for each column "
-                f"({', '.join(record)}). Save one object per row instead, in pandas by "
-                "to_json(path, orient='records', lines=True)."
-            )
-            raise DataError(msg)
-
-
-def _is_list_of_rows(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
-
-
-def _parse_json(path: Path, text: str, *, first: int) -> object:
-    """Parse ``text``, which begins on line ``first`` of the file."""
-    try:
-        return cast("object", json.loads(text, parse_constant=_CONSTANTS.__getitem__))
-    except json.JSONDecodeError as error:
-        raise DataError(_describe_json_fault(path, error, first=first)) from error
-
-
-def _describe_json_fault(path: Path, error: json.JSONDecodeError, *, first: int) -> str:
-    return (
-        f"line {first + error.lineno - 1} of {path} is not valid JSON: {error.msg} at column "
-        f"{error.colno}. Write one object per line, or a .json file with one list of objects."
-    )
-
-
 def _collect_columns(records: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
     """The columns of records; a key that a record lacks is a missing value."""
     names = dict.fromkeys(name for record in records for name in record)
@@ -470,18 +426,26 @@ def _make_file_table(path: Path, columns: Mapping[str, list[object]]) -> Table:
 
 def _read_parquet(path: Path) -> Table:
     import datasets
-    import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        rows = datasets.Dataset(parquet.read_table(path))
-    except (pa.ArrowException, OSError) as error:
-        msg = f"{path} is not a readable parquet file ({error}). Write it again."
+        table = parquet.read_table(path)
+        table.validate(full=True)  # text that is not UTF-8 is found only here
+    except Exception as error:  # a damaged file leads to errors of many kinds
+        msg = f"{path} is not a readable parquet file ({summarize_error(error)}). Write it again."
         raise DataError(msg) from error
-    except ValueError as error:  # from `datasets`, which does not know all types of columns
+    try:
+        rows = datasets.Dataset(table)
+    except ValueError as error:  # `datasets` does not know all types of columns
         reason = str(error).rstrip(".")
         msg = f"a column of {path} cannot be read: {reason}. Write the file without this column."
         raise DataError(msg) from error
+    except Exception as error:  # its own metadata in the file may be anything
+        msg = (
+            f"what {path} says about its columns for the library datasets cannot be read "
+            f"({summarize_error(error)}). Write the file again without it."
+        )
+        raise DataError(msg) from error
     if len(rows) == 0:
         raise DataError(_describe_no_rows(path))
-    return name_classes(rows)
+    return name_classes(rows, where=str(path))

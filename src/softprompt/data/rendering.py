@@ -8,6 +8,7 @@ from typing import assert_never
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.data.shortening import TokenizedRun, clip_text, is_long, shorten_values
 from softprompt.data.table import is_missing, to_text
 from softprompt.data.template import (
     BeginToken,
@@ -21,7 +22,6 @@ from softprompt.data.template import (
 from softprompt.data.tokenizer import (
     SafeTokenizer,
     Special,
-    Token,
     Wrapping,
     check_ids,
     make_safe_tokenizer,
@@ -74,14 +74,6 @@ class TextRun:
 
 RenderedPart = FixedTokens | TextRun
 Atom = str | int | FixedTokens | Separator
-
-
-@dataclass(frozen=True)
-class TokenizedRun:
-    """The tokens of a run, and the range of characters ``[start, end)`` of each of its fields."""
-
-    tokens: tuple[Token, ...]
-    spans: Mapping[int, tuple[int, int]]
 
 
 def lay_out(
@@ -146,13 +138,18 @@ def tokenize_run(tokenizer: SafeTokenizer, run: TextRun, *, values: Sequence[str
         for part, text, end in zip(run.parts, texts, ends, strict=True)
         if isinstance(part, int)
     }
-    joined = "".join(texts)
-    joined = joined.rstrip() if run.strip_right else joined
-    text = joined.lstrip() if run.strip_left else joined
-    removed = len(joined) - len(text)
+    text, removed = join_run(run, values)
     tokens = tokenizer.encode(text, first=run.first, continues=run.continues)
     shifted = (t.shift(removed) for t in tokens) if removed else tokens
     return TokenizedRun(tuple(shifted), spans)
+
+
+def join_run(run: TextRun, values: Sequence[str]) -> tuple[str, int]:
+    """The text of a run, and the number of characters that are removed at its beginning."""
+    joined = "".join(part if isinstance(part, str) else values[part] for part in run.parts)
+    joined = joined.rstrip() if run.strip_right else joined
+    text = joined.lstrip() if run.strip_left else joined
+    return text, len(joined) - len(text)
 
 
 def _fix_tokens(tokenizer: SafeTokenizer, part: RenderedPart) -> RenderedPart:
@@ -233,56 +230,6 @@ def _group_text(atoms: Iterable[Atom]) -> Iterator[FixedTokens | tuple[str | int
             yield from (atom for atom in group if isinstance(atom, FixedTokens))
 
 
-def shorten_values(
-    values: Sequence[str], runs: Iterable[TokenizedRun], *, excess: int
-) -> list[str]:
-    """Truncate texts at token boundaries to remove about ``excess`` tokens.
-
-    A truncated text may have other tokens than before, so the caller counts again.
-
-    Args:
-        values: the text of every field.
-        runs: the tokens of the texts.
-        excess: the number of tokens to remove.
-
-    Returns:
-        The texts; at least one that was not empty is shorter.
-    """
-    starts: list[list[int]] = [[] for _ in values]
-    for run in runs:
-        for field, (begin, end) in run.spans.items():
-            inside = (token for token in run.tokens if token.start < end and token.end > begin)
-            starts[field] = [max(0, token.start - begin) for token in inside]
-    if not any(starts):  # no token has characters
-        return [""] * len(values)
-    counts = shorten_longest_first([len(places) for places in starts], excess)
-    return [
-        value if count == len(places) else value[: places[count]].rstrip()
-        for value, places, count in zip(values, starts, counts, strict=True)
-    ]
-
-
-def shorten_longest_first(counts: Sequence[int], excess: int) -> list[int]:
-    """Take ``excess`` away one by one, each from the largest count (the last of equal ones).
-
-    Args:
-        counts: the numbers of tokens.
-        excess: the number of tokens to remove.
-
-    Returns:
-        The remaining numbers of tokens.
-
-    Examples:
-        >>> shorten_longest_first([9, 3, 5], 7)
-        [4, 3, 3]
-    """
-    remaining = list(counts)
-    for _ in range(min(excess, sum(counts))):
-        longest = max(range(len(remaining)), key=lambda i: (remaining[i], i))
-        remaining[longest] -= 1
-    return remaining
-
-
 @dataclass(frozen=True)
 class RenderedRow:
     """One rendered row.
@@ -333,14 +280,62 @@ class Renderer:
             DataError: a field is missing, or neither a text nor a number.
             TemplateError: the tokenizer makes an id that the embedding table does not have.
         """
-        values = [_get_text(row, name) for name in _list_fields(self.template)]
+        texts = self._read_texts(row)
+        values = [clip_text(text, most=self.max_length, count=self._count) for text in texts]
         runs = self.encode(values)
-        truncated = False
+        truncated = values != texts
         while (excess := self.count_tokens(runs) - self.max_length) > 0:
             values = shorten_values(values, runs.values(), excess=excess)
             truncated = True
             runs = self.encode(values)
-        return self._join(runs, truncated=truncated)
+        ids = {index: [token.id for token in run.tokens] for index, run in runs.items()}
+        return self._join(ids, truncated=truncated)
+
+    def render_all(self, rows: Sequence[Mapping[str, object]]) -> list[RenderedRow]:
+        """Render rows as `render` does, but tokenise them together, which is several times faster.
+
+        Args:
+            rows: as for `render`.
+
+        Returns:
+            The rows' tokens.
+
+        Raises:
+            DataError: as `render` does.
+            TemplateError: as `render` does.
+        """
+        texts = [self._read_texts(row) for row in rows]
+        short = [
+            not any(is_long(text, most=self.max_length) for text in of_row) for of_row in texts
+        ]
+        runs = {
+            index: self.safe_tokenizer.encode_all(
+                [join_run(part, v)[0] if ok else "" for v, ok in zip(texts, short, strict=True)],
+                first=part.first,
+                continues=part.continues,
+            )
+            for index, part in enumerate(self.segments)
+            if isinstance(part, TextRun)
+        }
+        fixed, rendered = self._count_fixed(), []
+        for at, row in enumerate(rows):
+            ids = {index: part[at] for index, part in runs.items()}
+            known = {index: part for index, part in ids.items() if part is not None}
+            fits = fixed + sum(map(len, known.values())) <= self.max_length
+            if short[at] and fits and len(known) == len(ids):
+                rendered.append(self._join(known, truncated=False))
+            else:
+                rendered.append(self.render(row))
+        return rendered
+
+    def _read_texts(self, row: Mapping[str, object]) -> list[str]:
+        return [_get_text(row, name) for name in _list_fields(self.template)]
+
+    def _count(self, text: str) -> int:
+        return len(self.safe_tokenizer.encode(text, first=False))
+
+    def _count_fixed(self) -> int:
+        return sum(len(part.ids) for part in self.segments if isinstance(part, FixedTokens))
 
     def encode(self, values: Sequence[str]) -> dict[int, TokenizedRun]:
         """Tokenise every run, by its index in ``segments``, with the fields' texts in order."""
@@ -352,10 +347,9 @@ class Renderer:
 
     def count_tokens(self, runs: Mapping[int, TokenizedRun]) -> int:
         """The number of token ids of a row."""
-        fixed = sum(len(part.ids) for part in self.segments if isinstance(part, FixedTokens))
-        return fixed + sum(len(run.tokens) for run in runs.values())
+        return self._count_fixed() + sum(len(run.tokens) for run in runs.values())
 
-    def _join(self, runs: Mapping[int, TokenizedRun], *, truncated: bool) -> RenderedRow:
+    def _join(self, runs: Mapping[int, Sequence[int]], *, truncated: bool) -> RenderedRow:
         ids: list[int] = []
         types: list[int] = []
         masks: list[int] = []
@@ -367,7 +361,7 @@ class Renderer:
                     ids.extend(part.ids)
                     types.extend(part.types)
                 case TextRun():
-                    tokens = [token.id for token in runs[index].tokens]
+                    tokens = runs[index]
                     check_ids(tokens, vocab_size=self.vocab_size)
                     ids.extend(tokens)
                     types.extend([part.type] * len(tokens))

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Never
 
+from softprompt._paths import expand_user, is_present
 from softprompt.backbone.loading import PREFIX
 from softprompt.data.readers import AS_IT_SEEMS, FORMATS, TextFormat, detect_format, read_file
 from softprompt.data.table import Table, name_classes
@@ -135,7 +136,7 @@ def read_data(
     if source.startswith(PREFIX):
         _check_no_split(source, split)
         return read_builtin(source.removeprefix(PREFIX))
-    path = Path(source).expanduser()
+    path = expand_user(source)
     if _is_local(source, path):
         if detect_format(path) == ".xlsx":
             return read_file(path, text_format=text_format, sheet=split)
@@ -156,13 +157,13 @@ def _check_no_split(source: str, split: str | None) -> None:
 def _is_local(source: str, path: Path) -> bool:
     """Whether a source is a file: it exists, or the text cannot be a Hub name."""
     return (
-        path.exists()
+        is_present(path)
         or detect_format(path) in FORMATS
         or source.startswith((".", "/", "~"))
         or source.partition("@")[0].count("/") > 1
         or "\\" in source
         or ("/" not in source and bool(path.suffix))
-        or (path.parent != Path() and path.parent.is_dir())
+        or (path.parent != Path() and is_present(path.parent))
     )
 
 

@@ -6,7 +6,7 @@ from hashlib import blake2b
 from types import MappingProxyType
 from typing import TypeVar
 
-from softprompt.data.table import Table, check_columns, to_text
+from softprompt.data.table import Table, check_columns, take_rows, to_text
 from softprompt.errors import DataError
 
 Item = TypeVar("Item")
@@ -59,7 +59,7 @@ def split_rows(
     for name, indices in parts.items():
         if not indices:
             raise DataError(_describe_empty(name, shares, count=len(rows), group=group))
-    return {name: rows.select(sorted(indices)) for name, indices in parts.items()}
+    return {name: take_rows(rows, sorted(indices)) for name, indices in parts.items()}
 
 
 def divide_into_folds(

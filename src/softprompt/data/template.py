@@ -47,6 +47,9 @@ class BeginToken:
 Piece = Literal | Field | SoftTokens | MaskToken | Separator | BeginToken
 
 
+# Far more than attention can take, and few enough to be laid out before it is asked.
+_MOST_SOFT_TOKENS = 100_000
+
 # In this order: doubled braces, then a placeholder, then a brace without its partner.
 _TOKEN = re.compile(r"(?P<double>\{\{|\}\})|\{(?P<inside>[^{}]*)\}|(?P<single>[{}])")
 
@@ -142,9 +145,13 @@ def parse_template(text: str) -> Template:
 
     Raises:
         TemplateError: a brace without its partner, an empty or malformed placeholder, no field,
-            text before ``{bos}``, or more than one of ``{mask}``, ``{sep}`` and ``{bos}``.
+            text before ``{bos}``, more than one of ``{mask}``, ``{sep}`` and ``{bos}``, more soft
+            tokens than any backbone can run, or half a character.
     """
+    _check_unicode(text)
     template = Template(text, tuple(_join_literals(_parse_pieces(text))))
+    if template.soft_length > _MOST_SOFT_TOKENS:
+        raise TemplateError(_describe_too_many_soft_tokens())
     if not template.fields:
         msg = (
             f"the template {text!r} has no field, so every row would look the same. "
@@ -253,7 +260,28 @@ def _parse_placeholder(inside: str, text: str, *, at: int) -> Piece:
 
 
 def _parse_soft_tokens(inside: str, count: str, *, where: str) -> SoftTokens:
-    if not (count.isascii() and count.isdigit() and int(count) > 0):
+    digits = count.lstrip("0")
+    if not (digits.isascii() and digits.isdigit()):
         msg = f"{{{inside}}} {where} has no valid number. Write {{soft:N}} with N of 1 or more."
         raise TemplateError(msg)
-    return SoftTokens(int(count))
+    if len(digits) > len(str(_MOST_SOFT_TOKENS)):  # Python refuses to read thousands of digits
+        raise TemplateError(_describe_too_many_soft_tokens())
+    return SoftTokens(int(digits))
+
+
+def _describe_too_many_soft_tokens() -> str:
+    return (
+        "the template has more soft tokens than any backbone can run. Write {soft:N} with at most "
+        f"{_MOST_SOFT_TOKENS:,} in all; 10 to 100 are usual."
+    )
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        msg = (
+            f"the template {text!r} has half a character at index {error.start} (a lone "
+            "surrogate). Give it valid Unicode."
+        )
+        raise TemplateError(msg) from error

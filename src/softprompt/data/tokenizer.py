@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 from tokenizers import normalizers, pre_tokenizers
 from tokenizers.normalizers import Normalizer, Prepend
 from tokenizers.pre_tokenizers import Metaspace, PreTokenizer
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from softprompt.errors import DataError, TemplateError
 
@@ -75,6 +75,46 @@ class SafeTokenizer:
         if continues and text[:1].isspace():
             form = self.spaced
         return list(_tokenize_safely(self, text, tokenizer=form, shift=0))
+
+    def encode_all(
+        self, texts: Sequence[str], *, first: bool, continues: bool = False
+    ) -> list[Sequence[int] | None]:
+        """The ids of texts, tokenised together.
+
+        Args:
+            texts: to tokenise.
+            first: as in `encode`.
+            continues: as in `encode`.
+
+        Returns:
+            The ids of each text; None if `encode` has to divide it.
+        """
+        form = self.head if first else self.inner
+        ids: list[Sequence[int] | None] = [() for _ in texts]
+        spaced = {at for at, text in enumerate(texts) if continues and text[:1].isspace()}
+        others = [at for at in range(len(texts)) if at not in spaced]
+        for tokenizer, chosen in ((self.spaced, sorted(spaced)), (form, others)):
+            filled = [at for at in chosen if texts[at]]
+            if filled:
+                found = _tokenize(tokenizer, [texts[at] for at in filled])["input_ids"]
+                for at, tokens in zip(filled, found, strict=True):
+                    ids[at] = None if not self.forbidden.isdisjoint(tokens) else tokens
+        return ids
+
+
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, text: str | list[str], *, offsets: bool = False
+) -> BatchEncoding:
+    encoding: BatchEncoding = tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=offsets,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return encoding
 
 
 def list_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Special]:
@@ -238,14 +278,7 @@ def _tokenize_safely(
     """
     if not text:
         return
-    encoding = tokenizer(
-        text,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    encoding = _tokenize(tokenizer, text, offsets=True)
     offsets = encoding["offset_mapping"]
     tokens = [Token(i, a, b) for i, (a, b) in zip(encoding["input_ids"], offsets, strict=True)]
     forbidden = [token for token in tokens if token.id in safe.forbidden]

@@ -4,10 +4,11 @@ import csv
 import json
 import math
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from softprompt._io import name_temporary, replace_file
+from softprompt._paths import expand_user, is_present
 from softprompt.data.inputs import Row
 from softprompt.errors import DataError, format_unknown
 
@@ -30,16 +31,21 @@ def check_writable(path: Path, *, sources: Iterable[str] = ()) -> None:
     if path.suffix.lower() not in WRITTEN_FORMATS:
         msg = f"{path}: {format_unknown('file format', path.suffix, options=WRITTEN_FORMATS)}"
         raise DataError(msg)
-    if path.is_dir():
+    if is_present(path) and path.is_dir():
         msg = f"{path} is a folder, but rows are written to a file. Give the name of a file."
         raise DataError(msg)
-    if not path.parent.is_dir():
+    if not is_present(path.parent):
         msg = f"there is no folder {path.parent} to write {path.name} to. Make it first."
         raise DataError(msg)
     if not os.access(path.parent, os.W_OK):
         msg = f"you may not write to the folder {path.parent}. Choose a file in another one."
         raise DataError(msg)
-    same = [name for name in sources if path.exists() and _is_same_file(path, name)]
+    try:
+        name_temporary(path).exists()
+    except OSError as error:  # of a name that is too long
+        msg = f"{path} cannot be written: {error.strerror}. Choose another name."
+        raise DataError(msg) from error
+    same = [name for name in sources if is_present(path) and _is_same_file(path, name)]
     if same:
         msg = f"{path} holds the rows that are read, and would be replaced. Choose another name."
         raise DataError(msg)
@@ -63,19 +69,15 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
         OSError: the file cannot be written; an existing file is then unchanged.
     """
     suffix = path.suffix.lower()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    with replace_file(path) as fresh:
         match suffix:
             case ".parquet":
-                _write_parquet(temporary, rows)
+                _write_parquet(fresh, rows)
             case ".csv" | ".tsv":
-                _write_separated(temporary, rows, separator="," if suffix == ".csv" else "\t")
+                _write_separated(fresh, rows, separator="," if suffix == ".csv" else "\t")
             case _:
                 lines = (dump_row(row) + "\n" for row in rows)
-                temporary.write_text("".join(lines), "utf-8", errors="backslashreplace")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+                fresh.write_text("".join(lines), "utf-8", errors="backslashreplace")
 
 
 def dump_row(row: Row) -> str:
@@ -89,8 +91,8 @@ def dump_row(row: Row) -> str:
 
 def _is_same_file(path: Path, name: str) -> bool:
     try:
-        return path.samefile(Path(name).expanduser())
-    except (OSError, RuntimeError, ValueError):  # not a file; RuntimeError: an unknown ~user
+        return path.samefile(expand_user(name))
+    except (OSError, ValueError):  # not a file
         return False
 
 

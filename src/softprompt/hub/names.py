@@ -1,8 +1,8 @@
 """Names of repositories and branches, and how to distinguish them from local paths."""
 
 import re
-from pathlib import Path
 
+from softprompt._paths import is_present
 from softprompt.backbone.loading import PREFIX
 from softprompt.errors import HubError
 
@@ -36,7 +36,7 @@ def is_local_backbone(name: str, *, revision: str | None) -> bool:
         return False
     if not is_repo_id(name) or name.endswith(".gguf"):
         return True
-    return revision is None and Path(name).exists()
+    return revision is None and is_present(name)
 
 
 def is_commit(text: str) -> bool:

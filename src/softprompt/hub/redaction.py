@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import cast
 
+from softprompt._paths import expand_user, is_present
 from softprompt.artifact.manifest import BackboneRef, Manifest
 from softprompt.backbone.loading import PREFIX
 from softprompt.errors import HubError
@@ -160,19 +161,12 @@ def _is_file(source: str) -> bool:
     """Whether a data source is a file: it exists, or its name looks like one."""
     if source.startswith(PREFIX):
         return False
-    parent = Path(source).expanduser().parent
+    parent = expand_user(source).parent
     return (
         is_path(source)
         or bool(_TABLE.search(source))
         or "\\" in source
         or source.partition("@")[0].count("/") > 1
-        or _exists(Path(source).expanduser())
-        or (parent != Path() and _exists(parent))
+        or is_present(expand_user(source))
+        or (parent != Path() and is_present(parent))
     )
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # an impossible name of a file
-        return False

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from math import log
 from typing import Literal, assert_never, get_args
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # torch's own convention
 
+from softprompt.artifact.checks import read_task_settings
 from softprompt.backbone.model import Backbone, shorten_name
 from softprompt.data import Row, RowsLike, group_by_length, iterate_rows
 from softprompt.data.table import to_text
@@ -22,6 +24,7 @@ from softprompt.errors import PromptError, SoftpromptWarning, format_unknown
 from softprompt.inference.loops import (
     EvaluatedRows,
     EvaluationReport,
+    check_numbers,
     check_probabilities,
     make_row_report,
     predict_windows,
@@ -30,7 +33,6 @@ from softprompt.inference.loops import (
 from softprompt.inference.model import PromptModel, attach
 from softprompt.inference.notebook import make_fact_table, make_grid
 from softprompt.tasks import Classifier, Classify, Example, Prediction
-from softprompt.tasks.config import read_task_settings
 
 Vote = Literal["majority", "mean"]
 MemberViews = Sequence[Example]  # a row as each member renders it
@@ -355,7 +357,9 @@ class Ensemble:
         states = task.compute_states(examples, prompts, rows=prompt_of_row).split(rows)
         tasks = [m.task for m in self.members if isinstance(m.task, Classifier)]
         scores = [task.read(part) for task, part in zip(tasks, states, strict=True)]
-        return [task.to_predictions(part) for part in scores], torch.stack(scores)
+        predictions = [task.to_predictions(part) for part in scores]
+        check_numbers(list(chain.from_iterable(predictions)))
+        return predictions, torch.stack(scores)
 
     def _combine(self, by_member: Sequence[Sequence[Prediction]]) -> list[Prediction]:
         return [combine(predictions, self.vote) for predictions in zip(*by_member, strict=True)]

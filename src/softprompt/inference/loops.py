@@ -1,5 +1,6 @@
 """Run a task over many rows: predictions and evaluation."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -24,6 +25,7 @@ from softprompt.inference.metrics import (
     list_confusions,
 )
 from softprompt.inference.notebook import make_fact_table, make_grid
+from softprompt.injection.generation import NOT_NUMBERS
 from softprompt.prompt import Prompt
 from softprompt.tasks import Classifier, Example, Prediction, SummedLoss, Task
 from softprompt.tasks.generation import TextGenerator
@@ -166,12 +168,26 @@ def predict_rows(
 
     Yields:
         The index of a row and its prediction, as batches are ready.
+
+    Raises:
+        PromptError: the scores of a row are not numbers.
     """
     task = task.with_shared_prefix(examples, prompt)
     for batch in group_by_length([e.length for e in examples], size=batch_size, seed=None):
         with torch.no_grad():
             predictions = task.predict([examples[i] for i in batch], [prompt])
+        check_numbers(predictions)
         yield from zip(batch, predictions, strict=True)
+
+
+def check_numbers(predictions: Sequence[Prediction]) -> None:
+    """Check that probabilities are numbers: of those that are not, any label is the likeliest.
+
+    Raises:
+        PromptError: some are NaN.
+    """
+    if any(math.isnan(share) for one in predictions for share in one.probabilities.values()):
+        raise PromptError(NOT_NUMBERS)
 
 
 def predict_windows(
@@ -300,7 +316,9 @@ def make_row_report(task: Task, evaluated: EvaluatedRows) -> EvaluationReport:
 
     Raises:
         DataError: there are no rows.
+        PromptError: the scores of a row are not numbers.
     """
+    check_numbers(evaluated.predictions)
     report = make_report(task, [evaluated])
     return replace(report, truth=evaluated.truth, predictions=evaluated.predictions)
 

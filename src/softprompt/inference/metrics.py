@@ -3,6 +3,8 @@
 The libraries are imported where they are used, since each takes about a second to import.
 """
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +13,11 @@ from softprompt.errors import DataError
 
 _OTHER = "other"  # the column of predictions that are not labels
 _PAIR = 2
+# Thai, Lao, Burmese and Khmer; Chinese and Japanese with their punctuation and full width.
+_WITHOUT_SPACES = re.compile(
+    r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    r"\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff])"
+)
 
 
 @dataclass(frozen=True)
@@ -199,8 +206,9 @@ def compute_generation_metrics(truth: Sequence[str], predicted: Sequence[str]) -
         ``exact_match`` (0 to 1), the share of rows that are equal except for surrounding space;
         ``bleu`` and ``chrf`` (0 to 100), of the whole corpus, as sacrebleu counts by default;
         ``rouge1``, ``rouge2`` and ``rougeL`` (0 to 1), F-measures averaged over rows, as
-        rouge_score counts without stemming. ROUGE sees only a to z and 0 to 9, so text in other
-        scripts scores 0 there: use ``chrf``.
+        rouge_score counts without stemming. Each character is a word in scripts that put no spaces
+        between words, as sacrebleu counts Chinese, and ROUGE takes letters of every script, of
+        which rouge_score takes a to z alone.
 
     Raises:
         DataError: there are no rows, or not as many texts as references.
@@ -212,16 +220,31 @@ def compute_generation_metrics(truth: Sequence[str], predicted: Sequence[str]) -
     _check_pairs(truth, predicted)
     pairs = [*zip(truth, predicted, strict=True)]
     equal = sum(is_right(reference, text, is_label=False) for reference, text in pairs)
-    rouge = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    spaced = [[_space_characters(text) for text in texts] for texts in (predicted, truth)]
+    rouge = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_WordTokenizer())
     scored = [rouge.score(reference, text) for reference, text in pairs]
     return {
         "exact_match": equal / len(pairs),
-        "bleu": float(BLEU().corpus_score([*predicted], [[*truth]]).score),
+        "bleu": float(BLEU().corpus_score(spaced[0], [spaced[1]]).score),
         "chrf": float(CHRF().corpus_score([*predicted], [[*truth]]).score),
     } | {
         name: sum(float(row[name].fmeasure) for row in scored) / len(scored)
         for name in ("rouge1", "rouge2", "rougeL")
     }
+
+
+def _space_characters(text: str) -> str:
+    """Put spaces around each character of a script that has none between its words."""
+    return _WITHOUT_SPACES.sub(r" \1 ", text)
+
+
+class _WordTokenizer:
+    """ROUGE's words: letters, marks and digits of any script; of ASCII, rouge_score's."""
+
+    def tokenize(self, text: str) -> list[str]:
+        spaced = _space_characters(text.lower())
+        kept = (c if unicodedata.category(c)[0] in "LMN" else " " for c in spaced)
+        return "".join(kept).split()
 
 
 def score_chrf(truth: Sequence[str], predicted: Sequence[str]) -> tuple[float, ...]:

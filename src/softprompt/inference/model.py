@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from softprompt._paths import expand_user, is_present
 from softprompt.artifact import Artifact, Manifest, check_backbone, load_artifact, save_artifact
+from softprompt.artifact.checks import check_artifact, read_task_settings
 from softprompt.artifact.store import find_artifact
 from softprompt.backbone.model import Backbone, shorten_name
 from softprompt.data import (
@@ -46,7 +48,6 @@ from softprompt.inference.notebook import make_fact_table
 from softprompt.inference.recorded import load_recorded_backbone, read_data_config, read_seed
 from softprompt.prompt import Prompt, to
 from softprompt.tasks import Classifier, Example, LengthBudget, Prediction, Task, build_task
-from softprompt.tasks.config import read_task_settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -391,14 +392,14 @@ def get_prompt(trained: Prompt | Artifact | PromptModel) -> Prompt:
 
 def _locate(name: str | Path, revision: str | None) -> Path:
     """The folder of an artifact; one on the Hub is downloaded into the cache."""
-    path = Path(name).expanduser()
-    if path.exists() or isinstance(name, Path) or is_path(name):
+    path = expand_user(name)
+    if is_present(path) or isinstance(name, Path) or is_path(name):
         if revision is not None:
             msg = f"{name} is a path, which has no revision {revision!r}. Leave the revision out."
             raise ArtifactError(msg)
         return path
     owner, slash, _ = name.partition("/")
-    if revision is None and (not slash or Path(owner).is_dir()):
+    if revision is None and (not slash or is_present(owner)):
         try:
             return find_artifact(path)
         except ArtifactError as error:
@@ -429,6 +430,7 @@ def attach(artifact: Artifact, backbone: Backbone) -> PromptModel:
     Raises:
         ArtifactError: it was trained for another backbone, or its head does not fit its task.
     """
+    check_artifact(artifact)
     check_backbone(artifact, backbone)
     manifest = artifact.manifest
     task = build_task(

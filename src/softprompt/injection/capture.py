@@ -14,6 +14,7 @@ from softprompt.backbone.model import Backbone, BatchInputs
 from softprompt.errors import PromptError
 from softprompt.injection.compatibility import explain_unsplittable
 from softprompt.injection.forward import assign_prompts, compute_position_ids
+from softprompt.injection.site_shapes import pad_to_prefix
 from softprompt.injection.state_cache import compute_keys_and_values
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
@@ -42,8 +43,14 @@ def capture_keys_and_values(
         )
         raise PromptError(msg)
     pairs = compute_keys_and_values(backbone, backbone.make_single_row(ids), prompt=prompt)
-    keys = torch.cat([keys.float() for keys, _ in pairs])
-    values = torch.cat([values.float() for _, values in pairs])
+    if any(keys.shape[2] != len(ids) for keys, _ in pairs):
+        msg = (
+            f"{backbone.geometry.model_type} has keys and values that several tokens share, so "
+            "those of each token cannot be read. Initialize the prompt at random."
+        )
+        raise PromptError(msg)
+    whole = [[pad_to_prefix(backbone.geometry, t.float()) for t in pair] for pair in pairs]
+    keys, values = (torch.cat(tensors) for tensors in zip(*whole, strict=True))
     return KVPrefix(keys, values, tuple(range(len(pairs))))
 
 

@@ -97,6 +97,8 @@ def explain_unsplittable(geometry: Geometry) -> str | None:
 
 def explain_unshiftable(geometry: Geometry) -> str | None:
     """Why a backbone cannot shift a row's positions, as a verb phrase; None if it can."""
+    if not geometry.supports_position_shift and geometry.position_offset is not None:
+        return "has scores by relative position, which are not known for a prefix before the row"
     if not geometry.supports_position_shift:
         return "takes no position ids, so a row's positions cannot be shifted"
     if geometry.sliding_window is not None and not geometry.reports_window:

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F  # torch's own convention
 
 from softprompt.backbone.hooks import use_hook
-from softprompt.backbone.model import Backbone, BatchInputs
+from softprompt.backbone.model import Backbone, BatchInputs, Geometry
 from softprompt.errors import PromptError
 from softprompt.injection.compatibility import check_prompt_fits
 from softprompt.injection.row_prompts import CachedInput, LayerEntry, RowPrompts, SitePrefix
+from softprompt.injection.site_shapes import cut_to_site
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
 
@@ -51,7 +52,9 @@ def build_row_prompts(
         rows=rows,
         ids=ids,
         entries={layer: _make_layer_entry(prompts, layer, device=rows.device) for layer in layers},
-        sites={site: _make_site_prefix(prefixes, site) for site in sorted(sites)},
+        sites={
+            s: _make_site_prefix(prefixes, s, geometry=backbone.geometry) for s in sorted(sites)
+        },
         site_of=backbone.site_of,
         layer_of=backbone.layer_of,
         bias_of=backbone.bias_of,
@@ -74,13 +77,16 @@ def _make_layer_entry(
     )
 
 
-def _make_site_prefix(prefixes: Sequence[KVPrefix | None], site: int) -> SitePrefix:
+def _make_site_prefix(
+    prefixes: Sequence[KVPrefix | None], site: int, *, geometry: Geometry
+) -> SitePrefix:
     """Stack the keys and values of all prefixes at an attention site, padded to the longest."""
     active = [p if p is not None and site in p.sites else None for p in prefixes]
     first = next(p for p in active if p is not None)
     if len(prefixes) == 1:
         index = first.sites.index(site)
-        return SitePrefix(first.keys[index][None], first.values[index][None], None)
+        only = {"keys": first.keys[index][None], "values": first.values[index][None]}
+        return SitePrefix(*cut_to_site(geometry, site, **only), None)
     longest = max(p.length for p in active if p is not None)
     keys, values, visible = [], [], []
     for prefix in active:
@@ -92,7 +98,8 @@ def _make_site_prefix(prefixes: Sequence[KVPrefix | None], site: int) -> SitePre
         keys.append(F.pad(source.keys[index][:, :length], pad))
         values.append(F.pad(source.values[index][:, :length], pad))
         visible.append(torch.arange(longest, device=source.keys.device) < length)
-    return SitePrefix(torch.stack(keys), torch.stack(values), torch.stack(visible))
+    pair = cut_to_site(geometry, site, keys=torch.stack(keys), values=torch.stack(values))
+    return SitePrefix(*pair, torch.stack(visible))
 
 
 def forward(

@@ -30,6 +30,8 @@ from softprompt.prompt import InputPrompt, Prompt
 
 CacheKind = Literal["dynamic", "static", "none"]
 _SETTINGS = "the generation settings"
+# More need more memory than any search is worth: each beam is a row of the batch.
+_MAX_BEAMS = 1024
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Decoding:
         possible = {
             f"max_new_tokens = {self.max_new_tokens}: at least 1.": self.max_new_tokens >= 1,
             f"num_beams = {beams}: at least 1, which is greedy search.": beams >= 1,
+            f"num_beams = {beams}: at most {_MAX_BEAMS}.": beams <= _MAX_BEAMS,
             f"num_beams = {beams} and do_sample = true: beam search looks for the most likely "
             "text and sampling draws one. Choose one of them.": beams <= 1 or not self.do_sample,
             f"temperature = {self.temperature}: more than 0.": self.temperature > 0,
@@ -87,6 +90,25 @@ class Decoding:
         faults = [fault for fault, fine in possible.items() if not fine]
         if faults:
             raise RecipeError(faults, where=_SETTINGS)
+
+
+NOT_NUMBERS = (
+    "the backbone's scores are not numbers (NaN): its states overflow with this prompt, or its "
+    "files are damaged. Load it in float32, train the prompt with a lower learning rate, or fetch "
+    "the backbone again."
+)
+
+
+class _NumberCheck(LogitsProcessor):
+    """Refuses scores that are not numbers, of which any token is the likeliest."""
+
+    def __call__(
+        self, _ids: Int[Tensor, "B T"], scores: Float[Tensor, "B V"]
+    ) -> Float[Tensor, "B V"]:
+        """Check the scores of one step."""
+        if bool(scores.isnan().any()):
+            raise PromptError(NOT_NUMBERS)
+        return scores
 
 
 class _GumbelNoise(LogitsProcessor):
@@ -136,8 +158,8 @@ def generate(
 
     Raises:
         PromptError: a prompt does not fit the backbone or its rows, a row of a causal backbone is
-            padded on the right, or a prompt enters at a later layer of a backbone with a sliding
-            window.
+            padded on the right, a prompt enters at a later layer of a backbone with a sliding
+            window, or the scores of a token are not numbers.
 
     Examples:
         >>> prompt = InputPrompt(backbone.embed(torch.tensor([5, 6])))
@@ -228,7 +250,7 @@ def _make_logits_processors(
     backbone: Backbone, inputs: BatchInputs, decoding: Decoding, *, begin: int
 ) -> LogitsProcessorList:
     """The processors that constrain or sample the tokens from column ``begin`` on."""
-    chain = LogitsProcessorList()
+    chain = LogitsProcessorList([_NumberCheck()])
     if decoding.allowed_answers is not None:
         trie = _Trie(
             decoding.allowed_answers,

@@ -16,11 +16,14 @@ from softprompt.backbone.hooks import use_hook
 from softprompt.backbone.introspection import is_close, keep_attributes, make_probe_ids
 from softprompt.backbone.lm_head import LMHead, explain_head_failure
 from softprompt.backbone.model import Backbone, BatchInputs, Limits
-from softprompt.errors import BackboneError
+from softprompt.errors import BackboneError, PromptError
 from softprompt.injection.capture import capture_keys_and_values
 from softprompt.injection.compatibility import explain_no_late_entry, explain_unsplittable
 from softprompt.injection.forward import assign_prompts, compute_position_ids, forward
 from softprompt.prompt import InputPrompt
+
+# More than the blocks of tokens that some attention puts together (DeepSeek-V4: 4).
+_ROW_LENGTH = 9
 
 _Ids = Int[Tensor, " T"]
 _States = Float[Tensor, "1 T H"]
@@ -43,7 +46,7 @@ def measure_limits(backbone: Backbone) -> Backbone:
         >>> measure_limits(backbone).geometry.limits.split is None
         True
     """
-    ids = make_probe_ids(backbone.model)[0]
+    ids = make_probe_ids(backbone.model, _ROW_LENGTH)[0]
     row, causal = backbone.make_single_row(ids), backbone.geometry.architecture == "causal"
     with keep_attributes(backbone.model):
         states = forward(backbone, row, prompts=[None])
@@ -51,7 +54,9 @@ def measure_limits(backbone: Backbone) -> Backbone:
             _check_causal(backbone, ids, states)
         if backbone.geometry.architecture == "encoder":
             # It fails where token types have several parts (TAPAS).
-            forward(backbone, replace(row, token_type_ids=ids[None] * 0), prompts=[None])
+            typed = forward(backbone, replace(row, token_type_ids=ids[None] * 0), prompts=[None])
+            geometry = replace(backbone.geometry, has_token_types=is_close(typed, states))
+            backbone = replace(backbone, geometry=geometry)
         backbone = _limit(backbone, padding=_explain_padding(backbone, row, states))
         backbone = _limit(backbone, words=_explain_words(backbone, ids, states))
         if explain_no_late_entry(backbone.geometry) is None and backbone.geometry.num_layers > 1:
@@ -126,7 +131,10 @@ def _run_with_stand_in(
 
 def _explain_split(backbone: Backbone, ids: _Ids, states: _States) -> str | None:
     """Run the row's last token after the keys and values of the others."""
-    captured = capture_keys_and_values(backbone, ids[:-1])
+    try:
+        captured = capture_keys_and_values(backbone, ids[:-1])
+    except PromptError:
+        return "has keys and values that several tokens share"
     prefix = replace(captured, shift_positions=True)
     last = forward(backbone, backbone.make_single_row(ids[-1:]), prompts=[prefix])
     same = is_close(last[:, -1], states[:, -1])

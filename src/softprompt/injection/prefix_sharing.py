@@ -20,6 +20,7 @@ from softprompt.backbone.sharding import check_ranks_agree
 from softprompt.injection.compatibility import explain_unsplittable
 from softprompt.injection.forward import assign_prompts, compute_position_ids
 from softprompt.injection.row_prompts import SitePrefix
+from softprompt.injection.site_shapes import cut_to_site
 from softprompt.injection.state_cache import (
     CachedStates,
     compute_keys_and_values,
@@ -238,7 +239,10 @@ def _compute_first_parts(
         shape = (geometry.num_attention_sites, 2, geometry.num_kv_heads, geometry.head_dim)
         # [B, T, L, 2, N, D] to [L, 2, B, N, T, D]
         unpacked = split.states.unflatten(2, shape).permute(2, 3, 0, 4, 1, 5)
-        pairs = [(keys, values) for keys, values in unpacked]
+        pairs = [
+            cut_to_site(geometry, site, keys=keys, values=values)
+            for site, (keys, values) in enumerate(unpacked)
+        ]
     elif split.shared:
         pairs = compute_keys_and_values(backbone, inputs, prompt=split.prompt)
     else:

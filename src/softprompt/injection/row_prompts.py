@@ -20,12 +20,12 @@ class SitePrefix:
 
     Args:
         keys: one prefix per prompt, padded to the longest.
-        values: one prefix per prompt, padded to the longest.
+        values: one prefix per prompt, padded to the longest; they may be narrower than keys.
         visible: False on padding and for prompts without a prefix at this site; None if all True.
     """
 
     keys: Float[Tensor, "R N P D"]
-    values: Float[Tensor, "R N P D"]
+    values: Float[Tensor, "R N P Dv"]
     visible: Bool[Tensor, "R P"] | None
 
 

@@ -13,6 +13,7 @@ from softprompt.backbone.hooks import Recorder, use_hook
 from softprompt.backbone.model import Backbone, BatchInputs
 from softprompt.backbone.sharding import prefetch_last_layer
 from softprompt.injection.forward import assign_prompts, compute_position_ids
+from softprompt.injection.site_shapes import pad_to_prefix
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 
 
@@ -86,7 +87,8 @@ def compute_states(
     """
     if layer is None:
         pairs = compute_keys_and_values(backbone, inputs, prompt=prompt)
-        stacked = torch.stack([torch.stack(pair, dim=1) for pair in pairs], dim=1)
+        whole = [[pad_to_prefix(backbone.geometry, t) for t in pair] for pair in pairs]
+        stacked = torch.stack([torch.stack(pair, dim=1) for pair in whole], dim=1)
         # [B, L, 2, N, T, D] to [B, T, L, 2, N, D]
         return stacked.permute(0, 4, 1, 2, 3, 5).flatten(2)
     hook = assign_prompts(backbone, inputs, prompts=[prompt])

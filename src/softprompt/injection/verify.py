@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -91,8 +92,7 @@ def load_backbone(  # noqa: PLR0913  # the keys of a recipe's [backbone]
     )
     backbone = load_unverified(str(name), options)
     with explain_failures(str(name)):
-        verify_backbone(backbone)
-        backbone = measure_limits(backbone)
+        backbone = measure_limits(verify_backbone(backbone))
     _log.info(
         "loaded %s (%s, %s) in %s on %s",
         name,
@@ -105,14 +105,18 @@ def load_backbone(  # noqa: PLR0913  # the keys of a recipe's [backbone]
 
 
 @torch.enable_grad()
-def verify_backbone(backbone: Backbone) -> None:
+def verify_backbone(backbone: Backbone) -> Backbone:
     """Verify that prompts change the output of a backbone and receive a gradient from it.
 
     Args:
         backbone: the backbone.
 
+    Returns:
+        The backbone; without prefixes, if some part of a prefix has no effect or no gradient.
+
     Raises:
-        BackboneError: some part of a prompt has no effect on the output, or receives no gradient.
+        BackboneError: some part of an input prompt has no effect on the output, or no gradient; or
+            the states of a few tokens are not finite.
     """
     geometry = backbone.geometry
     generator = torch.Generator().manual_seed(0)
@@ -123,17 +127,43 @@ def verify_backbone(backbone: Backbone) -> None:
 
     scale = geometry.embedding_rms or 1.0
     vectors = draw(2, geometry.embedding_size)
-    _verify_prompt(backbone, InputPrompt(vectors * scale), {"vectors": vectors})
+    fault = _find_fault(backbone, InputPrompt(vectors * scale), {"vectors": vectors})
+    if fault is not None:
+        msg = (
+            f"backbone {backbone.name!r} ({geometry.model_type}) failed verification: a random "
+            f"InputPrompt {fault}, so training could not work. Choose another backbone, or report "
+            "its family."
+        )
+        raise BackboneError(msg)
     if geometry.num_attention_sites:
         shape = (geometry.num_attention_sites, geometry.num_kv_heads, 2, geometry.head_dim)
         keys, values = draw(*shape), draw(*shape)
         prefix = KVPrefix(keys, values, tuple(range(geometry.num_attention_sites)))
-        _verify_prompt(backbone, prefix, {"keys": keys, "values": values})
+        fault = _find_fault(backbone, prefix, {"keys": keys, "values": values})
+    return backbone if fault is None else _refuse_prefixes(backbone, fault)
 
 
-def _verify_prompt(backbone: Backbone, prompt: Prompt, leaves: Mapping[str, Tensor]) -> None:
+def _refuse_prefixes(backbone: Backbone, fault: str) -> Backbone:
+    """The backbone without attention sites, as one whose attention takes no prefix."""
+    reason = f"has attention layers in which a prefix {fault}"
+    geometry = replace(
+        backbone.geometry,
+        num_attention_sites=0,
+        num_kv_heads=0,
+        head_dim=0,
+        self_attention_sites=(),
+        site_shapes=(),
+        limits=replace(backbone.geometry.limits, prefix=reason),
+    )
+    return replace(backbone, geometry=geometry, site_of={})
+
+
+def _find_fault(backbone: Backbone, prompt: Prompt, leaves: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with a random prompt, as a verb phrase; None if nothing is."""
     inputs = make_example_inputs(backbone)
     bare = forward(backbone, inputs, prompts=[None])
+    if not bool(bare.isfinite().all()):
+        raise BackboneError(_explain_overflow(backbone))
     if isinstance(prompt, InputPrompt):
         soft = (
             torch.arange(prompt.length, device=inputs.input_ids.device)
@@ -142,13 +172,12 @@ def _verify_prompt(backbone: Backbone, prompt: Prompt, leaves: Mapping[str, Tens
         inputs.input_ids[0, : prompt.length] = soft
     states = forward(backbone, inputs, prompts=[prompt])
     if torch.equal(states, bare):
-        raise BackboneError(_explain_failure(backbone, prompt, "does not change its output"))
+        return "does not change the output"
     gradients = _compute_gradients(states, list(leaves.values()))
     for name, gradient in zip(leaves, gradients, strict=True):
         if gradient is None or not bool(gradient.flatten(1).any(dim=1).all()):
-            raise BackboneError(
-                _explain_failure(backbone, prompt, f"receives no gradient at its {name}")
-            )
+            return f"receives no gradient at its {name}"
+    return None
 
 
 def _compute_gradients(states: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -159,9 +188,11 @@ def _compute_gradients(states: Tensor, leaves: Sequence[Tensor]) -> Sequence[Ten
     return torch.autograd.grad((states.float() * weights).sum(), leaves, allow_unused=True)
 
 
-def _explain_failure(backbone: Backbone, prompt: Prompt, fact: str) -> str:
+def _explain_overflow(backbone: Backbone) -> str:
+    dtype = str(backbone.dtype).removeprefix("torch.")
     return (
-        f"backbone {backbone.name!r} ({backbone.geometry.model_type}) failed verification: a "
-        f"random {type(prompt).__name__} {fact}, so training could not work. Choose another "
-        "backbone, or report its family."
+        f"backbone {backbone.name!r} ({backbone.geometry.model_type}) computes states that are NaN "
+        f"or infinite from a few tokens, in {dtype}. Load it in another dtype "
+        '(backbone.dtype = "float32" in a recipe). If they are not finite there either, its files '
+        "are damaged: fetch it again."
     )

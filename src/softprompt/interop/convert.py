@@ -105,8 +105,8 @@ def resolve_labels(
 def _list_labels(settings: TaskSettings) -> list[str]:
     """The labels or choices that a task's settings name."""
     match settings:
-        case Classify(labels=labels):
-            return list(labels or ())
+        case Classify(labels=labels, verbalizer=verbalizer):
+            return list(labels or verbalizer or ())
         case Generate(choices="from-data"):
             msg = (
                 "task.choices is 'from-data', but a prompt is imported without data. List the "
@@ -359,7 +359,4 @@ def _make_model(
         recipe={"imported": dict(foreign.note)},
         metrics={},
     )
-    model = attach(artifact, backbone)
-    # The labels of a verbalizer are known only now.
-    manifest = replace(artifact.manifest, labels=[*model.labels])
-    return replace(model, artifact=replace(artifact, manifest=manifest))
+    return attach(artifact, backbone)

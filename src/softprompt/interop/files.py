@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from softprompt._io import UNREADABLE, is_pickle, load_strict_json
+from softprompt._paths import is_file, is_present
 from softprompt.artifact.store import abbreviate, has_pickle_suffix
 from softprompt.errors import ArtifactError
 
@@ -31,9 +32,9 @@ def find_file(source: Path, names: Iterable[str], *, what: str) -> Path:
         ArtifactError: there is none, it is a link out of the folder, or there is only a pickle.
     """
     names = list(names)
-    if source.is_file():
+    if is_file(source):
         return source
-    if not source.is_dir():
+    if not is_present(source) or not source.is_dir():
         msg = f"there is no file or folder {source}. Give the {what} file, or the folder it is in."
         raise ArtifactError(msg)
     for name in names:
@@ -183,7 +184,8 @@ def _check_inside(folder: Path, path: Path) -> Path:
     if not target.is_relative_to(home) and not cached:
         msg = (
             f"{path} is a link to {target}, outside the folder; only files in it are read. Copy "
-            f"the file itself: cp --remove-destination {target} {path}"
+            f"the file itself: cp --remove-destination {shlex.quote(str(target))} "
+            f"{shlex.quote(str(path))}"
         )
         raise ArtifactError(msg)
     return path

@@ -31,6 +31,7 @@ def unpack_kv(flat: Float[Tensor, "P F"], backbone: Backbone) -> KVPrefix:
             "key/value prefixes. Only vectors among the input embeddings can be used with it."
         )
         raise ArtifactError(msg)
+    _check_shapes(backbone)
     if flat.shape[1] != width:
         msg = (
             f"each soft token has {flat.shape[1]} numbers, but {backbone.name!r} takes {width} "
@@ -53,8 +54,10 @@ def pack_kv(prefix: KVPrefix, backbone: Backbone) -> Float[Tensor, "P F"]:
         backbone: of the prefix.
 
     Raises:
-        ArtifactError: two layers share a place in the rows, and the prefix differs between them.
+        ArtifactError: two layers share a place in the rows, and the prefix differs between them;
+            or the layers have keys and values of different shapes.
     """
+    _check_shapes(backbone)
     pairs = torch.stack([prefix.keys, prefix.values])  # [2, L, N, P, D]
     read = _list_pairs_read(pairs.shape[1], backbone)
     packed = torch.zeros_like(pairs)
@@ -78,3 +81,12 @@ def _list_pairs_read(layers: int, backbone: Backbone) -> list[int]:
     """
     stride = 2 if backbone.geometry.architecture == "encoder-decoder" else 1
     return [stride * layer % layers for layer in range(layers)]
+
+
+def _check_shapes(backbone: Backbone) -> None:
+    if backbone.geometry.site_shapes:
+        msg = (
+            f"the keys and values of {backbone.geometry.model_type} differ in shape, but this "
+            "format has one shape for all. Use softprompt's own artifact."
+        )
+        raise ArtifactError(msg)

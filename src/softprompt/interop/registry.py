@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from softprompt._paths import is_present
 from softprompt.errors import ArtifactError, format_unknown
 from softprompt.hub.names import is_repo_id
 from softprompt.interop import arrays, p_tuning_v2, peft, vllm_export
@@ -70,7 +71,7 @@ def read_base_model(name: str, source: Path) -> BaseModelRef:
         ArtifactError: there is no such format or file, or it cannot be read.
     """
     get_reader(name)
-    if not source.exists():
+    if not is_present(source):
         remote = is_repo_id(str(source))
         hint = f" If it is on the Hub: hf download {source} --local-dir FOLDER" if remote else ""
         msg = f"there is no file or folder {source}. Give the file or folder to import.{hint}"

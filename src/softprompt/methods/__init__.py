@@ -9,13 +9,16 @@ then cover it. Its settings are a frozen dataclass with
 - ``build``, which makes the `Method`.
 """
 
-from dataclasses import replace
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from softprompt.backbone.model import Backbone, Geometry
-from softprompt.errors import PromptError
+from softprompt.errors import PromptError, RecipeError, summarize_error
 from softprompt.injection.compatibility import (
     check_layer_exists,
     check_prompt_fits,
@@ -30,6 +33,9 @@ from softprompt.methods.prompt_tuning import PromptTuning
 from softprompt.prompt import KVPrefix
 
 MethodSettings = PromptTuning | PTuning | PrefixTuning | PTuningV2
+
+# torch says it in words only where it is not `torch.OutOfMemoryError`.
+_NO_MEMORY = re.compile(r"allocate|out of memory|overflow", re.IGNORECASE)
 
 METHODS: dict[str, type[Any]] = {
     settings.name: settings for settings in (PromptTuning, PTuning, PrefixTuning, PTuningV2)
@@ -55,8 +61,10 @@ def build_method(
         seed: the seed of everything random; the same seed gives the same method on every machine.
 
     Raises:
-        PromptError: the method does not fit the backbone or the initial value.
+        PromptError: the method does not fit the backbone, the initial value or the memory.
+        RecipeError: a size is not possible.
     """
+    _check_sizes(settings)
     generator = torch.Generator().manual_seed(seed)
     geometry = backbone.geometry
     if settings.prompt_kind == "kv" and geometry.limits.prefix is not None:
@@ -74,21 +82,55 @@ def build_method(
         case PromptTuning() | PTuning():
             length, layers = soft_length, _parse_upper_layers(settings.layers, geometry)
             shift_positions = False
-    start = initialize_prompt(
-        backbone,
-        init,
-        kind=settings.prompt_kind,
-        length=length,
-        layers=layers,
-        generator=generator,
-    )
-    if isinstance(start, KVPrefix) and shift_positions:
-        start = replace(start, shift_positions=True)
-    check_prompt_fits(geometry, start)
-    method: Method = settings.build(geometry, start, generator=generator)  # type: ignore[arg-type]  # `kind` pairs them
-    if not settings.is_direct and not isinstance(init, FromRandom):
-        warm_start(method, start)
+    with _explain_allocation(settings, length):
+        kind = settings.prompt_kind
+        start = initialize_prompt(
+            backbone, init, kind=kind, length=length, layers=layers, generator=generator
+        )
+        if isinstance(start, KVPrefix) and shift_positions:
+            start = replace(start, shift_positions=True)
+        check_prompt_fits(geometry, start)
+        method: Method = settings.build(geometry, start, generator=generator)  # type: ignore[arg-type]  # `kind` pairs them
+        if not settings.is_direct and not isinstance(init, FromRandom):
+            warm_start(method, start)
     return method
+
+
+# Far more than any paper has; more would be a slip, and more than memory.
+_MOST = {"length": 100_000, "encoder_hidden_size": 1 << 16, "encoder_num_layers": 100}
+
+
+def _check_sizes(settings: MethodSettings) -> None:
+    """Check that the sizes of a method are possible.
+
+    Raises:
+        RecipeError: with all faults.
+    """
+    values = asdict(settings)
+    faults = [
+        f"{name} = {values[name]}: from 1 to {most:,}."
+        for name, most in _MOST.items()
+        if values.get(name) is not None and not 1 <= values[name] <= most
+    ]
+    if not 0 <= (rate := values.get("encoder_dropout", 0)) < 1:
+        faults.append(f"encoder_dropout = {rate}: at least 0 and less than 1.")
+    if faults:
+        raise RecipeError(faults, where=f"the settings of {settings.name}")
+
+
+@contextmanager
+def _explain_allocation(settings: MethodSettings, length: int) -> Iterator[None]:
+    """Raise a PromptError for parameters that memory cannot hold."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
+            raise
+        msg = (
+            f"the parameters of {settings.name} with {length:,} soft tokens do not fit into memory "
+            f"({summarize_error(error)}). Use fewer soft tokens, or a smaller encoder."
+        )
+        raise PromptError(msg) from error
 
 
 def parse_layers(text: str, count: int) -> tuple[int, ...]:

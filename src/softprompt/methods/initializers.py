@@ -18,6 +18,7 @@ from softprompt.data.tokenizer import check_ids, make_text_encoder
 from softprompt.errors import PromptError
 from softprompt.injection.capture import capture_keys_and_values
 from softprompt.injection.compatibility import check_layer_exists
+from softprompt.injection.site_shapes import clear_unread
 from softprompt.injection.state_cache import compute_states
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt, detach_copy
 
@@ -226,7 +227,7 @@ def _draw_prefix(
     shape = (len(layers), backbone.geometry.num_kv_heads, length, backbone.geometry.head_dim)
     keys = torch.randn(shape, generator=generator) * 0.02
     values = torch.randn(shape, generator=generator) * 0.02
-    return KVPrefix(keys, values, tuple(layers))
+    return clear_unread(backbone.geometry, KVPrefix(keys, values, tuple(layers)))
 
 
 def _select_layers(prefix: KVPrefix, layers: Sequence[int]) -> KVPrefix:

@@ -15,10 +15,10 @@ from softprompt.recipe.schema import (
     InitConfig,
     MethodConfig,
     Recipe,
-    StrictModel,
     TaskConfig,
     TrainConfig,
 )
+from softprompt.tasks.config import StrictModel
 
 __all__ = [
     "BackboneConfig",

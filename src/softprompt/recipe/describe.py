@@ -13,8 +13,9 @@ from typing import Any, Literal
 from pydantic import Field, create_model
 
 from softprompt.methods import METHODS
-from softprompt.recipe.schema import InitConfig, MethodConfig, Recipe, StrictModel
+from softprompt.recipe.schema import InitConfig, MethodConfig, Recipe
 from softprompt.tasks import TASKS
+from softprompt.tasks.config import StrictModel
 
 _INTRODUCTION = """# Recipe
 

@@ -11,6 +11,7 @@ from typing import assert_never
 
 import tomli_w
 
+from softprompt._paths import expand_user, is_file, is_present
 from softprompt.backbone import Architecture, load_unverified
 from softprompt.data import Table, check_columns, check_labels, map_values, split_rows
 from softprompt.data.duplicates import describe_splits
@@ -19,6 +20,7 @@ from softprompt.data.sources import read_source
 from softprompt.data.table import drop_gaps, to_text
 from softprompt.errors import DataError, SoftpromptError
 from softprompt.recipe.column_roles import ColumnRoles, guess_columns
+from softprompt.recipe.values import check_names_writable
 
 DEFAULT_BACKBONE = "builtin:smollm2-135m-instruct"
 
@@ -91,13 +93,13 @@ def choose_held_out(
 
 def _find_split_files(source: str) -> dict[str, Path]:
     """The files of other splits next to ``train.…``."""
-    path = Path(source).expanduser()
-    if not path.is_file() or "train" not in path.name:
+    path = expand_user(source)
+    if not is_file(path) or "train" not in path.name:
         return {}
     files: dict[str, Path] = {}
     for name, words in _SPLIT_FILES.items():
         candidates = [path.with_name(path.name.replace("train", word)) for word in words]
-        existing = [candidate for candidate in candidates if candidate.is_file()]
+        existing = [candidate for candidate in candidates if is_file(candidate)]
         files |= {name: existing[0]} if existing else {}
     return files
 
@@ -230,6 +232,7 @@ def draft_recipe(
         backbone=info,
         text_format=text_format,
     )
+    check_names_writable(text)
     return RecipeDraft(text, columns, held_out, (*notes,))
 
 
@@ -243,8 +246,8 @@ def _prepare_rows(rows: Table, columns: ColumnRoles, *, where: str) -> Table:
 
 def _make_relative(folder: Path, source: str) -> str:
     """How a recipe in a folder names a file; a data set's or model's name stays as it is."""
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = expand_user(source)
+    if not is_present(path):
         return source
     try:
         return Path(os.path.relpath(path.resolve(), folder)).as_posix()

@@ -10,15 +10,21 @@ from typing import Any, TypeAlias, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from softprompt._parsing import parse_toml
+from softprompt._paths import expand_user, is_present
 from softprompt.errors import RecipeError, format_unknown
 from softprompt.methods import METHODS
 from softprompt.recipe.renamed import explain_renamed_value, explain_unknown_key, find_new_key
-from softprompt.recipe.schema import BackboneConfig, InitConfig, Recipe, build_settings
+from softprompt.recipe.schema import BackboneConfig, InitConfig, Recipe
+from softprompt.recipe.values import check_extent, find_value_faults
 from softprompt.tasks import TASKS, TaskSettings
+from softprompt.tasks.config import build_settings
 
 RecipeSource: TypeAlias = str | Path | Recipe | Mapping[str, Any]
 
 _ROUNDING = 1e-6
+# Of a recipe, in bytes; a table of many values is far smaller.
+_LARGEST = 10_000_000
 # The keys that every method, and every task, has in its table; the first one names it.
 _COMMON_KEYS = {"method": ("name", "init"), "task": ("kind",)}
 # The keys that may name files.
@@ -53,6 +59,7 @@ def make_recipe(data: Mapping[str, Any]) -> Recipe:
         >>> recipe.train.epochs
         5
     """
+    check_extent(data)
     faults: list[str] = []
     recipe = None
     try:
@@ -61,8 +68,10 @@ def make_recipe(data: Mapping[str, Any]) -> Recipe:
         faults += explain_validation_error(error, owner=Recipe)
     faults += _find_choice_faults(data, "method", METHODS)
     faults += _find_choice_faults(data, "task", TASKS)
-    if recipe is not None:
+    if recipe is not None and not faults:
         faults += _find_cross_faults(recipe)
+    keys = {fault.partition(":")[0] for fault in faults}
+    faults += [f for f in find_value_faults(data) if f.partition(":")[0] not in keys]
     if faults or recipe is None:
         raise RecipeError(faults)
     return recipe
@@ -264,6 +273,7 @@ def load_recipe(source: RecipeSource, changes: Sequence[str] = ()) -> Recipe:
         case Recipe():
             return make_recipe(apply_overrides(source.as_data(), changes)) if changes else source
         case Mapping():
+            check_extent(source)
             return make_recipe(apply_overrides(deepcopy(dict(source)), changes))
         case _:
             fault = (
@@ -284,21 +294,38 @@ def read_toml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
         RecipeError: the file does not exist or is not TOML, or a change is not valid.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        msg = f"no recipe {str(path)!r}. Write one with: softprompt init DATA"
-        raise RecipeError([msg]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        data = parse_toml(_read_text(path))
+    except ValueError as error:
         msg = f"{path} is not TOML in UTF-8: {error}. Correct that place."
         raise RecipeError([msg]) from error
+    apply_overrides(data, changes)
+    check_extent(data)
+    _resolve_files(data, path.resolve().parent)
+    return data
+
+
+def _read_text(path: Path) -> str:
+    """The text of a recipe.
+
+    Raises:
+        RecipeError: there is no such file, or it cannot be read.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    if not is_present(path):
+        msg = f"no recipe {str(path)!r}. Write one with: softprompt init DATA"
+        raise RecipeError([msg])
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST + 1)  # a device has no end
     except OSError as error:
         msg = (
             f"{path} cannot be read: {error.strerror}. Give a recipe file that this user may read."
         )
         raise RecipeError([msg]) from error
-    apply_overrides(data, changes)
-    _resolve_files(data, path.resolve().parent)
-    return data
+    if len(raw) > _LARGEST:
+        msg = f"{path} has more than {_LARGEST:,} bytes, far more than a recipe. Name another."
+        raise RecipeError([msg])
+    return raw.decode("utf-8")
 
 
 def apply_overrides(data: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -324,14 +351,21 @@ def _apply_override(data: dict[str, Any], change: str) -> str | None:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
             return f"--set {change!r}: {key!r} is a value, not a table. Set {key!r} itself."
-    table[keys[-1]] = _parse_value(text)
+    try:
+        table[keys[-1]] = _parse_value(text)
+    except ValueError as error:
+        return f"--set {path.strip()}: {error}. Write a value that a run can use."
     return None
 
 
 def _parse_value(text: str) -> object:
-    """A value in TOML, else text; dates are text, since recipes have none."""
+    """A value in TOML, else text; dates are text, since recipes have none.
+
+    Raises:
+        ValueError: it is a number of thousands of digits, or nested too deeply.
+    """
     try:
-        value: object = tomllib.loads(f"value = {text}")["value"]
+        value: object = parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
     return value if isinstance(value, str | bool | int | float | list | dict) else text
@@ -345,12 +379,12 @@ def _resolve_files(data: dict[str, Any], folder: Path) -> None:
         if isinstance(table, dict) and isinstance(value, str):
             # A workbook's sheet is in brackets after its name.
             path = value.partition("[")[0] if value.endswith("]") else value
-            if path and (folder / path).exists():
+            if path and is_present(folder / path):
                 table[key] = str(folder / value)
     method = data.get("method")
     init = method.get("init") if isinstance(method, Mapping) else None
     if isinstance(init, dict) and isinstance(init.get("path"), str):
-        init["path"] = str(folder / Path(init["path"]).expanduser())
+        init["path"] = str(folder / expand_user(init["path"]))
 
 
 def read_overrides(

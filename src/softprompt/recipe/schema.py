@@ -1,41 +1,25 @@
 """The schema of a recipe. Values that are None are chosen by method, backbone or machine."""
 
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    create_model,
-)
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from softprompt.data.loading import DataConfig
 from softprompt.methods import METHODS, MethodSettings
 from softprompt.methods.defaults import Schedule
 from softprompt.tasks import TASKS, TaskSettings
+from softprompt.tasks.config import StrictModel, build_settings
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-
-Settings = TypeVar("Settings", bound="DataclassInstance")
-
-
-class StrictModel(BaseModel):
-    """A table of the recipe: frozen, without unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+# Beyond these a step or a number of bytes overflows, and two seeds share an order of rows.
+_HIGHEST_RATE = 1e6
+_MOST_GIGABYTES = 1e9
+_MOST_EPOCHS = 1_000_000
 
 
 class OpenModel(BaseModel):
     """A table whose further keys depend on a choice in it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
     def collect_settings(self) -> dict[str, Any]:
         """The further keys."""
@@ -114,7 +98,9 @@ class TrainConfig(StrictModel):
     """How the prompt is trained. `softprompt check` shows each value and its source."""
 
     epochs: PositiveInt = Field(
-        5, description="Passes over the training rows; the run ends at `max_steps` if that is less."
+        5,
+        le=_MOST_EPOCHS,
+        description="Passes over the training rows; the run ends at `max_steps` if that is less.",
     )
     max_steps: PositiveInt | None = Field(
         None, description="The most optimizer steps. Left out: those of all epochs."
@@ -139,11 +125,15 @@ class TrainConfig(StrictModel):
         {}, description="Further arguments of the optimizer's class."
     )
     learning_rate: PositiveFloat | None = Field(
-        None, description="Of the prompt, at its highest. Left out: by method and backbone."
+        None,
+        le=_HIGHEST_RATE,
+        description="Of the prompt, at its highest. Left out: by method and backbone.",
     )
-    head_learning_rate: PositiveFloat = Field(1e-3, description="Of a trained head.")
+    head_learning_rate: PositiveFloat = Field(
+        1e-3, le=_HIGHEST_RATE, description="Of a trained head."
+    )
     weight_decay: NonNegativeFloat | None = Field(
-        None, description="Of the prompt. Left out: by method and backbone."
+        None, le=_HIGHEST_RATE, description="Of the prompt. Left out: by method and backbone."
     )
     lr_scheduler: Schedule | None = Field(
         None,
@@ -196,10 +186,13 @@ class CacheConfig(StrictModel):
     """How much is cached of the states that training does not change. 1 GB is 10^9 bytes."""
 
     memory_gb: NonNegativeFloat = Field(
-        2.0, description="Gigabytes; states up to this size are held in memory as well."
+        2.0,
+        le=_MOST_GIGABYTES,
+        description="Gigabytes; states up to this size are held in memory as well.",
     )
     disk_gb: NonNegativeFloat | None = Field(
         None,
+        le=_MOST_GIGABYTES,
         description="Gigabytes of the files of all runs; the least recently used are deleted. 0: "
         "no files. Left out: 16, but no file of more than 2 GB, or of more than a tenth of the "
         "free disk.",
@@ -269,20 +262,3 @@ class Recipe(StrictModel):
             The tables by name.
         """
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-def build_settings(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """A settings dataclass from plain data, checked as strictly as a table of the recipe.
-
-    Args:
-        settings: the class.
-        values: of its fields.
-
-    Raises:
-        pydantic.ValidationError: a key is unknown, missing or of the wrong type.
-    """
-    keys: Any = {
-        f.name: (f.type, ... if f.default is MISSING else f.default) for f in fields(settings)
-    }
-    model = create_model(settings.__name__, __base__=StrictModel, **keys)
-    return settings(**dict(model.model_validate(dict(values))))

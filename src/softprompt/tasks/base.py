@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from softprompt.backbone.model import Backbone, BatchInputs
 from softprompt.data.collate import Side, collate
 from softprompt.data.inputs import Row
-from softprompt.data.rendering import RenderedRow
+from softprompt.data.rendering import RenderedRow, Renderer
 from softprompt.injection.forward import forward
 from softprompt.injection.prefix_sharing import (
     SharedPrefix,
@@ -227,9 +227,26 @@ class Task(ABC):
         used = self.backbone.model if self.head is None else self.backbone.body
         return sum(p.numel() for p in used.parameters())
 
+    @property
     @abstractmethod
+    def renderers(self) -> tuple[Renderer, ...]:
+        """What renders a row; most tasks have one."""
+
+    @abstractmethod
+    def complete_example(
+        self, row: Row, rendered: Sequence[RenderedRow], *, target: bool = True
+    ) -> Example:
+        """Make an example of a row that each of the renderers has rendered."""
+
     def make_example(self, row: Row, *, target: bool = True) -> Example:
         """Render a row; with ``target`` also its target."""
+        rendered = [renderer.render(row) for renderer in self.renderers]
+        return self.complete_example(row, rendered, target=target)
+
+    def make_examples(self, rows: Sequence[Row]) -> list[Example]:
+        """Render many rows with their targets, which is faster than one by one."""
+        rendered = zip(*(renderer.render_all(rows) for renderer in self.renderers), strict=True)
+        return [self.complete_example(*pair) for pair in zip(rows, rendered, strict=True)]
 
     @abstractmethod
     def compute_loss(

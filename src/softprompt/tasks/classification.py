@@ -188,18 +188,25 @@ class VerbalizerClassifier(Classifier):
     def plan_readouts(words: LabelWords) -> ReadoutPlan:
         """Plan which states predict the words."""
 
+    @property
+    def renderers(self) -> tuple[Renderer, ...]:
+        """One, or for a masked backbone one for each length of word."""
+        return self._renderers
+
     @abstractmethod
-    def render_variants(self, row: Row) -> tuple[RenderedRow, ...]:
-        """The row as the backbone is run on it, once or several times."""
+    def make_variants(self, rendered: Sequence[RenderedRow]) -> tuple[RenderedRow, ...]:
+        """A rendered row as the backbone is run on it, once or several times."""
 
     @abstractmethod
     def list_read_positions(self, variants: Sequence[RenderedRow]) -> tuple[tuple[int, ...], ...]:
         """For each variant of a row the positions whose states are read."""
 
-    def make_example(self, row: Row, *, target: bool = True) -> Example:
-        """Render a row in each of its variants."""
+    def complete_example(
+        self, row: Row, rendered: Sequence[RenderedRow], *, target: bool = True
+    ) -> Example:
+        """The row in each of its variants."""
         label = self.read_target(row) if target else None
-        variants = self.render_variants(row)
+        variants = self.make_variants(rendered)
         return Example(variants, self.list_read_positions(variants), label)
 
     def read(self, states: Float[Tensor, "B K H"]) -> Float[Tensor, "B C"]:
@@ -247,9 +254,9 @@ class CausalVerbalizer(InRowVerbalizer):
         """Words are scored token by token."""
         return plan_continuations(words)
 
-    def render_variants(self, row: Row) -> tuple[RenderedRow, ...]:
+    def make_variants(self, rendered: Sequence[RenderedRow]) -> tuple[RenderedRow, ...]:
         """The row followed by each continuation."""
-        base = self._renderers[0].render(row)
+        (base,) = rendered
         return tuple(
             RenderedRow(
                 input_ids=(*base.input_ids, *tokens),
@@ -278,9 +285,9 @@ class MaskedVerbalizer(InRowVerbalizer):
         """Words of k tokens are scored at k masks."""
         return plan_masks(words)
 
-    def render_variants(self, row: Row) -> tuple[RenderedRow, ...]:
+    def make_variants(self, rendered: Sequence[RenderedRow]) -> tuple[RenderedRow, ...]:
         """The row with as many masks as words have tokens, once for each length."""
-        return tuple(renderer.render(row) for renderer in self._renderers)
+        return tuple(rendered)
 
     def list_read_positions(self, variants: Sequence[RenderedRow]) -> tuple[tuple[int, ...], ...]:
         """The masks."""
@@ -295,9 +302,9 @@ class Seq2SeqVerbalizer(VerbalizerClassifier):
         """Words are scored token by token."""
         return plan_continuations(words)
 
-    def render_variants(self, row: Row) -> tuple[RenderedRow, ...]:
+    def make_variants(self, rendered: Sequence[RenderedRow]) -> tuple[RenderedRow, ...]:
         """The encoder's input."""
-        return (self._renderers[0].render(row),)
+        return tuple(rendered)
 
     def list_read_positions(self, variants: Sequence[RenderedRow]) -> tuple[tuple[int, ...], ...]:
         """None of the encoder's: the decoder's states are read, the same ones for every row."""

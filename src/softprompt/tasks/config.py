@@ -1,12 +1,20 @@
 """The settings of tasks: ``[task]`` of a recipe, which an artifact records too."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
-from softprompt.artifact.manifest import Manifest
-from softprompt.errors import ArtifactError
+from pydantic import BaseModel, ConfigDict, create_model
+
 from softprompt.tasks.heads import HeadKind, Pooling
+
+Settings = TypeVar("Settings")
+
+
+class StrictModel(BaseModel):
+    """A table of the recipe: frozen, without unknown keys and numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -96,19 +104,19 @@ TaskSettings = Classify | Generate
 TASKS: dict[str, type[Classify] | type[Generate]] = {t.kind: t for t in (Classify, Generate)}
 
 
-def read_task_settings(manifest: Manifest) -> TaskSettings:
-    """The task that an artifact was trained for.
+def build_settings(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """A settings dataclass from plain data, checked as strictly as a table of the recipe.
+
+    Args:
+        settings: the class.
+        values: of its fields.
 
     Raises:
-        ArtifactError: this version of softprompt has no such task or setting.
+        pydantic.ValidationError: a key is unknown, missing or of the wrong type.
     """
-    values: dict[str, Any] = dict(manifest.task)
-    kind = values.pop("kind", None)
-    try:
-        return TASKS[kind](**values)
-    except (KeyError, TypeError) as error:
-        msg = (
-            f"the artifact's task {manifest.task} is unknown to this softprompt ({error}). It may "
-            "be of a newer version: upgrade softprompt."
-        )
-        raise ArtifactError(msg) from error
+    keys: Any = {
+        f.name: (f.type, ... if f.default is MISSING else f.default)
+        for f in fields(cast("Any", settings))
+    }
+    model = create_model(settings.__name__, __base__=StrictModel, **keys)
+    return settings(**dict(model.model_validate(dict(values))))

@@ -83,6 +83,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return None, gradients * grad
 
 
+def make_decoding(settings: Generate) -> Decoding:
+    """How a task's text is generated, without its choices.
+
+    Raises:
+        RecipeError: the settings are not possible.
+    """
+    return Decoding(
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        do_sample=settings.do_sample,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+    )
+
+
 class TextGenerator(Task):
     """Text generation, free-form or constrained to a list of answers.
 
@@ -106,14 +122,7 @@ class TextGenerator(Task):
         positions: int | None,
         choices: Sequence[str],
     ) -> None:
-        decoding = Decoding(
-            max_new_tokens=settings.max_new_tokens,
-            num_beams=settings.num_beams,
-            do_sample=settings.do_sample,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-        )
+        decoding = make_decoding(settings)
         self.backbone = backbone
         self.labels = tuple(choices)
         self._head = head
@@ -145,9 +154,16 @@ class TextGenerator(Task):
         """The settings of generation."""
         return self._decoding
 
-    def make_example(self, row: Row, *, target: bool = True) -> Example:
-        """Render a row; the target is the ids of the target text and the end token."""
-        source = self._renderer.render(row)
+    @property
+    def renderers(self) -> tuple[Renderer, ...]:
+        """The only renderer."""
+        return (self._renderer,)
+
+    def complete_example(
+        self, row: Row, rendered: Sequence[RenderedRow], *, target: bool = True
+    ) -> Example:
+        """The target is the ids of the target text and the end token."""
+        (source,) = rendered
         if not target:
             return Example((source,), ((),), None)
         if self.target_column not in row:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import Row
-from softprompt.data.rendering import Renderer
+from softprompt.data.rendering import RenderedRow, Renderer
 from softprompt.prompt import Prompt
 from softprompt.tasks.base import Example
 from softprompt.tasks.classification import Classifier
@@ -80,6 +80,19 @@ class ClassifierHead(nn.Module):
                 assert_never(self.kind)
 
 
+def list_head_shapes(kind: HeadKind, *, width: int, classes: int) -> dict[str, list[int]]:
+    """The shapes of a head's tensors by name.
+
+    Args:
+        kind: of the head.
+        width: H, the width of the states.
+        classes: C, the number of classes.
+    """
+    with torch.device("meta"):  # no memory, whatever the sizes
+        head = ClassifierHead(width, classes, kind=kind, seed=0)
+    return {name: [*tensor.shape] for name, tensor in head.state_dict().items()}
+
+
 class HeadClassifier(Classifier):
     """A trained head on [CLS] of an encoder or the last real token of a causal backbone.
 
@@ -115,10 +128,17 @@ class HeadClassifier(Classifier):
         """The head, which is trained with the prompt."""
         return self._head
 
-    def make_example(self, row: Row, *, target: bool = True) -> Example:
-        """Render a row; the position to read is that of [CLS], or the last one."""
+    @property
+    def renderers(self) -> tuple[Renderer, ...]:
+        """The only renderer."""
+        return (self._renderer,)
+
+    def complete_example(
+        self, row: Row, rendered: Sequence[RenderedRow], *, target: bool = True
+    ) -> Example:
+        """The position to read is that of [CLS], or the last one."""
         label = self.read_target(row) if target else None
-        variant = self._renderer.render(row)
+        (variant,) = rendered
         position = (
             self._encoder_position
             if self.backbone.geometry.architecture == "encoder"

@@ -1,13 +1,13 @@
 """Train a prompt: `train_recipe` runs a recipe into a folder, `fit` trains on rows in memory."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Self, cast
 
-from accelerate import Accelerator
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from softprompt.artifact import Artifact
@@ -31,14 +31,14 @@ from softprompt.train.datasets import SplitsLike, make_split_tables
 from softprompt.train.display import ProgressOption, log_event, make_callbacks
 from softprompt.train.events import Callback, Evaluation, Event, PhaseStarted
 from softprompt.train.folds import run_folds
-from softprompt.train.plots import draw_run
 from softprompt.train.recipe_backbone import choose_device
 from softprompt.train.results import (
+    check_run_savable,
     collect_checkpoint,
     collect_results,
     count_final_rows,
+    draw_picture,
     evaluate_all_validation_rows,
-    get_loss_unit,
     make_run_artifact,
     restore_run,
     to_dict,
@@ -144,36 +144,37 @@ def run_recipe(
     device = choose_device(recipe.backbone)
     accelerator = make_accelerator(recipe.train, cpu=device.startswith("cpu"), folder=folder)
     check_sharding(recipe.backbone, accelerator)
-    all_callbacks = (log_event, *callbacks) if accelerator.is_main_process else (*callbacks,)
-    parts = prepared or setup_run(recipe, callbacks=all_callbacks)
-    with use_gradient_checkpointing(parts.backbone, wanted=recipe.train.gradient_checkpointing):
-        parts, trainer = _train(parts, accelerator, run, callbacks=all_callbacks, resume=resume)
-    best = evaluate_all_validation_rows(
-        trainer.get_best(), trainer, prepared=parts, callbacks=all_callbacks
-    )
-    model = attach(make_run_artifact(parts, best, start=trainer.start), parts.backbone)
-    metrics = collect_results(model, trainer, best=best, prepared=parts, callbacks=all_callbacks)
-    if accelerator.is_main_process:
-        run.finish(model.artifact, metrics)
-        title = f"{run.path.name}: {recipe.method.name}"
-        draw_run(run.read_events(), run.picture, title=title, unit=get_loss_unit(parts.task))
-    accelerator.wait_for_everyone()
-    return model
+    is_main = accelerator.is_main_process
+    all_callbacks = (log_event, *callbacks) if is_main else (*callbacks,)
+    with ExitStack() as stack:
+        if resume and is_main:
+            stack.enter_context(run.lock())
+        parts = prepared or setup_run(recipe, callbacks=all_callbacks)
+        stack.enter_context(
+            use_gradient_checkpointing(parts.backbone, wanted=recipe.train.gradient_checkpointing)
+        )
+        trainer = make_trainer(parts, accelerator)
+        check_run_savable(trainer, parts)
+        accelerator.wait_for_everyone()
+        if is_main and not resume:
+            stack.enter_context(run.lock())
+            run.create(recipe)
+        parts, trainer = _train(
+            trainer, run, prepared=parts, callbacks=all_callbacks, resume=resume
+        )
+        return _finish(trainer, run, prepared=parts, callbacks=all_callbacks)
 
 
 def _train(
-    prepared: RunSetup,
-    accelerator: Accelerator,
+    trainer: Trainer,
     run: RunDir,
     *,
+    prepared: RunSetup,
     callbacks: Sequence[Callback],
     resume: bool,
 ) -> tuple[RunSetup, Trainer]:
     """Cross-validate if there are folds, and train to the end; return the parts and the trainer."""
-    recipe, trainer = prepared.recipe, make_trainer(prepared, accelerator)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and not resume:
-        run.create(recipe)
+    recipe, accelerator = prepared.recipe, trainer.accelerator
     if prepared.folds:
         prepared = run_folds(prepared, accelerator, callbacks=callbacks, folder=run)
         trainer = make_trainer(prepared, accelerator)
@@ -189,6 +190,23 @@ def _train(
         for tracker in accelerator.trackers:
             tracker.finish()
     return prepared, trainer
+
+
+def _finish(
+    trainer: Trainer, run: RunDir, *, prepared: RunSetup, callbacks: Sequence[Callback]
+) -> PromptModel:
+    """Evaluate the best prompt, and write artifact, picture and metrics, which come last."""
+    best = evaluate_all_validation_rows(
+        trainer.get_best(), trainer, prepared=prepared, callbacks=callbacks
+    )
+    model = attach(make_run_artifact(prepared, best, start=trainer.start), prepared.backbone)
+    metrics = collect_results(model, trainer, best=best, prepared=prepared, callbacks=callbacks)
+    if trainer.accelerator.is_main_process:
+        run.save_artifact(model.artifact)
+        draw_picture(run, prepared.recipe)
+        run.write_metrics(metrics)
+    trainer.accelerator.wait_for_everyone()
+    return model
 
 
 class _Recorder:
@@ -423,6 +441,7 @@ def run_prepared(prepared: RunSetup, *, callbacks: Sequence[Callback]) -> Prompt
         if prepared.folds:
             prepared = run_folds(prepared, accelerator, callbacks=all_callbacks)
         trainer = make_trainer(prepared, accelerator)
+        check_run_savable(trainer, prepared)
         for event in chain(prepare_caches(trainer, prepared), trainer.iterate()):
             notify(all_callbacks, event)
     best = evaluate_all_validation_rows(

@@ -1,8 +1,10 @@
 """Checkpoints without pickles: tensors in safetensors, everything else in JSON.
 
-A checkpoint is written to a temporary folder, which then replaces the old one.
+A checkpoint is written to a temporary folder, which then replaces the old one. A third file has the
+SHA-256 of both, so that a run never resumes from a checkpoint that was damaged.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from softprompt._io import get_backup_path, write_atomically
+from softprompt._io import find_backup, load_strict_json, write_atomically
 from softprompt.errors import ArtifactError
 
-_TENSORS, _REST = "state.safetensors", "state.json"
+_TENSORS, _REST, _DIGESTS = "state.safetensors", "state.json", "digests.json"
 
 
 def save_state(state: Mapping[str, Any], folder: Path) -> None:
@@ -31,6 +33,8 @@ def save_state(state: Mapping[str, Any], folder: Path) -> None:
         with write_atomically(folder) as fresh:
             save_file(tensors, fresh / _TENSORS)
             (fresh / _REST).write_text(rest, encoding="utf-8")
+            digests = {name: _compute_digest(fresh / name) for name in (_TENSORS, _REST)}
+            (fresh / _DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         msg = (
             f"the checkpoint {folder} could not be written: {error}. An earlier one is complete. "
@@ -42,30 +46,63 @@ def save_state(state: Mapping[str, Any], folder: Path) -> None:
 
 def has_state(folder: Path) -> bool:
     """Whether there is a checkpoint, or the backup of one after an interrupted write."""
-    return folder.exists() or get_backup_path(folder).exists()
+    return folder.exists() or find_backup(folder) is not None
 
 
 def load_state(folder: Path) -> dict[str, Any]:
     """Read what :func:`save_state` wrote.
 
     Raises:
-        ArtifactError: there is no complete checkpoint.
+        ArtifactError: there is no complete checkpoint, or it was changed since it was written.
     """
-    source = folder if folder.exists() else get_backup_path(folder)
+    source = folder if folder.exists() else find_backup(folder) or folder
     try:
+        _check_digests(source)
         rest = json.loads((source / _REST).read_text(encoding="utf-8"))
         tensors = load_file(source / _TENSORS)
         state = _put_together(rest, tensors)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        msg = (
-            f"{folder} holds no complete checkpoint ({type(error).__name__}: {error}). Without one "
-            "a run cannot resume; train it again."
-        )
-        raise ArtifactError(msg) from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
+        msg = f"{folder} holds no complete checkpoint ({type(error).__name__}: {error})"
+        raise ArtifactError(_add_remedy(msg, folder)) from error
     if not isinstance(state, dict):
-        msg = f"{folder} holds a {type(state).__name__}, not a checkpoint. Train the run again."
-        raise ArtifactError(msg)
+        msg = f"{folder} holds a {type(state).__name__}, not a checkpoint"
+        raise ArtifactError(_add_remedy(msg, folder))
     return state
+
+
+def _compute_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_digests(folder: Path) -> None:
+    """Check that both files are as they were written.
+
+    Raises:
+        ValueError: one was changed.
+        OSError: one is missing.
+    """
+    digests = load_strict_json((folder / _DIGESTS).read_bytes())
+    for name in (_TENSORS, _REST):
+        actual = _compute_digest(folder / name)
+        expected = digests.get(name) if isinstance(digests, dict) else None
+        if actual != expected:
+            msg = f"{name} has the SHA-256 {actual}, but {_DIGESTS} says {expected!r}"
+            raise ValueError(msg)
+
+
+def _add_remedy(fact: str, folder: Path) -> str:
+    """What to do without a checkpoint: nothing of it may be used."""
+    command = f"rm -r {quote(str(folder))} && softprompt resume {quote(str(folder.parent))}"
+    return f"{fact}. Restore it from a copy, or train again from the first step: {command}"
 
 
 def _take_apart(value: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401  # JSON

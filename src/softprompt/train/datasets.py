@@ -1,5 +1,6 @@
 """The rows of a run: labels, checks and warnings, and rendering them, with a cache on disk."""
 
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from importlib.metadata import version
 from itertools import islice
 from typing import TypeAlias, TypeGuard
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -25,7 +27,7 @@ from softprompt.data.disk_cache import DiskCache, StateShape, open_user_cache
 from softprompt.data.duplicates import SPLITS, describe_splits
 from softprompt.data.inputs import RowsLike, has_several_rows, to_table
 from softprompt.data.rendering import RenderedRow
-from softprompt.data.table import to_text
+from softprompt.data.table import iterate_groups, to_text
 from softprompt.errors import DataError, TemplateError, format_unknown
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, Example, LengthBudget, Task, TaskSettings
@@ -57,10 +59,10 @@ def sample_rows(rows: RenderedRows, count: int | None) -> RenderedRows:
         return rows
     generator = torch.Generator().manual_seed(0)
     chosen = sorted(torch.randperm(len(rows.examples), generator=generator)[:count].tolist())
-    return select_rows(rows, chosen)
+    return select_rendered(rows, chosen)
 
 
-def select_rows(rows: RenderedRows, indices: Sequence[int]) -> RenderedRows:
+def select_rendered(rows: RenderedRows, indices: Sequence[int]) -> RenderedRows:
     """Some of the rows, in the order of their indices."""
     examples = [rows.examples[index] for index in indices]
     truth = [rows.truth[index] for index in indices]
@@ -221,14 +223,14 @@ def render_table(
     """
     check_columns(table, [*task.columns, task.target_column], where=where)
     if examples is None:
-        rows = table.select_columns([*{*task.columns, task.target_column}]).to_list()
-        examples = [task.make_example(row) for row in rows]
+        groups = iterate_groups(table, (*task.columns, task.target_column))
+        examples = [example for rows in groups for example in task.make_examples(rows)]
     truth = [*map(to_text, table[task.target_column][:])]
     return RenderedRows(examples, truth, sum(e.truncated for e in examples))
 
 
 # Part of the cache's key. Increase it whenever the rendering of rows changes.
-_SCHEMA = "2"
+_SCHEMA = "3"
 # Fewer rows are rendered in less than a second, so they are not cached.
 _MIN_CACHED_ROWS = 2000
 
@@ -296,7 +298,7 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
     Of each example: the number of its variants; of each variant, whether it is truncated and four
     lists; whether the target is token ids, and the target. A list is its length and its values.
     """
-    numbers: list[int] = []
+    numbers = array("i")  # of 32 bits each; a list of as many integers takes several times that
 
     def put(values: Sequence[int]) -> None:
         numbers.append(len(values))
@@ -316,7 +318,7 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
         is_text = isinstance(example.target, tuple)
         numbers.append(is_text)
         put(example.target if isinstance(example.target, tuple) else [int(example.target or 0)])
-    return torch.tensor(numbers, dtype=torch.int32)[:, None]
+    return torch.from_numpy(np.array(numbers, dtype=np.int32))[:, None]
 
 
 def unpack_examples(packed: Int[Tensor, "S 1"]) -> list[Example]:

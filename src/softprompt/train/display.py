@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from time import perf_counter
 from types import TracebackType
@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, TypeAlias, assert_never, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from softprompt.errors import SoftpromptWarning, TrainingError
+from softprompt.errors import SoftpromptWarning, TrainingError, escape_control_characters
 from softprompt.train.events import (
     Callback,
     Evaluation,
@@ -159,7 +159,7 @@ class ProgressDisplay:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             TextColumn("{task.fields[left]}", style="cyan"),
             console=self.console,
             transient=True,
@@ -193,11 +193,15 @@ class ProgressDisplay:
         self._progress.stop()
 
     def show(self, event: Event) -> None:
-        """Show an event.
+        """Show an event; if that is not possible, the run continues.
 
         Args:
             event: the next one of the run.
         """
+        with suppress(OSError):  # a full disk, or a stream that is closed
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
         now = perf_counter()
         match event:
             case PhaseStarted():
@@ -225,10 +229,11 @@ class ProgressDisplay:
 
     def _print(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(escape_control_characters(text), markup=False)
 
     def _print_warning(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", markup=False)
+        shown = f"warning: {escape_control_characters(text)}"
+        self.console.print(shown, style="yellow", markup=False)
 
     def _show_warning(self, event: TrainingWarning) -> None:
         if self.show_warnings:
@@ -274,6 +279,8 @@ class ProgressDisplay:
             left = self.estimate_seconds_left()
             left_text = "" if left is None else f"{timedelta(seconds=round(left))} left"
             fields |= {"description": description, "left": left_text}
+            if isinstance(state := fields.get("state"), str):
+                fields["state"] = escape_control_characters(state)
             self._progress.update(self._task, **cast("dict[str, Any]", fields))
 
     def _count_evaluation(self, seconds: float) -> None:

@@ -201,7 +201,9 @@ def finetune(recipe: Recipe, folder: Path, *, parts: FinetuneSetup, callback: Ca
             "added_parameters": sum(p.numel() for p in added),
         }
     )
-    draw_run(run.read_events(), run.picture, title=run.path.name, unit=get_loss_unit(parts.task))
+    unit = get_loss_unit(recipe.task_settings)
+    with run.replace_picture() as path:
+        draw_run(run.read_events(), path, title=run.path.name, unit=unit)
 
     def answer(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         with accelerator.autocast():

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from softprompt.errors import ArtifactError
 from softprompt.inference.loops import compute_intervals
-from softprompt.train.datasets import select_rows
+from softprompt.train.datasets import select_rendered
 from softprompt.train.events import Callback, Evaluation, FoldProgress
 from softprompt.train.recipe_changes import diff_recipes
 from softprompt.train.run_dir import RunDir
@@ -151,7 +151,10 @@ def _run_fold(
     rows = prepared.rows["train"]
     held_out = prepared.folds[number - 1]
     others = [index for fold in prepared.folds if fold is not held_out for index in fold]
-    parts = {"train": select_rows(rows, sorted(others)), "validation": select_rows(rows, held_out)}
+    parts = {
+        "train": select_rendered(rows, sorted(others)),
+        "validation": select_rendered(rows, held_out),
+    }
     trainer = make_trainer(replace(prepared, rows=parts), accelerator)
     progress, metrics = list[float](), list[Mapping[str, float]]()
     for event in trainer.run():

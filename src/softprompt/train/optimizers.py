@@ -1,7 +1,7 @@
 """Optimizers by name, with one learning rate for the prompt and one for a head, and schedules."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers.optimization import Adafactor, get_scheduler
 
-from softprompt.errors import RecipeError, format_unknown
+from softprompt.errors import RecipeError, format_unknown, summarize_error
 from softprompt.train.config import ResolvedTraining
 
 # Arguments that have their own keys in a recipe.
@@ -50,13 +50,30 @@ def build_optimizer(
     if "weight_decay" not in known:
         groups = [{k: v for k, v in group.items() if k != "weight_decay"} for group in groups]
     try:
-        return optimizer_class(groups, **args)
-    except (TypeError, ValueError) as error:
+        optimizer = optimizer_class(groups, **args)
+        _try_step(optimizer_class, groups, args)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of its class, which checks its settings in many ways
         msg = (
-            f"train.optimizer: cannot build {training.optimizer} ({error}). Correct "
+            f"train.optimizer: cannot use {training.optimizer} ({summarize_error(error)}). Correct "
             "train.optimizer_args."
         )
         raise RecipeError([msg]) from error
+    return optimizer
+
+
+def _try_step(
+    optimizer_class: type[torch.optim.Optimizer],
+    groups: Sequence[Mapping[str, Any]],
+    args: Mapping[str, Any],
+) -> None:
+    """Make a step on a copy of the smallest parameter: some settings fail at the first one."""
+    for group in groups:
+        smallest = min(group["params"], key=torch.Tensor.numel)
+        copy = nn.Parameter(torch.zeros_like(smallest))
+        copy.grad = torch.ones_like(copy)
+        optimizer_class([{**group, "params": [copy]}], **args).step()
 
 
 def list_optimizers() -> list[str]:

@@ -42,7 +42,8 @@ def draw_run(
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     # A folder's name may contain dollar signs, between which matplotlib reads mathematics.
-    figure.suptitle(title, parse_math=False)
+    # Its name may have bytes that are not UTF-8, which no font can draw.
+    figure.suptitle(title.encode("utf-8", "replace").decode(), parse_math=False)
     figure.savefig(path, dpi=120, format="png")
 
 

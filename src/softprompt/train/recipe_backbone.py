@@ -1,10 +1,9 @@
 """Load the backbone that a recipe names."""
 
-from pathlib import Path
-
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from softprompt._paths import is_present
 from softprompt.backbone.devices import select_device
 from softprompt.backbone.loading import PREFIX
 from softprompt.backbone.model import Backbone
@@ -48,7 +47,7 @@ def load_recipe_backbone(section: BackboneConfig) -> Backbone:
 def is_remote(section: BackboneConfig) -> bool:
     """Whether the backbone would have to be downloaded from the Hub."""
     name = section.name
-    if name.startswith((PREFIX, ".", "/", "~")) or name.endswith(".gguf") or Path(name).exists():
+    if name.startswith((PREFIX, ".", "/", "~")) or name.endswith(".gguf") or is_present(name):
         return False
     try:
         cached = try_to_load_from_cache(name, "config.json", revision=section.revision)

@@ -1,18 +1,23 @@
 """The results of a run: its artifact, its metrics, and its checkpoints."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from softprompt._io import ErrorContext
 from softprompt.analysis import measure_distance_from_init
 from softprompt.artifact import Artifact, describe_backbone, make_artifact
+from softprompt.artifact.store import check_savable
 from softprompt.errors import ArtifactError, TrainingError
 from softprompt.inference.loops import EvaluationReport, make_report
 from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import Prompt
-from softprompt.tasks import Classifier, Task
+from softprompt.recipe import Recipe
+from softprompt.tasks import Classify, TaskSettings
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.events import Callback, PhaseStarted
+from softprompt.train.plots import draw_run
 from softprompt.train.recipe_changes import CHANGEABLE, diff_recipes, explain_changes
 from softprompt.train.run_dir import RunDir
 from softprompt.train.setup import RunSetup
@@ -52,18 +57,48 @@ def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -
             for name, digest in prepared.hashes.items()
         },
         recipe=recipe.as_data(),
-        metrics={
-            "validation": dict(best.metrics),
-            **_describe_cross_validation(prepared),
-            "step": best.step,
-            "moved": {"overall": distance.overall, "each": [*distance.each]},
-        },
+        metrics=_drop_infinite(
+            {
+                "validation": dict(best.metrics),
+                **_describe_cross_validation(prepared),
+                "step": best.step,
+                "moved": {"overall": distance.overall, "each": [*distance.each]},
+            }
+        ),
     )
+
+
+def _drop_infinite(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out numbers that overflowed: JSON does not have them, and the prompt counts more."""
+    kept: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            kept[name] = _drop_infinite(value)
+        elif isinstance(value, list | tuple):
+            kept[name] = [x if math.isfinite(x) else None for x in value]
+        elif not isinstance(value, float) or math.isfinite(value):
+            kept[name] = value
+    return kept
 
 
 def _describe_cross_validation(prepared: RunSetup) -> dict[str, Any]:
     scores = prepared.cross_validation
     return {} if scores is None else {"cross_validation": dict(scores)}
+
+
+def check_run_savable(trainer: Trainer, prepared: RunSetup) -> None:
+    """Check before training that the artifact of a run can be saved.
+
+    Args:
+        trainer: before its first step.
+        prepared: the parts of the run.
+
+    Raises:
+        ArtifactError: it cannot, such as for a number that JSON does not have.
+    """
+    artifact = make_run_artifact(prepared, trainer.get_best(), start=trainer.start)
+    source = ErrorContext("the artifact of this run", "Correct the recipe; nothing was trained.")
+    check_savable(artifact, source=source)
 
 
 def count_final_rows(trainer: Trainer, prepared: RunSetup) -> int:
@@ -130,9 +165,21 @@ def collect_results(
     }
 
 
-def get_loss_unit(task: Task) -> str:
+def get_loss_unit(settings: TaskSettings) -> str:
     """What a task's loss is a mean over."""
-    return "row" if isinstance(task, Classifier) else "scored token"
+    return "row" if isinstance(settings, Classify) else "scored token"
+
+
+def draw_picture(run: RunDir, recipe: Recipe) -> None:
+    """Draw the learning curves of a run into its folder.
+
+    Args:
+        run: with its events.
+        recipe: of the run.
+    """
+    title = f"{run.path.name}: {recipe.method.name}"
+    with run.replace_picture() as path:
+        draw_run(run.read_events(), path, title=title, unit=get_loss_unit(recipe.task_settings))
 
 
 def to_dict(report: EvaluationReport) -> dict[str, Any]:

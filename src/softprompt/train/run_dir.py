@@ -1,16 +1,22 @@
 """A run directory: the recipe, checkpoints, events, metrics, a picture, and the artifact."""
 
+import hashlib
 import json
+import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import tomli_w
+from filelock import FileLock, Timeout
 
-from softprompt._io import name_event
-from softprompt.artifact import Artifact, save_artifact
+from softprompt._io import name_event, remove_leftovers, replace_file
+from softprompt.artifact import Artifact, load_artifact, save_artifact
 from softprompt.errors import ArtifactError, TrainingError
 from softprompt.recipe import Recipe, read_recipe
 from softprompt.train.checkpoint import has_state, load_state, save_state
@@ -51,6 +57,78 @@ class RunDir:
     def _folds(self) -> Path:
         return self.path / "folds.json"
 
+    @property
+    def _owner(self) -> Path:
+        return self.path / ".running.json"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Lock the folder while it is written, and remove what killed writers have left in it.
+
+        The lock of a process that was killed is released by the system.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            TrainingError: another process writes the folder, or it cannot be written.
+        """
+        with self._explain_write_errors(""):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock", blocking=False)
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise TrainingError(self._explain_lock()) from error
+        try:
+            remove_leftovers(self.path)
+            self._write_owner()
+            yield
+        finally:
+            self._owner.unlink(missing_ok=True)
+            # Removed while it is locked; who waits for it finds that it is gone.
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+            with suppress(OSError):  # it is not empty
+                self.path.rmdir()
+
+    def _write_owner(self) -> None:
+        owner = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._write(self._owner, json.dumps(owner) + "\n")
+
+    def _explain_lock(self) -> str:
+        who = "another process"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            owner = json.loads(self._owner.read_text(encoding="utf-8"))
+            who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+        return (
+            f"{self.path} is in use by {who}. Wait until it has finished; or stop it, and resume "
+            f"the run: softprompt resume {quote(str(self.path))}"
+        )
+
+    @contextmanager
+    def _explain_write_errors(self, name: str) -> Iterator[None]:
+        """Say which file of the folder could not be written, and how to continue."""
+        try:
+            yield
+        except OSError as error:
+            remedy = "Free disk space or correct the permissions, then "
+            if (self.path / "recipe.toml").exists():
+                remedy += f"resume with: softprompt resume {quote(str(self.path))}"
+            else:
+                remedy += "train again, or choose another folder (--output on the command line)."
+            msg = f"{self.path / name} could not be written: {error.strerror or error}. {remedy}"
+            raise TrainingError(msg) from error
+
+    def _write(self, path: Path, text: str) -> None:
+        """Replace a file of the folder atomically."""
+        with self._explain_write_errors(path.name), replace_file(path) as fresh:
+            fresh.write_text(text, encoding="utf-8")
+
     def check_free(self) -> None:
         """Check that the folder holds no other run.
 
@@ -81,15 +159,9 @@ class RunDir:
             TrainingError: the folder holds another run, or cannot be written.
         """
         self.check_free()
-        try:
+        with self._explain_write_errors("recipe.toml"):
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_recipe(recipe)
-        except OSError as error:
-            msg = (
-                f"{self.path} cannot be written: {error.strerror}. Choose another folder (--output "
-                "on the command line)."
-            )
-            raise TrainingError(msg) from error
+        self.write_recipe(recipe)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the recipe, in place of an earlier one.
@@ -97,9 +169,7 @@ class RunDir:
         Args:
             recipe: of the run.
         """
-        path, fresh = self.path / "recipe.toml", self.path / "recipe.new"
-        fresh.write_text(tomli_w.dumps(recipe.as_data()), encoding="utf-8")
-        fresh.replace(path)
+        self._write(self.path / "recipe.toml", tomli_w.dumps(recipe.as_data()))
 
     def read_recipe(self, changes: Sequence[str] = ()) -> Recipe:
         """Read the recipe of the run.
@@ -160,11 +230,22 @@ class RunDir:
         if not path.exists():
             return None
         try:
-            metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return _load_with_digest(path)
         except ValueError as error:
-            msg = f"{path} is not JSON ({error}). Remove it and resume the run, which writes it."
+            msg = f"{error} Resume the run, which writes it again."
             raise ArtifactError(msg) from error
-        return metrics
+
+    def is_finished(self) -> bool:
+        """Whether the run is finished; what is missing or damaged is made again by resuming it.
+
+        Returns:
+            Whether metrics and artifact are there, and whole.
+        """
+        try:
+            load_artifact(self.artifact)
+            return self.read_metrics() is not None
+        except ArtifactError:
+            return False
 
     def append_event(self, event: Event, **extra: float) -> None:
         """Append an event as one JSON line.
@@ -174,22 +255,31 @@ class RunDir:
             extra: further values of the line.
         """
         line = {"event": name_event(event), **_to_json(event), **extra}
-        with self._events.open("a", encoding="utf-8") as file:
+        with (
+            self._explain_write_errors(self._events.name),
+            self._events.open("a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps(line) + "\n")
 
     def read_events(self) -> Iterator[dict[str, Any]]:
-        """Read the events so far, without a line that was cut off by a kill.
+        """Read the events so far, without lines that were damaged, or cut off by a kill.
 
         Yields:
             Each event as a mapping.
+
+        Raises:
+            ArtifactError: something else is in the place of the file.
         """
         if not self._events.exists():
             return
-        for line in self._events.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
+        if not self._events.is_file():
+            msg = f"{self._events} is not a file. Move it away, and resume the run."
+            raise ArtifactError(msg)
+        for line in self._events.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with suppress(ValueError, RecursionError):
+                event = json.loads(line)
+                if _is_event(event):
+                    yield event
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint atomically.
@@ -205,9 +295,7 @@ class RunDir:
         Args:
             state: their scores, and what they depend on.
         """
-        fresh = self.path / "folds.new"
-        fresh.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        fresh.replace(self._folds)
+        self._write(self._folds, _dump_with_digest(state))
 
     def read_folds(self) -> dict[str, Any] | None:
         """Read what `write_folds` wrote.
@@ -221,14 +309,10 @@ class RunDir:
         if not self._folds.exists():
             return None
         try:
-            state: dict[str, Any] = json.loads(self._folds.read_text(encoding="utf-8"))
+            return _load_with_digest(self._folds)
         except ValueError as error:
-            msg = (
-                f"{self._folds} is not JSON ({error}). Remove it and resume the run, which trains "
-                "the folds again."
-            )
+            msg = f"{error} Remove it and resume the run, which trains the folds again."
             raise ArtifactError(msg) from error
-        return state
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Read the state to resume from.
@@ -250,20 +334,35 @@ class RunDir:
         """
         kept = [e for e in list(self.read_events())[:count] if e["event"] != "finished"]
         lines = "".join(json.dumps(event) + "\n" for event in kept)
-        fresh = self._events.with_suffix(".new")
-        fresh.write_text(lines, encoding="utf-8")
-        fresh.replace(self._events)
+        self._write(self._events, lines)
         return float(kept[-1]["seconds"]) if kept else 0.0
 
-    def finish(self, artifact: Artifact, metrics: Mapping[str, Any]) -> None:
-        """Write the artifact and the metrics.
+    def save_artifact(self, artifact: Artifact) -> None:
+        """Write the artifact.
 
         Args:
             artifact: with the best prompt.
-            metrics: of the run.
+
+        Raises:
+            ArtifactError: it cannot be written; the message says how to continue.
         """
-        save_artifact(artifact, self.artifact)
-        self.write_metrics(metrics)
+        try:
+            save_artifact(artifact, self.artifact)
+        except ArtifactError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            msg = f"{error} Then resume with: softprompt resume {quote(str(self.path))}"
+            raise ArtifactError(msg) from error
+
+    @contextmanager
+    def replace_picture(self) -> Iterator[Path]:
+        """Write the picture.
+
+        Yields:
+            The path of a temporary file, which the block draws.
+        """
+        with self._explain_write_errors(self.picture.name), replace_file(self.picture) as fresh:
+            yield fresh
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write the metrics of the run, which is then finished.
@@ -271,8 +370,35 @@ class RunDir:
         Args:
             metrics: of the run.
         """
-        text = json.dumps(metrics, indent=2) + "\n"
-        (self.path / "metrics.json").write_text(text, encoding="utf-8")
+        self._write(self.path / "metrics.json", _dump_with_digest(metrics))
+
+
+def _dump_with_digest(content: Mapping[str, Any]) -> str:
+    """The text of a JSON file with a digest of what else it has."""
+    plain = json.loads(json.dumps(content))
+    return json.dumps({**plain, "sha256": _digest(plain)}, indent=2) + "\n"
+
+
+def _load_with_digest(path: Path) -> dict[str, Any]:
+    """Read what `_dump_with_digest` made, without the digest.
+
+    Raises:
+        ValueError: it cannot be read, or was changed.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        digest = content.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        msg = f"{path} is not JSON with a digest ({error})."
+        raise ValueError(msg) from error
+    if digest != (actual := _digest(content)):
+        msg = f"{path} has the SHA-256 {actual}, but says {digest!r}: it was changed."
+        raise ValueError(msg)
+    return content
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def find_free_dir(stem: str, *, root: Path) -> Path:
@@ -293,3 +419,26 @@ def _to_json(event: Event) -> dict[str, Any]:
     for rows in ("truth", "predictions"):  # of each row; empty while a run trains
         report.pop(rows, None)
     return fields | report
+
+
+def _is_event(line: object) -> bool:
+    """Whether a line of the file has what is read of an event."""
+    keys = ["seconds"]
+    match line:
+        case {"event": "step", "step": int()}:
+            keys += ["epoch", "loss"]
+        case {"event": "evaluation", "step": int(), "best": bool(), "train_loss": _, "metrics": m}:
+            keys += ["epoch"]
+            if not _has_numbers(m, ["loss"]):
+                return False
+        case {"event": "step" | "evaluation"}:
+            return False
+        case {"event": str()}:
+            pass
+        case _:
+            return False
+    return _has_numbers(line, keys)
+
+
+def _has_numbers(table: object, keys: Sequence[str]) -> bool:
+    return isinstance(table, Mapping) and all(isinstance(table.get(k), int | float) for k in keys)

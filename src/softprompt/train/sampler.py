@@ -38,5 +38,9 @@ class BatchSampler:
         if self.training.max_tokens_per_batch is None:
             planned = epochs * ceil(len(self.lengths) / self.training.batch_size)
         else:
-            planned = sum(len(self.draw_batches(epoch)) for epoch in range(epochs))
+            planned = 0
+            for epoch in range(epochs):  # far more of them may be allowed than are run
+                planned += len(self.draw_batches(epoch))
+                if max_steps is not None and planned >= max_steps:
+                    break
         return planned if max_steps is None else min(planned, max_steps)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from softprompt.artifact import Artifact, load_artifact
+from softprompt.artifact.checks import read_task_settings
 from softprompt.backbone import is_same_model
 from softprompt.backbone.model import Backbone
 from softprompt.data import Table, Template, check_columns, check_fields, parse_template
@@ -41,7 +42,6 @@ from softprompt.methods.initializers import (
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, LengthBudget, Task, build_task
 from softprompt.tasks.binding import read_label_words
-from softprompt.tasks.config import read_task_settings
 from softprompt.tasks.heads import ClassifierHead
 from softprompt.train.datasets import (
     RenderedRows,
@@ -327,19 +327,14 @@ def collect_row_warnings(parts: Parts, _collector: FaultCollector) -> None:
 
 def assign_folds(parts: Parts, collector: FaultCollector) -> None:
     """Divide the training rows into the folds of a cross-validation."""
-    recipe, tables = parts.recipe, parts.valid_tables
-    if recipe.data.folds is None or "train" not in tables:
+    recipe, tables, count = parts.recipe, parts.valid_tables, parts.recipe.data.folds
+    if count is None or "train" not in tables:
         return
     collector.check(_check_no_validation, [*tables])
     train, data = tables["train"], recipe.data
-    strata = find_strata(train, data, get_task_columns(recipe.task_settings))
+    strata = find_strata(train, data, columns=get_task_columns(recipe.task_settings))
     folds = collector.attempt(
-        divide_into_folds,
-        train,
-        data.folds,
-        seed=recipe.seed,
-        group=data.group_by,
-        stratify=strata,
+        divide_into_folds, train, count, seed=recipe.seed, group=data.group_by, stratify=strata
     )
     parts.folds = tuple(map(tuple, require(folds)))
     parts.notes.append(

@@ -121,8 +121,7 @@ class Trainer:
         if task.head is not None:
             self.modules["head"] = task.head
         self.sampler = BatchSampler([e.length for e in rows.examples], training)
-        steps = self.sampler.count_steps()
-        self.total = round(training.end * steps)
+        self.total = round(training.end * (steps := self.sampler.count_steps()))
         head = [] if task.head is None else task.head.parameters()
         optimizer = build_optimizer(method.parameters(), head, training=training)
         self.schedule = build_lr_scheduler(optimizer, training=training, steps=steps)

@@ -370,7 +370,7 @@ def test_labels_that_may_be_one_are_told_beside_the_plan(home, run) -> None:
     assert "labels in column 'label' differ only in case or spacing: " in result.err
     assert " (1 row)" in result.err
     assert "has no faults" in result.out
-    line = result.err.partition("join them in the recipe: ")[2]
+    line = result.err.partition("join them in the recipe: ")[2].partition("\n")[0]
     home.data["data"] |= tomllib.loads(line)["data"]
     result = run("check", home.recipe)
     assert "differ only" not in result.err

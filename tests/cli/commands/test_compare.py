@@ -399,7 +399,7 @@ def test_two_commands_do_not_write_one_folder(home, run):
     (home.path / "c").mkdir()
     with FileLock(home.path / "c" / ".lock"):
         result = run("compare", home.recipe, "--output", "c")
-    assert result.is_mistake("another process works in c")
+    assert result.is_mistake("c is in use by another process. Wait until it has finished")
 
 
 def test_all_baselines(compare_one, home):

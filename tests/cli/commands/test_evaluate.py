@@ -50,6 +50,8 @@ def test_scores_are_a_table_and_a_matrix(trained, run) -> None:
     assert ["accuracy", f"{scores['accuracy']:.4f}", *interval] in rows
     assert scores["intervals"]["accuracy"] == pytest.approx([low, high])
     assert ["rows", "12"] in rows
+    (f1,) = [one["f1"] for one in scores["classes"] if one["label"] == "positive"]
+    assert ["f1", f"{f1:.4f}", "of", "'positive',", "the", "second", "label"] in rows
     assert "without rows" not in result.out
     (first, _) = scores["confusion"]["counts"]
     assert ["negative", *map(str, first)] in rows

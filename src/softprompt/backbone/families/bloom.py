@@ -19,6 +19,7 @@ from transformers.models.bloom.modeling_bloom import (
 
 from softprompt.backbone import hooks
 from softprompt.backbone.attention import AttentionCall, attend
+from softprompt.backbone.families.alibi import AlibiBias, make_relative
 
 
 def hook_bloom(model: nn.Module) -> bool:
@@ -28,30 +29,12 @@ def hook_bloom(model: nn.Module) -> bool:
         return False
     body.register_forward_pre_hook(_add_mask, with_kwargs=True)
     vars(body)["build_alibi_tensor"] = partial(_build_alibi, body.build_alibi_tensor)
+    two = torch.ones(1, 2, dtype=torch.long)
+    alibi = AlibiBias(build_alibi_tensor(two, body.num_heads, torch.float32)[:, 0, 1])
     for module in body.modules():
         if isinstance(module, BloomAttention):
-            vars(module)["forward"] = partial(_attend, module.forward, module)
+            vars(module)["forward"] = partial(_attend, module.forward, module, alibi)
     return True
-
-
-class AlibiBias:
-    """BLOOM's bias, which decreases with the distance by a slope per head."""
-
-    def __call__(
-        self, attention: AttentionCall, columns: int, *, shift: Tensor, **_: Tensor
-    ) -> Tensor:
-        """Continue the bias of the row's first position towards greater distances."""
-        if attention.bias is None:
-            msg = "BLOOM's attention always has a bias."
-            raise AssertionError(msg)
-        heads, first = attention.query.shape[1], attention.bias[..., :1]
-        two = torch.ones(1, 2, dtype=torch.long, device=first.device)
-        slopes = build_alibi_tensor(two, heads, first.dtype)[:, 0, 1]
-        steps = torch.arange(columns, device=shift.device) - shift[:, None, None, None]
-        return first + slopes[:, None, None] * steps
-
-
-ALIBI = AlibiBias()
 
 
 def _add_mask(
@@ -82,6 +65,7 @@ def _build_alibi(build: Callable[..., Tensor], mask: Tensor, *args: Any, **kwarg
 def _attend(
     forward: Callable[..., tuple[Tensor, Tensor | None]],
     module: BloomAttention,
+    compute_bias: AlibiBias,
     states: Tensor,
     residual: Tensor,
     **kwargs: Any,  # noqa: ANN401  # transformers' own arguments
@@ -95,10 +79,11 @@ def _attend(
     cached = 0 if cache is None else cache.get_seq_length(module.layer_idx) + 0
     if cache is not None:
         key, value = cache.update(key, value, module.layer_idx)
-    positions = torch.arange(query.shape[2], device=bias.device) + cached
-    # A softmax does not depend on where distances start: here, at each query.
-    distance = bias - bias[..., positions].transpose(-1, -2)
-    call = AttentionCall(query, key, value, kwargs["attention_mask"], causal=True, bias=distance)
+    distance = make_relative(bias, queries=query.shape[2], cached=cached)
+    mask = kwargs["attention_mask"]
+    call = AttentionCall(
+        query, key, value, mask, causal=True, bias=distance, compute_bias=compute_bias
+    )
     call = pass_hook.attend(module, call)
     if call.prefix_kv is None:
         output = _attend_without_prefix(module, call, bias)

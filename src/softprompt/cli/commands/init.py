@@ -29,6 +29,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a commented recipe for a file of labelled text."""
+    from softprompt._io import replace_file
     from softprompt.data import TextFormat
     from softprompt.errors import DataError
     from softprompt.recipe.drafting import DEFAULT_BACKBONE, draft_recipe
@@ -43,7 +44,8 @@ def init(
         text_format=TextFormat(separator, encoding, header),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(draft.text, encoding="utf-8")
+    with replace_file(output) as fresh:
+        fresh.write_text(draft.text, encoding="utf-8")
     print(f"wrote {output}: {_describe_columns(draft.columns)}")
     for note in draft.notes:
         print_status(note)

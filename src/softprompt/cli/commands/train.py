@@ -8,6 +8,7 @@ import typer
 
 from softprompt.cli.console import (
     FAILED,
+    describe_os_error,
     exit_with,
     format_fields,
     format_scores,
@@ -53,6 +54,13 @@ def _run_training(
             progress.close()
             command = f"softprompt resume {shlex.quote(str(folder))}"
             exit_with(f"{progress.stopped}; resume with: {command}", status=FAILED)
+        except OSError as error:
+            if not (folder / "recipe.toml").exists():
+                raise
+            progress.close()
+            command = f"softprompt resume {shlex.quote(str(folder))}"
+            message = f"{describe_os_error(error)} Then resume with: {command}"
+            exit_with(message, status=FAILED)
     if is_main:
         _print_result(RunDir(folder), as_json=as_json, quiet=quiet)
 
@@ -121,10 +129,13 @@ def resume(
     if not quiet:
         print_progress("starting …")
     from softprompt.train import RunDir
+    from softprompt.train.results import draw_picture
 
     run = RunDir(folder)
     recipe = run.read_recipe(changes or ())
-    if run.read_metrics() is not None:
+    if run.is_finished():
+        if not run.picture.is_file():
+            draw_picture(run, recipe)
         print_status(f"the run in {folder} is finished already")
         if changes:
             print_status(f"not changed: {', '.join(changes)}. Train again with them.")

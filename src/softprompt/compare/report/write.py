@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Self
 
+from softprompt._io import replace_file
 from softprompt.compare.protocol import Protocol
 from softprompt.compare.report.axes import Curve, Curves
 from softprompt.compare.report.html import ComparisonReport, Extra, render_html
@@ -59,7 +60,8 @@ def write_reports(
     """
     measure, select = conditions.protocol.test_set.measure, conditions.base.train.best_metric
     paths = ReportPaths.locate(folder)
-    paths.table.write_text(format_markdown(summaries, measure=measure) + "\n", encoding="utf-8")
+    with replace_file(paths.table) as fresh:
+        fresh.write_text(format_markdown(summaries, measure=measure) + "\n", encoding="utf-8")
     report = ComparisonReport(
         title=f"{folder.resolve().name}: a comparison",
         summaries=summaries,
@@ -69,7 +71,8 @@ def write_reports(
         conditions=conditions,
         extras=extras,
     )
-    paths.page.write_text(render_html(report), encoding="utf-8")
+    with replace_file(paths.page) as fresh:
+        fresh.write_text(render_html(report), encoding="utf-8")
     return paths
 
 

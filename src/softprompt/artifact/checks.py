@@ -1,0 +1,206 @@
+"""The check of an artifact: the same one for saving, loading, importing, pulling and serving."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from softprompt._io import ErrorContext
+from softprompt.artifact.artifact import Artifact
+from softprompt.artifact.manifest import (
+    HEAD,
+    Manifest,
+    check_manifest,
+    check_tensors,
+    explain_fault,
+)
+from softprompt.data.template import parse_template
+from softprompt.errors import RecipeError, TemplateError, format_unknown
+from softprompt.tasks.config import TASKS, Classify, Generate, TaskSettings, build_settings
+from softprompt.tasks.generation import make_decoding
+from softprompt.tasks.heads import list_head_shapes
+
+_REMEDY = "Train or import the prompt again."
+_NEWER = "A newer softprompt may know it: pip install -U softprompt."
+_UNKNOWN = {"extra_forbidden": f" {_NEWER}"}
+
+
+def check_artifact(artifact: Artifact, *, source: ErrorContext | None = None) -> None:
+    """Check that an artifact is complete, does not contradict itself, and could be in a recipe.
+
+    Args:
+        artifact: from any source.
+        source: the artifact, for messages.
+
+    Raises:
+        ArtifactError: with all faults at once.
+    """
+    faults = find_faults(artifact.manifest, artifact.to_tensors())
+    if faults:
+        raise (source or ErrorContext("the artifact", _REMEDY)).join_faults(faults)
+
+
+def find_faults(manifest: Manifest, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Find the faults of an artifact: of its manifest, its tensors, its template and its task.
+
+    Args:
+        manifest: of the artifact.
+        tensors: by their names in the file.
+
+    Returns:
+        The faults.
+    """
+    faults = check_manifest(manifest) or check_tensors(manifest, tensors)
+    return faults or [
+        *_find_template_faults(manifest),
+        *_find_task_faults(manifest),
+        *_find_recipe_faults(manifest),
+    ]
+
+
+def read_task_settings(manifest: Manifest) -> TaskSettings:
+    """The task that an artifact was trained for.
+
+    Args:
+        manifest: of the artifact.
+
+    Raises:
+        ArtifactError: this version of softprompt has no such task or setting.
+    """
+    try:
+        return _build_settings(manifest)
+    except ValueError as error:
+        faults = _explain_settings(error)
+        raise ErrorContext("the artifact", _REMEDY).join_faults(faults) from error
+
+
+def _build_settings(manifest: Manifest) -> TaskSettings:
+    """The task's settings, as strict as those of a recipe.
+
+    Raises:
+        ValueError: there is no such task, or a setting is not one of its.
+    """
+    values: dict[str, Any] = dict(manifest.task)
+    kind = values.pop("kind", None)
+    if not isinstance(kind, str) or kind not in TASKS:
+        raise ValueError(format_unknown("task", str(kind), options=TASKS))
+    settings: TaskSettings = build_settings(TASKS[kind], values)
+    return settings
+
+
+def _explain_settings(error: ValueError) -> list[str]:
+    if isinstance(error, ValidationError):
+        faults = [
+            f"{explain_fault(item, table='task')}{_UNKNOWN.get(item['type'], '')}"
+            for item in error.errors()
+        ]
+        return list(dict.fromkeys(faults))
+    return [f"task.kind in manifest.json is an {error} {_NEWER}"]
+
+
+def _find_template_faults(manifest: Manifest) -> Iterator[str]:
+    try:
+        template = parse_template(manifest.template)
+    except TemplateError as error:
+        yield str(error)
+        return
+    length = manifest.length if manifest.kind == "input" else 0
+    if template.soft_length != length:
+        what = "the prompt has" if manifest.kind == "input" else "a prefix needs"
+        yield (
+            f"the template {manifest.template!r} has {template.soft_length} soft tokens, but "
+            f"{what} {length}."
+        )
+    if manifest.task.get("template", manifest.template) not in (
+        None,
+        manifest.template,
+    ):  # of any type
+        yield f"task.template is {manifest.task['template']!r}, but template is another one."
+
+
+def _find_task_faults(manifest: Manifest) -> Iterator[str]:
+    try:
+        settings = _build_settings(manifest)
+    except ValueError as error:
+        yield from _explain_settings(error)
+        return
+    labels = manifest.labels
+    if len({*labels}) < len(labels):
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        yield f"labels has {', '.join(map(repr, twice))} more than once."
+    shapes = {n: shape for n, shape in manifest.shapes.items() if n.startswith(HEAD)}
+    match settings:
+        case Classify(verbalizer=None):
+            yield from _find_head_faults(settings, labels, shapes)
+            return
+        case Classify():
+            yield from _find_verbalizer_faults(settings, labels)
+        case Generate():
+            yield from _find_generation_faults(settings, labels)
+    if shapes:
+        yield f"its task has no trained head, but shapes has {', '.join(shapes)}."
+
+
+def _find_head_faults(
+    settings: Classify, labels: list[str], shapes: Mapping[str, list[int]]
+) -> Iterator[str]:
+    if len(labels) < 2:  # noqa: PLR2004  # a choice
+        yield f"labels has {len(labels)}, but a trained head needs at least 2 to choose from."
+        return
+    if settings.labels is not None and [*settings.labels] != labels:
+        yield f"labels is {labels}, but task.labels is {[*settings.labels]}."
+    widths = shapes.get(f"{HEAD}output.weight", [])[1:]
+    width = widths[0] if widths else 1
+    expected = {
+        f"{HEAD}{name}": shape
+        for name, shape in list_head_shapes(settings.head, width=width, classes=len(labels)).items()
+    }
+    if shapes != expected:
+        found, needed = (
+            ", ".join(f"{name} {shape}" for name, shape in sorted(each.items())) or "none"
+            for each in (shapes, expected)
+        )
+        yield (
+            f"a head of the kind {settings.head!r} for {len(labels)} labels has the tensors "
+            f"{needed}, but shapes has {found}."
+        )
+
+
+def _find_verbalizer_faults(settings: Classify, labels: list[str]) -> Iterator[str]:
+    words = settings.list_words()
+    if labels != [*words]:
+        yield f"labels is {labels}, but the labels of task.verbalizer are {[*words]}."
+    if len(words) < 2:  # noqa: PLR2004  # a choice
+        yield f"task.verbalizer has {len(words)} labels, but needs at least 2 to choose from."
+    if settings.labels is not None:
+        yield "task.labels has no effect with task.verbalizer, so it must be null."
+    for label, of_label in words.items():
+        if not of_label or not all(of_label):
+            yield f"task.verbalizer has no word, or an empty one, for the label {label!r}."
+
+
+def _find_generation_faults(settings: Generate, labels: list[str]) -> Iterator[str]:
+    match settings.choices:
+        case None if labels:
+            yield f"labels is {labels}, but task.choices is null, so it must be empty."
+        case "from-data" if not labels:
+            yield "labels is empty, but task.choices is 'from-data', so it must list the choices."
+        case None | "from-data":
+            pass
+        case choices if [*choices] != labels:
+            yield f"labels is {labels}, but task.choices is {[*choices]}."
+    try:
+        make_decoding(settings)
+    except RecipeError as error:
+        yield from (f"task: {fault}" for fault in error.faults)
+
+
+def _find_recipe_faults(manifest: Manifest) -> Iterator[str]:
+    """Faults of those parts of the recipe that the backbone is loaded by."""
+    section = manifest.recipe.get("backbone")
+    if not isinstance(section, dict):
+        return
+    quantization = section.get("quantization_config")
+    if quantization is not None and not isinstance(quantization, dict):
+        yield f"recipe.backbone.quantization_config is {quantization!r}, but must be a table."
