@@ -13,10 +13,8 @@ import torch
 from damage import (
     ODD_VALUES,
     damage_bytes,
-    damage_json_text,
+    damage_json_file,
     damage_safetensors,
-    damage_tree,
-    dump_json,
 )
 from gguf import GGUFWriter
 from judge import is_same, require, require_numbers
@@ -96,16 +94,8 @@ _ODD_CONFIG = (
 
 
 def _damage_json(path: Path, given: Given, odd: tuple[Any, ...] = _ODD_CONFIG) -> None:
-    raw, chance = path.read_bytes(), given.random
-    match chance.randrange(8):
-        case 0:
-            raw, given.damage = damage_bytes(raw, chance)
-        case 1:
-            raw, given.damage = damage_json_text(raw, chance)
-        case _:
-            tree, given.damage = damage_tree(json.loads(raw), chance, odd=odd)
-            raw = dump_json(tree)
-    path.write_bytes(raw)
+    content, given.damage = damage_json_file(path.read_bytes(), given.random, ways=8, odd=odd)
+    path.write_bytes(content)
 
 
 def _damage_config(folder: Path, given: Given) -> None:

@@ -218,6 +218,20 @@ def _dump(tree: Any) -> str:  # noqa: ANN401  # plain data
             return json.dumps(tree)
 
 
+def damage_json_file(
+    raw: bytes, random: Random, *, ways: int, odd: tuple[Any, ...]
+) -> tuple[bytes, str]:
+    """Damage a file of JSON: its bytes and its text once in so many ways each, else its values."""
+    match random.randrange(ways):
+        case 0:
+            return damage_bytes(raw, random)
+        case 1:
+            return damage_json_text(raw, random)
+        case _:
+            tree, what = damage_tree(json.loads(raw), random, odd=odd)
+            return dump_json(tree), what
+
+
 def damage_json_text(raw: bytes, random: Random) -> tuple[bytes, str]:
     """Write JSON in a way that parsers differ about."""
     text = raw.decode("utf-8", "surrogatepass")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import safetensors.torch
 import torch
-from damage import damage_bytes, damage_json_text, damage_safetensors, damage_tree, dump_json
+from damage import damage_bytes, damage_json_file, damage_safetensors
 from judge import require, require_consistent, require_same
 from tiny import WORDS, ask, load, make_backbone, train
 from torch import Tensor
@@ -152,15 +152,9 @@ def _damage(folder: Path, given: Given) -> None:
     (path,) = (p for p in folder.iterdir() if p.suffix in {".npy", ".safetensors"})
     config = folder / CONFIG
     if config.exists() and chance.random() < 0.5:  # noqa: PLR2004
-        raw = config.read_bytes()
-        match chance.randrange(6):
-            case 0:
-                content, given.damage = damage_bytes(raw, chance)
-            case 1:
-                content, given.damage = damage_json_text(raw, chance)
-            case _:
-                tree, given.damage = damage_tree(json.loads(raw), chance, odd=_ODD_SETTINGS)
-                content = dump_json(tree)
+        content, given.damage = damage_json_file(
+            config.read_bytes(), chance, ways=6, odd=_ODD_SETTINGS
+        )
         config.write_bytes(content)
         return
     raw = path.read_bytes()

@@ -2,10 +2,13 @@
 
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from softprompt.inference import PromptModel
 
 # The names of options before 0.1.0, and their names now.
 RENAMED_OPTIONS = {
@@ -115,6 +118,23 @@ class Command(TyperCommand):
             if new in known:
                 ctx.fail(f"{old}: renamed to {new}. Write that.")
         return super().parse_args(ctx, args)
+
+
+def load_prompt(path: Path, *, backbone: str | None, best: bool) -> "PromptModel":
+    """The prompt of an artifact or a run; with ``--best`` also of a run that is not finished.
+
+    Args:
+        path: of the artifact or the run.
+        backbone: of ``--backbone``; None for the recorded place.
+        best: whether ``--best`` is given. Only then training is imported, which takes a second.
+    """
+    if best:
+        from softprompt.train.best import load_best_prompt
+
+        return load_best_prompt(path, backbone=backbone)
+    from softprompt.inference import PromptModel
+
+    return PromptModel.from_pretrained(path, backbone=backbone)
 
 
 def parse_multipliers(text: str) -> tuple[float, ...]:

@@ -25,6 +25,7 @@ from softprompt.cli.options import (
     HasHeader,
     PromptBackbone,
     TextEncoding,
+    load_prompt,
 )
 
 if TYPE_CHECKING:
@@ -153,12 +154,9 @@ class _Rows:
 
 
 def _evaluate_one(artifact: Path, rows: _Rows, options: _Options, *, best: bool) -> None:
-    from softprompt.inference import PromptModel
     from softprompt.train import to_dict
-    from softprompt.train.best import load_best_prompt
 
-    load = load_best_prompt if best else PromptModel.from_pretrained
-    model, table = load(artifact, backbone=options.backbone), rows.read()
+    model, table = load_prompt(artifact, backbone=options.backbone, best=best), rows.read()
     own = _read_own_rows(model, table, rows=rows, file=options.predictions)
     print_progress(f"evaluating the {rows.name} rows …")
     report = model.evaluate(

@@ -16,6 +16,7 @@ from softprompt.cli.options import (
     HasHeader,
     PromptBackbone,
     TextEncoding,
+    load_prompt,
 )
 from softprompt.cli.streaming import InputRow, group_rows, is_table, read_table_rows, read_text_rows
 
@@ -63,13 +64,10 @@ def predict(
     from softprompt.data import TextFormat
     from softprompt.data.writers import check_writable
     from softprompt.errors import DataError
-    from softprompt.inference import PromptModel
-    from softprompt.train.best import load_best_prompt
 
     if output is not None:
         check_writable(output, sources=[source or ""])
-    load = load_best_prompt if best else PromptModel.from_pretrained
-    model = load(artifact, backbone=backbone)
+    model = load_prompt(artifact, backbone=backbone, best=best)
     groups = _read_groups(
         texts or [],
         source,
