@@ -289,6 +289,7 @@ def _speed_page() -> str:
         "",
         *_reach_section(),
         *_startup_section(),
+        *_many_rows_section(),
         *_attention_section(),
         *_growth_section(),
         *_tried_section(),
@@ -385,6 +386,27 @@ def _startup_section() -> list[str]:
     times = _read("speed/results/startup-cpu.json")["seconds"]
     rows = [f"| `{name}` | {seconds:.2f} |" for name, seconds in times.items()]
     return ["Seconds until a command or an import is done:", "", "| | s |", "|---|---|", *rows, ""]
+
+
+def _many_rows_section() -> list[str]:
+    result = _read("speed/results/many-rows-cpu.json")
+    seconds = result["seconds"]
+    parts = [*next(iter(seconds.values()))]
+    rows = [
+        f"| {name} | {' | '.join(f'{times[part]:.1f}' for part in parts)} |"
+        for name, times in seconds.items()
+    ]
+    return [
+        (
+            f"Seconds for a csv file, {result['setting']['words']} words a row, on MiniLM, without "
+            "cached rows, and for the bare tokenizer on the same texts:"
+        ),
+        "",
+        f"| | {' | '.join(parts)} |",
+        f"|---|{'---|' * len(parts)}",
+        *rows,
+        "",
+    ]
 
 
 def _tried_section() -> list[str]:

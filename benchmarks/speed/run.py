@@ -19,6 +19,7 @@ import torch
 from arms import CUDA
 from attention import measure_attention
 from growth import measure_growth
+from many_rows import measure_many_rows
 from reach import measure_time_to_accuracy
 from startup import measure_startup
 from tried import measure_left_out
@@ -33,6 +34,7 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "attention": measure_attention,
     "growth": measure_growth,
     "startup": measure_startup,
+    "many-rows": measure_many_rows,
     "reach": measure_time_to_accuracy,
     "tried": measure_left_out,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import modeling_gguf_pytorch_utils
 
 from softprompt._paths import cache_folder
 from softprompt.backbone import (
@@ -17,6 +18,7 @@ from softprompt.backbone import (
     load_unverified,
     loading,
 )
+from softprompt.backbone.loading import silence_transformers
 from softprompt.errors import BackboneError, MissingPackageError
 from softprompt.injection import Decoding, generate, load_backbone
 from softprompt.prompt import InputPrompt
@@ -146,3 +148,11 @@ def test_two_processes_may_convert_it_at_the_same_time(tmp_path):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         file.name for file in folder.iterdir()
     }
+
+
+def test_the_bar_of_a_gguf_file_is_hidden_and_then_as_before(capfd):
+    before = modeling_gguf_pytorch_utils.tqdm
+    with silence_transformers():
+        assert [*modeling_gguf_pytorch_utils.tqdm([1, 2])] == [1, 2]
+    assert capfd.readouterr().err == ""
+    assert modeling_gguf_pytorch_utils.tqdm is before

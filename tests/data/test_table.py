@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.data.table import (
-    check_labels,
-    collect_labels,
-    describe_labels,
-    list_text_columns,
-    map_values,
-    to_text,
-)
+from softprompt.data.labels import check_labels, collect_labels, describe_labels
+from softprompt.data.table import list_text_columns, map_values, to_text
 from softprompt.errors import DataError
 
 

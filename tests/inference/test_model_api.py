@@ -106,6 +106,20 @@ def test_written_text_has_no_probabilities(model: ModelFactory, way: str) -> Non
             trained.predict_proba(["a"])
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_an_answer_that_is_no_choice_is_refused_before_anything_is_run(
+    model: ModelFactory, monkeypatch: pytest.MonkeyPatch, *, together: bool
+) -> None:
+    trained = model("a choice")
+    known, *_ = trained.task.labels
+    rows = [{"text": "a", "label": known}, {"text": "b", "label": "neither"}]
+    column = trained.task.target_column
+    rows = [{"text": row["text"], column: row["label"]} for row in rows]
+    monkeypatch.setattr("softprompt.inference.model.evaluate_rows", None)  # running it would fail
+    with pytest.raises(DataError, match="the given data has 'neither', but the choices are"):
+        (Ensemble([trained]) if together else trained).evaluate(rows)
+
+
 def trained_on(model: ModelFactory, folder: Path, **data: object) -> PromptModel:
     """A model whose recipe names files."""
     for name, rows in {"train": ROWS * 4, "validation": ROWS[:2], "test": ROWS}.items():

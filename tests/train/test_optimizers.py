@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import Adam
-from transformers.optimization import Adafactor
+from transformers.optimization import Adafactor, get_scheduler
 
 from softprompt.errors import RecipeError
 from softprompt.train.config import ResolvedTraining
@@ -142,6 +142,25 @@ def test_the_rates_follow_their_formula(kind, warmup):
         assert head == pytest.approx(0.25 * wanted)
         optimizer.step()
         scheduler.step()
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("steps", [1, 7, 20])
+def test_the_rates_are_those_of_transformers(kind, warmup, steps):
+    training = ResolvedTraining(lr_scheduler=kind, warmup_ratio=warmup, optimizer="sgd")
+    ours, theirs = make_optimizer(training), make_optimizer(training)
+    name = "constant_with_warmup" if kind == "constant" else kind
+    warmup_steps = round(warmup * steps)
+    schedules = (
+        build_lr_scheduler(ours, training=training, steps=steps),
+        get_scheduler(name, theirs, num_warmup_steps=warmup_steps, num_training_steps=steps),
+    )
+    for _ in range(steps + 2):
+        assert [g["lr"] for g in ours.param_groups] == [g["lr"] for g in theirs.param_groups]
+        for optimizer, schedule in zip((ours, theirs), schedules, strict=True):
+            optimizer.step()
+            schedule.step()
 
 
 def test_a_step_reports_its_learning_rate(parts, trainer_of):

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
+    modeling_gguf_pytorch_utils,
 )
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -468,11 +470,15 @@ def silence_transformers() -> Iterator[None]:
     """Hide transformers' load reports and progress bars: missing weights are checked instead."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
+    gguf: Any = modeling_gguf_pytorch_utils
+    gguf_bar = gguf.tqdm  # it obeys no setting of transformers
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    gguf.tqdm = partial(gguf_bar, disable=True)
     try:
         yield
     finally:
+        gguf.tqdm = gguf_bar
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()

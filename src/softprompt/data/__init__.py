@@ -2,6 +2,7 @@
 
 from softprompt.data.collate import Batch, Side, collate, group_by_length
 from softprompt.data.inputs import Row, RowsLike, as_row, iterate_rows, to_table
+from softprompt.data.labels import check_choices, check_labels, collect_labels
 from softprompt.data.loading import (
     DataConfig,
     MaxRows,
@@ -14,7 +15,7 @@ from softprompt.data.readers import TextFormat
 from softprompt.data.rendering import RenderedRow, Renderer, make_renderer
 from softprompt.data.sources import read_data, read_source
 from softprompt.data.splits import DEFAULT_SPLIT, sample, split_rows
-from softprompt.data.table import Table, check_columns, check_labels, collect_labels, map_values
+from softprompt.data.table import Table, check_columns, map_values
 from softprompt.data.template import (
     Field,
     Literal,
@@ -49,6 +50,7 @@ __all__ = [
     "Template",
     "TextFormat",
     "as_row",
+    "check_choices",
     "check_columns",
     "check_fields",
     "check_labels",

@@ -303,12 +303,12 @@ def find_strata(train: Table, data: DataConfig, *, columns: TaskColumns | None) 
 
 def digest_rows(table: Table, columns: Sequence[str]) -> str:
     """A hash of the rows' contents in these columns, independent of the file format."""
-    digest = hashlib.sha256()
+    digest, encode = hashlib.sha256(), json.JSONEncoder(sort_keys=True, default=str).encode
     for row in chain.from_iterable(iterate_groups(table, columns)):
         numbers = {
             name: to_text(value)
             for name, value in row.items()
             if isinstance(value, int | float) and not is_missing(value)
         }
-        digest.update(json.dumps(row | numbers, sort_keys=True, default=str).encode())
+        digest.update(encode(row | numbers if numbers else row).encode())
     return digest.hexdigest()

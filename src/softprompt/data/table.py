@@ -1,11 +1,10 @@
-"""Tables of rows: their columns and labels, and checks on both."""
+"""Tables of rows: their columns and cells, and checks on both."""
 
 import json
 import math
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -25,9 +24,6 @@ _TEXTS = ("string", "large_string")
 # What the names of Arrow's types of text and numbers begin with.
 _SCALARS = (*_TEXTS, "bool", "int", "uint", "null", *_FLOATS)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_NO_VALUES = {"nan", "none", "null", "na", "n/a", "<na>", "nat"}
-# The most labels that a message lists.
-_MAX_LISTED = 20
 # Beyond it a float does not stand for one whole number.
 _EXACT = 2.0**53
 
@@ -180,7 +176,7 @@ def map_values(rows: Table, names: Mapping[str, Mapping[str, str]], *, where: st
         values = [to_text(value) for value in rows[column][:]]
         unnamed = Counter(value for value in values if value not in words)
         if unnamed:
-            listed = _format_counts(dict(sorted(unnamed.items())))
+            listed = format_counts(dict(sorted(unnamed.items())))
             msg = (
                 f"column {column!r} of {where} has values without a name: {listed}. "
                 f"data.value_map.{column} has names for {', '.join(map(repr, words))}. Add the "
@@ -322,7 +318,7 @@ def _check_complete(rows: Table, name: str, *, where: str) -> None:
         msg = (
             f"{count} no value in column {name!r} of {where} ({len(rows)} rows); the first is row "
             f"{empty[0]} (counted from 0). {'Blank text is not a value. ' * blank}Fill the cells "
-            f"or leave those rows out (in a recipe: data.drop_missing = [{_quote(name)}])."
+            f"or leave those rows out (in a recipe: data.drop_missing = [{quote_text(name)}])."
         )
         raise DataError(msg)
 
@@ -360,139 +356,11 @@ def is_missing(value: object) -> bool:
             return False
 
 
-def collect_labels(rows: Table, column: str) -> tuple[str, ...]:
-    """The distinct labels of a column.
-
-    Args:
-        rows: the training data.
-        column: the column of the labels; numbers become text (1 is "1").
-
-    Returns:
-        The labels, sorted.
-
-    Raises:
-        DataError: the column is missing or has empty cells, has only one label, or has two labels
-            that differ only in surrounding whitespace.
-    """
-    counts = _count_labels(rows, column, where="the training data")
-    _check_whitespace(counts, column)
-    if len(counts) == 1:
-        msg = (
-            f"all {len(rows)} rows of the training data have the label {next(iter(counts))!r} in "
-            f"column {column!r}. At least two different labels are needed."
-        )
-        raise DataError(msg)
-    return tuple(sorted(counts))
-
-
-def check_labels(rows: Table, column: str, *, known: Iterable[str], split: str) -> None:
-    """Check that another split has no labels that are not in the training data.
-
-    Args:
-        rows: the rows of the split.
-        column: the column of the labels.
-        known: the labels of the training data.
-        split: the name of the split, for messages.
-
-    Raises:
-        DataError: a label is not known.
-    """
-    labels = sorted(known)
-    counts = _count_labels(rows, column, where=f"the {split} data")
-    unseen = {label: count for label, count in sorted(counts.items()) if label not in labels}
-    if unseen:
-        msg = (
-            f"column {column!r} of the {split} data has labels that the training data does not "
-            f"have: {_format_counts(unseen)}. Known labels: {', '.join(labels)}. "
-            "Correct them, leave those rows out, or split the data again."
-        )
-        raise DataError(msg)
-
-
-def _count_labels(rows: Table, column: str, *, where: str) -> Counter[str]:
-    check_columns(rows, [column], where=where)
-    return Counter(map(to_text, rows[column][:]))
-
-
-def _format_counts(counts: Mapping[str, int]) -> str:
+def format_counts(counts: Mapping[str, int]) -> str:
     """Values, each with the number of its rows."""
     return ", ".join(f"{v!r} ({n} row{'' if n == 1 else 's'})" for v, n in counts.items())
 
 
-def _check_whitespace(counts: Counter[str], column: str) -> None:
-    """Check that no two labels differ only in surrounding whitespace."""
-    for group in _group_labels(counts, str.strip):
-        msg = (
-            f"labels in column {column!r} differ only in whitespace: {_format_counts(group)}. "
-            f"Write all of them as {next(iter(group)).strip()!r}, or join them in the recipe: "
-            f"{_format_value_map(column, join_labels(counts, str.strip))}"
-        )
-        raise DataError(msg)
-
-
-def describe_labels(counts: Mapping[str, int], column: str) -> list[str]:
-    """Describe labels that may be the same one, or none.
-
-    Args:
-        counts: the number of rows of each label.
-        column: the column of the labels.
-
-    Returns:
-        A sentence or two for each group of labels that differ only in case or spacing, with the
-        ``data.value_map`` that joins all groups, and one for labels that look like missing values.
-    """
-    groups = [_format_counts(group) for group in _group_labels(counts, fold_label)]
-    notes = [f"labels in column {column!r} differ only in case or spacing: {g}" for g in groups]
-    if notes:
-        value_map = _format_value_map(column, join_labels(counts, fold_label))
-        notes[-1] += f". If they are the same, join them in the recipe: {value_map}"
-    missing = {label: n for label, n in counts.items() if label.strip().casefold() in _NO_VALUES}
-    if missing:
-        notes.append(
-            f"labels in column {column!r} look like missing values: {_format_counts(missing)}. If "
-            "they are, leave those rows out"
-        )
-    return notes
-
-
-def fold_label(label: str) -> str:
-    """A label without what people write differently: case, spacing and forms of characters."""
-    return " ".join(unicodedata.normalize("NFKC", label).split()).casefold()
-
-
-def join_labels(counts: Mapping[str, int], fold: Callable[[str], str]) -> dict[str, str]:
-    """The values of ``data.value_map`` that join labels.
-
-    Args:
-        counts: the number of rows of each label.
-        fold: which is the same for labels that are to be joined.
-
-    Returns:
-        For every label the commonest one of its group, without spaces around it.
-    """
-    commonest: dict[str, str] = {}
-    for label in sorted(counts, key=lambda label: (-counts[label], label)):
-        commonest.setdefault(fold(label), label.strip())
-    return {label: commonest[fold(label)] for label in sorted(counts)}
-
-
-def _group_labels(counts: Mapping[str, int], fold: Callable[[str], str]) -> list[Mapping[str, int]]:
-    """The groups of several labels that are the same when they are folded."""
-    groups: dict[str, dict[str, int]] = {}
-    for label, count in sorted(counts.items()):
-        groups.setdefault(fold(label), {})[label] = count
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _format_value_map(column: str, names: Mapping[str, str]) -> str:
-    """The line of a recipe; of many labels only those that get another name."""
-    pairs = [f"{_quote(label)} = {_quote(name)}" for label, name in names.items()]
-    if len(pairs) > _MAX_LISTED:
-        changed = [f"{_quote(n)} = {_quote(m)}" for n, m in names.items() if n != m]
-        pairs = [*changed, "and every other label as it is"]
-    return f"data.value_map = {{ {_quote(column)} = {{ {', '.join(pairs)} }} }}"
-
-
-def _quote(text: str) -> str:
+def quote_text(text: str) -> str:
     """A text as TOML writes it, in which JSON's strings are valid."""
     return json.dumps(text, ensure_ascii=False)

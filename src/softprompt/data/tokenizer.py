@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 from tokenizers import normalizers, pre_tokenizers
 from tokenizers.normalizers import Normalizer, Prepend
 from tokenizers.pre_tokenizers import Metaspace, PreTokenizer
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from softprompt.errors import DataError, TemplateError
 
@@ -96,7 +96,7 @@ class SafeTokenizer:
         for tokenizer, chosen in ((self.spaced, sorted(spaced)), (form, others)):
             filled = [at for at in chosen if texts[at]]
             if filled:
-                found = _tokenize(tokenizer, [texts[at] for at in filled])["input_ids"]
+                found = _tokenize_all(tokenizer, [texts[at] for at in filled])
                 for at, tokens in zip(filled, found, strict=True):
                     ids[at] = None if not self.forbidden.isdisjoint(tokens) else tokens
         return ids
@@ -115,6 +115,26 @@ def _tokenize(
         verbose=False,
     )
     return encoding
+
+
+def _tokenize_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """The ids of texts. Without offsets and mappings it takes half the time."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or _has_own_call(type(tokenizer)):
+        ids: list[list[int]] = _tokenize(tokenizer, texts)["input_ids"]
+        return ids
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _has_own_call(kind: type[PreTrainedTokenizerFast]) -> bool:
+    """Whether a class of tokenizers changes texts before it tokenises them."""
+    return any(
+        getattr(kind, name) is not getattr(PreTrainedTokenizerFast, name)
+        for name in ("__call__", "_encode_plus")
+    )
 
 
 def list_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Special]:

@@ -20,6 +20,7 @@ from softprompt.data import (
     Table,
     TaskColumns,
     as_row,
+    check_choices,
     check_labels,
     digest_rows,
     iterate_rows,
@@ -247,6 +248,8 @@ class PromptModel:
         table = to_table(rows, columns=columns, where=f"the {name} data")
         if isinstance(self.task, Classifier):
             check_labels(table, self.task.target_column, known=self.labels, split=name)
+        else:
+            check_choices(table, self.task.target_column, choices=self.task.labels, split=name)
         return table, name
 
     def read_split(self, split: str) -> Table:

@@ -9,12 +9,11 @@ from statistics import fmean
 from typing import Literal
 
 from softprompt.data import Table, check_columns, collect_labels
+from softprompt.data.labels import describe_labels, join_labels
 from softprompt.data.table import (
-    describe_labels,
     drop_gaps,
     has_numbers_only,
     is_missing,
-    join_labels,
     list_text_columns,
     map_values,
     to_text,

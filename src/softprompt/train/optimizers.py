@@ -1,14 +1,14 @@
 """Optimizers by name, with one learning rate for the prompt and one for a head, and schedules."""
 
 import inspect
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers.optimization import Adafactor, get_scheduler
 
 from softprompt.errors import RecipeError, format_unknown, summarize_error
 from softprompt.train.config import ResolvedTraining
@@ -89,13 +89,27 @@ def list_optimizers() -> list[str]:
 def build_lr_scheduler(
     optimizer: torch.optim.Optimizer, *, training: ResolvedTraining, steps: int
 ) -> LRScheduler:
-    """Build the learning rate schedule of all steps, with its warm-up."""
-    name = "constant_with_warmup" if training.lr_scheduler == "constant" else training.lr_scheduler
+    """Build the learning rate schedule of all steps, with its warm-up.
+
+    The schedules are those of `transformers.optimization`, whose import takes a second.
+    """
     warmup = round(training.warmup_ratio * steps)
-    scheduler: LRScheduler = get_scheduler(
-        name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
-    )
-    return scheduler
+
+    def compute_factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        rest = max(1, steps - warmup)
+        match training.lr_scheduler:
+            case "constant":
+                return 1.0
+            case "linear":
+                return max(0.0, (steps - step) / rest)
+            case "cosine":
+                return max(0.0, 0.5 * (1 + math.cos(math.pi * ((step - warmup) / rest))))
+            case _:
+                assert_never(training.lr_scheduler)
+
+    return LambdaLR(optimizer, compute_factor)
 
 
 def refresh_learning_rates(optimizer: AcceleratedOptimizer, scheduler: LRScheduler) -> None:
@@ -125,6 +139,8 @@ def update_parameters(optimizer: AcceleratedOptimizer, scheduler: LRScheduler) -
 def _find_optimizer_class(name: str) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     """The class of a name, and the arguments that it gets unless the recipe has others."""
     if name == "adafactor":
+        from transformers.optimization import Adafactor
+
         # Lester et al. 2021: no parameter scaling, no relative step, decay exponent 0.8.
         return Adafactor, {"scale_parameter": False, "relative_step": False, "decay_rate": -0.8}
     if name not in list_optimizers():

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from softprompt.artifact import Artifact
 from softprompt.backbone.model import Backbone
 from softprompt.data import Table, parse_template
-from softprompt.data.table import describe_labels
+from softprompt.data.labels import describe_labels
 from softprompt.errors import DataError, FaultCollector, TemplateError, format_unknown
 from softprompt.inference.loops import EvaluationReport, evaluate_rows, make_report
 from softprompt.methods import Method

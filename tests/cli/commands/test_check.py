@@ -375,3 +375,16 @@ def test_labels_that_may_be_one_are_told_beside_the_plan(home, run) -> None:
     result = run("check", home.recipe)
     assert "differ only" not in result.err
     assert "negative 20, positive 20" in result.out
+
+
+def test_of_many_labels_the_commonest_are_listed(home, run) -> None:
+    del home.data["task"]["verbalizer"]
+    labels = ["often"] * 3 + [f"label {n}" for n in range(30)]
+    for split in ("train", "validation", "test"):
+        home.write(split, [{"text": "a film", "label": label} for label in labels])
+    result = run("check", home.recipe)
+    assert "31 labels, the commonest: often 3, label 0 1, " in result.out
+    assert result.out.count("label 1 1") == 3  # once for each split
+    assert run("check", home.recipe, "--json").json["plan"]["splits"]["train"]["labels"] == {
+        "often": 3
+    } | dict.fromkeys(labels[3:], 1)

@@ -1,5 +1,6 @@
 """``softprompt check``: all faults of a recipe, or the plan of its run."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ from softprompt.cli.options import AsJson, ComparisonFile, Overrides
 
 if TYPE_CHECKING:
     from softprompt.train.summary import RunSummary
+
+# The most labels that are listed with their rows.
+_MAX_LABELS = 20
 
 
 def check(recipe: ComparisonFile, changes: Overrides = None, as_json: AsJson = False) -> None:
@@ -61,11 +65,7 @@ def _format_plan(plan: "RunSummary") -> str:
         [name, f"{s.rows:,}", f"{s.mean_tokens:.1f}", str(s.max_tokens), f"{s.truncated:,}"]
         for name, s in plan.splits.items()
     ]
-    labels = {
-        name: ", ".join(f"{label} {n:,}" for label, n in s.labels.items())
-        for name, s in plan.splits.items()
-        if s.labels
-    }
+    labels = {name: _format_labels(s.labels) for name, s in plan.splits.items() if s.labels}
     settings = {n: f"{s.value!s:<12} ({s.source})" for n, s in plan.settings.items()}
     parts = [
         format_fields(fields),
@@ -74,3 +74,12 @@ def _format_plan(plan: "RunSummary") -> str:
         format_fields(settings),
     ]
     return "".join(f"\n\n{part}" for part in parts)
+
+
+def _format_labels(counts: Mapping[str, int]) -> str:
+    """The number of rows of each label; of many only the commonest."""
+    if len(counts) <= _MAX_LABELS:
+        return ", ".join(f"{label} {n:,}" for label, n in counts.items())
+    shown = sorted(counts.items(), key=lambda item: -item[1])[:_MAX_LABELS]
+    listed = ", ".join(f"{label} {n:,}" for label, n in shown)
+    return f"{len(counts):,} labels, the commonest: {listed}"
