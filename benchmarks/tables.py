@@ -207,6 +207,7 @@ NAMES = {
     "memory_over_peft": "peak memory of training, 20 before, batch 32 ÷ PEFT's (less is better)",
     "added_memory_over_peft": "memory that training adds ÷ PEFT's (less is better)",
     "added_memory_262k_over_peft": "the same, 100 before, vocabulary of 262,144 (less is better)",
+    "added_memory_gemma_over_peft": "the same, 100 before, Gemma 3 270M (less is better)",
 }
 
 

@@ -16,7 +16,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFL
 from jaxtyping import install_import_hook
 
 # Before any of them is imported; shapes in signatures are checked in tests only.
-_CHECKED = ("prompt", "backbone", "injection", "methods", "data", "tasks")
+_CHECKED = ("prompt", "decoding", "backbone", "injection", "methods", "data", "tasks")
 install_import_hook([f"softprompt.{name}" for name in _CHECKED], "beartype.beartype")
 
 import pytest

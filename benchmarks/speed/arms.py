@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 # Inner modules, because single steps are timed and PEFT gets the same weights and batches; the
 # public API only trains whole runs.
-from softprompt.backbone.loading import convert_gguf, resolve_builtin
+from softprompt.backbone.builtin import resolve_builtin
+from softprompt.backbone.loading import convert_gguf
 from softprompt.data import group_by_length, read_data
 from softprompt.recipe import make_recipe
 from softprompt.train import Trainer, make_trainer, setup_run

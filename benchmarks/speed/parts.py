@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from arms import (
     pad_rows,
     prepare_trainer,
 )
+
+from softprompt.backbone import BUILTIN
 
 # An inner module: rows that are rendered already, so that predictions alone are timed.
 from softprompt.inference.loops import predict_rows
@@ -134,11 +137,12 @@ def measure_memory(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # as for 
     """Peak memory of training, each variant in its own process.
 
     With 20 soft tokens before the text and batches of 32; and with 100 soft tokens and generated
-    text over a vocabulary of 262,144.
+    text over a vocabulary of 262,144: that of a small random model, and, if it is installed, of
+    Gemma 3 270M.
     """
     peaks = {variant: _run_script("peak.py", variant) for variant in ("ours", "peft", "floor")}
     large = {variant: _run_script("vocabulary.py", variant) for variant in ("ours", "peft")}
-    return {
+    result: dict[str, Any] = {
         "ratios": {
             "memory_over_peft": round(peaks["ours"]["peak"] / peaks["peft"]["peak"], 3),
             "added_memory_over_peft": _compare_added(peaks),
@@ -147,10 +151,15 @@ def measure_memory(*, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # as for 
         "bytes": peaks,
         "bytes_262k": large,
     }
+    if find_spec(BUILTIN["gemma3-270m"].package) is not None:
+        gemma = {v: _run_script("vocabulary.py", v, "gemma") for v in ("ours", "peft")}
+        result["ratios"]["added_memory_gemma_over_peft"] = _compare_added(gemma)
+        result["bytes_gemma"] = gemma
+    return result
 
 
-def _run_script(script: str, variant: str) -> dict[str, int]:
-    command = [sys.executable, HERE / script, variant]
+def _run_script(script: str, *arguments: str) -> dict[str, int]:
+    command = [sys.executable, HERE / script, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     peak: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return peak

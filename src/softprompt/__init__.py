@@ -23,10 +23,12 @@ imported on first use, so that ``import softprompt`` is fast.
 """
 
 import logging
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from softprompt._lazy import gather_lazily
+
 if TYPE_CHECKING:
+    from softprompt.analysis.pruning import PruningResult, prune
     from softprompt.backbone.model import Backbone, BatchInputs
     from softprompt.compare.api import compare_methods, find_learning_rate
     from softprompt.compare.comparison import Comparison, LearningRateSearch
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from softprompt.interop import VLLMPrompt, export_prompt, import_prompt, import_prompts
     from softprompt.methods import PrefixTuning, PromptTuning, PTuning, PTuningV2
     from softprompt.methods.initializers import (
+        FromDemonstrations,
         FromLabels,
         FromPrompt,
         FromRandom,
@@ -61,7 +64,9 @@ if TYPE_CHECKING:
     from softprompt.recipe import Recipe, load_recipe, make_recipe, read_recipe
     from softprompt.recipe.drafting import RecipeDraft, draft_recipe
     from softprompt.tasks import Classify, Generate, Prediction
-    from softprompt.train.api import TrainingConfig, fit, train_recipe
+    from softprompt.train.api import fit, train_recipe
+    from softprompt.train.automatic import fit_data
+    from softprompt.train.config import TrainingConfig
     from softprompt.train.events import (
         Callback,
         Evaluation,
@@ -71,6 +76,7 @@ if TYPE_CHECKING:
         PhaseStarted,
         PrecomputePlanned,
         PrecomputeProgress,
+        SearchProgress,
         Started,
         Step,
         TrainingWarning,
@@ -101,12 +107,14 @@ _HOMES = {
         "TrainingError",
         "UnreachableError",
     ),
+    "softprompt.analysis.pruning": ("PruningResult", "prune"),
     "softprompt.hub.repository": ("PullResult", "PushResult", "pull", "push"),
     "softprompt.inference": ("Ensemble", "EvaluationReport", "PromptModel"),
     "softprompt.injection": ("Decoding", "forward", "generate", "load_backbone", "to_kv_prefix"),
     "softprompt.interop": ("VLLMPrompt", "export_prompt", "import_prompt", "import_prompts"),
     "softprompt.methods": ("PrefixTuning", "PromptTuning", "PTuning", "PTuningV2"),
     "softprompt.methods.initializers": (
+        "FromDemonstrations",
         "FromLabels",
         "FromPrompt",
         "FromRandom",
@@ -117,17 +125,19 @@ _HOMES = {
     "softprompt.recipe": ("Recipe", "load_recipe", "make_recipe", "read_recipe"),
     "softprompt.recipe.drafting": ("RecipeDraft", "draft_recipe"),
     "softprompt.tasks": ("Classify", "Generate", "Prediction"),
-    "softprompt.train.api": ("TrainingConfig", "fit", "train_recipe"),
+    "softprompt.train.api": ("fit", "train_recipe"),
+    "softprompt.train.automatic": ("fit_data",),
+    "softprompt.train.config": ("TrainingConfig",),
     "softprompt.train.events": (
         "Callback",
         "Evaluation",
         "Event",
         "Finished",
         "FoldProgress",
-        "FoldProgress",
         "PhaseStarted",
         "PrecomputePlanned",
         "PrecomputeProgress",
+        "SearchProgress",
         "Started",
         "Step",
         "TrainingWarning",
@@ -136,7 +146,7 @@ _HOMES = {
     "softprompt.train.setup": ("evaluate_hard_prompt",),
     "softprompt.train.validation": ("CheckResult", "check_recipe"),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_get_name, __dir__ = gather_lazily(__name__, _HOMES)
 # As a library should: without a handler of the application, log messages are not printed.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 # PEFT imports bitsandbytes, which then warns of a missing package also where nothing is quantized.
@@ -159,6 +169,7 @@ __all__ = [
     "Event",
     "Finished",
     "FoldProgress",
+    "FromDemonstrations",
     "FromLabels",
     "FromPrompt",
     "FromRandom",
@@ -181,6 +192,7 @@ __all__ = [
     "PromptError",
     "PromptModel",
     "PromptTuning",
+    "PruningResult",
     "PullResult",
     "PushResult",
     "RayCluster",
@@ -188,6 +200,7 @@ __all__ = [
     "RecipeDraft",
     "RecipeError",
     "RunDir",
+    "SearchProgress",
     "SoftpromptError",
     "SoftpromptWarning",
     "Started",
@@ -205,6 +218,7 @@ __all__ = [
     "export_prompt",
     "find_learning_rate",
     "fit",
+    "fit_data",
     "forward",
     "generate",
     "import_prompt",
@@ -212,6 +226,7 @@ __all__ = [
     "load_backbone",
     "load_recipe",
     "make_recipe",
+    "prune",
     "pull",
     "push",
     "read_recipe",
@@ -222,20 +237,9 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use (PEP 562)."""
-    value: object
-    if name == "__version__":
-        from importlib.metadata import version
+    if name != "__version__":
+        return _get_name(name)
+    from importlib.metadata import version
 
-        value = version("softprompt")
-    elif name in _HOME:
-        value = vars(import_module(_HOME[name]))[name]
-    else:
-        msg = f"module 'softprompt' has no attribute {name!r}"
-        raise AttributeError(msg)
-    globals()[name] = value  # so that this function is called once for each name
-    return value
-
-
-def __dir__() -> list[str]:
-    """The public names, imported or not."""
-    return sorted(__all__)
+    globals()[name] = version("softprompt")  # so that this function is called once for each name
+    return globals()[name]

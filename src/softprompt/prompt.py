@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from softprompt.errors import PromptError
@@ -88,6 +88,8 @@ class KVPrefix:
         values: ``[L, N, P, D]``, one slice per entry of ``sites``.
         sites: the attention sites, numbered in the order in which the backbone calls them.
         shift_positions: whether the row's first token has position P instead of 0.
+        visible: False for the soft tokens that a row does not attend to, while it is trained on;
+            None for all. It is not saved.
 
     Raises:
         PromptError: the shapes of keys, values and sites do not agree.
@@ -104,6 +106,7 @@ class KVPrefix:
     values: Float[Tensor, "L N P D"]
     sites: tuple[int, ...]
     shift_positions: bool = False
+    visible: Bool[Tensor, " P"] | None = None
 
     def __post_init__(self) -> None:
         if self.keys.shape != self.values.shape or self.keys.shape[0] != len(self.sites):

@@ -34,6 +34,7 @@ from softprompt.methods import MethodSettings, PrefixTuning, PTuningV2
 from softprompt.methods.defaults import Schedule
 from softprompt.methods.initializers import Initializer
 from softprompt.tasks import Classify
+from softprompt.tasks.pooling import PoolingChoice
 from softprompt.train.api import (
     TrainingConfig,
     find_method,
@@ -75,6 +76,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             the fields.
         verbalizer: for each label its word or words, which the language-model head scores; None
             trains a head instead.
+        pooling: the readout of a trained head, as in `Classify`; ``auto`` chooses it by a probe.
         method: settings, or a name such as ``"p-tuning-v2"``.
         length: the number of soft tokens, or of keys and values per layer; None for 20, or the
             method's default. A method that trains soft tokens takes it only without a template,
@@ -97,8 +99,8 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         gradient_accumulation_steps: the number of parts in which the rows of a step are run.
         optimizer: ``adamw``, ``adafactor``, or a class of ``torch.optim``.
         optimizer_args: further arguments of that class.
-        learning_rate: of the prompt; None for the method's default.
-        head_learning_rate: of a trained head.
+        learning_rate: of the prompt; None for the method's default, ``auto`` to search for it.
+        head_learning_rate: of a trained head; None for 0.001, or what a search chooses.
         weight_decay: of the prompt; None for the method's default.
         lr_scheduler: the schedule of the learning rates; None for the method's default.
         warmup_ratio: the fraction of all steps for the warm-up.
@@ -108,6 +110,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         eval_train_rows: the number of training rows to evaluate at each validation.
         early_stopping_patience: stop after so many validations without a better one.
         best_metric: the validation metric that the best prompt is selected by.
+        keep_plain_head: whether to keep a logistic regression where no prompt is better.
         gradient_checkpointing: whether the backbone recomputes each layer in the backward pass.
         mixed_precision: of training, by accelerate.
         callbacks: called with every event of a training run.
@@ -141,6 +144,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         *,
         template: str | None = None,
         verbalizer: Mapping[Any, str | Sequence[str]] | None = None,
+        pooling: PoolingChoice = "auto",
         method: MethodSettings | str = "prompt-tuning",
         length: int | None = None,
         init: Initializer | Artifact | None = None,
@@ -150,15 +154,15 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = "auto",
         random_state: int | np.random.RandomState | None = 42,
-        epochs: int = 5,
+        epochs: int | Literal["auto"] = 5,
         max_steps: int | None = None,
         batch_size: int = 32,
         max_tokens_per_batch: int | None = None,
         gradient_accumulation_steps: int = 1,
         optimizer: str | None = None,
         optimizer_args: Mapping[str, Any] | None = None,
-        learning_rate: float | None = None,
-        head_learning_rate: float = 1e-3,
+        learning_rate: float | Literal["auto"] | None = None,
+        head_learning_rate: float | None = None,
         weight_decay: float | None = None,
         lr_scheduler: Schedule | None = None,
         warmup_ratio: float | None = None,
@@ -168,6 +172,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         eval_train_rows: int | None = None,
         early_stopping_patience: int | None = None,
         best_metric: str = "loss",
+        keep_plain_head: bool = False,
         gradient_checkpointing: bool = False,
         mixed_precision: Literal["no", "bf16", "fp16"] = "no",
         callbacks: Sequence[Callback] = (),
@@ -176,6 +181,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self.backbone = backbone
         self.template = template
         self.verbalizer = verbalizer
+        self.pooling = pooling
         self.method = method
         self.length = length
         self.init = init
@@ -203,6 +209,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self.eval_train_rows = eval_train_rows
         self.early_stopping_patience = early_stopping_patience
         self.best_metric = best_metric
+        self.keep_plain_head = keep_plain_head
         self.gradient_checkpointing = gradient_checkpointing
         self.mixed_precision = mixed_precision
         self.callbacks = callbacks
@@ -236,7 +243,8 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         method = self._read_method()
         template = self.template or self._make_template(method, backbone)
         target = _LABEL + "_" * (_LABEL in self._fields)
-        task = Classify(template, label_column=target, verbalizer=self._read_verbalizer())
+        words = self._read_verbalizer()
+        task = Classify(template, label_column=target, verbalizer=words, pooling=self.pooling)
         seed = self._draw_seed()
         table = to_table(
             [{**row, target: str(label)} for row, label in zip(rows, labels, strict=True)]
@@ -247,17 +255,10 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         if fraction:
             sizes = {"train": 1 - fraction, "validation": fraction}
             tables = split_rows(table, seed=seed, shares=sizes, stratify=target)
-        recipe = make_fit_recipe(
-            backbone,
-            task,
-            method=method,
-            config=self._make_config(seed),
-            data={
-                "split_sizes": make_shares(fraction),
-                "folds": self.folds,
-                "max_length": self.max_length,
-            },
-        )
+        data = {"split_sizes": make_shares(fraction), "folds": self.folds}
+        data |= {"max_length": self.max_length}
+        config = self._make_config(seed)
+        recipe = make_fit_recipe(backbone, task, method=method, config=config, data=data)
         with make_callbacks(self.callbacks, progress=self.progress) as callbacks:
             prepared = setup_run(
                 recipe, backbone=backbone, tables=tables, init=self.init, callbacks=callbacks
@@ -492,8 +493,6 @@ def _list_fields(template: str | None) -> tuple[str, ...]:
 def _check_classes(classes: NDArray[Any]) -> None:
     if len(classes) == 1:
         (only,) = classes.tolist()
-        msg = (
-            f"y has one class only, {only!r}, but a classifier needs at least 2 classes. Give rows "
-            "of another class too."
-        )
+        needed = "but a classifier needs at least 2 classes"
+        msg = f"y has one class only, {only!r}, {needed}. Give rows of another class too."
         raise ValueError(msg)

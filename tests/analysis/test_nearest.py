@@ -103,3 +103,13 @@ def test_what_a_prompt_does_not_have_is_refused(model) -> None:
         compute_layer_norms(own)
     with pytest.raises(PromptError, match="'llama' and number 2 is a prompt for 'bert': vectors"):
         compute_similarity([own, model("masked words").artifact])
+
+
+@pytest.mark.parametrize(
+    "analyse", [compute_layer_norms, find_nearest_words, lambda x: compute_similarity([x, x])]
+)
+@pytest.mark.parametrize("value", ["runs/first", torch.ones(3, 4), None])
+def test_what_has_no_prompt_is_refused(analyse, value) -> None:
+    message = rf"^a {type(value).__name__} has no prompt\. Give a prompt, an artifact or a model\.$"
+    with pytest.raises(PromptError, match=message):
+        analyse(value)

@@ -28,7 +28,7 @@ INPUT = {
     ),
     "no tokens": (
         {"length": 0, "shapes": {"prompt.vectors": [0, 8]}},
-        "length is 0; it must be at least 1.",
+        "length is 0; it must be at least 1 (or 0, with a trained head).",
     ),
     "no width": (
         {"shapes": {"prompt.vectors": [3, 0]}},
@@ -156,7 +156,10 @@ TASKS = {
     "head": ({"task": {"kind": "classify", "head": None}}, "task.head in manifest.json is None."),
     "pooling": (
         {"task": {"kind": "classify", "pooling": "zzz"}},
-        "task.pooling in manifest.json is 'zzz'. Input should be 'cls' or 'first'.",
+        (
+            "task.pooling in manifest.json is 'zzz'. Input should be 'auto', 'cls', 'first', "
+            "'mean', 'max' or 'last'."
+        ),
     ),
     "an unknown setting": (
         {"task": {"kind": "classify", "pool": "cls"}},

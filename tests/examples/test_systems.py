@@ -22,7 +22,7 @@ from softprompt.methods import Method
 from softprompt.prompt import InputPrompt, KVPrefix
 from softprompt.recipe import Recipe, read_recipe
 from softprompt.tasks import Classify
-from softprompt.tasks.heads import ClassifierHead
+from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.train.summary import compute_trainable_share
 from support.cli_runner import CommandResult, run_command
 from support.reviews import write_rows

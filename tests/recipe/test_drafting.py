@@ -384,3 +384,19 @@ def test_a_draft_says_what_it_assumes(tmp_path) -> None:
     assert first.startswith("could not load the backbone; assuming a causal language model: ")
     assert second == "rows may belong together by 'film': see group_by in the recipe"
     assert '# group_by = "film"' in draft.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "comment"),
+    [("encoder", "a probe chooses what it reads"), ("causal", "it reads the last token")],
+)
+def test_a_draft_with_a_head_says_what_chooses_its_readout(tmp_path, monkeypatch, kind, comment):
+    info = BackboneInfo("m", kind, has_head=True)
+    monkeypatch.setattr("softprompt.recipe.drafting._inspect_backbone", lambda *_a: (info, []))
+    path = tmp_path / "stars.csv"
+    path.write_text("review,stars\n" + "A triumph of a film.,5\nA bore of a film.,1\n" * 20)
+    text = draft_recipe(path, directory=tmp_path, backbone="m").text
+    (line,) = [line for line in text.splitlines() if line.startswith("pooling")]
+    assert line.startswith('pooling = "auto"')
+    assert comment in line
+    assert make_recipe(tomllib.loads(text)).task_settings.pooling == "auto"

@@ -165,20 +165,20 @@ def test_the_message_lists_them():
             changed("method", "initialize", value={"from": "random"}),
             (
                 "method.initialize: unknown key 'initialize'. Options: init, "
-                "layers, length, name, prefix_dropout, shift_positions."
+                "layers, length, name, prefix_dropout, shift_positions, token_dropout."
             ),
         ),
         (
             changed("method", "init", value={"from": "vocab"}),
             (
-                "method.init.from: input should be 'vocabulary', 'labels', 'text', 'random' "
-                "or 'artifact', not 'vocab'."
+                "method.init.from: input should be 'vocabulary', 'labels', 'text', 'random', "
+                "'artifact' or 'demonstrations', not 'vocab'."
             ),
         ),
         (
             changed("method", "init", value={"form": "text", "from": "random"}),
             (
-                "method.init.form: unknown key 'form'. Options: from, path, text, words. Did "
+                "method.init.form: unknown key 'form'. Options: from, path, rows, text, words. Did "
                 "you mean 'from'?"
             ),
         ),
@@ -312,7 +312,10 @@ def test_the_last_change_counts(written):
         ("=3", "--set '=3': write section.key=value, such as train.epochs=3."),
         ("train..epochs=3", "--set 'train..epochs=3': write section.key=value, such as "),
         ("data.train.x=3", "--set 'data.train.x=3': 'train' is a value, not a table. Set 'train' "),
-        ("train.epochs=many", "train.epochs: input should be a valid integer, not 'many'."),
+        (
+            "train.epochs=many",
+            "train.epochs: input should be a valid integer, not 'many'. Or: input should be 'auto'",
+        ),
         ("train.epoch=3", "train.epoch: unknown key 'epoch'. Options: "),
         ("trian.epochs=3", "trian: unknown key 'trian'. Options: "),
     ],
@@ -480,24 +483,24 @@ def test_the_defaults_are_the_papers(backbone):
 
 def test_the_recipe_overrides_the_defaults(backbone):
     usual = choose_defaults("p-tuning-v2", backbone("bert").geometry)
-    found = resolve_training(make_recipe(SMALL), usual)
+    found = resolve_training(make_recipe(SMALL), usual, rows=9)
     for name in ("optimizer", "learning_rate", "weight_decay", "lr_scheduler", "warmup_ratio"):
         assert getattr(found, name) == getattr(usual, name)
     own = {
         "optimizer": "sgd", "learning_rate": 0.5, "weight_decay": 0.0, "lr_scheduler": "cosine",
         "warmup_ratio": 0.0, "epochs": 9, "early_stopping_patience": 2, "best_metric": "accuracy",
     }  # fmt: skip
-    found = resolve_training(make_recipe(SMALL | {"train": own, "seed": 3}), usual)
+    found = resolve_training(make_recipe(SMALL | {"train": own, "seed": 3}), usual, rows=9)
     assert {name: getattr(found, name) for name in own} == own
     assert found.seed == 3
 
 
 def test_a_max_grad_norm_of_zero_is_none(backbone):
     usual = choose_defaults("p-tuning-v2", backbone("bert").geometry)
-    assert resolve_training(make_recipe(SMALL), usual).max_grad_norm == 1.0
+    assert resolve_training(make_recipe(SMALL), usual, rows=9).max_grad_norm == 1.0
     assert (
         resolve_training(
-            make_recipe(changed("train", "max_grad_norm", value=0)), usual
+            make_recipe(changed("train", "max_grad_norm", value=0)), usual, rows=9
         ).max_grad_norm
         is None
     )

@@ -101,7 +101,10 @@ def test_an_old_key_that_the_table_never_had_is_unknown():
     (found,) = faults_of(
         lambda: make_recipe(recipe_with("method.dropout", {"name": "prompt-tuning"}))
     )
-    assert found == "method.dropout: unknown key 'dropout'. Options: init, layers, name."
+    assert found == (
+        "method.dropout: unknown key 'dropout'. Options: bottleneck_size, init, layers, "
+        "mlp_per_token, name, num_words, reparametrization."
+    )
 
 
 @pytest.mark.parametrize(

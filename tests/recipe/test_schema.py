@@ -25,7 +25,8 @@ FILES = [
 RECIPES = {
     f"{path.parent.name}/{path.stem}": data
     for path in FILES
-    if "base" not in (data := tomllib.loads(path.read_text("utf-8")))
+    # A comparison has a base, and the leaderboard a protocol.
+    if not {"base", "protocol"} & {*(data := tomllib.loads(path.read_text("utf-8")))}
 }
 PLAIN: dict[str, Any] = {
     "backbone": {"name": "some/model"},

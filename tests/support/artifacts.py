@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from softprompt.backbone import Backbone
 from softprompt.inference import PromptModel, attach
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 from softprompt.tasks import Classify, TaskSettings
+from softprompt.tasks.config import describe_settings
+from softprompt.tasks.pooling import resolve_pooling
 
 ORIGIN: ManifestFields = {
     "template": "{soft:3} {text} – war es schön? {mask}",  # noqa: RUF001  # a real dash
@@ -170,9 +172,13 @@ class Desk:
         **changes: object,
     ) -> PromptModel:
         """A model of a prompt; ``changes`` replace fields of its manifest."""
+        readout: dict[str, object] = {}
+        if isinstance(settings, Classify) and settings.verbalizer is None:
+            kind = backbone.geometry.architecture
+            readout = {"pooling": resolve_pooling(settings.pooling, kind)}
         fields: dict[str, object] = {
             "template": settings.template,
-            "task": {"kind": settings.kind, **asdict(settings)},
+            "task": describe_settings(settings, template=settings.template) | readout,
             "labels": ["no", "yes"],
             "backbone": describe_backbone(backbone),
             "recipe": {},

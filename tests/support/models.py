@@ -1,7 +1,6 @@
 """Models of every task, made of a random prompt."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +10,8 @@ from softprompt.backbone import Backbone
 from softprompt.inference import PromptModel, attach
 from softprompt.prompt import Prompt
 from softprompt.tasks import Classify, Generate, Task, TaskSettings, build_task
+from softprompt.tasks.config import describe_settings
+from softprompt.tasks.heads import HeadClassifier
 from support.prompts import Maker
 
 LABELS = ("negative", "positive")
@@ -73,10 +74,11 @@ def assemble_artifact(
     **changes: Any,
 ) -> Artifact:
     """The artifact of a prompt for a task; ``changes`` replace fields of its manifest."""
+    readout = {"pooling": task.pooling} if isinstance(task, HeadClassifier) else {}
     fields: dict[str, Any] = {
         "template": settings.template,
         "max_length": None,
-        "task": {"kind": settings.kind, **asdict(settings)},
+        "task": describe_settings(settings, template=settings.template) | readout,
         "labels": list(task.labels),
         "backbone": describe_backbone(task.backbone),
         "data": {},

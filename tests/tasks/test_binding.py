@@ -68,7 +68,7 @@ def test_a_mask_is_for_masked_models(backbone, settings, family):
 
 def test_a_trained_head_reads_no_mask(backbone):
     assert message(backbone("bert"), Classify(), "{text}{mask}") == (
-        "the template has a {mask}, but a trained head reads [CLS], not the mask. Take {mask} out."
+        "the template has a {mask}, but a trained head does not read the mask. Take {mask} out."
     )
 
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from softprompt.errors import DataError
 from softprompt.tasks import Classify, build_task
-from softprompt.tasks.heads import ClassifierHead
+from softprompt.tasks.classifier_head import ClassifierHead
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 TEMPLATES = {"front": "{soft:3}{text}", "end": "{text}{soft:3}", "middle": "{text}{soft:3} it was"}

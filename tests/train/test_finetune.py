@@ -38,6 +38,8 @@ def tuned(data, rows, new_backbone):
             **({"optimizer": "sgd", "weight_decay": 0.0, "max_grad_norm": 0} | train),
         )
         table["task"]["template"] = table["task"]["template"].replace("{soft:3}", "")
+        if task == "head":  # the readout of `reference_loss`
+            table["task"]["pooling"] = "cls" if family == "bert" else "last"
         recipe = make_recipe(table)
         tables = {
             name: Dataset.from_list(rows(count, seed))

@@ -275,12 +275,12 @@ def test_damaged_lines_of_events_are_left_out(finished, line):
 def test_folds_that_were_changed_are_refused(tmp_path):
     run = RunDir(tmp_path)
     state = {"recipe": {"seed": 4}, "folds": [{"rows": 3, "metrics": [{"loss": 0.5}]}]}
-    run.write_folds(state)
-    assert run.read_folds() == state
+    run.write_state("folds", state)
+    assert run.read_state("folds") == state
     path = tmp_path / "folds.json"
     path.write_text(path.read_text().replace("0.5", "0.6"))
     with pytest.raises(ArtifactError, match=r"folds\.json has the SHA-256 .* was changed"):
-        run.read_folds()
+        run.read_state("folds")
 
 
 UNSAVEABLE = {

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.testing import assert_close
 
 from softprompt.data.disk_cache import DiskCache
@@ -11,8 +12,11 @@ from softprompt.train import PrecomputePlanned, PrecomputeProgress, Step, Traini
 from softprompt.train import precompute as module
 from softprompt.train.gradients import accumulate_gradients
 from softprompt.train.precompute import plan_precompute
+from softprompt.train.readout import ReadoutChoice
+from softprompt.train.setup import setup_run
 from softprompt.train.summary import describe_savings, prepare_caches
 
+ROWS = [{"text": f"good film {n}", "label": "positive" if n % 2 else "negative"} for n in range(8)]
 LATE = {"layers": "1:"}
 # Family, method, task, settings, the layer whose input is cached.
 CASES = {
@@ -29,10 +33,23 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES)
+# The same with heads that pool whole rows.
+POOLED = {
+    "late keys and values, mean": ("bert", "p-tuning-v2", "head", LATE, 1),
+    "late soft tokens, max": ("albert", "prompt-tuning", "head", LATE, 1),
+    "late soft tokens in front, mean": ("llama", "prompt-tuning", "head", LATE, 1),
+    "late keys and values of a causal backbone, max": ("gpt2", "p-tuning-v2", "head", LATE, 1),
+}
+
+
+@pytest.fixture(params=(CASES | POOLED).items(), ids=CASES | POOLED)
 def case(request, parts):
-    family, method, task, settings, layer = request.param
-    return parts(family, method, task=task, settings=settings), layer
+    name, (family, method, task, settings, layer) = request.param
+    prepared = parts(family, method, task=task, settings=settings)
+    if name in POOLED:
+        choice = ReadoutChoice(name.rpartition(", ")[2], {}, "planted")
+        prepared = prepared.with_readout(choice)
+    return prepared, layer
 
 
 def fill_cache(trainer, prepared) -> list[object]:
@@ -211,3 +228,19 @@ def test_the_summary_says_what_is_cached(parts, layer, beginning, middle):
     line = describe_savings(prepared, plan)[0]
     assert line.startswith(beginning)
     assert middle in line
+
+
+def test_keys_and_values_of_text_are_not_cached_for_a_head_that_pools_it(parts):
+    """Their states are read too, so whole rows are run."""
+    prepared = parts("llama", "prompt-tuning", task="head")
+    task = prepared.recipe.task.model_copy(update={"template": "it was {text}{soft:3} movie"})
+    recipe = prepared.recipe.model_copy(update={"task": task})
+    behind = setup_run(
+        recipe,
+        backbone=prepared.backbone,
+        tables={name: Dataset.from_list(ROWS) for name in ("train", "validation")},
+    )
+    assert plan_precompute(behind).layer is None
+    pooled = behind.with_readout(ReadoutChoice("mean", {}, "planted"))
+    assert plan_precompute(pooled) is None
+    assert not any("before the prompt" in line for line in describe_savings(pooled, None))

@@ -30,6 +30,14 @@ from softprompt.train.checkpoint import load_state, save_state
 
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "prompt-tuning": (("llama", "prompt-tuning"), {}),
+    "residual": (
+        ("llama", "prompt-tuning"),
+        {"settings": {"reparametrization": "residual", "bottleneck_size": 8}},
+    ),
+    "superposition": (
+        ("llama", "prompt-tuning"),
+        {"settings": {"reparametrization": "superposition", "num_words": 9}},
+    ),
     "lstm with dropout": (
         ("llama", "p-tuning"),
         {

@@ -1,21 +1,33 @@
 """Inspect trained prompts: nearest words, similarity, norms and attention."""
 
-from softprompt.analysis.attention import AttentionPart, AttentionShare, compute_attention_shares
-from softprompt.analysis.nearest import SoftToken, find_nearest_words
-from softprompt.analysis.norms import (
-    Distance,
-    LayerNorms,
-    compute_layer_norms,
-    measure_distance_from_init,
-)
-from softprompt.analysis.plots import draw_attention, draw_similarity
-from softprompt.analysis.similarity import Similarity, compute_similarity
+from typing import TYPE_CHECKING
+
+from softprompt._lazy import gather_lazily
+
+if TYPE_CHECKING:
+    from softprompt.analysis.attention import (
+        AttentionPart,
+        AttentionShare,
+        compute_attention_shares,
+    )
+    from softprompt.analysis.nearest import SoftToken, find_nearest_words
+    from softprompt.analysis.norms import (
+        Distance,
+        LayerNorms,
+        compute_layer_norms,
+        measure_distance_from_init,
+    )
+    from softprompt.analysis.plots import draw_attention, draw_similarity
+    from softprompt.analysis.pruning import PrunedLength, PruningResult, prune
+    from softprompt.analysis.similarity import Similarity, compute_similarity
 
 __all__ = [
     "AttentionPart",
     "AttentionShare",
     "Distance",
     "LayerNorms",
+    "PrunedLength",
+    "PruningResult",
     "Similarity",
     "SoftToken",
     "compute_attention_shares",
@@ -25,4 +37,26 @@ __all__ = [
     "draw_similarity",
     "find_nearest_words",
     "measure_distance_from_init",
+    "prune",
 ]
+
+__getattr__, __dir__ = gather_lazily(
+    __name__,
+    {
+        "softprompt.analysis.attention": (
+            "AttentionPart",
+            "AttentionShare",
+            "compute_attention_shares",
+        ),
+        "softprompt.analysis.nearest": ("SoftToken", "find_nearest_words"),
+        "softprompt.analysis.norms": (
+            "Distance",
+            "LayerNorms",
+            "compute_layer_norms",
+            "measure_distance_from_init",
+        ),
+        "softprompt.analysis.plots": ("draw_attention", "draw_similarity"),
+        "softprompt.analysis.pruning": ("PrunedLength", "PruningResult", "prune"),
+        "softprompt.analysis.similarity": ("Similarity", "compute_similarity"),
+    },
+)

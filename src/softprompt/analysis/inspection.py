@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from softprompt._io import replace_file
-from softprompt.analysis.attention import AttentionShare, compute_attention_shares
 from softprompt.analysis.nearest import SoftToken, find_nearest_words
 from softprompt.analysis.norms import LayerNorms, compute_layer_norms
 from softprompt.analysis.plots import draw_attention, draw_similarity
 from softprompt.analysis.similarity import Similarity
 from softprompt.artifact import Artifact
-from softprompt.data import read_source, to_table
-from softprompt.inference import PromptModel, attach
 from softprompt.prompt import InputPrompt, KVPrefix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from softprompt.analysis.attention import AttentionShare
+    from softprompt.inference import PromptModel
 
 # Attention is measured on at most so many rows.
 _MAX_ROWS = 64
@@ -36,7 +36,7 @@ class Inspection:
 
     tokens: tuple[SoftToken, ...] = ()
     sites: tuple[LayerNorms, ...] = ()
-    attention: tuple[AttentionShare, ...] | None = None
+    attention: "tuple[AttentionShare, ...] | None" = None
     rows: str = ""
 
 
@@ -45,7 +45,7 @@ def has_nearest_words(artifacts: Sequence[Artifact]) -> bool:
     return any(_is_embedded(artifact) for artifact in artifacts)
 
 
-def inspect_prompts(artifacts: Sequence[Artifact], model: PromptModel | None) -> list[Inspection]:
+def inspect_prompts(artifacts: Sequence[Artifact], model: "PromptModel | None") -> list[Inspection]:
     """Find nearest words and norms of prompts of one backbone.
 
     Args:
@@ -72,7 +72,7 @@ def add_attention(
     inspections: Sequence[Inspection],
     artifacts: Sequence[Artifact],
     *,
-    model: PromptModel,
+    model: "PromptModel",
     data: str | None,
 ) -> list[Inspection]:
     """Add the attention that rows pay to each prompt.
@@ -90,6 +90,11 @@ def add_attention(
         SoftpromptError: the backbone's attention cannot be read, or the rows do not
             fit.
     """
+    # Slow to import, and only needed with a backbone.
+    from softprompt.analysis.attention import compute_attention_shares  # noqa: PLC0415
+    from softprompt.data import read_source, to_table  # noqa: PLC0415
+    from softprompt.inference import attach  # noqa: PLC0415
+
     models = [model, *(attach(artifact, model.backbone) for artifact in artifacts[1:])]
     name = data or "validation"
     extended = []
@@ -136,4 +141,5 @@ def save_figures(
 
 def _is_embedded(artifact: Artifact) -> bool:
     """Whether a prompt's soft tokens stand among the input embeddings."""
-    return isinstance(artifact.prompt, InputPrompt) and not artifact.prompt.start_layer
+    prompt = artifact.prompt
+    return isinstance(prompt, InputPrompt) and prompt.length > 0 and not prompt.start_layer

@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from softprompt.analysis.trained import get_prompt
 from softprompt.artifact import Artifact, check_backbone
-from softprompt.backbone.model import Backbone
 from softprompt.errors import PromptError
-from softprompt.inference.model import PromptModel, get_prompt
-from softprompt.prompt import InputPrompt, Prompt
+from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+
+if TYPE_CHECKING:
+    from softprompt.backbone.model import Backbone
+    from softprompt.inference.model import PromptModel
 
 _CHUNK = 16384  # rows of the embedding table
 
@@ -37,7 +41,10 @@ class SoftToken:
 
 
 def find_nearest_words(
-    trained: Prompt | Artifact | PromptModel, backbone: Backbone | None = None, *, count: int = 5
+    trained: "Prompt | Artifact | PromptModel",
+    backbone: "Backbone | None" = None,
+    *,
+    count: int = 5,
 ) -> list[SoftToken]:
     """The words whose embeddings have the highest cosine similarity to each soft token.
 
@@ -68,7 +75,7 @@ def find_nearest_words(
             "Choose an input prompt on layer 0."
         )
         raise PromptError(msg)
-    if isinstance(trained, PromptModel):
+    if not isinstance(trained, InputPrompt | KVPrefix | Artifact):
         backbone = trained.backbone
     if backbone is None:
         msg = "the words are those of a backbone, which is missing. Give the prompt's backbone."
@@ -86,7 +93,7 @@ def find_nearest_words(
 
 
 def _find_closest(
-    vectors: Float[Tensor, "P E"], backbone: Backbone, *, count: int
+    vectors: Float[Tensor, "P E"], backbone: "Backbone", *, count: int
 ) -> tuple[Float[Tensor, "P k"], Int[Tensor, "P k"]]:
     """Search the embedding table in chunks, since the whole in fp32 may take gigabytes."""
     unit = F.normalize(vectors, dim=1)
@@ -102,7 +109,7 @@ def _find_closest(
     return best.values, torch.cat(indices, dim=1).gather(1, best.indices)
 
 
-def _iterate_table(backbone: Backbone) -> Iterator[tuple[int, Float[Tensor, "C E"]]]:
+def _iterate_table(backbone: "Backbone") -> Iterator[tuple[int, Float[Tensor, "C E"]]]:
     """The rows of the embedding table that belong to tokens, in chunks."""
     rows = min(backbone.geometry.vocab_size, len(backbone.tokenizer))
     for start in range(0, rows, _CHUNK):

@@ -1,16 +1,19 @@
 """The norms of a prompt, and its distance from the initialization."""
 
 from dataclasses import dataclass
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from softprompt.analysis.trained import get_prompt
 from softprompt.artifact import Artifact
 from softprompt.errors import PromptError
-from softprompt.inference.model import PromptModel, get_prompt
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+
+if TYPE_CHECKING:
+    from softprompt.inference.model import PromptModel
 
 _MIN_NORM = 1e-12
 
@@ -52,7 +55,7 @@ class Distance:
     each: tuple[float, ...]
 
 
-def compute_layer_norms(trained: Prompt | Artifact | PromptModel) -> list[LayerNorms]:
+def compute_layer_norms(trained: "Prompt | Artifact | PromptModel") -> list[LayerNorms]:
     """The norms of a prefix, layer by layer.
 
     Args:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from softprompt.analysis.attention import AttentionPart, AttentionShare
 from softprompt.analysis.similarity import Similarity
 
 if TYPE_CHECKING:
@@ -11,11 +10,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
+    from softprompt.analysis.attention import AttentionPart, AttentionShare
 
 _MAX_WRITTEN_CELLS = 12  # prompts up to which cosines are written into the cells
 _MAX_TICKS = 18
 _DARK_CELL = 0.5
-_MARKERS: dict[AttentionPart, str] = {"row": "o", "decoder": "^", "cross": "D"}
+_MARKERS: "dict[AttentionPart, str]" = {"row": "o", "decoder": "^", "cross": "D"}
 
 
 def draw_similarity(similarity: Similarity, names: Sequence[str]) -> "Figure":
@@ -46,7 +46,7 @@ def draw_similarity(similarity: Similarity, names: Sequence[str]) -> "Figure":
     return figure
 
 
-def draw_attention(shares: Mapping[str, Sequence[AttentionShare]]) -> "Figure":
+def draw_attention(shares: "Mapping[str, Sequence[AttentionShare]]") -> "Figure":
     """The share of attention that goes to the prompt, by layer.
 
     For a single prompt, a second plot has the share of each soft token.
@@ -58,6 +58,7 @@ def draw_attention(shares: Mapping[str, Sequence[AttentionShare]]) -> "Figure":
         A figure of matplotlib.
 
     Examples:
+        >>> from softprompt.analysis import AttentionShare
         >>> layer = AttentionShare(0, "row", 0.25, at_readout=0.5, uniform=0.2, tokens=(0.1, 0.15))
         >>> figure = draw_attention({"reviews": [layer]})
         >>> figure.savefig("attention.png")
@@ -98,7 +99,7 @@ def _draw_matrix(
 
 
 def _draw_lines(
-    axes: "Axes", name: str, sites: Sequence[AttentionShare], *, number: int, is_single: bool
+    axes: "Axes", name: str, sites: "Sequence[AttentionShare]", *, number: int, is_single: bool
 ) -> None:
     colour, title = f"C{number}", "all positions" if is_single else name
     for part, marker in _MARKERS.items():
@@ -116,7 +117,7 @@ def _draw_lines(
         axes.plot(*zip(*points, strict=True), color="#888888", ls=":", label="uniform attention")
 
 
-def _draw_tokens(figure: "Figure", axes: "Axes", sites: Sequence[AttentionShare]) -> None:
+def _draw_tokens(figure: "Figure", axes: "Axes", sites: "Sequence[AttentionShare]") -> None:
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415  # as above
 
     image = axes.imshow([share.tokens for share in sites], aspect="auto", cmap="viridis", vmin=0)

@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # torch's own convention
 
-from softprompt.artifact import Artifact
-from softprompt.backbone import is_same_model
+from softprompt.analysis.trained import get_artifact, get_prompt
+from softprompt.backbone.references import is_same_model
 from softprompt.errors import PromptError
-from softprompt.inference.model import PromptModel, get_prompt
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+
+if TYPE_CHECKING:
+    from softprompt.artifact import Artifact
+    from softprompt.inference.model import PromptModel
 
 _PAIR = 2
 
@@ -35,7 +39,7 @@ class Similarity:
     matched: tuple[tuple[float, ...], ...]
 
 
-def compute_similarity(trained: Sequence[Prompt | Artifact | PromptModel]) -> Similarity:
+def compute_similarity(trained: "Sequence[Prompt | Artifact | PromptModel]") -> Similarity:
     """Compute the similarity of prompts of one backbone.
 
     A soft token of a prefix stands for its keys and values on all layers.
@@ -63,6 +67,13 @@ def compute_similarity(trained: Sequence[Prompt | Artifact | PromptModel]) -> Si
     if len(prompts) < _PAIR:
         msg = f"similarity is between prompts, but {len(prompts)} was given. Give at least two."
         raise PromptError(msg)
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt.length:
+            msg = (
+                f"number {number} is a trained head without a prompt, so it has no vectors to "
+                "compare. Leave it out."
+            )
+            raise PromptError(msg)
     kinds = [_describe_kind(prompt) for prompt in prompts]
     for number, kind in enumerate(kinds, start=1):
         if kind != kinds[0]:
@@ -79,13 +90,12 @@ def compute_similarity(trained: Sequence[Prompt | Artifact | PromptModel]) -> Si
     return Similarity(tuple(map(tuple, pooled)), tuple(matched))
 
 
-def _check_backbones(trained: Sequence[Prompt | Artifact | PromptModel]) -> None:
+def _check_backbones(trained: "Sequence[Prompt | Artifact | PromptModel]") -> None:
     """Make sure that artifacts and models are for one backbone; bare prompts do not name any."""
-    artifacts = [item.artifact if isinstance(item, PromptModel) else item for item in trained]
     named = [
         (number, one.manifest.backbone)
-        for number, one in enumerate(artifacts, start=1)
-        if isinstance(one, Artifact)
+        for number, one in enumerate(map(get_artifact, trained), start=1)
+        if one is not None
     ]
     for number, other in named[1:]:
         _, first = named[0]

@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Literal, TypedDict, Unpack, assert_never
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, assert_never
 
 from torch import Tensor
 
 from softprompt.artifact.manifest import HEAD, PROMPT, SCHEMA, BackboneRef, Manifest
-from softprompt.backbone import Backbone, is_same_model
-from softprompt.backbone.model import shorten_name
+from softprompt.backbone.references import is_same_model, shorten_name
 from softprompt.errors import ArtifactError
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+
+if TYPE_CHECKING:
+    from softprompt.backbone.model import Backbone
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,7 @@ def make_artifact(
     return Artifact(manifest, prompt, {**head})
 
 
-def describe_backbone(backbone: Backbone) -> BackboneRef:
+def describe_backbone(backbone: "Backbone") -> BackboneRef:
     """The reference to a backbone that a manifest stores."""
     return {
         "name": backbone.name,
@@ -100,7 +102,7 @@ def describe_backbone(backbone: Backbone) -> BackboneRef:
     }
 
 
-def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
+def check_backbone(artifact: Artifact, backbone: "Backbone") -> None:
     """Check that a backbone is the one that the prompt was trained on.
 
     The same model in another dtype or quantized is accepted.

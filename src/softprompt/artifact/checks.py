@@ -17,12 +17,20 @@ from softprompt.artifact.manifest import (
 )
 from softprompt.data.template import parse_template
 from softprompt.errors import RecipeError, TemplateError, format_unknown
-from softprompt.tasks.config import TASKS, Classify, Generate, TaskSettings, build_settings
-from softprompt.tasks.generation import make_decoding
-from softprompt.tasks.heads import list_head_shapes
+from softprompt.tasks.classifier_head import list_head_shapes
+from softprompt.tasks.config import (
+    TASKS,
+    Classify,
+    Generate,
+    TaskSettings,
+    build_settings,
+    make_decoding,
+)
 
 _REMEDY = "Train or import the prompt again."
 _NEWER = "A newer softprompt may know it: pip install -U softprompt."
+# The readout of artifacts that name none.
+_EARLIER_POOLING = "cls"
 _UNKNOWN = {"extra_forbidden": f" {_NEWER}"}
 
 
@@ -83,6 +91,8 @@ def _build_settings(manifest: Manifest) -> TaskSettings:
     """
     values: dict[str, Any] = dict(manifest.task)
     kind = values.pop("kind", None)
+    if kind == Classify.kind:
+        values = {"pooling": _EARLIER_POOLING} | values
     if not isinstance(kind, str) or kind not in TASKS:
         raise ValueError(format_unknown("task", str(kind), options=TASKS))
     settings: TaskSettings = build_settings(TASKS[kind], values)
@@ -150,6 +160,8 @@ def _find_head_faults(
         return
     if settings.labels is not None and [*settings.labels] != labels:
         yield f"labels is {labels}, but task.labels is {[*settings.labels]}."
+    if settings.pooling == "auto":
+        yield "task.pooling is 'auto', but an artifact names the readout that its head has."
     widths = shapes.get(f"{HEAD}output.weight", [])[1:]
     width = widths[0] if widths else 1
     expected = {

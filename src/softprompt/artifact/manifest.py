@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 only
 
 from softprompt._io import ErrorContext, load_strict_json
-from softprompt.backbone.model import shorten_name
+from softprompt.backbone.references import shorten_name
 from softprompt.errors import ArtifactError, format_unknown
 
 # Schema 1 had other names for the keys of `task` and `recipe`. Schema 2 is as this one, but without
@@ -257,13 +257,21 @@ def check_manifest(manifest: Manifest) -> list[str]:
         The faults.
     """
     faults = [*_find_kind_faults(manifest), *_find_shape_faults(manifest)]
-    if manifest.length < 1:
-        faults.append(f"length is {manifest.length}; it must be at least 1.")
+    if manifest.length < 1 and not _is_head_alone(manifest):
+        faults.append(
+            f"length is {manifest.length}; it must be at least 1 (or 0, with a trained head)."
+        )
     if manifest.max_length is not None and manifest.max_length < 1:
         faults.append(f"max_length is {manifest.max_length}; it must be null or at least 1.")
     if manifest.dtype not in STORED_DTYPES:
         faults.append(f"dtype is {manifest.dtype!r}; it must be one of {', '.join(STORED_DTYPES)}.")
     return faults
+
+
+def _is_head_alone(manifest: Manifest) -> bool:
+    """Whether it is of a trained head without a prompt, which has no soft tokens."""
+    has_head = any(name.startswith(HEAD) for name in manifest.shapes)
+    return manifest.length == 0 and manifest.kind == "input" and has_head
 
 
 def check_tensors(manifest: Manifest, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -329,7 +337,8 @@ def _find_shape_faults(manifest: Manifest) -> Iterator[str]:
         return
     for name, shape in sorted(manifest.shapes.items()):
         axes = expected.get(name, (None,) * len(shape))
-        fits = [size >= 1 and axis in {None, size} for size, axis in zip(shape, axes, strict=False)]
+        sizes = zip(shape, axes, strict=False)
+        fits = [(size >= 1 or axis == 0) and axis in {None, size} for size, axis in sizes]
         if len(shape) != len(axes) or not all(fits):
             shown = ", ".join("at least 1" if axis is None else str(axis) for axis in axes)
             yield f"shapes has {shape} for {name}, but it must be [{shown}]."

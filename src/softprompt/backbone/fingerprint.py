@@ -35,15 +35,6 @@ def compute_fingerprint(body: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     return f"{stable.hexdigest()[:16]}-{'quantized' if quantized else weights.hexdigest()[:16]}"
 
 
-def is_same_model(first: str, second: str) -> bool:
-    """Whether two fingerprints can be of the same model; either of them may be quantized."""
-    stable_1, _, weights_1 = first.partition("-")
-    stable_2, _, weights_2 = second.partition("-")
-    return stable_1 == stable_2 and (
-        weights_1 == weights_2 or "quantized" in {weights_1, weights_2}
-    )
-
-
 def digest_weights(model: PreTrainedModel) -> str:
     """A hash of all weights of a model and of its configuration except for its name."""
     digest = hashlib.blake2b(digest_size=16)

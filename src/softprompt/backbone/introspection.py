@@ -21,7 +21,6 @@ from softprompt.backbone.hooks import Recorder
 from softprompt.backbone.layers import Layer, find_body, find_layers
 from softprompt.backbone.lm_head import LMHead, explain_head_failure
 from softprompt.backbone.model import (
-    Architecture,
     Backbone,
     BatchInputs,
     Geometry,
@@ -34,6 +33,7 @@ from softprompt.backbone.position_bias import (
     find_position_bias,
     find_position_table,
 )
+from softprompt.backbone.references import Architecture
 from softprompt.errors import BackboneError
 
 _PROBE_LENGTH = 3

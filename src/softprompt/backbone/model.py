@@ -2,7 +2,7 @@
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -14,11 +14,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from softprompt.backbone.layers import find_body
 from softprompt.backbone.lm_head import LMHead
 from softprompt.backbone.position_bias import PositionBias
+from softprompt.backbone.references import Architecture, shorten_name
 from softprompt.errors import BackboneError
-
-Architecture = Literal["causal", "encoder", "encoder-decoder"]
-
-_MAX_NAME_LENGTH = 48
 
 
 @dataclass(frozen=True)
@@ -362,19 +359,3 @@ def list_dropout_rates(config: PreTrainedConfig) -> dict[str, float]:
 def can_accept(module: nn.Module, argument: str) -> bool:
     """Whether a model's forward has this argument."""
     return argument in inspect.signature(module.forward).parameters
-
-
-def shorten_name(name: str) -> str:
-    """Shorten a name that is too long for a line, such as that of a folder.
-
-    Args:
-        name: the name of a backbone or an artifact.
-
-    Returns:
-        The name, or an ellipsis and its last characters.
-
-    Examples:
-        >>> shorten_name("builtin:minilm")
-        'builtin:minilm'
-    """
-    return name if len(name) <= _MAX_NAME_LENGTH else f"…{name[1 - _MAX_NAME_LENGTH :]}"

@@ -13,10 +13,12 @@ import typer
 from softprompt.cli.commands.check import check
 from softprompt.cli.commands.compare import compare, find_lr
 from softprompt.cli.commands.evaluate import evaluate
+from softprompt.cli.commands.fit import fit
 from softprompt.cli.commands.hub import pull, push
 from softprompt.cli.commands.init import init
 from softprompt.cli.commands.interop import export, import_
 from softprompt.cli.commands.predict import predict
+from softprompt.cli.commands.prune import prune
 from softprompt.cli.commands.recipe_schema import print_recipe_schema
 from softprompt.cli.commands.show import show
 from softprompt.cli.commands.train import resume, train
@@ -24,6 +26,7 @@ from softprompt.cli.console import DEBUG, check_streams, report_errors
 from softprompt.cli.options import Command
 
 _EXAMPLES: dict[Callable[..., None], str] = {
+    fit: "softprompt fit reviews.csv",
     init: "softprompt init train.jsonl",
     check: "softprompt check recipe.toml --set train.epochs=3",
     print_recipe_schema: "softprompt recipe-schema > recipe.schema.json",
@@ -33,6 +36,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     compare: "softprompt compare recipe.toml --methods prompt-tuning,p-tuning-v2 --seeds 3",
     evaluate: "softprompt evaluate runs/recipe reviews.csv --json",
     predict: 'softprompt predict runs/recipe "Moving and funny." "Dull."',
+    prune: "softprompt prune runs/recipe --output short",
     show: "softprompt show runs/recipe --attention",
     import_: "softprompt import peft adapters/mood --output mood "
     """--set 'task.labels=["no", "yes"]'""",
@@ -62,7 +66,7 @@ def _show_version(requested: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Start with: softprompt init DATA")
+@app.callback(epilog="Start with: softprompt fit DATA, or softprompt init DATA")
 def configure(
     _version: Annotated[
         bool,

@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from softprompt.compare.baselines import Baselines
+from softprompt.compare.common_readout import (
+    choose_common_readout,
+    settle_variants,
+    with_readout,
+)
 from softprompt.compare.comparison import Comparison, LearningRateSearch, LearningRateTrial
 from softprompt.compare.config import (
     ComparisonPlan,
     Variant,
+    check_fixed_length,
     find_multiplier_faults,
     read_plan,
 )
@@ -43,6 +49,7 @@ from softprompt.errors import DataError, RecipeError, TrainingError
 from softprompt.recipe import Recipe, RecipeSource, load_recipe
 from softprompt.tasks import Classify
 from softprompt.train import RunDir
+from softprompt.train.config import ResolvedTraining
 from softprompt.train.datasets import check_tables, find_labels, get_target_column, get_task_columns
 from softprompt.train.recipe_backbone import load_recipe_backbone
 
@@ -204,9 +211,11 @@ def find_learning_rate(
     _check_search(lr_multipliers, search_fraction)
     notify = _call_all(callbacks)
     base, folder = load_recipe(recipe), Path(output)
+    check_fixed_length(base)
     tables = _prepare_folder(base, folder, needed=("validation",))
     with _open_runner(base, folder, tables, notify=notify, should_stop=should_stop) as runner:
-        variant = Variant(base.method.name, _without_limits(base))
+        first = Variant(base.method.name, _without_limits(base))
+        _, (variant,) = _settle_readout(base, [first], runner, tables=tables, notify=notify)
         runs = search_learning_rate(
             variant,
             multipliers=[*map(float, lr_multipliers)],
@@ -273,6 +282,7 @@ def _run_plan(
     ]
     events: list[ResultEvent] = []
     with _open_runner(base, folder, tables, notify=notify, should_stop=should_stop) as runner:
+        base, variants = _settle_readout(base, variants, runner, tables=tables, notify=notify)
         baselines = Baselines(base, runner.backbone, tables)
         for skipped in baselines.find_skipped(plan.baselines):
             notify(skipped)
@@ -290,6 +300,24 @@ def _run_plan(
     conditions = record_conditions(base, protocol, folder=folder, tables=tables)
     write_reports(summaries, events, folder=folder, conditions=conditions, extras=extras)
     return Comparison(test_set.measure, (*summaries,), (*failed,), folder)
+
+
+def _settle_readout(
+    base: Recipe,
+    variants: Sequence[Variant],
+    runner: ComparisonRunner,
+    *,
+    tables: Mapping[str, Table],
+    notify: ComparisonCallback,
+) -> tuple[Recipe, list[Variant]]:
+    """The recipe and the variants with the readout that is chosen once for all of them."""
+    choice = choose_common_readout(
+        base, variants, backbone=runner.backbone, tables=tables, folder=runner.folder
+    )
+    if choice is None:
+        return base, [*variants]
+    notify(Status(str(choice)))
+    return with_readout(base, choice.pooling), settle_variants(variants, choice.pooling)
 
 
 def _report_warnings(base: Recipe, tables: Mapping[str, Table], notify: ComparisonCallback) -> None:
@@ -417,10 +445,11 @@ def _make_search(
     }
     settings = base.task_settings
     has_head = isinstance(settings, Classify) and settings.verbalizer is None
+    usual = base.train.head_learning_rate or ResolvedTraining.head_learning_rate
     return LearningRateSearch(
         trials=(*trials.values(),),
         best=trials[best],
         best_metric=base.train.best_metric,
-        head_learning_rate=base.train.head_learning_rate * best if has_head else None,
+        head_learning_rate=usual * best if has_head else None,
         picture=picture,
     )

@@ -19,6 +19,7 @@ from softprompt.data.table import to_text
 from softprompt.inference import predict_without_prompt
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, Task
+from softprompt.tasks.pooling import resolve_pooling
 from softprompt.train.datasets import find_labels, get_target_column
 from softprompt.train.setup import setup_hard_prompt
 from softprompt.train.templates import resolve_hard_template
@@ -127,7 +128,12 @@ class Baselines:
         start = perf_counter()
         kind = self.backbone.geometry.architecture
         template = resolve_hard_template(self.base, self.tables["train"], kind=kind).text
-        reader = FeatureReader(self.backbone, template, self.base.data.max_length)
+        settings, pooling = self.base.task_settings, None
+        if isinstance(settings, Classify) and settings.verbalizer is None:
+            pooling = (
+                None if settings.pooling == "auto" else resolve_pooling(settings.pooling, kind)
+            )
+        reader = FeatureReader(self.backbone, template, self.base.data.max_length, pooling)
         train, validation = (self.tables[name].to_list() for name in ("train", "validation"))
         probe = fit_probe(reader, train=train, validation=validation, target=self._target)
         seconds = round(perf_counter() - start, 1)

@@ -245,6 +245,8 @@ def _make_plan(base: Recipe, config: ComparisonConfig) -> ComparisonPlan:
         *_make_custom_variants(base, config.variants),
         *make_finetune_variants(base, tuned),
     ]
+    for variant in variants:
+        check_fixed_length(variant.recipe)
     return ComparisonPlan(
         base=base,
         variants=tuple(variants),
@@ -254,6 +256,27 @@ def _make_plan(base: Recipe, config: ComparisonConfig) -> ComparisonPlan:
         search_fraction=config.search_fraction,
         time_budget_seconds=config.time_budget_seconds,
     )
+
+
+def check_fixed_length(recipe: Recipe) -> None:
+    """Check that the number of steps is given: all variants of a comparison get the same one.
+
+    Args:
+        recipe: of a variant.
+
+    Raises:
+        RecipeError: it depends on the run.
+    """
+    keys = ("epochs", "auto"), ("lr_scheduler", "plateau")
+    faults = [
+        f'train.{key} = "{value}": the length of each run would depend on its own validations, but '
+        "a comparison gives all variants the same steps. Give a number of epochs, and another "
+        "schedule."
+        for key, value in keys
+        if dict(recipe.train)[key] == value
+    ]
+    if faults:
+        raise RecipeError(faults)
 
 
 def _make_custom_variants(base: Recipe, configs: Sequence[VariantConfig]) -> list[Variant]:

@@ -75,7 +75,9 @@ class ComparisonRunner:
         lengths = [e.length for e in prepared.rows["train"].examples]
         recipe = _set_schedule(recipe, spec, training=prepared.training, lengths=lengths)
         prepared = replace(
-            prepared, recipe=recipe, training=resolve_training(recipe, prepared.defaults)
+            prepared,
+            recipe=recipe,
+            training=resolve_training(recipe, prepared.defaults, rows=len(lengths)),
         )
         run = RunDir(self.folder / spec.name)
         is_started = (run.path / "recipe.toml").exists()
@@ -104,7 +106,8 @@ class ComparisonRunner:
         parts = setup_finetune(recipe, kind, backbone=backbone, tables=self.tables)
         lengths = [e.length for e in parts.rows.examples]
         recipe = _set_schedule(recipe, spec, training=parts.training, lengths=lengths)
-        training = resolve_training(recipe, choose_finetune_defaults(kind, backbone.geometry))
+        defaults = choose_finetune_defaults(kind, backbone.geometry)
+        training = resolve_training(recipe, defaults, rows=len(lengths))
         run = RunDir(self.folder / spec.name)
         shutil.rmtree(run.path, ignore_errors=True)
         with MemoryMeter(backbone.device) as meter:

@@ -51,7 +51,7 @@ class DataConfig(_RecipeTable):
 
     train: str = Field(
         description="The training rows: a file, a Hub data set such as `nyu-mll/glue:sst2[train]`, "
-        "or `builtin:rotten-tomatoes`."
+        "or a built-in one such as `builtin:rotten-tomatoes`."
     )
     validation: str | None = Field(
         None, description="The validation rows. Left out, they are split off the training rows."

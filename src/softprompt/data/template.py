@@ -1,7 +1,7 @@
 """Templates: the text of a row, with fields, soft tokens, mask and separator."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import dropwhile, groupby
 
@@ -91,6 +91,26 @@ class Template:
                 return ""
             before, after = self.text[: match.start()][-1:], self.text[match.end() :][:1]
             return " " * bool(before.strip()) + remaining.pop() + " " * bool(after.strip())
+
+        return _TOKEN.sub(replace, self.text)
+
+    def keep_soft_tokens(self, kept: Collection[int]) -> str:
+        """The source with some of its soft tokens, in the same places.
+
+        Args:
+            kept: the numbers of the soft tokens, from 0.
+        """
+        begin = 0
+
+        def replace(match: re.Match[str]) -> str:
+            nonlocal begin
+            inside = match["inside"] or ""
+            if not inside.startswith("soft:"):
+                return match[0]
+            end = begin + int(inside.removeprefix("soft:"))
+            count = sum(begin <= number < end for number in kept)
+            begin = end
+            return f"{{soft:{count}}}" if count else ""
 
         return _TOKEN.sub(replace, self.text)
 

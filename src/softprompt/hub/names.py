@@ -3,7 +3,7 @@
 import re
 
 from softprompt._paths import is_present
-from softprompt.backbone.loading import PREFIX
+from softprompt.backbone.builtin import PREFIX
 from softprompt.errors import HubError
 
 MAIN = "main"

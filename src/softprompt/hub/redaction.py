@@ -7,7 +7,7 @@ from typing import cast
 
 from softprompt._paths import expand_user, is_present
 from softprompt.artifact.manifest import BackboneRef, Manifest
-from softprompt.backbone.loading import PREFIX
+from softprompt.backbone.builtin import PREFIX
 from softprompt.errors import HubError
 from softprompt.hub.names import is_local_backbone, is_path, is_repo_id
 

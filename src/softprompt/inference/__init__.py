@@ -1,25 +1,30 @@
 """Inference: predict and evaluate with trained prompts; models, ensembles, metrics."""
 
-from softprompt.inference.ensemble import Ensemble, EnsembleReport, Vote, combine
-from softprompt.inference.loops import (
-    EvaluatedRows,
-    EvaluationReport,
-    evaluate_rows,
-    make_report,
-    predict_rows,
-    predict_without_prompt,
-    read_answers,
-)
-from softprompt.inference.metrics import (
-    ClassScores,
-    Confusion,
-    ConfusionMatrix,
-    compute_classification_metrics,
-    compute_confusion_matrix,
-    compute_generation_metrics,
-    compute_majority_accuracy,
-)
-from softprompt.inference.model import PromptModel, attach
+from typing import TYPE_CHECKING
+
+from softprompt._lazy import gather_lazily
+
+if TYPE_CHECKING:
+    from softprompt.inference.ensemble import Ensemble, EnsembleReport, Vote, combine
+    from softprompt.inference.loops import (
+        EvaluatedRows,
+        EvaluationReport,
+        evaluate_rows,
+        make_report,
+        predict_rows,
+        predict_without_prompt,
+        read_answers,
+    )
+    from softprompt.inference.metrics import (
+        ClassScores,
+        Confusion,
+        ConfusionMatrix,
+        compute_classification_metrics,
+        compute_confusion_matrix,
+        compute_generation_metrics,
+        compute_majority_accuracy,
+    )
+    from softprompt.inference.model import PromptModel, attach
 
 __all__ = [
     "ClassScores",
@@ -43,3 +48,29 @@ __all__ = [
     "predict_without_prompt",
     "read_answers",
 ]
+
+__getattr__, __dir__ = gather_lazily(
+    __name__,
+    {
+        "softprompt.inference.ensemble": ("Ensemble", "EnsembleReport", "Vote", "combine"),
+        "softprompt.inference.loops": (
+            "EvaluatedRows",
+            "EvaluationReport",
+            "evaluate_rows",
+            "make_report",
+            "predict_rows",
+            "predict_without_prompt",
+            "read_answers",
+        ),
+        "softprompt.inference.metrics": (
+            "ClassScores",
+            "Confusion",
+            "ConfusionMatrix",
+            "compute_classification_metrics",
+            "compute_confusion_matrix",
+            "compute_generation_metrics",
+            "compute_majority_accuracy",
+        ),
+        "softprompt.inference.model": ("PromptModel", "attach"),
+    },
+)

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F  # torch's own convention
 
 from softprompt.artifact.checks import read_task_settings
-from softprompt.backbone.model import Backbone, shorten_name
+from softprompt.backbone.model import Backbone
+from softprompt.backbone.references import shorten_name
 from softprompt.data import Row, RowsLike, group_by_length, iterate_rows
 from softprompt.data.table import to_text
 from softprompt.errors import PromptError, SoftpromptWarning, format_unknown
@@ -33,6 +34,7 @@ from softprompt.inference.loops import (
 from softprompt.inference.model import PromptModel, attach
 from softprompt.inference.notebook import make_fact_table, make_grid
 from softprompt.tasks import Classifier, Classify, Example, Prediction
+from softprompt.tasks.heads import HeadClassifier
 
 Vote = Literal["majority", "mean"]
 MemberViews = Sequence[Example]  # a row as each member renders it
@@ -411,4 +413,6 @@ def _describe_task(model: PromptModel) -> dict[str, object]:
     facts = {name: value for name, value in asdict(settings).items() if name not in _MAY_DIFFER}
     if isinstance(settings, Classify):
         facts["verbalizer"] = settings.list_words()
+        # What the head reads, whatever name an older artifact has for it.
+        facts["pooling"] = model.task.pooling if isinstance(model.task, HeadClassifier) else None
     return {"kind": settings.kind, **facts, "labels": [*model.labels]}

@@ -13,7 +13,8 @@ from softprompt._paths import expand_user, is_present
 from softprompt.artifact import Artifact, Manifest, check_backbone, load_artifact, save_artifact
 from softprompt.artifact.checks import check_artifact, read_task_settings
 from softprompt.artifact.store import find_artifact
-from softprompt.backbone.model import Backbone, shorten_name
+from softprompt.backbone.model import Backbone
+from softprompt.backbone.references import shorten_name
 from softprompt.data import (
     Row,
     RowsLike,
@@ -386,11 +387,6 @@ class PromptModel:
             predict_rows(self.task, examples, prompt=self.prompt, batch_size=batch_size)
         )
         return [predictions[i] for i in range(len(rows))]
-
-
-def get_prompt(trained: Prompt | Artifact | PromptModel) -> Prompt:
-    """The prompt itself, of an artifact or of a model."""
-    return trained.prompt if isinstance(trained, Artifact | PromptModel) else trained
 
 
 def _locate(name: str | Path, revision: str | None) -> Path:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F  # torch's own convention
 
@@ -42,10 +42,14 @@ def build_row_prompts(
     for prompt in prompts:
         if prompt is not None:
             check_prompt_fits(backbone.geometry, prompt)
+    # A prompt of length 0 is that of a head alone.
+    prompts = [p if p is not None and p.length else None for p in prompts]
     lengths = [0 if p is None else p.num_positions for p in prompts]
     shift = torch.tensor(lengths, device=rows.device) if any(lengths) else None
     prefixes = [p if isinstance(p, KVPrefix) else None for p in prompts]
     sites = {site for p in prefixes if p is not None for site in p.sites}
+    # One tensor for all sites, so that their masks are computed once.
+    visible = _stack_visible(prefixes)
     layers = {p.start_layer for p in prompts if isinstance(p, InputPrompt)}
     return RowPrompts(
         vocabulary=backbone.geometry.vocab_size,
@@ -53,7 +57,8 @@ def build_row_prompts(
         ids=ids,
         entries={layer: _make_layer_entry(prompts, layer, device=rows.device) for layer in layers},
         sites={
-            s: _make_site_prefix(prefixes, s, geometry=backbone.geometry) for s in sorted(sites)
+            s: _make_site_prefix(prefixes, s, geometry=backbone.geometry, visible=visible)
+            for s in sorted(sites)
         },
         site_of=backbone.site_of,
         layer_of=backbone.layer_of,
@@ -77,18 +82,38 @@ def _make_layer_entry(
     )
 
 
+def _stack_visible(prefixes: Sequence[KVPrefix | None]) -> Bool[Tensor, "R P"] | None:
+    """The soft tokens that each row attends to, padded to the longest; None if nothing is hidden.
+
+    Padding is visible here.
+    """
+    hidden = [None if p is None else p.visible for p in prefixes]
+    first = next((h for h in hidden if h is not None), None)
+    if first is None:
+        return None
+    longest = max(p.length for p in prefixes if p is not None)
+    everything = torch.ones(longest, dtype=torch.bool, device=first.device)
+    return torch.stack(
+        [everything if h is None else F.pad(h, (0, longest - len(h)), value=True) for h in hidden]
+    )
+
+
 def _make_site_prefix(
-    prefixes: Sequence[KVPrefix | None], site: int, *, geometry: Geometry
+    prefixes: Sequence[KVPrefix | None],
+    site: int,
+    *,
+    geometry: Geometry,
+    visible: Bool[Tensor, "R P"] | None,
 ) -> SitePrefix:
     """Stack the keys and values of all prefixes at an attention site, padded to the longest."""
     active = [p if p is not None and site in p.sites else None for p in prefixes]
     first = next(p for p in active if p is not None)
-    if len(prefixes) == 1:
+    if all(p is not None and p.keys is first.keys and p.values is first.values for p in active):
         index = first.sites.index(site)
         only = {"keys": first.keys[index][None], "values": first.values[index][None]}
-        return SitePrefix(*cut_to_site(geometry, site, **only), None)
+        return SitePrefix(*cut_to_site(geometry, site, **only), visible)
     longest = max(p.length for p in active if p is not None)
-    keys, values, visible = [], [], []
+    keys, values, lengths = [], [], []
     for prefix in active:
         length = 0 if prefix is None else prefix.length
         # A prompt without a prefix here takes shape and dtype from another one, at length 0.
@@ -97,9 +122,13 @@ def _make_site_prefix(
         pad = (0, 0, 0, longest - length)
         keys.append(F.pad(source.keys[index][:, :length], pad))
         values.append(F.pad(source.values[index][:, :length], pad))
-        visible.append(torch.arange(longest, device=source.keys.device) < length)
+        lengths.append(length)
+    device = first.keys.device
+    exists = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
+    if visible is not None:
+        exists = exists & visible[:, :longest]
     pair = cut_to_site(geometry, site, keys=torch.stack(keys), values=torch.stack(values))
-    return SitePrefix(*pair, torch.stack(visible))
+    return SitePrefix(*pair, exists)
 
 
 def forward(

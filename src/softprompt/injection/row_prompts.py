@@ -19,14 +19,15 @@ class SitePrefix:
     """The keys and values that the prompts of a batch add at one attention site.
 
     Args:
-        keys: one prefix per prompt, padded to the longest.
-        values: one prefix per prompt, padded to the longest; they may be narrower than keys.
-        visible: False on padding and for prompts without a prefix at this site; None if all True.
+        keys: one prefix per prompt, padded to the longest; or one that all prompts share.
+        values: as many as there are keys; they may be narrower than keys.
+        visible: of each prompt, False on padding, on what is hidden in training, and without a
+            prefix at this site; None if all True.
     """
 
     keys: Float[Tensor, "R N P D"]
     values: Float[Tensor, "R N P Dv"]
-    visible: Bool[Tensor, "R P"] | None
+    visible: Bool[Tensor, "Rv P"] | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Import prompts from the files of other libraries, and export prompts to them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -21,8 +21,9 @@ from softprompt.interop.registry import get_reader, get_writer, read_base_model
 from softprompt.prompt import InputPrompt
 from softprompt.tasks import TASKS, Classify, Generate, Task, TaskSettings
 from softprompt.tasks.classification import CausalVerbalizer
+from softprompt.tasks.classifier_head import ClassifierHead
+from softprompt.tasks.config import describe_settings
 from softprompt.tasks.generation import TextGenerator
-from softprompt.tasks.heads import ClassifierHead
 
 
 def resolve_task_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> TaskSettings:
@@ -308,6 +309,12 @@ def export_prompt(form: str, model: PromptModel, *, output: str | Path) -> Path:
 
 def make_export_request(model: PromptModel) -> ExportRequest:
     """Make what a writer needs: the artifact of a model, and facts of its template and task."""
+    if not model.prompt.length:
+        msg = (
+            "the artifact is a trained head without a prompt, which no format of prompts can hold. "
+            "Train without train.keep_plain_head, or use the artifact's own files."
+        )
+        raise ArtifactError(msg)
     template = parse_template(model.artifact.manifest.template)
     first, *_ = measure_wrapping(model.backbone.tokenizer, pair=template.pair).ids
     return ExportRequest(
@@ -352,7 +359,7 @@ def _make_model(
         foreign.head,
         template=template,
         max_length=None,
-        task={"kind": settings.kind, **asdict(settings), "template": template},
+        task=describe_settings(settings, template=template),
         labels=names,
         backbone=describe_backbone(backbone),
         data={},

@@ -25,6 +25,8 @@ FILE = "model.safetensors"
 _EMBEDDING = "prefix_encoder.embedding.weight"
 _MLP = tuple(f"prefix_encoder.trans.{i}.{part}" for i in (0, 2) for part in ("weight", "bias"))
 _HEAD = {"output.weight": "classifier.weight", "output.bias": "classifier.bias"}
+# Readouts of the first position, which is that of [CLS] behind a prefix.
+_FIRST = ("cls", "first")
 _OUTPUT = "output.weight"
 _FAMILIES = ("bert", "roberta")
 
@@ -53,7 +55,7 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
         raise ArtifactError(msg)
     head = _read_head(tensors, backbone, path=path)
     check_finite(path, {_EMBEDDING: prefix} | head)
-    task = {"kind": "classify", "head": "mlp-tanh"} if head else None
+    task = {"kind": "classify", "head": "mlp-tanh", "pooling": "cls"} if head else None
     return {
         "": ForeignPrompt(
             unpack_kv(prefix, backbone),
@@ -79,6 +81,8 @@ def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
         "is not a prefix of keys and values": not isinstance(prefix, KVPrefix),
         f"is for {family}, but that code supports BERT and RoBERTa": family not in _FAMILIES,
         "has a head other than 'mlp-tanh'": bool(artifact.head) and task.get("head") != "mlp-tanh",
+        "has a head that does not read [CLS]": bool(artifact.head)
+        and task.get("pooling", "cls") not in _FIRST,
     }
     if isinstance(prefix, KVPrefix):
         partial = prefix.sites != request.backbone.geometry.self_attention_sites
@@ -90,8 +94,8 @@ def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
     if facts or not isinstance(prefix, KVPrefix):
         msg = (
             f"the artifact cannot be a P-tuning v2 checkpoint: it {', and '.join(facts)}. "
-            'Train p-tuning-v2 with method.shift_positions = true, method.layers = "all", and '
-            'task.head = "mlp-tanh".'
+            'Train p-tuning-v2 with method.shift_positions = true, method.layers = "all", '
+            'task.head = "mlp-tanh", and task.pooling = "cls".'
         )
         raise ArtifactError(msg)
     names = _HEAD | _name_pooler(family)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from softprompt._io import to_bytes
 from softprompt.artifact.artifact import Artifact
+from softprompt.artifact.checks import read_task_settings
 from softprompt.backbone import Backbone
 from softprompt.backbone.classifier_weights import read_classifier_weights
 from softprompt.errors import ArtifactError, format_unknown
@@ -23,6 +24,8 @@ from softprompt.interop.files import (
 )
 from softprompt.interop.kv_layout import pack_kv, unpack_kv
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+from softprompt.tasks.config import Classify
+from softprompt.tasks.pooling import Pooling, resolve_pooling
 
 CONFIG, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 INPUTS = {"PROMPT_TUNING", "P_TUNING", "CPT"}
@@ -84,7 +87,7 @@ def read_peft(source: Path, backbone: Backbone) -> dict[str, ForeignPrompt]:
     if config.get("task_type") == "SEQ_CLS":
         layout = _get_backbone_head(backbone)
         head = _read_head(others, layout, backbone=backbone, path=path)
-        pooling = "first" if isinstance(first, InputPrompt) else "cls"
+        pooling = _find_pooling(first, backbone)
         task = {"kind": "classify", "head": layout.kind, "pooling": pooling}
     elif others:
         msg = (
@@ -106,6 +109,13 @@ def read_peft(source: Path, backbone: Backbone) -> dict[str, ForeignPrompt]:
         )
         for name, prompt in prompts.items()
     }
+
+
+def _find_pooling(prompt: Prompt, backbone: Backbone) -> Pooling:
+    """The readout of transformers' classifiers with a prompt: they know no soft tokens."""
+    if backbone.geometry.architecture == "causal":
+        return "last"
+    return "first" if isinstance(prompt, InputPrompt) else "cls"
 
 
 def _read_config(source: Path) -> dict[str, Any]:
@@ -267,6 +277,7 @@ def write_peft(request: ExportRequest) -> dict[str, bytes]:
     settings, tensors = _make_prompt_part(request)
     head: dict[str, Tensor] = {}
     if artifact.head:
+        _check_pooling(artifact, backbone)
         layout = _choose_head_layout(artifact, backbone)
         head = {f"{_HEAD}{layout.to_foreign(key)}": t for key, t in artifact.head.items()}
         config["modules_to_save"] = ["classifier", "score", *layout.outer]
@@ -362,13 +373,26 @@ def _check_position(request: ExportRequest, prompt: InputPrompt) -> None:
             f"such as '{{soft:{prompt.length}}}{{bos}}{request.hard_template}'."
         )
         raise ArtifactError(msg)
-    encoder = request.backbone.geometry.architecture == "encoder"
-    if request.artifact.head and encoder and manifest.task.get("pooling") != "first":
-        msg = (
-            "the head reads [CLS], but with soft tokens before it PEFT's reads the first of these. "
-            'Train with task.pooling = "first" for use in PEFT.'
-        )
-        raise ArtifactError(msg)
+
+
+def _check_pooling(artifact: Artifact, backbone: Backbone) -> None:
+    """Make sure that the head reads what PEFT's would."""
+    settings = read_task_settings(artifact.manifest)
+    named = settings.pooling if isinstance(settings, Classify) else "auto"
+    pooling = resolve_pooling(named, backbone.geometry.architecture)
+    wanted = _find_pooling(artifact.prompt, backbone)
+    if pooling == wanted or (wanted == "cls" and pooling == "first"):  # a row begins with [CLS]
+        return
+    texts = {"cls": "[CLS]", "first": "the first position", "last": "the last token"}
+    reads = texts.get(pooling, f"the {pooling} of the row's words")
+    theirs = "the first of these" if wanted == "first" else texts[wanted]
+    where = "with soft tokens before it " if wanted == "first" and pooling == "cls" else ""
+    theirs = theirs if where or wanted != "first" else "the first position, a soft token"
+    msg = (
+        f"the head reads {reads}, but {where}PEFT's reads {theirs}. "
+        f'Train with task.pooling = "{wanted}" for use in PEFT.'
+    )
+    raise ArtifactError(msg)
 
 
 def _check_prefix(prefix: KVPrefix, backbone: Backbone) -> None:

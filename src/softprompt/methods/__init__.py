@@ -5,7 +5,7 @@ then cover it. Its settings are a frozen dataclass with
 
 - ``name``: the method's name in recipes;
 - ``prompt_kind``: the kind of its prompt, ``input`` or ``kv``;
-- ``is_direct``: whether its parameters are the prompt itself, and not those of an encoder;
+- ``is_direct``: whether it starts at the initial prompt as it is built; an encoder is fitted to it;
 - ``build``, which makes the `Method`.
 """
 
@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,12 @@ from softprompt.injection.compatibility import (
     explain_no_late_entry,
 )
 from softprompt.methods.base import Method, warm_start
-from softprompt.methods.initializers import FromRandom, Initializer, initialize_prompt
+from softprompt.methods.initializers import (
+    FromRandom,
+    FromVocabulary,
+    Initializer,
+    initialize_prompt,
+)
 from softprompt.methods.p_tuning import PTuning
 from softprompt.methods.p_tuning_v2 import PTuningV2
 from softprompt.methods.prefix_tuning import PrefixTuning
@@ -67,13 +73,7 @@ def build_method(
     _check_sizes(settings)
     generator = torch.Generator().manual_seed(seed)
     geometry = backbone.geometry
-    if settings.prompt_kind == "kv" and geometry.limits.prefix is not None:
-        msg = (
-            f"{settings.name} trains keys and values, but {geometry.model_type} "
-            f"{geometry.limits.prefix}, so it accepts no key/value prefixes. Use prompt-tuning or "
-            "p-tuning, or another backbone."
-        )
-        raise PromptError(msg)
+    _check_prefixes_enter(settings, geometry)
     match settings:
         case PrefixTuning() | PTuningV2():
             length = settings.length
@@ -83,21 +83,51 @@ def build_method(
             length, layers = soft_length, _parse_upper_layers(settings.layers, geometry)
             shift_positions = False
     with _explain_allocation(settings, length):
-        kind = settings.prompt_kind
-        start = initialize_prompt(
-            backbone, init, kind=kind, length=length, layers=layers, generator=generator
+        draw = partial(
+            initialize_prompt,
+            backbone,
+            kind=settings.prompt_kind,
+            layers=layers,
+            generator=generator,
         )
+        start = draw(init, length=length)
         if isinstance(start, KVPrefix) and shift_positions:
             start = replace(start, shift_positions=True)
         check_prompt_fits(geometry, start)
-        method: Method = settings.build(geometry, start, generator=generator)  # type: ignore[arg-type]  # `kind` pairs them
+        words = {}
+        if isinstance(settings, PromptTuning) and settings.sampled_words:
+            words["words"] = draw(FromVocabulary(), length=settings.sampled_words)
+        method: Method = settings.build(geometry, start, generator=generator, **words)  # type: ignore[arg-type]  # `kind` pairs them
         if not settings.is_direct and not isinstance(init, FromRandom):
             warm_start(method, start)
     return method
 
 
+def _check_prefixes_enter(settings: MethodSettings, geometry: Geometry) -> None:
+    """Raise a PromptError for keys and values on a backbone that accepts none."""
+    if settings.prompt_kind == "kv" and geometry.limits.prefix is not None:
+        msg = (
+            f"{settings.name} trains keys and values, but {geometry.model_type} "
+            f"{geometry.limits.prefix}, so it accepts no key/value prefixes. Use prompt-tuning or "
+            "p-tuning, or another backbone."
+        )
+        raise PromptError(msg)
+
+
 # Far more than any paper has; more would be a slip, and more than memory.
-_MOST = {"length": 100_000, "encoder_hidden_size": 1 << 16, "encoder_num_layers": 100}
+_MOST = {
+    "length": 100_000,
+    "encoder_hidden_size": 1 << 16,
+    "encoder_num_layers": 100,
+    "bottleneck_size": 1 << 16,
+    "num_words": 100_000,
+}
+# The reparametrization that each of these settings belongs to.
+_REPARAMETRIZATION_OF = {
+    "bottleneck_size": "residual",
+    "mlp_per_token": "residual",
+    "num_words": "superposition",
+}
 
 
 def _check_sizes(settings: MethodSettings) -> None:
@@ -112,8 +142,17 @@ def _check_sizes(settings: MethodSettings) -> None:
         for name, most in _MOST.items()
         if values.get(name) is not None and not 1 <= values[name] <= most
     ]
-    if not 0 <= (rate := values.get("encoder_dropout", 0)) < 1:
-        faults.append(f"encoder_dropout = {rate}: at least 0 and less than 1.")
+    faults += [
+        f"{name} = {rate}: at least 0 and less than 1."
+        for name in ("encoder_dropout", "token_dropout")
+        if not 0 <= (rate := values.get(name) or 0) < 1
+    ]
+    faults += [
+        f"{name} = {values[name]}: means nothing with reparametrization = "
+        f"{values['reparametrization']!r}. Take it out, or set reparametrization = {owner!r}."
+        for name, owner in _REPARAMETRIZATION_OF.items()
+        if values.get(name) is not None and values["reparametrization"] != owner
+    ]
     if faults:
         raise RecipeError(faults, where=f"the settings of {settings.name}")
 

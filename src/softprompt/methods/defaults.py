@@ -1,12 +1,13 @@
 """Default settings by method and backbone, each with its source."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 from softprompt.backbone.model import Geometry
 from softprompt.methods.initializers import FromRandom, FromVocabulary, Initializer
+from softprompt.methods.prompt_tuning import Reparametrization
 
-Schedule = Literal["constant", "linear", "cosine"]
+Schedule = Literal["constant", "linear", "cosine", "plateau"]
 
 # Families that normalize their input embeddings: prompts need a hundredfold learning rate there.
 T5 = {"t5", "mt5", "umt5"}
@@ -35,32 +36,27 @@ class Defaults:
     source: str
 
 
-def choose_defaults(method: str, geometry: Geometry) -> Defaults:
+def choose_defaults(
+    method: str,
+    geometry: Geometry,
+    *,
+    reparametrization: Reparametrization = "none",
+    from_demonstrations: bool = False,
+) -> Defaults:
     """The default settings of a method on a backbone.
 
     Args:
         method: the name of the method.
         geometry: the geometry of the backbone.
+        reparametrization: of prompt tuning.
+        from_demonstrations: whether the prompt starts from the keys and values of training rows.
 
     Raises:
         KeyError: the method has no entry here.
     """
     match method:
-        case "prompt-tuning" if geometry.model_type in T5:
-            return Defaults(
-                "adafactor", 0.3, 1e-5, "constant", 0.0, FromVocabulary(),
-                "Lester et al. 2021: Adafactor at 0.3, parameter scaling off, weight decay 1e-5",
-            )  # fmt: skip
-        case "prompt-tuning" if geometry.architecture == "encoder":
-            return Defaults(
-                "adamw", 1e-2, 1e-5, "linear", 0.0, FromVocabulary(),
-                "Liu et al. 2022 (P-tuning v2's code): 5e-3 to 3e-2 for BERT and RoBERTa",
-            )  # fmt: skip
         case "prompt-tuning":
-            return Defaults(
-                "adamw", 1e-2, 0.0, "linear", 0.03, FromVocabulary(),
-                "measured here: benchmarks/quality, SmolLM2-135M from text at 1e-2",
-            )  # fmt: skip
+            return _choose_for_prompt_tuning(geometry, reparametrization)
         case "p-tuning":
             return Defaults(
                 "adamw", 1e-3, 1e-2, "linear", 0.03, FromRandom(),
@@ -72,6 +68,11 @@ def choose_defaults(method: str, geometry: Geometry) -> Defaults:
                 "adamw", rate, 0.0, "linear", 0.0, FromRandom(),
                 "Li & Liang 2021: AdamW at 5e-5; P-tuning v2's code: 1e-4 with projection on BERT",
             )  # fmt: skip
+        case "p-tuning-v2" if from_demonstrations:
+            return Defaults(
+                "adamw", 1e-3, 0.0, "cosine", 0.0, FromRandom(),
+                "Lu et al. 2025 (Context Tuning): AdamW at 1e-3, no decay, cosine",
+            )  # fmt: skip
         case "p-tuning-v2":
             return Defaults(
                 "adamw", 7e-3, 0.0, "linear", 0.0, FromRandom(),
@@ -80,3 +81,36 @@ def choose_defaults(method: str, geometry: Geometry) -> Defaults:
         case _:
             msg = f"the method {method!r} has no default settings. Add them to choose_defaults."
             raise KeyError(msg)
+
+
+def _choose_for_prompt_tuning(geometry: Geometry, reparametrization: Reparametrization) -> Defaults:
+    match reparametrization:
+        case "residual":
+            rate = 0.3 if geometry.model_type in T5 else 1e-2
+            return Defaults(
+                "adamw", rate, 1e-5, "constant", 0.0, FromVocabulary(),
+                "Razdaibiedina et al. 2023: AdamW at 0.3 for T5, decay 1e-5, constant; elsewhere "
+                "as prompt tuning without it",
+            )  # fmt: skip
+        case "superposition":
+            return Defaults(
+                "adamw", 3e-3, 0.0, "linear", 0.0, FromVocabulary(),
+                "measured here: weights of word embeddings, whose scale is that of no backbone",
+            )  # fmt: skip
+        case "none" if geometry.model_type in T5:
+            return Defaults(
+                "adafactor", 0.3, 1e-5, "constant", 0.0, FromVocabulary(),
+                "Lester et al. 2021: Adafactor at 0.3, parameter scaling off, weight decay 1e-5",
+            )  # fmt: skip
+        case "none" if geometry.architecture == "encoder":
+            return Defaults(
+                "adamw", 1e-2, 1e-5, "linear", 0.0, FromVocabulary(),
+                "Liu et al. 2022 (P-tuning v2's code): 5e-3 to 3e-2 for BERT and RoBERTa",
+            )  # fmt: skip
+        case "none":
+            return Defaults(
+                "adamw", 1e-2, 0.0, "linear", 0.03, FromVocabulary(),
+                "measured here: benchmarks/quality, SmolLM2-135M from text at 1e-2",
+            )  # fmt: skip
+        case _:
+            assert_never(reparametrization)

@@ -105,7 +105,28 @@ class FromPrompt:
     prompt: Prompt
 
 
-Initializer = FromVocabulary | FromLabels | FromText | FromRandom | FromPrompt
+@dataclass(frozen=True)
+class FromDemonstrations:
+    """The keys and values of labeled training rows, for a prefix on a causal backbone.
+
+    The prompt starts as the hard prompt with these rows as its examples, and is as long as they
+    are; the method's own length is not used. In training, the soft tokens that were made of a row
+    are hidden from it, unless there are fewer than four rows.
+
+    Source: Lu et al. 2025 ("Context Tuning for In-Context Optimization", CT-KV).
+
+    Args:
+        rows: the number of rows, balanced by label. None: 16, or as many as there are and fit.
+
+    Examples:
+        >>> FromDemonstrations(rows=8).rows
+        8
+    """
+
+    rows: int | None = None
+
+
+Initializer = FromVocabulary | FromLabels | FromText | FromRandom | FromPrompt | FromDemonstrations
 
 
 def initialize_prompt(
@@ -129,12 +150,19 @@ def initialize_prompt(
         generator: a generator on the CPU; the same seed gives the same prompt on every machine.
 
     Raises:
-        PromptError: the text has no tokens, or the prompt to start from has another kind or shape.
+        PromptError: the text has no tokens, the prompt to start from has another kind or shape, or
+            the rows to start from are not known here.
         TemplateError: the tokenizer makes an id that the embedding table does not have.
     """
     layer = min(layers, default=0) if kind == "input" else 0
     check_layer_exists(backbone.geometry, layer)
     match init:
+        case FromDemonstrations():
+            msg = (
+                "a prompt starts from demonstrations only in a run, which has the rows. Use fit, "
+                "setup_run or a recipe; or give the tokens' keys and values with FromPrompt."
+            )
+            raise PromptError(msg)
         case FromPrompt(prompt=prompt):
             return _adapt_prompt(prompt, kind, length, layers)
         case FromRandom() if kind == "kv":
@@ -148,14 +176,8 @@ def initialize_prompt(
         case FromLabels(words=words) if kind == "input":
             vectors = _embed_labels(backbone, words, length, generator=generator, layer=layer)
             return InputPrompt(vectors, layer)
-        case FromLabels(words=()):
-            msg = (
-                "keys and values cannot be initialized from label words, as there are none. Add a "
-                "verbalizer, or choose text or vocabulary."
-            )
-            raise PromptError(msg)
         case FromLabels(words=words):
-            ids = _repeat(torch.cat(_tokenize_words(backbone, words)), length)
+            ids = _repeat(_join_words(backbone, words), length)
         case _:
             assert_never(init)
     if kind == "input":
@@ -245,6 +267,21 @@ def _tokenize_words(backbone: Backbone, words: Sequence[str]) -> list[Int[Tensor
     """The ids of each label word; labels are from the data, so none becomes a special token."""
     encoder = make_text_encoder(backbone.tokenizer, vocab_size=backbone.geometry.vocab_size)
     return [_check_tokens(backbone, word, encoder.encode(word)) for word in words]
+
+
+def _join_words(backbone: Backbone, words: Sequence[str]) -> Int[Tensor, " n"]:
+    """The ids of all label words, one after the other.
+
+    Raises:
+        PromptError: there are none.
+    """
+    if not words:
+        msg = (
+            "keys and values cannot be initialized from label words, as there are none. Add a "
+            "verbalizer, or choose text or vocabulary."
+        )
+        raise PromptError(msg)
+    return torch.cat(_tokenize_words(backbone, words))
 
 
 def _check_tokens(backbone: Backbone, text: str, ids: Sequence[int]) -> Int[Tensor, " P"]:

@@ -23,6 +23,8 @@ class PTuningV2:
         shift_positions: whether the positions of a row are shifted by ``length``, as in PEFT;
             needed to export there.
         prefix_dropout: the rate of dropout on keys and values (0.1 in the authors' code).
+        token_dropout: the share of soft tokens that a row does not attend to in a training step.
+            None: 0.05 if the prompt starts from demonstrations (Lu et al. 2025), otherwise 0.
 
     Examples:
         >>> PTuningV2(length=40, layers="12:").prefix_dropout
@@ -37,6 +39,7 @@ class PTuningV2:
     layers: str = "all"
     shift_positions: bool = False
     prefix_dropout: float = 0.0
+    token_dropout: float | None = None
 
     def build(
         self,

@@ -24,6 +24,8 @@ class PrefixTuning:
         layers: attention sites as ``"all"`` or a slice such as ``"12:"``.
         shift_positions: whether the positions of a row are shifted by ``length``, as in PEFT;
             needed to export there.
+        token_dropout: the share of soft tokens that a row does not attend to in a training step.
+            None: 0.05 if the prompt starts from demonstrations (Lu et al. 2025), otherwise 0.
 
     Examples:
         >>> PrefixTuning(length=20).encoder_hidden_size
@@ -38,6 +40,7 @@ class PrefixTuning:
     encoder_hidden_size: int = 512
     layers: str = "all"
     shift_positions: bool = False
+    token_dropout: float | None = None
 
     def build(
         self, geometry: Geometry, start: KVPrefix, *, generator: torch.Generator

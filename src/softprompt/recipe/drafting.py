@@ -3,124 +3,30 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from typing import assert_never
 
 import tomli_w
 
-from softprompt._paths import expand_user, is_file, is_present
+from softprompt._paths import expand_user, is_present
 from softprompt.backbone import Architecture, load_unverified
-from softprompt.data import Table, check_columns, check_labels, map_values, split_rows
-from softprompt.data.duplicates import describe_splits
+from softprompt.data import (
+    parse_template,
+)
 from softprompt.data.readers import AS_IT_SEEMS, TextFormat
 from softprompt.data.sources import read_source
-from softprompt.data.table import drop_gaps, to_text
 from softprompt.errors import DataError, SoftpromptError
 from softprompt.recipe.column_roles import ColumnRoles, guess_columns
+from softprompt.recipe.held_out import HeldOut, choose_held_out, prepare_rows
 from softprompt.recipe.values import check_names_writable
 
 DEFAULT_BACKBONE = "builtin:smollm2-135m-instruct"
-
-_SPLIT_FILES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-_SHARES = (
-    {"train": 0.8, "validation": 0.1, "test": 0.1},
-    {"train": 0.6, "validation": 0.2, "test": 0.2},
-)
-_ALL_TRAINED = {"train": 1.0, "validation": 0.0, "test": 0.0}
-_SEED = 42
+ENCODER = "builtin:minilm"
 
 _MAX_LABEL_WORDS = 20
 _WORD = re.compile(r"[^\W\d_][\w' -]{0,39}")
 _COMMENT_COLUMN = 44
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The validation and test rows.
-
-    Args:
-        files: of validation and test rows, by the name of the split.
-        shares: of the data, for splits without a file.
-        seed: of the split.
-        notes: for the user.
-    """
-
-    files: Mapping[str, str]
-    shares: Mapping[str, float]
-    seed: int
-    notes: tuple[str, ...]
-
-
-def choose_held_out(
-    table: Table, source: str, *, columns: ColumnRoles, text_format: TextFormat = AS_IT_SEEMS
-) -> HeldOut:
-    """Choose the validation and test rows, so that the recipe can be run as it stands.
-
-    Args:
-        table: the training data.
-        source: its name; files such as ``test.csv`` next to a ``train.csv`` are used.
-        columns: of the table.
-        text_format: how files of text are written.
-    """
-    files: dict[str, str] = {}
-    notes: list[str] = []
-    tables = {"train": table}
-    for name, path in _find_split_files(source).items():
-        try:
-            rows = read_source(str(path), text_format=text_format)
-            rows = _prepare_rows(rows, columns, where=str(path))
-            check_columns(rows, [*columns.texts, columns.label], where=str(path))
-            if columns.labels:
-                check_labels(rows, columns.label, known=columns.labels, split=name)
-        except DataError as error:
-            notes.append(f"{path} is left out: {error}")
-        else:
-            files[name], tables[name] = str(path), rows
-    shares: Mapping[str, float] = _ALL_TRAINED
-    if "validation" not in files:
-        split = _choose_split(table, columns, has_test="test" in files)
-        if split is None:
-            notes.append(f"{columns.rows} rows are too few to hold some back: all are trained on")
-        else:
-            shares, parts = split
-            tables |= parts
-    notes += describe_splits(tables, columns.texts)
-    return HeldOut(files, shares, _SEED, tuple(notes))
-
-
-def _find_split_files(source: str) -> dict[str, Path]:
-    """The files of other splits next to ``train.…``."""
-    path = expand_user(source)
-    if not is_file(path) or "train" not in path.name:
-        return {}
-    files: dict[str, Path] = {}
-    for name, words in _SPLIT_FILES.items():
-        candidates = [path.with_name(path.name.replace("train", word)) for word in words]
-        existing = [candidate for candidate in candidates if is_file(candidate)]
-        files |= {name: existing[0]} if existing else {}
-    return files
-
-
-def _choose_split(
-    table: Table, columns: ColumnRoles, *, has_test: bool
-) -> tuple[Mapping[str, float], dict[str, Table]] | None:
-    """Shares with every label in all splits, else in training, and the splits; None if none do."""
-    stratify = columns.label if columns.labels else None
-    for names, with_test in product(({"train", "validation", "test"}, {"train"}), _SHARES):
-        # As in training: a test file of its own leaves its share to the others.
-        used = {n: s for n, s in with_test.items() if n != "test" or not has_test}
-        shares = {name: share / sum(used.values()) for name, share in used.items()}
-        with suppress(DataError):  # a split would be empty
-            parts = split_rows(table, seed=_SEED, shares=shares, stratify=stratify)
-            if not columns.labels:
-                return with_test, parts
-            found = [{*map(to_text, parts[n][columns.label][:])} for n in names & {*parts}]
-            if all(labels == {*columns.labels} for labels in found):
-                return with_test, parts
-    return None
 
 
 @dataclass(frozen=True)
@@ -131,11 +37,13 @@ class BackboneInfo:
         name: as the recipe names it.
         kind: its architecture.
         has_head: whether it has a language-model head.
+        takes_prefixes: whether keys and values may be trained on it.
     """
 
     name: str
     kind: Architecture
     has_head: bool
+    takes_prefixes: bool = True
 
 
 @dataclass(frozen=True)
@@ -169,9 +77,10 @@ class RecipeDraft:
 def draft_recipe(
     data: str | Path,
     *,
-    backbone: str = DEFAULT_BACKBONE,
+    backbone: str | None = None,
     directory: str | Path = ".",
     text_format: TextFormat = AS_IT_SEEMS,
+    automatic: bool = False,
 ) -> RecipeDraft:
     r"""Write a commented recipe for labelled text, which can be run as it stands.
 
@@ -183,9 +92,13 @@ def draft_recipe(
     Args:
         data: the training data: a file, or a data set as a recipe names it.
         backbone: Hub id, folder, .gguf file or ``builtin:`` name. One that cannot be loaded is
-            assumed to be a causal language model, which a note says.
+            assumed to be a causal language model, which a note says. None: SmolLM2-135M, or for an
+            automatic recipe with labels MiniLM, which is an eighth of its size.
         directory: in which the recipe will be saved; files are named relative to it.
         text_format: how the files of text are written, which the recipe gets too.
+        automatic: whether the recipe is that of ``softprompt fit``: prefixes in every layer, with
+            a rate, a length and a readout that the run chooses, few rows in folds, and a plain
+            head where no prompt is better.
 
     Returns:
         The text of the recipe, and the guesses that it was made of.
@@ -212,8 +125,12 @@ def draft_recipe(
     source, folder = str(data), Path(directory).resolve()
     table = read_source(source, text_format=text_format)
     columns = guess_columns(table, source)
-    table = _prepare_rows(table, columns, where=source)
-    held_out = choose_held_out(table, source, columns=columns, text_format=text_format)
+    table = prepare_rows(table, columns, where=source)
+    held_out = choose_held_out(
+        table, source, columns=columns, text_format=text_format, automatic=automatic
+    )
+    if backbone is None:
+        backbone = ENCODER if automatic and columns.labels else DEFAULT_BACKBONE
     info, backbone_notes = _inspect_backbone(folder, backbone)
     if info.kind == "encoder" and not columns.labels:
         msg = (
@@ -227,21 +144,16 @@ def draft_recipe(
     text = _write_recipe(
         columns,
         held_out,
-        source=_make_relative(folder, source),
-        files={name: _make_relative(folder, path) for name, path in held_out.files.items()},
+        files={
+            name: _make_relative(folder, path)
+            for name, path in {"train": source, **held_out.files}.items()
+        },
         backbone=info,
         text_format=text_format,
+        automatic=automatic,
     )
     check_names_writable(text)
     return RecipeDraft(text, columns, held_out, (*notes,))
-
-
-def _prepare_rows(rows: Table, columns: ColumnRoles, *, where: str) -> Table:
-    """The rows as the recipe's drop_missing and value_map change them."""
-    complete = drop_gaps(rows, columns.gaps, where=where)
-    if not columns.value_map:
-        return complete
-    return map_values(complete, {columns.label: columns.value_map}, where=where)
 
 
 def _make_relative(folder: Path, source: str) -> str:
@@ -265,20 +177,22 @@ def _inspect_backbone(folder: Path, name: str) -> tuple[BackboneInfo, list[str]]
     except SoftpromptError as error:
         note = f"could not load the backbone; assuming a causal language model: {error}"
         return BackboneInfo(source, "causal", has_head=True), [note]
-    kind = backbone.geometry.architecture
-    return BackboneInfo(source, kind, has_head=backbone.lm_head is not None), []
+    geometry, has_head = backbone.geometry, backbone.lm_head is not None
+    takes_prefixes = geometry.limits.prefix is None
+    return BackboneInfo(source, geometry.architecture, has_head, takes_prefixes), []
 
 
 def _write_recipe(
     columns: ColumnRoles,
     held_out: HeldOut,
     *,
-    source: str,
     files: Mapping[str, str],
     backbone: BackboneInfo,
     text_format: TextFormat,
+    automatic: bool,
 ) -> str:
-    """The text of a recipe; source and files are named as the recipe names them."""
+    """The text of a recipe; the files of all splits are named as the recipe names them."""
+    source, others = files["train"], {n: path for n, path in files.items() if n != "train"}
     words = draft_verbalizer(columns.labels, backbone) if columns.labels else None
     verb = "by" if columns.labels else "to"
     parts = [
@@ -286,7 +200,7 @@ def _write_recipe(
             f"{source}: {columns.rows:,} rows, {' and '.join(columns.texts)} {verb} "
             f"{columns.label}."
         ),
-        "# Written by softprompt init; every line may be changed.\n",
+        f"# Written by softprompt {'fit' if automatic else 'init'}; every line may be changed.\n",
         _format_key("seed", held_out.seed, "decides everything random"),
         "\n[backbone]",
         _format_key("name", backbone.name, "Hub id, folder, .gguf file or builtin: name"),
@@ -294,24 +208,65 @@ def _write_recipe(
         "\n[data]",
         _format_key("train", source, "files are named relative to this one"),
         *_write_text_format(text_format),
-        *_write_splits(columns, held_out, files),
+        *_write_splits(columns, held_out, others),
         _format_key("max_length", 512, "tokens of a row; text beyond is cut"),
         "\n[task]",
-        *_write_task(columns, draft_template(columns, backbone), words),
-        "\n[method]",
-        _format_key(
-            "name", "prompt-tuning", "or p-tuning; prefix-tuning and p-tuning-v2 without {soft:N}"
+        *(
+            _write_automatic(columns, backbone, words, validates=held_out.validates)
+            if automatic
+            else _write_usual(columns, backbone, words)
         ),
-        _write_init(columns, has_label_words=words is not None),
-        *_write_train("accuracy, macro_f1" if columns.labels else "exact_match, chrf, rougeL"),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _write_usual(
+    columns: ColumnRoles, backbone: BackboneInfo, words: Mapping[str, str] | None
+) -> Iterator[str]:
+    """Task, method and training of a recipe to be changed."""
+    yield from _write_task(columns, draft_template(columns, backbone), words)
+    yield "\n[method]"
+    yield _format_key(
+        "name", "prompt-tuning", "or p-tuning; prefix-tuning and p-tuning-v2 without {soft:N}"
+    )
+    yield _write_init(columns, has_label_words=words is not None)
+    yield from _write_train("accuracy, macro_f1" if columns.labels else "exact_match, chrf, rougeL")
+
+
+def _write_automatic(
+    columns: ColumnRoles,
+    backbone: BackboneInfo,
+    words: Mapping[str, str] | None,
+    *,
+    validates: bool,
+) -> Iterator[str]:
+    """Task, method and training of a recipe in which the run chooses."""
+    template = draft_template(columns, backbone)
+    if backbone.takes_prefixes:
+        template = template.replace("{soft:10}", "")
+    yield from _write_task(columns, template, words)
+    yield "\n[method]"
+    if backbone.takes_prefixes:
+        yield _format_key("name", "p-tuning-v2", "keys and values in every layer")
+        yield _format_key("length", 20, "soft tokens")
+    else:
+        yield _format_key("name", "prompt-tuning", "this backbone takes no keys and values")
+        yield _write_init(columns, has_label_words=words is not None)
+    yield "\n[train]"
+    yield _format_key("learning_rate", "auto", "short runs choose it before the first step")
+    if validates:
+        yield _format_key("epochs", "auto", "until it no longer helps")
+    else:
+        yield _format_key("epochs", 20, "how often every row is seen")
+    yield _format_key("batch_size", 32, "rows of one step")
+    if columns.labels and backbone.kind != "encoder-decoder":
+        yield _format_key("keep_plain_head", True, "where no prompt is better")  # noqa: FBT003  # a value
 
 
 def draft_template(columns: ColumnRoles, backbone: BackboneInfo) -> str:
     """What a row looks like to this kind of backbone."""
     match backbone.kind:
-        case "encoder":  # a trained head reads [CLS]
+        case "encoder":
             return "{soft:10}" + "{sep}".join(f"{{{name}}}" for name in columns.texts)
         case "causal" | "encoder-decoder":
             lines = [f"{_make_title(name, 'Text')}: {{{name}}}" for name in columns.texts]
@@ -357,7 +312,7 @@ def _write_task(
     yield _format_key("template", template, comment)
     if is_choice:
         yield _format_key("label_column", columns.label, "the label to predict")
-        yield from _write_readout(words)
+        yield from _write_readout(words, template)
     else:
         yield _format_key("target_column", columns.label, "the text to write")
         yield _format_key("max_new_tokens", columns.max_new_tokens, "longer answers are cut")
@@ -374,6 +329,8 @@ def _write_splits(
     if columns.value_map:
         value_map = {columns.label: dict(columns.value_map)}
         yield _format_inline("value_map", value_map, "joins labels that differ in spaces only")
+    if held_out.folds is not None:
+        yield _format_key("folds", held_out.folds, "each row validates once")
     if "validation" not in files:
         shares = ", ".join(f"{name} = {share:g}" for name, share in held_out.shares.items())
         yield _add_comment(
@@ -385,9 +342,15 @@ def _write_splits(
             yield f"# {line}"
 
 
-def _write_readout(words: Mapping[str, str] | None) -> Iterator[str]:
+def _write_readout(words: Mapping[str, str] | None, template: str) -> Iterator[str]:
     if words is None:
-        yield _format_key("head", "linear", "a trained layer on the last hidden state; or mlp-tanh")
+        yield _format_key(
+            "head", "linear", "a trained layer on the last hidden states; or mlp-tanh"
+        )
+        comment = "it reads the last token, which alone sees all soft tokens"
+        if parse_template(template).starts_with_soft:
+            comment = "a probe chooses what it reads, before training; or cls, mean, max, last"
+        yield _format_key("pooling", "auto", comment)
         return
     yield "\n[task.verbalizer]  # each label's word, with the space that stands before it"
     for label, word in words.items():

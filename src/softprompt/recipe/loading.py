@@ -112,6 +112,7 @@ def _find_cross_faults(recipe: Recipe) -> Iterator[str]:
         )
     if recipe.method.init is not None:
         yield from _find_init_faults(recipe.method.init)
+        yield from _find_demonstration_faults(recipe, recipe.method.init)
     task = recipe.task.collect_settings()
     if task.get("labels") is not None and task.get("verbalizer") is not None:
         yield (
@@ -143,8 +144,34 @@ def _find_init_faults(init: InitConfig) -> Iterator[str]:
             yield f"method.init.{key}: is missing with from = {init.source!r}. Add it."
         if value is not None and not is_needed:
             yield f"method.init.{key}: means nothing with from = {init.source!r}. Take it out."
-    if init.words is not None and init.source != "labels":
-        yield f"method.init.words: means nothing with from = {init.source!r}. Take it out."
+    for key, is_given, owner in (
+        ("words", init.words is not None, "labels"),
+        ("rows", init.rows is not None, "demonstrations"),
+    ):
+        if is_given and init.source != owner:
+            yield f"method.init.{key}: means nothing with from = {init.source!r}. Take it out."
+
+
+def _find_demonstration_faults(recipe: Recipe, init: InitConfig) -> Iterator[str]:
+    if init.source != "demonstrations":
+        return
+    settings = recipe.method.collect_settings()
+    if METHODS[recipe.method.name].prompt_kind != "kv":
+        yield (
+            "method.init.from: demonstrations are keys and values, but "
+            f"{recipe.method.name} trains vectors. Use p-tuning-v2 or prefix-tuning, or another "
+            'initialization, such as "labels".'
+        )
+    elif "length" in settings:
+        yield (
+            'method.length: means nothing with from = "demonstrations", whose rows decide it. Take '
+            "it out, or set method.init.rows."
+        )
+    if settings.get("shift_positions") is False:
+        yield (
+            "method.shift_positions: with demonstrations a row's positions continue after theirs, "
+            "so it cannot be false. Take it out."
+        )
 
 
 def explain_validation_error(
@@ -164,6 +191,8 @@ def explain_validation_error(
         # Of a union, pydantic names the alternative as well: it is not part of the recipe.
         end = next((i for i, part in enumerate(path) if not _is_key(part)), len(path))
         where = ".".join([*before, *path[:end]])
+        if where in messages and _is_other_word(fault):
+            continue
         messages.setdefault(where, []).append(_explain_fault(fault, where, before, owner))
         if fault["type"] == "extra_forbidden":
             name = find_new_key(where, options=_list_keys(owner, path[:-1], before))
@@ -177,7 +206,13 @@ def explain_validation_error(
 
 def _is_key(part: str) -> bool:
     """Whether part of a path is a key, not an alternative such as ``list[str]``."""
-    return part not in {"str", "int"} and not {*"[({"} & {*part}
+    is_type = part in {"str", "int"} or part.startswith("constrained-")
+    return not is_type and not {*"[({"} & {*part}
+
+
+def _is_other_word(fault: ErrorDetails) -> bool:
+    """Whether a number is not a word that may be in its place, which its own fault explains."""
+    return fault["type"] == "literal_error" and not isinstance(fault["input"], str)
 
 
 def _explain_fault(

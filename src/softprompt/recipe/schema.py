@@ -1,6 +1,6 @@
 """The schema of a recipe. Values that are None are chosen by method, backbone or machine."""
 
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -14,6 +14,8 @@ from softprompt.tasks.config import StrictModel, build_settings
 _HIGHEST_RATE = 1e6
 _MOST_GIGABYTES = 1e9
 _MOST_EPOCHS = 1_000_000
+
+Auto: TypeAlias = Literal["auto"]
 
 
 class OpenModel(BaseModel):
@@ -30,8 +32,8 @@ class BackboneConfig(StrictModel):
     """The frozen model, and how it is loaded."""
 
     name: str = Field(
-        description="A Hub id, a folder, a `.gguf` file, `builtin:minilm` or "
-        "`builtin:smollm2-135m-instruct`."
+        description="A Hub id, a folder, a `.gguf` file, `builtin:minilm`, "
+        "`builtin:smollm2-135m-instruct` or `builtin:gemma3-270m`."
     )
     revision: str | None = Field(None, description="A branch, tag or commit on the Hub.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -64,10 +66,11 @@ class BackboneConfig(StrictModel):
 class InitConfig(StrictModel):
     """The initialization: the prompt before the first step."""
 
-    source: Literal["vocabulary", "labels", "text", "random", "artifact"] = Field(
+    source: Literal["vocabulary", "labels", "text", "random", "artifact", "demonstrations"] = Field(
         alias="from",
         description="`vocabulary`: embeddings of sampled words; `labels`: label words; `text`; "
-        "`random`: as the method's paper draws it; `artifact`: a trained prompt.",
+        "`random`: as the method's paper draws it; `artifact`: a trained prompt; `demonstrations`: "
+        "the keys and values of labeled training rows, for prefixes on causal backbones.",
     )
     text: str | None = Field(None, description="The text, for `text`.")
     words: list[str] | None = Field(
@@ -75,6 +78,11 @@ class InitConfig(StrictModel):
         description="The words, for `labels`. Left out: those of the verbalizer, or the labels.",
     )
     path: str | None = Field(None, description="The artifact's directory, for `artifact`.")
+    rows: PositiveInt | None = Field(
+        None,
+        description="The number of training rows, for `demonstrations`; balanced by label. Left "
+        "out: 16, or as many as there are and fit.",
+    )
 
 
 class MethodConfig(OpenModel):
@@ -97,10 +105,11 @@ class TaskConfig(OpenModel):
 class TrainConfig(StrictModel):
     """How the prompt is trained. `softprompt check` shows each value and its source."""
 
-    epochs: PositiveInt = Field(
+    epochs: Annotated[PositiveInt, Field(le=_MOST_EPOCHS)] | Auto = Field(
         5,
-        le=_MOST_EPOCHS,
-        description="Passes over the training rows; the run ends at `max_steps` if that is less.",
+        description="Passes over the training rows; the run ends at `max_steps` if that is less. "
+        '`"auto"`: until the validation loss stays on a plateau at ever lower learning rates; with '
+        "`data.folds`, 200 steps of which the folds choose how many are made.",
     )
     max_steps: PositiveInt | None = Field(
         None, description="The most optimizer steps. Left out: those of all epochs."
@@ -124,21 +133,25 @@ class TrainConfig(StrictModel):
     optimizer_args: dict[str, Any] = Field(
         {}, description="Further arguments of the optimizer's class."
     )
-    learning_rate: PositiveFloat | None = Field(
+    learning_rate: Annotated[PositiveFloat, Field(le=_HIGHEST_RATE)] | Auto | None = Field(
+        None,
+        description="Of the prompt, at its highest. Left out: by method and backbone. "
+        '`"auto"`: short runs from the same start choose a multiple of that, before the first '
+        "step.",
+    )
+    head_learning_rate: PositiveFloat | None = Field(
         None,
         le=_HIGHEST_RATE,
-        description="Of the prompt, at its highest. Left out: by method and backbone.",
-    )
-    head_learning_rate: PositiveFloat = Field(
-        1e-3, le=_HIGHEST_RATE, description="Of a trained head."
+        description="Of a trained head. Left out: 0.001, multiplied as an automatic "
+        "`learning_rate` is.",
     )
     weight_decay: NonNegativeFloat | None = Field(
         None, le=_HIGHEST_RATE, description="Of the prompt. Left out: by method and backbone."
     )
     lr_scheduler: Schedule | None = Field(
         None,
-        description="How both learning rates fall after the warm-up. Left out: by method and "
-        "backbone.",
+        description="How both learning rates fall after the warm-up; `plateau`: to a third, where "
+        "two validations were not better. Left out: by method and backbone.",
     )
     warmup_ratio: NonNegativeFloat | None = Field(
         None,
@@ -169,6 +182,12 @@ class TrainConfig(StrictModel):
         "loss",
         description="The validation metric by which the best prompt is chosen; `loss` is "
         "minimized, any other maximized.",
+    )
+    keep_plain_head: bool = Field(
+        default=False,
+        description="Whether the prompt is compared with a plain head, a logistic regression on "
+        "the states of the bare backbone, by validation rows or folds, and the artifact is that "
+        "head alone, with a prompt of length 0, where no prompt was better.",
     )
     gradient_checkpointing: bool = Field(
         default=False,

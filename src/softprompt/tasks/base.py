@@ -71,11 +71,14 @@ class Example:
         variants: the row as the backbone is run on it, once or with several continuations.
         read_positions: for each variant the positions whose hidden states are needed.
         target: the label's index, or the ids of the target text; None if it is not known.
+        own_columns: the soft tokens of the prompt that were made of this row, first and last plus
+            one, which are hidden from it in training; None if there are none.
     """
 
     variants: tuple[RenderedRow, ...]
     read_positions: tuple[tuple[int, ...], ...]
     target: int | tuple[int, ...] | None
+    own_columns: tuple[int, int] | None = None
 
     @property
     def length(self) -> int:
@@ -198,10 +201,28 @@ class Task(ABC):
                 states = run_split(self.backbone, ids, split=split)
                 pairs = zip(positions, split.lengths, strict=True)
                 return gather_positions(states, [[p - n for p in of_row] for of_row, n in pairs])
-        cached = self.make_cached_input(rows, prompts)
         inputs = pad_rows(self.backbone, rows)
-        states = forward(self.backbone, inputs, prompts=prompts, rows=prompt_index, cached=cached)
+        states = self.run_rows(rows, inputs, prompts=prompts, prompt_index=prompt_index)
         return gather_positions(states, positions)
+
+    def run_rows(
+        self,
+        rows: Sequence[RenderedRow],
+        inputs: BatchInputs,
+        *,
+        prompts: Sequence[Prompt | None],
+        prompt_index: Int[Tensor, " B"] | None,
+    ) -> Float[Tensor, "B T H"]:
+        """The last hidden states at all positions, computed from cached states if there are any.
+
+        Args:
+            rows: the rows to run.
+            inputs: the same rows, padded.
+            prompts: a single prompt for all rows, or several.
+            prompt_index: for each row the index of its prompt; None with a single prompt.
+        """
+        cached = self.make_cached_input(rows, prompts)
+        return forward(self.backbone, inputs, prompts=prompts, rows=prompt_index, cached=cached)
 
     def decode_states(
         self,
@@ -220,6 +241,11 @@ class Task(ABC):
     def head(self) -> nn.Module | None:
         """A module that is trained with the prompt; None for most tasks."""
         return None
+
+    @property
+    def reads_whole_rows(self) -> bool:
+        """Whether states of all positions are read, so that no part of a row is run separately."""
+        return False
 
     @property
     def parameters(self) -> int:

@@ -11,9 +11,11 @@ from softprompt.data.tokenizer import make_text_encoder
 from softprompt.errors import DataError, TemplateError
 from softprompt.tasks.base import Task
 from softprompt.tasks.classification import CausalVerbalizer, MaskedVerbalizer, Seq2SeqVerbalizer
+from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.config import Classify, Generate, TaskSettings
 from softprompt.tasks.generation import TextGenerator
-from softprompt.tasks.heads import ClassifierHead, HeadClassifier
+from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.pooling import resolve_pooling
 from softprompt.tasks.verbalizer import LabelWords, tokenize_verbalizer
 
 _UNLIMITED = 1 << 20
@@ -51,6 +53,10 @@ def build_task(
         labels: the classes of a trained head, or the choices of a generator.
         budget: the positions for a row; None for all positions that the backbone has.
         seed: the seed of a trained head.
+
+    Returns:
+        The task. With the pooling ``auto`` a head has the readout of transformers' own classifiers:
+        training chooses another one from the rows.
 
     Raises:
         TemplateError: template, task and backbone do not fit each other.
@@ -155,7 +161,7 @@ class _TaskBuilder:
             labels=labels,
             renderer=self.make_renderer(),
             target_column=settings.label_column,
-            pooling=settings.pooling,
+            pooling=resolve_pooling(settings.pooling, self.architecture),
         )
 
     def build_verbalizer(
@@ -244,7 +250,7 @@ def _check_compatibility(settings: TaskSettings, backbone: Backbone, template: T
             reason = (
                 f"{family} is not a masked language model"
                 if architecture != "encoder"
-                else "a trained head reads [CLS], not the mask"
+                else "a trained head does not read the mask"
             )
             msg = f"the template has a {{mask}}, but {reason}. Take {{mask}} out."
             raise TemplateError(msg)

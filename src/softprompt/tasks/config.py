@@ -1,12 +1,14 @@
 """The settings of tasks: ``[task]`` of a recipe, which an artifact records too."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from softprompt.tasks.heads import HeadKind, Pooling
+from softprompt.decoding import Decoding
+from softprompt.tasks.classifier_head import HeadKind
+from softprompt.tasks.pooling import PoolingChoice
 
 Settings = TypeVar("Settings")
 
@@ -31,8 +33,10 @@ class Classify:
         head: ``linear``; ``linear-no-bias`` (causal models); ``mlp-tanh``: dense, tanh, linear, as
             in BERT and RoBERTa; ``mlp-gelu`` (ELECTRA, DeBERTa); ``mlp-relu`` (DistilBERT);
             ``mlp-norm`` (ModernBERT), each as the family's classifiers in transformers have it.
-        pooling: the state of an encoder that a trained head reads. ``cls``: that of the real [CLS];
-            ``first``: that of the first position, which is a soft token in PEFT.
+        pooling: the readout of a trained head. ``cls``: the state of the real [CLS] of an encoder;
+            ``first``: that of its first position, which is a soft token in PEFT; ``last``: that of
+            the last token; ``mean`` and ``max``: over all tokens of the row, without soft tokens;
+            ``auto``: that with which a logistic probe on the frozen backbone does best.
 
     Examples:
         >>> task = Classify("{text} It was{soft:5}", verbalizer={"good": " great", "bad": " dull"})
@@ -47,7 +51,7 @@ class Classify:
     verbalizer: Mapping[str, str | Sequence[str]] | None = None
     labels: Sequence[str] | None = None
     head: HeadKind = "linear"
-    pooling: Pooling = "cls"
+    pooling: PoolingChoice = "auto"
 
     def list_words(self) -> dict[str, tuple[str, ...]]:
         """The verbalizer with a tuple of words for each label.
@@ -102,6 +106,35 @@ class Generate:
 
 TaskSettings = Classify | Generate
 TASKS: dict[str, type[Classify] | type[Generate]] = {t.kind: t for t in (Classify, Generate)}
+
+
+def describe_settings(settings: TaskSettings, *, template: str) -> dict[str, Any]:
+    """The settings of a task as an artifact records them.
+
+    Args:
+        settings: of the task.
+        template: of a row, the settings' own or the default one.
+    """
+    facts = {"kind": settings.kind, **asdict(settings), "template": template}
+    if isinstance(settings, Classify) and settings.verbalizer is not None:
+        del facts["pooling"]  # label words have no such readout
+    return facts
+
+
+def make_decoding(settings: Generate) -> Decoding:
+    """How a task's text is generated, without its choices.
+
+    Raises:
+        RecipeError: the settings are not possible.
+    """
+    return Decoding(
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        do_sample=settings.do_sample,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+    )
 
 
 def build_settings(settings: type[Settings], values: Mapping[str, Any]) -> Settings:

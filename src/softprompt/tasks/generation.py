@@ -17,12 +17,13 @@ from softprompt.data.inputs import Row
 from softprompt.data.rendering import RenderedRow, Renderer
 from softprompt.data.table import to_text
 from softprompt.data.tokenizer import TextEncoder
+from softprompt.decoding import Decoding
 from softprompt.errors import DataError, format_unknown
-from softprompt.injection.generation import Decoding, generate
+from softprompt.injection.generation import generate
 from softprompt.prompt import Prompt
 from softprompt.tasks.answers import Answers
 from softprompt.tasks.base import Example, Prediction, SummedLoss, Task, gather_positions, pad_rows
-from softprompt.tasks.config import Generate
+from softprompt.tasks.config import Generate, make_decoding
 
 # The most logits that are in memory at once: 64 MB of fp32.
 LOGITS = 1 << 24
@@ -81,22 +82,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # noqa: ANN401
         (gradients,) = ctx.saved_tensors
         return None, gradients * grad
-
-
-def make_decoding(settings: Generate) -> Decoding:
-    """How a task's text is generated, without its choices.
-
-    Raises:
-        RecipeError: the settings are not possible.
-    """
-    return Decoding(
-        max_new_tokens=settings.max_new_tokens,
-        num_beams=settings.num_beams,
-        do_sample=settings.do_sample,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-    )
 
 
 class TextGenerator(Task):

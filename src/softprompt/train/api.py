@@ -6,9 +6,7 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self, cast
-
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from typing import Any, cast
 
 from softprompt.artifact import Artifact
 from softprompt.backbone.model import Backbone
@@ -19,7 +17,7 @@ from softprompt.inference.model import PromptModel, attach
 from softprompt.injection.verify import load_backbone
 from softprompt.methods import METHODS, MethodSettings, PromptTuning
 from softprompt.methods.initializers import Initializer
-from softprompt.recipe import Recipe, TrainConfig, explain_validation_error, make_recipe
+from softprompt.recipe import Recipe, make_recipe
 from softprompt.tasks import TaskSettings
 from softprompt.train.accelerator import (
     check_sharding,
@@ -27,10 +25,13 @@ from softprompt.train.accelerator import (
     track_event,
     use_gradient_checkpointing,
 )
+from softprompt.train.config import TrainingConfig
 from softprompt.train.datasets import SplitsLike, make_split_tables
 from softprompt.train.display import ProgressOption, log_event, make_callbacks
 from softprompt.train.events import Callback, Evaluation, Event, PhaseStarted
 from softprompt.train.folds import run_folds
+from softprompt.train.plain_head import keep_better
+from softprompt.train.rate_search import settle_learning_rate
 from softprompt.train.recipe_backbone import choose_device
 from softprompt.train.results import (
     check_run_savable,
@@ -44,10 +45,11 @@ from softprompt.train.results import (
     to_dict,
 )
 from softprompt.train.run_dir import RunDir
-from softprompt.train.setup import RunSetup, make_trainer, setup_run
+from softprompt.train.setup import RunSetup, make_trainer, settle_readout, setup_run
 from softprompt.train.stages import notify
 from softprompt.train.summary import prepare_caches
 from softprompt.train.trainer import Trainer
+from softprompt.train.verdict import judge_run
 
 __all__ = [
     "TrainingConfig",
@@ -150,6 +152,8 @@ def run_recipe(
         if resume and is_main:
             stack.enter_context(run.lock())
         parts = prepared or setup_run(recipe, callbacks=all_callbacks)
+        checkpoint = run.load_checkpoint() if resume and parts.has_open_readout else None
+        parts = settle_readout(parts, callbacks=all_callbacks, checkpoint=checkpoint)
         stack.enter_context(
             use_gradient_checkpointing(parts.backbone, wanted=recipe.train.gradient_checkpointing)
         )
@@ -173,11 +177,13 @@ def _train(
     callbacks: Sequence[Callback],
     resume: bool,
 ) -> tuple[RunSetup, Trainer]:
-    """Cross-validate if there are folds, and train to the end; return the parts and the trainer."""
+    """Choose the rate, cross-validate, and train to the end; return the parts and the trainer."""
     recipe, accelerator = prepared.recipe, trainer.accelerator
-    if prepared.folds:
-        prepared = run_folds(prepared, accelerator, callbacks=callbacks, folder=run)
-        trainer = make_trainer(prepared, accelerator)
+    settled = settle_learning_rate(prepared, accelerator, callbacks=callbacks, folder=run)
+    if settled.folds:
+        settled = run_folds(settled, accelerator, callbacks=callbacks, folder=run)
+    if settled is not prepared:
+        prepared, trainer = settled, make_trainer(settled, accelerator)
     num_events = restore_run(trainer, run, prepared=prepared) if resume else 0
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and resume:
@@ -201,6 +207,9 @@ def _finish(
     )
     model = attach(make_run_artifact(prepared, best, start=trainer.start), prepared.backbone)
     metrics = collect_results(model, trainer, best=best, prepared=prepared, callbacks=callbacks)
+    if prepared.recipe.train.keep_plain_head:
+        notify(callbacks, PhaseStarted("judging", "the prompt by a plain head", step=trainer.step))
+        model, metrics = judge_run(model, best, prepared=prepared, metrics=metrics)
     if trainer.accelerator.is_main_process:
         run.save_artifact(model.artifact)
         draw_picture(run, prepared.recipe)
@@ -253,49 +262,6 @@ class _Recorder:
         if self.is_main:
             self.folder.save_checkpoint(state)
         self.saved_at = self.trainer.step
-
-
-class TrainingConfig(TrainConfig):
-    """The settings of training: the keys of a recipe's ``[train]``, and its seed.
-
-    Frozen and strict. A setting that is None is chosen by method and backbone.
-
-    Args:
-        seed: of all random numbers.
-
-    Raises:
-        RecipeError: a setting is unknown or wrong; all faults at once.
-
-    Examples:
-        >>> config = TrainingConfig(epochs=4, learning_rate=0.01)
-        >>> config.epochs, config.seed
-        (4, 42)
-        >>> TrainingConfig(epoch=4)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        softprompt.errors.RecipeError: 1 fault in TrainingConfig:
-          - epoch: unknown key 'epoch'. Options: ... Did you mean 'epochs'?
-    """
-
-    seed: int = Field(42, ge=0, lt=2**31, description="decides everything random")
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _explain(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Raise a RecipeError for faults."""
-        try:
-            return handler(data)
-        except ValidationError as error:
-            raise RecipeError(
-                explain_validation_error(error, owner=cls), where=cls.__name__
-            ) from None
-
-    def as_table(self) -> dict[str, Any]:
-        """The settings that were given, as a recipe's ``[train]``.
-
-        Returns:
-            The settings by their keys, without the seed.
-        """
-        return self.model_dump(exclude_unset=True, exclude={"seed"})
 
 
 def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
@@ -437,7 +403,9 @@ def run_prepared(prepared: RunSetup, *, callbacks: Sequence[Callback]) -> Prompt
     cpu = backbone.device.type == "cpu"
     accelerator = make_accelerator(recipe.train, cpu=cpu, folder=None)
     all_callbacks = (log_event, *callbacks) if accelerator.is_main_process else (*callbacks,)
+    prepared = settle_readout(prepared, callbacks=all_callbacks)
     with use_gradient_checkpointing(backbone, wanted=recipe.train.gradient_checkpointing):
+        prepared = settle_learning_rate(prepared, accelerator, callbacks=all_callbacks)
         if prepared.folds:
             prepared = run_folds(prepared, accelerator, callbacks=all_callbacks)
         trainer = make_trainer(prepared, accelerator)
@@ -447,7 +415,11 @@ def run_prepared(prepared: RunSetup, *, callbacks: Sequence[Callback]) -> Prompt
     best = evaluate_all_validation_rows(
         trainer.get_best(), trainer, prepared=prepared, callbacks=all_callbacks
     )
-    return attach(make_run_artifact(prepared, best, start=trainer.start), backbone)
+    model = attach(make_run_artifact(prepared, best, start=trainer.start), backbone)
+    if not recipe.train.keep_plain_head:
+        return model
+    notify(all_callbacks, PhaseStarted("judging", "the prompt by a plain head", step=trainer.step))
+    return keep_better(model, best, prepared=prepared)
 
 
 def _check_arguments(task: object, init: object, *, config: TrainingConfig | None) -> None:

@@ -11,7 +11,7 @@ from softprompt.train.api import make_trainer
 from softprompt.train.recipe_backbone import load_recipe_backbone
 from softprompt.train.results import make_run_artifact, restore_run
 from softprompt.train.run_dir import RunDir
-from softprompt.train.setup import setup_run
+from softprompt.train.setup import settle_readout, setup_run
 
 
 def load_best_prompt(
@@ -46,6 +46,8 @@ def load_best_prompt(
         moved = {"name": str(backbone), "revision": None}
         backbone = load_recipe_backbone(recipe.backbone.model_copy(update=moved))
     prepared = setup_run(recipe, backbone=backbone)
+    if prepared.has_open_readout and (checkpoint := run.load_checkpoint()) is not None:
+        prepared = settle_readout(prepared, checkpoint=checkpoint)
     cpu = prepared.backbone.device.type == "cpu"
     trainer = make_trainer(prepared, make_accelerator(recipe.train, cpu=cpu, folder=None))
     if not restore_run(trainer, run, prepared=prepared):

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from math import ceil
+from typing import Any, Self
+
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from softprompt.errors import RecipeError
 from softprompt.methods.defaults import Defaults, Schedule
-from softprompt.recipe import Recipe
+from softprompt.recipe import Recipe, TrainConfig, explain_validation_error
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class ResolvedTraining:
         best_metric: the validation metric that selects the best prompt; ``loss`` is minimized.
         keep_dropout: whether the backbone's own dropout is active in training.
         gradient_checkpointing: whether the backbone recomputes each layer in the backward pass.
+        token_dropout: the share of a prefix's soft tokens that a row does not attend to in a step.
         end: the fraction of all steps to end after, as a cross-validation chose it. The schedule of
             the learning rates is that of all steps.
     """
@@ -64,6 +68,7 @@ class ResolvedTraining:
     best_metric: str = "loss"
     keep_dropout: bool = False
     gradient_checkpointing: bool = False
+    token_dropout: float = 0.0
     end: float = 1.0
 
     @property
@@ -72,8 +77,24 @@ class ResolvedTraining:
         return self.keep_dropout or self.gradient_checkpointing
 
 
-def resolve_training(recipe: Recipe, defaults: Defaults) -> ResolvedTraining:
-    """The recipe's settings, completed by the method's defaults."""
+# ``epochs = "auto"``: a run ends after so many epochs or steps, whichever are more, ...
+_AUTO_EPOCHS, _AUTO_STEPS = 20, 600
+# ... or after so many validations without a better one, in which the rate falls three times.
+_AUTO_PATIENCE = 6
+# It validates after each epoch, but not after fewer or more steps than these.
+_AUTO_INTERVAL = (10, 100)
+# Each fold of a cross-validation trains for so many steps, and its mean chooses among them.
+_AUTO_FOLD_STEPS = 200
+
+
+def resolve_training(recipe: Recipe, defaults: Defaults, *, rows: int) -> ResolvedTraining:
+    """The recipe's settings, completed by the method's defaults.
+
+    Args:
+        recipe: of the run.
+        defaults: of the method.
+        rows: the number of training rows, by which ``epochs = "auto"`` sets the longest run.
+    """
     settings: dict[str, Any] = {
         "optimizer": defaults.optimizer,
         "learning_rate": defaults.learning_rate,
@@ -81,10 +102,12 @@ def resolve_training(recipe: Recipe, defaults: Defaults) -> ResolvedTraining:
         "lr_scheduler": defaults.lr_scheduler,
         "warmup_ratio": defaults.warmup_ratio,
     }
+    if recipe.train.epochs == "auto":
+        settings |= choose_length(recipe, rows)
     settings |= {
         name: value
         for name, value in recipe.train
-        if value is not None and name in ResolvedTraining.__dataclass_fields__
+        if value not in (None, "auto") and name in ResolvedTraining.__dataclass_fields__
     }
     settings |= {
         "seed": recipe.seed,
@@ -92,6 +115,30 @@ def resolve_training(recipe: Recipe, defaults: Defaults) -> ResolvedTraining:
         "keep_dropout": recipe.backbone.keep_dropout,
     }
     return ResolvedTraining(**settings)
+
+
+def choose_length(recipe: Recipe, rows: int) -> dict[str, Any]:
+    """The settings of ``epochs = "auto"``; each that the recipe names takes precedence.
+
+    Args:
+        recipe: of the run.
+        rows: the number of training rows.
+    """
+    steps = max(1, ceil(rows / recipe.train.batch_size))  # of an epoch
+    interval = min(max(steps, _AUTO_INTERVAL[0]), _AUTO_INTERVAL[1])
+    if recipe.data.folds is not None:
+        epochs = ceil(_AUTO_FOLD_STEPS / steps)
+        return {
+            "epochs": epochs,
+            "max_steps": _AUTO_FOLD_STEPS,
+            "eval_every_steps": _AUTO_INTERVAL[0],
+        }
+    return {
+        "epochs": max(_AUTO_EPOCHS, ceil(_AUTO_STEPS / steps)),
+        "eval_every_steps": interval,
+        "early_stopping_patience": _AUTO_PATIENCE,
+        "lr_scheduler": "plateau",
+    }
 
 
 def check_validation_settings(training: ResolvedTraining, *, has_validation: bool) -> None:
@@ -105,6 +152,13 @@ def check_validation_settings(training: ResolvedTraining, *, has_validation: boo
         RecipeError: they are given without validation rows.
     """
     names = [n for n in ("max_eval_rows", "eval_train_rows") if vars(training)[n] is not None]
+    if training.lr_scheduler == "plateau" and not has_validation:
+        fault = (
+            'train.lr_scheduler: "plateau", which epochs = "auto" sets, follows the validation '
+            "loss, but there are no validation rows. Give some (data.validation or "
+            "data.split_sizes in a recipe), or name another schedule and the number of epochs."
+        )
+        raise RecipeError([fault])
     if names and not has_validation:
         faults = [
             f"train.{name}: there are no validation rows, so nothing is evaluated during training. "
@@ -113,3 +167,46 @@ def check_validation_settings(training: ResolvedTraining, *, has_validation: boo
             for name in names
         ]
         raise RecipeError(faults)
+
+
+class TrainingConfig(TrainConfig):
+    """The settings of training: the keys of a recipe's ``[train]``, and its seed.
+
+    Frozen and strict. A setting that is None is chosen by method and backbone.
+
+    Args:
+        seed: of all random numbers.
+
+    Raises:
+        RecipeError: a setting is unknown or wrong; all faults at once.
+
+    Examples:
+        >>> config = TrainingConfig(epochs=4, learning_rate=0.01)
+        >>> config.epochs, config.seed
+        (4, 42)
+        >>> TrainingConfig(epoch=4)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        softprompt.errors.RecipeError: 1 fault in TrainingConfig:
+          - epoch: unknown key 'epoch'. Options: ... Did you mean 'epochs'?
+    """
+
+    seed: int = Field(42, ge=0, lt=2**31, description="decides everything random")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Raise a RecipeError for faults."""
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise RecipeError(
+                explain_validation_error(error, owner=cls), where=cls.__name__
+            ) from None
+
+    def as_table(self) -> dict[str, Any]:
+        """The settings that were given, as a recipe's ``[train]``.
+
+        Returns:
+            The settings by their keys, without the seed.
+        """
+        return self.model_dump(exclude_unset=True, exclude={"seed"})

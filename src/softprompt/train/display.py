@@ -28,6 +28,7 @@ from softprompt.train.events import (
     PhaseStarted,
     PrecomputePlanned,
     PrecomputeProgress,
+    SearchProgress,
     Started,
     Step,
     TrainingWarning,
@@ -119,8 +120,8 @@ def log_event(event: Event) -> None:
             _log_all("not recomputed: %s", event.savings)
         case PrecomputeProgress():
             _log.debug("cached %d of %d tokens", event.done, event.total)
-        case FoldProgress():
-            _log.debug("fold %d: step %d of %d", event.fold, event.done, event.total)
+        case SearchProgress() | FoldProgress():
+            _log.debug("%s: step %d of %d", _name_trial(event), event.done, event.total)
         case Step():
             _log.debug("step %d: loss %.4f", event.step, event.loss)
         case Evaluation():
@@ -133,6 +134,10 @@ def log_event(event: Event) -> None:
             _log.info("finished after step %d: %s", event.step, event.reason)
         case _:
             assert_never(event)
+
+
+def _name_trial(event: SearchProgress | FoldProgress) -> str:
+    return f"fold {event.fold}" if isinstance(event, FoldProgress) else "the learning rate"
 
 
 def _log_all(message: str, lines: Sequence[str]) -> None:
@@ -206,8 +211,8 @@ class ProgressDisplay:
         match event:
             case PhaseStarted():
                 self._show_phase(event)
-            case FoldProgress():
-                self._show_fold(event)
+            case SearchProgress() | FoldProgress():
+                self._show_trial(event)
             case Started():
                 self._show_start(event)
             case PrecomputePlanned() | PrecomputeProgress():
@@ -247,10 +252,11 @@ class ProgressDisplay:
             self._print(f"{_PHASES.get(event.phase, event.phase)} {event.what} …")
         self._update(event.phase, state=event.what)
 
-    def _show_fold(self, event: FoldProgress) -> None:
-        if not event.done:
+    def _show_trial(self, event: SearchProgress | FoldProgress) -> None:
+        if isinstance(event, FoldProgress) and not event.done:
             self._print(f"training without fold {event.fold} of {event.folds} …")
-        self.stopped = f"stopped at step {event.done} of {event.total} of fold {event.fold}"
+        place = f"step {event.done} of {event.total}"
+        self.stopped = f"stopped at {place} of {_name_trial(event)}"
 
     def _show_start(self, event: Started) -> None:
         self._started = event

@@ -6,7 +6,9 @@ from typing import Literal, TypeAlias
 
 from softprompt.inference.loops import EvaluationReport
 
-Phase: TypeAlias = Literal["reading", "loading", "tokenizing", "validating", "testing"]
+Phase: TypeAlias = Literal[
+    "reading", "loading", "tokenizing", "probing", "searching", "validating", "testing", "judging"
+]
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,10 @@ class PhaseStarted:
     """Work begins that may take a while; a run's folder does not record it.
 
     Args:
-        phase: the work. Reading, loading and tokenizing come before `Started`; testing comes after
-            `Finished`, as does the validation of the best prompt on all rows.
-        what: the files or the backbone, or the number of rows.
+        phase: the work. Reading, loading, tokenizing, probing, which chooses the readout of a
+            trained head, and searching, which chooses the learning rate, come before `Started`;
+            testing comes after `Finished`, as does the validation of the best prompt on all rows.
+        what: the files or the backbone, the readout, or the number of rows.
         rows: the number of rows; 0 where they are not known yet.
         step: the number of steps that are already done.
 
@@ -66,6 +69,28 @@ class PhaseStarted:
     phase: Phase
     what: str
     rows: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class SearchProgress:
+    """A step of a search for the learning rate, before the run itself starts.
+
+    Args:
+        multiplier: of the usual rate.
+        done: the number of steps of the search that are done.
+        total: the number of all its steps, at most.
+        step: of the run itself, 0.
+
+    Examples:
+        >>> progress = SearchProgress(multiplier=3.0, done=12, total=60)
+        >>> f"{progress.done} of {progress.total} steps"
+        '12 of 60 steps'
+    """
+
+    multiplier: float
+    done: int
+    total: int
     step: int = 0
 
 
@@ -230,6 +255,7 @@ class Finished:
 
 Event = (
     PhaseStarted
+    | SearchProgress
     | FoldProgress
     | Started
     | PrecomputePlanned

@@ -17,12 +17,14 @@ from softprompt.inference import predict_without_prompt
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromRandom
 from softprompt.recipe import Recipe
-from softprompt.tasks import Task
+from softprompt.tasks import Classify, Task
+from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.accelerator import make_accelerator, use_gradient_checkpointing
 from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.events import Callback
 from softprompt.train.plots import draw_run
+from softprompt.train.readout import choose_task_readout
 from softprompt.train.recipe_backbone import choose_device
 from softprompt.train.results import get_loss_unit
 from softprompt.train.run_dir import RunDir
@@ -92,13 +94,27 @@ def setup_finetune(
         raise DataError(msg)
     return FinetuneSetup(
         kind=kind,
-        task=require(parts.task),
+        task=_settle_readout(require(parts.task), parts),
         weights=trainable.weights,
         parameters=trainable.parameters,
-        training=resolve_training(recipe, choose_finetune_defaults(kind, backbone.geometry)),
+        training=resolve_training(
+            recipe,
+            choose_finetune_defaults(kind, backbone.geometry),
+            rows=len(parts.rows["train"].examples),
+        ),
         rows=parts.rows["train"],
         validation=parts.rows["validation"],
     )
+
+
+def _settle_readout(task: Task, parts: Parts) -> Task:
+    """The task with the readout of its head, which is chosen if the recipe does not name it."""
+    settings = parts.recipe.task_settings
+    is_open = isinstance(settings, Classify) and settings.pooling == "auto"
+    if not is_open or not isinstance(task, HeadClassifier):
+        return task
+    choice = choose_task_readout(task, parts.rows, template=require(parts.template).text)
+    return task.with_pooling(choice.pooling)
 
 
 class _Trainable:

@@ -4,22 +4,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, cast
 
 from accelerate import Accelerator
 
-from softprompt.errors import ArtifactError
 from softprompt.inference.loops import compute_intervals
 from softprompt.train.datasets import select_rendered
+from softprompt.train.demonstrations import build_from_demonstrations
 from softprompt.train.events import Callback, Evaluation, FoldProgress
-from softprompt.train.recipe_changes import diff_recipes
+from softprompt.train.kept import explain_unreadable, read_kept, write_kept
 from softprompt.train.run_dir import RunDir
-from softprompt.train.setup import RunSetup, make_trainer
+from softprompt.train.setup import RunSetup, make_trainer, settle_readout
 from softprompt.train.stages import notify
 from softprompt.train.trainer import compute_selection_score
 
-# The keys that the scores of a fold do not depend on.
-_WITHOUT_EFFECT = frozenset({"train.trackers", "cache.memory_gb", "cache.disk_gb"})
 _UNTRAINED = (
     "nothing was learned: the best mean of all folds is that of the start, before the first step. "
     "The prompt of this run is the untrained one, and so is its head if it has one. Try another "
@@ -148,14 +146,7 @@ def train_folds(
 def _run_fold(
     prepared: RunSetup, accelerator: Accelerator, *, number: int, callbacks: Sequence[Callback]
 ) -> FoldScores:
-    rows = prepared.rows["train"]
-    held_out = prepared.folds[number - 1]
-    others = [index for fold in prepared.folds if fold is not held_out for index in fold]
-    parts = {
-        "train": select_rendered(rows, sorted(others)),
-        "validation": select_rendered(rows, held_out),
-    }
-    trainer = make_trainer(replace(prepared, rows=parts), accelerator)
+    trainer = make_trainer(make_fold(prepared, number), accelerator)
     progress, metrics = list[float](), list[Mapping[str, float]]()
     for event in trainer.run():
         if isinstance(event, Evaluation):
@@ -163,7 +154,46 @@ def _run_fold(
             metrics.append(dict(event.metrics))
         done = FoldProgress(number, len(prepared.folds), event.step, trainer.total)
         notify(callbacks, done)
-    return FoldScores(len(held_out), tuple(progress), tuple(metrics))
+    return FoldScores(len(prepared.folds[number - 1]), tuple(progress), tuple(metrics))
+
+
+def make_fold(prepared: RunSetup, number: int) -> RunSetup:
+    """The parts of a run on all folds but one, which validates.
+
+    Args:
+        prepared: the parts of the run; the fold trains the same method and head.
+        number: of the fold that validates, counted from 1.
+
+    Returns:
+        The parts. Readout and demonstrations are chosen without the rows that validate.
+    """
+    rows = prepared.rows["train"]
+    held_out = prepared.folds[number - 1]
+    others = [index for fold in prepared.folds if fold is not held_out for index in fold]
+    parts = {
+        "train": select_rendered(rows, sorted(others)),
+        "validation": select_rendered(rows, held_out),
+    }
+    fold, readout = replace(prepared, rows=parts), prepared.readout
+    if readout is not None and readout.is_chosen:
+        choose = replace(fold, rows={"train": parts["train"]}, readout=None)
+        fold = replace(fold, task=settle_readout(choose).task)
+    return _start_fold(fold)
+
+
+def _start_fold(fold: RunSetup) -> RunSetup:
+    """The parts of a fold, which does not start from the rows that it validates by."""
+    if fold.demonstrations is None:
+        return fold
+    demonstrations = fold.demonstrations.drop_held_out(fold.rows["validation"].examples)
+    method = build_from_demonstrations(
+        fold.backbone,
+        fold.recipe.method_settings,
+        demonstrations=demonstrations,
+        seed=fold.recipe.seed,
+    )
+    rows = {**fold.rows, "train": demonstrations.mark(fold.rows["train"])}
+    return replace(fold, method=method, demonstrations=demonstrations, rows=rows)
 
 
 def _average(folds: Sequence[FoldScores], index: int) -> dict[str, float]:
@@ -196,18 +226,14 @@ def run_folds(
     Raises:
         ArtifactError: the folder has folds of another recipe, backbone or other rows.
     """
-    basis = {
-        "recipe": prepared.recipe.as_data(),
-        "hashes": dict(prepared.hashes),
-        "fingerprint": prepared.backbone.fingerprint,
-    }
-    finished = [] if folder is None else _read_finished(folder, basis)
+    finished = [] if folder is None else _read_finished(folder, prepared)
     scores: list[FoldScores] = []
     for fold in train_folds(prepared, accelerator, callbacks=callbacks, finished=finished):
         scores.append(fold)
         is_new = len(scores) > len(finished)
         if folder is not None and is_new and accelerator.is_main_process:
-            folder.write_folds(basis | {"folds": [each.as_data() for each in scores]})
+            value = [each.as_data() for each in scores]
+            write_kept(folder, "folds", prepared=prepared, value=value)
     result = CrossValidation.from_folds(scores, prepared.training.best_metric)
     warnings = prepared.warnings if result.progress else (*prepared.warnings, _UNTRAINED)
     notes = (*prepared.notes, str(result))
@@ -220,27 +246,9 @@ def run_folds(
     )
 
 
-def _read_finished(folder: RunDir, basis: Mapping[str, Any]) -> list[FoldScores]:
-    state = folder.read_folds()
-    if state is None:
-        return []
+def _read_finished(folder: RunDir, prepared: RunSetup) -> list[FoldScores]:
+    state = cast("list[dict[str, Any]]", read_kept(folder, "folds", prepared=prepared) or [])
     try:
-        changes = [*diff_recipes(state["recipe"], basis["recipe"])]
-        changed = [str(change) for change in changes if change.key not in _WITHOUT_EFFECT]
-        changed += [key for key in ("hashes", "fingerprint") if state[key] != basis[key]]
-        finished = [FoldScores.from_data(fold) for fold in state["folds"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        msg = (
-            f"folds.json in {folder.path} cannot be read ({type(error).__name__}: {error}). Remove "
-            "it and resume the run, which trains the folds again."
-        )
-        raise ArtifactError(msg) from error
-    if changed:
-        names = {"hashes": "the rows", "fingerprint": "the backbone"}
-        msg = (
-            f"the folds in {folder.path} were trained with something else: "
-            f"{'; '.join(names.get(change, change) for change in changed)}. Restore that, or train "
-            "again."
-        )
-        raise ArtifactError(msg)
-    return finished
+        return [FoldScores.from_data(fold) for fold in state]
+    except (KeyError, TypeError) as error:
+        raise explain_unreadable(folder, "folds", error=error) from error

@@ -3,14 +3,17 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import ceil
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from softprompt.errors import TrainingError
+from softprompt.prompt import KVPrefix, Prompt
 from softprompt.tasks import Example, Task
 from softprompt.train.config import ResolvedTraining
 
@@ -25,6 +28,7 @@ def accumulate_gradients(
     batch: Sequence[Example],
     parts: int,
     accelerator: Accelerator,
+    visible: Bool[Tensor, "B P"] | None = None,
 ) -> tuple[float, int]:
     """Compute the gradient of the batch's mean loss per scored token.
 
@@ -40,25 +44,69 @@ def accumulate_gradients(
         batch: of all processes; each runs its share.
         parts: the number of parts that a process runs its share in.
         accelerator: of the run.
+        visible: the soft tokens of a prefix that each row attends to; None for all.
 
     Returns:
         The mean loss, and the number of scored tokens.
     """
     count = sum(_count_scored_tokens(example) for example in batch)
     total = torch.zeros((), device=accelerator.device)
-    for part in _split_batch(batch, parts, accelerator=accelerator):
+    for part in _split_batch(range(len(batch)), parts, accelerator=accelerator):
         if not part and not task.backbone.sharded:
             continue
+        examples = [batch[index] for index in part or [0]]
         # Without autocast: the prompt is small, and its parameters are trained.
-        prompt = method()
+        prompts, rows = _hide_columns(method(), visible, part or [0])
         with accelerator.autocast():
-            loss = task.compute_loss(part or batch[:1], [prompt])
+            loss = task.compute_loss(examples, prompts, rows=rows)
         weight = 1 if part else 0
         accelerator.backward(weight * loss.total / count)
         total += weight * loss.total.detach().to(total)
     if accelerator.num_processes > 1:
         total = _sum_over_processes(total, list_trainable_parameters(task, method), accelerator)
     return float(total) / count, count
+
+
+def draw_visible_columns(
+    batch: Sequence[Example], length: int, *, dropout: float, seed: int, step: int
+) -> Bool[Tensor, "B P"] | None:
+    """Choose the soft tokens of a prefix that each row of a step attends to.
+
+    A row does not attend to those that were made of it (leave-one-out), nor to a random share of
+    the others (token dropout). The draw depends on seed and step alone, so that a resumed run, and
+    a run in more parts or processes, has the same numbers.
+
+    Source: Lu et al. 2025, "Context Tuning", section 3.
+
+    Args:
+        batch: the rows of the step.
+        length: P, the number of soft tokens.
+        dropout: the share of soft tokens that a row does not attend to.
+        seed: of the run.
+        step: its number.
+
+    Returns:
+        None if every row attends to everything.
+    """
+    if not dropout and all(example.own_columns is None for example in batch):
+        return None
+    # No process has this number, so nothing else is drawn from this seed.
+    generator = torch.Generator().manual_seed(_derive_seed(seed, step, _MAX_PROCESSES - 1))
+    visible = torch.rand(len(batch), length, generator=generator) >= dropout
+    for row, example in zip(visible, batch, strict=True):
+        if example.own_columns is not None:
+            row[slice(*example.own_columns)] = False
+    return visible
+
+
+def _hide_columns(
+    prompt: Prompt | None, visible: Bool[Tensor, "B P"] | None, part: Sequence[int]
+) -> tuple[list[Prompt | None], Int[Tensor, " b"] | None]:
+    """The prompts of some rows, and the index of each row's: one for each row if they differ."""
+    if visible is None or not isinstance(prompt, KVPrefix):
+        return [prompt], None
+    chosen = visible[list(part)].to(prompt.keys.device)
+    return [replace(prompt, visible=row) for row in chosen], torch.arange(len(part))
 
 
 def list_trainable_parameters(task: Task, method: nn.Module) -> list[nn.Parameter]:
@@ -101,8 +149,12 @@ def use_step_rng(seed: int, *, step: int, process: int, device: torch.device) ->
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed((seed * 1_000_003 + step) * _MAX_PROCESSES + process)
+        torch.manual_seed(_derive_seed(seed, step, process))
         yield
+
+
+def _derive_seed(seed: int, step: int, process: int) -> int:
+    return (seed * 1_000_003 + step) * _MAX_PROCESSES + process
 
 
 def _sum_over_processes(
@@ -125,9 +177,9 @@ def _count_scored_tokens(example: Example) -> int:
 
 
 def _split_batch(
-    batch: Sequence[Example], count: int, *, accelerator: Accelerator
-) -> Iterator[Sequence[Example]]:
-    """A process's share of the rows, in as many parts as the largest share; some may be empty."""
+    batch: Sequence[int], count: int, *, accelerator: Accelerator
+) -> Iterator[Sequence[int]]:
+    """A process's share of indices, in as many parts as the largest share; some may be empty."""
     processes = accelerator.num_processes
     share = batch[accelerator.process_index :: processes]
     largest = ceil(len(batch) / processes)

@@ -8,7 +8,7 @@ from typing import Any, assert_never
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from softprompt.errors import RecipeError, format_unknown, summarize_error
 from softprompt.train.config import ResolvedTraining
@@ -86,13 +86,23 @@ def list_optimizers() -> list[str]:
     return sorted({*classes, "adafactor"} - {"optimizer", "lbfgs", "sparseadam"})
 
 
+# On a plateau of the validation loss: so many validations without a better one, and the factor.
+_PLATEAU_PATIENCE, _PLATEAU_FACTOR = 2, 1 / 3
+
+
 def build_lr_scheduler(
     optimizer: torch.optim.Optimizer, *, training: ResolvedTraining, steps: int
 ) -> LRScheduler:
     """Build the learning rate schedule of all steps, with its warm-up.
 
-    The schedules are those of `transformers.optimization`, whose import takes a second.
+    The schedules are those of `transformers.optimization`, whose import takes a second. That of a
+    plateau goes on at each validation, not at each step, and has no warm-up.
     """
+    if training.lr_scheduler == "plateau":
+        patience = _PLATEAU_PATIENCE - 1  # torch counts the validations before the one that acts
+        return ReduceLROnPlateau(
+            optimizer, mode="max", factor=_PLATEAU_FACTOR, patience=patience, threshold=0, eps=0
+        )
     warmup = round(training.warmup_ratio * steps)
 
     def compute_factor(step: int) -> float:
@@ -100,7 +110,7 @@ def build_lr_scheduler(
             return step / warmup
         rest = max(1, steps - warmup)
         match training.lr_scheduler:
-            case "constant":
+            case "constant" | "plateau":
                 return 1.0
             case "linear":
                 return max(0.0, (steps - step) / rest)
@@ -122,6 +132,12 @@ def refresh_learning_rates(optimizer: AcceleratedOptimizer, scheduler: LRSchedul
         scheduler._last_lr = rates  # noqa: SLF001  # what `get_last_lr` returns
 
 
+def observe_validation(scheduler: LRScheduler, score: float) -> None:
+    """Tell the schedule of a plateau the score of a validation; higher is better."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(score)
+
+
 def update_parameters(optimizer: AcceleratedOptimizer, scheduler: LRScheduler) -> float:
     """Make an optimizer step, and one of the schedule unless fp16's scaler skipped the step.
 
@@ -130,7 +146,7 @@ def update_parameters(optimizer: AcceleratedOptimizer, scheduler: LRScheduler) -
     """
     rate = float(scheduler.get_last_lr()[0])
     optimizer.step()
-    if not optimizer.step_was_skipped:
+    if not optimizer.step_was_skipped and not isinstance(scheduler, ReduceLROnPlateau):
         scheduler.step()
     optimizer.zero_grad()
     return rate

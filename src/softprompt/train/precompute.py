@@ -147,7 +147,8 @@ def _find_unaffected(prepared: RunSetup, prompt: Prompt) -> Literal["text", "not
     if has_noise or backbone.geometry.limits.padding is not None:
         return "nothing"
     soft_first = parse_template(prepared.template).starts_with_soft
-    if isinstance(prompt, InputPrompt) and can_split(backbone) and not soft_first:
+    is_split = can_split(backbone) and not prepared.task.reads_whole_rows
+    if isinstance(prompt, InputPrompt) and is_split and not soft_first:
         return "text"
     first, num_layers = find_first_affected_layer(prompt), backbone.geometry.num_layers
     return min(first, num_layers) if first and num_layers else "nothing"

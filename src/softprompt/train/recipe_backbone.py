@@ -4,8 +4,8 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from softprompt._paths import is_present
+from softprompt.backbone.builtin import PREFIX
 from softprompt.backbone.devices import select_device
-from softprompt.backbone.loading import PREFIX
 from softprompt.backbone.model import Backbone
 from softprompt.backbone.sharding import get_world_size
 from softprompt.injection.verify import load_backbone

@@ -15,7 +15,10 @@ from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import Prompt
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, TaskSettings
+from softprompt.tasks.config import describe_settings
+from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.datasets import RenderedRows
+from softprompt.train.demonstrations import describe_demonstrations
 from softprompt.train.events import Callback, PhaseStarted
 from softprompt.train.plots import draw_run
 from softprompt.train.recipe_changes import CHANGEABLE, diff_recipes, explain_changes
@@ -42,30 +45,47 @@ def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -
             "those with the backbone (backbone.model.save_pretrained), or train a prompt."
         )
         raise TrainingError(msg)
-    settings, recipe = prepared.recipe.task_settings, prepared.recipe
+    recipe = prepared.recipe
     distance = measure_distance_from_init(start, best.prompt)
     return make_artifact(
         best.prompt,
         best.head,
         template=prepared.template,
         max_length=recipe.data.max_length,
-        task={"kind": settings.kind, **asdict(settings), "template": prepared.template},
+        task=_describe_task(prepared),
         labels=list(prepared.task.labels),
         backbone=describe_backbone(prepared.backbone),
         data={
             name: {"rows": len(prepared.rows[name].truth), "sha256": digest}
             for name, digest in prepared.hashes.items()
         },
-        recipe=recipe.as_data(),
+        recipe=_describe_recipe(prepared),
         metrics=_drop_infinite(
             {
                 "validation": dict(best.metrics),
                 **_describe_cross_validation(prepared),
+                **describe_demonstrations(prepared.demonstrations),
                 "step": best.step,
                 "moved": {"overall": distance.overall, "each": [*distance.each]},
             }
         ),
     )
+
+
+def _describe_task(prepared: RunSetup) -> dict[str, object]:
+    """The settings of the task, with the readout that its head has."""
+    facts = describe_settings(prepared.recipe.task_settings, template=prepared.template)
+    if isinstance(prepared.task, HeadClassifier):
+        facts["pooling"] = prepared.task.pooling
+    return facts
+
+
+def _describe_recipe(prepared: RunSetup) -> dict[str, Any]:
+    """The recipe of the run, with the readout that was chosen."""
+    data = prepared.recipe.as_data()
+    if isinstance(prepared.task, HeadClassifier):
+        data["task"]["pooling"] = prepared.task.pooling
+    return data
 
 
 def _drop_infinite(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +104,16 @@ def _drop_infinite(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _describe_cross_validation(prepared: RunSetup) -> dict[str, Any]:
     scores = prepared.cross_validation
     return {} if scores is None else {"cross_validation": dict(scores)}
+
+
+def _describe_readout(prepared: RunSetup) -> dict[str, Any]:
+    readout = prepared.readout
+    return {} if readout is None else {"readout": readout.as_data()}
+
+
+def _describe_rate_search(prepared: RunSetup) -> dict[str, Any]:
+    search = prepared.rate_search
+    return {} if search is None else {"learning_rate_search": dict(search)}
 
 
 def check_run_savable(trainer: Trainer, prepared: RunSetup) -> None:
@@ -150,6 +180,9 @@ def collect_results(
         warnings.append(describe_untrained(best, prepared.training.best_metric))
     return metrics | {
         **_describe_cross_validation(prepared),
+        **_describe_readout(prepared),
+        **_describe_rate_search(prepared),
+        **describe_demonstrations(prepared.demonstrations),
         "rows": {name: len(rows.truth) for name, rows in prepared.rows.items()},
         "warnings": warnings,
         "best_step": best.step,
@@ -216,6 +249,7 @@ def collect_checkpoint(trainer: Trainer, prepared: RunSetup, *, num_events: int)
         "recipe": prepared.recipe.as_data(),
         "hashes": dict(prepared.hashes),
         "fingerprint": prepared.backbone.fingerprint,
+        **_describe_readout(prepared),
     }
 
 

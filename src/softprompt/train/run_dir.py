@@ -54,10 +54,6 @@ class RunDir:
         return self.path / "events.jsonl"
 
     @property
-    def _folds(self) -> Path:
-        return self.path / "folds.json"
-
-    @property
     def _owner(self) -> Path:
         return self.path / ".running.json"
 
@@ -289,29 +285,34 @@ class RunDir:
         """
         save_state(state, self.path / "checkpoint")
 
-    def write_folds(self, state: Mapping[str, Any]) -> None:
-        """Write the finished folds of a cross-validation.
+    def write_state(self, name: str, state: Mapping[str, Any]) -> None:
+        """Write a state that is kept before the first checkpoint.
 
         Args:
-            state: their scores, and what they depend on.
+            name: of its file, without the suffix.
+            state: as JSON has it.
         """
-        self._write(self._folds, _dump_with_digest(state))
+        self._write(self.path / f"{name}.json", _dump_with_digest(state))
 
-    def read_folds(self) -> dict[str, Any] | None:
-        """Read what `write_folds` wrote.
+    def read_state(self, name: str) -> dict[str, Any] | None:
+        """Read what `write_state` wrote.
+
+        Args:
+            name: of its file, without the suffix.
 
         Returns:
-            None if no fold is finished.
+            None if it was not written.
 
         Raises:
             ArtifactError: the file was damaged.
         """
-        if not self._folds.exists():
+        path = self.path / f"{name}.json"
+        if not path.exists():
             return None
         try:
-            return _load_with_digest(self._folds)
+            return _load_with_digest(path)
         except ValueError as error:
-            msg = f"{error} Remove it and resume the run, which trains the folds again."
+            msg = f"{error} Remove it and resume the run, which makes it again."
             raise ArtifactError(msg) from error
 
     def load_checkpoint(self) -> dict[str, Any] | None:

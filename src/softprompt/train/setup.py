@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,18 +13,22 @@ from softprompt.data import Table, parse_template
 from softprompt.data.labels import describe_labels
 from softprompt.errors import DataError, FaultCollector, TemplateError, format_unknown
 from softprompt.inference.loops import EvaluationReport, evaluate_rows, make_report
-from softprompt.methods import Method
+from softprompt.methods import Method, PrefixTuning, PTuningV2
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import Initializer
 from softprompt.recipe import Recipe
-from softprompt.tasks import Task
+from softprompt.tasks import Classify, Task
+from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
-from softprompt.train.events import Callback
+from softprompt.train.demonstrations import TOKEN_DROPOUT, Demonstrations
+from softprompt.train.events import Callback, PhaseStarted
+from softprompt.train.readout import MAX_PROBED_ROWS, ReadoutChoice, choose_task_readout
 from softprompt.train.stages import (
     HARD_PROMPT_STAGES,
     PROMPT_STAGES,
     Parts,
+    notify,
     render_rows,
     require,
     run_stages,
@@ -49,8 +53,12 @@ class RunSetup:
         hashes: of each split's contents.
         warnings: about the rows and the initialization.
         notes: on what the initialization took from an artifact, and on folds.
+        demonstrations: the training rows that the prompt starts from; None without any.
         folds: the indices of the training rows of each; empty without cross-validation.
         cross_validation: a summary of its scores as JSON has it, once it is done.
+        readout: of a trained head, once it is chosen, or that of the artifact whose head it takes.
+        rate_search: the search for the learning rate as JSON has it, once it is done.
+        tables: the rows by split, before they are rendered.
     """
 
     recipe: Recipe
@@ -64,8 +72,26 @@ class RunSetup:
     hashes: Mapping[str, str]
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    demonstrations: Demonstrations | None = None
     folds: tuple[tuple[int, ...], ...] = ()
     cross_validation: Mapping[str, Any] | None = None
+    readout: ReadoutChoice | None = None
+    rate_search: Mapping[str, Any] | None = None
+    tables: Mapping[str, Table] = field(default_factory=dict)
+
+    @property
+    def has_open_readout(self) -> bool:
+        """Whether the readout of a trained head is still to be chosen."""
+        settings = self.recipe.task_settings
+        is_open = self.task.head is not None and self.readout is None
+        return is_open and isinstance(settings, Classify) and settings.pooling == "auto"
+
+    def with_readout(self, readout: ReadoutChoice) -> "RunSetup":
+        """The parts with a readout of their trained head."""
+        if not isinstance(self.task, HeadClassifier):
+            return self
+        task = self.task.with_pooling(readout.pooling)
+        return replace(self, task=task, readout=readout, notes=(*self.notes, str(readout)))
 
     @property
     def slips(self) -> tuple[str, ...]:
@@ -133,6 +159,37 @@ def check_setup(
     parts = Parts(recipe, backbone, tables)
     run_stages(PROMPT_STAGES, parts, collector=collector)
     return _assemble(parts) if collector.is_clean else None
+
+
+def settle_readout(
+    prepared: RunSetup,
+    *,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: Mapping[str, Any] | None = None,
+) -> RunSetup:
+    """Choose the readout of a trained head, if neither recipe nor artifact says which it is.
+
+    Args:
+        prepared: the parts of the run.
+        callbacks: called as the choice begins.
+        checkpoint: from which the run resumes with the readout that it has.
+
+    Returns:
+        The parts with the readout.
+    """
+    if not prepared.has_open_readout or not isinstance(prepared.task, HeadClassifier):
+        return prepared
+    if checkpoint is not None:
+        # Runs that began before readouts were chosen have the conventional one.
+        began = ReadoutChoice(prepared.task.pooling, {}, "as the run began with")
+        recorded = checkpoint.get("readout")
+        choice = began if recorded is None else ReadoutChoice.from_data(recorded)
+        return prepared.with_readout(choice)
+    rows = min(len(prepared.rows["train"].examples), MAX_PROBED_ROWS)
+    notify(callbacks, PhaseStarted("probing", "the readout", rows))
+    return prepared.with_readout(
+        choose_task_readout(prepared.task, prepared.rows, template=prepared.template)
+    )
 
 
 def make_trainer(prepared: RunSetup, accelerator: Accelerator) -> Trainer:
@@ -263,11 +320,24 @@ def _assemble(parts: Parts) -> RunSetup:
         task=require(parts.task),
         method=require(parts.method),
         template=require(parts.template).text,
-        training=resolve_training(parts.recipe, defaults),
+        training=replace(
+            resolve_training(parts.recipe, defaults, rows=len(parts.rows["train"].examples)),
+            token_dropout=_choose_token_dropout(parts),
+        ),
         defaults=defaults,
         rows=parts.rows,
         hashes=parts.hashes,
         warnings=tuple(parts.warnings),
         notes=tuple(parts.notes),
+        demonstrations=parts.demonstrations,
         folds=parts.folds,
+        readout=parts.readout,
+        tables=parts.valid_tables,
     )
+
+
+def _choose_token_dropout(parts: Parts) -> float:
+    settings = parts.recipe.method_settings
+    if isinstance(settings, PTuningV2 | PrefixTuning) and settings.token_dropout is not None:
+        return settings.token_dropout
+    return 0.0 if parts.demonstrations is None else TOKEN_DROPOUT

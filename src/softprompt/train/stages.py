@@ -7,16 +7,12 @@ going after a fault, and then the reason why the part is missing is already reco
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
 
 from softprompt.artifact import Artifact, load_artifact
-from softprompt.artifact.checks import read_task_settings
-from softprompt.backbone import is_same_model
 from softprompt.backbone.model import Backbone
 from softprompt.data import Table, Template, check_columns, check_fields, parse_template
 from softprompt.data.loading import (
@@ -28,21 +24,13 @@ from softprompt.data.loading import (
     split_off,
 )
 from softprompt.data.splits import divide_into_folds
-from softprompt.errors import DataError, FaultCollector
+from softprompt.errors import DataError, FaultCollector, RecipeError
 from softprompt.methods import Method, build_method
-from softprompt.methods.defaults import Defaults, choose_defaults
-from softprompt.methods.initializers import (
-    FromLabels,
-    FromPrompt,
-    FromRandom,
-    FromText,
-    FromVocabulary,
-    Initializer,
-)
+from softprompt.methods.defaults import Defaults
+from softprompt.methods.initializers import FromDemonstrations, FromPrompt, Initializer
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, LengthBudget, Task, build_task
+from softprompt.tasks import Classify, LengthBudget, Task, TaskSettings, build_task
 from softprompt.tasks.binding import read_label_words
-from softprompt.tasks.heads import ClassifierHead
 from softprompt.train.datasets import (
     RenderedRows,
     check_tables,
@@ -52,7 +40,20 @@ from softprompt.train.datasets import (
     list_row_warnings,
     render_splits,
 )
+from softprompt.train.demonstrations import (
+    Demonstrations,
+    build_from_demonstrations,
+    check_demonstrations_fit,
+    choose_demonstrations,
+)
 from softprompt.train.events import Callback, Event, PhaseStarted
+from softprompt.train.heads import check_pooling, take_head
+from softprompt.train.initialization import (
+    choose_run_defaults,
+    is_from_demonstrations,
+    resolve_initializer,
+)
+from softprompt.train.readout import ReadoutChoice
 from softprompt.train.recipe_backbone import is_remote, load_recipe_backbone
 from softprompt.train.templates import check_soft_tokens, make_soft_template, resolve_hard_template
 
@@ -83,6 +84,7 @@ class Parts:
         template: with soft tokens, or of the hard prompt.
         defaults: of the method.
         method: at its initialization.
+        demonstrations: the rows that the method starts from, if it does.
         budget: the length budget that the prompt leaves for a row.
         task: bound to the backbone.
         hashes: of the rows' contents, by split.
@@ -90,6 +92,7 @@ class Parts:
         warnings: about the rows and the initialization.
         notes: on what the initialization took from an artifact, and on folds.
         folds: the indices of the training rows of each.
+        readout: that of the artifact whose head is taken.
     """
 
     recipe: Recipe
@@ -102,6 +105,7 @@ class Parts:
     template: Template | None = None
     defaults: Defaults | None = None
     method: Method | None = None
+    demonstrations: Demonstrations | None = None
     budget: LengthBudget | None = None
     task: Task | None = None
     hashes: dict[str, str] = field(default_factory=dict)
@@ -109,6 +113,7 @@ class Parts:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     folds: tuple[tuple[int, ...], ...] = ()
+    readout: ReadoutChoice | None = None
 
 
 Stage = Callable[[Parts, FaultCollector], None]
@@ -253,7 +258,8 @@ def make_method(parts: Parts, collector: FaultCollector) -> None:
     """Build the method at its initialization, if the template has soft tokens as it needs them."""
     recipe, settings = parts.recipe, parts.recipe.method_settings
     backbone, template = require(parts.backbone), require(parts.template)
-    parts.defaults = choose_defaults(recipe.method.name, backbone.geometry)
+    shown = is_from_demonstrations(recipe, parts.init)
+    parts.defaults = choose_run_defaults(settings, backbone.geometry, from_demonstrations=shown)
     labels = _PLACEHOLDER_LABELS if parts.labels is None else parts.labels
     init = parts.init or collector.attempt(
         resolve_initializer, recipe, labels=labels, defaults=parts.defaults
@@ -262,17 +268,42 @@ def make_method(parts: Parts, collector: FaultCollector) -> None:
         init = FromPrompt(init.prompt)
     if (template.soft_length > 0) != (settings.prompt_kind == "input"):
         return
-    parts.method = collector.attempt(
-        build_method,
-        backbone,
-        settings,
-        soft_length=template.soft_length,
-        # If the initialization cannot be made, the rest is checked with the default.
-        init=init or parts.defaults.init,
-        seed=recipe.seed,
-    )
+    if isinstance(init, FromDemonstrations):
+        parts.method = collector.attempt(_start_from_demonstrations, parts, init)
+    else:
+        parts.method = collector.attempt(
+            build_method,
+            backbone,
+            settings,
+            soft_length=template.soft_length,
+            # If the initialization cannot be made, the rest is checked with the default.
+            init=init or parts.defaults.init,
+            seed=recipe.seed,
+        )
     if parts.method is not None:
         parts.budget = _compute_budget(recipe, parts.method)
+
+
+def _start_from_demonstrations(parts: Parts, init: FromDemonstrations) -> Method:
+    """Choose the rows to start from, and build the method at their keys and values."""
+    recipe, backbone = parts.recipe, require(parts.backbone)
+    check_demonstrations_fit(backbone.geometry)
+    task = build_task(
+        recipe.task_settings,
+        backbone,
+        template=require(parts.template).text,
+        labels=require(parts.labels),
+        budget=LengthBudget(recipe.data.max_length),
+        seed=recipe.seed,
+    )
+    table = require(parts.valid_tables.get("train"))
+    check_columns(table, [*task.columns, task.target_column], where="the train data")
+    chosen = choose_demonstrations(init, table, task=task, recipe=recipe)
+    parts.demonstrations = chosen
+    parts.notes.append(str(chosen))
+    return build_from_demonstrations(
+        backbone, recipe.method_settings, demonstrations=chosen, seed=recipe.seed
+    )
 
 
 def bind_task(parts: Parts, collector: FaultCollector) -> None:
@@ -280,6 +311,8 @@ def bind_task(parts: Parts, collector: FaultCollector) -> None:
     settings, recipe = parts.recipe.task_settings, parts.recipe
     backbone, template = require(parts.backbone), require(parts.template)
     parts.budget = parts.budget or LengthBudget(recipe.data.max_length)
+    if isinstance(settings, Classify) and settings.verbalizer is None:
+        collector.check(check_pooling, settings, backbone=backbone, template=template)
     parts.task = collector.attempt(
         build_task,
         settings,
@@ -304,9 +337,10 @@ def start_head(parts: Parts, collector: FaultCollector) -> None:
         artifact = collector.attempt(load_artifact, Path(init.path or ""))
     if not isinstance(artifact, Artifact):
         return
-    warnings, notes = take_head(task, artifact)
-    parts.warnings += warnings
-    parts.notes += notes
+    start = take_head(task, artifact, settings=parts.recipe.task_settings)
+    parts.task, parts.readout = start.task, start.readout
+    parts.warnings += start.warnings
+    parts.notes += start.notes
 
 
 def render_rows(parts: Parts, collector: FaultCollector) -> None:
@@ -315,6 +349,8 @@ def render_rows(parts: Parts, collector: FaultCollector) -> None:
     for name, table in parts.valid_tables.items():
         if {*template.fields} <= {*table.column_names}:
             collector.attempt(_render, parts, task, split=name)
+    if parts.demonstrations is not None and "train" in parts.rows:
+        parts.rows["train"] = parts.demonstrations.mark(parts.rows["train"])
 
 
 def collect_row_warnings(parts: Parts, _collector: FaultCollector) -> None:
@@ -343,6 +379,12 @@ def assign_folds(parts: Parts, collector: FaultCollector) -> None:
     )
 
 
+def check_plain_head(parts: Parts, collector: FaultCollector) -> None:
+    """Check that a plain head can stand in for the prompt, if the recipe wants that."""
+    if parts.recipe.train.keep_plain_head:
+        collector.check(_refuse_plain_head, parts.recipe.task_settings, require(parts.backbone))
+
+
 # The stages that all setups share, those of a prompt, and those of the hard prompt.
 FIRST_STAGES: tuple[Stage, ...] = (read_tables, split_tables, choose_labels, open_backbone)
 PROMPT_STAGES = (
@@ -354,39 +396,9 @@ PROMPT_STAGES = (
     render_rows,
     collect_row_warnings,
     assign_folds,
+    check_plain_head,
 )
 HARD_PROMPT_STAGES = (*FIRST_STAGES, choose_hard_template, bind_task)
-
-
-def resolve_initializer(recipe: Recipe, *, labels: LabelNames, defaults: Defaults) -> Initializer:
-    """Choose the initialization: the recipe's, else label words, else the method's default.
-
-    Args:
-        recipe: of the run.
-        labels: of the task; their words are the verbalizer's if there is one.
-        defaults: of the method.
-
-    Raises:
-        ArtifactError: the recipe names an artifact that cannot be read.
-    """
-    words, settings = labels, recipe.task_settings
-    if isinstance(settings, Classify) and settings.verbalizer is not None:
-        words = tuple(chain.from_iterable(settings.list_words().values()))
-    section = recipe.method.init
-    if section is None:
-        is_sampled = isinstance(defaults.init, FromVocabulary)
-        return FromLabels(words) if is_sampled and words else defaults.init
-    match section.source:
-        case "vocabulary":
-            return FromVocabulary()
-        case "labels":
-            return FromLabels(tuple(section.words or words))
-        case "text":
-            return FromText(section.text or "")
-        case "random":
-            return FromRandom()
-        case "artifact":
-            return FromPrompt(load_artifact(Path(section.path or "")).prompt)
 
 
 def _get_train_table(parts: Parts) -> Table:
@@ -459,40 +471,11 @@ def _check_no_validation(splits: Sequence[str]) -> None:
         raise DataError(msg)
 
 
-def take_head(task: Task, artifact: Artifact) -> tuple[list[str], list[str]]:
-    """Start a task's head with that of the artifact that its prompt starts from, if it fits.
-
-    Returns:
-        Warnings, and notes on what was taken.
-    """
-    reference, backbone, warnings = artifact.manifest.backbone, task.backbone, []
-    if not is_same_model(reference["fingerprint"], backbone.fingerprint):
-        warnings.append(
-            f"the prompt starts from one that was trained on another backbone "
-            f"({reference['name']}, fingerprint {reference['fingerprint']}, not "
-            f"{backbone.fingerprint}), on which it may mean nothing. Start from a prompt of this "
-            "backbone, or from label words or a text."
-        )
-    if task.head is None:
-        return warnings, ["the prompt starts as that of the artifact"]
-    difference = _find_head_difference(task, task.head, artifact)
-    if difference is not None:
-        note = f"the prompt starts as that of the artifact, the head at random: {difference}"
-        return warnings, [note]
-    task.head.load_state_dict(dict(artifact.head))
-    return warnings, ["the prompt and the head start as those of the artifact"]
-
-
-def _find_head_difference(task: Task, head: nn.Module, artifact: Artifact) -> str | None:
-    """Why the artifact's head cannot be taken; None if it can."""
-    settings, labels = read_task_settings(artifact.manifest), artifact.manifest.labels
-    if not artifact.head or not isinstance(settings, Classify):
-        return "the artifact has none"
-    if tuple(labels) != task.labels:
-        return f"its labels are {', '.join(labels)}, not {', '.join(task.labels)}"
-    shapes = {name: tensor.shape for name, tensor in head.state_dict().items()}
-    kind = head.kind if isinstance(head, ClassifierHead) else None
-    if settings.head != kind:
-        return f"its head is {settings.head!r}, not {kind!r}"
-    is_same = shapes == {name: tensor.shape for name, tensor in artifact.head.items()}
-    return None if is_same else "its head has other shapes"
+def _refuse_plain_head(settings: TaskSettings, backbone: Backbone) -> None:
+    reasons = []
+    if not isinstance(settings, Classify):
+        reasons.append("the task has no labels that a head could choose from")
+    if backbone.geometry.architecture == "encoder-decoder":
+        reasons.append("the states of an encoder-decoder are read by its decoder")
+    if reasons:
+        raise RecipeError([f"train.keep_plain_head: {' and '.join(reasons)}. Leave the key out."])

@@ -13,11 +13,15 @@ from softprompt.injection.prefix_sharing import can_split, measure_common_prefix
 from softprompt.methods.defaults import Defaults
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 from softprompt.tasks.classification import CausalVerbalizer
+from softprompt.tasks.heads import HeadClassifier
+from softprompt.train.config import choose_length
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.events import PrecomputePlanned, PrecomputeProgress, Started, TrainingWarning
+from softprompt.train.initialization import resolve_initializer
 from softprompt.train.precompute import PrecomputePlan, plan_precompute, precompute
+from softprompt.train.rate_search import MULTIPLIERS
+from softprompt.train.readout import describe_choice
 from softprompt.train.setup import RunSetup
-from softprompt.train.stages import resolve_initializer
 from softprompt.train.trainer import Trainer
 
 
@@ -90,7 +94,8 @@ def _iterate_savings(prepared: RunSetup, plan: PrecomputePlan | None) -> Iterato
         prompt: Prompt = prepared.method()
     backbone = prepared.backbone
     is_cached = plan is not None and plan.place != "nowhere" and "train" in plan.splits
-    if isinstance(prompt, InputPrompt) and not prompt.start_layer and can_split(backbone):
+    is_split = can_split(backbone) and not prepared.task.reads_whole_rows
+    if isinstance(prompt, InputPrompt) and not prompt.start_layer and is_split:
         if parse_template(prepared.template).starts_with_soft:
             rows = [v.input_ids for e in prepared.rows["train"].examples for v in e.variants]
             shared = measure_common_prefix(rows)
@@ -283,6 +288,7 @@ def _collect_settings(prepared: RunSetup) -> dict[str, Setting]:
     in_recipe = {k for k in recipe.train.model_fields_set if dict(recipe.train)[k] is not None}
     in_recipe |= {"seed"} & recipe.model_fields_set
     in_recipe |= {"keep_dropout"} & recipe.backbone.model_fields_set
+    in_recipe |= {"token_dropout"} & {*recipe.method.collect_settings()}
     by_method = {f.name for f in fields(Defaults)}
     init = type(resolve_initializer(recipe, labels=prepared.task.labels, defaults=defaults))
     settings = {
@@ -291,8 +297,43 @@ def _collect_settings(prepared: RunSetup) -> dict[str, Setting]:
             "default: label words if there are some" if recipe.method.init is None else "recipe",
         )
     }
+    settings |= _describe_readout(prepared)
+    automatic = _describe_automatic(prepared)
     for name in (f.name for f in fields(prepared.training)):
         default = defaults.source if name in by_method else "default"
         source = "recipe" if name in in_recipe else default
-        settings[name] = Setting(vars(prepared.training)[name], source)
+        settings[name] = automatic.get(name, Setting(vars(prepared.training)[name], source))
     return settings
+
+
+def _describe_automatic(prepared: RunSetup) -> dict[str, Setting]:
+    """The settings that ``"auto"`` stands for, or how they will be chosen."""
+    recipe, training = prepared.recipe, prepared.training
+    settings = {}
+    if recipe.train.epochs == "auto":
+        chosen = choose_length(recipe, len(prepared.rows["train"].examples))
+        named = {name for name, value in recipe.train if value is not None} - {"epochs"}
+        settings = {
+            name: Setting(vars(training)[name], 'epochs = "auto"') for name in chosen.keys() - named
+        }
+        settings["epochs"] = Setting(f"at most {training.epochs}", 'epochs = "auto"')
+    if recipe.train.learning_rate == "auto":
+        low, high = (
+            training.learning_rate * factor for factor in (min(MULTIPLIERS), max(MULTIPLIERS))
+        )
+        source = "auto: short runs before the first step choose a multiple of the usual rate"
+        settings["learning_rate"] = Setting(f"{low:.2g} to {high:.2g}", source)
+    return settings
+
+
+def _describe_readout(prepared: RunSetup) -> dict[str, Setting]:
+    """The readout of a trained head, or how it will be chosen."""
+    task, choice = prepared.task, prepared.readout
+    if not isinstance(task, HeadClassifier):
+        return {}
+    if choice is not None:
+        return {"pooling": Setting(choice.pooling, choice.reason)}
+    if not prepared.has_open_readout:
+        return {"pooling": Setting(task.pooling, "recipe")}
+    source = describe_choice(task, prepared.rows, template=prepared.template)
+    return {"pooling": Setting("auto", source)}

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from itertools import chain
 
-from softprompt.backbone.model import Architecture, Backbone
+from softprompt.backbone.model import Backbone
+from softprompt.backbone.references import Architecture
 from softprompt.data import Literal, SoftTokens, Table, Template, parse_template
 from softprompt.data.table import list_text_columns
 from softprompt.data.template import BeginToken

@@ -21,6 +21,7 @@ from softprompt.train.events import Evaluation, Event, Finished, PhaseStarted, S
 from softprompt.train.gradients import (
     accumulate_gradients,
     check_finite_step,
+    draw_visible_columns,
     list_trainable_parameters,
     use_step_rng,
 )
@@ -28,6 +29,7 @@ from softprompt.train.monitors import find_warnings, measure_distance
 from softprompt.train.optimizers import (
     build_lr_scheduler,
     build_optimizer,
+    observe_validation,
     refresh_learning_rates,
     update_parameters,
 )
@@ -201,6 +203,13 @@ class Trainer:
         batch = [self.rows.examples[i] for i in self.batches[self.batch_index]]
         process, device = self.accelerator.process_index, self.task.backbone.device
         self._set_train_mode(enabled=True)
+        visible = draw_visible_columns(
+            batch,
+            0 if self.start is None else self.start.length,
+            dropout=self.training.token_dropout,
+            seed=self.training.seed,
+            step=self.step,
+        )
         with use_step_rng(self.training.seed, step=self.step, process=process, device=device):
             loss, count = accumulate_gradients(
                 self.task,
@@ -208,6 +217,7 @@ class Trainer:
                 batch=batch,
                 parts=self.training.gradient_accumulation_steps,
                 accelerator=self.accelerator,
+                visible=visible,
             )
         norm = self._clip_gradients()
         check_finite_step(
@@ -258,6 +268,7 @@ class Trainer:
     def _keep_if_best(self, prompt: Prompt | None, metrics: Mapping[str, float]) -> bool:
         """Keep the validated state if it is the best so far; return whether it is."""
         score = compute_selection_score(metrics, select=self.training.best_metric, step=self.step)
+        observe_validation(self.schedule, score)
         if self.best is not None and score <= self.best.score:
             self.bad_validations += 1
             return False

@@ -179,3 +179,11 @@ def test_without_the_backbone_the_rest_is_shown(home, run, saved) -> None:
     assert "no nearest words: " in result.err
     assert "4 soft tokens" in result.out
     assert run("predict", "out", "good").is_mistake("no file or folder", "llama")
+
+
+def test_the_readout_of_a_trained_head_is_shown(home, run) -> None:
+    home.data["task"] = {"kind": "classify", "template": "{text}", "pooling": "mean"}
+    home.data["method"] = {"name": "p-tuning-v2", "length": 3}
+    run("train", home.recipe, "--output", "out", "--quiet")
+    assert run("show", "out", "--json").json["task"]["pooling"] == "mean"
+    assert "classify, by a trained head that reads: mean" in run("show", "out").out

@@ -32,28 +32,29 @@ def init(
     from softprompt._io import replace_file
     from softprompt.data import TextFormat
     from softprompt.errors import DataError
-    from softprompt.recipe.drafting import DEFAULT_BACKBONE, draft_recipe
+    from softprompt.recipe.drafting import draft_recipe
 
     if output.exists() and not force:
         msg = f"{output} exists already. Choose another --output, or add --force to replace it."
         raise DataError(msg)
     draft = draft_recipe(
         data,
-        backbone=backbone or DEFAULT_BACKBONE,
+        backbone=backbone,
         directory=output.parent,
         text_format=TextFormat(separator, encoding, header),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(output) as fresh:
         fresh.write_text(draft.text, encoding="utf-8")
-    print(f"wrote {output}: {_describe_columns(draft.columns)}")
+    print(f"wrote {output}: {describe_columns(draft.columns)}")
     for note in draft.notes:
         print_status(note)
     path = shlex.quote(str(output))
     print_status(f"\nNext:\n  softprompt check {path}\n  softprompt train {path}")
 
 
-def _describe_columns(columns: "ColumnRoles") -> str:
+def describe_columns(columns: "ColumnRoles") -> str:
+    """The columns of text and labels, in a few words."""
     texts = " and ".join(map(repr, columns.texts))
     if columns.labels:
         return f"{texts} classified by {columns.label!r} ({len(columns.labels)} labels)"

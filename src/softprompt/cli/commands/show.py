@@ -214,7 +214,7 @@ def _name_facts(facts: dict[str, Any]) -> dict[str, str]:
         "prompt": f"{facts['length']} soft tokens, {kind}, {facts['dtype']}",
         "tensors": "\n".join(f"{name} {shape}" for name, shape in shapes.items()),
         "method": _format_method(recipe),
-        "task": str(facts["task"].get("kind", "unknown")),
+        "task": _format_task(facts["task"], shapes),
         "template": repr(facts["template"]),
         "labels": ", ".join(facts["labels"]) or "none (free text)",
         "backbone": f"{backbone['name']} ({backbone['model_type']}{revision})",
@@ -224,6 +224,14 @@ def _name_facts(facts: dict[str, Any]) -> dict[str, str]:
         "distance": _format_distance(facts["metrics"]),
         "made by": f"softprompt {facts['softprompt']}",
     }
+
+
+def _format_task(task: dict[str, Any], shapes: dict[str, Any]) -> str:
+    """The kind of the task, and the readout of a trained head."""
+    kind = str(task.get("kind", "unknown"))
+    if not any(name.startswith("head.") for name in shapes):
+        return kind
+    return f"{kind}, by a trained head that reads: {task.get('pooling', 'cls')}"
 
 
 def _format_method(recipe: object) -> str:

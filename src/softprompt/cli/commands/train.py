@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from softprompt.train.events import Event
 
 
-def _run_training(
+def run_training(
     recipe: "Recipe", folder: Path, *, resume: bool, as_json: bool, quiet: bool
 ) -> None:
     """Train, showing progress, and print the result.
 
     Args:
+        recipe: of the run.
         folder: of the run.
         resume: whether to resume the run in the folder.
         as_json: print the result as JSON.
@@ -87,6 +88,8 @@ def _print_result(run: "RunDir", *, as_json: bool, quiet: bool) -> None:
                 rows = metrics["rows"][name]
                 scores |= {"rows": rows, "intervals": compute_intervals(scores, rows)}
             print(f"{title}\n{format_scores(scores)}\n")
+    if metrics.get("verdict"):
+        print(f"{metrics['verdict']}\n")
     print(format_fields(paths))
     if not quiet:
         path = shlex.quote(str(run.path))
@@ -114,7 +117,7 @@ def train(
 
     settings = read_recipe(recipe, changes or ())
     folder = output or find_free_dir(recipe.stem, root=Path("runs"))
-    _run_training(settings, folder, resume=False, as_json=as_json, quiet=quiet)
+    run_training(settings, folder, resume=False, as_json=as_json, quiet=quiet)
 
 
 def resume(
@@ -142,4 +145,4 @@ def resume(
         _print_result(run, as_json=as_json, quiet=quiet)
         return
     run.check_unedited(changes or ())
-    _run_training(recipe, folder, resume=True, as_json=as_json, quiet=quiet)
+    run_training(recipe, folder, resume=True, as_json=as_json, quiet=quiet)

@@ -8,6 +8,7 @@ from softprompt.compare.report.table import sort_by_score
 from softprompt.compare.results import Failed, SearchResult
 from softprompt.compare.statistics import Difference, Summary
 from softprompt.recipe import Recipe
+from softprompt.tasks import Classify
 
 
 def summarize(summaries: Sequence[Summary], *, failed: Sequence[Failed], measure: str) -> str:
@@ -143,6 +144,7 @@ def describe_conditions(
     parts = [
         ("Backbone", conditions.base.backbone.name),
         ("Rows", _describe_rows(conditions.rows)),
+        ("Readout", _describe_readout(conditions.base)),
         ("Warnings", " ".join(conditions.warnings)),
         ("Seeds", _describe_seeds(conditions.base.seed, protocol.num_seeds)),
         ("Budget", " ".join(_describe_budget(conditions, summaries))),
@@ -223,3 +225,11 @@ def _describe_intervals(summaries: Sequence[Summary]) -> str:
         "95 %, by a paired bootstrap over test rows of the mean over seeds. They cover the "
         "sampling of rows; ± covers the seeds."
     )
+
+
+def _describe_readout(base: Recipe) -> str:
+    """The states that trained heads and the linear probe read; empty without a head."""
+    settings = base.task_settings
+    if not isinstance(settings, Classify) or settings.verbalizer is not None:
+        return ""
+    return f"{settings.pooling}, of all trained heads and of the linear probe"

@@ -1,0 +1,62 @@
+"""What `softprompt fit` does with the rows of a cell: its recipe chooses all that is open in it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from softprompt import PromptModel
+from softprompt.backbone import Backbone
+from softprompt.compare import Cost
+from softprompt.data import Row, Table
+from softprompt.recipe import Recipe, make_recipe
+
+# Inner modules: the rows are in memory, and no folder is written.
+from softprompt.train.api import run_prepared
+from softprompt.train.setup import setup_run
+
+_AUTOMATIC = {
+    "learning_rate": "auto",
+    "epochs": "auto",
+    "batch_size": 32,
+    "keep_plain_head": True,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class KeptPrompt:
+    """The prompt, or the plain head, that a run keeps.
+
+    Args:
+        model: it, on its backbone.
+        cost: of the run, with its search for a learning rate.
+    """
+
+    model: PromptModel
+    cost: Cost
+
+    def __call__(self, rows: Sequence[Row]) -> list[str]:
+        """The likeliest label of each row."""
+        return [prediction.label for prediction in self.model.predict(rows)]
+
+
+def fit_default(recipe: Recipe, backbone: Backbone, tables: Mapping[str, Table]) -> KeptPrompt:
+    """Train as `softprompt fit` does, with the validation rows that all methods of a cell have.
+
+    Args:
+        recipe: of the cell.
+        backbone: frozen.
+        tables: the training and validation rows.
+    """
+    start = perf_counter()
+    data = recipe.as_data()
+    method = {"name": "p-tuning-v2", "length": 20}
+    automatic = make_recipe({**data, "method": method, "train": _AUTOMATIC})
+    used = {name: tables[name] for name in ("train", "validation")}
+    prepared = setup_run(automatic, backbone=backbone, tables=used)
+    model = run_prepared(prepared, callbacks=[])
+    head = model.task.head
+    trainable = sum(tensor.numel() for tensor in model.prompt.to_tensors().values())
+    trainable += 0 if head is None else sum(p.numel() for p in head.parameters())
+    parameters = sum(p.numel() for p in backbone.body.parameters())
+    seconds = round(perf_counter() - start, 1)
+    return KeptPrompt(model, Cost(trainable, parameters, 4 * trainable, seconds, added=trainable))

@@ -1,0 +1,261 @@
+"""``learning_rate = "auto"``: short runs from the same start choose a multiple of the usual rate.
+
+All rates are tried for a few steps, a range test, and the better ones for twice as many more
+(successive halving: Jamieson & Talwalkar 2016). The validation loss decides; where there are folds,
+it is that of all folds. The runs read the same cached states as the run itself.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from math import inf, isfinite
+from typing import Any, cast
+
+from accelerate import Accelerator
+from torch import nn
+
+from softprompt.errors import TrainingError
+from softprompt.train.datasets import sample_rows
+from softprompt.train.events import Callback, PhaseStarted, SearchProgress
+from softprompt.train.folds import make_fold
+from softprompt.train.kept import explain_unreadable, read_kept, write_kept
+from softprompt.train.precompute import plan_precompute, precompute
+from softprompt.train.run_dir import RunDir
+from softprompt.train.setup import RunSetup, make_trainer
+from softprompt.train.stages import notify
+from softprompt.train.trainer import Trainer
+
+# The multiples of the usual rate, from the middle outwards; of equals the first is taken.
+MULTIPLIERS = (1.0, 3.0, 1 / 3, 9.0, 1 / 9)
+# How many rates are left for each round, and its steps in units of the first round's.
+_ROUNDS = ((5, 1), (2, 2))
+# The steps of all rounds together, as a fraction of those of the run, and the fewest of the first.
+_SHARE, _FEWEST_STEPS = 0.2, 8
+# The most rows that judge a rate.
+_MOST_ROWS = 500
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """The rates that were tried, and the one that was chosen.
+
+    Args:
+        multiplier: of the usual rate, of the chosen one.
+        losses: the last validation loss of each multiplier; infinite where training failed.
+        steps: of the whole search.
+        judge: the rows that decided.
+    """
+
+    multiplier: float
+    losses: Mapping[float, float]
+    steps: int
+    judge: str
+
+    def as_data(self) -> dict[str, Any]:
+        """The search as JSON has it."""
+        losses = [[m, loss if isfinite(loss) else None] for m, loss in self.losses.items()]
+        return {
+            "multiplier": self.multiplier,
+            "losses": losses,
+            "steps": self.steps,
+            "judge": self.judge,
+        }
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> "RateSearch":
+        """The search that `as_data` returned."""
+        losses = {m: inf if loss is None else loss for m, loss in data["losses"]}
+        return cls(data["multiplier"], losses, data["steps"], data["judge"])
+
+
+def settle_learning_rate(
+    prepared: RunSetup,
+    accelerator: Accelerator,
+    *,
+    callbacks: Sequence[Callback],
+    folder: RunDir | None = None,
+) -> RunSetup:
+    """Choose the learning rate, if the recipe says ``"auto"``.
+
+    Args:
+        prepared: the parts of the run, which are as before afterwards.
+        accelerator: of the run.
+        callbacks: called with a `SearchProgress` at each step.
+        folder: of the run, which keeps the choice for a resumed run; None to keep it in memory.
+
+    Returns:
+        The parts with the rate.
+
+    Raises:
+        ArtifactError: the folder has the choice of another recipe or other rows.
+        TrainingError: training failed with every rate.
+    """
+    if prepared.recipe.train.learning_rate != "auto":
+        return prepared
+    search = None if folder is None else _read_search(folder, prepared)
+    if search is None:
+        search = try_learning_rates(prepared, accelerator, callbacks=callbacks)
+        if folder is not None and accelerator.is_main_process:
+            write_kept(folder, "learning-rate", prepared=prepared, value=search.as_data())
+    return use_learning_rate(prepared, search)
+
+
+def _read_search(folder: RunDir, prepared: RunSetup) -> RateSearch | None:
+    state = cast("dict[str, Any] | None", read_kept(folder, "learning-rate", prepared=prepared))
+    try:
+        return None if state is None else RateSearch.from_data(state)
+    except (KeyError, TypeError, ValueError) as error:
+        raise explain_unreadable(folder, "learning-rate", error=error) from error
+
+
+def use_learning_rate(prepared: RunSetup, search: RateSearch) -> RunSetup:
+    """The parts with the rate that a search chose; a head's rate is multiplied too."""
+    changed = multiply_rates(prepared, search.multiplier)
+    note = (
+        f"learning rate: {changed.training.learning_rate:.2g}, {search.multiplier:.2g} times the "
+        f"usual one, chosen in {search.steps:,} steps by the loss on {search.judge}"
+    )
+    return replace(changed, rate_search=search.as_data(), notes=(*prepared.notes, note))
+
+
+def try_learning_rates(
+    prepared: RunSetup, accelerator: Accelerator, *, callbacks: Sequence[Callback]
+) -> RateSearch:
+    """Try several learning rates from the start of a run.
+
+    Args:
+        prepared: the parts of the run, which are as before afterwards.
+        accelerator: of the run.
+        callbacks: called with a `SearchProgress` at each step.
+
+    Raises:
+        TrainingError: training failed with every rate.
+    """
+    prepared = _cache_states(prepared, accelerator, callbacks=callbacks)
+    splits, judge = _choose_splits(prepared)
+    steps = _count_steps(prepared, accelerator, splits)
+    total = steps * len(splits) * sum(count * length for count, length in _ROUNDS)
+    notify(callbacks, PhaseStarted("searching", f"the learning rate, {total:,} steps"))
+    trials = [_Trial(multiplier, [None] * len(splits)) for multiplier in MULTIPLIERS]
+    left, done = trials, 0
+    for count, length in _ROUNDS:
+        left = sorted(left, key=lambda trial: trial.loss)[:count]
+        for trial in left:
+            for _ in trial.go_on(splits, accelerator, steps=steps * length):
+                done += 1
+                notify(callbacks, SearchProgress(trial.multiplier, done, total))
+    best = min(left, key=lambda trial: trial.loss)
+    if not isfinite(best.loss):
+        msg = (
+            "training failed with every learning rate that was tried. Give one yourself "
+            "(train.learning_rate), or use another precision or optimizer."
+        )
+        raise TrainingError(msg)
+    return RateSearch(best.multiplier, {t.multiplier: t.loss for t in trials}, done, judge)
+
+
+class _Trial:
+    """The short runs of one rate, one for each split, which can continue in the next round.
+
+    Args:
+        multiplier: of the usual rate.
+        states: of each run, from which it continues; None for the start.
+
+    Attributes:
+        loss: the mean over the rows that judge; infinite where training failed.
+    """
+
+    def __init__(self, multiplier: float, states: list[Mapping[str, Any] | None]) -> None:
+        self.multiplier, self.loss = multiplier, 0.0
+        self._states = states
+
+    def go_on(
+        self, splits: Sequence[RunSetup], accelerator: Accelerator, *, steps: int
+    ) -> Iterator[None]:
+        """Make steps on each split, and measure the loss after them; a failed trial ends."""
+        losses: list[float] = []
+        for number, split in enumerate(splits):
+            modules = nn.ModuleList([split.method])
+            if split.task.head is not None:
+                modules.append(split.task.head)
+            start = deepcopy(modules.state_dict())
+            judges = split.rows["validation"]
+            trainer = self._make_trainer(split, accelerator)
+            if (state := self._states[number]) is not None:
+                trainer.load_state_dict(state)
+            try:
+                for _ in range(steps):
+                    trainer.train_step()
+                    yield
+                losses.append(trainer.evaluate(judges).metrics["loss"] * len(judges.truth))
+            except TrainingError:  # a loss or a gradient is not finite
+                losses.append(inf)
+            self._states[number] = deepcopy(trainer.state_dict())
+            modules.load_state_dict(start)
+        mean = sum(losses) / sum(len(split.rows["validation"].truth) for split in splits)
+        self.loss = mean if isfinite(mean) else inf
+
+    def _make_trainer(self, split: RunSetup, accelerator: Accelerator) -> Trainer:
+        searched = multiply_rates(split, self.multiplier)
+        training = replace(
+            searched.training,
+            lr_scheduler="constant",
+            warmup_ratio=0.0,
+            max_eval_rows=None,
+            eval_train_rows=None,
+        )
+        rows = {"train": split.rows["train"]}
+        return make_trainer(replace(split, training=training, rows=rows), accelerator)
+
+
+def multiply_rates(prepared: RunSetup, factor: float) -> RunSetup:
+    """The parts with other learning rates; that of a head stays if the recipe names it.
+
+    Args:
+        prepared: the parts of a run.
+        factor: of the usual rates.
+    """
+    training = prepared.training
+    is_named = prepared.recipe.train.head_learning_rate is not None
+    changed = replace(
+        training,
+        learning_rate=training.learning_rate * factor,
+        head_learning_rate=training.head_learning_rate * (1 if is_named else factor),
+    )
+    return replace(prepared, training=changed)
+
+
+def _cache_states(
+    prepared: RunSetup, accelerator: Accelerator, *, callbacks: Sequence[Callback]
+) -> RunSetup:
+    """The parts with a task that reads the states that training does not change from a cache."""
+    plan = plan_precompute(prepared)
+    if plan is None:
+        return prepared
+    trainer = make_trainer(prepared, accelerator)
+    for event in precompute(trainer, prepared, plan=plan):
+        notify(callbacks, event)
+    return replace(prepared, task=trainer.task)
+
+
+def _choose_splits(prepared: RunSetup) -> tuple[list[RunSetup], str]:
+    """The parts to train and to judge by, once or for each fold, and the name of the judges."""
+    rows, validation = prepared.rows["train"], prepared.rows.get("validation")
+    if prepared.folds:
+        splits = [make_fold(prepared, number + 1) for number in range(len(prepared.folds))]
+        return splits, f"{len(rows.truth):,} rows in {len(splits)} folds"
+    judges = sample_rows(rows if validation is None else validation, _MOST_ROWS)
+    name = f"{len(judges.truth):,} validation rows"
+    if validation is None:
+        name = f"{len(judges.truth):,} training rows, since there are no others"
+    return [replace(prepared, rows={"train": rows, "validation": judges})], name
+
+
+def _count_steps(prepared: RunSetup, accelerator: Accelerator, splits: Sequence[RunSetup]) -> int:
+    """The steps of the first round, for each rate and split."""
+    total = make_trainer(prepared, accelerator).total
+    rounds = sum(count * length for count, length in _ROUNDS)
+    runs = len(splits) + 1 if prepared.folds else 1
+    wanted = round(_SHARE * total * runs / (rounds * len(splits)))
+    longest = sum(length for _, length in _ROUNDS)
+    return max(1, min(max(_FEWEST_STEPS, wanted), total // longest))  # no longer than the run

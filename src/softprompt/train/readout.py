@@ -1,0 +1,272 @@
+"""Choose the readout of a trained head: a logistic probe on the frozen backbone's states decides.
+
+The probe is fitted on training rows, and judged by validation rows and by training rows in folds.
+Test rows are never read.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+import torch
+
+from softprompt.backbone.model import Backbone
+from softprompt.data import parse_template
+from softprompt.data.collate import group_by_length
+from softprompt.data.rendering import RenderedRow
+from softprompt.injection.forward import forward
+from softprompt.tasks.base import gather_positions, pad_rows
+from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.pooling import Pooling, list_poolings, locate_point, mark_words, pool_states
+from softprompt.train.datasets import RenderedRows, sample_rows
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+# Features `[rows, H]` of each readout.
+Features = dict[Pooling, np.ndarray]
+# Rendered rows and their labels.
+LabeledTexts = tuple[Sequence[RenderedRow], Sequence[str]]
+# The indices of rows to fit on, and of rows to judge by.
+Part = tuple[np.ndarray, np.ndarray]
+
+# The C of logistic regression, from strong to weak regularization. Of equally good settings the
+# first readout is taken, and of that the strongest regularization.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_BATCH_SIZE = 32
+# The most rows of a split that the choice is made from.
+MAX_PROBED_ROWS = 2000
+_FOLDS = 4
+_ONLY = "the only one that reads what the soft tokens change"
+
+
+@dataclass(frozen=True)
+class ReadoutChoice:
+    """The readout that was chosen for a trained head.
+
+    Args:
+        pooling: the readout.
+        scores: the accuracy of the probe with each readout that could be chosen, 0 to 1; empty if
+            there was nothing to choose from.
+        reason: what the probe was judged by, or why there was nothing to choose.
+        is_chosen: whether it was chosen by rows, not taken from an artifact.
+    """
+
+    pooling: Pooling
+    scores: Mapping[str, float]
+    reason: str
+    is_chosen: bool = True
+
+    def as_data(self) -> dict[str, Any]:
+        """The choice as JSON has it."""
+        return asdict(self) | {"scores": dict(self.scores)}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> "ReadoutChoice":
+        """The choice that `as_data` returned."""
+        return cls(data["pooling"], dict(data["scores"]), data["reason"], data["is_chosen"])
+
+    def __str__(self) -> str:
+        if not self.scores:
+            return f"readout: {self.pooling}, {self.reason}"
+        scores = ", ".join(f"{name} {score:.1%}" for name, score in self.scores.items())
+        return f"readout: {self.pooling}, chosen by {self.reason} (logistic probe: {scores})"
+
+
+@torch.no_grad()
+def compute_features(
+    backbone: Backbone, rows: Sequence[RenderedRow], *, poolings: Sequence[Pooling]
+) -> Features:
+    """The features ``[rows, H]`` that each readout has of the frozen backbone, in fp32.
+
+    Args:
+        backbone: without a prompt.
+        rows: without soft tokens.
+        poolings: the readouts; each row is run once for all of them.
+    """
+    lengths = [len(row.input_ids) for row in rows]
+    found: dict[Pooling, list[np.ndarray]] = {name: [np.empty(0)] * len(rows) for name in poolings}
+    for batch in group_by_length(lengths, size=_BATCH_SIZE, seed=None):
+        for name, values in _read_batch(backbone, [rows[index] for index in batch], poolings):
+            for index, of_row in zip(batch, values, strict=True):
+                found[name][index] = of_row
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def _read_batch(
+    backbone: Backbone, rows: Sequence[RenderedRow], poolings: Sequence[Pooling]
+) -> Iterator[tuple[Pooling, np.ndarray]]:
+    """The features of a batch by each readout."""
+    inputs, size = pad_rows(backbone, rows), backbone.geometry.vocab_size
+    is_encoder = backbone.geometry.architecture == "encoder"
+    if backbone.geometry.architecture == "encoder-decoder":
+        states = backbone.encode(inputs)
+    else:
+        states = forward(backbone, inputs, prompts=[None])
+    for name in poolings:
+        if name in ("mean", "max"):
+            words = mark_words(inputs.input_ids, inputs.attention_mask, vocab_size=size)
+            read = pool_states(states, words, pooling=name)
+        else:
+            cls = 0 if is_encoder else -1
+            at = [locate_point(r.input_ids, name, vocab_size=size, cls=cls) or 0 for r in rows]
+            read = gather_positions(states, [(point,) for point in at])
+        yield name, read.float().cpu().numpy()
+
+
+def fit_regression(
+    features: np.ndarray, labels: Sequence[str] | np.ndarray, *, strength: float
+) -> "Pipeline":
+    """Fit a logistic regression on standardized features.
+
+    Args:
+        features: of each row, ``[rows, H]``.
+        labels: of each row.
+        strength: C, the inverse of the regularization.
+    """
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415  # slow to import
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
+    from sklearn.pipeline import make_pipeline  # noqa: PLC0415
+    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
+
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+    with catch_warnings():
+        # A fit that has not converged is scored like the others.
+        simplefilter("ignore", ConvergenceWarning)
+        return pipeline.fit(features, labels)
+
+
+def choose_readout(
+    backbone: Backbone,
+    poolings: Sequence[Pooling],
+    *,
+    train: LabeledTexts,
+    validation: LabeledTexts = ((), ()),
+) -> ReadoutChoice:
+    """Choose the readout with which a logistic probe is right most often; of equals the first.
+
+    The probe is fitted on the training rows and judged by the validation rows; and, since these are
+    often few, the training rows judge it too, each by a probe that was fitted without it.
+
+    Args:
+        backbone: without a prompt.
+        poolings: to choose from, the conventional one first.
+        train: the training rows, without soft tokens, and their labels.
+        validation: the same of the validation rows, if there are any.
+    """
+    if len(poolings) == 1:
+        return ReadoutChoice(poolings[0], {}, _ONLY)
+    counts = len(train[0]), len(validation[0])
+    labels = np.array([*train[1], *validation[1]])
+    parts = [part for part in _divide(labels, *counts) if len({*labels[part[0]]}) > 1]
+    if not parts:
+        return ReadoutChoice(poolings[0], {}, "since the rows are too few to choose by")
+    features = compute_features(backbone, [*train[0], *validation[0]], poolings=poolings)
+    scores: dict[Pooling, float] = {
+        name: max(_score(features[name], labels, strength, parts) for strength in STRENGTHS)
+        for name in poolings
+    }
+    best = max(scores, key=lambda name: scores[name])
+    return ReadoutChoice(best, {str(name): s for name, s in scores.items()}, _name_judges(*counts))
+
+
+def _divide(labels: np.ndarray, train: int, validation: int) -> list[Part]:
+    """The rows to fit on and to judge by: folds of the training rows, and the validation rows.
+
+    Every label is spread over the folds.
+    """
+    order = np.random.default_rng(0).permutation(train)
+    order = order[np.argsort(labels[order], kind="stable")]
+    folds = [order[at::_FOLDS] for at in range(min(_FOLDS, train))]
+    parts = [(np.setdiff1d(order, fold), fold) for fold in folds]
+    if validation:
+        parts.append((np.arange(train), np.arange(train, train + validation)))
+    return parts
+
+
+def _score(
+    features: np.ndarray, labels: np.ndarray, strength: float, parts: Sequence[Part]
+) -> float:
+    """The accuracy of the probe over all parts."""
+    right, count = 0, 0
+    for fit, judge in parts:
+        probe = fit_regression(features[fit], labels[fit], strength=strength)
+        right += int((probe.predict(features[judge]) == labels[judge]).sum())
+        count += len(judge)
+    return right / count
+
+
+def _name_judges(train: int, validation: int) -> str:
+    """The rows that the probe is judged by."""
+    judges = [f"{train:,} training rows in folds"]
+    return " and ".join([f"{validation:,} validation rows", *judges] if validation else judges)
+
+
+def choose_task_readout(
+    task: HeadClassifier, rows: Mapping[str, RenderedRows], *, template: str
+) -> ReadoutChoice:
+    """Choose the readout of a task's head by its rendered rows, without their soft tokens.
+
+    Args:
+        task: with a trained head.
+        rows: by split; of these training and validation rows are used, at most 2,000 of each.
+        template: of the rows.
+    """
+    backbone = task.backbone
+    poolings = list_poolings(backbone.geometry.architecture, parse_template(template))
+    used = {name: rows[name] for name in ("train", "validation") if name in rows}
+    size = backbone.geometry.vocab_size
+    texts = {name: select_texts(part, size) for name, part in used.items()}
+    return choose_readout(backbone, poolings, **texts)
+
+
+def describe_choice(
+    task: HeadClassifier, rows: Mapping[str, RenderedRows], *, template: str
+) -> str:
+    """Say how the readout of a task's head will be chosen.
+
+    Args:
+        task: with a trained head.
+        rows: by split.
+        template: of the rows.
+    """
+    poolings = list_poolings(task.backbone.geometry.architecture, parse_template(template))
+    if len(poolings) == 1:
+        return f"default: {poolings[0]}, {_ONLY}"
+    counts = {n: min(len(part.examples), MAX_PROBED_ROWS) for n, part in rows.items()}
+    judged = _name_judges(counts["train"], counts.get("validation", 0))
+    return f"default: {', '.join(poolings)}, chosen before the first step by a probe on {judged}"
+
+
+def select_texts(
+    rows: RenderedRows, vocab_size: int, *, most: int | None = MAX_PROBED_ROWS
+) -> LabeledTexts:
+    """A sample of the rows without their soft tokens, and their labels; no row is empty.
+
+    Args:
+        rows: of a split.
+        vocab_size: V, from which on ids are soft tokens.
+        most: rows to take, always the same ones; None for all.
+    """
+    sample = sample_rows(rows, most)
+    texts = [drop_soft_tokens(e.variants[0], vocab_size) for e in sample.examples]
+    kept = [at for at, text in enumerate(texts) if text.input_ids]
+    return [texts[at] for at in kept], [sample.truth[at] for at in kept]
+
+
+def drop_soft_tokens(row: RenderedRow, vocab_size: int) -> RenderedRow:
+    """The row's own tokens.
+
+    Args:
+        row: with soft tokens.
+        vocab_size: V, from which on ids are soft tokens.
+    """
+    kept = [at for at, token in enumerate(row.input_ids) if token < vocab_size]
+    types = row.token_type_ids
+    return replace(
+        row,
+        input_ids=tuple(row.input_ids[at] for at in kept),
+        token_type_ids=tuple(types[at] for at in kept) if types else types,
+    )

@@ -1,0 +1,117 @@
+"""The verdict on a finished run: its accuracy, compared with the baselines that cost little."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from softprompt.data.few_rows import compute_wilson_interval
+from softprompt.hub.model_card import MEMORY
+from softprompt.inference.loops import evaluate_rows, make_report
+from softprompt.inference.model import PromptModel, attach
+from softprompt.tasks import Classify
+from softprompt.train.datasets import RenderedRows
+from softprompt.train.plain_head import (
+    HeadDecision,
+    decide,
+    fit_plain_head,
+    make_plain_artifact,
+    render_plain_rows,
+)
+from softprompt.train.results import to_dict
+from softprompt.train.setup import RunSetup, evaluate_hard_prompt
+from softprompt.train.trainer import Best
+
+
+def judge_run(
+    model: PromptModel, best: Best, *, prepared: RunSetup, metrics: Mapping[str, Any]
+) -> tuple[PromptModel, dict[str, Any]]:
+    """Keep the prompt of a run or a plain head, and compare it with the baselines.
+
+    Test rows only measure: the decision is made before they are looked at.
+
+    Args:
+        model: the prompt of the run.
+        best: the same, with its metrics on all validation rows.
+        prepared: the parts of the run.
+        metrics: of the run, with those of the prompt on the test rows if there are any.
+
+    Returns:
+        The prompt or the plain head, and the metrics with those of the verdict.
+    """
+    head = fit_plain_head(prepared)
+    decision = decide(prepared, best, head=head)
+    plain = attach(make_plain_artifact(prepared, head, decision=decision), prepared.backbone)
+    found = dict(metrics)
+    tested: dict[str, float] = {}
+    test = prepared.rows.get("test")
+    if test is not None:
+        report = _evaluate_plain(plain, prepared)
+        tested = _measure_baselines(test, prepared) | {
+            "linear probe": report["accuracy"],
+        }
+        found["test_of_prompt"] = metrics["test"]
+        if not decision.keeps_prompt:
+            found["test"] = report
+    if not decision.keeps_prompt:
+        found["validation"] = dict(decision.head) if "validation" in prepared.rows else {}
+    found |= {
+        "plain_head": decision.as_data() | {"readout": head.pooling, "C": head.strength},
+        "baselines": tested,
+        "kept": "prompt" if decision.keeps_prompt else "plain head",
+    }
+    found["verdict"] = describe_verdict(found, decision)
+    return (model if decision.keeps_prompt else plain), found
+
+
+def describe_verdict(metrics: Mapping[str, Any], decision: HeadDecision) -> str:
+    """The verdict in a few sentences.
+
+    Args:
+        metrics: with the scores on the test rows, if there are any, and those of the baselines.
+        decision: between the prompt and the plain head.
+    """
+    test, baselines = metrics.get("test"), metrics["baselines"]
+    sentences = [f"{str(decision)[:1].upper()}{str(decision)[1:]}."]
+    if not test:
+        return sentences[0]
+    name = "prompt" if decision.keeps_prompt else "plain head"
+    low, high = compute_wilson_interval(test["accuracy"], test["rows"])
+    sentences.append(
+        f"On {test['rows']:,} test rows the {name} is right in {test['accuracy']:.1%} "
+        f"(95 % interval {low:.1%} to {high:.1%})."
+    )
+    others = {n: v for n, v in baselines.items() if decision.keeps_prompt or n != "linear probe"}
+    best = max(others, key=lambda other: others[other])
+    listed = ", ".join(f"{other} {value:.1%}" for other, value in others.items())
+    gap = 100 * (test["accuracy"] - others[best])
+    place = "above" if gap >= 0 else "below"
+    sentences.append(
+        f"Baselines: {listed}; it is {abs(gap):.1f} points {place} the best of them, the {best}."
+    )
+    return " ".join(sentences)
+
+
+def _evaluate_plain(model: PromptModel, prepared: RunSetup) -> dict[str, Any]:
+    """The metrics of the plain head on the test rows."""
+    rows = render_plain_rows(prepared, "test")
+    evaluated = evaluate_rows(
+        model.task,
+        rows.examples,
+        truth=rows.truth,
+        prompt=model.prompt,
+        batch_size=prepared.training.batch_size,
+    )
+    return to_dict(make_report(model.task, [evaluated]))
+
+
+def _measure_baselines(test: RenderedRows, prepared: RunSetup) -> dict[str, float]:
+    """The accuracy of the majority class, and of the hard prompt where there is one."""
+    counts = Counter(prepared.rows["train"].truth)
+    majority = min(counts, key=lambda label: (-counts[label], label))
+    found = {"majority": sum(label == majority for label in test.truth) / len(test.truth)}
+    recipe, settings = prepared.recipe, prepared.recipe.task_settings
+    has_words = isinstance(settings, Classify) and settings.verbalizer is not None
+    if has_words and recipe.data.train != MEMORY:
+        report = evaluate_hard_prompt(recipe, split="test", backbone=prepared.backbone)
+        found["hard prompt"] = report.metrics["accuracy"]
+    return found

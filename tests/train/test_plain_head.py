@@ -1,0 +1,259 @@
+"""A plain head: folded exactly, kept where no prompt is better, and never chosen by test rows."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from softprompt import Classify, PromptModel, TrainingConfig, fit, load_backbone, make_recipe
+from softprompt.errors import ArtifactError, PromptError, RecipeError
+from softprompt.inference import Ensemble, attach
+from softprompt.train import RunDir, run_recipe, setup_run
+from softprompt.train.plain_head import (
+    HeadDecision,
+    decide,
+    fit_plain_head,
+    fold_regression,
+    make_plain_artifact,
+)
+from softprompt.train.readout import compute_features, fit_regression, select_texts
+from softprompt.train.trainer import Best
+from support.recipes import make_recipe_data
+
+KINDS = {
+    "encoder": ("bert", "p-tuning-v2", "head"),
+    "soft tokens": ("bert", "prompt-tuning", "head"),
+    "causal": ("llama", "p-tuning-v2", "head"),
+    "label words": ("llama", "prompt-tuning", "words"),
+}
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("seen", ["all", "without one"])
+def test_a_folded_regression_has_the_same_probabilities(classes, seen) -> None:
+    generator = np.random.default_rng(classes)
+    features = generator.normal(3, 5, (60, 7)) * generator.uniform(0.1, 9, 7)
+    names = [f"label {n}" for n in range(classes)]
+    truth = np.array([names[n % classes] for n in range(60)])
+    labels = [*reversed(names)]  # another order than the regression's
+    fitted = fit_regression(features, truth, strength=1.0)
+    if seen == "without one":
+        labels.insert(1, "unseen")
+    weight, bias = fold_regression(fitted, labels)
+    found = (torch.from_numpy(features).float() @ weight.T + bias).softmax(-1).numpy()
+    for at, probabilities in enumerate(fitted.predict_proba(features)):
+        expected = dict(zip(fitted.classes_, probabilities, strict=True)) | {"unseen": 0.0}
+        np.testing.assert_allclose(found[at], [expected[name] for name in labels], atol=1e-4)
+
+
+@pytest.fixture
+def make(backbone, rows):
+    """The parts of a run whose prompt never moves, and whose head is random."""
+
+    def make(kind: str, *, folds: int | None = None, test_seed: int = 2, pooling="auto", **train):
+        family, method, task = KINDS[kind]
+        still = {"optimizer": "sgd", "learning_rate": 1e-30, "head_learning_rate": 1e-30}
+        data = make_recipe_data(family, method, task=task, **still | train, keep_plain_head=True)
+        if task == "head":
+            data["task"]["pooling"] = pooling
+        data["data"] |= {} if folds is None else {"folds": folds}
+        tables = {"train": rows(40), "test": rows(30, test_seed)}
+        tables |= {} if folds else {"validation": rows(20, 1)}
+        tables = {name: Dataset.from_list(part) for name, part in tables.items()}
+        return setup_run(make_recipe(data), backbone=backbone(family), tables=tables)
+
+    return make
+
+
+DECISION = HeadDecision(keeps_prompt=False, prompt=None, head={}, judge="")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_artifact_predicts_what_the_regression_predicts(make, tmp_path, kind) -> None:
+    """Saved, loaded, alone, in batches, and beside a prompt with soft tokens."""
+    from softprompt.artifact import load_artifact, save_artifact
+
+    prepared = make(kind)
+    head = fit_plain_head(prepared)
+    size = prepared.backbone.geometry.vocab_size
+    texts, truth = select_texts(prepared.rows["train"], size)
+    tests, _ = select_texts(prepared.rows["test"], size)
+
+    def read(rows):
+        return compute_features(prepared.backbone, rows, poolings=[head.pooling])[head.pooling]
+
+    fitted = fit_regression(read(texts), truth, strength=head.strength)
+    expected = fitted.predict_proba(read(tests))
+    save_artifact(make_plain_artifact(prepared, head, decision=DECISION), tmp_path / "head")
+    artifact = load_artifact(tmp_path / "head")
+    assert artifact.prompt.length == 0
+    model = attach(artifact, prepared.backbone)
+    table = [{"text": row} for row in _list_texts(prepared, "test")]
+    for batch_size in (1, 32):
+        found = model.predict_proba(table, batch_size=batch_size)
+        order = [[*fitted.classes_].index(label) for label in model.labels]
+        np.testing.assert_allclose(found, expected[:, order], atol=2e-4)
+
+
+def _list_texts(prepared, split: str) -> list[str]:
+    """The texts of the rows, which the fixture made by its seeds."""
+    from support.reviews import make_reviews
+
+    count, seed = {"test": (30, 2), "train": (40, 0)}[split]
+    return [row["text"] for row in make_reviews(count, seed=seed)]
+
+
+def _best(accuracy: float, loss: float) -> Best:
+    return Best(None, {}, 0.0, 5, {"accuracy": accuracy, "loss": loss}, {})
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "loss", "keeps"),
+    [(0.1, 0.0, True), (-0.1, -9.0, False), (0.0, -0.01, True), (0.0, 0.01, False), (0, 0, False)],
+)
+def test_the_more_accurate_one_is_kept_and_of_equals_that_with_the_lower_loss(
+    make, accuracy, loss, keeps
+) -> None:
+    prepared = make("encoder")
+    head = replace(fit_plain_head(prepared), accuracy=0.5, loss=1.0)
+    decision = decide(prepared, _best(0.5 + accuracy, 1.0 + loss), head=head)
+    assert decision.keeps_prompt is keeps
+    assert ("is kept: it is right" in str(decision)) is keeps
+    assert json.loads(json.dumps(decision.as_data()))["judge"] == "20 validation rows"
+
+
+def run(prepared, folder):
+    run_recipe(prepared.recipe, folder, prepared=prepared)
+    return RunDir(folder).read_metrics()
+
+
+@pytest.mark.parametrize(
+    ("kind", "folds"), [("encoder", None), ("encoder", 4), ("soft tokens", None), ("causal", None)]
+)
+def test_where_the_prompt_learns_nothing_the_run_keeps_the_head(
+    make, rows, tmp_path, kind, folds
+) -> None:
+    metrics = run(make(kind, folds=folds), tmp_path / "run")
+    assert metrics["kept"] == "plain head"
+    assert metrics["verdict"].startswith("No prompt was better than a plain head, which is kept")
+    assert metrics["plain_head"]["prompt"]["accuracy"] <= metrics["plain_head"]["head"]["accuracy"]
+    model = PromptModel.from_pretrained(tmp_path / "run", backbone=make(kind).backbone)
+    assert model.prompt.length == 0
+    report = model.evaluate(rows(30, 2))
+    assert report.metrics["accuracy"] == metrics["test"]["accuracy"]
+    assert metrics["baselines"]["linear probe"] == metrics["test"]["accuracy"]
+    truth = [row["label"] for row in rows(30, 2)]
+    train = [row["label"] for row in rows(40)]
+    common = max(sorted({*train}), key=train.count)
+    assert metrics["baselines"]["majority"] == pytest.approx(truth.count(common) / 30)
+
+
+def test_a_prompt_that_is_better_is_kept(make, tmp_path, monkeypatch) -> None:
+    worse = {"accuracy": 0.0, "loss": 99.0}
+    monkeypatch.setattr(
+        "softprompt.train.verdict.fit_plain_head",
+        lambda prepared: replace(fit_plain_head(prepared), **worse),
+    )
+    metrics = run(make("encoder"), tmp_path / "run")
+    assert (metrics["kept"], metrics["plain_head"]["head"]) == ("prompt", worse)
+    assert metrics["test"] == metrics["test_of_prompt"]
+    assert RunDir(tmp_path / "run").read_metrics()["plain_head"]["keeps_prompt"]
+
+
+@pytest.mark.parametrize("folds", [None, 4])
+def test_nothing_is_chosen_by_test_rows(make, tmp_path, folds) -> None:
+    """Other test rows give the same artifact and the same decision; a leak would change them."""
+    found = []
+    for seed in (2, 9):
+        metrics = run(make("encoder", folds=folds, test_seed=seed), tmp_path / f"run-{seed}")
+        tensors = PromptModel.from_pretrained(
+            tmp_path / f"run-{seed}", backbone=make("encoder").backbone
+        ).artifact.to_tensors()
+        found.append((metrics, tensors))
+    (first, one), (second, other) = found
+    assert first["test"] != second["test"]
+    for name in ("plain_head", "kept", "readout", "validation", "best_step"):
+        assert first.get(name) == second.get(name), name
+    assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
+
+
+def test_what_needs_vectors_refuses_a_head_alone(make, tmp_path) -> None:
+    from softprompt import export_prompt
+    from softprompt.analysis import compute_similarity
+    from softprompt.analysis.inspection import has_nearest_words
+
+    prepared = make("encoder")
+    artifact = make_plain_artifact(prepared, fit_plain_head(prepared), decision=DECISION)
+    model = attach(artifact, prepared.backbone)
+    with pytest.raises(PromptError, match="number 1 is a trained head without a prompt"):
+        compute_similarity([model, model])
+    for form in ("peft", "safetensors", "npy"):
+        with pytest.raises(ArtifactError, match="trained head without a prompt"):
+            export_prompt(form, model, output=tmp_path / form)
+    assert not has_nearest_words([artifact])
+
+
+def test_a_head_alone_is_a_member_of_an_ensemble(make, rows, tmp_path) -> None:
+    prepared = make("encoder", pooling="mean")
+    plain = attach(
+        make_plain_artifact(prepared, fit_plain_head(prepared), decision=DECISION),
+        prepared.backbone,
+    )
+    other = make("soft tokens", learning_rate=0.05, pooling="mean")
+    run_recipe(
+        other.recipe.model_copy(
+            update={"train": other.recipe.train.model_copy(update={"keep_plain_head": False})}
+        ),
+        tmp_path / "run",
+        prepared=other,
+    )
+    trained = PromptModel.from_pretrained(tmp_path / "run", backbone=prepared.backbone)
+    table = rows(6, 3)
+    both = Ensemble([plain, trained]).predict_proba(table)
+    mean = (plain.predict_proba(table) + trained.predict_proba(table)) / 2
+    np.testing.assert_allclose(both, mean, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "reason"),
+    [
+        ("t5", "words", "read by its decoder"),
+        ("llama", "text", "no labels that a head could choose from"),
+    ],
+)
+def test_tasks_without_such_a_head_are_refused(backbone, rows, family, task, reason) -> None:
+    data = make_recipe_data(family, "prompt-tuning", task=task, keep_plain_head=True)
+    tables = {"train": Dataset.from_list(rows(12)), "validation": Dataset.from_list(rows(6, 1))}
+    with pytest.raises(RecipeError, match=rf"train\.keep_plain_head: .*{reason}"):
+        setup_run(make_recipe(data), backbone=backbone(family), tables=tables)
+
+
+def test_a_prompt_of_length_0_without_a_head_is_refused(make) -> None:
+    prepared = make("encoder")
+    artifact = make_plain_artifact(prepared, fit_plain_head(prepared), decision=DECISION)
+    manifest = artifact.manifest
+    shapes = {name: shape for name, shape in manifest.shapes.items() if "head" not in name}
+    bare = replace(artifact, head={}, manifest=replace(manifest, shapes=shapes))
+    with pytest.raises(ArtifactError, match=r"at least 1 \(or 0, with a trained head\)"):
+        attach(bare, prepared.backbone)
+
+
+@pytest.mark.filterwarnings("ignore::softprompt.errors.SoftpromptWarning")
+def test_fit_keeps_the_better_one_too(saved, rows) -> None:
+    backbone = load_backbone(str(saved("bert")), device="cpu", dtype="float32")
+    config = TrainingConfig(
+        keep_plain_head=True, epochs=1, optimizer="sgd", learning_rate=1e-30, batch_size=8
+    )
+    model = fit(
+        backbone,
+        Classify("{text}"),
+        rows(40),
+        method="p-tuning-v2",
+        config=config,
+        validation=rows(20, 1),
+    )
+    assert model.prompt.length == 0
+    assert not model.artifact.manifest.metrics["plain_head"]["keeps_prompt"]
