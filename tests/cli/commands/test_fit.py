@@ -106,8 +106,9 @@ def test_a_stopped_fit_resumes_to_the_same_numbers(home, run, backbones, monkeyp
 
 
 @pytest.mark.filterwarnings("ignore::softprompt.errors.SoftpromptWarning")
-def test_python_has_it_too(home, run, backbones) -> None:
+def test_python_has_it_too(home, run, backbones, monkeypatch) -> None:
     """The recipe is that of the command; the run is then the same."""
+    monkeypatch.setattr("softprompt.train.config._AUTO_FOLD_STEPS", 6)
     write_csv(Path("mine.csv"), 16)
     options = ("--backbone", backbones["bert"], "--output", "command", "--quiet")
     result = run("fit", "mine.csv", *options)
