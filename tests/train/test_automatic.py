@@ -211,8 +211,8 @@ def test_on_a_plateau_the_rate_falls_to_a_third_and_then_the_run_ends(parts, tra
         (16, None, {"epochs": 600, "eval_every_steps": 10, "early_stopping_patience": 6}),
         (960, None, {"epochs": 20, "eval_every_steps": 30, "lr_scheduler": "plateau"}),
         (12_000, None, {"epochs": 20, "eval_every_steps": 100}),
-        (16, 4, {"epochs": 200, "max_steps": 200, "lr_scheduler": "linear"}),
-        (320, 4, {"epochs": 20, "max_steps": 200, "early_stopping_patience": None}),
+        (16, 4, {"epochs": 100, "max_steps": 100, "lr_scheduler": "linear"}),
+        (320, 4, {"epochs": 10, "max_steps": 100, "early_stopping_patience": None}),
     ],
 )
 def test_the_longest_run_depends_on_the_rows(parts, rows, folds, expected) -> None:

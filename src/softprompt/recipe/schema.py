@@ -109,7 +109,7 @@ class TrainConfig(StrictModel):
         5,
         description="Passes over the training rows; the run ends at `max_steps` if that is less. "
         '`"auto"`: until the validation loss stays on a plateau at ever lower learning rates; with '
-        "`data.folds`, 200 steps of which the folds choose how many are made.",
+        "`data.folds`, 100 steps of which the folds choose how many are made.",
     )
     max_steps: PositiveInt | None = Field(
         None, description="The most optimizer steps. Left out: those of all epochs."

@@ -84,7 +84,7 @@ _AUTO_PATIENCE = 6
 # It validates after each epoch, but not after fewer or more steps than these.
 _AUTO_INTERVAL = (10, 100)
 # Each fold of a cross-validation trains for so many steps, and its mean chooses among them.
-_AUTO_FOLD_STEPS = 200
+_AUTO_FOLD_STEPS = 100
 
 
 def resolve_training(recipe: Recipe, defaults: Defaults, *, rows: int) -> ResolvedTraining:

@@ -44,6 +44,8 @@ def test_a_file_becomes_a_judged_artifact(home, run, backbones, family, rows) ->
         assert ("hard prompt" in metrics["baselines"]) == (family == "llama")
     else:
         assert "test" not in metrics
+    shown = run("show", folder, "--no-backbone").out
+    assert ("none: a trained head alone" in shown) == (metrics["kept"] == "plain head")
     answers = run("predict", folder, "a good film", "--json").lines
     assert answers[0]["label"] in {"negative", "positive"}
 

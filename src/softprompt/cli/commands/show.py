@@ -211,7 +211,9 @@ def _name_facts(facts: dict[str, Any]) -> dict[str, str]:
     )
     return {
         "artifact": f"{facts['artifact']} ({facts['bytes']:,} bytes)",
-        "prompt": f"{facts['length']} soft tokens, {kind}, {facts['dtype']}",
+        "prompt": f"{facts['length']} soft tokens, {kind}, {facts['dtype']}"
+        if facts["length"]
+        else "none: a trained head alone",
         "tensors": "\n".join(f"{name} {shape}" for name, shape in shapes.items()),
         "method": _format_method(recipe),
         "task": _format_task(facts["task"], shapes),
