@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 import torch
@@ -18,6 +18,7 @@ from softprompt.errors import DataError, PromptError, format_unknown
 from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 from softprompt.tasks import Example
+from softprompt.tasks.config import describe_settings
 
 # Rows whose gradients are computed at once; each has a prompt of its own.
 _ROWS_AT_ONCE = 8
@@ -231,7 +232,6 @@ def _shorten(model: PromptModel, kept: Sequence[int]) -> PromptModel:
         table = recipe.get(section)
         if isinstance(table, dict) and key in table:
             table[key] = value
-    settings = replace(read_task_settings(manifest), template=template)
     # The distance from the initialization is that of the whole prompt.
     metrics = {name: value for name, value in manifest.metrics.items() if name != "moved"}
     artifact: Artifact = make_artifact(
@@ -239,7 +239,7 @@ def _shorten(model: PromptModel, kept: Sequence[int]) -> PromptModel:
         model.artifact.head,
         template=template,
         max_length=manifest.max_length,
-        task={"kind": settings.kind, **asdict(settings)},
+        task=describe_settings(read_task_settings(manifest), template=template),
         labels=manifest.labels,
         backbone=manifest.backbone,
         data=manifest.data,

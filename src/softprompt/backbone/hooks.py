@@ -1,7 +1,7 @@
 """Hooks into a transformers model: its input embeddings, its layers and its attention."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -136,6 +136,26 @@ def hook_entry_modules(model: PreTrainedModel) -> None:
         add_pass = partial(_add_pass, takes_keywords=takes_keywords)
         module.register_forward_pre_hook(add_pass, with_kwargs=True)
         module.register_forward_hook(_end_pass, always_call=True)
+
+
+def wrap_method(
+    modules: Iterable[nn.Module],
+    name: str,
+    *,
+    function: Callable[..., Any],
+    arguments: Sequence[object] = (),
+) -> None:
+    """Replace a method of modules by a function that can call it.
+
+    Args:
+        modules: whose method is replaced.
+        name: of the method.
+        function: called with the method, the module, the further arguments, and what the method is
+            called with.
+        arguments: the further arguments.
+    """
+    for module in modules:
+        vars(module)[name] = partial(function, getattr(module, name), module, *arguments)
 
 
 def hook_layers(layers: Sequence[Layer]) -> None:

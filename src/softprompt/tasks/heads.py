@@ -1,4 +1,4 @@
-"""Classification with a trained head on one hidden state."""
+"""Classification with a trained head on hidden states."""
 
 from collections.abc import Sequence
 from copy import copy

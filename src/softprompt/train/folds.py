@@ -1,7 +1,6 @@
 """Cross-validation for few rows: train on all folds but one, choose how long, then on all rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any, cast
@@ -14,7 +13,7 @@ from softprompt.train.demonstrations import build_from_demonstrations
 from softprompt.train.events import Callback, Evaluation, FoldProgress
 from softprompt.train.kept import explain_unreadable, read_kept, write_kept
 from softprompt.train.run_dir import RunDir
-from softprompt.train.setup import RunSetup, make_trainer, settle_readout
+from softprompt.train.setup import RunSetup, make_trainer, restore_start, settle_readout
 from softprompt.train.stages import notify
 from softprompt.train.trainer import compute_selection_score
 
@@ -135,12 +134,10 @@ def train_folds(
         The scores of each fold, the finished ones too.
     """
     yield from finished
-    modules = [prepared.method, *([prepared.task.head] if prepared.task.head is not None else [])]
-    starts = [deepcopy(module.state_dict()) for module in modules]
     for number in range(len(finished) + 1, len(prepared.folds) + 1):
-        yield _run_fold(prepared, accelerator, number=number, callbacks=callbacks)
-        for module, start in zip(modules, starts, strict=True):
-            module.load_state_dict(start)
+        with restore_start(prepared):
+            scores = _run_fold(prepared, accelerator, number=number, callbacks=callbacks)
+        yield scores
 
 
 def _run_fold(

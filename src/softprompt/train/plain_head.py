@@ -28,6 +28,7 @@ from softprompt.train.readout import (
     STRENGTHS,
     choose_readout,
     compute_features,
+    divide_by_label,
     fit_regression,
     select_texts,
 )
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 # More training rows change a logistic regression little, and take long.
 _MOST_ROWS = 20_000
-_FOLDS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,10 +217,7 @@ def make_plain_artifact(prepared: RunSetup, head: PlainHead, *, decision: HeadDe
         task=describe_settings(plain, template=template),
         labels=list(prepared.task.labels),
         backbone=describe_backbone(prepared.backbone),
-        data={
-            name: {"rows": len(prepared.rows[name].truth), "sha256": digest}
-            for name, digest in prepared.hashes.items()
-        },
+        data=prepared.data_record,
         recipe=prepared.recipe.as_data(),
         metrics={
             "validation": {"accuracy": head.accuracy, "loss": head.loss},
@@ -274,9 +271,7 @@ def _divide(prepared: RunSetup, truth: np.ndarray) -> list[tuple[np.ndarray, np.
     every = np.arange(len(truth))
     folds: list[np.ndarray] = [np.array(fold) for fold in prepared.folds]
     if not folds or len(truth) != sum(map(len, folds)):
-        order = np.random.default_rng(prepared.recipe.seed).permutation(len(truth))
-        order = order[np.argsort(truth[order], kind="stable")]
-        folds = [order[at::_FOLDS] for at in range(min(_FOLDS, len(truth)))]
+        folds = divide_by_label(truth, seed=prepared.recipe.seed)
     parts = [(np.setdiff1d(every, fold), fold) for fold in folds]
     return [(fit, judge) for fit, judge in parts if len({*truth[fit]}) > 1]
 

@@ -12,7 +12,6 @@ from math import inf, isfinite
 from typing import Any, cast
 
 from accelerate import Accelerator
-from torch import nn
 
 from softprompt.errors import TrainingError
 from softprompt.train.datasets import sample_rows
@@ -21,7 +20,8 @@ from softprompt.train.folds import make_fold
 from softprompt.train.kept import explain_unreadable, read_kept, write_kept
 from softprompt.train.precompute import plan_precompute, precompute
 from softprompt.train.run_dir import RunDir
-from softprompt.train.setup import RunSetup, make_trainer
+from softprompt.train.sampler import BatchSampler
+from softprompt.train.setup import RunSetup, make_trainer, restore_start
 from softprompt.train.stages import notify
 from softprompt.train.trainer import Trainer
 
@@ -133,15 +133,15 @@ def try_learning_rates(
     """
     prepared = _cache_states(prepared, accelerator, callbacks=callbacks)
     splits, judge = _choose_splits(prepared)
-    steps = _count_steps(prepared, accelerator, splits)
+    steps = _count_steps(prepared, splits)
     total = steps * len(splits) * sum(count * length for count, length in _ROUNDS)
     notify(callbacks, PhaseStarted("searching", f"the learning rate, {total:,} steps"))
-    trials = [_Trial(multiplier, [None] * len(splits)) for multiplier in MULTIPLIERS]
+    trials = [_Trial(multiplier) for multiplier in MULTIPLIERS]
     left, done = trials, 0
     for count, length in _ROUNDS:
         left = sorted(left, key=lambda trial: trial.loss)[:count]
         for trial in left:
-            for _ in trial.go_on(splits, accelerator, steps=steps * length):
+            for _ in trial.advance(splits, accelerator, steps=steps * length):
                 done += 1
                 notify(callbacks, SearchProgress(trial.multiplier, done, total))
     best = min(left, key=lambda trial: trial.loss)
@@ -159,39 +159,35 @@ class _Trial:
 
     Args:
         multiplier: of the usual rate.
-        states: of each run, from which it continues; None for the start.
 
     Attributes:
         loss: the mean over the rows that judge; infinite where training failed.
     """
 
-    def __init__(self, multiplier: float, states: list[Mapping[str, Any] | None]) -> None:
+    def __init__(self, multiplier: float) -> None:
         self.multiplier, self.loss = multiplier, 0.0
-        self._states = states
+        # Of each split, from which its run continues.
+        self._states: dict[int, Mapping[str, Any]] = {}
 
-    def go_on(
+    def advance(
         self, splits: Sequence[RunSetup], accelerator: Accelerator, *, steps: int
     ) -> Iterator[None]:
         """Make steps on each split, and measure the loss after them; a failed trial ends."""
         losses: list[float] = []
         for number, split in enumerate(splits):
-            modules = nn.ModuleList([split.method])
-            if split.task.head is not None:
-                modules.append(split.task.head)
-            start = deepcopy(modules.state_dict())
             judges = split.rows["validation"]
-            trainer = self._make_trainer(split, accelerator)
-            if (state := self._states[number]) is not None:
-                trainer.load_state_dict(state)
-            try:
-                for _ in range(steps):
-                    trainer.train_step()
-                    yield
-                losses.append(trainer.evaluate(judges).metrics["loss"] * len(judges.truth))
-            except TrainingError:  # a loss or a gradient is not finite
-                losses.append(inf)
-            self._states[number] = deepcopy(trainer.state_dict())
-            modules.load_state_dict(start)
+            with restore_start(split):
+                trainer = self._make_trainer(split, accelerator)
+                if number in self._states:
+                    trainer.load_state_dict(self._states[number])
+                try:
+                    for _ in range(steps):
+                        trainer.train_step()
+                        yield
+                    losses.append(trainer.evaluate(judges).metrics["loss"] * len(judges.truth))
+                except TrainingError:  # a loss or a gradient is not finite
+                    losses.append(inf)
+                self._states[number] = deepcopy(trainer.state_dict())
         mean = sum(losses) / sum(len(split.rows["validation"].truth) for split in splits)
         self.loss = mean if isfinite(mean) else inf
 
@@ -251,9 +247,10 @@ def _choose_splits(prepared: RunSetup) -> tuple[list[RunSetup], str]:
     return [replace(prepared, rows={"train": rows, "validation": judges})], name
 
 
-def _count_steps(prepared: RunSetup, accelerator: Accelerator, splits: Sequence[RunSetup]) -> int:
+def _count_steps(prepared: RunSetup, splits: Sequence[RunSetup]) -> int:
     """The steps of the first round, for each rate and split."""
-    total = make_trainer(prepared, accelerator).total
+    lengths = [example.length for example in prepared.rows["train"].examples]
+    total = BatchSampler(lengths, prepared.training).count_steps()
     rounds = sum(count * length for count, length in _ROUNDS)
     runs = len(splits) + 1 if prepared.folds else 1
     wanted = round(_SHARE * total * runs / (rounds * len(splits)))

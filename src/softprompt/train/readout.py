@@ -173,17 +173,24 @@ def choose_readout(
 
 
 def _divide(labels: np.ndarray, train: int, validation: int) -> list[Part]:
-    """The rows to fit on and to judge by: folds of the training rows, and the validation rows.
-
-    Every label is spread over the folds.
-    """
-    order = np.random.default_rng(0).permutation(train)
-    order = order[np.argsort(labels[order], kind="stable")]
-    folds = [order[at::_FOLDS] for at in range(min(_FOLDS, train))]
-    parts = [(np.setdiff1d(order, fold), fold) for fold in folds]
+    """The rows to fit on and to judge by: folds of the training rows, and the validation rows."""
+    folds = divide_by_label(labels[:train], seed=0)
+    parts = [(np.setdiff1d(np.arange(train), fold), fold) for fold in folds]
     if validation:
         parts.append((np.arange(train), np.arange(train, train + validation)))
     return parts
+
+
+def divide_by_label(labels: np.ndarray, *, seed: int) -> list[np.ndarray]:
+    """The indices of rows in folds, over which every label is spread.
+
+    Args:
+        labels: of the rows.
+        seed: of their order.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    return [order[at::_FOLDS] for at in range(min(_FOLDS, len(labels)))]
 
 
 def _score(
@@ -240,29 +247,23 @@ def describe_choice(
     return f"default: {', '.join(poolings)}, chosen before the first step by a probe on {judged}"
 
 
-def select_texts(
-    rows: RenderedRows, vocab_size: int, *, most: int | None = MAX_PROBED_ROWS
-) -> LabeledTexts:
-    """A sample of the rows without their soft tokens, and their labels; no row is empty.
+def select_texts(rows: RenderedRows, vocab_size: int) -> LabeledTexts:
+    """A sample of the rows, always the same one, without soft tokens, and their labels.
+
+    Rows that have no other tokens are left out.
 
     Args:
         rows: of a split.
         vocab_size: V, from which on ids are soft tokens.
-        most: rows to take, always the same ones; None for all.
     """
-    sample = sample_rows(rows, most)
-    texts = [drop_soft_tokens(e.variants[0], vocab_size) for e in sample.examples]
+    sample = sample_rows(rows, MAX_PROBED_ROWS)
+    texts = [_drop_soft_tokens(e.variants[0], vocab_size) for e in sample.examples]
     kept = [at for at, text in enumerate(texts) if text.input_ids]
     return [texts[at] for at in kept], [sample.truth[at] for at in kept]
 
 
-def drop_soft_tokens(row: RenderedRow, vocab_size: int) -> RenderedRow:
-    """The row's own tokens.
-
-    Args:
-        row: with soft tokens.
-        vocab_size: V, from which on ids are soft tokens.
-    """
+def _drop_soft_tokens(row: RenderedRow, vocab_size: int) -> RenderedRow:
+    """The row's own tokens."""
     kept = [at for at, token in enumerate(row.input_ids) if token < vocab_size]
     types = row.token_type_ids
     return replace(

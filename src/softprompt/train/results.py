@@ -55,10 +55,7 @@ def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -
         task=_describe_task(prepared),
         labels=list(prepared.task.labels),
         backbone=describe_backbone(prepared.backbone),
-        data={
-            name: {"rows": len(prepared.rows[name].truth), "sha256": digest}
-            for name, digest in prepared.hashes.items()
-        },
+        data=prepared.data_record,
         recipe=_describe_recipe(prepared),
         metrics=_drop_infinite(
             {

@@ -1,11 +1,14 @@
 """Set up a run: from a recipe to all its parts, for a prompt or for the hard prompt."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from accelerate import Accelerator
+from torch import nn
 
 from softprompt.artifact import Artifact
 from softprompt.backbone.model import Backbone
@@ -92,6 +95,14 @@ class RunSetup:
             return self
         task = self.task.with_pooling(readout.pooling)
         return replace(self, task=task, readout=readout, notes=(*self.notes, str(readout)))
+
+    @property
+    def data_record(self) -> dict[str, object]:
+        """The rows of each split as an artifact records them: their number and their hash."""
+        return {
+            name: {"rows": len(self.rows[name].truth), "sha256": digest}
+            for name, digest in self.hashes.items()
+        }
 
     @property
     def slips(self) -> tuple[str, ...]:
@@ -190,6 +201,22 @@ def settle_readout(
     return prepared.with_readout(
         choose_task_readout(prepared.task, prepared.rows, template=prepared.template)
     )
+
+
+@contextmanager
+def restore_start(prepared: RunSetup) -> Iterator[None]:
+    """Give the method and the head their present values again, after a trial run on them.
+
+    Args:
+        prepared: the parts of the run.
+    """
+    head = prepared.task.head
+    modules = nn.ModuleList([prepared.method, *([] if head is None else [head])])
+    start = deepcopy(modules.state_dict())
+    try:
+        yield
+    finally:
+        modules.load_state_dict(start)
 
 
 def make_trainer(prepared: RunSetup, accelerator: Accelerator) -> Trainer:

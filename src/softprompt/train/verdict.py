@@ -1,12 +1,11 @@
 """The verdict on a finished run: its accuracy, compared with the baselines that cost little."""
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from softprompt.data.few_rows import compute_wilson_interval
 from softprompt.hub.model_card import MEMORY
-from softprompt.inference.loops import evaluate_rows, make_report
+from softprompt.inference.metrics import compute_majority_accuracy
 from softprompt.inference.model import PromptModel, attach
 from softprompt.tasks import Classify
 from softprompt.train.datasets import RenderedRows
@@ -45,10 +44,9 @@ def judge_run(
     tested: dict[str, float] = {}
     test = prepared.rows.get("test")
     if test is not None:
-        report = _evaluate_plain(plain, prepared)
-        tested = _measure_baselines(test, prepared) | {
-            "linear probe": report["accuracy"],
-        }
+        rows, batch_size = render_plain_rows(prepared, "test"), prepared.training.batch_size
+        report = to_dict(plain.evaluate_rendered(rows.examples, rows.truth, batch_size=batch_size))
+        tested = _measure_baselines(test, prepared) | {"linear probe": report["accuracy"]}
         found["test_of_prompt"] = metrics["test"]
         if not decision.keeps_prompt:
             found["test"] = report
@@ -91,24 +89,9 @@ def describe_verdict(metrics: Mapping[str, Any], decision: HeadDecision) -> str:
     return " ".join(sentences)
 
 
-def _evaluate_plain(model: PromptModel, prepared: RunSetup) -> dict[str, Any]:
-    """The metrics of the plain head on the test rows."""
-    rows = render_plain_rows(prepared, "test")
-    evaluated = evaluate_rows(
-        model.task,
-        rows.examples,
-        truth=rows.truth,
-        prompt=model.prompt,
-        batch_size=prepared.training.batch_size,
-    )
-    return to_dict(make_report(model.task, [evaluated]))
-
-
 def _measure_baselines(test: RenderedRows, prepared: RunSetup) -> dict[str, float]:
     """The accuracy of the majority class, and of the hard prompt where there is one."""
-    counts = Counter(prepared.rows["train"].truth)
-    majority = min(counts, key=lambda label: (-counts[label], label))
-    found = {"majority": sum(label == majority for label in test.truth) / len(test.truth)}
+    found = {"majority": compute_majority_accuracy(prepared.rows["train"].truth, test.truth)}
     recipe, settings = prepared.recipe, prepared.recipe.task_settings
     has_words = isinstance(settings, Classify) and settings.verbalizer is not None
     if has_words and recipe.data.train != MEMORY:

@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from softprompt.backbone.attention import AttentionCall
 
@@ -29,6 +30,24 @@ class AlibiBias:
         column = torch.arange(columns, device=position.device)
         slopes = self.slopes.to(attention.query)[:, None, None]
         return slopes * (column - shift.to(position.device)[:, None, None, None] - position)
+
+
+def update_cache(
+    cache: Cache | None, layer: int, *, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """The keys and values with those of the cache, and the number of tokens that it had before.
+
+    Args:
+        cache: None where there is none.
+        layer: whose keys and values they are.
+        key: of the new tokens.
+        value: of the new tokens.
+    """
+    if cache is None:
+        return key, value, 0
+    # Read before the update, which may change it in place.
+    cached = cache.get_seq_length(layer) + 0
+    return (*cache.update(key, value, layer), cached)
 
 
 def make_relative(bias: Tensor, *, queries: int, cached: int | Tensor) -> Tensor:

@@ -6,7 +6,7 @@ gradient checkpointing also keeps.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from transformers.models.bloom.modeling_bloom import (
 
 from softprompt.backbone import hooks
 from softprompt.backbone.attention import AttentionCall, attend
-from softprompt.backbone.families.alibi import AlibiBias, make_relative
+from softprompt.backbone.families.alibi import AlibiBias, make_relative, update_cache
 
 
 def hook_bloom(model: nn.Module) -> bool:
@@ -31,9 +31,8 @@ def hook_bloom(model: nn.Module) -> bool:
     vars(body)["build_alibi_tensor"] = partial(_build_alibi, body.build_alibi_tensor)
     two = torch.ones(1, 2, dtype=torch.long)
     alibi = AlibiBias(build_alibi_tensor(two, body.num_heads, torch.float32)[:, 0, 1])
-    for module in body.modules():
-        if isinstance(module, BloomAttention):
-            vars(module)["forward"] = partial(_attend, module.forward, module, alibi)
+    modules = [module for module in body.modules() if isinstance(module, BloomAttention)]
+    hooks.wrap_method(modules, "forward", function=_attend, arguments=[alibi])
     return True
 
 
@@ -75,10 +74,8 @@ def _attend(
         return forward(states, residual, **kwargs)
     cache, bias = kwargs["layer_past"], kwargs["alibi"].unflatten(0, (-1, module.num_heads))
     query, key, value = module._reshape(module.query_key_value(states))  # noqa: SLF001
-    # Read before the update, which may change it in place.
-    cached = 0 if cache is None else cache.get_seq_length(module.layer_idx) + 0
-    if cache is not None:
-        key, value = cache.update(key, value, module.layer_idx)
+    layer = cast("int", module.layer_idx)
+    key, value, cached = update_cache(cache, layer, key=key, value=value)
     distance = make_relative(bias, queries=query.shape[2], cached=cached)
     mask = kwargs["attention_mask"]
     call = AttentionCall(

@@ -30,8 +30,7 @@ def hook_deberta(model: PreTrainedModel) -> bool:
     modules = [module for module in model.modules() if isinstance(module, _Attention)]
     if not modules or getattr(modules[0], "talking_head", False):
         return False
-    for module in modules:
-        vars(module)["forward"] = partial(_attend, module.forward, module)
+    hooks.wrap_method(modules, "forward", function=_attend)
     for encoder in model.modules():
         if isinstance(encoder, v1.DebertaEncoder | v2.DebertaV2Encoder):
             vars(encoder)["get_attention_mask"] = partial(_make_mask, encoder.get_attention_mask)

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from transformers.models.falcon.modeling_falcon import (
 
 from softprompt.backbone import hooks
 from softprompt.backbone.attention import AttentionCall, attend
-from softprompt.backbone.families.alibi import AlibiBias, make_relative
+from softprompt.backbone.families.alibi import AlibiBias, make_relative, update_cache
 
 
 def hook_falcon(model: PreTrainedModel) -> bool:
@@ -30,8 +29,7 @@ def hook_falcon(model: PreTrainedModel) -> bool:
     first, two = modules[0], torch.ones(1, 2, dtype=torch.long)
     slopes = build_alibi_tensor(two, first.num_heads, torch.float32)[:, 0, 1]
     alibi = AlibiBias(slopes * first.inv_norm_factor)
-    for module in modules:
-        vars(module)["forward"] = partial(_attend, module.forward, module, alibi)
+    hooks.wrap_method(modules, "forward", function=_attend, arguments=[alibi])
     hooks.hook_entry_modules(model)
     return True
 
@@ -53,10 +51,8 @@ def _attend(
     alibi, cache, mask = kwargs["alibi"], kwargs.get("layer_past"), kwargs["attention_mask"]
     if alibi is None:
         query, key = apply_rotary_pos_emb(query, key, *kwargs["position_embeddings"])
-    # Read before the update, which may change it in place.
-    cached = 0 if cache is None else cache.get_seq_length(module.layer_idx) + 0
-    if cache is not None:
-        key, value = cache.update(key, value, module.layer_idx)
+    layer = cast("int", module.layer_idx)
+    key, value, cached = update_cache(cache, layer, key=key, value=value)
     call = AttentionCall(query, key, value, mask, causal=True, bias=None)
     rate = 0.0
     if alibi is not None:

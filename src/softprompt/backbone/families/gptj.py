@@ -5,7 +5,6 @@ mask. GPT-Neo adds the causal mask, or that of its sliding window, by itself.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +21,7 @@ def hook_gptj(model: PreTrainedModel) -> bool:
     """Install the hook for attention if the model is one of these; return whether it is."""
     kinds = GPTJAttention | CodeGenAttention | GPTNeoSelfAttention
     modules = [module for module in model.modules() if isinstance(module, kinds)]
-    for module in modules:
-        vars(module)["_attn"] = partial(_attend, module._attn, module)  # noqa: SLF001
+    hooks.wrap_method(modules, "_attn", function=_attend)
     if modules:
         hooks.hook_entry_modules(model)
     return bool(modules)

@@ -1,7 +1,6 @@
 """Hooks into MPT, which computes its attention itself, with a bias by position (alibi)."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -11,7 +10,7 @@ from transformers.models.mpt.modeling_mpt import MptAttention, build_mpt_alibi_t
 
 from softprompt.backbone import hooks
 from softprompt.backbone.attention import AttentionCall, attend
-from softprompt.backbone.families.alibi import AlibiBias, make_relative
+from softprompt.backbone.families.alibi import AlibiBias, make_relative, update_cache
 
 
 def hook_mpt(model: PreTrainedModel) -> bool:
@@ -21,8 +20,7 @@ def hook_mpt(model: PreTrainedModel) -> bool:
         return False
     # The last of its columns is that of the last token, the one before it a step away.
     alibi = AlibiBias(-build_mpt_alibi_tensor(modules[0].n_heads, 2)[:, 0, 0])
-    for module in modules:
-        vars(module)["forward"] = partial(_attend, module.forward, module, alibi)
+    hooks.wrap_method(modules, "forward", function=_attend, arguments=[alibi])
     hooks.hook_entry_modules(model)
     return True
 
@@ -39,10 +37,8 @@ def _attend(
         return forward(states, **kwargs)
     scale = cast("float", module.softmax_scale)
     (query, key, value), cache = _project(module, states), kwargs.get("past_key_values")
-    # Read before the update, which may change it in place.
-    cached = 0 if cache is None else cache.get_seq_length(module.layer_idx) + 0
-    if cache is not None:
-        key, value = cache.update(key, value, module.layer_idx)
+    layer = cast("int", module.layer_idx)
+    key, value, cached = update_cache(cache, layer, key=key, value=value)
     by_column = kwargs["position_bias"][..., -key.shape[2] :]
     call = AttentionCall(
         query,
