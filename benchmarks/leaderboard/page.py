@@ -97,8 +97,9 @@ def _format_introduction(board: Leaderboard) -> list[str]:
             f"{protocol.max_validation_rows:,} in total), and trains; the learning rate is "
             "searched by these validation rows. Accuracy is on all test rows, up to "
             f"{protocol.max_test_rows:,}, which nothing else sees. ± is the standard deviation "
-            "over seeds. Seconds are of training one seed, without the search and without loading "
-            "the backbone; compare them within a machine only."
+            "over seeds. `default` is what `softprompt fit` does. Seconds are of training one "
+            "seed, without the search, except for `default`, which makes its own, and without "
+            "loading the backbone; compare them within a machine only."
         ),
         "",
         (
@@ -179,6 +180,7 @@ def _format_foot(entries: Sequence[Entry]) -> list[str]:
         for record in records
     }
     commits = {record["commit"] for record in records}
-    facts = (("Measured on", machines), ("with", versions), ("at the commits", commits))
+    at = "at the commit" if len(commits) == 1 else "at the commits"
+    facts = (("Measured on", machines), ("with", versions), (at, commits))
     lines = [f"{text} {'; '.join(sorted(values))}" for text, values in facts if values]
     return [f"{', '.join(lines)}.", ""] if lines else []

@@ -35,7 +35,7 @@ class SharedRows:
     rows: int
 
     def __str__(self) -> str:
-        noun = "row has its" if self.count == 1 else "rows have their"
+        noun = "rows has its" if self.count == 1 else "rows have their"
         folded = self.count - self.identical
         how = f", {folded:,} of them in another case or spacing" if folded else ""
         return (
