@@ -47,6 +47,22 @@ def test_rows_together_are_the_rows_one_by_one(any_tokenizer, template, max_leng
     assert renderer.render_all(table) == [renderer.render(row) for row in table]
 
 
+@pytest.mark.parametrize("template", ["{a} and {soft:1} {b}{sep}{b}", "{a}{mask}{soft:2}"])
+def test_rows_are_the_same_whichever_layouts_are_remembered(bert, monkeypatch, template):
+    rows = [{"a": "fine " * n, "b": "film " * (n % 3)} for n in range(1, 12)] * 2
+    alone = [make(template, bert, max_length=60).render(row) for row in rows]
+    monkeypatch.setattr("softprompt.data.rendering._MOST_LAYOUTS", 2)
+    renderer = make(template, bert, max_length=60)
+    assert renderer.render_all(rows) == alone
+    assert 1 <= len(renderer.layouts) <= 2
+    for row in alone:
+        assert len(row.input_ids) == len(row.token_type_ids)
+        masks = [at for at, token in enumerate(row.input_ids) if token == bert.mask_token_id]
+        assert [*row.mask_positions] == masks
+        separators = row.input_ids[:-1].count(bert.sep_token_id)
+        assert row.token_type_ids[-1] == separators
+
+
 @pytest.mark.parametrize("row", [{"b": "x"}, {"a": None, "b": "x"}, {"a": [], "b": "x"}])
 def test_a_row_that_cannot_be_rendered_is_refused_among_others_too(bert, row):
     renderer = make("{a}{b}{soft:1}", bert, max_length=20)
@@ -148,9 +164,14 @@ def test_a_digest_is_that_of_the_rows_one_by_one():
     )
 
 
-def test_groups_are_the_rows():
+@pytest.mark.parametrize("most_copied", [2**30, 0], ids=["copied", "through the indices"])
+def test_groups_are_the_rows(monkeypatch, most_copied):
+    monkeypatch.setattr("softprompt.data.table._MOST_COPIED", most_copied)
     table = make_table(2500, labels=3)
     chosen = take_rows(table, [*range(2499, 0, -2)])
+    again = take_rows(chosen.select([5, 3, 9]), [2, 0])
+    assert again.to_list() == [table[2499 - 18], table[2499 - 10]]
+    assert again.features == table.features
     for rows in (table, chosen):
         groups = [*iterate_groups(rows, ["text", "label"])]
         assert [row for group in groups for row in group] == rows.to_list()

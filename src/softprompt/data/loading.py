@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -303,12 +302,19 @@ def find_strata(train: Table, data: DataConfig, *, columns: TaskColumns | None) 
 
 def digest_rows(table: Table, columns: Sequence[str]) -> str:
     """A hash of the rows' contents in these columns, independent of the file format."""
-    digest, encode = hashlib.sha256(), json.JSONEncoder(sort_keys=True, default=str).encode
-    for row in chain.from_iterable(iterate_groups(table, columns)):
-        numbers = {
-            name: to_text(value)
-            for name, value in row.items()
-            if isinstance(value, int | float) and not is_missing(value)
-        }
-        digest.update(encode(row | numbers if numbers else row).encode())
+    digest, names = hashlib.sha256(), sorted({*columns})
+    for rows in iterate_groups(table, names):
+        # By column, which takes a fifth of the time of one JSON object after the other.
+        cells = [[f"{_encode(name)}: {_encode(row[name])}" for row in rows] for name in names]
+        lines = zip(*cells, strict=True)
+        digest.update("".join(f"{{{', '.join(line)}}}" for line in lines).encode())
     return digest.hexdigest()
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, default=str)
+
+
+def _encode(value: object) -> str:
+    """A cell as JSON, a number as the text that it is in a csv file."""
+    is_number = isinstance(value, int | float) and not is_missing(value)
+    return _ENCODER.encode(to_text(value) if is_number else value)

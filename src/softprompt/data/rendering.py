@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from typing import assert_never
 
@@ -247,6 +247,10 @@ class RenderedRow:
     truncated: bool
 
 
+# More are not remembered: a template of two texts has as many as there are pairs of lengths.
+_MOST_LAYOUTS = 4096
+
+
 @dataclass(frozen=True, eq=False)
 class Renderer:
     """Renders rows to token ids; made by :func:`make_renderer`, which checks the template.
@@ -258,6 +262,8 @@ class Renderer:
         max_length: the most tokens of a row.
         safe_tokenizer: the tokenizer, for which no text becomes a special token.
         segments: the template, laid out for the tokenizer.
+        layouts: the token types and mask positions by the lengths of the runs, filled as rows are
+            rendered: rows of the same lengths share them.
     """
 
     template: Template
@@ -266,6 +272,9 @@ class Renderer:
     max_length: int
     safe_tokenizer: SafeTokenizer
     segments: tuple[RenderedPart, ...]
+    layouts: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]] = field(
+        default_factory=dict, repr=False
+    )
 
     def render(self, row: Mapping[str, object]) -> RenderedRow:
         """Render one row; its fields, the longest first, are truncated until it fits.
@@ -351,23 +360,32 @@ class Renderer:
 
     def _join(self, runs: Mapping[int, Sequence[int]], *, truncated: bool) -> RenderedRow:
         ids: list[int] = []
+        for index, part in enumerate(self.segments):
+            if isinstance(part, FixedTokens):
+                ids.extend(part.ids)
+            else:
+                check_ids(runs[index], vocab_size=self.vocab_size)
+                ids.extend(runs[index])
+        lengths = tuple(map(len, runs.values()))
+        if (layout := self.layouts.get(lengths)) is None:
+            if len(self.layouts) >= _MOST_LAYOUTS:
+                self.layouts.clear()
+            layout = self.layouts[lengths] = self._lay_out_row(lengths)
+        return RenderedRow(tuple(ids), *layout, truncated)
+
+    def _lay_out_row(self, lengths: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The token types and the mask positions of a row whose runs have these lengths."""
         types: list[int] = []
         masks: list[int] = []
-        for index, part in enumerate(self.segments):
-            match part:
-                case FixedTokens():
-                    if part.mask:
-                        masks.extend(range(len(ids), len(ids) + len(part.ids)))
-                    ids.extend(part.ids)
-                    types.extend(part.types)
-                case TextRun():
-                    tokens = runs[index]
-                    check_ids(tokens, vocab_size=self.vocab_size)
-                    ids.extend(tokens)
-                    types.extend([part.type] * len(tokens))
-                case _:
-                    assert_never(part)
-        return RenderedRow(tuple(ids), tuple(types), tuple(masks), truncated)
+        left = iter(lengths)
+        for part in self.segments:
+            if isinstance(part, FixedTokens):
+                if part.mask:
+                    masks.extend(range(len(types), len(types) + len(part.ids)))
+                types.extend(part.types)
+            else:
+                types.extend([part.type] * next(left))
+        return tuple(types), tuple(masks)
 
 
 def make_renderer(

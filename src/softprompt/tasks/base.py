@@ -83,7 +83,7 @@ class Example:
     @property
     def length(self) -> int:
         """The number of tokens of the longest variant, by which rows are batched."""
-        return max(len(v.input_ids) for v in self.variants)
+        return max([len(v.input_ids) for v in self.variants])
 
     @property
     def truncated(self) -> bool:

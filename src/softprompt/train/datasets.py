@@ -302,25 +302,19 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
     lists; whether the target is token ids, and the target. A list is its length and its values.
     """
     numbers = array("i")  # of 32 bits each; a list of as many integers takes several times that
-
-    def put(values: Sequence[int]) -> None:
-        numbers.append(len(values))
-        numbers.extend(values)
-
+    tails: dict[tuple[tuple[int, ...], ...], array[int]] = {}
     for example in examples:
         numbers.append(len(example.variants))
         for variant, positions in zip(example.variants, example.read_positions, strict=True):
-            numbers.append(variant.truncated)
-            for values in (
-                variant.input_ids,
-                variant.token_type_ids,
-                variant.mask_positions,
-                positions,
-            ):
-                put(values)
+            numbers.extend((variant.truncated, len(variant.input_ids), *variant.input_ids))
+            # All but the ids is the same for rows of the same lengths.
+            lists = (variant.token_type_ids, variant.mask_positions, positions)
+            if lists not in tails:
+                tails[lists] = array("i", [n for part in lists for n in (len(part), *part)])
+            numbers.extend(tails[lists])
         is_text = isinstance(example.target, tuple)
-        numbers.append(is_text)
-        put(example.target if isinstance(example.target, tuple) else [int(example.target or 0)])
+        target = example.target if isinstance(example.target, tuple) else [int(example.target or 0)]
+        numbers.extend((is_text, len(target), *target))
     return torch.from_numpy(np.array(numbers, dtype=np.int32))[:, None]
 
 
