@@ -37,7 +37,10 @@ def test_it_answers_as_its_regression_and_counts_its_parameters(backbone, family
     probe = fit_probe(reader, train=ROWS, validation=ROWS[:4], target="label")
     features = probe.reader.read(ROWS)[probe.reading]
     scale, regression = probe.fitted[0], probe.fitted[1]
-    plane = (features - scale.mean_) / scale.scale_ @ regression.coef_[0] + regression.intercept_
+    plane = features / np.linalg.norm(features, axis=1, keepdims=True)
+    if scale != "passthrough":
+        plane = (plane - scale.mean_) / scale.scale_
+    plane = plane @ regression.coef_[0] + regression.intercept_
     assert probe(ROWS) == [regression.classes_[int(side)] for side in plane > 0]
     assert probe.cost.trainable == 32 + 1
     assert probe.cost.size == 4 * 33

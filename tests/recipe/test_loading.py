@@ -120,8 +120,8 @@ def test_all_faults_at_once():
             "labels, pooling, template, verbalizer. Did you mean 'label_column'?"
         ),
         (
-            "task.head: input should be 'linear', 'linear-no-bias', 'mlp-tanh', 'mlp-gelu', "
-            "'mlp-relu' or 'mlp-norm', not 'lineal'."
+            "task.head: input should be 'linear', 'linear-normalized', 'linear-no-bias', "
+            "'mlp-tanh', 'mlp-gelu', 'mlp-relu' or 'mlp-norm', not 'lineal'."
         ),
         "method.encoder_hidden_size: input should be a valid integer, not '8'.",
         "train.epochs: input should be greater than 0, not 0.",

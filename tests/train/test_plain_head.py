@@ -11,15 +11,22 @@ from datasets import Dataset
 from softprompt import Classify, PromptModel, TrainingConfig, fit, load_backbone, make_recipe
 from softprompt.errors import ArtifactError, PromptError, RecipeError
 from softprompt.inference import Ensemble, attach
+from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.train import RunDir, run_recipe, setup_run
 from softprompt.train.plain_head import (
     HeadDecision,
     decide,
     fit_plain_head,
-    fold_regression,
     make_plain_artifact,
 )
-from softprompt.train.readout import compute_features, fit_regression, select_texts
+from softprompt.train.readout import compute_features, select_texts
+from softprompt.train.regression import (
+    REGRESSIONS,
+    fit_regression,
+    fold_regression,
+    normalize_features,
+    score_unseen,
+)
 from softprompt.train.trainer import Best
 from support.recipes import make_recipe_data
 
@@ -33,13 +40,14 @@ KINDS = {
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("seen", ["all", "without one"])
-def test_a_folded_regression_has_the_same_probabilities(classes, seen) -> None:
+@pytest.mark.parametrize("settings", [REGRESSIONS[1], REGRESSIONS[-1]], ids=["plain", "scaled"])
+def test_a_folded_regression_has_the_same_probabilities(classes, seen, settings) -> None:
     generator = np.random.default_rng(classes)
     features = generator.normal(3, 5, (60, 7)) * generator.uniform(0.1, 9, 7)
     names = [f"label {n}" for n in range(classes)]
     truth = np.array([names[n % classes] for n in range(60)])
     labels = [*reversed(names)]  # another order than the regression's
-    fitted = fit_regression(features, truth, strength=1.0)
+    fitted = fit_regression(features, truth, settings=settings)
     if seen == "without one":
         labels.insert(1, "unseen")
     weight, bias = fold_regression(fitted, labels)
@@ -47,6 +55,43 @@ def test_a_folded_regression_has_the_same_probabilities(classes, seen) -> None:
     for at, probabilities in enumerate(fitted.predict_proba(features)):
         expected = dict(zip(fitted.classes_, probabilities, strict=True)) | {"unseen": 0.0}
         np.testing.assert_allclose(found[at], [expected[name] for name in labels], atol=1e-4)
+
+
+def test_of_equally_accurate_regressions_the_calibrated_loss_is_the_lowest() -> None:
+    """Scores times the factor have a lower cross entropy than times any other; none is worse."""
+    generator = np.random.default_rng(1)
+    truth = np.array(["a", "b"] * 40)
+    features = generator.normal(size=(80, 6)) + 0.4 * (truth == "b")[:, None]
+    parts = [(np.arange(40), np.arange(40, 80)), (np.arange(40, 80), np.arange(40))]
+    for settings in REGRESSIONS:
+        unseen = score_unseen(features, truth, labels=["a", "b"], parts=parts, settings=settings)
+        factor = unseen.find_factor()
+        losses = [unseen.compute_loss(factor * change) for change in (0.85, 1.0, 1.18)]
+        assert losses[1] == min(losses)
+        assert losses[1] <= unseen.compute_loss()
+        # By hand: each half is scored by the regression of the other half.
+        fitted = [fit_regression(features[fit], truth[fit], settings=settings) for fit, _ in parts]
+        right = [
+            f.predict(features[judge]) == truth[judge]
+            for f, (_, judge) in zip(fitted, parts, strict=True)
+        ]
+        assert unseen.accuracy == pytest.approx(np.concatenate(right).mean())
+
+
+def test_without_rows_to_judge_by_nothing_is_known() -> None:
+    features, truth = np.ones((2, 3)), np.array(["a", "b"])
+    unseen = score_unseen(features, truth, labels=["a", "b"], parts=[], settings=REGRESSIONS[0])
+    assert (unseen.accuracy, unseen.compute_loss(), unseen.find_factor()) == (0.0, np.inf, 1.0)
+
+
+def test_a_normalized_head_reads_directions_only() -> None:
+    head = ClassifierHead(5, 3, kind="linear-normalized", seed=3)
+    plain = ClassifierHead(5, 3, kind="linear", seed=3)
+    states = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    expected = plain(states / states.square().mean(dim=-1, keepdim=True).sqrt())
+    torch.testing.assert_close(head(states), expected)
+    torch.testing.assert_close(head(states * 1e3), head(states))
+    torch.testing.assert_close(head(torch.zeros(1, 5)), plain.output.bias[None])
 
 
 @pytest.fixture
@@ -61,7 +106,7 @@ def make(backbone, rows):
             data["task"]["pooling"] = pooling
         data["data"] |= {} if folds is None else {"folds": folds}
         tables = {"train": rows(40), "test": rows(30, test_seed)}
-        tables |= {} if folds else {"validation": rows(20, 1)}
+        tables |= {} if folds else {"validation": rows(60, 1)}
         tables = {name: Dataset.from_list(part) for name, part in tables.items()}
         return setup_run(make_recipe(data), backbone=backbone(family), tables=tables)
 
@@ -83,10 +128,15 @@ def test_the_artifact_predicts_what_the_regression_predicts(make, tmp_path, kind
     tests, _ = select_texts(prepared.rows["test"], size)
 
     def read(rows):
-        return compute_features(prepared.backbone, rows, poolings=[head.pooling])[head.pooling]
+        features = compute_features(prepared.backbone, rows, poolings=[head.pooling])
+        return normalize_features(features[head.pooling])
 
-    fitted = fit_regression(read(texts), truth, strength=head.strength)
-    expected = fitted.predict_proba(read(tests))
+    fitted = fit_regression(read(texts), truth, settings=head.settings)
+    scores = np.log(fitted.predict_proba(read(tests)))
+    labels = prepared.task.labels
+    folded = fold_regression(fitted, labels)[0] / head.weight.shape[1] ** 0.5
+    factor = float(head.weight[0].abs().max() / folded[0].abs().max())
+    expected = torch.from_numpy(scores * factor).softmax(-1).numpy()
     save_artifact(make_plain_artifact(prepared, head, decision=DECISION), tmp_path / "head")
     artifact = load_artifact(tmp_path / "head")
     assert artifact.prompt.length == 0
@@ -122,7 +172,7 @@ def test_the_more_accurate_one_is_kept_and_of_equals_that_with_the_lower_loss(
     decision = decide(prepared, _best(0.5 + accuracy, 1.0 + loss), head=head)
     assert decision.keeps_prompt is keeps
     assert ("is kept: it is right" in str(decision)) is keeps
-    assert json.loads(json.dumps(decision.as_data()))["judge"] == "20 validation rows"
+    assert json.loads(json.dumps(decision.as_data()))["judge"] == "60 validation rows"
 
 
 def run(prepared, folder):

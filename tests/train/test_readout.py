@@ -19,6 +19,7 @@ from softprompt.sklearn import SoftPromptClassifier
 from softprompt.train import PhaseStarted, RunDir, Started, folds, run_recipe
 from softprompt.train import readout as module
 from softprompt.train.readout import ReadoutChoice, choose_readout, choose_task_readout
+from softprompt.train.regression import UnseenScores
 from softprompt.train.setup import settle_readout, setup_run
 from softprompt.train.validation import check_recipe
 
@@ -97,7 +98,8 @@ def test_it_chooses_the_planted_readout(planted, family, best, sizes):
 
 @pytest.mark.parametrize(("family", "conventional"), [("bert", "cls"), ("llama", "last")])
 def test_ties_go_to_the_conventional_readout(planted, monkeypatch, family, conventional):
-    monkeypatch.setattr(module, "_score", lambda *_a: 0.5)
+    equal = UnseenScores(torch.eye(2), torch.tensor([0, 0]))
+    monkeypatch.setattr(module, "score_unseen", lambda *_a, **_k: equal)
     assert planted("mean", family, train=20, validation=10).pooling == conventional
 
 

@@ -18,7 +18,8 @@ from softprompt.data.inputs import Row
 from softprompt.data.table import to_text
 from softprompt.tasks.binding import make_plain_renderer
 from softprompt.tasks.pooling import Pooling, list_poolings
-from softprompt.train.readout import STRENGTHS, Features, compute_features, fit_regression
+from softprompt.train.readout import Features, compute_features
+from softprompt.train.regression import REGRESSIONS, fit_regression, normalize_features
 
 _FP32_BYTES = 4
 
@@ -71,7 +72,8 @@ class Probe:
 
     def __call__(self, rows: Sequence[Row]) -> list[str]:
         """The likeliest label of each row."""
-        return [str(label) for label in self.fitted.predict(self.reader.read(rows)[self.reading])]
+        features = normalize_features(self.reader.read(rows)[self.reading])
+        return [str(label) for label in self.fitted.predict(features)]
 
 
 def fit_probe(
@@ -85,11 +87,14 @@ def fit_probe(
         validation: the validation rows.
         target: the column of the right answers.
     """
-    train_features, validation_features = reader.read(train), reader.read(validation)
+    train_features, validation_features = (
+        {name: normalize_features(values) for name, values in reader.read(rows).items()}
+        for rows in (train, validation)
+    )
     labels, truth = ([to_text(row[target]) for row in rows] for rows in (train, validation))
     candidates = []
-    for reading, strength in product(reader.poolings, STRENGTHS):
-        fitted = fit_regression(train_features[reading], labels, strength=strength)
+    for reading, settings in product(reader.poolings, REGRESSIONS):
+        fitted = fit_regression(train_features[reading], labels, settings=settings)
         score = float(fitted.score(validation_features[reading], truth))
         candidates.append((score, reading, fitted))
     # Of equally good ones, max takes the first.

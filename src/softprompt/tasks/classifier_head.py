@@ -7,16 +7,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-HeadKind = Literal["linear", "linear-no-bias", "mlp-tanh", "mlp-gelu", "mlp-relu", "mlp-norm"]
+HeadKind = Literal[
+    "linear",
+    "linear-normalized",
+    "linear-no-bias",
+    "mlp-tanh",
+    "mlp-gelu",
+    "mlp-relu",
+    "mlp-norm",
+]
+
+# Added to the mean square, against division by zero; states' own is above 1e-4.
+_SMALLEST_SQUARE = 1e-12
 
 
 class ClassifierHead(nn.Module):
     """The head of one of transformers' classifiers, in fp32; weights are drawn from N(0, 0.02).
 
-    ``linear`` is one layer; ``linear-no-bias`` too, without a bias, as causal classifiers
-    have; ``mlp-tanh`` is dense, tanh, linear as in BERT and RoBERTa; ``mlp-gelu`` (ELECTRA,
-    DeBERTa-v2) and ``mlp-relu`` (DistilBERT) differ in their activation; ``mlp-norm`` is
-    ModernBERT's: dense without a bias, gelu, norm, linear.
+    ``linear`` is one layer; ``linear-normalized`` too, on states that are divided by their root
+    mean square, so that only their direction counts; ``linear-no-bias`` too, without a bias, as
+    causal classifiers have; ``mlp-tanh`` is dense, tanh, linear as in BERT and RoBERTa;
+    ``mlp-gelu`` (ELECTRA, DeBERTa-v2) and ``mlp-relu`` (DistilBERT) differ in their activation;
+    ``mlp-norm`` is ModernBERT's: dense without a bias, gelu, norm, linear.
 
     Args:
         width: H, the width of the states.
@@ -31,7 +43,7 @@ class ClassifierHead(nn.Module):
         self.dense: nn.Linear | None = None
         self.norm: nn.LayerNorm | None = None
         match kind:
-            case "linear" | "linear-no-bias":
+            case "linear" | "linear-normalized" | "linear-no-bias":
                 pass
             case "mlp-tanh" | "mlp-gelu" | "mlp-relu":
                 self.dense = nn.Linear(width, width)
@@ -54,6 +66,8 @@ class ClassifierHead(nn.Module):
 
     def forward(self, states: Float[Tensor, "B H"]) -> Float[Tensor, "B C"]:
         """Score the classes."""
+        if self.kind == "linear-normalized":
+            states = normalize_states(states)
         if self.dense is not None:
             states = self._activate(self.dense(states))
         if self.norm is not None:
@@ -63,7 +77,7 @@ class ClassifierHead(nn.Module):
 
     def _activate(self, states: Tensor) -> Tensor:
         match self.kind:
-            case "linear" | "linear-no-bias":
+            case "linear" | "linear-normalized" | "linear-no-bias":
                 return states
             case "mlp-tanh":
                 return states.tanh()
@@ -73,6 +87,15 @@ class ClassifierHead(nn.Module):
                 return F.gelu(states)
             case _:
                 assert_never(self.kind)
+
+
+def normalize_states(states: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
+    """States divided by their root mean square; one of zeros stays zeros.
+
+    Args:
+        states: of each row.
+    """
+    return F.rms_norm(states, states.shape[-1:], eps=_SMALLEST_SQUARE)
 
 
 def list_head_shapes(kind: HeadKind, *, width: int, classes: int) -> dict[str, list[int]]:

@@ -30,9 +30,11 @@ class Classify:
             head is trained.
         labels: the labels of a trained head, in the order wanted; of two, F1 is that of the second.
             None: those of the training data, sorted.
-        head: ``linear``; ``linear-no-bias`` (causal models); ``mlp-tanh``: dense, tanh, linear, as
-            in BERT and RoBERTa; ``mlp-gelu`` (ELECTRA, DeBERTa); ``mlp-relu`` (DistilBERT);
-            ``mlp-norm`` (ModernBERT), each as the family's classifiers in transformers have it.
+        head: ``linear``; ``linear-normalized``, on states that are divided by their root mean
+            square, so that only their direction counts; ``linear-no-bias`` (causal models);
+            ``mlp-tanh``: dense, tanh, linear, as in BERT and RoBERTa; ``mlp-gelu`` (ELECTRA,
+            DeBERTa); ``mlp-relu`` (DistilBERT); ``mlp-norm`` (ModernBERT), each as the family's
+            classifiers in transformers have it.
         pooling: the readout of a trained head. ``cls``: the state of the real [CLS] of an encoder;
             ``first``: that of its first position, which is a soft token in PEFT; ``last``: that of
             the last token; ``mean`` and ``max``: over all tokens of the row, without soft tokens;

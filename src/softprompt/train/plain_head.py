@@ -2,18 +2,17 @@
 
 The plain head is a logistic regression on the states of the bare backbone, with the readout of the
 run. Validation rows, or folds, decide between it and the trained prompt; test rows never do. As an
-artifact it is a prompt of length 0 with a linear head: the standardization of the features is
-folded into its weights.
+artifact it is a prompt of length 0 with a linear head on normalized states, into whose weights the
+regression is folded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from softprompt.artifact import Artifact, describe_backbone, make_artifact
 from softprompt.data import parse_template
@@ -24,19 +23,19 @@ from softprompt.tasks.config import describe_settings
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.pooling import Pooling, list_poolings
 from softprompt.train.datasets import RenderedRows, render_table, sample_rows
-from softprompt.train.readout import (
-    STRENGTHS,
-    choose_readout,
-    compute_features,
+from softprompt.train.readout import choose_readout, compute_features, select_texts
+from softprompt.train.regression import (
+    Part,
+    RegressionSettings,
+    choose_regression,
     divide_by_label,
     fit_regression,
-    select_texts,
+    fold_regression,
+    normalize_features,
+    score_rows,
 )
 from softprompt.train.setup import RunSetup
 from softprompt.train.trainer import Best
-
-if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
 
 # More training rows change a logistic regression little, and take long.
 _MOST_ROWS = 20_000
@@ -48,15 +47,15 @@ class PlainHead:
 
     Args:
         pooling: the readout.
-        strength: C, the inverse of its regularization.
-        weight: ``[C, H]``, one row for each label.
+        settings: of the regression.
+        weight: ``[C, H]`` of a ``linear-normalized`` head, one row for each label.
         bias: ``[C]``.
         accuracy: on the rows that judge, 0 to 1.
         loss: on these rows.
     """
 
     pooling: Pooling
-    strength: float
+    settings: RegressionSettings
     weight: Tensor
     bias: Tensor
     accuracy: float
@@ -101,13 +100,13 @@ class HeadDecision:
 def fit_plain_head(prepared: RunSetup) -> PlainHead:
     """Fit the plain head of a run on its training rows.
 
-    The regularization is chosen by folds of the training rows; the scores are those on the
-    validation rows, or on the folds where there are none.
+    The regularization is chosen by folds of the training rows, which also calibrate the scores. The
+    accuracy and the loss are those on the validation rows, or on the folds where there are none.
 
     Args:
         prepared: the parts of the run, with a chosen readout.
     """
-    backbone, labels = prepared.backbone, prepared.task.labels
+    backbone = prepared.backbone
     rows = {
         name: sample_rows(render_plain_rows(prepared, name), _MOST_ROWS)
         for name in ("train", "validation")
@@ -116,45 +115,32 @@ def fit_plain_head(prepared: RunSetup) -> PlainHead:
     pooling = _choose_pooling(prepared, rows)
     texts = {name: [e.variants[0] for e in part.examples] for name, part in rows.items()}
     features = {
-        name: compute_features(backbone, part, poolings=[pooling])[pooling]
+        name: normalize_features(compute_features(backbone, part, poolings=[pooling])[pooling])
         for name, part in texts.items()
     }
     truth = {name: np.array(part.truth) for name, part in rows.items()}
     parts = _divide(prepared, truth["train"])
-    scores = {
-        strength: _cross_validate(features["train"], truth["train"], labels, strength, parts)
-        for strength in STRENGTHS
-    }
-    strength = min(scores, key=lambda name: scores[name][1])
-    accuracy, loss = scores[strength]
-    fitted = fit_regression(features["train"], truth["train"], strength=strength)
-    if "validation" in rows:
-        accuracy, loss = _score(fitted, features["validation"], truth["validation"], labels)
+    labels = prepared.task.labels
+    settings, judged = choose_regression(
+        features["train"], truth["train"], labels=labels, parts=parts
+    )
+    factor = judged.find_factor()
+    fitted = fit_regression(features["train"], truth["train"], settings=settings)
     weight, bias = fold_regression(fitted, labels)
-    return PlainHead(pooling, strength, weight, bias, accuracy, loss)
-
-
-def fold_regression(fitted: "Pipeline", labels: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The weight ``[C, H]`` and bias ``[C]`` of a linear head with a regression's probabilities.
-
-    Args:
-        fitted: on standardized features, as `fit_regression` makes it.
-        labels: in the order of the head's scores. One that the regression has not seen gets a
-            probability of almost 0.
-    """
-    scaler, regression = fitted[0], fitted[-1]
-    weight = regression.coef_ / scaler.scale_
-    bias = regression.intercept_ - weight @ scaler.mean_
-    if len(weight) == 1:  # of two classes, for the second
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    by_label = {str(label): at for at, label in enumerate(regression.classes_)}
-    folded = torch.zeros(len(labels), weight.shape[1])
-    biases = torch.full((len(labels),), float(bias.min()) - 30)
-    for at, label in enumerate(labels):
-        if label in by_label:
-            folded[at] = torch.from_numpy(weight[by_label[label]])
-            biases[at] = float(bias[by_label[label]])
-    return folded, biases
+    if "validation" in rows:
+        judged = score_rows(
+            fitted, features["validation"], truth=truth["validation"], labels=labels
+        )
+    # The head divides states by their root mean square, which gives them the length √H.
+    weight = weight / weight.shape[1] ** 0.5
+    return PlainHead(
+        pooling,
+        settings,
+        weight * factor,
+        bias * factor,
+        judged.accuracy,
+        judged.compute_loss(factor),
+    )
 
 
 def decide(prepared: RunSetup, best: Best, *, head: PlainHead) -> HeadDecision:
@@ -252,7 +238,9 @@ def _make_plain_settings(prepared: RunSetup) -> Classify:
     if not isinstance(settings, Classify):  # refused by `check_plain_head`
         raise TypeError(settings)
     template = parse_template(prepared.template).replace_soft_tokens("")
-    return replace(settings, template=template, verbalizer=None, head="linear", pooling="auto")
+    return replace(
+        settings, template=template, verbalizer=None, head="linear-normalized", pooling="auto"
+    )
 
 
 def _choose_pooling(prepared: RunSetup, rows: Mapping[str, RenderedRows]) -> Pooling:
@@ -266,7 +254,7 @@ def _choose_pooling(prepared: RunSetup, rows: Mapping[str, RenderedRows]) -> Poo
     return choose_readout(prepared.backbone, poolings, **texts).pooling
 
 
-def _divide(prepared: RunSetup, truth: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def _divide(prepared: RunSetup, truth: np.ndarray) -> list[Part]:
     """The rows to fit on and to judge by: the folds of the run, or some of the training rows."""
     every = np.arange(len(truth))
     folds: list[np.ndarray] = [np.array(fold) for fold in prepared.folds]
@@ -274,31 +262,3 @@ def _divide(prepared: RunSetup, truth: np.ndarray) -> list[tuple[np.ndarray, np.
         folds = divide_by_label(truth, seed=prepared.recipe.seed)
     parts = [(np.setdiff1d(every, fold), fold) for fold in folds]
     return [(fit, judge) for fit, judge in parts if len({*truth[fit]}) > 1]
-
-
-def _cross_validate(
-    features: np.ndarray,
-    truth: np.ndarray,
-    labels: Sequence[str],
-    strength: float,
-    parts: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> tuple[float, float]:
-    """The accuracy and the loss over all parts."""
-    right, total, count = 0.0, 0.0, 0
-    for fit, judge in parts:
-        fitted = fit_regression(features[fit], truth[fit], strength=strength)
-        accuracy, loss = _score(fitted, features[judge], truth[judge], labels)
-        right, total = right + accuracy * len(judge), total + loss * len(judge)
-        count += len(judge)
-    return (right / count, total / count) if count else (0.0, float("inf"))
-
-
-def _score(
-    fitted: "Pipeline", features: np.ndarray, truth: np.ndarray, labels: Sequence[str]
-) -> tuple[float, float]:
-    """The accuracy and the loss of a linear head that is folded from a regression."""
-    weight, bias = fold_regression(fitted, labels)
-    scores = torch.from_numpy(features).float() @ weight.T + bias
-    targets = torch.tensor([labels.index(str(label)) for label in truth])
-    accuracy = (scores.argmax(dim=-1) == targets).double().mean()
-    return float(accuracy), float(F.cross_entropy(scores.double(), targets))

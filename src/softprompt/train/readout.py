@@ -6,8 +6,7 @@ Test rows are never read.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
-from warnings import catch_warnings, simplefilter
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,24 +20,20 @@ from softprompt.tasks.base import gather_positions, pad_rows
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.pooling import Pooling, list_poolings, locate_point, mark_words, pool_states
 from softprompt.train.datasets import RenderedRows, sample_rows
-
-if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
+from softprompt.train.regression import (
+    STANDARDIZED_REGRESSIONS,
+    Part,
+    divide_by_label,
+    score_unseen,
+)
 
 # Features `[rows, H]` of each readout.
 Features = dict[Pooling, np.ndarray]
 # Rendered rows and their labels.
 LabeledTexts = tuple[Sequence[RenderedRow], Sequence[str]]
-# The indices of rows to fit on, and of rows to judge by.
-Part = tuple[np.ndarray, np.ndarray]
-
-# The C of logistic regression, from strong to weak regularization. Of equally good settings the
-# first readout is taken, and of that the strongest regularization.
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _BATCH_SIZE = 32
 # The most rows of a split that the choice is made from.
 MAX_PROBED_ROWS = 2000
-_FOLDS = 4
 _ONLY = "the only one that reads what the soft tokens change"
 
 
@@ -116,28 +111,6 @@ def _read_batch(
         yield name, read.float().cpu().numpy()
 
 
-def fit_regression(
-    features: np.ndarray, labels: Sequence[str] | np.ndarray, *, strength: float
-) -> "Pipeline":
-    """Fit a logistic regression on standardized features.
-
-    Args:
-        features: of each row, ``[rows, H]``.
-        labels: of each row.
-        strength: C, the inverse of the regularization.
-    """
-    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415  # slow to import
-    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
-    from sklearn.pipeline import make_pipeline  # noqa: PLC0415
-    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
-
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
-    with catch_warnings():
-        # A fit that has not converged is scored like the others.
-        simplefilter("ignore", ConvergenceWarning)
-        return pipeline.fit(features, labels)
-
-
 def choose_readout(
     backbone: Backbone,
     poolings: Sequence[Pooling],
@@ -164,8 +137,14 @@ def choose_readout(
     if not parts:
         return ReadoutChoice(poolings[0], {}, "since the rows are too few to choose by")
     features = compute_features(backbone, [*train[0], *validation[0]], poolings=poolings)
+    names = sorted({*labels.tolist()})
     scores: dict[Pooling, float] = {
-        name: max(_score(features[name], labels, strength, parts) for strength in STRENGTHS)
+        name: max(
+            score_unseen(
+                features[name], labels, labels=names, parts=parts, settings=settings
+            ).accuracy
+            for settings in STANDARDIZED_REGRESSIONS
+        )
         for name in poolings
     }
     best = max(scores, key=lambda name: scores[name])
@@ -179,30 +158,6 @@ def _divide(labels: np.ndarray, train: int, validation: int) -> list[Part]:
     if validation:
         parts.append((np.arange(train), np.arange(train, train + validation)))
     return parts
-
-
-def divide_by_label(labels: np.ndarray, *, seed: int) -> list[np.ndarray]:
-    """The indices of rows in folds, over which every label is spread.
-
-    Args:
-        labels: of the rows.
-        seed: of their order.
-    """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    return [order[at::_FOLDS] for at in range(min(_FOLDS, len(labels)))]
-
-
-def _score(
-    features: np.ndarray, labels: np.ndarray, strength: float, parts: Sequence[Part]
-) -> float:
-    """The accuracy of the probe over all parts."""
-    right, count = 0, 0
-    for fit, judge in parts:
-        probe = fit_regression(features[fit], labels[fit], strength=strength)
-        right += int((probe.predict(features[judge]) == labels[judge]).sum())
-        count += len(judge)
-    return right / count
 
 
 def _name_judges(train: int, validation: int) -> str:

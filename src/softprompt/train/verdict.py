@@ -1,6 +1,7 @@
 """The verdict on a finished run: its accuracy, compared with the baselines that cost little."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from softprompt.data.few_rows import compute_wilson_interval
@@ -53,7 +54,7 @@ def judge_run(
     if not decision.keeps_prompt:
         found["validation"] = dict(decision.head) if "validation" in prepared.rows else {}
     found |= {
-        "plain_head": decision.as_data() | {"readout": head.pooling, "C": head.strength},
+        "plain_head": decision.as_data() | {"readout": head.pooling} | asdict(head.settings),
         "baselines": tested,
         "kept": "prompt" if decision.keeps_prompt else "plain head",
     }

@@ -1,0 +1,232 @@
+"""Logistic regression on the frozen backbone's states: its settings, their choice, and its head.
+
+A head that is kept or compared with is fitted on states of length 1: with few rows it is right far
+more often than one on the states themselves. It is the core of SetFit (Tunstall et al. 2022,
+https://arxiv.org/abs/2209.11055), whose embeddings have length 1.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+# The indices of rows to fit on, and of rows to judge by.
+Part = tuple[np.ndarray, np.ndarray]
+
+_FOLDS = 4
+# The bias of a label that the regression has not seen, below the others': almost no probability.
+_UNSEEN = 30.0
+# What scores are multiplied by so that they are probabilities.
+_FACTORS = np.geomspace(1e-2, 1e5, 141)
+
+
+@dataclass(frozen=True)
+class RegressionSettings:
+    """The settings of a logistic regression.
+
+    Args:
+        strength: C, the inverse of the regularization.
+        is_standardized: whether each feature is shifted and scaled to a mean of 0 and a variance
+            of 1 first.
+    """
+
+    strength: float
+    is_standardized: bool = False
+
+
+# From strong to weak regularization.
+STANDARDIZED_REGRESSIONS = tuple(
+    RegressionSettings(c, is_standardized=True) for c in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+)
+# For states of length 1; the first is the default of scikit-learn, which SetFit has.
+REGRESSIONS = (
+    *(RegressionSettings(c) for c in (1.0, 3.0, 10.0, 30.0, 100.0)),
+    *STANDARDIZED_REGRESSIONS,
+)
+
+
+def normalize_features(features: np.ndarray) -> np.ndarray:
+    """Features divided by their length; those of zeros stay zeros.
+
+    Args:
+        features: of each row, ``[rows, H]``.
+    """
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    normalized: np.ndarray = features / np.maximum(lengths, np.finfo(features.dtype).tiny)
+    return normalized
+
+
+def fit_regression(
+    features: np.ndarray, labels: Sequence[str] | np.ndarray, *, settings: RegressionSettings
+) -> "Pipeline":
+    """Fit a logistic regression.
+
+    Args:
+        features: of each row, ``[rows, H]``.
+        labels: of each row.
+        settings: of the regression.
+    """
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415  # slow to import
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
+    from sklearn.pipeline import make_pipeline  # noqa: PLC0415
+    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
+
+    pipeline = make_pipeline(
+        StandardScaler() if settings.is_standardized else "passthrough",
+        LogisticRegression(C=settings.strength, max_iter=1000),
+    )
+    with catch_warnings():
+        # A fit that has not converged is scored like the others.
+        simplefilter("ignore", ConvergenceWarning)
+        return pipeline.fit(features, labels)
+
+
+def fold_regression(fitted: "Pipeline", labels: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The weight ``[C, H]`` and bias ``[C]`` of a linear head with its probabilities.
+
+    Args:
+        fitted: as `fit_regression` makes it.
+        labels: in the order of the head's scores. One that the regression has not seen gets a
+            probability of almost 0.
+    """
+    scaler, regression = fitted[0], fitted[-1]
+    weight, bias = regression.coef_, regression.intercept_
+    if scaler != "passthrough":
+        weight = weight / scaler.scale_
+        bias = bias - weight @ scaler.mean_
+    if len(weight) == 1:  # of two classes, for the second
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    by_label = {str(label): at for at, label in enumerate(regression.classes_)}
+    folded = torch.zeros(len(labels), weight.shape[1])
+    biases = torch.full((len(labels),), float(bias.min()) - _UNSEEN)
+    for at, label in enumerate(labels):
+        if label in by_label:
+            folded[at] = torch.from_numpy(weight[by_label[label]])
+            biases[at] = float(bias[by_label[label]])
+    return folded, biases
+
+
+def divide_by_label(labels: np.ndarray, *, seed: int) -> list[np.ndarray]:
+    """The indices of rows in folds, over which every label is spread.
+
+    Args:
+        labels: of the rows.
+        seed: of their order.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    return [order[at::_FOLDS] for at in range(min(_FOLDS, len(labels)))]
+
+
+@dataclass(frozen=True, eq=False)
+class UnseenScores:
+    """The scores of rows, each by a regression that was not fitted on it.
+
+    Without any rows the accuracy is 0 and the loss infinite.
+
+    Args:
+        scores: ``[rows, C]``, in the order of the labels.
+        targets: the label of each row, by its number.
+    """
+
+    scores: Tensor
+    targets: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """The part of the rows whose likeliest label is right, 0 to 1."""
+        if not len(self.targets):
+            return 0.0
+        return float((self.scores.argmax(dim=-1) == self.targets).double().mean())
+
+    def compute_loss(self, factor: float = 1.0) -> float:
+        """The mean cross entropy.
+
+        Args:
+            factor: that the scores are multiplied by.
+        """
+        if not len(self.targets):
+            return float("inf")
+        return float(F.cross_entropy(self.scores.double() * factor, self.targets))
+
+    def find_factor(self) -> float:
+        """The factor of the scores with the lowest cross entropy, which calibrates them."""
+        return float(min(_FACTORS, key=self.compute_loss)) if len(self.targets) else 1.0
+
+
+def score_rows(
+    fitted: "Pipeline", features: np.ndarray, *, truth: np.ndarray, labels: Sequence[str]
+) -> UnseenScores:
+    """The scores of rows by a regression that was fitted without them.
+
+    Args:
+        fitted: the regression.
+        features: of each row, ``[rows, H]``.
+        truth: the label of each row.
+        labels: in the order of the scores.
+    """
+    weight, bias = fold_regression(fitted, labels)
+    numbers = {label: number for number, label in enumerate(labels)}
+    targets = torch.tensor([numbers[str(label)] for label in truth])
+    return UnseenScores(torch.from_numpy(features).float() @ weight.T + bias, targets)
+
+
+def score_unseen(
+    features: np.ndarray,
+    truth: np.ndarray,
+    *,
+    labels: Sequence[str],
+    parts: Sequence[Part],
+    settings: RegressionSettings,
+) -> UnseenScores:
+    """The scores of rows by regressions that were fitted without them.
+
+    Args:
+        features: of each row, ``[rows, H]``.
+        truth: the label of each row.
+        labels: in the order of the scores.
+        parts: the rows to fit on and those to judge, again and again.
+        settings: of the regressions.
+    """
+
+    def score() -> Iterator[UnseenScores]:
+        for fit, judge in parts:
+            fitted = fit_regression(features[fit], truth[fit], settings=settings)
+            yield score_rows(fitted, features[judge], truth=truth[judge], labels=labels)
+
+    none = UnseenScores(torch.zeros(0, len(labels)), torch.zeros(0, dtype=torch.long))
+    found = [none, *score()]
+    return UnseenScores(
+        torch.cat([of_part.scores for of_part in found]),
+        torch.cat([of_part.targets for of_part in found]),
+    )
+
+
+def choose_regression(
+    features: np.ndarray, truth: np.ndarray, *, labels: Sequence[str], parts: Sequence[Part]
+) -> tuple[RegressionSettings, UnseenScores]:
+    """The settings that are right most often, and their scores; of equals the strongest.
+
+    Accuracy decides, not the loss: a strong regularization is often right with scores that are too
+    small, which a factor corrects.
+
+    Args:
+        features: of length 1, of each row, ``[rows, H]``.
+        truth: the label of each row.
+        labels: in the order of the scores.
+        parts: as in `score_unseen`.
+    """
+    found = {
+        settings: score_unseen(features, truth, labels=labels, parts=parts, settings=settings)
+        for settings in REGRESSIONS
+    }
+    best = max(found, key=lambda settings: found[settings].accuracy)
+    return best, found[best]
