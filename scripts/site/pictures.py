@@ -313,11 +313,48 @@ def draw_p_tuning_v2() -> str:
     )
 
 
+def draw_multitask_prompt_tuning() -> str:
+    """Vectors among the input embeddings: a shared prompt times the matrix of a task."""
+    picture = Picture(622)
+    x, width = 50, 560
+    draw_head(picture, x, 60, width, head=("language-model head", "frozen"))
+    draw_layers(picture, x, 118, width)
+    words = [("Review:", 74), ("A", 34), ("delight", 68), (".", 28), ("Sentiment:", 96)]
+    soft = [(name, 46, "made") for name in ("p₁", "p₂", "…", "pₚ")]
+    tokens = [*((word, size, "frozen") for word, size in words), *soft]
+    middles = draw_tokens(picture, x + 12, 338, tokens)
+    for middle, (_, _, style) in zip(middles, tokens, strict=True):
+        picture.arrow("flow", f"M{middle:g} 336V308")
+        if style == "made":
+            picture.arrow("give", f"M{middle:g} 452V381")
+    picture.box("trained", (x + 342, 454, 202, 48))
+    picture.text(x + 443, 478, "shared prompt", style="on-trained")
+    picture.text(x + 443, 518, "[P, E], one for all tasks", style="small quiet")
+    picture.text(x + 318, 478, "∘", style="title")
+    picture.box("dropped", (x + 232, 454, 62, 48))
+    picture.text(x + 263, 478, "rows", style="on-trained")
+    picture.text(x + 263, 518, "[r, E]", style="small quiet")
+    picture.text(x + 216, 478, "·", style="title")
+    picture.box("dropped", (x + 114, 454, 86, 48))
+    picture.text(x + 157, 478, "columns", style="on-trained")
+    picture.text(x + 157, 518, "[P, r]", style="small quiet")
+    picture.text(x + 204, 546, "two small matrices for each task", style="small quiet")
+    picture.arrow("keep", f"M{x + 550:g} 357H{x + 632:g}")
+    picture.artifact(x + 640, 322, ["vectors [P, E]"])
+    note = ["Their product", "is the prompt of a task;", "only it is saved", "for the task"]
+    draw_note(picture, x + 722, note)
+    picture.legend(["frozen", "trained", "dropped", "made", "saved"])
+    return picture.render(
+        "Multitask prompt tuning: a shared prompt is multiplied by a matrix of each task."
+    )
+
+
 DRAWINGS = {
     "prompt-tuning": draw_prompt_tuning,
     "p-tuning": draw_p_tuning,
     "prefix-tuning": draw_prefix_tuning,
     "p-tuning-v2": draw_p_tuning_v2,
+    "multitask-prompt-tuning": draw_multitask_prompt_tuning,
 }
 
 

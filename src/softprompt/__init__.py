@@ -48,10 +48,16 @@ if TYPE_CHECKING:
         UnreachableError,
     )
     from softprompt.hub.repository import PullResult, PushResult, pull, push
-    from softprompt.inference import Ensemble, EvaluationReport, PromptModel
+    from softprompt.inference import Ensemble, EvaluationReport, PromptModel, load_model
     from softprompt.injection import Decoding, forward, generate, load_backbone, to_kv_prefix
     from softprompt.interop import VLLMPrompt, export_prompt, import_prompt, import_prompts
-    from softprompt.methods import PrefixTuning, PromptTuning, PTuning, PTuningV2
+    from softprompt.methods import (
+        MultitaskPromptTuning,
+        PrefixTuning,
+        PromptTuning,
+        PTuning,
+        PTuningV2,
+    )
     from softprompt.methods.initializers import (
         FromDemonstrations,
         FromLabels,
@@ -63,6 +69,11 @@ if TYPE_CHECKING:
     from softprompt.prompt import InputPrompt, KVPrefix, Prompt
     from softprompt.recipe import Recipe, load_recipe, make_recipe, read_recipe
     from softprompt.recipe.drafting import RecipeDraft, draft_recipe
+    from softprompt.recipe.multitask import (
+        MultitaskRecipe,
+        make_multitask_recipe,
+        read_multitask_recipe,
+    )
     from softprompt.tasks import Classify, Generate, Prediction
     from softprompt.train.api import fit, train_recipe
     from softprompt.train.automatic import fit_data
@@ -81,6 +92,7 @@ if TYPE_CHECKING:
         Step,
         TrainingWarning,
     )
+    from softprompt.train.multitask import check_multitask, train_multitask
     from softprompt.train.run_dir import RunDir
     from softprompt.train.setup import evaluate_hard_prompt
     from softprompt.train.validation import CheckResult, check_recipe
@@ -109,10 +121,16 @@ _HOMES = {
     ),
     "softprompt.analysis.pruning": ("PruningResult", "prune"),
     "softprompt.hub.repository": ("PullResult", "PushResult", "pull", "push"),
-    "softprompt.inference": ("Ensemble", "EvaluationReport", "PromptModel"),
+    "softprompt.inference": ("Ensemble", "EvaluationReport", "PromptModel", "load_model"),
     "softprompt.injection": ("Decoding", "forward", "generate", "load_backbone", "to_kv_prefix"),
     "softprompt.interop": ("VLLMPrompt", "export_prompt", "import_prompt", "import_prompts"),
-    "softprompt.methods": ("PrefixTuning", "PromptTuning", "PTuning", "PTuningV2"),
+    "softprompt.methods": (
+        "MultitaskPromptTuning",
+        "PrefixTuning",
+        "PromptTuning",
+        "PTuning",
+        "PTuningV2",
+    ),
     "softprompt.methods.initializers": (
         "FromDemonstrations",
         "FromLabels",
@@ -124,6 +142,11 @@ _HOMES = {
     "softprompt.prompt": ("InputPrompt", "KVPrefix", "Prompt"),
     "softprompt.recipe": ("Recipe", "load_recipe", "make_recipe", "read_recipe"),
     "softprompt.recipe.drafting": ("RecipeDraft", "draft_recipe"),
+    "softprompt.recipe.multitask": (
+        "MultitaskRecipe",
+        "make_multitask_recipe",
+        "read_multitask_recipe",
+    ),
     "softprompt.tasks": ("Classify", "Generate", "Prediction"),
     "softprompt.train.api": ("fit", "train_recipe"),
     "softprompt.train.automatic": ("fit_data",),
@@ -142,6 +165,7 @@ _HOMES = {
         "Step",
         "TrainingWarning",
     ),
+    "softprompt.train.multitask": ("check_multitask", "train_multitask"),
     "softprompt.train.run_dir": ("RunDir",),
     "softprompt.train.setup": ("evaluate_hard_prompt",),
     "softprompt.train.validation": ("CheckResult", "check_recipe"),
@@ -181,6 +205,8 @@ __all__ = [
     "KVPrefix",
     "LearningRateSearch",
     "MissingPackageError",
+    "MultitaskPromptTuning",
+    "MultitaskRecipe",
     "PTuning",
     "PTuningV2",
     "PhaseStarted",
@@ -211,6 +237,7 @@ __all__ = [
     "TrainingWarning",
     "UnreachableError",
     "VLLMPrompt",
+    "check_multitask",
     "check_recipe",
     "compare_methods",
     "draft_recipe",
@@ -224,13 +251,17 @@ __all__ = [
     "import_prompt",
     "import_prompts",
     "load_backbone",
+    "load_model",
     "load_recipe",
+    "make_multitask_recipe",
     "make_recipe",
     "prune",
     "pull",
     "push",
+    "read_multitask_recipe",
     "read_recipe",
     "to_kv_prefix",
+    "train_multitask",
     "train_recipe",
 ]
 

@@ -29,6 +29,7 @@ from softprompt.data.inputs import Row, iterate_rows, to_table
 from softprompt.data.splits import split_rows
 from softprompt.data.table import to_text
 from softprompt.data.template import parse_template
+from softprompt.inference.loops import stack_probabilities
 from softprompt.injection.verify import load_backbone
 from softprompt.methods import MethodSettings, PrefixTuning, PTuningV2
 from softprompt.methods.defaults import Schedule
@@ -85,8 +86,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             words if there are some.
         validation_fraction: of the rows of each class, split off to select the best prompt by; 0
             to use the last prompt.
-        folds: the number of folds of a cross-validation that chooses the number of steps instead,
-            for few rows; None for none.
+        folds: of a cross-validation that chooses the number of steps instead; None for none.
         max_length: of a row, in tokens; None for the positions that the backbone has.
         device: as in `load_backbone`.
         dtype: as in `load_backbone`.
@@ -110,6 +110,8 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         eval_train_rows: the number of training rows to evaluate at each validation.
         early_stopping_patience: stop after so many validations without a better one.
         best_metric: the validation metric that the best prompt is selected by.
+        seeds: how often a prompt is trained, with the seed, the next one, and so on.
+        combine_seeds: the result of several: the ``best`` one, or an ``ensemble`` of all.
         keep_plain_head: whether to keep a logistic regression where no prompt is better.
         gradient_checkpointing: whether the backbone recomputes each layer in the backward pass.
         mixed_precision: of training, by accelerate.
@@ -118,7 +120,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     Attributes:
         classes_: the labels, sorted, with the type of ``y``.
-        model_: the trained prompt on its backbone; ``model_.save(folder)`` saves it.
+        model_: the trained prompt, or the ensemble; ``model_.save(folder)`` saves it.
         n_features_in_: the number of columns, if ``X`` is a data frame or a two-dimensional array.
         feature_names_in_: the names of the columns, if ``X`` is a data frame.
 
@@ -172,6 +174,8 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         eval_train_rows: int | None = None,
         early_stopping_patience: int | None = None,
         best_metric: str = "loss",
+        seeds: int = 1,
+        combine_seeds: Literal["best", "ensemble"] = "best",
         keep_plain_head: bool = False,
         gradient_checkpointing: bool = False,
         mixed_precision: Literal["no", "bf16", "fp16"] = "no",
@@ -209,6 +213,8 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self.eval_train_rows = eval_train_rows
         self.early_stopping_patience = early_stopping_patience
         self.best_metric = best_metric
+        self.seeds = seeds
+        self.combine_seeds = combine_seeds
         self.keep_plain_head = keep_plain_head
         self.gradient_checkpointing = gradient_checkpointing
         self.mixed_precision = mixed_precision
@@ -282,11 +288,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         check_is_fitted(self, "model_")
         rows = self._read_rows(X, reset=False)
         names = [str(label) for label in self.classes_]
-        probabilities = [
-            [prediction.probabilities[name] for name in names]
-            for prediction in self.model_.predict(rows, batch_size=self.batch_size)
-        ]
-        return np.array(probabilities, dtype=np.float64).reshape(len(rows), len(names))
+        return stack_probabilities(self.model_.predict(rows, batch_size=self.batch_size), names)
 
     def predict(self, X: Texts) -> NDArray[Any]:
         """The most probable class of each row.

@@ -18,12 +18,17 @@ def vectors(*lines: tuple[float, ...], layer: int = 0) -> InputPrompt:
     return InputPrompt(torch.tensor(lines), layer)
 
 
-def test_the_two_cosines_by_hand() -> None:
-    """Means (1, 1) and (2, 0); nearest cosines 1, 0 from the first, 1, 1 from the second."""
+def test_the_cosines_by_hand() -> None:
+    """Means (1, 1) and (2, 0); nearest cosines 1, 0 from the first, 1, 1 from the second.
+
+    Of the four pairs two have the cosine 1, and two 0.
+    """
     one, other = vectors((2.0, 0.0), (0.0, 2.0)), vectors((1.0, 0.0), (3.0, 0.0))
     found = compute_similarity([one, other])
     assert found.pooled[0][1] == pytest.approx(0.5**0.5)
     assert found.matched[0][1] == pytest.approx((1 + 0 + 1 + 1) / 4)
+    assert found.pairwise[0][1] == pytest.approx((1 + 1 + 0 + 0) / 4)
+    assert found.pairwise[0][0] == pytest.approx((1 + 0 + 0 + 1) / 4)
     opposite = compute_similarity([one, vectors((-1.0, 0.0))])
     assert opposite.pooled[0][1] == pytest.approx(-(0.5**0.5))
     assert opposite.matched[0][1] == pytest.approx((-1 + 0 + 0) / 3)
@@ -68,7 +73,9 @@ def test_what_has_no_cosine_is_refused() -> None:
 
 
 def test_the_heat_map_shows_both_matrices() -> None:
-    found = Similarity(((1.0, 0.25), (0.25, 1.0)), ((1.0, -0.75), (-0.75, 1.0)))
+    found = Similarity(
+        ((1.0, 0.25), (0.25, 1.0)), ((1.0, -0.75), (-0.75, 1.0)), ((0.5, 0.1), (0.1, 0.5))
+    )
     figure = draw_similarity(found, ["reviews $1", "tweets $2"])
     for axes, matrix in zip(figure.axes, (found.pooled, found.matched), strict=False):
         assert axes.images[0].get_array().tolist() == [[*line] for line in matrix]

@@ -31,6 +31,7 @@ DICTATED: set[tuple[str, str]] = set()
 OPTIONS = {
     ("softprompt.injection.verify", "load_backbone"): "as transformers' from_pretrained",
     ("softprompt.train.api", "fit"): "the settings of a recipe, each with a default",
+    ("softprompt.train.automatic", "fit_data"): "the options of softprompt fit",
     ("softprompt.sklearn", "__init__"): "scikit-learn requires every setting as an argument",
 }
 

@@ -9,6 +9,8 @@ import pytest
 import softprompt
 from softprompt.artifact import Artifact, load_artifact, save_artifact
 from softprompt.errors import ArtifactError, HubError
+from softprompt.hub.model_card import list_card_metrics
+from softprompt.hub.redaction import redact
 from support.artifacts import read_bits
 
 # The transport warns of the client's way to send a file.
@@ -283,3 +285,19 @@ def test_what_is_no_branch_is_reported(hub, new, revision: str) -> None:
     with pytest.raises(HubError, match=r"is not a valid name of a branch|which cannot be changed"):
         softprompt.push(new(), "ada/tune", revision=revision)
     assert hub.log == []
+
+
+def test_the_artifacts_that_a_start_was_chosen_from_are_named_without_their_folders(new) -> None:
+    """Relative names too, in the recipe and in the record of the choice."""
+    paths = ["secret-client/one", "/secret-client/other"]
+    choice = {"chosen": paths[0], "losses": [[path, 0.5] for path in paths], "steps": 30}
+    manifest = new().manifest
+    recipe = manifest.recipe | {"method": {"init": {"from": "artifacts", "paths": paths}}}
+    metrics = manifest.metrics | {"start_choice": choice}
+    local = replace(manifest, recipe=recipe, metrics=metrics)
+    copy, changes = redact(local, backbone="ada/bert")
+    assert "secret-client" not in str(copy)
+    assert copy.recipe["method"]["init"]["paths"] == ["one", "other"]
+    assert copy.metrics["start_choice"]["losses"] == [["one", 0.5], ["other", 0.5]]
+    assert len([change for change in changes if "secret" in change.before]) == 5
+    assert "start_choice" not in list_card_metrics(copy)

@@ -382,7 +382,7 @@ def test_the_page_has_means_over_seeds_of_the_present_lines(bench, home):
         "| films | 4 | bert | probe | **85.0** | 7.1 | 42.5 | 2 | 33 | 132.0 | 15 |",
         "| films | 4 | bert | majority | 65.0 | 7.1 | 32.5 | 2 | 33 | 132.0 | 15 |",
     ]
-    assert page.endswith("Measured on CPU, 2 threads, with softprompt 0.1.0, at the commits abc.\n")
+    assert page.endswith("Measured on CPU, 2 threads, with softprompt 0.1.0, at the commit abc.\n")
     assert "Nothing is measured yet." in bench.page.format_page(board, [])
 
 

@@ -98,7 +98,13 @@ def test_an_encoder_beyond_memory(backbone, monkeypatch):
 
 
 def test_the_list_is_by_name():
-    assert list(METHODS) == ["prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2"]
+    assert list(METHODS) == [
+        "prompt-tuning",
+        "p-tuning",
+        "prefix-tuning",
+        "p-tuning-v2",
+        "multitask-prompt-tuning",
+    ]
     assert all(settings.name == name for name, settings in METHODS.items())
 
 

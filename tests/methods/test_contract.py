@@ -168,7 +168,8 @@ def test_a_seed_decides_the_start(backbone, settings, method):
     assert first
     for name, tensor in first.items():
         assert torch.equal(tensor, again[name])
-        assert not torch.equal(tensor, other[name])
+        is_constant = bool((tensor == 1).all())  # the matrix of a task
+        assert torch.equal(tensor, other[name]) == is_constant
         assert tensor.dtype == torch.float32
 
 

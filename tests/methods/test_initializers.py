@@ -216,7 +216,7 @@ class TestFromPrompt:
     def test_another_kind(self, start):
         assert self.message(start, InputPrompt(torch.zeros(6, 32)), kind="kv", layers=(0,)) == (
             "the prompt to start from consists of vectors of 6 soft tokens, but the method trains "
-            "keys and values of 6. Start from a prompt of the same kind and length."
+            "keys and values of 6. Start from a prompt of the same kind."
         )
 
     def test_another_length(self, start):

@@ -150,8 +150,8 @@ def test_the_message_lists_them():
         (
             changed("method", "name", value="p-tuning-v3"),
             (
-                "method.name: unknown method 'p-tuning-v3'. Options: p-tuning, p-tuning-v2, "
-                "prefix-tuning, prompt-tuning. Did you mean 'p-tuning-v2'?"
+                "method.name: unknown method 'p-tuning-v3'. Options: multitask-prompt-tuning, "
+                "p-tuning, p-tuning-v2, prefix-tuning, prompt-tuning. Did you mean 'p-tuning-v2'?"
             ),
         ),
         (
@@ -172,14 +172,14 @@ def test_the_message_lists_them():
             changed("method", "init", value={"from": "vocab"}),
             (
                 "method.init.from: input should be 'vocabulary', 'labels', 'text', 'random', "
-                "'artifact' or 'demonstrations', not 'vocab'."
+                "'artifact', 'artifacts' or 'demonstrations', not 'vocab'."
             ),
         ),
         (
             changed("method", "init", value={"form": "text", "from": "random"}),
             (
-                "method.init.form: unknown key 'form'. Options: from, path, rows, text, words. Did "
-                "you mean 'from'?"
+                "method.init.form: unknown key 'form'. Options: from, path, paths, rows, text, "
+                "words. Did you mean 'from'?"
             ),
         ),
         (
@@ -466,7 +466,7 @@ def test_every_method_has_defaults_with_a_source(backbone, name, family):
     assert 0 < found.learning_rate < 1
     assert 0 <= found.warmup_ratio < 0.2
     assert len(found.source) > 20
-    assert any(year in found.source for year in ("2021", "2022", "PEFT", "benchmarks/"))
+    assert any(year in found.source for year in ("2021", "2022", "2023", "PEFT", "benchmarks/"))
 
 
 def test_the_defaults_are_the_papers(backbone):

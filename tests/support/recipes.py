@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from softprompt.methods import METHODS
 from softprompt.train import RunSetup
 from support.tiny_models import ENCODERS, SMALL
 
@@ -44,7 +45,7 @@ def make_recipe_data(
     **train: Any,
 ) -> dict[str, Any]:
     """A recipe as plain data; ``train`` is its last table."""
-    soft = method in {"prompt-tuning", "p-tuning"}
+    soft = METHODS[method].prompt_kind == "input"
     defaults = {"batch_size": 4, "epochs": 2, "learning_rate": 0.05, "lr_scheduler": "linear"}
     return {
         "seed": 7,
@@ -70,3 +71,9 @@ def read_events(folder: Path, kind: str) -> list[dict[str, Any]]:
     """The events of one kind that a run wrote into its folder."""
     lines = (folder / "events.jsonl").read_text("utf-8").splitlines()
     return [event for line in lines if (event := json.loads(line))["event"] == kind]
+
+
+def read_numbers(folder: Path) -> list[dict[str, Any]]:
+    """All events that a run wrote into its folder, without the seconds."""
+    lines = (folder / "events.jsonl").read_text("utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]

@@ -140,7 +140,7 @@ def test_the_rate_is_recorded_and_used_and_the_heads_with_it(
     factor = metrics["learning_rate_search"]["multiplier"]
     assert metrics["training"]["learning_rate"] == usual.learning_rate * factor
     assert metrics["training"]["head_learning_rate"] == usual.head_learning_rate * factor
-    judge = "12 rows in 3 folds" if folds else "6 validation rows"
+    judge = "8 rows in 2 of 3 folds" if folds else "6 validation rows"
     assert metrics["learning_rate_search"]["judge"] == judge
     kept = json.loads((tmp_path / "run" / "learning-rate.json").read_text())
     assert kept["learning-rate"] == metrics["learning_rate_search"]

@@ -299,7 +299,7 @@ def test_the_log_has_every_event(backbone, split, caplog) -> None:
     [
         ({"task": "classify"}, TrainingError, "task is 'classify', which is not a setting"),
         ({"init": "labels"}, TrainingError, "init is 'labels', which is not a setting"),
-        ({"method": "p-tunin"}, TrainingError, "unknown method 'p-tunin'. Options: p-tuning, "),
+        ({"method": "p-tunin"}, TrainingError, "unknown method 'p-tunin'. Options: multitask-"),
         ({"validation": 1.5}, DataError, "validation is 1.5, but a fraction of the rows is at"),
         ({"validation": True}, DataError, "validation is True, but a fraction of the rows is"),
         ({"progress": "no"}, TrainingError, "progress is 'no', but must be True, False or"),

@@ -27,7 +27,6 @@ from softprompt.train.regression import (
     normalize_features,
     score_unseen,
 )
-from softprompt.train.trainer import Best
 from support.recipes import make_recipe_data
 
 KINDS = {
@@ -156,10 +155,6 @@ def _list_texts(prepared, split: str) -> list[str]:
     return [row["text"] for row in make_reviews(count, seed=seed)]
 
 
-def _best(accuracy: float, loss: float) -> Best:
-    return Best(None, {}, 0.0, 5, {"accuracy": accuracy, "loss": loss}, {})
-
-
 @pytest.mark.parametrize(
     ("accuracy", "loss", "keeps"),
     [(0.1, 0.0, True), (-0.1, -9.0, False), (0.0, -0.01, True), (0.0, 0.01, False), (0, 0, False)],
@@ -169,7 +164,8 @@ def test_the_more_accurate_one_is_kept_and_of_equals_that_with_the_lower_loss(
 ) -> None:
     prepared = make("encoder")
     head = replace(fit_plain_head(prepared), accuracy=0.5, loss=1.0)
-    decision = decide(prepared, _best(0.5 + accuracy, 1.0 + loss), head=head)
+    scores = {"accuracy": 0.5 + accuracy, "loss": 1.0 + loss}
+    decision = decide(prepared, {"validation": scores}, head=head)
     assert decision.keeps_prompt is keeps
     assert ("is kept: it is right" in str(decision)) is keeps
     assert json.loads(json.dumps(decision.as_data()))["judge"] == "60 validation rows"

@@ -88,6 +88,17 @@ def test_fp16_s_scale_changes_no_number(scaled, parts, trainer_of):
     assert [e.norm for e in found] == pytest.approx([e.norm for e in plain], rel=1e-4)
 
 
+def test_trainers_before_it_change_no_number(scaled, parts, trainer_of):
+    """A search for the rate makes several on one accelerator, whose scaler unscales once."""
+    plain = of(Step, list(trainer_of(parts(sizes=(11, 5))).run()))
+    trainer = scaled(1024.0)
+    prepared = parts(sizes=(11, 5))
+    for _ in range(2):
+        trainer = make_trainer(prepared, trainer.accelerator)
+    found = of(Step, list(trainer.run()))
+    assert [e.norm for e in found] == pytest.approx([e.norm for e in plain], rel=1e-4)
+
+
 def test_a_step_that_overflows_at_a_high_scale_is_skipped(scaled):
     trainer = scaled(1e38)
     events = trainer.run()

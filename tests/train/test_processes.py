@@ -17,11 +17,11 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from softprompt.recipe import read_recipe
-from softprompt.train import api, run_recipe
+from softprompt.train import recorder, run_recipe
 
 # Callbacks get events only, and this needs the trainer.
-make_trainer, trainers = api.make_trainer, []
-api.make_trainer = lambda *parts: trainers.append(make_trainer(*parts)) or trainers[-1]
+make_trainer, trainers = recorder.make_trainer, []
+recorder.make_trainer = lambda *parts: trainers.append(make_trainer(*parts)) or trainers[-1]
 
 def watch(event):
     if type(event).__name__ == "PhaseStarted":
@@ -44,6 +44,7 @@ LAUNCH = (
 RUNS = {
     "whole": (("bert", "p-tuning-v2"), {"task": "head"}),
     "cached": (("llama", "prompt-tuning"), {"task": "generate"}),
+    "seeds": (("bert", "p-tuning-v2"), {"task": "head", "seeds": 2}),
 }
 
 
@@ -66,16 +67,17 @@ def test_two_processes_have_the_numbers_of_one(written, tmp_path, monkeypatch, n
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) == {name}
+    assert set(done.stdout.split()) == {"cached" if name == "cached" else "whole"}
     files = [*(tmp_path / "cache").rglob("*.safetensors")]
     assert len(files) == (name == "cached"), "one complete file for both"
     run_recipe(read_recipe(path), tmp_path / "one")
     for kind, keys in (("step", ("loss", "norm")), ("evaluation", ("train_loss", "moved"))):
-        one, two = read_events(tmp_path / "one", kind), read_events(tmp_path / "two", kind)
+        seed = "seed-8" if name == "seeds" else ""
+        one, two = (read_events(tmp_path / run / seed, kind) for run in ("one", "two"))
         assert [e["step"] for e in two] == [e["step"] for e in one]
         for key in keys:
             assert [e[key] for e in two] == pytest.approx([e[key] for e in one], abs=1e-5)
-    rows = [event["rows"] for event in read_events(tmp_path / "two", "step")]
+    rows = [event["rows"] for event in read_events(tmp_path / "two" / seed, "step")]
     assert sorted(rows[:3]) == [1, 5, 5]
     first, second = (
         json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two")

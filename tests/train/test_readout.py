@@ -15,12 +15,15 @@ from softprompt.artifact import load_artifact, save_artifact
 from softprompt.data.rendering import RenderedRow
 from softprompt.errors import ArtifactError, TemplateError
 from softprompt.inference import attach
+from softprompt.injection.forward import forward
 from softprompt.sklearn import SoftPromptClassifier
-from softprompt.train import PhaseStarted, RunDir, Started, folds, run_recipe
+from softprompt.train import PhaseStarted, RunDir, Started, run_recipe
 from softprompt.train import readout as module
+from softprompt.train.datasets import select_rendered
+from softprompt.train.folds import make_fold
 from softprompt.train.readout import ReadoutChoice, choose_readout, choose_task_readout
 from softprompt.train.regression import UnseenScores
-from softprompt.train.setup import settle_readout, setup_run
+from softprompt.train.setup import settle_fold_readouts, settle_readout, setup_run
 from softprompt.train.validation import check_recipe
 
 HEAD = ("bert", "p-tuning-v2")
@@ -210,27 +213,38 @@ def test_a_run_from_before_readouts_were_chosen_resumes_with_the_conventional_on
     assert settle_readout(prepared, checkpoint={"trainer": {}}).task.pooling == "cls"
 
 
-def test_each_fold_chooses_without_its_own_rows(parts, tmp_path, monkeypatch):
-    judged, seen = [], []
-    settle = folds.settle_readout
+def test_each_fold_chooses_without_its_own_rows(parts, monkeypatch):
+    """As if the rows of the fold did not exist; and all rows are run once for all folds."""
+    prepared = settle_readout(parts(*HEAD, task="head", sizes=(24,)))
+    prepared = replace(prepared, folds=tuple(tuple(range(n, 24, 3)) for n in range(3)))
+    rows, runs = prepared.rows["train"], []
+    monkeypatch.setattr(module, "forward", lambda *a, **k: runs.append(a[1]) or forward(*a, **k))
+    settled = settle_fold_readouts(prepared)
+    counted = sum(len(inputs.input_ids) for inputs in runs)
+    assert counted == 24
+    for number, fold in enumerate(prepared.folds):
+        others = select_rendered(rows, [at for at in range(24) if at not in fold])
+        alone = choose_task_readout(prepared.task, {"train": others}, template=prepared.template)
+        assert settled.fold_readouts[number] == alone
+        assert make_fold(settled, number + 1).task.pooling == alone.pooling
+    assert settle_fold_readouts(settled) is settled
 
-    def watch(prepared, **more):
-        seen.append([e.variants[0].input_ids for e in prepared.rows["train"].examples])
-        assert [*prepared.rows] == ["train"]
-        return settle(prepared, **more)
 
-    monkeypatch.setattr(folds, "settle_readout", watch)
-    prepared = parts(*HEAD, task="head", sizes=(12,))
-    folded = replace(prepared, folds=((0, 3, 6, 9), (1, 4, 7, 10), (2, 5, 8, 11)))
-    judged = [
-        [prepared.rows["train"].examples[at].variants[0].input_ids for at in fold]
-        for fold in folded.folds
+def test_planted_rows_change_only_the_folds_that_train_on_them(parts):
+    """Other labels in a fold change the scores of the other folds' probes, never its own."""
+    prepared = settle_readout(parts(*HEAD, task="head", sizes=(24,)))
+    folds = tuple(tuple(range(n, 24, 3)) for n in range(3))
+    rows = prepared.rows["train"]
+    others = {"negative": "positive", "positive": "negative"}
+    truth = [others[label] if at in folds[0] else label for at, label in enumerate(rows.truth)]
+    found = [
+        settle_fold_readouts(
+            replace(prepared, folds=folds, rows={"train": replace(rows, truth=labels)})
+        ).fold_readouts
+        for labels in (rows.truth, truth)
     ]
-    run_recipe(folded.recipe, tmp_path / "run", prepared=folded)
-    every = [e.variants[0].input_ids for e in prepared.rows["train"].examples]
-    assert len(seen) == 3
-    for rows, fold in zip(seen, judged, strict=True):
-        assert Counter(rows) == Counter(every) - Counter(fold)
+    same = [one == other for one, other in zip(*found, strict=True)]
+    assert same == [True, False, False]
 
 
 @pytest.fixture

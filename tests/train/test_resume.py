@@ -27,6 +27,9 @@ from softprompt.train import (
     setup_run,
 )
 from softprompt.train.checkpoint import load_state, save_state
+from support.recipes import read_numbers
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "prompt-tuning": (("llama", "prompt-tuning"), {}),
@@ -89,13 +92,6 @@ class CrashError(Exception):
     """An unexpected error."""
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Drawing and syncing take most of the time, and are tested elsewhere."""
-    monkeypatch.setattr("softprompt.train.plots.draw_run", lambda *_args, **_kwargs: None)
-    monkeypatch.setattr("os.fsync", lambda _descriptor: None)
-
-
 @pytest.fixture
 def new(parts, new_model, tokenizer):
     """The parts of one of the kinds, new each time."""
@@ -141,14 +137,9 @@ def go(
     return seen
 
 
-def events(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "events.jsonl").read_text("utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
 def assert_same(folder: Path, whole: Path) -> None:
     """Every number of two finished runs is equal, not only close."""
-    assert events(folder) == events(whole)
+    assert read_numbers(folder) == read_numbers(whole)
     assert json.loads((folder / "metrics.json").read_text()) == json.loads(
         (whole / "metrics.json").read_text()
     )
@@ -383,7 +374,7 @@ def test_a_run_may_be_extended(new, tmp_path):
 def test_an_extended_run_has_the_rates_of_the_longer_schedule(new, tmp_path):
     go(new("prompt-tuning"), tmp_path / "run", stop=5)
     go(new("prompt-tuning", epochs=4), tmp_path / "run", resume=True)
-    steps = [event for event in events(tmp_path / "run") if event["event"] == "step"]
+    steps = [event for event in read_numbers(tmp_path / "run") if event["event"] == "step"]
     wanted = [0.05 * (1 - done / 12) for done in range(12)]
     resumed_at = 3
     assert [s["learning_rate"] for s in steps[resumed_at:]] == pytest.approx(wanted[resumed_at:])
@@ -422,7 +413,7 @@ def test_the_best_prompt_so_far_is_that_of_the_best_validation(written, tmp_path
     count = go(setup_run(recipe), tmp_path / "whole")
     folder = tmp_path / "run"
     go(setup_run(recipe), folder, stop=count // 2)
-    found = [e for e in events(folder) if e["event"] == "evaluation"]
+    found = [e for e in read_numbers(folder) if e["event"] == "evaluation"]
     best = [e for e in found if e["best"]][-1]
     model = load_best_prompt(folder)
     assert model.artifact.manifest.metrics["step"] == best["step"]
@@ -498,7 +489,7 @@ def test_killed_outright_and_resumed_in_another_process(written, tmp_path):
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert len(events(tmp_path / "killed")) == 6
+    assert len(read_numbers(tmp_path / "killed")) == 6
     stopped = RunDir(tmp_path / "killed")
     run_recipe(stopped.read_recipe(), stopped.path, resume=True)
     run_recipe(read_recipe(path), tmp_path / "whole")
@@ -513,7 +504,7 @@ def test_the_best_of_a_run_has_its_own_loss_after_all(new, backbone, tmp_path, s
     if stop is not None:
         go(new("lstm with dropout", learning_rate=2.0, epochs=4), folder, stop=stop)
     go(prepared, folder, resume=stop is not None)
-    found = [e for e in events(folder) if e["event"] == "evaluation"]
+    found = [e for e in read_numbers(folder) if e["event"] == "evaluation"]
     best = min(found, key=lambda e: e["metrics"]["loss"])
     rows = prepared.rows["validation"]
     model = PromptModel.from_pretrained(folder, backbone=backbone("llama"))

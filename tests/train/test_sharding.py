@@ -29,11 +29,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from softprompt.recipe import read_recipe
-from softprompt.train import api, run_recipe
+from softprompt.train import recorder, run_recipe
 
 # Callbacks get events only, and this needs the trainer.
-make_trainer, trainers = api.make_trainer, []
-api.make_trainer = lambda *parts: trainers.append(make_trainer(*parts)) or trainers[-1]
+make_trainer, trainers = recorder.make_trainer, []
+recorder.make_trainer = lambda *parts: trainers.append(make_trainer(*parts)) or trainers[-1]
 
 def whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -29,7 +29,8 @@ def draw_similarity(similarity: Similarity, names: Sequence[str]) -> "Figure":
         A figure of matplotlib.
 
     Examples:
-        >>> similarity = Similarity(((1.0, 0.5), (0.5, 1.0)), ((1.0, 0.7), (0.7, 1.0)))
+        >>> half = ((1.0, 0.5), (0.5, 1.0))
+        >>> similarity = Similarity(pooled=half, matched=half, pairwise=half)
         >>> figure = draw_similarity(similarity, ["reviews", "tweets"])
         >>> figure.savefig("similarity.png")
     """

@@ -29,14 +29,18 @@ class Similarity:
         pooled: the cosine of the mean soft tokens.
         matched: the mean, over the soft tokens of both prompts, of the cosine to the nearest soft
             token of the other prompt; the order of the soft tokens does not matter.
+        pairwise: the mean of the cosines of all pairs of soft tokens, one of each prompt; that of
+            a prompt to itself says how similar its own soft tokens are.
 
     Examples:
-        >>> Similarity(((1.0, 0.5), (0.5, 1.0)), ((1.0, 0.7), (0.7, 1.0))).pooled
+        >>> half = ((1.0, 0.5), (0.5, 1.0))
+        >>> Similarity(pooled=half, matched=((1.0, 0.7), (0.7, 1.0)), pairwise=half).pooled
         ((1.0, 0.5), (0.5, 1.0))
     """
 
     pooled: tuple[tuple[float, ...], ...]
     matched: tuple[tuple[float, ...], ...]
+    pairwise: tuple[tuple[float, ...], ...]
 
 
 def compute_similarity(trained: "Sequence[Prompt | Artifact | PromptModel]") -> Similarity:
@@ -44,7 +48,9 @@ def compute_similarity(trained: "Sequence[Prompt | Artifact | PromptModel]") -> 
 
     A soft token of a prefix stands for its keys and values on all layers.
 
-    Source: Vu et al. 2022 (SPoT), "cosine similarity of average tokens", for ``pooled``.
+    Source: Vu et al. 2022 (SPoT), "cosine similarity of average tokens" for ``pooled`` and
+    "per-token average cosine similarity" for ``pairwise``, by which they choose the prompt to start
+    from.
 
     Args:
         trained: prompts of one kind and width, or artifacts or models with them; their lengths
@@ -86,8 +92,13 @@ def compute_similarity(trained: "Sequence[Prompt | Artifact | PromptModel]") -> 
     means = F.normalize(torch.stack([t.mean(dim=0) for t in tokens]), dim=1)
     units = [F.normalize(t, dim=1) for t in tokens]
     matched = [tuple(_match_tokens(one, other) for other in units) for one in units]
-    pooled = (means @ means.T).clamp(-1, 1).tolist()
-    return Similarity(tuple(map(tuple, pooled)), tuple(matched))
+    # The mean of the cosines of all pairs is the product of the means of the unit vectors.
+    centers = torch.stack([unit.mean(dim=0) for unit in units])
+    return Similarity(_to_cosines(means), tuple(matched), _to_cosines(centers))
+
+
+def _to_cosines(vectors: Float[Tensor, "R numbers"]) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, (vectors @ vectors.T).clamp(-1, 1).tolist()))
 
 
 def _check_backbones(trained: "Sequence[Prompt | Artifact | PromptModel]") -> None:

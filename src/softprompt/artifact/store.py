@@ -39,7 +39,10 @@ from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 MANIFEST = "manifest.json"
 TENSORS = "prompt.safetensors"
 INSIDE_RUN = "artifact"
+ENSEMBLE = "ensemble.json"
 _RECIPE = "recipe.toml"
+# The folder of a run of several tasks that has one for each of them.
+_TASKS = "tasks"
 # Far larger than any artifact, and small enough to be read at once.
 _LARGEST = {MANIFEST: 64 << 20, TENSORS: 4 << 30}
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
@@ -125,11 +128,25 @@ def _explain_missing(path: Path) -> str:
 
 def _explain_incomplete(folder: Path, name: str) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
+    if _RECIPE in names and (folder / _TASKS).is_dir():
+        tasks = abbreviate(sorted(entry.name for entry in (folder / _TASKS).iterdir()))
+        return (
+            f"{folder} is a run of several tasks ({tasks}), each of which has a prompt of its own. "
+            f"Give the folder of one, {folder / _TASKS / 'NAME'}, or that of the shared prompt, "
+            f"{folder / 'shared'}."
+        )
     if _RECIPE in names and INSIDE_RUN not in names:
         return (
             f"the run in {folder} is not finished, so it has no artifact yet. Resume it with: "
             f"softprompt resume {quote(str(folder))}\nOr use its best prompt so far: --best with "
             "softprompt predict or evaluate, softprompt.train.load_best_prompt in Python."
+        )
+    if ENSEMBLE in names:
+        members = [entry for entry in names if (folder / entry / MANIFEST).is_file()]
+        return (
+            f"{folder} is an ensemble of {len(members)} prompts, but a single one is needed here. "
+            f"Give one of them: {abbreviate([str(folder / entry) for entry in members])}. "
+            "softprompt predict and evaluate, and load_model in Python, take the ensemble itself."
         )
     fact = f"{folder} has no file {name}; it has {abbreviate(names)}."
     pickles = [entry for entry in names if has_pickle_suffix(entry)]
@@ -170,9 +187,8 @@ def save_artifact(artifact: Artifact, folder: Path) -> Path:
             (fresh / TENSORS).write_bytes(raw)
             (fresh / MANIFEST).write_bytes(described)
     except OSError as error:
-        raise ArtifactError(
-            _explain_write_error(folder, error, len(raw) + len(described))
-        ) from error
+        what = f"the artifact ({len(raw) + len(described):,} bytes)"
+        raise ArtifactError(explain_write_error(folder, error, what=what)) from error
     return folder
 
 
@@ -318,11 +334,17 @@ def _make_prompt(manifest: Manifest, tensors: dict[str, Tensor]) -> Prompt:
             assert_never(unreachable)
 
 
-def _explain_write_error(folder: Path, error: OSError, size: int) -> str:
+def explain_write_error(folder: Path, error: OSError, *, what: str) -> str:
+    """The message for a folder that could not be written.
+
+    Args:
+        folder: that was to be written.
+        error: of the system.
+        what: was to be written, as the subject of the sentence.
+    """
     remedy = "Save to a writable folder."
     if error.errno in _DISK_FULL:
         remedy = "Free some space, or save to another disk."
     return (
-        f"the artifact ({size:,} bytes) could not be written to {folder}: {error.strerror}. "
-        f"Nothing was changed. {remedy}"
+        f"{what} could not be written to {folder}: {error.strerror}. Nothing was changed. {remedy}"
     )

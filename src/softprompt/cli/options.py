@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from softprompt.inference import PromptModel
+    from softprompt.inference import Ensemble, PromptModel
 
 # The names of options before 0.1.0, and their names now.
 RENAMED_OPTIONS = {
@@ -70,6 +70,14 @@ BaselineNames = Annotated[
     typer.Option(help="Baselines, separated by commas, or none (default: all)."),
 ]
 NumSeeds = Annotated[int | None, typer.Option(min=1, help="Seeds per variant (default 5).")]
+FitSeeds = Annotated[
+    int,
+    typer.Option(
+        "--seeds",
+        min=1,
+        help="Train with so many seeds; the best is kept, of few rows an ensemble of all.",
+    ),
+]
 TimeBudget = Annotated[
     float | None,
     typer.Option(
@@ -120,8 +128,10 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-def load_prompt(path: Path, *, backbone: str | None, best: bool) -> "PromptModel":
-    """The prompt of an artifact or a run; with ``--best`` also of a run that is not finished.
+def load_prompt(path: Path, *, backbone: str | None, best: bool) -> "PromptModel | Ensemble":
+    """The prompt of an artifact or a run, or the ensemble that it holds.
+
+    With ``--best`` also of a run that is not finished.
 
     Args:
         path: of the artifact or the run.
@@ -132,9 +142,9 @@ def load_prompt(path: Path, *, backbone: str | None, best: bool) -> "PromptModel
         from softprompt.train.best import load_best_prompt
 
         return load_best_prompt(path, backbone=backbone)
-    from softprompt.inference import PromptModel
+    from softprompt.inference import load_model
 
-    return PromptModel.from_pretrained(path, backbone=backbone)
+    return load_model(path, backbone=backbone)
 
 
 def parse_multipliers(text: str) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ from softprompt.compare.comparison import Comparison, LearningRateSearch, Learni
 from softprompt.compare.config import (
     ComparisonPlan,
     Variant,
-    check_fixed_length,
+    check_budget,
     find_multiplier_faults,
     read_plan,
 )
@@ -211,7 +211,7 @@ def find_learning_rate(
     _check_search(lr_multipliers, search_fraction)
     notify = _call_all(callbacks)
     base, folder = load_recipe(recipe), Path(output)
-    check_fixed_length(base)
+    check_budget(base)
     tables = _prepare_folder(base, folder, needed=("validation",))
     with _open_runner(base, folder, tables, notify=notify, should_stop=should_stop) as runner:
         first = Variant(base.method.name, _without_limits(base))

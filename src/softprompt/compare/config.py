@@ -15,7 +15,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 from softprompt._parsing import parse_toml
 from softprompt.data import parse_template
 from softprompt.errors import RecipeError, format_unknown
-from softprompt.methods import METHODS
+from softprompt.methods import METHODS, MultitaskPromptTuning
 from softprompt.recipe import (
     Recipe,
     RecipeSource,
@@ -238,7 +238,9 @@ def _locate_recipe(source: RecipeSource) -> tuple[Mapping[str, Any], RecipeSourc
 def _make_plan(base: Recipe, config: ComparisonConfig) -> ComparisonPlan:
     methods = config.methods
     if methods is None:
-        methods = [] if config.variants else [*METHODS]
+        # Multitask prompt tuning is for several tasks; it is compared where it is named.
+        single = [name for name in METHODS if name != MultitaskPromptTuning.name]
+        methods = [] if config.variants else single
     tuned = [kind for kind in TUNED if kind in config.baselines]
     variants = [
         *make_method_variants(base, methods),
@@ -246,7 +248,7 @@ def _make_plan(base: Recipe, config: ComparisonConfig) -> ComparisonPlan:
         *make_finetune_variants(base, tuned),
     ]
     for variant in variants:
-        check_fixed_length(variant.recipe)
+        check_budget(variant.recipe)
     return ComparisonPlan(
         base=base,
         variants=tuple(variants),
@@ -258,14 +260,14 @@ def _make_plan(base: Recipe, config: ComparisonConfig) -> ComparisonPlan:
     )
 
 
-def check_fixed_length(recipe: Recipe) -> None:
-    """Check that the number of steps is given: all variants of a comparison get the same one.
+def check_budget(recipe: Recipe) -> None:
+    """Check that a run is one training of a given number of steps, as all variants get the same.
 
     Args:
         recipe: of a variant.
 
     Raises:
-        RecipeError: it depends on the run.
+        RecipeError: the number depends on the run, or a run trains several seeds.
     """
     keys = ("epochs", "auto"), ("lr_scheduler", "plateau")
     faults = [
@@ -275,6 +277,11 @@ def check_fixed_length(recipe: Recipe) -> None:
         for key, value in keys
         if dict(recipe.train)[key] == value
     ]
+    if recipe.train.seeds > 1:
+        faults.append(
+            "train.seeds: a comparison trains every variant with several seeds itself. Take it "
+            "out, and set the comparison's own seeds (num_seeds, --seeds)."
+        )
     if faults:
         raise RecipeError(faults)
 

@@ -38,6 +38,17 @@ def compute_wilson_interval(share: float, rows: int) -> tuple[float, float]:
     return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
 
 
+def count_rows(rows: int, kind: str = "") -> str:
+    """A number of rows as a text.
+
+    Args:
+        rows: their number.
+        kind: of rows, such as ``validation``.
+    """
+    noun = "row" if rows == 1 else "rows"
+    return f"{rows:,} {kind} {noun}" if kind else f"{rows:,} {noun}"
+
+
 def describe_few_rows(counts: Mapping[str, int]) -> Iterator[str]:
     """Describe how little the scores of small splits say.
 
@@ -51,8 +62,7 @@ def describe_few_rows(counts: Mapping[str, int]) -> Iterator[str]:
     if not few:
         return
     listed = " and ".join(
-        f"{count} {name} row{'' if count == 1 else 's'} {_PURPOSES[name]}"
-        for name, count in few.items()
+        f"{count_rows(count, name)} {_PURPOSES[name]}" for name, count in few.items()
     )
     fewest = min(few.values())
     right = round(_EXAMPLE_SHARE * fewest)

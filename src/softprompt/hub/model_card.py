@@ -61,13 +61,17 @@ def _measure_backticks(text: str) -> int:
     return max((len(run) for run in _TICKS.findall(text)), default=0)
 
 
+# What an artifact records in addition to its scores.
+_NOT_SCORES = {"moved", "start_choice"}
+
+
 def list_card_metrics(manifest: Manifest) -> dict[str, dict[str, float]]:
     """The metrics by split; those without a split are under the name ""."""
     tables = {"": manifest.metrics, **manifest.metrics}
     scores = {
         split: {name: value for name, value in numbers.items() if _is_score(name, value)}
         for split, numbers in tables.items()
-        if isinstance(numbers, dict) and split != "moved"
+        if isinstance(numbers, dict) and split not in _NOT_SCORES
     }
     return {split: numbers for split, numbers in scores.items() if numbers}
 

@@ -16,6 +16,8 @@ Key = tuple[str, ...]  # the keys from the top of the manifest to a value
 # The keys of a recipe that name files. Other texts are treated as paths only if they look like one.
 _SOURCE_KEYS = {("recipe", "data", split) for split in ("train", "validation", "test")}
 _FILE_KEYS = {("recipe", "method", "init", "path")}
+# The beginnings of the keys whose texts name files, in lists.
+_FILE_LISTS = (("recipe", "method", "init", "paths"), ("metrics", "start_choice"))
 # The keys whose texts are words, even if they look like a path.
 _TEXT_KEYS = {
     ("recipe", "task"),
@@ -149,7 +151,8 @@ def _shorten_text(text: str, key: Key) -> str:
         if not _is_file(source):
             return text
         return _get_file_name(source) + (f"[{split}]" if split else "")
-    return _get_file_name(text) if key in _FILE_KEYS or is_path(text) else text
+    is_named = key in _FILE_KEYS or any(key[: len(part)] == part for part in _FILE_LISTS)
+    return _get_file_name(text) if is_named or is_path(text) else text
 
 
 def _get_file_name(path: str) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from softprompt._lazy import gather_lazily
 
 if TYPE_CHECKING:
-    from softprompt.inference.ensemble import Ensemble, EnsembleReport, Vote, combine
+    from softprompt.inference.ensemble import Ensemble, EnsembleReport, load_model
     from softprompt.inference.loops import (
         EvaluatedRows,
         EvaluationReport,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         compute_majority_accuracy,
     )
     from softprompt.inference.model import PromptModel, attach
+    from softprompt.inference.votes import Vote, combine
 
 __all__ = [
     "ClassScores",
@@ -43,6 +44,7 @@ __all__ = [
     "compute_generation_metrics",
     "compute_majority_accuracy",
     "evaluate_rows",
+    "load_model",
     "make_report",
     "predict_rows",
     "predict_without_prompt",
@@ -52,7 +54,7 @@ __all__ = [
 __getattr__, __dir__ = gather_lazily(
     __name__,
     {
-        "softprompt.inference.ensemble": ("Ensemble", "EnsembleReport", "Vote", "combine"),
+        "softprompt.inference.ensemble": ("Ensemble", "EnsembleReport", "load_model"),
         "softprompt.inference.loops": (
             "EvaluatedRows",
             "EvaluationReport",
@@ -72,5 +74,6 @@ __getattr__, __dir__ = gather_lazily(
             "compute_majority_accuracy",
         ),
         "softprompt.inference.model": ("PromptModel", "attach"),
+        "softprompt.inference.votes": ("Vote", "combine"),
     },
 )

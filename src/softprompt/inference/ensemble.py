@@ -1,13 +1,13 @@
 """Ensembles: several prompts on one backbone whose predictions are combined."""
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from math import log
-from typing import Literal, assert_never, get_args
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # torch's own convention
 
-from softprompt.artifact.checks import read_task_settings
+from softprompt._paths import expand_user
+from softprompt.artifact import Artifact
+from softprompt.artifact.ensembles import SavedEnsemble, is_ensemble, load_ensemble, save_ensemble
 from softprompt.backbone.model import Backbone
 from softprompt.backbone.references import shorten_name
 from softprompt.data import Row, RowsLike, group_by_length, iterate_rows
 from softprompt.data.table import to_text
-from softprompt.errors import PromptError, SoftpromptWarning, format_unknown
+from softprompt.errors import PromptError, SoftpromptWarning
 from softprompt.inference.loops import (
     EvaluatedRows,
     EvaluationReport,
@@ -33,46 +35,12 @@ from softprompt.inference.loops import (
 )
 from softprompt.inference.model import PromptModel, attach
 from softprompt.inference.notebook import make_fact_table, make_grid
-from softprompt.tasks import Classifier, Classify, Example, Prediction
-from softprompt.tasks.heads import HeadClassifier
+from softprompt.inference.recorded import load_recorded_backbone
+from softprompt.inference.votes import Vote, check_same_task, check_vote, combine
+from softprompt.prompt import Prompt
+from softprompt.tasks import Classifier, Example, Prediction, Task
 
-Vote = Literal["majority", "mean"]
 MemberViews = Sequence[Example]  # a row as each member renders it
-
-# Settings of the task that may differ between members.
-_MAY_DIFFER = {"template", "head"}
-
-
-def combine(predictions: Sequence[Prediction], vote: Vote) -> Prediction:
-    """Combine the predictions of several prompts for one row.
-
-    The probabilities are the mean of theirs with either vote, so the label of a ``majority`` vote
-    may not be the likeliest.
-
-    Source: Lester et al. 2021, "Prompt ensembling" (the majority of five prompts).
-
-    Args:
-        predictions: at least one; with the same labels, or texts.
-        vote: ``majority`` takes the label that most of them have; of tied labels, the one with the
-            highest mean probability, then the first of the labels; of tied texts, the first.
-            ``mean`` takes the label with the highest mean probability.
-
-    Returns:
-        The label or text of the vote, with the mean probabilities.
-    """
-    labels = [*predictions[0].probabilities]
-    mean = {n: sum(p.probabilities[n] for p in predictions) / len(predictions) for n in labels}
-    match vote:
-        case "majority":
-            count = Counter(p.label for p in predictions)
-            tied = [label for label in (labels or count) if count[label] == max(count.values())]
-            label = max(tied, key=lambda label: mean.get(label, 0.0))
-            first = next(p for p in predictions if p.label == label)
-            return replace(first, probabilities=mean)
-        case "mean":
-            return Prediction(max(mean, key=mean.__getitem__), mean)
-        case _:
-            assert_never(vote)
 
 
 @dataclass(frozen=True)
@@ -125,14 +93,99 @@ class Ensemble:
             for m in models
         )
         self.vote: Vote = vote
-        _check_vote(vote, first)
+        check_vote(vote, first.task)
         for number, model in enumerate(self.members[1:], start=2):
-            _check_same_task(first, model, number=number)
+            check_same_task(first, model, number=number)
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | Path, *, backbone: Backbone | str | Path | None = None
+    ) -> "Ensemble":
+        """Load an ensemble, check it and attach its members to one copy of their backbone.
+
+        Args:
+            directory: the ensemble's folder, or that of the run that made it.
+            backbone: as for `PromptModel.from_pretrained`.
+
+        Returns:
+            The ensemble, ready to predict.
+
+        Raises:
+            ArtifactError: there is no such folder, it is not complete, or was made for another
+                backbone.
+            BackboneError: the backbone cannot be loaded.
+            PromptError: the members do not go together.
+
+        Examples:
+            ```python
+            ensemble = Ensemble.from_pretrained("runs/reviews")
+            ```
+        """
+        saved = load_ensemble(expand_user(directory))
+        artifacts = [*saved.members.values()]
+        if not isinstance(backbone, Backbone):
+            backbone = load_recorded_backbone(artifacts[0], backbone)
+        members = [attach(artifact, backbone) for artifact in artifacts]
+        return cls(members, vote=cast("Vote", saved.vote))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the ensemble: a folder that `load_model` reads, with a folder for each member.
+
+        Args:
+            folder: to write; an ensemble or an artifact in it is replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ArtifactError: the folder holds other files or cannot be written.
+        """
+        named = {f"member-{n}": m.artifact for n, m in enumerate(self.members, start=1)}
+        return save_ensemble(SavedEnsemble(self.vote, named), Path(folder))
 
     @property
     def backbone(self) -> Backbone:
         """The frozen model of all members."""
         return self.members[0].backbone
+
+    @property
+    def task(self) -> Task:
+        """The task of the first member; those of the others have the same labels and target."""
+        return self.members[0].task
+
+    @property
+    def artifact(self) -> Artifact:
+        """An ensemble has no artifact of its own: what needs one is refused.
+
+        Raises:
+            PromptError: always; each member has an artifact.
+        """
+        raise PromptError(self._explain_members("artifact"))
+
+    @property
+    def prompt(self) -> Prompt:
+        """An ensemble has no prompt of its own: what needs one is refused.
+
+        Raises:
+            PromptError: always; each member has a prompt.
+        """
+        raise PromptError(self._explain_members("prompt"))
+
+    def _explain_members(self, what: str) -> str:
+        return (
+            f"an ensemble of {len(self.members)} prompts has no single {what}. Use a member, such "
+            "as ensemble.members[0]; or save the ensemble (ensemble.save)."
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that evaluation needs: the fields of all templates and the target column."""
+        return tuple(dict.fromkeys(name for member in self.members for name in member.columns))
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The columns that a prediction needs: the fields of all templates."""
+        return tuple(dict.fromkeys(name for member in self.members for name in member.fields))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -171,8 +224,7 @@ class Ensemble:
         """
         if len(self.members) == 1:
             return self.members[0].predict_stream(rows, batch_size=batch_size)
-        fields = [name for member in self.members for name in member.task.columns]
-        stream = iterate_rows(rows, fields=fields)
+        stream = iterate_rows(rows, fields=self.fields)
         return predict_windows(stream, partial(self._predict_window, batch_size=batch_size))
 
     def predict_proba(self, rows: RowsLike, *, batch_size: int = 32) -> NDArray[np.float64]:
@@ -248,8 +300,7 @@ class Ensemble:
             ArtifactError: as in `evaluate`.
         """
         first = self.members[0]
-        columns = [name for member in self.members for name in member.columns]
-        table, where = first.read_labeled_rows(rows, split=split, columns=columns, name=name)
+        table, where = first.read_labeled_rows(rows, split=split, columns=self.columns, name=name)
         if rows is None:
             self._check_split(where)
         labeled = table.to_list()
@@ -383,36 +434,41 @@ class Ensemble:
         return torch.stack(sums).double().cpu(), len(views)
 
 
-def _check_vote(vote: str, model: PromptModel) -> None:
-    if vote not in get_args(Vote):
-        raise PromptError(format_unknown("vote", vote, options=get_args(Vote)))
-    if vote == "mean" and not isinstance(model.task, Classifier):
-        msg = (
-            "generated texts have no probabilities, so there is no mean. Use vote 'majority', "
-            "or a task of kind 'classify'."
-        )
-        raise PromptError(msg)
+def load_model(
+    directory_or_repo: str | Path,
+    *,
+    revision: str | None = None,
+    backbone: Backbone | str | Path | None = None,
+) -> PromptModel | Ensemble:
+    """Load what a folder holds, a trained prompt or an ensemble of several, ready to predict.
 
+    Args:
+        directory_or_repo: the folder of an artifact, of an ensemble or of a run; or ``OWNER/NAME``
+            on the Hub, as `PromptModel.from_pretrained` takes it.
+        revision: of the repository.
+        backbone: as for `PromptModel.from_pretrained`.
 
-def _check_same_task(first: PromptModel, other: PromptModel, *, number: int) -> None:
-    """Refuse a member with another task."""
-    expected, actual = _describe_task(first), _describe_task(other)
-    for name in expected | actual:
-        if expected.get(name) != actual.get(name):
-            msg = (
-                f"the members of an ensemble need the same task, but {name} is "
-                f"{expected.get(name)!r} for the first and {actual.get(name)!r} for member "
-                f"{number}. Choose prompts that were trained for the same task."
-            )
-            raise PromptError(msg)
+    Returns:
+        The prompt, or the ensemble.
 
+    Raises:
+        SoftpromptError: as in `PromptModel.from_pretrained` and `Ensemble.from_pretrained`.
 
-def _describe_task(model: PromptModel) -> dict[str, object]:
-    """The settings that members have in common, and the labels in their order."""
-    settings = read_task_settings(model.artifact.manifest)
-    facts = {name: value for name, value in asdict(settings).items() if name not in _MAY_DIFFER}
-    if isinstance(settings, Classify):
-        facts["verbalizer"] = settings.list_words()
-        # What the head reads, whatever name an older artifact has for it.
-        facts["pooling"] = model.task.pooling if isinstance(model.task, HeadClassifier) else None
-    return {"kind": settings.kind, **facts, "labels": [*model.labels]}
+    Examples:
+        ```python
+        model = load_model("runs/reviews")
+        print(model.predict(["A tender and quietly devastating film."]))
+        ```
+
+        >>> from softprompt import Classify, TrainingConfig, fit
+        >>> words = {"negative": " bad", "positive": " good"}
+        >>> task = Classify("{text} is{soft:2}", verbalizer=words)
+        >>> config = TrainingConfig(batch_size=4, epochs=1, seeds=3, combine_seeds="ensemble")
+        >>> model = fit(backbone, task, rows, validation=0, config=config)
+        >>> again = load_model(model.save("three-seeds"), backbone=backbone)
+        >>> len(again.members), again.predict(rows) == model.predict(rows)
+        (3, True)
+    """
+    if revision is None and is_ensemble(expand_user(directory_or_repo)):
+        return Ensemble.from_pretrained(directory_or_repo, backbone=backbone)
+    return PromptModel.from_pretrained(directory_or_repo, revision=revision, backbone=backbone)

@@ -130,6 +130,11 @@ class PromptModel:
         return self.task.labels
 
     @property
+    def fields(self) -> tuple[str, ...]:
+        """The columns that a prediction needs: the template's fields."""
+        return tuple(dict.fromkeys(self.task.columns))
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The columns that evaluation needs: the template's fields and the target column."""
         return tuple(dict.fromkeys([*self.task.columns, self.task.target_column]))

@@ -32,19 +32,21 @@ from softprompt.methods.initializers import (
     Initializer,
     initialize_prompt,
 )
+from softprompt.methods.multitask_prompt_tuning import MultitaskPromptTuning
 from softprompt.methods.p_tuning import PTuning
 from softprompt.methods.p_tuning_v2 import PTuningV2
 from softprompt.methods.prefix_tuning import PrefixTuning
 from softprompt.methods.prompt_tuning import PromptTuning
 from softprompt.prompt import KVPrefix
 
-MethodSettings = PromptTuning | PTuning | PrefixTuning | PTuningV2
+MethodSettings = PromptTuning | PTuning | PrefixTuning | PTuningV2 | MultitaskPromptTuning
 
 # torch says it in words only where it is not `torch.OutOfMemoryError`.
 _NO_MEMORY = re.compile(r"allocate|out of memory|overflow", re.IGNORECASE)
 
 METHODS: dict[str, type[Any]] = {
-    settings.name: settings for settings in (PromptTuning, PTuning, PrefixTuning, PTuningV2)
+    settings.name: settings
+    for settings in (PromptTuning, PTuning, PrefixTuning, PTuningV2, MultitaskPromptTuning)
 }
 
 
@@ -79,7 +81,7 @@ def build_method(
             length = settings.length
             layers = parse_layers(settings.layers, geometry.num_attention_sites)
             shift_positions = settings.shift_positions
-        case PromptTuning() | PTuning():
+        case PromptTuning() | PTuning() | MultitaskPromptTuning():
             length, layers = soft_length, _parse_upper_layers(settings.layers, geometry)
             shift_positions = False
     with _explain_allocation(settings, length):
@@ -121,6 +123,7 @@ _MOST = {
     "encoder_num_layers": 100,
     "bottleneck_size": 1 << 16,
     "num_words": 100_000,
+    "num_ranks": 1 << 10,
 }
 # The reparametrization that each of these settings belongs to.
 _REPARAMETRIZATION_OF = {
@@ -228,6 +231,7 @@ __all__ = [
     "METHODS",
     "Method",
     "MethodSettings",
+    "MultitaskPromptTuning",
     "PTuning",
     "PTuningV2",
     "PrefixTuning",

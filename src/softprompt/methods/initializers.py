@@ -20,7 +20,7 @@ from softprompt.injection.capture import capture_keys_and_values
 from softprompt.injection.compatibility import check_layer_exists
 from softprompt.injection.site_shapes import clear_unread
 from softprompt.injection.state_cache import compute_states
-from softprompt.prompt import InputPrompt, KVPrefix, Prompt, detach_copy
+from softprompt.prompt import InputPrompt, KVPrefix, Prompt, detach_copy, to
 
 PromptKind = Literal["input", "kv"]
 
@@ -190,10 +190,16 @@ def _adapt_prompt(prompt: Prompt, kind: PromptKind, length: int, layers: Sequenc
     names: dict[PromptKind, str] = {"input": "vectors", "kv": "keys and values"}
     actual: PromptKind = "input" if isinstance(prompt, InputPrompt) else "kv"
     if actual != kind or prompt.length != length:
+        remedy = "Start from a prompt of the same kind."
+        if actual == kind and prompt.length:
+            where = "write {{soft:{0}}} in the template" if kind == "input" else "set length = {0}"
+            remedy = (
+                f"A prompt is not cut or repeated, since its soft tokens were trained together: "
+                f"{where.format(prompt.length)}, or start from a prompt of {length}."
+            )
         msg = (
             f"the prompt to start from consists of {names[actual]} of {prompt.length} soft tokens, "
-            f"but the method trains {names[kind]} of {length}. Start from a prompt of the same "
-            "kind and length."
+            f"but the method trains {names[kind]} of {length}. {remedy}"
         )
         raise PromptError(msg)
     if isinstance(prompt, KVPrefix):
@@ -208,7 +214,7 @@ def _adapt_prompt(prompt: Prompt, kind: PromptKind, length: int, layers: Sequenc
         selected = replace(
             prompt, keys=prompt.keys[index], values=prompt.values[index], sites=tuple(layers)
         )
-        return detach_copy(selected)
+        return _copy_in_fp32(selected)
     expected = min(layers, default=0)
     if prompt.start_layer != expected:
         same = f"{prompt.start_layer}:" if prompt.start_layer else "all"
@@ -217,7 +223,12 @@ def _adapt_prompt(prompt: Prompt, kind: PromptKind, length: int, layers: Sequenc
             f'prompt enters at layer {expected}. Set layers = "{same}" for the method.'
         )
         raise PromptError(msg)
-    return detach_copy(prompt)
+    return _copy_in_fp32(prompt)
+
+
+def _copy_in_fp32(prompt: Prompt) -> Prompt:
+    """A copy on the CPU; an artifact may hold 16 bits, and a prompt may be on another device."""
+    return to(detach_copy(prompt), dtype=torch.float32, device="cpu")
 
 
 def _embed(backbone: Backbone, ids: Int[Tensor, " P"], layer: int) -> Float[Tensor, "P W"]:

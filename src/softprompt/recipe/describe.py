@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, create_model
 
 from softprompt.methods import METHODS
+from softprompt.recipe.multitask import MultitaskTables
 from softprompt.recipe.schema import InitConfig, MethodConfig, Recipe
 from softprompt.tasks import TASKS
 from softprompt.tasks.config import StrictModel
@@ -26,6 +27,10 @@ a key for one command. File names are relative to the recipe.
 This page is made from the schema that recipes are checked by, as is the JSON Schema that
 [editors complete keys with](../how-to/train.md#complete-keys-in-an-editor):
 `softprompt recipe-schema`."""
+_MULTITASK = """Several tasks can
+[train one shared prompt](../methods/multitask-prompt-tuning.md#train-several-tasks). Their recipe
+has a table `[tasks.NAME]` for each task, in place of `[data]` and `[task]`; they share its other
+tables."""
 _SEE = {
     "backbone": "See also [several GPUs or machines](../how-to/large-runs.md).",
     "data": "See also [data and templates](../how-to/data.md).",
@@ -107,6 +112,8 @@ def describe_recipe() -> str:
             value = option["properties"][choice]["const"]
             parts += [f'### {choice} = "{value}"', option["description"]]
             parts.append(_format_table(_list_rows(option, schema, without={choice, *shared})))
+    tables = MultitaskTables.model_json_schema()
+    parts += ["## [tasks]", _MULTITASK, _format_table(_list_rows(tables, tables))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,7 +1,7 @@
 """Which rows of a drafted recipe are held back: for validation, for the test, or in folds."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -21,10 +21,14 @@ _SHARES = (
     {"train": 0.8, "validation": 0.1, "test": 0.1},
     {"train": 0.6, "validation": 0.2, "test": 0.2},
 )
+# Of fewer rows than an automatic recipe tests by, none are held back for that.
+_WITHOUT_TEST = ({"train": 0.8, "validation": 0.2, "test": 0.0},)
 _ALL_TRAINED = {"train": 1.0, "validation": 0.0, "test": 0.0}
 _SEED = 42
 # An automatic recipe validates fewer rows in folds, and holds none of still fewer back for a test.
 _FEWEST_VALIDATED, _FEWEST_TESTED, _MOST_FOLDS = 500, 50, 5
+# A single row says nothing of a prompt.
+_FEWEST_VALIDATING = 2
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,10 @@ def choose_held_out(
         if "test" not in files and columns.rows >= _FEWEST_TESTED:
             shares = {"train": 0.8, "validation": 0.0, "test": 0.2}
     elif "validation" not in files:
-        split = _choose_split(table, columns, has_test="test" in files)
+        is_few = automatic and columns.rows < _FEWEST_TESTED
+        split = _choose_split(
+            table, columns, has_test="test" in files, shares=_WITHOUT_TEST if is_few else _SHARES
+        )
         if split is None:
             notes.append(f"{columns.rows} rows are too few to hold some back: all are trained on")
         else:
@@ -123,16 +130,22 @@ def _find_split_files(source: str) -> dict[str, Path]:
 
 
 def _choose_split(
-    table: Table, columns: ColumnRoles, *, has_test: bool
+    table: Table,
+    columns: ColumnRoles,
+    *,
+    has_test: bool,
+    shares: Sequence[Mapping[str, float]],
 ) -> tuple[Mapping[str, float], dict[str, Table]] | None:
     """Shares with every label in all splits, else in training, and the splits; None if none do."""
     stratify = columns.label if columns.labels else None
-    for names, with_test in product(({"train", "validation", "test"}, {"train"}), _SHARES):
+    for names, with_test in product(({"train", "validation", "test"}, {"train"}), shares):
         # As in training: a test file of its own leaves its share to the others.
-        used = {n: s for n, s in with_test.items() if n != "test" or not has_test}
-        shares = {name: share / sum(used.values()) for name, share in used.items()}
+        used = {n: s for n, s in with_test.items() if s and (n != "test" or not has_test)}
+        scaled = {name: share / sum(used.values()) for name, share in used.items()}
         with suppress(DataError):  # a split would be empty
-            parts = split_rows(table, seed=_SEED, shares=shares, stratify=stratify)
+            parts = split_rows(table, seed=_SEED, shares=scaled, stratify=stratify)
+            if len(parts["validation"]) < _FEWEST_VALIDATING and shares is _WITHOUT_TEST:
+                continue
             if not columns.labels:
                 return with_test, parts
             found = [{*map(to_text, parts[n][columns.label][:])} for n in names & {*parts}]

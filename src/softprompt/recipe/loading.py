@@ -14,9 +14,10 @@ from softprompt._parsing import parse_toml
 from softprompt._paths import expand_user, is_present
 from softprompt.errors import RecipeError, format_unknown
 from softprompt.methods import METHODS
+from softprompt.recipe.init_faults import find_init_faults
 from softprompt.recipe.renamed import explain_renamed_value, explain_unknown_key, find_new_key
-from softprompt.recipe.schema import BackboneConfig, InitConfig, Recipe
-from softprompt.recipe.values import check_extent, find_value_faults
+from softprompt.recipe.schema import BackboneConfig, Recipe
+from softprompt.recipe.values import check_extent, find_seed_faults, find_value_faults
 from softprompt.tasks import TASKS, TaskSettings
 from softprompt.tasks.config import build_settings
 
@@ -31,8 +32,6 @@ _COMMON_KEYS = {"method": ("name", "init"), "task": ("kind",)}
 _FILE_KEYS = (("backbone", "name"), ("data", "train"), ("data", "validation"), ("data", "test"))
 # The tables that `read_overrides` reads.
 _OVERRIDE_TABLES = ("backbone", "task")
-# What an initialization needs besides its source, by that source.
-_INIT_KEYS = {"text": "text", "artifact": "path"}
 
 
 def make_recipe(data: Mapping[str, Any]) -> Recipe:
@@ -60,6 +59,12 @@ def make_recipe(data: Mapping[str, Any]) -> Recipe:
         5
     """
     check_extent(data)
+    if "tasks" in data:
+        fault = (
+            "tasks: this is a multitask recipe, which only softprompt train and check take "
+            "(train_multitask and check_multitask in Python). Give a recipe of one task."
+        )
+        raise RecipeError([fault])
     faults: list[str] = []
     recipe = None
     try:
@@ -110,15 +115,14 @@ def _find_cross_faults(recipe: Recipe) -> Iterator[str]:
             f"backbone.shard: does not go with backbone.{placed[0]}, which places or packs the "
             "weights in another way. Take one of the two out."
         )
-    if recipe.method.init is not None:
-        yield from _find_init_faults(recipe.method.init)
-        yield from _find_demonstration_faults(recipe, recipe.method.init)
+    yield from find_init_faults(recipe)
     task = recipe.task.collect_settings()
     if task.get("labels") is not None and task.get("verbalizer") is not None:
         yield (
             "task.labels: means nothing with a verbalizer, whose own order is that of the labels. "
             "Take it out."
         )
+    yield from find_seed_faults(recipe)
     warmup = recipe.train.warmup_ratio
     if warmup is not None and warmup > 1:
         yield f"train.warmup_ratio: it is a share of all steps, from 0 to 1, not {warmup:g}."
@@ -134,43 +138,6 @@ def _find_fold_faults(recipe: Recipe) -> Iterator[str]:
         yield (
             "train.early_stopping_patience: with data.folds the mean of all folds chooses the "
             "number of steps, which needs all of them. Take it out."
-        )
-
-
-def _find_init_faults(init: InitConfig) -> Iterator[str]:
-    for key, value in (("text", init.text), ("path", init.path)):
-        is_needed = _INIT_KEYS.get(init.source) == key
-        if is_needed and value is None:
-            yield f"method.init.{key}: is missing with from = {init.source!r}. Add it."
-        if value is not None and not is_needed:
-            yield f"method.init.{key}: means nothing with from = {init.source!r}. Take it out."
-    for key, is_given, owner in (
-        ("words", init.words is not None, "labels"),
-        ("rows", init.rows is not None, "demonstrations"),
-    ):
-        if is_given and init.source != owner:
-            yield f"method.init.{key}: means nothing with from = {init.source!r}. Take it out."
-
-
-def _find_demonstration_faults(recipe: Recipe, init: InitConfig) -> Iterator[str]:
-    if init.source != "demonstrations":
-        return
-    settings = recipe.method.collect_settings()
-    if METHODS[recipe.method.name].prompt_kind != "kv":
-        yield (
-            "method.init.from: demonstrations are keys and values, but "
-            f"{recipe.method.name} trains vectors. Use p-tuning-v2 or prefix-tuning, or another "
-            'initialization, such as "labels".'
-        )
-    elif "length" in settings:
-        yield (
-            'method.length: means nothing with from = "demonstrations", whose rows decide it. Take '
-            "it out, or set method.init.rows."
-        )
-    if settings.get("shift_positions") is False:
-        yield (
-            "method.shift_positions: with demonstrations a row's positions continue after theirs, "
-            "so it cannot be false. Take it out."
         )
 
 
@@ -416,10 +383,18 @@ def _resolve_files(data: dict[str, Any], folder: Path) -> None:
             path = value.partition("[")[0] if value.endswith("]") else value
             if path and is_present(folder / path):
                 table[key] = str(folder / value)
+    tasks = data.get("tasks")  # of a multitask recipe
+    for task in tasks.values() if isinstance(tasks, dict) else ():
+        if isinstance(task, dict):
+            _resolve_files(task, folder)
     method = data.get("method")
     init = method.get("init") if isinstance(method, Mapping) else None
-    if isinstance(init, dict) and isinstance(init.get("path"), str):
+    if not isinstance(init, dict):
+        return
+    if isinstance(init.get("path"), str):
         init["path"] = str(folder / expand_user(init["path"]))
+    if isinstance(paths := init.get("paths"), list):
+        init["paths"] = [str(folder / expand_user(p)) if isinstance(p, str) else p for p in paths]
 
 
 def read_overrides(

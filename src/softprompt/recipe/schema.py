@@ -14,6 +14,9 @@ from softprompt.tasks.config import StrictModel, build_settings
 _HIGHEST_RATE = 1e6
 _MOST_GIGABYTES = 1e9
 _MOST_EPOCHS = 1_000_000
+_MOST_SEEDS = 1000
+# Seeds are below this.
+SEED_LIMIT = 2**31
 
 Auto: TypeAlias = Literal["auto"]
 
@@ -66,11 +69,14 @@ class BackboneConfig(StrictModel):
 class InitConfig(StrictModel):
     """The initialization: the prompt before the first step."""
 
-    source: Literal["vocabulary", "labels", "text", "random", "artifact", "demonstrations"] = Field(
+    source: Literal[
+        "vocabulary", "labels", "text", "random", "artifact", "artifacts", "demonstrations"
+    ] = Field(
         alias="from",
         description="`vocabulary`: embeddings of sampled words; `labels`: label words; `text`; "
-        "`random`: as the method's paper draws it; `artifact`: a trained prompt; `demonstrations`: "
-        "the keys and values of labeled training rows, for prefixes on causal backbones.",
+        "`random`: as the method's paper draws it; `artifact`: a trained prompt; `artifacts`: the "
+        "one of several trained prompts that has the lowest validation loss; `demonstrations`: the "
+        "keys and values of labeled training rows, for prefixes on causal backbones.",
     )
     text: str | None = Field(None, description="The text, for `text`.")
     words: list[str] | None = Field(
@@ -78,6 +84,9 @@ class InitConfig(StrictModel):
         description="The words, for `labels`. Left out: those of the verbalizer, or the labels.",
     )
     path: str | None = Field(None, description="The artifact's directory, for `artifact`.")
+    paths: list[str] | None = Field(
+        None, description="The artifacts' directories, for `artifacts`; at least two."
+    )
     rows: PositiveInt | None = Field(
         None,
         description="The number of training rows, for `demonstrations`; balanced by label. Left "
@@ -183,6 +192,19 @@ class TrainConfig(StrictModel):
         description="The validation metric by which the best prompt is chosen; `loss` is "
         "minimized, any other maximized.",
     )
+    seeds: PositiveInt = Field(
+        1,
+        le=_MOST_SEEDS,
+        description="How often a prompt is trained, each time with another seed for the "
+        "initialization and the order of rows: `seed`, `seed` + 1, … Splits, readout, learning "
+        "rate and length are chosen once.",
+    )
+    combine_seeds: Literal["best", "ensemble"] = Field(
+        "best",
+        description="The result of several seeds. `best`: the one prompt that `best_metric` "
+        "chooses by validation rows or folds; `ensemble`: all, whose probabilities are averaged "
+        "(of generated texts, the commonest).",
+    )
     keep_plain_head: bool = Field(
         default=False,
         description="Whether the prompt is compared with a plain head, a logistic regression on "
@@ -248,7 +270,7 @@ class Recipe(StrictModel):
     seed: int = Field(
         42,
         ge=0,
-        lt=2**31,
+        lt=SEED_LIMIT,
         description="Decides splits, samples, the initialization and the order of rows.",
     )
     backbone: BackboneConfig = Field(description="The frozen model, and how it is loaded.")

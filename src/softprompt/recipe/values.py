@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from softprompt._parsing import check_depth
 from softprompt.errors import DataError, RecipeError
+from softprompt.recipe.schema import SEED_LIMIT, Recipe
 
 # Whole numbers that TOML promises to keep, and numbers that fp32 can compute with.
 _LARGEST, _LARGEST_FLOAT = 2**63 - 1, 1e30
@@ -100,3 +101,22 @@ def _find_half_character(text: str) -> int | None:
     except UnicodeEncodeError as error:
         return error.start
     return None
+
+
+def find_seed_faults(recipe: Recipe) -> Iterator[str]:
+    """The faults of the seeds of a recipe.
+
+    Args:
+        recipe: whose types are right.
+    """
+    count = recipe.train.seeds
+    if count == 1 and recipe.train.combine_seeds != "best":
+        yield (
+            f'train.combine_seeds: "{recipe.train.combine_seeds}" is made of several seeds, but '
+            "train.seeds is 1. Set train.seeds to 2 or more, or take train.combine_seeds out."
+        )
+    if recipe.seed + count > SEED_LIMIT:
+        yield (
+            f"train.seeds: {count} seeds from {recipe.seed} on go beyond {SEED_LIMIT - 1}, the "
+            "highest. Choose a lower seed."
+        )

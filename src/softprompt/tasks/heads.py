@@ -5,7 +5,7 @@ from copy import copy
 from typing import assert_never
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import Row
@@ -61,8 +61,14 @@ class HeadClassifier(Classifier):
         task.pooling = pooling
         return task
 
+    def with_head(self, head: ClassifierHead) -> "HeadClassifier":
+        """A copy of the task with the same readout and another head."""
+        task = copy(self)
+        task._head = head.to(self.backbone.device)  # noqa: SLF001  # a copy of this one
+        return task
+
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> ClassifierHead:
         """The head, which is trained with the prompt."""
         return self._head
 

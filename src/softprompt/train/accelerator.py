@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, PartialState
+from torch.optim import Optimizer
 
 from softprompt.backbone.model import Backbone
 from softprompt.errors import MissingPackageError, RecipeError, TrainingError
@@ -77,8 +79,24 @@ def check_sharding(section: BackboneConfig, accelerator: Accelerator) -> None:
         raise TrainingError(msg)
 
 
+def prepare_only(optimizer: Optimizer, accelerator: Accelerator) -> AcceleratedOptimizer:
+    """Prepare an optimizer, and make the accelerator forget those of earlier trainers.
+
+    It unscales the gradients of every optimizer that it knows. That of an earlier trainer, such as
+    a trial's, has the same parameters, whose gradients would be unscaled again.
+
+    Args:
+        optimizer: of the trainer that is used from now on.
+        accelerator: of the run.
+    """
+    accelerator._optimizers.clear()  # noqa: SLF001  # free_memory would also collect garbage
+    prepared: AcceleratedOptimizer = accelerator.prepare(optimizer)
+    return prepared
+
+
 def track_event(accelerator: Accelerator, event: Event) -> None:
     """Log an event to the trackers, if there are any."""
+    task = f"{event.task}/" if isinstance(event, Step | Evaluation) and event.task else ""
     match event:
         case Step():
             values = {"train/loss": event.loss, "train/learning_rate": event.learning_rate}
@@ -86,7 +104,28 @@ def track_event(accelerator: Accelerator, event: Event) -> None:
             values = {f"validation/{name}": value for name, value in event.metrics.items()}
         case _:
             return
-    accelerator.log(values, step=event.step)
+    accelerator.log({f"{task}{name}": value for name, value in values.items()}, step=event.step)
+
+
+@contextmanager
+def use_trackers(
+    accelerator: Accelerator, *, wanted: bool, project: str = "softprompt"
+) -> Iterator[None]:
+    """Start the trackers for a block, and finish them after it.
+
+    Args:
+        accelerator: of the run.
+        wanted: whether there are any.
+        project: the name that they log under.
+    """
+    if wanted:
+        accelerator.init_trackers(project)
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers.clear()  # those of the next block would start these again
 
 
 @contextmanager

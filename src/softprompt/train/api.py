@@ -3,16 +3,17 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
-from time import perf_counter
 from typing import Any, cast
+
+from accelerate import Accelerator
 
 from softprompt.artifact import Artifact
 from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import RowsLike
 from softprompt.errors import DataError, RecipeError, TrainingError, format_unknown
 from softprompt.hub.model_card import MEMORY
+from softprompt.inference.ensemble import Ensemble
 from softprompt.inference.model import PromptModel, attach
 from softprompt.injection.verify import load_backbone
 from softprompt.methods import METHODS, MethodSettings, PromptTuning
@@ -22,33 +23,33 @@ from softprompt.tasks import TaskSettings
 from softprompt.train.accelerator import (
     check_sharding,
     make_accelerator,
-    track_event,
     use_gradient_checkpointing,
 )
 from softprompt.train.config import TrainingConfig
 from softprompt.train.datasets import SplitsLike, make_split_tables
 from softprompt.train.display import ProgressOption, log_event, make_callbacks
-from softprompt.train.events import Callback, Evaluation, Event, PhaseStarted
+from softprompt.train.events import Callback, PhaseStarted
 from softprompt.train.folds import run_folds
-from softprompt.train.plain_head import keep_better
+from softprompt.train.initialization import InitLike
 from softprompt.train.rate_search import settle_learning_rate
 from softprompt.train.recipe_backbone import choose_device
+from softprompt.train.recorder import train_to_end
 from softprompt.train.results import (
+    Outcome,
     check_run_savable,
-    collect_checkpoint,
-    collect_results,
-    count_final_rows,
+    collect_metrics,
     draw_picture,
     evaluate_all_validation_rows,
     make_run_artifact,
-    restore_run,
+    measure_test,
     to_dict,
 )
 from softprompt.train.run_dir import RunDir
+from softprompt.train.seeds import combine_seeds, train_seeds
 from softprompt.train.setup import RunSetup, make_trainer, settle_readout, setup_run
 from softprompt.train.stages import notify
-from softprompt.train.summary import prepare_caches
-from softprompt.train.trainer import Trainer
+from softprompt.train.trainer import Best, Trainer
+from softprompt.train.transfer import settle_start
 from softprompt.train.verdict import judge_run
 
 __all__ = [
@@ -61,9 +62,6 @@ __all__ = [
     "train_recipe",
 ]
 
-# The most steps without a checkpoint; each validation saves one too.
-CHECKPOINT_EVERY = 50
-
 
 def train_recipe(
     recipe: Recipe,
@@ -72,7 +70,7 @@ def train_recipe(
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
     progress: ProgressOption = "auto",
-) -> PromptModel:
+) -> PromptModel | Ensemble:
     """Run a recipe, or resume an interrupted run, and write its folder.
 
     The folder gets the recipe as run, a checkpoint, the events of training, metrics, a picture of
@@ -90,7 +88,7 @@ def train_recipe(
             terminal and in a notebook only.
 
     Returns:
-        The best prompt by validation, ready to predict.
+        The best prompt by validation, ready to predict; or the ensemble of several seeds.
 
     Raises:
         SoftpromptError: something does not fit; the message says what to do.
@@ -120,7 +118,7 @@ def run_recipe(
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     prepared: RunSetup | None = None,
-) -> PromptModel:
+) -> PromptModel | Ensemble:
     """Run a recipe as `train_recipe` does, but without progress and without Python warnings.
 
     Args:
@@ -133,8 +131,9 @@ def run_recipe(
         prepared: the recipe's parts, if they are already made. Their method is trained in place.
 
     Returns:
-        The best prompt on its backbone. Its metrics on the test rows, if there are any, are in
-        ``metrics.json``. If its backbone is sharded, all processes must make the same calls.
+        The best prompt on its backbone, or the ensemble of several seeds. Its metrics on the test
+        rows, if there are any, are in ``metrics.json``. If its backbone is sharded, all processes
+        must make the same calls.
 
     Raises:
         SoftpromptError: something does not fit; the message says what to do.
@@ -152,116 +151,127 @@ def run_recipe(
         if resume and is_main:
             stack.enter_context(run.lock())
         parts = prepared or setup_run(recipe, callbacks=all_callbacks)
-        checkpoint = run.load_checkpoint() if resume and parts.has_open_readout else None
+        checkpoint = run.load_any_checkpoint() if resume and parts.has_open_readout else None
         parts = settle_readout(parts, callbacks=all_callbacks, checkpoint=checkpoint)
         stack.enter_context(
             use_gradient_checkpointing(parts.backbone, wanted=recipe.train.gradient_checkpointing)
         )
-        trainer = make_trainer(parts, accelerator)
-        check_run_savable(trainer, parts)
+        check_run_savable(make_trainer(parts, accelerator), parts)
         accelerator.wait_for_everyone()
         if is_main and not resume:
             stack.enter_context(run.lock())
             run.create(recipe)
-        parts, trainer = _train(
-            trainer, run, prepared=parts, callbacks=all_callbacks, resume=resume
+        outcome = train_parts(
+            parts, accelerator, callbacks=all_callbacks, folder=run, resume=resume
         )
-        return _finish(trainer, run, prepared=parts, callbacks=all_callbacks)
+        _save_outcome(outcome, run, prepared=parts, accelerator=accelerator)
+        return outcome.model
 
 
-def _train(
+def _save_outcome(
+    outcome: Outcome, run: RunDir, *, prepared: RunSetup, accelerator: Accelerator
+) -> None:
+    """Write artifact, picture and metrics, which come last."""
+    if accelerator.is_main_process:
+        run.save_artifact(outcome.artifact)
+        draw_picture(run, prepared.recipe)
+        run.write_metrics(outcome.metrics)
+    accelerator.wait_for_everyone()
+
+
+def train_parts(
+    prepared: RunSetup,
+    accelerator: Accelerator,
+    *,
+    callbacks: Sequence[Callback],
+    folder: RunDir | None = None,
+    resume: bool = False,
+) -> Outcome:
+    """Choose start, rate and length, train one seed or several, and keep what is best.
+
+    Args:
+        prepared: the parts of the run, with their readout; their method is trained in place.
+        accelerator: of the run.
+        callbacks: called with every event, in every process.
+        folder: of the run, whose test rows are then evaluated; None to keep all in memory.
+        resume: whether to resume the run in the folder.
+
+    Returns:
+        What the run keeps, with its metrics.
+    """
+    settled = settle_start(prepared, accelerator, callbacks=callbacks, folder=folder)
+    settled = settle_learning_rate(settled, accelerator, callbacks=callbacks, folder=folder)
+    scores = None
+    if settled.folds:
+        settled, scores = run_folds(settled, accelerator, callbacks=callbacks, folder=folder)
+    if settled.recipe.train.seeds > 1:
+        results = train_seeds(
+            settled, accelerator, scores=scores, callbacks=callbacks, folder=folder, resume=resume
+        )
+        outcome = combine_seeds(
+            results, prepared=settled, callbacks=callbacks, has_test=folder is not None
+        )
+    else:
+        outcome = _train_one(
+            settled, accelerator, callbacks=callbacks, folder=folder, resume=resume
+        )
+    if not settled.recipe.train.keep_plain_head:
+        return outcome
+    notify(callbacks, PhaseStarted("judging", "the prompt by a plain head", step=outcome.steps))
+    return judge_run(outcome, prepared=settled)
+
+
+def _train_one(
+    prepared: RunSetup,
+    accelerator: Accelerator,
+    *,
+    callbacks: Sequence[Callback],
+    folder: RunDir | None,
+    resume: bool,
+) -> Outcome:
+    """Train the only seed of a run; with a folder, its test rows are evaluated too."""
+    trainer, best = train_to_end(
+        prepared, accelerator, callbacks=callbacks, folder=folder, resume=resume
+    )
+    has_test = folder is not None
+    return _collect_outcome(
+        trainer, best, prepared=prepared, callbacks=callbacks, has_test=has_test
+    )
+
+
+def _collect_outcome(
     trainer: Trainer,
-    run: RunDir,
+    best: Best,
     *,
     prepared: RunSetup,
     callbacks: Sequence[Callback],
-    resume: bool,
-) -> tuple[RunSetup, Trainer]:
-    """Choose the rate, cross-validate, and train to the end; return the parts and the trainer."""
-    recipe, accelerator = prepared.recipe, trainer.accelerator
-    settled = settle_learning_rate(prepared, accelerator, callbacks=callbacks, folder=run)
-    if settled.folds:
-        settled = run_folds(settled, accelerator, callbacks=callbacks, folder=run)
-    if settled is not prepared:
-        prepared, trainer = settled, make_trainer(settled, accelerator)
-    num_events = restore_run(trainer, run, prepared=prepared) if resume else 0
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and resume:
-        run.write_recipe(recipe)
-    if recipe.train.trackers:
-        accelerator.init_trackers("softprompt")
-    try:
-        _Recorder(trainer, run, prepared=prepared).run(callbacks, num_events=num_events)
-    finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-    return prepared, trainer
+    has_test: bool,
+) -> Outcome:
+    """The best prompt of a training with its metrics, also those on the test rows if wanted."""
+    model = attach(make_run_artifact(prepared, best, start=trainer.start), prepared.backbone)
+    metrics = collect_metrics(trainer, best, prepared=prepared)
+    if has_test:
+        metrics |= measure_test(model, trainer, prepared=prepared, callbacks=callbacks)
+    return Outcome(model, metrics, trainer.step)
 
 
-def _finish(
+def finish_run(
     trainer: Trainer, run: RunDir, *, prepared: RunSetup, callbacks: Sequence[Callback]
-) -> PromptModel:
-    """Evaluate the best prompt, and write artifact, picture and metrics, which come last."""
+) -> PromptModel | Ensemble:
+    """Evaluate the best prompt of a training that has ended, and write its folder.
+
+    Args:
+        trainer: at the end of its run.
+        run: the folder.
+        prepared: the parts of the run.
+        callbacks: called with the phases of the evaluation.
+    """
     best = evaluate_all_validation_rows(
         trainer.get_best(), trainer, prepared=prepared, callbacks=callbacks
     )
-    model = attach(make_run_artifact(prepared, best, start=trainer.start), prepared.backbone)
-    metrics = collect_results(model, trainer, best=best, prepared=prepared, callbacks=callbacks)
-    if prepared.recipe.train.keep_plain_head:
-        notify(callbacks, PhaseStarted("judging", "the prompt by a plain head", step=trainer.step))
-        model, metrics = judge_run(model, best, prepared=prepared, metrics=metrics)
-    if trainer.accelerator.is_main_process:
-        run.save_artifact(model.artifact)
-        draw_picture(run, prepared.recipe)
-        run.write_metrics(metrics)
-    trainer.accelerator.wait_for_everyone()
-    return model
-
-
-class _Recorder:
-    """Runs a trainer, and writes its events and checkpoints into the run's folder."""
-
-    def __init__(self, trainer: Trainer, folder: RunDir, *, prepared: RunSetup) -> None:
-        self.trainer, self.folder, self.prepared = trainer, folder, prepared
-        self.is_main = trainer.accelerator.is_main_process
-        self.num_events = 0
-        self.saved_at = trainer.step
-
-    def run(self, callbacks: Sequence[Callback], *, num_events: int) -> None:
-        """Run the trainer to the end.
-
-        Args:
-            callbacks: called with every event.
-            num_events: the number of events in the folder that a resumed run keeps.
-        """
-        self.num_events = num_events
-        earlier_seconds = self.folder.truncate_events(num_events) if self.is_main else 0.0
-        event: Event
-        final_rows = count_final_rows(self.trainer, self.prepared)
-        for event in prepare_caches(self.trainer, self.prepared, final_rows=final_rows):
-            notify(callbacks, event)
-        start = perf_counter() - earlier_seconds
-        for event in self.trainer.iterate():
-            track_event(self.trainer.accelerator, event)
-            if self.is_main and not isinstance(event, PhaseStarted):
-                self._record(event, perf_counter() - start)
-            try:
-                notify(callbacks, event)
-            except KeyboardInterrupt:
-                self._save()
-                raise
-
-    def _record(self, event: Event, seconds: float) -> None:
-        self.folder.append_event(event, seconds=round(seconds, 3))
-        self.num_events += 1
-        if isinstance(event, Evaluation) or event.step - self.saved_at >= CHECKPOINT_EVERY:
-            self._save()
-
-    def _save(self) -> None:
-        state = collect_checkpoint(self.trainer, self.prepared, num_events=self.num_events)
-        if self.is_main:
-            self.folder.save_checkpoint(state)
-        self.saved_at = self.trainer.step
+    outcome = _collect_outcome(trainer, best, prepared=prepared, callbacks=callbacks, has_test=True)
+    _save_outcome(outcome, run, prepared=prepared, accelerator=trainer.accelerator)
+    return outcome.model
 
 
 def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
@@ -271,12 +281,12 @@ def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
     *,
     validation: RowsLike | float | None = None,
     method: MethodSettings | str | None = None,
-    init: Initializer | Artifact | None = None,
+    init: InitLike | None = None,
     config: TrainingConfig | None = None,
     folds: int | None = None,
     callbacks: Sequence[Callback] = (),
     progress: ProgressOption = "auto",
-) -> PromptModel:
+) -> PromptModel | Ensemble:
     r"""Train a prompt on rows in memory, and keep the best one by validation.
 
     Args:
@@ -291,8 +301,9 @@ def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
         method: settings such as `PTuningV2`, or a name such as ``"p-tuning-v2"``; by default prompt
             tuning.
         init: the initialization, such as `FromText`; or an artifact (`model.artifact`) to start
-            from, whose trained head is taken too where labels and shapes agree. By default label
-            words if there are some.
+            from, whose trained head is taken too where labels and shapes agree; or a list of
+            artifacts, of which the prompt with the lowest validation loss is taken. By default
+            label words if there are some.
         config: how the prompt is trained; by default as the method's authors did.
         folds: the number of folds of a cross-validation, for few rows, instead of validation rows:
             all rows but those of one fold are trained on in turn, their mean score chooses the
@@ -302,7 +313,8 @@ def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
             terminal and in a notebook only.
 
     Returns:
-        The best prompt by validation, ready to predict; the last one without validation.
+        The best prompt by validation, ready to predict; the last one without validation; or the
+        ensemble of several seeds.
 
     Raises:
         RecipeError: a setting does not fit, or ``config`` names trackers, which need the run
@@ -389,7 +401,7 @@ def make_shares(validation: float) -> dict[str, float]:
     return {"train": 1 - validation, "validation": validation, "test": 0.0}
 
 
-def run_prepared(prepared: RunSetup, *, callbacks: Sequence[Callback]) -> PromptModel:
+def run_prepared(prepared: RunSetup, *, callbacks: Sequence[Callback]) -> PromptModel | Ensemble:
     """Train the parts of a run to the end, without a folder.
 
     Args:
@@ -397,7 +409,7 @@ def run_prepared(prepared: RunSetup, *, callbacks: Sequence[Callback]) -> Prompt
         callbacks: called with every event, in every process.
 
     Returns:
-        The best prompt by validation.
+        The best prompt by validation, or the ensemble of several seeds.
     """
     recipe, backbone = prepared.recipe, prepared.backbone
     cpu = backbone.device.type == "cpu"
@@ -405,21 +417,10 @@ def run_prepared(prepared: RunSetup, *, callbacks: Sequence[Callback]) -> Prompt
     all_callbacks = (log_event, *callbacks) if accelerator.is_main_process else (*callbacks,)
     prepared = settle_readout(prepared, callbacks=all_callbacks)
     with use_gradient_checkpointing(backbone, wanted=recipe.train.gradient_checkpointing):
-        prepared = settle_learning_rate(prepared, accelerator, callbacks=all_callbacks)
-        if prepared.folds:
-            prepared = run_folds(prepared, accelerator, callbacks=all_callbacks)
-        trainer = make_trainer(prepared, accelerator)
-        check_run_savable(trainer, prepared)
-        for event in chain(prepare_caches(trainer, prepared), trainer.iterate()):
-            notify(all_callbacks, event)
-    best = evaluate_all_validation_rows(
-        trainer.get_best(), trainer, prepared=prepared, callbacks=all_callbacks
-    )
-    model = attach(make_run_artifact(prepared, best, start=trainer.start), backbone)
-    if not recipe.train.keep_plain_head:
-        return model
-    notify(all_callbacks, PhaseStarted("judging", "the prompt by a plain head", step=trainer.step))
-    return keep_better(model, best, prepared=prepared)
+        return train_parts(prepared, accelerator, callbacks=all_callbacks).model
+
+
+_INITIALIZATIONS = "FromText(…), another From…, an artifact, or a list of two artifacts or more"
 
 
 def _check_arguments(task: object, init: object, *, config: TrainingConfig | None) -> None:
@@ -427,9 +428,13 @@ def _check_arguments(task: object, init: object, *, config: TrainingConfig | Non
 
     Trackers are for run directories, which `fit` does not have.
     """
+    is_list = isinstance(init, list | tuple) and len(init) > 1
     for name, value, kind, examples in (
         ("task", task, TaskSettings, "Classify(…) or Generate(…)"),
-        ("init", init, Initializer | Artifact | None, "FromText(…), another From…, or an artifact"),
+        *(
+            ("init", each, Initializer | Artifact | None, _INITIALIZATIONS)
+            for each in (cast("Sequence[object]", init) if is_list else [init])
+        ),
     ):
         if not isinstance(value, kind):
             msg = f"{name} is {value!r}, which is not a setting of softprompt. Pass {examples}."

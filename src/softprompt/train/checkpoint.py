@@ -21,8 +21,13 @@ from softprompt.errors import ArtifactError
 _TENSORS, _REST, _DIGESTS = "state.safetensors", "state.json", "digests.json"
 
 
-def save_state(state: Mapping[str, Any], folder: Path) -> None:
+def save_state(state: Mapping[str, Any], folder: Path, *, run: Path | None = None) -> None:
     """Write a nested state of dictionaries, lists, numbers, text and tensors.
+
+    Args:
+        state: to write.
+        folder: of the checkpoint.
+        run: the folder of the run, for messages; None for the one that the checkpoint is in.
 
     Raises:
         ArtifactError: it cannot be written; the checkpoint from before is complete.
@@ -39,7 +44,7 @@ def save_state(state: Mapping[str, Any], folder: Path) -> None:
         msg = (
             f"the checkpoint {folder} could not be written: {error}. An earlier one is complete. "
             "Free disk space or correct the permissions, then resume with: "
-            f"softprompt resume {quote(str(folder.parent))}"
+            f"softprompt resume {quote(str(run or folder.parent))}"
         )
         raise ArtifactError(msg) from error
 
@@ -49,8 +54,12 @@ def has_state(folder: Path) -> bool:
     return folder.exists() or find_backup(folder) is not None
 
 
-def load_state(folder: Path) -> dict[str, Any]:
+def load_state(folder: Path, *, run: Path | None = None) -> dict[str, Any]:
     """Read what :func:`save_state` wrote.
+
+    Args:
+        folder: of the checkpoint.
+        run: as for `save_state`.
 
     Raises:
         ArtifactError: there is no complete checkpoint, or it was changed since it was written.
@@ -71,10 +80,10 @@ def load_state(folder: Path) -> dict[str, Any]:
         SafetensorError,
     ) as error:
         msg = f"{folder} holds no complete checkpoint ({type(error).__name__}: {error})"
-        raise ArtifactError(_add_remedy(msg, folder)) from error
+        raise ArtifactError(_add_remedy(msg, folder, run)) from error
     if not isinstance(state, dict):
         msg = f"{folder} holds a {type(state).__name__}, not a checkpoint"
-        raise ArtifactError(_add_remedy(msg, folder))
+        raise ArtifactError(_add_remedy(msg, folder, run))
     return state
 
 
@@ -99,9 +108,10 @@ def _check_digests(folder: Path) -> None:
             raise ValueError(msg)
 
 
-def _add_remedy(fact: str, folder: Path) -> str:
+def _add_remedy(fact: str, folder: Path, run: Path | None) -> str:
     """What to do without a checkpoint: nothing of it may be used."""
-    command = f"rm -r {quote(str(folder))} && softprompt resume {quote(str(folder.parent))}"
+    whole = quote(str(run or folder.parent))
+    command = f"rm -r {quote(str(folder))} && softprompt resume {whole}"
     return f"{fact}. Restore it from a copy, or train again from the first step: {command}"
 
 

@@ -30,7 +30,7 @@ from softprompt.data.duplicates import SPLITS, describe_splits
 from softprompt.data.inputs import RowsLike, has_several_rows, to_table
 from softprompt.data.rendering import RenderedRow
 from softprompt.data.table import iterate_groups, to_text
-from softprompt.errors import DataError, TemplateError, format_unknown
+from softprompt.errors import DataError, RecipeError, TemplateError, format_unknown
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, Example, LengthBudget, Task, TaskSettings
 
@@ -413,3 +413,38 @@ def _check_fraction(validation: float) -> None:
             "1. Give such a fraction, or the validation rows themselves."
         )
         raise DataError(msg)
+
+
+def check_no_validation(splits: Sequence[str]) -> None:
+    """Check that rows that validate in folds are not given together with validation rows.
+
+    Args:
+        splits: the names of those with rows.
+
+    Raises:
+        DataError: there are some.
+    """
+    if "validation" in splits:
+        msg = (
+            "data.folds is set, and validation rows are given too, but with folds every training "
+            "row validates once. Leave one of them out."
+        )
+        raise DataError(msg)
+
+
+def check_validation_of_seeds(splits: Sequence[str]) -> None:
+    """Check that there are rows to choose the best of several seeds by.
+
+    Args:
+        splits: the names of those with rows.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    if "validation" not in splits:
+        fault = (
+            'train.combine_seeds: "best" chooses a seed by validation rows, but there are none. '
+            "Give some (data.validation or data.split_sizes in a recipe), set data.folds, or "
+            'train.combine_seeds = "ensemble".'
+        )
+        raise RecipeError([fault])

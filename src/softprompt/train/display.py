@@ -94,7 +94,7 @@ def issue_warning(event: Event) -> None:
         event: any; all others are ignored.
     """
     if isinstance(event, TrainingWarning) and is_main_process():
-        warnings.warn(event.message, SoftpromptWarning, stacklevel=_find_stacklevel())
+        warnings.warn(name_task(event), SoftpromptWarning, stacklevel=_find_stacklevel())
 
 
 def log_event(event: Event) -> None:
@@ -127,13 +127,23 @@ def log_event(event: Event) -> None:
         case Evaluation():
             numbers = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
             best = " (best so far)" if event.best else ""
-            _log.info("validation at step %d: %s%s", event.step, numbers, best)
+            where = f" of {event.task}" if event.task else ""
+            _log.info("validation%s at step %d: %s%s", where, event.step, numbers, best)
         case TrainingWarning():
-            _log.info("warning at step %d: %s", event.step, event.message)
+            _log.info("warning at step %d: %s", event.step, name_task(event))
         case Finished():
             _log.info("finished after step %d: %s", event.step, event.reason)
         case _:
             assert_never(event)
+
+
+def name_task(warning: TrainingWarning) -> str:
+    """The message of a warning, with the task that it is about, if there are several.
+
+    Args:
+        warning: of a run.
+    """
+    return f"{warning.task}: {warning.message}" if warning.task else warning.message
 
 
 def _name_trial(event: SearchProgress | FoldProgress) -> str:
@@ -171,6 +181,8 @@ class ProgressDisplay:
             disable=quiet or not _has_bars(self.console),
         )
         self._task: TaskID | None = None
+        # Which of several seeds is trained, at the end of a sentence.
+        self._seed = ""
         self._started: Started | None = None
         # When the last event came; the steps so far, with their rows and seconds.
         self._last_time = 0.0
@@ -230,7 +242,8 @@ class ProgressDisplay:
                 assert_never(event)
         self._last_time = now
         if self._started is not None:
-            self.stopped = f"stopped at step {event.step} of {self._started.total_steps}"
+            total = self._started.total_steps
+            self.stopped = f"stopped at step {event.step} of {total}{self._seed}"
 
     def _print(self, text: str) -> None:
         if not self.quiet:
@@ -242,21 +255,32 @@ class ProgressDisplay:
 
     def _show_warning(self, event: TrainingWarning) -> None:
         if self.show_warnings:
-            self._print_warning(event.message)
+            self._print_warning(name_task(event))
 
     def _show_phase(self, event: PhaseStarted) -> None:
         """Print a phase before the first step, or after the last; name the others at the bar."""
+        if event.phase == "training":
+            self._begin_seed(event.what)
         self._phase = event
         has_begun = self._started is not None and self._steps > 0
         if event.phase != "validating" or not has_begun or event.what.startswith("all"):
             self._print(f"{_PHASES.get(event.phase, event.phase)} {event.what} …")
         self._update(event.phase, state=event.what)
 
+    def _begin_seed(self, name: str) -> None:
+        """Count steps and validations from the beginning: those to come are of another seed."""
+        self._seed, self._started = f" of {name}", None
+        self._steps, self._rows, self._seconds = 0, 0, 0.0
+        self._validations, self._evaluated_rows, self._evaluation_seconds = 0, 0, 0.0
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+
     def _show_trial(self, event: SearchProgress | FoldProgress) -> None:
         if isinstance(event, FoldProgress) and not event.done:
             self._print(f"training without fold {event.fold} of {event.folds} …")
         place = f"step {event.done} of {event.total}"
-        self.stopped = f"stopped at {place} of {_name_trial(event)}"
+        self.stopped = f"stopped at {place} of {_name_trial(event)}{self._seed}"
 
     def _show_start(self, event: Started) -> None:
         self._started = event
@@ -341,7 +365,8 @@ class ProgressDisplay:
             train_loss = f"{event.train.metrics['loss']:.4f}"
             values += [event.train.metrics[name] for name in self._metric_names]
         cells = [f"{event.epoch:.2f}", str(event.step), train_loss, *(f"{v:.4f}" for v in values)]
-        self._print(" ".join(f"{cell:>11}" for cell in cells) + (" *" if event.best else ""))
+        marks = [mark for mark in ("*" if event.best else "", event.task) if mark]
+        self._print(" ".join([*(f"{cell:>11}" for cell in cells), *marks]))
 
 
 def _has_bars(console: Console) -> bool:

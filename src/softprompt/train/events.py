@@ -1,13 +1,21 @@
 """The events of a training run."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
 
 from softprompt.inference.loops import EvaluationReport
 
 Phase: TypeAlias = Literal[
-    "reading", "loading", "tokenizing", "probing", "searching", "validating", "testing", "judging"
+    "reading",
+    "loading",
+    "tokenizing",
+    "probing",
+    "searching",
+    "training",
+    "validating",
+    "testing",
+    "judging",
 ]
 
 
@@ -54,8 +62,9 @@ class PhaseStarted:
 
     Args:
         phase: the work. Reading, loading, tokenizing, probing, which chooses the readout of a
-            trained head, and searching, which chooses the learning rate, come before `Started`;
-            testing comes after `Finished`, as does the validation of the best prompt on all rows.
+            trained head, searching, which chooses the learning rate, and training, with which each
+            of several seeds begins, come before `Started`; testing comes after `Finished`, as does
+            the validation of the best prompt on all rows.
         what: the files or the backbone, the readout, or the number of rows.
         rows: the number of rows; 0 where they are not known yet.
         step: the number of steps that are already done.
@@ -168,6 +177,7 @@ class Step:
         rows: the number of rows of the step.
         learning_rate: of the prompt.
         norm: of the gradient before clipping.
+        task: whose rows they are, if several tasks are trained together; else empty.
 
     Examples:
         >>> Step(step=3, epoch=0.5, loss=0.69, rows=8, learning_rate=0.01, norm=1.2).loss
@@ -180,6 +190,7 @@ class Step:
     rows: int
     learning_rate: float
     norm: float
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,6 +207,7 @@ class Evaluation:
         moved: the prompt's distance from initialization, relative to its norm; None without a
             prompt.
         train: loss and metrics on training rows, if these are evaluated too.
+        task: whose rows they are, if several tasks are trained together; else empty.
 
     Examples:
         >>> from softprompt import EvaluationReport
@@ -212,6 +224,7 @@ class Evaluation:
     prompt_norm: float | None = None
     moved: float | None = None
     train: EvaluationReport | None = None
+    task: str = ""
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -226,6 +239,7 @@ class TrainingWarning:
     Args:
         step: the number of steps before it.
         message: the fact and the remedy.
+        task: that it is about, if several tasks are trained together; else empty.
 
     Examples:
         >>> TrainingWarning(6, "the prompt has not moved. Try a higher learning rate.").step
@@ -234,6 +248,7 @@ class TrainingWarning:
 
     step: int
     message: str
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -266,3 +281,47 @@ Event = (
     | Finished
 )
 Callback: TypeAlias = Callable[[Event], object]
+
+
+def describe_event(event: Event) -> dict[str, Any]:
+    """The fields of an event as a file of events has them; those of its report are on one level.
+
+    Args:
+        event: any event of a run.
+    """
+    fields: dict[str, Any] = asdict(event)
+    if isinstance(event, Evaluation):
+        fields["train"] = None if event.train is None else dict(event.train.metrics)
+    if not fields.get("task", True):
+        del fields["task"]  # of runs with several tasks only
+    report: dict[str, Any] = fields.pop("report", {})
+    for rows in ("truth", "predictions"):  # of each row; empty while a run trains
+        report.pop(rows, None)
+    return fields | report
+
+
+def is_event_record(line: object) -> bool:
+    """Whether a line of a file of events has what is read of an event.
+
+    Args:
+        line: as parsed from JSON.
+    """
+    keys = ["seconds"]
+    match line:
+        case {"event": "step", "step": int()}:
+            keys += ["epoch", "loss"]
+        case {"event": "evaluation", "step": int(), "best": bool(), "train_loss": _, "metrics": m}:
+            keys += ["epoch"]
+            if not _has_numbers(m, ["loss"]):
+                return False
+        case {"event": "step" | "evaluation"}:
+            return False
+        case {"event": str()}:
+            pass
+        case _:
+            return False
+    return _has_numbers(line, keys)
+
+
+def _has_numbers(table: object, keys: Sequence[str]) -> bool:
+    return isinstance(table, Mapping) and all(isinstance(table.get(k), int | float) for k in keys)

@@ -8,12 +8,14 @@ from typing import Any, cast
 from accelerate import Accelerator
 
 from softprompt.inference.loops import compute_intervals
+from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.datasets import select_rendered
 from softprompt.train.demonstrations import build_from_demonstrations
 from softprompt.train.events import Callback, Evaluation, FoldProgress
 from softprompt.train.kept import explain_unreadable, read_kept, write_kept
+from softprompt.train.precompute import share_cached_states
 from softprompt.train.run_dir import RunDir
-from softprompt.train.setup import RunSetup, make_trainer, restore_start, settle_readout
+from softprompt.train.setup import RunSetup, make_trainer, restore_start, settle_fold_readouts
 from softprompt.train.stages import notify
 from softprompt.train.trainer import compute_selection_score
 
@@ -171,11 +173,10 @@ def make_fold(prepared: RunSetup, number: int) -> RunSetup:
         "train": select_rendered(rows, sorted(others)),
         "validation": select_rendered(rows, held_out),
     }
-    fold, readout = replace(prepared, rows=parts), prepared.readout
-    if readout is not None and readout.is_chosen:
-        choose = replace(fold, rows={"train": parts["train"]}, readout=None)
-        fold = replace(fold, task=settle_readout(choose).task)
-    return _start_fold(fold)
+    fold, task = replace(prepared, rows=parts), prepared.task
+    if prepared.fold_readouts and isinstance(task, HeadClassifier):
+        task = task.with_pooling(prepared.fold_readouts[number - 1].pooling)
+    return _start_fold(replace(fold, task=task))
 
 
 def _start_fold(fold: RunSetup) -> RunSetup:
@@ -187,7 +188,7 @@ def _start_fold(fold: RunSetup) -> RunSetup:
         fold.backbone,
         fold.recipe.method_settings,
         demonstrations=demonstrations,
-        seed=fold.recipe.seed,
+        seed=fold.training.seed,
     )
     rows = {**fold.rows, "train": demonstrations.mark(fold.rows["train"])}
     return replace(fold, method=method, demonstrations=demonstrations, rows=rows)
@@ -208,7 +209,7 @@ def run_folds(
     *,
     callbacks: Sequence[Callback],
     folder: RunDir | None = None,
-) -> RunSetup:
+) -> tuple[RunSetup, CrossValidation]:
     """Cross-validate, and choose how long to train on all rows.
 
     Args:
@@ -218,12 +219,50 @@ def run_folds(
         folder: of the run, which keeps each finished fold; None to keep them in memory.
 
     Returns:
-        The parts, with the scores and with training that ends where their mean was best.
+        The parts, with the scores and with training that ends where their mean was best; and the
+        scores.
 
     Raises:
         ArtifactError: the folder has folds of another recipe, backbone or other rows.
     """
+    scores = _score_folds(prepared, accelerator, callbacks=callbacks, folder=folder)
+    result = CrossValidation.from_folds(scores, prepared.training.best_metric)
+    return use_cross_validation(prepared, result), result
+
+
+def score_seed(
+    prepared: RunSetup,
+    accelerator: Accelerator,
+    *,
+    like: CrossValidation,
+    callbacks: Sequence[Callback],
+    folder: RunDir | None = None,
+) -> CrossValidation:
+    """Cross-validate another seed of a run, at the length that the first one chose.
+
+    Args:
+        prepared: the parts of the run with the other seed.
+        accelerator: of the run.
+        like: the scores of the first seed.
+        callbacks: as for `run_folds`.
+        folder: of the seed.
+    """
+    whole = replace(prepared, training=replace(prepared.training, end=1.0))
+    scores = _score_folds(whole, accelerator, callbacks=callbacks, folder=folder)
+    return replace(like, folds=tuple(scores))
+
+
+def _score_folds(
+    prepared: RunSetup,
+    accelerator: Accelerator,
+    *,
+    callbacks: Sequence[Callback],
+    folder: RunDir | None,
+) -> list[FoldScores]:
     finished = [] if folder is None else _read_finished(folder, prepared)
+    if len(finished) < len(prepared.folds):
+        prepared = settle_fold_readouts(prepared)
+        prepared = share_cached_states(prepared, accelerator, callbacks=callbacks)
     scores: list[FoldScores] = []
     for fold in train_folds(prepared, accelerator, callbacks=callbacks, finished=finished):
         scores.append(fold)
@@ -231,15 +270,23 @@ def run_folds(
         if folder is not None and is_new and accelerator.is_main_process:
             value = [each.as_data() for each in scores]
             write_kept(folder, "folds", prepared=prepared, value=value)
-    result = CrossValidation.from_folds(scores, prepared.training.best_metric)
+    return scores
+
+
+def use_cross_validation(prepared: RunSetup, result: CrossValidation) -> RunSetup:
+    """The parts with the scores of a cross-validation, and with the length that it chose.
+
+    Args:
+        prepared: the parts of the run.
+        result: the scores.
+    """
     warnings = prepared.warnings if result.progress else (*prepared.warnings, _UNTRAINED)
-    notes = (*prepared.notes, str(result))
     return replace(
         prepared,
         training=replace(prepared.training, end=result.progress),
         cross_validation=result.as_data(),
         warnings=warnings,
-        notes=notes,
+        notes=(*prepared.notes, str(result)),
     )
 
 

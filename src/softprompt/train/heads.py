@@ -1,5 +1,6 @@
 """The trained head of a run: which states it may read, and the artifact that it starts from."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from softprompt.artifact import Artifact
@@ -9,7 +10,6 @@ from softprompt.backbone.references import is_same_model
 from softprompt.data import Template
 from softprompt.errors import TemplateError
 from softprompt.tasks import Classify, Task, TaskSettings
-from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.pooling import Pooling, find_pooling_fault, resolve_pooling
 from softprompt.train.readout import ReadoutChoice
@@ -57,14 +57,7 @@ def take_head(task: Task, artifact: Artifact, *, settings: TaskSettings) -> Head
         artifact: that the prompt starts from.
         settings: of the task, as the recipe has them.
     """
-    reference, backbone, warnings = artifact.manifest.backbone, task.backbone, list[str]()
-    if not is_same_model(reference["fingerprint"], backbone.fingerprint):
-        warnings.append(
-            f"the prompt starts from one that was trained on another backbone "
-            f"({reference['name']}, fingerprint {reference['fingerprint']}, not "
-            f"{backbone.fingerprint}), on which it may mean nothing. Start from a prompt of this "
-            "backbone, or from label words or a text."
-        )
+    backbone, warnings = task.backbone, [*find_foreign_starts([artifact], task.backbone)]
     if not isinstance(task, HeadClassifier):
         note = "the prompt starts as that of the artifact"
         return HeadStart(task, None, (*warnings,), (note,))
@@ -77,6 +70,27 @@ def take_head(task: Task, artifact: Artifact, *, settings: TaskSettings) -> Head
     note = "the prompt and the head start as those of the artifact"
     readout = ReadoutChoice(pooling, {}, "that of the artifact", is_chosen=False)
     return HeadStart(task.with_pooling(pooling), readout, (*warnings,), (note,))
+
+
+def find_foreign_starts(artifacts: Iterable[Artifact], backbone: Backbone) -> Iterator[str]:
+    """Find the prompts to start from that were trained on another backbone.
+
+    Args:
+        artifacts: to start from.
+        backbone: of the run.
+
+    Yields:
+        A warning for each.
+    """
+    for artifact in artifacts:
+        reference = artifact.manifest.backbone
+        if not is_same_model(reference["fingerprint"], backbone.fingerprint):
+            yield (
+                f"the prompt starts from one that was trained on another backbone "
+                f"({reference['name']}, fingerprint {reference['fingerprint']}, not "
+                f"{backbone.fingerprint}), on which it may mean nothing. Start from a prompt of "
+                "this backbone, or from label words or a text."
+            )
 
 
 def _read_pooling(artifact: Artifact, backbone: Backbone) -> Pooling:
@@ -97,9 +111,8 @@ def _find_head_difference(
     if tuple(labels) != task.labels:
         return f"its labels are {', '.join(labels)}, not {', '.join(task.labels)}"
     shapes = {name: tensor.shape for name, tensor in head.state_dict().items()}
-    kind = head.kind if isinstance(head, ClassifierHead) else None
-    if settings.head != kind:
-        return f"its head is {settings.head!r}, not {kind!r}"
+    if settings.head != head.kind:
+        return f"its head is {settings.head!r}, not {head.kind!r}"
     pooling = _read_pooling(artifact, task.backbone)
     if isinstance(wanted, Classify) and wanted.pooling != "auto" and pooling != task.pooling:
         return f"its head reads {pooling!r}, not {task.pooling!r}"

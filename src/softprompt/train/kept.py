@@ -1,4 +1,4 @@
-"""What a run's folder keeps before the first checkpoint: a chosen rate, and finished folds.
+"""What a run's folder keeps of its parts: a chosen start or rate, finished folds and seeds.
 
 Each is kept with what it depends on, and is refused where that has changed.
 """
@@ -11,10 +11,15 @@ from softprompt.train.recipe_changes import diff_recipes
 from softprompt.train.run_dir import RunDir
 from softprompt.train.setup import RunSetup
 
-Kept = Literal["folds", "learning-rate"]
+Kept = Literal["folds", "learning-rate", "result", "start"]
 
-_WHAT = {"folds": "the folds", "learning-rate": "the search for the learning rate"}
-# The keys that neither depends on.
+_WHAT = {
+    "folds": "the folds",
+    "learning-rate": "the search for the learning rate",
+    "result": "the finished seed",
+    "start": "the choice of the start",
+}
+# The keys that none of them depends on.
 _WITHOUT_EFFECT = frozenset({"train.trackers", "cache.memory_gb", "cache.disk_gb"})
 _NAMES = {"hashes": "the rows", "fingerprint": "the backbone"}
 

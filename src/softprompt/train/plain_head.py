@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softprompt.artifact import Artifact, describe_backbone, make_artifact
 from softprompt.data import parse_template
-from softprompt.inference.model import PromptModel, attach
+from softprompt.data.few_rows import count_rows
 from softprompt.prompt import InputPrompt
 from softprompt.tasks import Classify, LengthBudget, build_task
 from softprompt.tasks.config import describe_settings
@@ -35,7 +35,6 @@ from softprompt.train.regression import (
     score_rows,
 )
 from softprompt.train.setup import RunSetup
-from softprompt.train.trainer import Best
 
 # More training rows change a logistic regression little, and take long.
 _MOST_ROWS = 20_000
@@ -71,12 +70,16 @@ class HeadDecision:
         prompt: its accuracy and loss on the rows that judge; None where there are none.
         head: those of the plain head.
         judge: these rows.
+        name: of what is compared with the head: the prompt, or the ensemble.
+        subject: what of it these rows measured.
     """
 
     keeps_prompt: bool
     prompt: Mapping[str, float] | None
     head: Mapping[str, float]
     judge: str
+    name: str = "prompt"
+    subject: str = "it"
 
     def as_data(self) -> dict[str, Any]:
         """The decision as JSON has it."""
@@ -84,16 +87,19 @@ class HeadDecision:
 
     def __str__(self) -> str:
         if self.prompt is None:
-            return "the prompt is kept: there are no rows to compare it with a plain head by"
+            return f"the {self.name} is kept: there are no rows to compare it with a plain head by"
         scores = (
             f"{self.prompt['accuracy']:.1%} of {self.judge}, a plain head without a prompt "
             f"{self.head['accuracy']:.1%}"
         )
         if self.keeps_prompt:
-            return f"the prompt is kept: it is right in {scores}"
+            return f"the {self.name} is kept: {self.subject} is right in {scores}"
+        subject = (
+            f"the {self.name}" if self.subject == "it" else f"of the {self.name}, {self.subject}"
+        )
         return (
             "no prompt was better than a plain head, which is kept, with a prompt of length 0: "
-            f"the prompt is right in {scores}"
+            f"{subject} is right in {scores}"
         )
 
 
@@ -143,45 +149,34 @@ def fit_plain_head(prepared: RunSetup) -> PlainHead:
     )
 
 
-def decide(prepared: RunSetup, best: Best, *, head: PlainHead) -> HeadDecision:
+def decide(
+    prepared: RunSetup, metrics: Mapping[str, Any], *, head: PlainHead, name: str = "prompt"
+) -> HeadDecision:
     """Decide between the prompt of a run and its plain head, by rows that neither was fitted on.
 
     Of equally accurate ones the one with the lower loss is kept.
 
     Args:
-        prepared: the parts of the run, after its cross-validation if it has one.
-        best: the prompt, with its metrics on all validation rows.
+        prepared: the parts of the run.
+        metrics: of the run: on all validation rows, or of its cross-validation.
         head: fitted on the same training rows.
+        name: of what is compared with the head. Folds train the first seed of an ensemble alone.
     """
     validation, count = prepared.rows.get("validation"), len(prepared.rows["train"].truth)
     scores: Mapping[str, float] | None = None
-    judge = ""
-    if prepared.cross_validation is not None:
-        scores = prepared.cross_validation["mean"]
+    judge, subject = "", "it"
+    if "cross_validation" in metrics:
+        scores = metrics["cross_validation"]["mean"]
         judge = f"{count:,} rows in {len(prepared.folds)} folds"
+        subject = "it" if name == "prompt" else "its first seed alone"
     elif validation is not None:
-        scores, judge = best.metrics, f"{len(validation.truth):,} validation rows"
+        scores, judge = metrics["validation"], count_rows(len(validation.truth), "validation")
     of_head = {"accuracy": head.accuracy, "loss": head.loss}
     if scores is None:
-        return HeadDecision(keeps_prompt=True, prompt=None, head=of_head, judge=judge)
+        return HeadDecision(True, None, of_head, judge, name=name)  # noqa: FBT003  # a value
     of_prompt = {name: scores[name] for name in of_head}
     is_better = (of_prompt["accuracy"], -of_prompt["loss"]) > (head.accuracy, -head.loss)
-    return HeadDecision(is_better, of_prompt, of_head, judge)
-
-
-def keep_better(model: PromptModel, best: Best, *, prepared: RunSetup) -> PromptModel:
-    """The prompt of a run, or its plain head where no prompt was better.
-
-    Args:
-        model: the prompt of the run.
-        best: the same, with its metrics on all validation rows.
-        prepared: the parts of the run.
-    """
-    head = fit_plain_head(prepared)
-    decision = decide(prepared, best, head=head)
-    if decision.keeps_prompt:
-        return model
-    return attach(make_plain_artifact(prepared, head, decision=decision), prepared.backbone)
+    return HeadDecision(is_better, of_prompt, of_head, judge, name=name, subject=subject)
 
 
 def make_plain_artifact(prepared: RunSetup, head: PlainHead, *, decision: HeadDecision) -> Artifact:

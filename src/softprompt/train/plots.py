@@ -1,6 +1,7 @@
 """The learning curves of a run: losses on the left, metrics on the right."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,18 +26,56 @@ def draw_run(
         title: of the picture.
         unit: what the loss is a mean over.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415  # slow to import, and only needed here
-
     all_events = list(events)
     steps = [e for e in all_events if e["event"] == "step"]
     evaluations = [e for e in all_events if e["event"] == "evaluation"]
+    with _make_figure(path, title=title, unit=unit) as (left, right):
+        _draw_losses(left, steps, evaluations)
+        _draw_metrics(right, evaluations)
+        for axes in (left, right):
+            _mark_best(axes, evaluations)
+
+
+def draw_seeds(
+    seeds: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: Path,
+    *,
+    title: str,
+    unit: str = "scored token",
+) -> None:
+    """Draw the losses and the first metric of several seeds of a run as PNG, a line for each.
+
+    Args:
+        seeds: the events of each, as its folder stores them, by the name of the line.
+        path: of the picture.
+        title: of the picture.
+        unit: what the loss is a mean over.
+    """
+    with _make_figure(path, title=title, unit=unit) as (left, right):
+        _style_metrics(right)
+        for number, (name, events) in enumerate(seeds.items()):
+            style = {"label": name, "color": f"C{number % 10}"}
+            evaluations = [e for e in events if e["event"] == "evaluation"]
+            losses = [(e["epoch"], e["metrics"]["loss"]) for e in evaluations]
+            epochs, means = _smooth([e for e in events if e["event"] == "step"])
+            _draw_line(left, losses or [*zip(epochs, means, strict=True)], **style)
+            shown = [n for n in SHOWN_METRICS if evaluations and n in evaluations[0]["metrics"]]
+            for metric in shown[:1]:
+                right.set_ylabel(f"{metric} on validation rows")
+                pairs = [(e["epoch"], e["metrics"][metric]) for e in evaluations]
+                _draw_line(right, pairs, **style)
+
+
+@contextmanager
+def _make_figure(path: Path, *, title: str, unit: str) -> "Iterator[tuple[Axes, Axes]]":
+    """A figure for losses on the left and metrics on the right, saved when the block ends."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  # slow to import, and only needed here
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw_losses(left, steps, evaluations)
     left.set_ylabel(f"loss per {unit}")
-    _draw_metrics(right, evaluations)
+    yield left, right
     for axes in (left, right):
-        _mark_best(axes, evaluations)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
@@ -64,6 +103,10 @@ def _draw_metrics(axes: "Axes", evaluations: Sequence[_Event]) -> None:
         pairs = [(e["epoch"], e["train"][name]) for e in with_train]
         _draw_line(axes, pairs, label=f"{name}, training rows", linestyle="--")
     axes.set_ylabel("on validation rows")
+    _style_metrics(axes)
+
+
+def _style_metrics(axes: "Axes") -> None:
     # The metrics are shares; a margin keeps points at 0 and 1 whole.
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([tenth / 10 for tenth in range(0, 11, 2)])

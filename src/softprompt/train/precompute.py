@@ -1,6 +1,6 @@
 """Cache the states that training does not change, before the first step and for later runs."""
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from importlib.metadata import version
@@ -27,9 +27,10 @@ from softprompt.injection.state_cache import (
 from softprompt.prompt import InputPrompt, Prompt, detach_copy
 from softprompt.tasks import Example, Task
 from softprompt.tasks.base import pad_rows
-from softprompt.train.events import PrecomputeProgress, TrainingWarning
+from softprompt.train.events import Callback, PrecomputeProgress, TrainingWarning
 from softprompt.train.sampler import BatchSampler
-from softprompt.train.setup import RunSetup
+from softprompt.train.setup import RunSetup, make_trainer
+from softprompt.train.stages import notify
 from softprompt.train.trainer import Trainer
 
 Place = Literal["file", "memory", "nowhere"]
@@ -114,6 +115,33 @@ def precompute(
         trainer.task = trainer.task.with_cached_states(cached)
 
 
+def share_cached_states(
+    prepared: RunSetup, accelerator: Accelerator, *, callbacks: Sequence[Callback]
+) -> RunSetup:
+    """The parts with a task that reads the states that training does not change from a cache.
+
+    All that is trained with the parts reads the same states: trials of learning rates, folds, and
+    the runs of several seeds.
+
+    Args:
+        prepared: the parts of the run.
+        accelerator: of the run.
+        callbacks: called with the progress.
+    """
+    plan = None if has_cached_states(prepared) else plan_precompute(prepared)
+    if plan is None:
+        return prepared
+    trainer = make_trainer(prepared, accelerator)
+    for event in precompute(trainer, prepared, plan=plan):
+        notify(callbacks, event)
+    return replace(prepared, task=trainer.task)
+
+
+def has_cached_states(prepared: RunSetup) -> bool:
+    """Whether the task of a run reads states from a cache."""
+    return isinstance(prepared.task.cached, CachedStates)
+
+
 def _load_or_compute(
     prepared: RunSetup, plan: PrecomputePlan, accelerator: Accelerator
 ) -> Generator[PrecomputeProgress, None, Tensor]:
@@ -159,8 +187,8 @@ def _is_run_repeatedly(prepared: RunSetup, split: str) -> bool:
     rows = prepared.rows.get(split)
     if rows is None:
         return False
-    if split == "validation":
-        return True  # at the start and at the end, at least
+    if split == "validation" or prepared.folds or prepared.recipe.train.seeds > 1:
+        return True  # at the start and at the end, in every fold, or with every seed
     sampler = BatchSampler([e.length for e in rows.examples], prepared.training)
     return sampler.count_steps() > len(sampler.draw_batches(0))
 

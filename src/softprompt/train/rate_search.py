@@ -2,7 +2,8 @@
 
 All rates are tried for a few steps, a range test, and the better ones for twice as many more
 (successive halving: Jamieson & Talwalkar 2016). The validation loss decides; where there are folds,
-it is that of all folds. The runs read the same cached states as the run itself.
+it is that of two of them, or of as many as the search has steps for. The runs read the same cached
+states as the run itself.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,15 +14,16 @@ from typing import Any, cast
 
 from accelerate import Accelerator
 
+from softprompt.data.few_rows import count_rows
 from softprompt.errors import TrainingError
 from softprompt.train.datasets import sample_rows
 from softprompt.train.events import Callback, PhaseStarted, SearchProgress
 from softprompt.train.folds import make_fold
 from softprompt.train.kept import explain_unreadable, read_kept, write_kept
-from softprompt.train.precompute import plan_precompute, precompute
+from softprompt.train.precompute import share_cached_states
 from softprompt.train.run_dir import RunDir
 from softprompt.train.sampler import BatchSampler
-from softprompt.train.setup import RunSetup, make_trainer, restore_start
+from softprompt.train.setup import RunSetup, make_trainer, restore_start, settle_fold_readouts
 from softprompt.train.stages import notify
 from softprompt.train.trainer import Trainer
 
@@ -29,8 +31,11 @@ from softprompt.train.trainer import Trainer
 MULTIPLIERS = (1.0, 3.0, 1 / 3, 9.0, 1 / 9)
 # How many rates are left for each round, and its steps in units of the first round's.
 _ROUNDS = ((5, 1), (2, 2))
-# The steps of all rounds together, as a fraction of those of the run, and the fewest of the first.
-_SHARE, _FEWEST_STEPS = 0.2, 8
+# The steps of all rounds, in units of the first round's, for each split.
+_UNITS = sum(count * length for count, length in _ROUNDS)
+# Of all trainings of the run, the fraction of their steps that a search may make in addition; the
+# fewest of the first round, and the fewest folds.
+_SHARE, _FEWEST_STEPS, _FEWEST_FOLDS = 0.2, 8, 2
 # The most rows that judge a rate.
 _MOST_ROWS = 500
 
@@ -94,6 +99,8 @@ def settle_learning_rate(
         return prepared
     search = None if folder is None else _read_search(folder, prepared)
     if search is None:
+        prepared = settle_fold_readouts(prepared)
+        prepared = share_cached_states(prepared, accelerator, callbacks=callbacks)
         search = try_learning_rates(prepared, accelerator, callbacks=callbacks)
         if folder is not None and accelerator.is_main_process:
             write_kept(folder, "learning-rate", prepared=prepared, value=search.as_data())
@@ -131,7 +138,6 @@ def try_learning_rates(
     Raises:
         TrainingError: training failed with every rate.
     """
-    prepared = _cache_states(prepared, accelerator, callbacks=callbacks)
     splits, judge = _choose_splits(prepared)
     steps = _count_steps(prepared, splits)
     total = steps * len(splits) * sum(count * length for count, length in _ROUNDS)
@@ -221,38 +227,41 @@ def multiply_rates(prepared: RunSetup, factor: float) -> RunSetup:
     return replace(prepared, training=changed)
 
 
-def _cache_states(
-    prepared: RunSetup, accelerator: Accelerator, *, callbacks: Sequence[Callback]
-) -> RunSetup:
-    """The parts with a task that reads the states that training does not change from a cache."""
-    plan = plan_precompute(prepared)
-    if plan is None:
-        return prepared
-    trainer = make_trainer(prepared, accelerator)
-    for event in precompute(trainer, prepared, plan=plan):
-        notify(callbacks, event)
-    return replace(prepared, task=trainer.task)
-
-
 def _choose_splits(prepared: RunSetup) -> tuple[list[RunSetup], str]:
-    """The parts to train and to judge by, once or for each fold, and the name of the judges."""
+    """The parts to train and to judge by, once or for some folds, and the name of the judges."""
     rows, validation = prepared.rows["train"], prepared.rows.get("validation")
     if prepared.folds:
-        splits = [make_fold(prepared, number + 1) for number in range(len(prepared.folds))]
-        return splits, f"{len(rows.truth):,} rows in {len(splits)} folds"
+        used = _count_folds(prepared)
+        splits = [make_fold(prepared, number + 1) for number in range(used)]
+        judged = sum(len(split.rows["validation"].truth) for split in splits)
+        of = "" if used == len(prepared.folds) else f" of {len(prepared.folds)}"
+        return splits, f"{count_rows(judged)} in {used}{of} folds"
     judges = sample_rows(rows if validation is None else validation, _MOST_ROWS)
-    name = f"{len(judges.truth):,} validation rows"
+    name = count_rows(len(judges.truth), "validation")
     if validation is None:
-        name = f"{len(judges.truth):,} training rows, since there are no others"
+        name = f"{count_rows(len(judges.truth), 'training')}, since there are no others"
     return [replace(prepared, rows={"train": rows, "validation": judges})], name
+
+
+def _count_folds(prepared: RunSetup) -> int:
+    """The folds to judge rates by: two, or as many as the search has steps for."""
+    affordable = round(_count_affordable_steps(prepared) / (_UNITS * _FEWEST_STEPS))
+    return min(len(prepared.folds), max(_FEWEST_FOLDS, affordable))
+
+
+def _count_affordable_steps(prepared: RunSetup) -> float:
+    """The share of the steps of all trainings that a search may make."""
+    trainings = len(prepared.folds) + 1
+    return _SHARE * trainings * _count_run_steps(prepared)
+
+
+def _count_run_steps(prepared: RunSetup) -> int:
+    lengths = [example.length for example in prepared.rows["train"].examples]
+    return BatchSampler(lengths, prepared.training).count_steps()
 
 
 def _count_steps(prepared: RunSetup, splits: Sequence[RunSetup]) -> int:
     """The steps of the first round, for each rate and split."""
-    lengths = [example.length for example in prepared.rows["train"].examples]
-    total = BatchSampler(lengths, prepared.training).count_steps()
-    rounds = sum(count * length for count, length in _ROUNDS)
-    runs = len(splits) + 1 if prepared.folds else 1
-    wanted = round(_SHARE * total * runs / (rounds * len(splits)))
-    longest = sum(length for _, length in _ROUNDS)
-    return max(1, min(max(_FEWEST_STEPS, wanted), total // longest))  # no longer than the run
+    wanted = round(_count_affordable_steps(prepared) / (_UNITS * len(splits)))
+    longest = sum(length for _, length in _ROUNDS)  # no longer than the run
+    return max(1, min(max(_FEWEST_STEPS, wanted), _count_run_steps(prepared) // longest))

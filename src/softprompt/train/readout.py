@@ -14,6 +14,7 @@ import torch
 from softprompt.backbone.model import Backbone
 from softprompt.data import parse_template
 from softprompt.data.collate import group_by_length
+from softprompt.data.few_rows import count_rows
 from softprompt.data.rendering import RenderedRow
 from softprompt.injection.forward import forward
 from softprompt.tasks.base import gather_positions, pad_rows
@@ -35,6 +36,7 @@ _BATCH_SIZE = 32
 # The most rows of a split that the choice is made from.
 MAX_PROBED_ROWS = 2000
 _ONLY = "the only one that reads what the soft tokens change"
+_TOO_FEW = "since the rows are too few to choose by"
 
 
 @dataclass(frozen=True)
@@ -133,22 +135,73 @@ def choose_readout(
         return ReadoutChoice(poolings[0], {}, _ONLY)
     counts = len(train[0]), len(validation[0])
     labels = np.array([*train[1], *validation[1]])
-    parts = [part for part in _divide(labels, *counts) if len({*labels[part[0]]}) > 1]
-    if not parts:
-        return ReadoutChoice(poolings[0], {}, "since the rows are too few to choose by")
+    if not _list_parts(labels, *counts):
+        return ReadoutChoice(poolings[0], {}, _TOO_FEW)
     features = compute_features(backbone, [*train[0], *validation[0]], poolings=poolings)
-    names = sorted({*labels.tolist()})
+    return _choose_by_features(features, labels, *counts)
+
+
+def choose_fold_readouts(
+    task: HeadClassifier,
+    rows: RenderedRows,
+    *,
+    folds: Sequence[Sequence[int]],
+    template: str,
+) -> tuple[ReadoutChoice, ...]:
+    """Choose a readout for each fold, without the rows that validate there.
+
+    The rows are run once for all folds.
+
+    Args:
+        task: with a trained head.
+        rows: to train on; of these at most 2,000 are used.
+        folds: the indices of the rows of each.
+        template: of the rows.
+    """
+    backbone = task.backbone
+    poolings = list_poolings(backbone.geometry.architecture, parse_template(template))
+    if len(poolings) == 1:
+        return tuple(ReadoutChoice(poolings[0], {}, _ONLY) for _ in folds)
+    fold_of = {index: number for number, fold in enumerate(folds) for index in fold}
+    numbered = replace(rows, truth=[str(index) for index in range(len(rows.truth))])
+    texts, names = select_texts(numbered, backbone.geometry.vocab_size)
+    kept = [int(name) for name in names]
+    features = compute_features(backbone, texts, poolings=poolings)
+    labels = np.array([rows.truth[index] for index in kept])
+    held_out = np.array([fold_of.get(index, -1) for index in kept])
+    choices = []
+    for number in range(len(folds)):
+        used = held_out != number
+        seen = {name: values[used] for name, values in features.items()}
+        choices.append(_choose_by_features(seen, labels[used], int(used.sum()), 0))
+    return tuple(choices)
+
+
+def _choose_by_features(
+    features: Features, labels: np.ndarray, train: int, validation: int
+) -> ReadoutChoice:
+    """Choose the readout by the features of training rows, and of validation rows after them."""
+    parts, names = _list_parts(labels, train, validation), [*features]
+    if not parts:
+        return ReadoutChoice(names[0], {}, _TOO_FEW)
+    classes = sorted({*labels.tolist()})
     scores: dict[Pooling, float] = {
         name: max(
             score_unseen(
-                features[name], labels, labels=names, parts=parts, settings=settings
+                features[name], labels, labels=classes, parts=parts, settings=settings
             ).accuracy
             for settings in STANDARDIZED_REGRESSIONS
         )
-        for name in poolings
+        for name in names
     }
-    best = max(scores, key=lambda name: scores[name])
-    return ReadoutChoice(best, {str(name): s for name, s in scores.items()}, _name_judges(*counts))
+    best, judges = max(scores, key=lambda name: scores[name]), _name_judges(train, validation)
+    return ReadoutChoice(best, {str(name): score for name, score in scores.items()}, judges)
+
+
+def _list_parts(labels: np.ndarray, train: int, validation: int) -> list[Part]:
+    """The parts whose rows to fit on have more than one label."""
+    parts = _divide(labels, train, validation)
+    return [(fit, judge) for fit, judge in parts if len({*labels[fit]}) > 1]
 
 
 def _divide(labels: np.ndarray, train: int, validation: int) -> list[Part]:
@@ -162,8 +215,9 @@ def _divide(labels: np.ndarray, train: int, validation: int) -> list[Part]:
 
 def _name_judges(train: int, validation: int) -> str:
     """The rows that the probe is judged by."""
-    judges = [f"{train:,} training rows in folds"]
-    return " and ".join([f"{validation:,} validation rows", *judges] if validation else judges)
+    judges = [f"{count_rows(train, 'training')} in folds"]
+    of_validation = [count_rows(validation, "validation")] if validation else []
+    return " and ".join([*of_validation, *judges])
 
 
 def choose_task_readout(

@@ -1,15 +1,19 @@
 """The results of a run: its artifact, its metrics, and its checkpoints."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from softprompt._io import ErrorContext
 from softprompt.analysis import measure_distance_from_init
 from softprompt.artifact import Artifact, describe_backbone, make_artifact
+from softprompt.artifact.ensembles import SavedEnsemble
 from softprompt.artifact.store import check_savable
+from softprompt.data.few_rows import count_rows
 from softprompt.errors import ArtifactError, TrainingError
+from softprompt.inference.ensemble import Ensemble
 from softprompt.inference.loops import EvaluationReport, make_report
 from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import Prompt
@@ -20,12 +24,37 @@ from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.demonstrations import describe_demonstrations
 from softprompt.train.events import Callback, PhaseStarted
-from softprompt.train.plots import draw_run
+from softprompt.train.plots import draw_run, draw_seeds
 from softprompt.train.recipe_changes import CHANGEABLE, diff_recipes, explain_changes
 from softprompt.train.run_dir import RunDir
 from softprompt.train.setup import RunSetup
-from softprompt.train.stages import count_rows, notify
+from softprompt.train.stages import notify
 from softprompt.train.trainer import Best, Trainer, describe_untrained, evaluate_split
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a run keeps.
+
+    Args:
+        model: the prompt, the plain head, or the ensemble of several seeds.
+        metrics: as ``metrics.json`` has them.
+        steps: of the last training.
+        names: of the folders of an ensemble's members.
+    """
+
+    model: PromptModel | Ensemble
+    metrics: Mapping[str, Any]
+    steps: int
+    names: tuple[str, ...] = ()
+
+    @property
+    def artifact(self) -> Artifact | SavedEnsemble:
+        """The files of the model."""
+        if isinstance(self.model, PromptModel):
+            return self.model.artifact
+        artifacts = [member.artifact for member in self.model.members]
+        return SavedEnsemble(self.model.vote, dict(zip(self.names, artifacts, strict=True)))
 
 
 def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -> Artifact:
@@ -62,7 +91,10 @@ def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -
                 "validation": dict(best.metrics),
                 **_describe_cross_validation(prepared),
                 **describe_demonstrations(prepared.demonstrations),
+                **_describe_start_choice(prepared),
+                **_describe_others(prepared),
                 "step": best.step,
+                **_describe_seed(prepared),
                 "moved": {"overall": distance.overall, "each": [*distance.each]},
             }
         ),
@@ -92,15 +124,24 @@ def _drop_infinite(metrics: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             kept[name] = _drop_infinite(value)
         elif isinstance(value, list | tuple):
-            kept[name] = [x if math.isfinite(x) else None for x in value]
-        elif not isinstance(value, float) or math.isfinite(value):
+            kept[name] = [None if _is_infinite(x) else x for x in value]
+        elif not _is_infinite(value):
             kept[name] = value
     return kept
+
+
+def _is_infinite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _describe_cross_validation(prepared: RunSetup) -> dict[str, Any]:
     scores = prepared.cross_validation
     return {} if scores is None else {"cross_validation": dict(scores)}
+
+
+def _describe_seed(prepared: RunSetup) -> dict[str, int]:
+    """The seed of the training, where the recipe has several."""
+    return {} if prepared.recipe.train.seeds == 1 else {"seed": prepared.training.seed}
 
 
 def _describe_readout(prepared: RunSetup) -> dict[str, Any]:
@@ -111,6 +152,14 @@ def _describe_readout(prepared: RunSetup) -> dict[str, Any]:
 def _describe_rate_search(prepared: RunSetup) -> dict[str, Any]:
     search = prepared.rate_search
     return {} if search is None else {"learning_rate_search": dict(search)}
+
+
+def _describe_start_choice(prepared: RunSetup) -> dict[str, Any]:
+    return {} if prepared.start_choice is None else {"start_choice": dict(prepared.start_choice)}
+
+
+def _describe_others(prepared: RunSetup) -> dict[str, Any]:
+    return {"trained_with": [*prepared.trained_with]} if prepared.trained_with else {}
 
 
 def check_run_savable(trainer: Trainer, prepared: RunSetup) -> None:
@@ -129,8 +178,12 @@ def check_run_savable(trainer: Trainer, prepared: RunSetup) -> None:
 
 
 def count_final_rows(trainer: Trainer, prepared: RunSetup) -> int:
-    """The number of rows that are evaluated after the last step, for the run's folder."""
+    """The number of rows that are evaluated after the last step, for the run's folder.
+
+    Several seeds are tested together, after the last one.
+    """
     rows, test = _get_unseen_validation(trainer, prepared), prepared.rows.get("test")
+    test = test if prepared.recipe.train.seeds == 1 else None
     return sum(len(part.examples) for part in (rows, test) if part is not None)
 
 
@@ -148,38 +201,31 @@ def evaluate_all_validation_rows(
     if rows is None:
         return best
     count = len(rows.examples)
-    notify(callbacks, PhaseStarted("validating", f"all {count:,} rows", count, trainer.step))
+    notify(callbacks, PhaseStarted("validating", f"all {count_rows(count)}", count, trainer.step))
     model = attach(make_run_artifact(prepared, best, start=trainer.start), prepared.backbone)
     return replace(best, metrics=dict(_evaluate(model, trainer, rows).metrics))
 
 
-def collect_results(
-    model: PromptModel,
-    trainer: Trainer,
-    *,
-    best: Best,
-    prepared: RunSetup,
-    callbacks: Sequence[Callback],
-) -> dict[str, Any]:
-    """Collect the metrics of a finished run; the test rows are evaluated only here.
+def collect_metrics(trainer: Trainer, best: Best, *, prepared: RunSetup) -> dict[str, Any]:
+    """Collect the metrics of a finished training, without those on test rows.
 
-    All processes must call it: each evaluates its share.
+    Args:
+        trainer: after its last step.
+        best: the prompt that it chose, with its metrics on all validation rows.
+        prepared: the parts of the run.
     """
-    test = prepared.rows.get("test")
-    metrics: dict[str, Any] = {"validation": dict(best.metrics)}
-    if test is not None:
-        count = len(test.examples)
-        notify(callbacks, PhaseStarted("testing", count_rows(count), count, trainer.step))
-        metrics["test"] = to_dict(_evaluate(model, trainer, test))
     settings = asdict(prepared.training)
     warnings = [*prepared.warnings]
     if best.step == 0 and trainer.step and best.metrics:
         warnings.append(describe_untrained(best, prepared.training.best_metric))
-    return metrics | {
+    return {
+        "validation": dict(best.metrics),
         **_describe_cross_validation(prepared),
         **_describe_readout(prepared),
         **_describe_rate_search(prepared),
         **describe_demonstrations(prepared.demonstrations),
+        **_describe_start_choice(prepared),
+        **_describe_others(prepared),
         "rows": {name: len(rows.truth) for name, rows in prepared.rows.items()},
         "warnings": warnings,
         "best_step": best.step,
@@ -195,6 +241,30 @@ def collect_results(
     }
 
 
+def measure_test(
+    model: PromptModel, trainer: Trainer, *, prepared: RunSetup, callbacks: Sequence[Callback]
+) -> dict[str, Any]:
+    """Evaluate the prompt of a run on its test rows, which nothing before has read.
+
+    All processes must call it: each evaluates its share.
+
+    Args:
+        model: the prompt.
+        trainer: of the run.
+        prepared: the parts of the run.
+        callbacks: called as it begins.
+
+    Returns:
+        The metrics under the name ``test``; nothing without test rows.
+    """
+    test = prepared.rows.get("test")
+    if test is None:
+        return {}
+    count = len(test.examples)
+    notify(callbacks, PhaseStarted("testing", count_rows(count), count, trainer.step))
+    return {"test": to_dict(_evaluate(model, trainer, test))}
+
+
 def get_loss_unit(settings: TaskSettings) -> str:
     """What a task's loss is a mean over."""
     return "row" if isinstance(settings, Classify) else "scored token"
@@ -207,9 +277,13 @@ def draw_picture(run: RunDir, recipe: Recipe) -> None:
         run: with its events.
         recipe: of the run.
     """
-    title = f"{run.path.name}: {recipe.method.name}"
+    title, unit = f"{run.path.name}: {recipe.method.name}", get_loss_unit(recipe.task_settings)
+    seeds = {each.path.name: [*each.read_events()] for each in run.list_seeds()}
     with run.replace_picture() as path:
-        draw_run(run.read_events(), path, title=title, unit=get_loss_unit(recipe.task_settings))
+        if seeds:
+            draw_seeds(seeds, path, title=title, unit=unit)
+        else:
+            draw_run(run.read_events(), path, title=title, unit=unit)
 
 
 def to_dict(report: EvaluationReport) -> dict[str, Any]:
@@ -262,11 +336,35 @@ def restore_run(trainer: Trainer, run: RunDir, *, prepared: RunSetup) -> int:
     state = run.load_checkpoint()
     if state is None:
         return 0
-    try:
-        _check_unchanged(state, run, prepared)
-        trainer.load_state_dict(state["trainer"])
-        _check_steps(trainer)
+    with explain_misfit(run):
+        restore_trainer(trainer, state, run=run, prepared=prepared)
+        check_steps(trainer.step, trainer.total)
         return int(state["num_events"])
+
+
+def restore_trainer(
+    trainer: Trainer, state: Mapping[str, Any], *, run: RunDir, prepared: RunSetup
+) -> None:
+    """Load what `collect_checkpoint` returned into a new trainer.
+
+    Args:
+        trainer: of the run.
+        state: of the checkpoint.
+        run: for messages.
+        prepared: the parts of the run.
+
+    Raises:
+        ArtifactError: the data or the backbone have changed.
+    """
+    _check_unchanged(state, run, prepared)
+    trainer.load_state_dict(state["trainer"])
+
+
+@contextmanager
+def explain_misfit(run: RunDir) -> Iterator[None]:
+    """Raise an ArtifactError for a checkpoint that does not fit the run that reads it."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         msg = (
             f"the checkpoint in {run.path} does not fit its recipe ({type(error).__name__}: "
@@ -276,12 +374,20 @@ def restore_run(trainer: Trainer, run: RunDir, *, prepared: RunSetup) -> int:
         raise ArtifactError(msg) from error
 
 
-def _check_steps(trainer: Trainer) -> None:
-    """Check that a shorter run has not gone beyond its new end."""
-    if trainer.step > trainer.total:
+def check_steps(step: int, total: int) -> None:
+    """Check that a shorter run has not gone beyond its new end.
+
+    Args:
+        step: the number of finished steps.
+        total: the number of all steps.
+
+    Raises:
+        ArtifactError: it has.
+    """
+    if step > total:
         msg = (
-            f"the run is at step {trainer.step} already, but its epochs and max_steps end it at "
-            f"step {trainer.total}. Give a later end."
+            f"the run is at step {step} already, but its epochs and max_steps end it at step "
+            f"{total}. Give a later end."
         )
         raise ArtifactError(msg)
 
@@ -290,7 +396,7 @@ def _check_unchanged(state: Mapping[str, Any], run: RunDir, prepared: RunSetup) 
     """Check that recipe, data and backbone are those that the run started with."""
     changed_keys = diff_recipes(state["recipe"], prepared.recipe.as_data())
     if fixed := [change for change in changed_keys if change.key not in CHANGEABLE]:
-        raise ArtifactError(explain_changes(fixed, run.path))
+        raise ArtifactError(explain_changes(fixed, run.root))
     before, now = state["hashes"], prepared.hashes
     changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if changed:

@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
@@ -17,11 +16,16 @@ from filelock import FileLock, Timeout
 
 from softprompt._io import name_event, remove_leftovers, replace_file
 from softprompt.artifact import Artifact, load_artifact, save_artifact
+from softprompt.artifact.ensembles import SavedEnsemble, is_ensemble, load_ensemble, save_ensemble
 from softprompt.errors import ArtifactError, TrainingError
-from softprompt.recipe import Recipe, read_recipe
+from softprompt.recipe import Recipe, read_recipe, read_toml
+from softprompt.recipe.multitask import MultitaskRecipe, is_multitask, make_multitask_recipe
 from softprompt.train.checkpoint import has_state, load_state, save_state
-from softprompt.train.events import Evaluation, Event
+from softprompt.train.events import Event, describe_event, is_event_record
 from softprompt.train.recipe_changes import check_changeable, diff_recipes, explain_changes
+
+# The folder of a seed has this before its number.
+_SEED = "seed-"
 
 
 class RunDir:
@@ -29,6 +33,7 @@ class RunDir:
 
     Args:
         path: the folder; created when it is first written to.
+        whole: the folder of the whole run, where this one is that of one of its seeds.
 
     Examples:
         >>> run = RunDir(Path("runs/reviews"))
@@ -36,8 +41,31 @@ class RunDir:
         ('artifact', True)
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, whole: Path | None = None) -> None:
         self.path = path
+        # What is resumed.
+        self.root = whole or path
+
+    def open_seed(self, seed: int) -> "RunDir":
+        """The folder of one of several seeds, with a checkpoint, events and an artifact of its own.
+
+        Args:
+            seed: of the training.
+
+        Returns:
+            The folder, which need not exist.
+        """
+        return RunDir(self.path / f"{_SEED}{seed}", whole=self.root)
+
+    def list_seeds(self) -> list["RunDir"]:
+        """The folders of the seeds that have begun.
+
+        Returns:
+            None of them if the run trains a single seed.
+        """
+        folders = [path for path in self.path.glob(f"{_SEED}*") if path.is_dir()]
+        in_order = sorted(folders, key=lambda path: (len(path.name), path.name))
+        return [RunDir(path, whole=self.root) for path in in_order]
 
     @property
     def artifact(self) -> Path:
@@ -77,7 +105,8 @@ class RunDir:
             except Timeout as error:
                 raise TrainingError(self._explain_lock()) from error
         try:
-            remove_leftovers(self.path)
+            for each in (self, *self.list_seeds()):
+                remove_leftovers(each.path)
             self._write_owner()
             yield
         finally:
@@ -113,8 +142,8 @@ class RunDir:
             yield
         except OSError as error:
             remedy = "Free disk space or correct the permissions, then "
-            if (self.path / "recipe.toml").exists():
-                remedy += f"resume with: softprompt resume {quote(str(self.path))}"
+            if (self.root / "recipe.toml").exists():
+                remedy += f"resume with: softprompt resume {quote(str(self.root))}"
             else:
                 remedy += "train again, or choose another folder (--output on the command line)."
             msg = f"{self.path / name} could not be written: {error.strerror or error}. {remedy}"
@@ -122,8 +151,10 @@ class RunDir:
 
     def _write(self, path: Path, text: str) -> None:
         """Replace a file of the folder atomically."""
-        with self._explain_write_errors(path.name), replace_file(path) as fresh:
-            fresh.write_text(text, encoding="utf-8")
+        with self._explain_write_errors(path.name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replace_file(path) as fresh:
+                fresh.write_text(text, encoding="utf-8")
 
     def check_free(self) -> None:
         """Check that the folder holds no other run.
@@ -145,7 +176,7 @@ class RunDir:
             )
             raise TrainingError(msg)
 
-    def create(self, recipe: Recipe) -> None:
+    def create(self, recipe: Recipe | MultitaskRecipe) -> None:
         """Create the folder, and write the recipe.
 
         Args:
@@ -159,7 +190,7 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
         self.write_recipe(recipe)
 
-    def write_recipe(self, recipe: Recipe) -> None:
+    def write_recipe(self, recipe: Recipe | MultitaskRecipe) -> None:
         """Write the recipe, in place of an earlier one.
 
         Args:
@@ -192,6 +223,24 @@ class RunDir:
             check_changeable(changes)
         return recipe
 
+    def read_multitask_recipe(self, changes: Sequence[str] = ()) -> MultitaskRecipe | None:
+        """Read the recipe of a run of several tasks.
+
+        Args:
+            changes: to resume the run with, such as ``train.epochs=9``.
+
+        Returns:
+            The recipe; None if the folder is not that of such a run.
+
+        Raises:
+            RecipeError: a change is not valid, or its key must stay as it is in a started run.
+        """
+        path = self.path / "recipe.toml"
+        if not path.exists() or not is_multitask(read_toml(path)):
+            return None
+        check_changeable(changes)
+        return make_multitask_recipe(read_toml(path, changes))
+
     def check_unedited(self, changes: Sequence[str] = ()) -> None:
         """Check that ``recipe.toml`` has not been edited since the run's last checkpoint.
 
@@ -201,13 +250,13 @@ class RunDir:
         Raises:
             ArtifactError: it has; the message lists the keys.
         """
-        state = self.load_checkpoint() or {}
-        if "recipe" not in state:
+        before = (self.load_any_checkpoint() or {}).get("recipe")
+        if before is None:
             return
         given = {change.partition("=")[0].strip() for change in changes}
         edits = [
             edit
-            for edit in diff_recipes(state["recipe"], self.read_recipe().as_data())
+            for edit in diff_recipes(before, self.read_recipe().as_data())
             if edit.key not in given
         ]
         if edits:
@@ -238,7 +287,10 @@ class RunDir:
             Whether metrics and artifact are there, and whole.
         """
         try:
-            load_artifact(self.artifact)
+            if is_ensemble(self.artifact):
+                load_ensemble(self.artifact)
+            else:
+                load_artifact(self.artifact)
             return self.read_metrics() is not None
         except ArtifactError:
             return False
@@ -250,7 +302,7 @@ class RunDir:
             event: of the run.
             extra: further values of the line.
         """
-        line = {"event": name_event(event), **_to_json(event), **extra}
+        line = {"event": name_event(event), **describe_event(event), **extra}
         with (
             self._explain_write_errors(self._events.name),
             self._events.open("a", encoding="utf-8") as file,
@@ -274,8 +326,18 @@ class RunDir:
         for line in self._events.read_text(encoding="utf-8", errors="replace").split("\n"):
             with suppress(ValueError, RecursionError):
                 event = json.loads(line)
-                if _is_event(event):
+                if is_event_record(event):
                     yield event
+
+    def copy_events(self, source: "RunDir", *, task: str) -> None:
+        """Write the events of one task of a run of several tasks, in place of earlier ones.
+
+        Args:
+            source: the folder of that run.
+            task: the name of the task; events without a name are copied too.
+        """
+        events = [event for event in source.read_events() if event.get("task", task) == task]
+        self._write(self._events, "".join(json.dumps(event) + "\n" for event in events))
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint atomically.
@@ -283,7 +345,7 @@ class RunDir:
         Args:
             state: of the run.
         """
-        save_state(state, self.path / "checkpoint")
+        save_state(state, self.path / "checkpoint", run=self.root)
 
     def write_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Write a state that is kept before the first checkpoint.
@@ -322,7 +384,16 @@ class RunDir:
             The state; None if the run was interrupted before its first checkpoint.
         """
         folder = self.path / "checkpoint"
-        return load_state(folder) if has_state(folder) else None
+        return load_state(folder, run=self.root) if has_state(folder) else None
+
+    def load_any_checkpoint(self) -> dict[str, Any] | None:
+        """Read the checkpoint of the run, or of the first of its seeds that has one.
+
+        Returns:
+            The state, which has the recipe and the readout of the whole run; None if there is none.
+        """
+        states = (each.load_checkpoint() for each in (self, *self.list_seeds()))
+        return next((state for state in states if state is not None), None)
 
     def truncate_events(self, count: int) -> float:
         """Keep only the first events; a resumed run repeats the others.
@@ -338,21 +409,24 @@ class RunDir:
         self._write(self._events, lines)
         return float(kept[-1]["seconds"]) if kept else 0.0
 
-    def save_artifact(self, artifact: Artifact) -> None:
+    def save_artifact(self, artifact: Artifact | SavedEnsemble) -> None:
         """Write the artifact.
 
         Args:
-            artifact: with the best prompt.
+            artifact: with the best prompt; or an ensemble of several seeds.
 
         Raises:
             ArtifactError: it cannot be written; the message says how to continue.
         """
         try:
-            save_artifact(artifact, self.artifact)
+            if isinstance(artifact, SavedEnsemble):
+                save_ensemble(artifact, self.artifact)
+            else:
+                save_artifact(artifact, self.artifact)
         except ArtifactError as error:
             if not isinstance(error.__cause__, OSError):
                 raise
-            msg = f"{error} Then resume with: softprompt resume {quote(str(self.path))}"
+            msg = f"{error} Then resume with: softprompt resume {quote(str(self.root))}"
             raise ArtifactError(msg) from error
 
     @contextmanager
@@ -409,37 +483,3 @@ def find_free_dir(stem: str, *, root: Path) -> Path:
         number += 1
         candidate = root / f"{stem}-{number}"
     return candidate
-
-
-def _to_json(event: Event) -> dict[str, Any]:
-    """The fields of an event; those of its report are on the same level."""
-    fields: dict[str, Any] = asdict(event)
-    if isinstance(event, Evaluation):
-        fields["train"] = None if event.train is None else dict(event.train.metrics)
-    report: dict[str, Any] = fields.pop("report", {})
-    for rows in ("truth", "predictions"):  # of each row; empty while a run trains
-        report.pop(rows, None)
-    return fields | report
-
-
-def _is_event(line: object) -> bool:
-    """Whether a line of the file has what is read of an event."""
-    keys = ["seconds"]
-    match line:
-        case {"event": "step", "step": int()}:
-            keys += ["epoch", "loss"]
-        case {"event": "evaluation", "step": int(), "best": bool(), "train_loss": _, "metrics": m}:
-            keys += ["epoch"]
-            if not _has_numbers(m, ["loss"]):
-                return False
-        case {"event": "step" | "evaluation"}:
-            return False
-        case {"event": str()}:
-            pass
-        case _:
-            return False
-    return _has_numbers(line, keys)
-
-
-def _has_numbers(table: object, keys: Sequence[str]) -> bool:
-    return isinstance(table, Mapping) and all(isinstance(table.get(k), int | float) for k in keys)

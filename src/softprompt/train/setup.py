@@ -18,7 +18,6 @@ from softprompt.errors import DataError, FaultCollector, TemplateError, format_u
 from softprompt.inference.loops import EvaluationReport, evaluate_rows, make_report
 from softprompt.methods import Method, PrefixTuning, PTuningV2
 from softprompt.methods.defaults import Defaults
-from softprompt.methods.initializers import Initializer
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, Task
 from softprompt.tasks.heads import HeadClassifier
@@ -26,15 +25,24 @@ from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.demonstrations import TOKEN_DROPOUT, Demonstrations
 from softprompt.train.events import Callback, PhaseStarted
-from softprompt.train.readout import MAX_PROBED_ROWS, ReadoutChoice, choose_task_readout
+from softprompt.train.initialization import InitLike
+from softprompt.train.readout import (
+    MAX_PROBED_ROWS,
+    ReadoutChoice,
+    choose_fold_readouts,
+    choose_task_readout,
+)
 from softprompt.train.stages import (
     HARD_PROMPT_STAGES,
     PROMPT_STAGES,
     Parts,
+    bind_task,
+    make_method,
     notify,
     render_rows,
     require,
     run_stages,
+    start_head,
 )
 from softprompt.train.templates import find_template_slips
 from softprompt.train.trainer import Trainer
@@ -62,6 +70,12 @@ class RunSetup:
         readout: of a trained head, once it is chosen, or that of the artifact whose head it takes.
         rate_search: the search for the learning rate as JSON has it, once it is done.
         tables: the rows by split, before they are rendered.
+        candidates: the artifacts of which one is chosen as the start.
+        start_choice: the choice among them as JSON has it, once it is done.
+        trained_with: the names of the other tasks that train the same shared prompt.
+        fold_readouts: of each fold, chosen without the rows that validate there; empty where they
+            are all that of the run.
+        init: the initialization, where it is given instead of the recipe's.
     """
 
     recipe: Recipe
@@ -81,6 +95,16 @@ class RunSetup:
     readout: ReadoutChoice | None = None
     rate_search: Mapping[str, Any] | None = None
     tables: Mapping[str, Table] = field(default_factory=dict)
+    candidates: Mapping[str, Artifact] = field(default_factory=dict)
+    start_choice: Mapping[str, Any] | None = None
+    trained_with: tuple[str, ...] = ()
+    fold_readouts: tuple[ReadoutChoice, ...] = ()
+    init: InitLike | None = None
+
+    @property
+    def is_first_seed(self) -> bool:
+        """Whether these are the parts of the first seed, or of the only one."""
+        return self.training.seed == self.recipe.seed
 
     @property
     def has_open_readout(self) -> bool:
@@ -119,7 +143,7 @@ def setup_run(
     *,
     backbone: Backbone | None = None,
     tables: Mapping[str, Table] | None = None,
-    init: Initializer | Artifact | None = None,
+    init: InitLike | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunSetup:
     """Read, load, check and build everything that a run needs.
@@ -130,7 +154,7 @@ def setup_run(
         tables: rows by split, if they are in memory. They are used unchanged; missing splits are
             split off.
         init: the initialization, instead of the recipe's; an artifact gives its prompt, and its
-            head where labels and shapes agree.
+            head where labels and shapes agree; of several, one gives its prompt.
         callbacks: called with the phases of the setup, as they start.
 
     Returns:
@@ -201,6 +225,52 @@ def settle_readout(
     return prepared.with_readout(
         choose_task_readout(prepared.task, prepared.rows, template=prepared.template)
     )
+
+
+def settle_fold_readouts(prepared: RunSetup) -> RunSetup:
+    """Choose the readout of each fold without its own rows, if that of the run was chosen by rows.
+
+    The rows are run once for all folds.
+
+    Args:
+        prepared: the parts of the run, with its readout.
+    """
+    chosen, task = prepared.readout, prepared.task
+    is_open = chosen is not None and chosen.is_chosen and not prepared.fold_readouts
+    if not is_open or not isinstance(task, HeadClassifier):
+        return prepared
+    readouts = choose_fold_readouts(
+        task, prepared.rows["train"], folds=prepared.folds, template=prepared.template
+    )
+    return replace(prepared, fold_readouts=readouts)
+
+
+def with_seed(prepared: RunSetup, seed: int) -> RunSetup:
+    """The parts with another seed of the initialization, the head and the order of rows.
+
+    Splits, demonstrations, readout, learning rate and length stay as they are.
+
+    Args:
+        prepared: the parts of the run, settled, whose method and head are as they were made.
+        seed: of the training.
+    """
+    if seed == prepared.training.seed:
+        return prepared
+    parts = Parts(
+        prepared.recipe.model_copy(update={"seed": seed}),
+        prepared.backbone,
+        init=prepared.init,
+        labels=prepared.task.labels,
+        valid_tables=dict(prepared.tables),
+        template=parse_template(prepared.template),
+        demonstrations=prepared.demonstrations,
+    )
+    run_stages((make_method, bind_task, start_head), parts, collector=FaultCollector())
+    task, fresh = prepared.task, require(parts.task)
+    if isinstance(task, HeadClassifier) and isinstance(fresh, HeadClassifier):
+        task = task.with_head(fresh.head)
+    training = replace(prepared.training, seed=seed)
+    return replace(prepared, method=require(parts.method), task=task, training=training)
 
 
 @contextmanager
@@ -360,6 +430,8 @@ def _assemble(parts: Parts) -> RunSetup:
         folds=parts.folds,
         readout=parts.readout,
         tables=parts.valid_tables,
+        candidates=parts.candidates,
+        init=parts.init,
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from softprompt.artifact import Artifact, load_artifact
 from softprompt.backbone.model import Backbone
 from softprompt.data import Table, Template, check_columns, check_fields, parse_template
+from softprompt.data.few_rows import count_rows
 from softprompt.data.loading import (
     complete_splits,
     digest_rows,
@@ -27,13 +28,15 @@ from softprompt.data.splits import divide_into_folds
 from softprompt.errors import DataError, FaultCollector, RecipeError
 from softprompt.methods import Method, build_method
 from softprompt.methods.defaults import Defaults
-from softprompt.methods.initializers import FromDemonstrations, FromPrompt, Initializer
+from softprompt.methods.initializers import FromDemonstrations, FromPrompt
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, LengthBudget, Task, TaskSettings, build_task
 from softprompt.tasks.binding import read_label_words
 from softprompt.train.datasets import (
     RenderedRows,
+    check_no_validation,
     check_tables,
+    check_validation_of_seeds,
     find_labels,
     get_target_column,
     get_task_columns,
@@ -47,10 +50,12 @@ from softprompt.train.demonstrations import (
     choose_demonstrations,
 )
 from softprompt.train.events import Callback, Event, PhaseStarted
-from softprompt.train.heads import check_pooling, take_head
+from softprompt.train.heads import check_pooling, find_foreign_starts, take_head
 from softprompt.train.initialization import (
+    InitLike,
     choose_run_defaults,
     is_from_demonstrations,
+    read_candidates,
     resolve_initializer,
 )
 from softprompt.train.readout import ReadoutChoice
@@ -78,6 +83,7 @@ class Parts:
         memory_tables: the rows by split that are in memory, used unchanged; None to read the
             recipe's.
         init: the initialization, instead of the recipe's.
+        candidates: the artifacts of which one is chosen as the initialization.
         tables: the rows by split; a table that cannot be read is missing.
         labels: of the task; empty if it generates free text.
         valid_tables: the tables that agree with the labels.
@@ -98,7 +104,8 @@ class Parts:
     recipe: Recipe
     backbone: Backbone | None = None
     memory_tables: Mapping[str, Table] | None = None
-    init: Initializer | Artifact | None = None
+    init: InitLike | None = None
+    candidates: dict[str, Artifact] = field(default_factory=dict)
     tables: Mapping[str, Table] | None = None
     labels: LabelNames | None = None
     valid_tables: dict[str, Table] = field(default_factory=dict)
@@ -162,11 +169,6 @@ def notify(callbacks: Sequence[Callback], event: Event) -> None:
     """Call the callbacks in order."""
     for callback in callbacks:
         callback(event)
-
-
-def count_rows(rows: int) -> str:
-    """A number of rows as a text."""
-    return "1 row" if rows == 1 else f"{rows:,} rows"
 
 
 def require(part: _Part | None) -> _Part:
@@ -254,6 +256,15 @@ def choose_hard_template(parts: Parts, collector: FaultCollector) -> None:
     _check_fields(parts, collector)
 
 
+def load_candidates(parts: Parts, collector: FaultCollector) -> None:
+    """Load the artifacts of which one is chosen before the first step."""
+    parts.candidates = read_candidates(parts.recipe, parts.init, collector=collector)
+    if parts.candidates:
+        parts.init = next(iter(parts.candidates.values()))
+        backbone = require(parts.backbone)
+        parts.warnings += dict.fromkeys(find_foreign_starts(parts.candidates.values(), backbone))
+
+
 def make_method(parts: Parts, collector: FaultCollector) -> None:
     """Build the method at its initialization, if the template has soft tokens as it needs them."""
     recipe, settings = parts.recipe, parts.recipe.method_settings
@@ -266,6 +277,7 @@ def make_method(parts: Parts, collector: FaultCollector) -> None:
     )
     if isinstance(init, Artifact):
         init = FromPrompt(init.prompt)
+    assert not isinstance(init, Sequence)  # noqa: S101  # `load_candidates` has taken the first
     if (template.soft_length > 0) != (settings.prompt_kind == "input"):
         return
     if isinstance(init, FromDemonstrations):
@@ -298,11 +310,11 @@ def _start_from_demonstrations(parts: Parts, init: FromDemonstrations) -> Method
     )
     table = require(parts.valid_tables.get("train"))
     check_columns(table, [*task.columns, task.target_column], where="the train data")
-    chosen = choose_demonstrations(init, table, task=task, recipe=recipe)
-    parts.demonstrations = chosen
-    parts.notes.append(str(chosen))
+    if parts.demonstrations is None:
+        parts.demonstrations = choose_demonstrations(init, table, task=task, recipe=recipe)
+        parts.notes.append(str(parts.demonstrations))
     return build_from_demonstrations(
-        backbone, recipe.method_settings, demonstrations=chosen, seed=recipe.seed
+        backbone, recipe.method_settings, demonstrations=parts.demonstrations, seed=recipe.seed
     )
 
 
@@ -335,7 +347,7 @@ def start_head(parts: Parts, collector: FaultCollector) -> None:
     task, init, artifact = require(parts.task), parts.recipe.method.init, parts.init
     if artifact is None and init is not None and init.source == "artifact":
         artifact = collector.attempt(load_artifact, Path(init.path or ""))
-    if not isinstance(artifact, Artifact):
+    if not isinstance(artifact, Artifact) or parts.candidates:
         return
     start = take_head(task, artifact, settings=parts.recipe.task_settings)
     parts.task, parts.readout = start.task, start.readout
@@ -366,7 +378,7 @@ def assign_folds(parts: Parts, collector: FaultCollector) -> None:
     recipe, tables, count = parts.recipe, parts.valid_tables, parts.recipe.data.folds
     if count is None or "train" not in tables:
         return
-    collector.check(_check_no_validation, [*tables])
+    collector.check(check_no_validation, [*tables])
     train, data = tables["train"], recipe.data
     strata = find_strata(train, data, columns=get_task_columns(recipe.task_settings))
     folds = collector.attempt(
@@ -377,6 +389,13 @@ def assign_folds(parts: Parts, collector: FaultCollector) -> None:
         f"cross-validation: trains {len(parts.folds)} times on all rows but one fold, and then on "
         "all rows for as long as was best"
     )
+
+
+def check_seeds(parts: Parts, collector: FaultCollector) -> None:
+    """Check that there are rows to choose the best of several seeds by, if the recipe wants it."""
+    train = parts.recipe.train
+    if train.seeds > 1 and train.combine_seeds == "best" and parts.recipe.data.folds is None:
+        collector.check(check_validation_of_seeds, [*parts.valid_tables])
 
 
 def check_plain_head(parts: Parts, collector: FaultCollector) -> None:
@@ -390,12 +409,14 @@ FIRST_STAGES: tuple[Stage, ...] = (read_tables, split_tables, choose_labels, ope
 PROMPT_STAGES = (
     *FIRST_STAGES,
     choose_template,
+    load_candidates,
     make_method,
     bind_task,
     start_head,
     render_rows,
     collect_row_warnings,
     assign_folds,
+    check_seeds,
     check_plain_head,
 )
 HARD_PROMPT_STAGES = (*FIRST_STAGES, choose_hard_template, bind_task)
@@ -460,15 +481,6 @@ def _render(parts: Parts, task: Task, *, split: str) -> None:
         template=require(parts.template).text,
         hashes=parts.hashes,
     )
-
-
-def _check_no_validation(splits: Sequence[str]) -> None:
-    if "validation" in splits:
-        msg = (
-            "data.folds is set, and validation rows are given too, but with folds every training "
-            "row validates once. Leave one of them out."
-        )
-        raise DataError(msg)
 
 
 def _refuse_plain_head(settings: TaskSettings, backbone: Backbone) -> None:

@@ -18,7 +18,12 @@ from softprompt.train.config import choose_length
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.events import PrecomputePlanned, PrecomputeProgress, Started, TrainingWarning
 from softprompt.train.initialization import resolve_initializer
-from softprompt.train.precompute import PrecomputePlan, plan_precompute, precompute
+from softprompt.train.precompute import (
+    PrecomputePlan,
+    has_cached_states,
+    plan_precompute,
+    precompute,
+)
 from softprompt.train.rate_search import MULTIPLIERS
 from softprompt.train.readout import describe_choice
 from softprompt.train.setup import RunSetup
@@ -36,15 +41,16 @@ def prepare_caches(
         final_rows: the number of rows that are evaluated after the last step.
     """
     yield replace(_make_started(trainer, prepared), final_rows=final_rows)
-    if not trainer.step:
+    if not trainer.step and prepared.is_first_seed:
         for message in (*prepared.slips, *prepared.warnings):
             yield TrainingWarning(trainer.step, message)
     # If only the last validation is left, it reads the cached states too, as those before it did.
     if trainer.stop_reason() is not None and not trainer.validation_due:
         return
     plan = plan_precompute(prepared)
-    yield PrecomputePlanned(describe_savings(prepared, plan), trainer.step)
-    if plan is not None:
+    if prepared.is_first_seed:
+        yield PrecomputePlanned(describe_savings(prepared, plan), trainer.step)
+    if plan is not None and not has_cached_states(prepared):
         yield from precompute(trainer, prepared, plan=plan)
 
 
@@ -66,7 +72,7 @@ def _make_started(trainer: Trainer, prepared: RunSetup) -> Started:
         shapes=describe_shapes(prompt, prepared.backbone.geometry),
         best_metric=trainer.training.best_metric,
         validations=trainer.count_validations(),
-        notes=prepared.notes,
+        notes=prepared.notes if prepared.is_first_seed else (),
     )
 
 
@@ -297,13 +303,22 @@ def _collect_settings(prepared: RunSetup) -> dict[str, Setting]:
             "default: label words if there are some" if recipe.method.init is None else "recipe",
         )
     }
-    settings |= _describe_readout(prepared)
+    settings |= _describe_readout(prepared) | _describe_seeds(prepared)
     automatic = _describe_automatic(prepared)
     for name in (f.name for f in fields(prepared.training)):
         default = defaults.source if name in by_method else "default"
         source = "recipe" if name in in_recipe else default
         settings[name] = automatic.get(name, Setting(vars(prepared.training)[name], source))
     return settings
+
+
+def _describe_seeds(prepared: RunSetup) -> dict[str, Setting]:
+    """The seeds, where there are several, and what becomes of them."""
+    train, first = prepared.recipe.train, prepared.recipe.seed
+    if train.seeds == 1:
+        return {}
+    kept = "the best is kept" if train.combine_seeds == "best" else "an ensemble of all is kept"
+    return {"seeds": Setting(f"{first} to {first + train.seeds - 1}, {kept}", "recipe")}
 
 
 def _describe_automatic(prepared: RunSetup) -> dict[str, Setting]:

@@ -11,10 +11,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from softprompt.data.few_rows import count_rows
 from softprompt.errors import RecipeError, TrainingError, format_unknown
 from softprompt.inference.loops import EvaluatedRows, EvaluationReport, evaluate_rows, make_report
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt, detach_copy, to
 from softprompt.tasks import Classifier, Task
+from softprompt.train.accelerator import prepare_only
 from softprompt.train.config import ResolvedTraining, check_validation_settings
 from softprompt.train.datasets import RenderedRows, sample_rows
 from softprompt.train.events import Evaluation, Event, Finished, PhaseStarted, Step, TrainingWarning
@@ -127,7 +129,7 @@ class Trainer:
         head = [] if task.head is None else task.head.parameters()
         optimizer = build_optimizer(method.parameters(), head, training=training)
         self.schedule = build_lr_scheduler(optimizer, training=training, steps=steps)
-        self.optimizer = accelerator.prepare(optimizer)
+        self.optimizer = prepare_only(optimizer, accelerator)
         # The position: finished steps, finished epochs, and the next batch of this epoch.
         self.step, self.epoch, self.batch_index = 0, 0, 0
         self.batches = self.sampler.draw_batches(0)
@@ -170,7 +172,7 @@ class Trainer:
             rows = self.validation if self.validation_due and not self.pending else None
             if rows is not None:
                 count = len(rows.examples)
-                yield PhaseStarted("validating", f"{count:,} rows", count, self.step)
+                yield PhaseStarted("validating", count_rows(count), count, self.step)
             event = next(events, None)
             if event is None:
                 return

@@ -123,12 +123,20 @@ def _check(recipe: Recipe, backbone: Backbone | None) -> CheckResult:
 
 def _make_plan(prepared: RunSetup) -> RunSummary:
     """The plan, if a trainer can be made."""
-    _check_best_metric(prepared)
+    check_best_metric(prepared)
     accelerator = Accelerator(cpu=prepared.backbone.device.type == "cpu")
     return summarize_run(prepared, steps=make_trainer(prepared, accelerator).total)
 
 
-def _check_best_metric(prepared: RunSetup) -> None:
+def check_best_metric(prepared: RunSetup) -> None:
+    """Check that a run has the metric that selects its best prompt.
+
+    Args:
+        prepared: the parts of the run.
+
+    Raises:
+        RecipeError: it has no such metric.
+    """
     num_labels, names = len(prepared.task.labels), {"loss"}
     if num_labels:
         names |= {*METRICS["classify"]} - ({"f1"} if num_labels != _BINARY else set())

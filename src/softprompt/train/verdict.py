@@ -1,10 +1,10 @@
 """The verdict on a finished run: its accuracy, compared with the baselines that cost little."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from softprompt.data.few_rows import compute_wilson_interval
+from softprompt.data.few_rows import compute_wilson_interval, count_rows
 from softprompt.hub.model_card import MEMORY
 from softprompt.inference.metrics import compute_majority_accuracy
 from softprompt.inference.model import PromptModel, attach
@@ -17,38 +17,36 @@ from softprompt.train.plain_head import (
     make_plain_artifact,
     render_plain_rows,
 )
-from softprompt.train.results import to_dict
+from softprompt.train.results import Outcome, to_dict
+from softprompt.train.seeds import describe_seeds
 from softprompt.train.setup import RunSetup, evaluate_hard_prompt
-from softprompt.train.trainer import Best
 
 
-def judge_run(
-    model: PromptModel, best: Best, *, prepared: RunSetup, metrics: Mapping[str, Any]
-) -> tuple[PromptModel, dict[str, Any]]:
+def judge_run(outcome: Outcome, *, prepared: RunSetup) -> Outcome:
     """Keep the prompt of a run or a plain head, and compare it with the baselines.
 
-    Test rows only measure: the decision is made before they are looked at.
+    Test rows only measure: the decision is made without them.
 
     Args:
-        model: the prompt of the run.
-        best: the same, with its metrics on all validation rows.
+        outcome: the prompt of the run, or the ensemble of its seeds, with its metrics, also on the
+            test rows if these are evaluated.
         prepared: the parts of the run.
-        metrics: of the run, with those of the prompt on the test rows if there are any.
 
     Returns:
         The prompt or the plain head, and the metrics with those of the verdict.
     """
+    name = "prompt" if isinstance(outcome.model, PromptModel) else "ensemble"
     head = fit_plain_head(prepared)
-    decision = decide(prepared, best, head=head)
+    decision = decide(prepared, outcome.metrics, head=head, name=name)
     plain = attach(make_plain_artifact(prepared, head, decision=decision), prepared.backbone)
-    found = dict(metrics)
+    found = dict(outcome.metrics)
     tested: dict[str, float] = {}
-    test = prepared.rows.get("test")
-    if test is not None:
+    if "test" in found:
+        test = prepared.rows["test"]
         rows, batch_size = render_plain_rows(prepared, "test"), prepared.training.batch_size
         report = to_dict(plain.evaluate_rendered(rows.examples, rows.truth, batch_size=batch_size))
         tested = _measure_baselines(test, prepared) | {"linear probe": report["accuracy"]}
-        found["test_of_prompt"] = metrics["test"]
+        found["test_of_prompt"] = found["test"]
         if not decision.keeps_prompt:
             found["test"] = report
     if not decision.keeps_prompt:
@@ -56,10 +54,12 @@ def judge_run(
     found |= {
         "plain_head": decision.as_data() | {"readout": head.pooling} | asdict(head.settings),
         "baselines": tested,
-        "kept": "prompt" if decision.keeps_prompt else "plain head",
+        "kept": name if decision.keeps_prompt else "plain head",
     }
     found["verdict"] = describe_verdict(found, decision)
-    return (model if decision.keeps_prompt else plain), found
+    if decision.keeps_prompt:
+        return replace(outcome, metrics=found)
+    return Outcome(plain, found, outcome.steps)
 
 
 def describe_verdict(metrics: Mapping[str, Any], decision: HeadDecision) -> str:
@@ -71,12 +71,14 @@ def describe_verdict(metrics: Mapping[str, Any], decision: HeadDecision) -> str:
     """
     test, baselines = metrics.get("test"), metrics["baselines"]
     sentences = [f"{str(decision)[:1].upper()}{str(decision)[1:]}."]
+    if "seeds" in metrics:
+        sentences.insert(0, describe_seeds(metrics["seeds"]))
     if not test:
-        return sentences[0]
-    name = "prompt" if decision.keeps_prompt else "plain head"
+        return " ".join(sentences)
+    name = decision.name if decision.keeps_prompt else "plain head"
     low, high = compute_wilson_interval(test["accuracy"], test["rows"])
     sentences.append(
-        f"On {test['rows']:,} test rows the {name} is right in {test['accuracy']:.1%} "
+        f"On {count_rows(test['rows'], 'test')} the {name} is right in {test['accuracy']:.1%} "
         f"(95 % interval {low:.1%} to {high:.1%})."
     )
     others = {n: v for n, v in baselines.items() if decision.keeps_prompt or n != "linear probe"}

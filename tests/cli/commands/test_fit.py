@@ -2,14 +2,16 @@
 
 import csv
 import json
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from softprompt import PromptModel, fit_data
+from softprompt import PromptModel, RecipeError, fit_data, load_model
 from softprompt.recipe.drafting import draft_recipe
 from softprompt.train import RunDir
+from softprompt.train.automatic import draft_run
 from support.reviews import make_reviews
 
 SHORT = ("--set", "train.max_steps=6", "--set", "method.length=2", "--set", "train.batch_size=8")
@@ -143,3 +145,102 @@ def test_slips_are_told_with_a_remedy(home, run, backbones) -> None:
     taken = run("fit", "mine.csv", "--backbone", backbones["bert"], "--output", "taken", *SHORT)
     assert taken.status == 2
     assert Path("taken/recipe.toml").read_text("utf-8") == "seed = 1"
+
+
+def write_labels(path: Path, **counts: int) -> None:
+    """A file with so many rows of each label."""
+    rows = make_reviews(sum(counts.values()), seed=0)
+    labels = [label.replace("_", " ") for label, count in counts.items() for _ in range(count)]
+    lines = [
+        f"{row['text']} {n},{label}"
+        for n, (row, label) in enumerate(zip(rows, labels, strict=True))
+    ]
+    path.write_text("\n".join(["text,label", *lines]), "utf-8")
+
+
+FEW = {
+    "four of two": ({"good": 4, "bad": 4}, 4, (1.0, 0.0)),
+    "four of three": ({"good": 4, "bad": 4, "so_so": 4}, 4, (1.0, 0.0)),
+    "four and forty": ({"good": 40, "bad": 4}, 4, (1.0, 0.0)),
+    "two of two": ({"good": 2, "bad": 2}, 2, (1.0, 0.0)),
+    "one and twenty": ({"good": 20, "bad": 1}, None, (0.8, 0.2)),
+    "one and four": ({"good": 4, "bad": 1}, None, (1.0, 0.0)),
+    "one of two": ({"good": 1, "bad": 1}, None, (1.0, 0.0)),
+}
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_from_few_rows_of_a_label_no_score_is_promised_that_is_none(
+    home, run, backbones, kind
+) -> None:
+    """Every row validates in a fold where that is possible; no row is tested on below 50."""
+    counts, folds, (train, validation) = FEW[kind]
+    write_labels(Path("few.csv"), **counts)
+    result = run("fit", "few.csv", "--backbone", backbones["bert"], *SHORT)
+    assert result.status == 0, result.err
+    recipe = tomllib.loads(Path("runs/few/recipe.toml").read_text("utf-8"))
+    assert recipe["data"].get("folds") == folds
+    assert recipe["data"]["split_sizes"] == {"train": train, "validation": validation, "test": 0.0}
+    metrics = RunDir(Path("runs/few")).read_metrics()
+    assert "test" not in metrics
+    assert "test rows" not in result.out
+    rows = sum(counts.values())
+    if folds is not None:
+        assert metrics["cross_validation"]["rows"] == rows
+        assert f"of {rows} rows in {folds} folds" in metrics["verdict"]
+    elif not validation:
+        assert "there are no rows to compare it with a plain head by" in metrics["verdict"]
+    for text in (result.out, result.err):
+        assert not re.search(r"\b1 (\w+ )?rows\b", text), text
+
+
+def test_several_seeds_of_few_rows_become_an_ensemble(home, run, backbones) -> None:
+    write_csv(Path("mine.csv"), 60)
+    whole = ("--set", "train.keep_plain_head=false")
+    result = run("fit", "mine.csv", "--seeds", "3", "--backbone", backbones["bert"], *SHORT, *whole)
+    assert result.status == 0, result.err
+    folder = Path("runs/mine")
+    train = tomllib.loads((folder / "recipe.toml").read_text("utf-8"))["train"]
+    assert (train["seeds"], train["combine_seeds"]) == (3, "ensemble")
+    metrics = RunDir(folder).read_metrics()
+    seeds = ["seed-42", "seed-43", "seed-44"]
+    assert sorted(path.name for path in (folder / "artifact").iterdir()) == [
+        "ensemble.json",
+        *seeds,
+    ]
+    assert "training seed 2 of 3 …" in result.err
+    assert "3 seeds (test accuracy " in result.out
+    assert "mean of 5 folds of the first seed" in result.out
+    # The same folder is evaluated, predicts and is shown, and the numbers are those of the run.
+    report = run("evaluate", folder, "--json").json
+    assert report["accuracy"] == metrics["test"]["accuracy"]
+    assert report["vote"] == "mean"
+    assert [Path(member["artifact"]).name for member in report["members"]] == seeds
+    by_majority = run("evaluate", folder, "--vote", "majority", "--json").json
+    assert by_majority["vote"] == "majority"
+    together = run("evaluate", folder, "--ensemble", "--vote", "mean", "--json").json
+    assert together["loss"] == report["loss"]
+    answers = run("predict", folder, "a good film", "dull").lines
+    model = load_model(folder)
+    expected = model.predict(["a good film", "dull"])
+    assert [answer["label"] for answer in answers] == [one.label for one in expected]
+    for answer, one in zip(answers, expected, strict=True):
+        assert answer["probabilities"] == pytest.approx(one.probabilities, abs=1e-5)
+    shown = run("show", folder, "--no-backbone", "--json").json
+    assert [one["metrics"]["seed"] for one in shown["artifacts"]] == [42, 43, 44]
+    for command in (["push", folder, "ada/mine"], ["export", "npy", folder, "--output", "out"]):
+        refused = run(*command)
+        assert refused.status == 2
+        assert "an ensemble of 3 prompts, but a single one is needed here" in refused.err
+    again = run("resume", folder)
+    assert "is finished already" in again.err
+
+
+def test_of_many_rows_the_best_seed_is_kept(tmp_path) -> None:
+    write_csv(tmp_path / "rows.csv", 500)
+    _, recipe = draft_run(tmp_path / "rows.csv", seeds=5)
+    assert (recipe.train.seeds, recipe.train.combine_seeds) == (5, "best")
+    _, recipe = draft_run(tmp_path / "rows.csv")
+    assert recipe.train.seeds == 1
+    with pytest.raises(RecipeError, match=r"train\.seeds: .*greater than or equal to 1|greater"):
+        draft_run(tmp_path / "rows.csv", seeds=0)

@@ -1,6 +1,7 @@
 """``show`` of several artifacts and with ``--attention``: the numbers of Python, and figures."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_several_are_shown_and_compared(pair, run, cwd: Path) -> None:
     expected = compute_similarity([load_artifact(folder).prompt for folder in folders])
     found = result.json["similarity"]
     assert found["names"] == ["four", "six"]
-    for name, matrix in (("pooled", expected.pooled), ("matched", expected.matched)):
+    for name, matrix in asdict(expected).items():
         assert found[name] == [[pytest.approx(x) for x in row] for row in matrix]
     for one, folder in zip(result.json["artifacts"], folders, strict=True):
         alone = run("show", folder, "--json").json
@@ -49,6 +50,7 @@ def test_several_are_shown_and_compared(pair, run, cwd: Path) -> None:
     assert ["four", "six"] in lines
     assert ["six", f"{expected.pooled[1][0]:.3f}", "1.000"] in lines
     assert ["six", f"{expected.matched[1][0]:.3f}", "1.000"] in lines
+    assert ["six", *(f"{cosine:.3f}" for cosine in expected.pairwise[1])] in lines
 
 
 def test_a_single_artifact_has_no_figure_by_default(pair, run, cwd: Path) -> None:

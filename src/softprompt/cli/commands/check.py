@@ -20,12 +20,18 @@ def check(recipe: ComparisonFile, changes: Overrides = None, as_json: AsJson = F
     """Report all faults of a recipe or a comparison, or its plan."""
     from softprompt.errors import RecipeError
     from softprompt.recipe import read_toml
+    from softprompt.recipe.multitask import is_multitask, make_multitask_recipe
     from softprompt.train.validation import check_recipe
 
-    if "base" in read_toml(recipe):  # a comparison file
+    table = read_toml(recipe)
+    if "base" in table:  # a comparison file, whose changes are those of its recipe
         from softprompt.compare.checks import check_comparison
 
         result = check_comparison(recipe, changes or [])
+    elif is_multitask(table):
+        from softprompt.train.multitask import check_multitask
+
+        result = check_multitask(make_multitask_recipe(read_toml(recipe, changes or [])))
     else:
         result = check_recipe(read_toml(recipe, changes or []))
     if as_json:

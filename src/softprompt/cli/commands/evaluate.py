@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -30,7 +30,10 @@ from softprompt.cli.options import (
 
 if TYPE_CHECKING:
     from softprompt.data import Table
-    from softprompt.inference import EvaluationReport, PromptModel, Vote
+    from softprompt.inference import Ensemble, EvaluationReport, PromptModel, Vote
+
+    # What is evaluated, and its name, or those of its members.
+    _Loaded: TypeAlias = tuple[PromptModel | Ensemble, list[str]]
 
 # The most confusions that are printed.
 _MAX_CONFUSIONS = 10
@@ -85,15 +88,15 @@ def evaluate(
     """Evaluate a prompt: metrics, also of each label."""
     print_progress(f"loading {artifact} and its backbone …")
     how = (separator, encoding, header)
-    options = _Options(backbone, batch_size, predictions, as_json=as_json)
     if ensemble:
         _check_artifacts(more or [], best=best)
-        paths, rows = [artifact, *map(Path, more or [])], _Rows(data, split, *how)
-        _evaluate_ensemble(paths, rows, vote=vote or "majority", options=options)
-        return
-    _check_vote(vote)
-    rows = _Rows(_choose_source(artifact, more or [], data), split, *how)
-    _evaluate_one(artifact, rows, options, best=best)
+        rows, paths = _Rows(data, split, *how), [artifact, *map(Path, more or [])]
+        loaded = _load_members(paths, vote, backbone=backbone)
+    else:
+        _check_vote(vote, artifact)
+        rows = _Rows(_choose_source(artifact, more or [], data), split, *how)
+        loaded = _load(artifact, vote, backbone=backbone, best=best)
+    _evaluate_model(loaded, rows, _Options(backbone, batch_size, predictions, as_json=as_json))
 
 
 @dataclass(frozen=True)
@@ -153,10 +156,20 @@ class _Rows:
         return read_source(self.source, split=self.split, text_format=how)
 
 
-def _evaluate_one(artifact: Path, rows: _Rows, options: _Options, *, best: bool) -> None:
+def _evaluate_model(loaded: "_Loaded", rows: _Rows, options: _Options) -> None:
+    from softprompt.inference import PromptModel
+
+    model, names = loaded
+    if isinstance(model, PromptModel):
+        _evaluate_one(model, names[0], rows, options=options)
+    else:
+        _evaluate_ensemble(model, names, rows, options=options)
+
+
+def _evaluate_one(model: "PromptModel", artifact: str, rows: _Rows, *, options: _Options) -> None:
     from softprompt.train import to_dict
 
-    model, table = load_prompt(artifact, backbone=options.backbone, best=best), rows.read()
+    table = rows.read()
     own = _read_own_rows(model, table, rows=rows, file=options.predictions)
     print_progress(f"evaluating the {rows.name} rows …")
     report = model.evaluate(
@@ -166,7 +179,7 @@ def _evaluate_one(artifact: Path, rows: _Rows, options: _Options, *, best: bool)
     _write_predictions(options.predictions, own, report)
     metrics, classes = to_dict(report), _describe_classes(report)
     if options.as_json:
-        print_json({"artifact": str(artifact), "data": rows.name, **metrics, **classes})
+        print_json({"artifact": artifact, "data": rows.name, **metrics, **classes})
     else:
         print(format_scores(metrics) + _format_classes(classes))
 
@@ -245,25 +258,48 @@ def _format_classes(described: dict[str, Any]) -> str:
     return f"{text}\n… and {rest:,} more: see --json" if rest else text
 
 
-def _evaluate_ensemble(
-    paths: Sequence[Path], rows: _Rows, *, vote: "Vote", options: _Options
-) -> None:
-    """Load the artifacts on one copy of their backbone, evaluate and print."""
+def _load(artifact: Path, vote: "Vote | None", *, backbone: str | None, best: bool) -> "_Loaded":
+    """Load a prompt; or an ensemble, with the names of its members."""
+    from softprompt.artifact.ensembles import is_ensemble, list_members
     from softprompt.inference import Ensemble, PromptModel
+
+    model = load_prompt(artifact, backbone=backbone, best=best)
+    if isinstance(model, PromptModel):
+        return model, [str(artifact)]
+    names = [f"member {number}" for number in range(1, len(model.members) + 1)]
+    if is_ensemble(artifact):
+        names = [str(path) for path in list_members(artifact)]
+    return (model if vote is None else Ensemble(model.members, vote=vote)), names
+
+
+def _load_members(paths: Sequence[Path], vote: "Vote | None", *, backbone: str | None) -> "_Loaded":
+    """Load artifacts, and all members of ensembles, as one ensemble; and their names."""
+    from softprompt.artifact.ensembles import list_members
+    from softprompt.inference import Ensemble, PromptModel
+
+    members = [member for path in paths for member in list_members(path)]
+    first = PromptModel.from_pretrained(members[0], backbone=backbone)
+    others = [PromptModel.from_pretrained(path, backbone=first.backbone) for path in members[1:]]
+    return Ensemble([first, *others], vote=vote or "majority"), [str(path) for path in members]
+
+
+def _evaluate_ensemble(
+    model: "Ensemble", names: Sequence[str], rows: _Rows, *, options: _Options
+) -> None:
+    """Evaluate an ensemble and its members, and print."""
     from softprompt.train.api import to_dict
 
-    first, table = PromptModel.from_pretrained(paths[0], backbone=options.backbone), rows.read()
-    others = [PromptModel.from_pretrained(path, backbone=first.backbone) for path in paths[1:]]
-    own = _read_own_rows(first, table, rows=rows, file=options.predictions)
+    table, vote = rows.read(), model.vote
+    own = _read_own_rows(model.members[0], table, rows=rows, file=options.predictions)
     print_progress(f"evaluating the {rows.name} rows …")
-    reports = Ensemble([first, *others], vote=vote).evaluate_members(
+    reports = model.evaluate_members(
         table, split=rows.recipe_split, batch_size=options.batch_size, name=rows.name
     )
     _write_predictions(options.predictions, own, reports.ensemble)
     members = []
-    for path, report in zip(paths, reports.members, strict=True):
-        _report_truncated(report.truncated, report.rows, prefix=f"{path}: ")
-        members.append({"artifact": str(path), **to_dict(report)})
+    for name, report in zip(names, reports.members, strict=True):
+        _report_truncated(report.truncated, report.rows, prefix=f"{name}: ")
+        members.append({"artifact": name, **to_dict(report)})
     metrics, summary = to_dict(reports.ensemble), _summarize_members(members)
     classes = _describe_classes(reports.ensemble)
     if options.as_json:
@@ -307,8 +343,10 @@ def _print_ensemble(
     print(f"\nensemble\n{format_scores(metrics)}")
 
 
-def _check_vote(vote: str | None) -> None:
-    if vote is not None:
+def _check_vote(vote: str | None, artifact: Path) -> None:
+    from softprompt.artifact.ensembles import is_ensemble
+
+    if vote is not None and not is_ensemble(artifact):
         msg = "--vote is for an ensemble. Leave it out, or add --ensemble."
         raise typer.BadParameter(msg)
 
@@ -350,7 +388,10 @@ def _check_artifacts(paths: Sequence[str], *, best: bool) -> None:
 
 
 def _is_artifact(path: str) -> bool:
-    """Whether it is the folder of an artifact, or of a run with one."""
+    """Whether it is the folder of an artifact or an ensemble, or of a run with one."""
+    from softprompt.artifact.ensembles import is_ensemble
     from softprompt.artifact.store import MANIFEST, find_artifact
 
-    return Path(path).is_dir() and (find_artifact(Path(path)) / MANIFEST).is_file()
+    folder = Path(path)
+    is_single = folder.is_dir() and (find_artifact(folder) / MANIFEST).is_file()
+    return is_single or is_ensemble(folder)

@@ -8,7 +8,15 @@ import typer
 from softprompt.cli.commands.init import describe_columns
 from softprompt.cli.commands.train import run_training
 from softprompt.cli.console import print_progress, print_status
-from softprompt.cli.options import AsJson, CellSeparator, HasHeader, Overrides, Quiet, TextEncoding
+from softprompt.cli.options import (
+    AsJson,
+    CellSeparator,
+    FitSeeds,
+    HasHeader,
+    Overrides,
+    Quiet,
+    TextEncoding,
+)
 
 
 def fit(
@@ -25,6 +33,7 @@ def fit(
             "text, builtin:smollm2-135m-instruct)."
         ),
     ] = None,
+    seeds: FitSeeds = 1,
     separator: CellSeparator = None,
     encoding: TextEncoding = None,
     header: HasHeader = None,
@@ -38,7 +47,9 @@ def fit(
     from softprompt.train.automatic import choose_run_folder, draft_run
 
     text_format = TextFormat(separator, encoding, header)
-    draft, recipe = draft_run(data, changes or (), backbone=backbone, text_format=text_format)
+    draft, recipe = draft_run(
+        data, changes or (), backbone=backbone, text_format=text_format, seeds=seeds
+    )
     folder = output or choose_run_folder(data)
     if not quiet:
         print_status(f"{draft.columns.rows:,} rows: {describe_columns(draft.columns)}")

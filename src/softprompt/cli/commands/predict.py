@@ -22,7 +22,7 @@ from softprompt.cli.streaming import InputRow, group_rows, is_table, read_table_
 
 if TYPE_CHECKING:
     from softprompt.data import TextFormat
-    from softprompt.inference import PromptModel
+    from softprompt.inference import Ensemble, PromptModel
     from softprompt.tasks import Prediction
 
     _Predicted: TypeAlias = Iterator[tuple[InputRow, Prediction]]
@@ -71,7 +71,7 @@ def predict(
     groups = _read_groups(
         texts or [],
         source,
-        tuple(dict.fromkeys(model.task.columns)),
+        model.fields,
         text_format=TextFormat(separator, encoding, header),
     )
     predicted = (_predict(model, group, batch_size=batch_size) for group in groups)
@@ -109,7 +109,9 @@ def _print_rows(groups: "Iterator[_Predicted]") -> int:
     return count
 
 
-def _write_rows(groups: "Iterator[_Predicted]", model: "PromptModel", output: Path) -> int:
+def _write_rows(
+    groups: "Iterator[_Predicted]", model: "PromptModel | Ensemble", output: Path
+) -> int:
     """Write the rows to a file, also those before one that cannot be predicted."""
     from softprompt.data.writers import is_flat, write_rows
     from softprompt.inference.answers import check_own_columns, make_answer_row, name_answer_columns
@@ -145,7 +147,7 @@ def _read_groups(
 
 
 def _predict(
-    model: "PromptModel", group: list[InputRow], *, batch_size: int
+    model: "PromptModel | Ensemble", group: list[InputRow], *, batch_size: int
 ) -> Iterator[tuple[InputRow, "Prediction"]]:
     """Predict a group of rows; the rows before a faulty one are still predicted.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli.console import format_columns, print_json, print_progress, print_status
-from softprompt.cli.options import ArtifactPath, AsJson, BatchSize, PromptBackbone, load_prompt
+from softprompt.cli.options import ArtifactPath, AsJson, BatchSize, PromptBackbone
 
 if TYPE_CHECKING:
     from softprompt.analysis import PruningResult
@@ -33,9 +33,10 @@ def prune(
     """Tell how short a trained prompt can be, and shorten it."""
     from softprompt.analysis import prune as shorten
     from softprompt.data import read_data
+    from softprompt.inference import PromptModel
 
     print_progress(f"loading {artifact} and its backbone …")
-    model = load_prompt(artifact, backbone=backbone, best=False)
+    model = PromptModel.from_pretrained(artifact, backbone=backbone)
     rows = None if data is None else read_data(data)
     result = shorten(model, rows, length=length, metric=metric, batch_size=batch_size)
     if output is not None:

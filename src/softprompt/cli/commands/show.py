@@ -60,21 +60,21 @@ def show(
     from softprompt.analysis.inspection import add_attention, inspect_prompts, save_figures
     from softprompt.artifact import load_artifact
     from softprompt.artifact.describe import describe_artifact
+    from softprompt.artifact.ensembles import list_members
 
-    paths = [artifact, *(more or [])]
+    paths = [member for path in (artifact, *(more or [])) for member in list_members(path)]
     _check(len(paths), attention=attention, data=data, no_backbone=no_backbone, output=output)
     _check_backbone(backbone, no_backbone=no_backbone)
     artifacts = [*map(load_artifact, paths)]
     similarity = compute_similarity(artifacts) if len(paths) > 1 else None
     model = None
     if not no_backbone:
-        print_progress(f"loading the backbone of {artifact} …")
-        model = _load_model(artifacts, artifact, backbone=backbone, required=attention)
+        model = _load_model(artifacts, paths[0], backbone=backbone, required=attention)
     inspections = inspect_prompts(artifacts, model)
     if attention and model is not None:
         inspections = add_attention(inspections, artifacts, model=model, data=data)
     names = _name_artifacts(paths)
-    file = output or (_PICTURE if similarity else None)
+    file = output or (_PICTURE if more else None)
     files = save_figures(file, inspections, names=names, similarity=similarity) if file else []
     shown = [*zip(map(describe_artifact, artifacts, paths), inspections, strict=True)]
     if as_json:
@@ -125,6 +125,7 @@ def _load_model(
     from softprompt.errors import BackboneError, MissingPackageError
     from softprompt.inference import PromptModel
 
+    print_progress(f"loading the backbone of {path} …")
     if required or backbone is not None:
         return PromptModel.from_pretrained(path, backbone=backbone)
     if not has_nearest_words(artifacts):
@@ -169,7 +170,7 @@ def _to_dict(
     pictures = {"pictures": [str(path) for path in files]} if files else {}
     if similarity is None:
         return artifacts[0] | pictures
-    matrices = {"names": names, "pooled": similarity.pooled, "matched": similarity.matched}
+    matrices = {"names": names, **asdict(similarity)}
     return {"artifacts": artifacts, "similarity": matrices, **pictures}
 
 
@@ -224,6 +225,7 @@ def _name_facts(facts: dict[str, Any]) -> dict[str, str]:
         "data": data or "unknown",
         "validation": _format_metrics(facts["metrics"]),
         "distance": _format_distance(facts["metrics"]),
+        **_format_seed(facts["metrics"]),
         "made by": f"softprompt {facts['softprompt']}",
     }
 
@@ -260,6 +262,11 @@ def _format_metrics(metrics: dict[str, Any]) -> str:
         return "not measured"
     step = f" (step {metrics['step']})" if "step" in metrics else ""
     return ", ".join(f"{name} {value:.4f}" for name, value in validation.items()) + step
+
+
+def _format_seed(metrics: dict[str, Any]) -> dict[str, str]:
+    """The seed of the training, where its recipe had several."""
+    return {"seed": f"{metrics['seed']}"} if isinstance(metrics.get("seed"), int) else {}
 
 
 def _format_distance(metrics: dict[str, Any]) -> str:
@@ -339,6 +346,7 @@ def _format_similarity(similarity: "Similarity", names: Sequence[str]) -> str:
     tables = {
         "similarity of the mean soft tokens (cosine)": similarity.pooled,
         "similarity of the best matching soft tokens (mean cosine)": similarity.matched,
+        "similarity of all pairs of soft tokens (mean cosine)": similarity.pairwise,
     }
     parts = []
     for title, table in tables.items():

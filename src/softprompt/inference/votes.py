@@ -1,0 +1,107 @@
+"""Votes: how the predictions of several prompts are combined, and what they must have in common."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Literal, assert_never, get_args
+
+from softprompt.artifact.checks import read_task_settings
+from softprompt.errors import PromptError, format_unknown
+from softprompt.inference.model import PromptModel
+from softprompt.tasks import Classifier, Classify, Prediction, Task
+from softprompt.tasks.heads import HeadClassifier
+
+Vote = Literal["majority", "mean"]
+
+# Settings of the task that may differ between members.
+_MAY_DIFFER = {"template", "head"}
+
+
+def combine(predictions: Sequence[Prediction], vote: Vote) -> Prediction:
+    """Combine the predictions of several prompts for one row.
+
+    The probabilities are the mean of theirs with either vote, so the label of a ``majority`` vote
+    may not be the likeliest.
+
+    Source: Lester et al. 2021, "Prompt ensembling" (the majority of five prompts).
+
+    Args:
+        predictions: at least one; with the same labels, or texts.
+        vote: ``majority`` takes the label that most of them have; of tied labels, the one with the
+            highest mean probability, then the first of the labels; of tied texts, the first.
+            ``mean`` takes the label with the highest mean probability.
+
+    Returns:
+        The label or text of the vote, with the mean probabilities.
+    """
+    labels = [*predictions[0].probabilities]
+    mean = {n: sum(p.probabilities[n] for p in predictions) / len(predictions) for n in labels}
+    match vote:
+        case "majority":
+            count = Counter(p.label for p in predictions)
+            tied = [label for label in (labels or count) if count[label] == max(count.values())]
+            label = max(tied, key=lambda label: mean.get(label, 0.0))
+            first = next(p for p in predictions if p.label == label)
+            return replace(first, probabilities=mean)
+        case "mean":
+            return Prediction(max(mean, key=mean.__getitem__), mean)
+        case _:
+            assert_never(vote)
+
+
+def choose_vote(task: Task) -> Vote:
+    """How the seeds of a run vote: by their mean probabilities; by majority where there are none.
+
+    Args:
+        task: of the run.
+    """
+    return "mean" if isinstance(task, Classifier) else "majority"
+
+
+def check_vote(vote: str, task: Task) -> None:
+    """Check that a task's predictions can be combined by a vote.
+
+    Raises:
+        PromptError: there is no such vote, or it does not fit the task.
+    """
+    if vote not in get_args(Vote):
+        raise PromptError(format_unknown("vote", vote, options=get_args(Vote)))
+    if vote == "mean" and not isinstance(task, Classifier):
+        msg = (
+            "generated texts have no probabilities, so there is no mean. Use vote 'majority', "
+            "or a task of kind 'classify'."
+        )
+        raise PromptError(msg)
+
+
+def check_same_task(first: PromptModel, other: PromptModel, *, number: int) -> None:
+    """Check that a member of an ensemble has the task of the first one.
+
+    Args:
+        first: the first member.
+        other: the other one.
+        number: of the other one, counted from 1.
+
+    Raises:
+        PromptError: it has another task.
+    """
+    expected, actual = _describe_task(first), _describe_task(other)
+    for name in expected | actual:
+        if expected.get(name) != actual.get(name):
+            msg = (
+                f"the members of an ensemble need the same task, but {name} is "
+                f"{expected.get(name)!r} for the first and {actual.get(name)!r} for member "
+                f"{number}. Choose prompts that were trained for the same task."
+            )
+            raise PromptError(msg)
+
+
+def _describe_task(model: PromptModel) -> dict[str, object]:
+    """The settings that members have in common, and the labels in their order."""
+    settings = read_task_settings(model.artifact.manifest)
+    facts = {name: value for name, value in asdict(settings).items() if name not in _MAY_DIFFER}
+    if isinstance(settings, Classify):
+        facts["verbalizer"] = settings.list_words()
+        # What the head reads, whatever name an older artifact has for it.
+        facts["pooling"] = model.task.pooling if isinstance(model.task, HeadClassifier) else None
+    return {"kind": settings.kind, **facts, "labels": [*model.labels]}
