@@ -215,9 +215,9 @@ def test_soft_tokens_behind_the_words_do_not_change_their_mean(backbone, maker, 
     assert_close(*states)
 
 
-def test_the_choices_begin_with_the_conventional_one():
+def test_the_choices_begin_with_the_likeliest_one():
     front, behind = parse_template("{soft:3}{text}"), parse_template("{text}{soft:3} it was")
-    assert list_poolings("encoder", front) == ("cls", "mean", "max", "last")
+    assert list_poolings("encoder", front) == ("mean", "cls", "max", "last")
     assert list_poolings("causal", front) == ("last", "mean", "max")
     assert list_poolings("causal", parse_template("{text}")) == ("last", "mean", "max")
     assert list_poolings("causal", behind) == ("last",)

@@ -73,7 +73,7 @@ def planted(backbone, monkeypatch):
             RenderedRow((number, *[9] * (LENGTH - 1)), (0,) * LENGTH, (), truncated=False)
             for number in range(len(labels))
         ]
-        names = {"bert": ("cls", "mean", "max", "last"), "llama": ("last", "mean", "max")}
+        names = {"bert": ("mean", "cls", "max", "last"), "llama": ("last", "mean", "max")}
         texts = [*zip(rows, labels.tolist(), strict=True)]
         split = {"train": texts[:train], "validation": texts[train:]}
         parts = {
@@ -99,11 +99,36 @@ def test_it_chooses_the_planted_readout(planted, family, best, sizes):
     assert ("validation rows" in choice.reason) == bool(sizes[1])
 
 
-@pytest.mark.parametrize(("family", "conventional"), [("bert", "cls"), ("llama", "last")])
-def test_ties_go_to_the_conventional_readout(planted, monkeypatch, family, conventional):
+@pytest.mark.parametrize(("family", "first"), [("bert", "mean"), ("llama", "last")])
+def test_ties_go_to_the_first_readout(planted, monkeypatch, family, first):
     equal = UnseenScores(torch.eye(2), torch.tensor([0, 0]))
     monkeypatch.setattr(module, "score_unseen", lambda *_a, **_k: equal)
-    assert planted("mean", family, train=20, validation=10).pooling == conventional
+    assert planted("max", family, train=20, validation=10).pooling == first
+
+
+@pytest.mark.parametrize(("more", "is_clear"), [(1, False), (3, False), (4, True), (5, True)])
+def test_another_readout_has_to_be_clearly_better(more, is_clear):
+    """By hand: the lead k/n of k rows of n has the standard error sqrt(k/n (1 - k/n) / n)."""
+    count = 20
+    right = torch.eye(2)[torch.zeros(count, dtype=torch.long)]
+    wrong = right.clone()
+    wrong[:more] = torch.tensor([0.0, 1.0])
+    targets = torch.zeros(count, dtype=torch.long)
+    share = more / count
+    assert (share > 2 * (share * (1 - share) / count) ** 0.5) is is_clear
+    one, best = UnseenScores(wrong, targets), UnseenScores(right, targets)
+    assert one.is_clearly_worse(best) is is_clear
+    assert not best.is_clearly_worse(one)
+    assert not best.is_clearly_worse(best)
+
+
+def test_a_run_says_why_it_keeps_a_readout_with_a_lower_score():
+    choice = ReadoutChoice("mean", {"mean": 0.7, "cls": 0.75}, "20 training rows in folds")
+    assert str(choice) == (
+        "readout: mean, chosen by 20 training rows in folds (logistic probe: mean 70.0%, cls "
+        "75.0%; no other is clearly better)"
+    )
+    assert str(replace(choice, pooling="cls")).endswith("(logistic probe: mean 70.0%, cls 75.0%)")
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -303,7 +328,7 @@ def test_check_says_what_will_be_chosen_and_by_what(written):
     plan = check_recipe(table).plan
     assert plan.settings["pooling"].value == "auto"
     assert plan.settings["pooling"].source == (
-        "default: cls, mean, max, last, chosen before the first step by a probe on 5 validation "
+        "default: mean, cls, max, last, chosen before the first step by a probe on 5 validation "
         "rows and 11 training rows in folds"
     )
     named = check_recipe(table | {"task": table["task"] | {"pooling": "mean"}}).plan

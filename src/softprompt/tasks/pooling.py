@@ -47,7 +47,10 @@ def resolve_pooling(pooling: PoolingChoice, architecture: Architecture) -> Pooli
 
 
 def list_poolings(architecture: Architecture, template: Template) -> tuple[Pooling, ...]:
-    """The readouts to choose from, the conventional one first.
+    """The readouts to choose from, first the one that is taken unless another is clearly better.
+
+    That is the mean on encoders: without training it says more than [CLS], which was trained to be
+    fine-tuned, and few rows do not show it.
 
     In a causal backbone soft tokens do not change the states of text before them, so a mean or a
     maximum is not among them where text comes first.
@@ -57,7 +60,7 @@ def list_poolings(architecture: Architecture, template: Template) -> tuple[Pooli
         template: of a row.
     """
     if architecture == "encoder":
-        return ("cls", "mean", "max", "last")
+        return ("mean", "cls", "max", "last")
     pieces = template.pieces
     soft = [at for at, piece in enumerate(pieces) if isinstance(piece, SoftTokens)]
     text = [at for at, piece in enumerate(pieces) if isinstance(piece, Field)]

@@ -36,6 +36,7 @@ _BATCH_SIZE = 32
 # The most rows of a split that the choice is made from.
 MAX_PROBED_ROWS = 2000
 _ONLY = "the only one that reads what the soft tokens change"
+_NOT_CLEAR = "; no other is clearly better"
 _TOO_FEW = "since the rows are too few to choose by"
 
 
@@ -69,7 +70,8 @@ class ReadoutChoice:
         if not self.scores:
             return f"readout: {self.pooling}, {self.reason}"
         scores = ", ".join(f"{name} {score:.1%}" for name, score in self.scores.items())
-        return f"readout: {self.pooling}, chosen by {self.reason} (logistic probe: {scores})"
+        note = "" if self.scores[self.pooling] == max(self.scores.values()) else _NOT_CLEAR
+        return f"readout: {self.pooling}, chosen by {self.reason} (logistic probe: {scores}{note})"
 
 
 @torch.no_grad()
@@ -120,14 +122,17 @@ def choose_readout(
     train: LabeledTexts,
     validation: LabeledTexts = ((), ()),
 ) -> ReadoutChoice:
-    """Choose the readout with which a logistic probe is right most often; of equals the first.
+    """Choose the readout with which a logistic probe is right most often, if that is clear.
+
+    Of those that are not clearly worse than the best (by more than two standard errors of the
+    difference on the same rows) the first is taken: few rows do not tell readouts apart.
 
     The probe is fitted on the training rows and judged by the validation rows; and, since these are
     often few, the training rows judge it too, each by a probe that was fitted without it.
 
     Args:
         backbone: without a prompt.
-        poolings: to choose from, the conventional one first.
+        poolings: to choose from, the likeliest one first.
         train: the training rows, without soft tokens, and their labels.
         validation: the same of the validation rows, if there are any.
     """
@@ -185,17 +190,20 @@ def _choose_by_features(
     if not parts:
         return ReadoutChoice(names[0], {}, _TOO_FEW)
     classes = sorted({*labels.tolist()})
-    scores: dict[Pooling, float] = {
+    found = {
         name: max(
-            score_unseen(
-                features[name], labels, labels=classes, parts=parts, settings=settings
-            ).accuracy
-            for settings in STANDARDIZED_REGRESSIONS
+            (
+                score_unseen(features[name], labels, labels=classes, parts=parts, settings=settings)
+                for settings in STANDARDIZED_REGRESSIONS
+            ),
+            key=lambda unseen: unseen.accuracy,
         )
         for name in names
     }
-    best, judges = max(scores, key=lambda name: scores[name]), _name_judges(train, validation)
-    return ReadoutChoice(best, {str(name): score for name, score in scores.items()}, judges)
+    best = max(found.values(), key=lambda unseen: unseen.accuracy)
+    chosen = next(name for name in names if not found[name].is_clearly_worse(best))
+    scores = {str(name): unseen.accuracy for name, unseen in found.items()}
+    return ReadoutChoice(chosen, scores, _name_judges(train, validation))
 
 
 def _list_parts(labels: np.ndarray, train: int, validation: int) -> list[Part]:

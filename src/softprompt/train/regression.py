@@ -147,6 +147,16 @@ class UnseenScores:
             return 0.0
         return float((self.scores.argmax(dim=-1) == self.targets).double().mean())
 
+    def is_clearly_worse(self, other: "UnseenScores") -> bool:
+        """Whether it is less accurate on the same rows by more than two standard errors.
+
+        Args:
+            other: the scores of another regression.
+        """
+        hits = [(each.scores.argmax(dim=-1) == each.targets).double() for each in (self, other)]
+        lead = hits[1] - hits[0]
+        return bool(lead.mean() > 2 * lead.std(correction=0) / len(lead) ** 0.5)
+
     def compute_loss(self, factor: float = 1.0) -> float:
         """The mean cross entropy.
 
