@@ -1,8 +1,7 @@
 """Logistic regression on the frozen backbone's states: its settings, their choice, and its head.
 
-A head that is kept or compared with is fitted on states of length 1: with few rows it is right far
-more often than one on the states themselves. It is the core of SetFit (Tunstall et al. 2022,
-https://arxiv.org/abs/2209.11055), whose embeddings have length 1.
+A head that is kept or compared with is fitted on states of length 1, as in SetFit (Tunstall et al.
+2022, https://arxiv.org/abs/2209.11055), whose embeddings have length 1.
 """
 
 from collections.abc import Iterator, Sequence
