@@ -97,7 +97,8 @@ PROMPTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "head": (
         "bert",
         {"name": "p-tuning-v2", "length": 3, "shift_positions": True},
-        {"kind": "classify", "template": "{text}", "head": "mlp-tanh"},
+        # PEFT and P-tuning v2, to which it is exported, read [CLS].
+        {"kind": "classify", "template": "{text}", "head": "mlp-tanh", "pooling": "cls"},
     ),
     "choices": (
         "llama",

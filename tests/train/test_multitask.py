@@ -31,6 +31,7 @@ from softprompt.train.multitask import (
 )
 from softprompt.train.multitask_trainer import MultitaskTrainer, divide_steps
 from support.recipes import read_numbers, renew_run
+from support.scaling import use_loss_scale
 
 pytestmark = pytest.mark.usefixtures("quick")
 METHOD = "multitask-prompt-tuning"
@@ -59,9 +60,11 @@ def tasks(parts):
     return make
 
 
-def make_loop(made: Tasks) -> MultitaskTrainer:
+def make_loop(made: Tasks, *, scale: float | None = None) -> MultitaskTrainer:
     recipe, prepared = made
     accelerator = make_accelerator(recipe.shared.train, cpu=True, folder=None)
+    if scale is not None:
+        use_loss_scale(accelerator, scale)
     return make_multitask_trainer(prepared, accelerator, recipe=recipe)
 
 
@@ -339,3 +342,13 @@ def test_the_parts_are_replaced_in_order(tasks):
     _, prepared = tasks("moods", "last")
     assert [p.trained_with for p in prepared.values()] == [("last",), ("moods",)]
     assert all(replace(p, trained_with=()).data_record == p.data_record for p in prepared.values())
+
+
+def test_fp16_s_scale_changes_no_number(tasks):
+    """Each task's trainer made an optimizer before the shared one, which alone is unscaled."""
+
+    def list_norms(scale: float | None) -> list[float]:
+        loop = make_loop(tasks(), scale=scale)
+        return [event.norm for event in loop.iterate() if isinstance(event, Step)]
+
+    assert list_norms(1024.0) == pytest.approx(list_norms(None), rel=1e-4)

@@ -1,6 +1,5 @@
 """Mixed precision, gradient checkpointing and dropout: what each changes, and what it does not."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from softprompt.injection import load_backbone
 from softprompt.train import Evaluation, Step, make_run_artifact, run_recipe
 from softprompt.train.accelerator import make_accelerator, use_gradient_checkpointing
 from softprompt.train.api import make_trainer
+from support.scaling import use_loss_scale
 
 
 def of(kind: type, events: list[Any]) -> list[Any]:
@@ -67,16 +67,12 @@ def test_fp16_needs_a_gpu(parts, tmp_path):
 
 @pytest.fixture
 def scaled(parts):
-    """A trainer with fp16's loss scaler, which works on any device, but without fp16."""
+    """A trainer with fp16's loss scaler."""
 
     def make(scale: float):
         prepared = parts(sizes=(11, 5))
         accelerator = make_accelerator(prepared.recipe.train, cpu=True, folder=None)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        accelerator.native_amp = True
-        accelerator.state._mixed_precision = "fp16"
-        accelerator.autocast = nullcontext
-        return make_trainer(prepared, accelerator)
+        return make_trainer(prepared, use_loss_scale(accelerator, scale))
 
     return make
 

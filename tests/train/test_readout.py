@@ -22,7 +22,7 @@ from softprompt.train import readout as module
 from softprompt.train.datasets import select_rendered
 from softprompt.train.folds import make_fold
 from softprompt.train.readout import ReadoutChoice, choose_readout, choose_task_readout
-from softprompt.train.regression import UnseenScores
+from softprompt.train.regression import REGRESSIONS, UnseenScores
 from softprompt.train.setup import settle_fold_readouts, settle_readout, setup_run
 from softprompt.train.validation import check_recipe
 
@@ -102,7 +102,7 @@ def test_it_chooses_the_planted_readout(planted, family, best, sizes):
 @pytest.mark.parametrize(("family", "first"), [("bert", "mean"), ("llama", "last")])
 def test_ties_go_to_the_first_readout(planted, monkeypatch, family, first):
     equal = UnseenScores(torch.eye(2), torch.tensor([0, 0]))
-    monkeypatch.setattr(module, "score_unseen", lambda *_a, **_k: equal)
+    monkeypatch.setattr(module, "choose_regression", lambda *_a, **_k: (REGRESSIONS[0], equal))
     assert planted("max", family, train=20, validation=10).pooling == first
 
 
@@ -142,7 +142,7 @@ def test_too_few_rows_to_choose_by(backbone, count):
 
 def test_every_training_row_judges_once_and_is_not_fitted_on():
     labels = np.array([*"aaabbbbbcc", *"ab"])
-    parts = module._divide(labels, 10, 2)
+    parts = module._list_parts(labels, 10, 2)
     *folds, last = parts
     assert Counter(int(row) for _, judge in folds for row in judge) == Counter(range(10))
     assert all({*fit} | {*judge} == {*range(10)} and not {*fit} & {*judge} for fit, judge in folds)

@@ -128,6 +128,6 @@ def _choose_for_multitask_prompt_tuning(geometry: Geometry, *, train_shared: boo
         )  # fmt: skip
     shared = _choose_for_prompt_tuning(geometry, "none")
     if not train_shared:
-        source = "measured here on MiniLM: of 0.01, 0.1 and 0.3; the matrix starts at 1"
+        source = "not published: one trial on MiniLM, of 0.01, 0.1 and 0.3; the matrix starts at 1"
         return replace(shared, learning_rate=0.1, source=source)
     return replace(shared, source=f"as prompt tuning (published for T5 alone): {shared.source}")

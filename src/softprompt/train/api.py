@@ -48,7 +48,7 @@ from softprompt.train.run_dir import RunDir
 from softprompt.train.seeds import combine_seeds, train_seeds
 from softprompt.train.setup import RunSetup, make_trainer, settle_readout, setup_run
 from softprompt.train.stages import notify
-from softprompt.train.trainer import Best, Trainer
+from softprompt.train.trainer import Trainer
 from softprompt.train.transfer import settle_start
 from softprompt.train.verdict import judge_run
 
@@ -140,13 +140,8 @@ def run_recipe(
         KeyboardInterrupt: the run was interrupted, and can be resumed.
     """
     run = RunDir(folder)
-    if not resume:
-        run.check_free()
-    device = choose_device(recipe.backbone)
-    accelerator = make_accelerator(recipe.train, cpu=device.startswith("cpu"), folder=folder)
-    check_sharding(recipe.backbone, accelerator)
+    accelerator, all_callbacks = open_run(recipe, run, callbacks=callbacks, resume=resume)
     is_main = accelerator.is_main_process
-    all_callbacks = (log_event, *callbacks) if is_main else (*callbacks,)
     with ExitStack() as stack:
         if resume and is_main:
             stack.enter_context(run.lock())
@@ -166,6 +161,35 @@ def run_recipe(
         )
         _save_outcome(outcome, run, prepared=parts, accelerator=accelerator)
         return outcome.model
+
+
+def open_run(
+    recipe: Recipe, run: RunDir, *, callbacks: Sequence[Callback], resume: bool
+) -> tuple[Accelerator, tuple[Callback, ...]]:
+    """Check the folder of a run, and make its accelerator.
+
+    Args:
+        recipe: of the run; of several tasks, that of any.
+        run: the folder.
+        callbacks: of the caller.
+        resume: whether the run in the folder is resumed.
+
+    Returns:
+        The accelerator, and the callbacks with the log of the main process.
+
+    Raises:
+        SoftpromptError: the folder is in use, or the devices do not fit.
+    """
+    if not resume:
+        run.check_free()
+    cpu = choose_device(recipe.backbone).startswith("cpu")
+    accelerator = make_accelerator(recipe.train, cpu=cpu, folder=run.path)
+    check_sharding(recipe.backbone, accelerator)
+    return accelerator, _add_log(callbacks, accelerator)
+
+
+def _add_log(callbacks: Sequence[Callback], accelerator: Accelerator) -> tuple[Callback, ...]:
+    return (log_event, *callbacks) if accelerator.is_main_process else (*callbacks,)
 
 
 def _save_outcome(
@@ -233,31 +257,16 @@ def _train_one(
     trainer, best = train_to_end(
         prepared, accelerator, callbacks=callbacks, folder=folder, resume=resume
     )
-    has_test = folder is not None
-    return _collect_outcome(
-        trainer, best, prepared=prepared, callbacks=callbacks, has_test=has_test
-    )
-
-
-def _collect_outcome(
-    trainer: Trainer,
-    best: Best,
-    *,
-    prepared: RunSetup,
-    callbacks: Sequence[Callback],
-    has_test: bool,
-) -> Outcome:
-    """The best prompt of a training with its metrics, also those on the test rows if wanted."""
     model = attach(make_run_artifact(prepared, best, start=trainer.start), prepared.backbone)
     metrics = collect_metrics(trainer, best, prepared=prepared)
-    if has_test:
+    if folder is not None:
         metrics |= measure_test(model, trainer, prepared=prepared, callbacks=callbacks)
     return Outcome(model, metrics, trainer.step)
 
 
 def finish_run(
     trainer: Trainer, run: RunDir, *, prepared: RunSetup, callbacks: Sequence[Callback]
-) -> PromptModel | Ensemble:
+) -> PromptModel:
     """Evaluate the best prompt of a training that has ended, and write its folder.
 
     Args:
@@ -269,9 +278,12 @@ def finish_run(
     best = evaluate_all_validation_rows(
         trainer.get_best(), trainer, prepared=prepared, callbacks=callbacks
     )
-    outcome = _collect_outcome(trainer, best, prepared=prepared, callbacks=callbacks, has_test=True)
+    model = attach(make_run_artifact(prepared, best, start=trainer.start), prepared.backbone)
+    metrics = collect_metrics(trainer, best, prepared=prepared)
+    metrics |= measure_test(model, trainer, prepared=prepared, callbacks=callbacks)
+    outcome = Outcome(model, metrics, trainer.step)
     _save_outcome(outcome, run, prepared=prepared, accelerator=trainer.accelerator)
-    return outcome.model
+    return model
 
 
 def fit(  # noqa: PLR0913  # what a recipe decides, each with a default
@@ -414,7 +426,7 @@ def run_prepared(prepared: RunSetup, *, callbacks: Sequence[Callback]) -> Prompt
     recipe, backbone = prepared.recipe, prepared.backbone
     cpu = backbone.device.type == "cpu"
     accelerator = make_accelerator(recipe.train, cpu=cpu, folder=None)
-    all_callbacks = (log_event, *callbacks) if accelerator.is_main_process else (*callbacks,)
+    all_callbacks = _add_log(callbacks, accelerator)
     prepared = settle_readout(prepared, callbacks=all_callbacks)
     with use_gradient_checkpointing(backbone, wanted=recipe.train.gradient_checkpointing):
         return train_parts(prepared, accelerator, callbacks=all_callbacks).model

@@ -27,6 +27,7 @@ from softprompt.data import (
 )
 from softprompt.data.disk_cache import DiskCache, StateShape, open_user_cache
 from softprompt.data.duplicates import SPLITS, describe_splits
+from softprompt.data.few_rows import count_rows
 from softprompt.data.inputs import RowsLike, has_several_rows, to_table
 from softprompt.data.rendering import RenderedRow
 from softprompt.data.table import iterate_groups, to_text
@@ -62,6 +63,24 @@ def sample_rows(rows: RenderedRows, count: int | None) -> RenderedRows:
     generator = torch.Generator().manual_seed(0)
     chosen = sorted(torch.randperm(len(rows.examples), generator=generator)[:count].tolist())
     return select_rendered(rows, chosen)
+
+
+# The most rows that judge a trial.
+_MOST_JUDGES = 500
+
+
+def choose_judges(rows: Mapping[str, RenderedRows]) -> tuple[RenderedRows, str]:
+    """The rows that judge trials before the first step, and their name.
+
+    Args:
+        rows: by split; without validation rows the training rows judge.
+    """
+    validation = rows.get("validation")
+    if validation is not None:
+        judges = sample_rows(validation, _MOST_JUDGES)
+        return judges, count_rows(len(judges.truth), "validation")
+    judges = sample_rows(rows["train"], _MOST_JUDGES)
+    return judges, f"{count_rows(len(judges.truth), 'training')}, since there are no others"
 
 
 def select_rendered(rows: RenderedRows, indices: Sequence[int]) -> RenderedRows:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
-from typing import Any, cast
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -12,7 +12,7 @@ from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.datasets import select_rendered
 from softprompt.train.demonstrations import build_from_demonstrations
 from softprompt.train.events import Callback, Evaluation, FoldProgress
-from softprompt.train.kept import explain_unreadable, read_kept, write_kept
+from softprompt.train.kept import read_kept, write_kept
 from softprompt.train.precompute import share_cached_states
 from softprompt.train.run_dir import RunDir
 from softprompt.train.setup import RunSetup, make_trainer, restore_start, settle_fold_readouts
@@ -227,7 +227,15 @@ def run_folds(
     """
     scores = _score_folds(prepared, accelerator, callbacks=callbacks, folder=folder)
     result = CrossValidation.from_folds(scores, prepared.training.best_metric)
-    return use_cross_validation(prepared, result), result
+    warnings = prepared.warnings if result.progress else (*prepared.warnings, _UNTRAINED)
+    settled = replace(
+        prepared,
+        training=replace(prepared.training, end=result.progress),
+        cross_validation=result.as_data(),
+        warnings=warnings,
+        notes=(*prepared.notes, str(result)),
+    )
+    return settled, result
 
 
 def score_seed(
@@ -273,26 +281,8 @@ def _score_folds(
     return scores
 
 
-def use_cross_validation(prepared: RunSetup, result: CrossValidation) -> RunSetup:
-    """The parts with the scores of a cross-validation, and with the length that it chose.
-
-    Args:
-        prepared: the parts of the run.
-        result: the scores.
-    """
-    warnings = prepared.warnings if result.progress else (*prepared.warnings, _UNTRAINED)
-    return replace(
-        prepared,
-        training=replace(prepared.training, end=result.progress),
-        cross_validation=result.as_data(),
-        warnings=warnings,
-        notes=(*prepared.notes, str(result)),
-    )
-
-
 def _read_finished(folder: RunDir, prepared: RunSetup) -> list[FoldScores]:
-    state = cast("list[dict[str, Any]]", read_kept(folder, "folds", prepared=prepared) or [])
-    try:
-        return [FoldScores.from_data(fold) for fold in state]
-    except (KeyError, TypeError) as error:
-        raise explain_unreadable(folder, "folds", error=error) from error
+    def parse(scores: list[dict[str, Any]]) -> list[FoldScores]:
+        return [FoldScores.from_data(fold) for fold in scores]
+
+    return read_kept(folder, "folds", prepared=prepared, parse=parse) or []

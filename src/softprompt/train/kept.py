@@ -3,13 +3,15 @@
 Each is kept with what it depends on, and is refused where that has changed.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 from softprompt.errors import ArtifactError
 from softprompt.train.recipe_changes import diff_recipes
 from softprompt.train.run_dir import RunDir
 from softprompt.train.setup import RunSetup
+
+Value = TypeVar("Value")
 
 Kept = Literal["folds", "learning-rate", "result", "start"]
 
@@ -36,13 +38,16 @@ def write_kept(folder: RunDir, name: Kept, *, prepared: RunSetup, value: object)
     folder.write_state(name, {**_describe_basis(prepared), name: value})
 
 
-def read_kept(folder: RunDir, name: Kept, *, prepared: RunSetup) -> object:
+def read_kept(
+    folder: RunDir, name: Kept, *, prepared: RunSetup, parse: Callable[[Any], Value]
+) -> Value | None:
     """Read what `write_kept` wrote; None if it is not there.
 
     Args:
         folder: of the run.
         name: of the value.
         prepared: the parts of the run, on which it depends.
+        parse: makes the value of what JSON has.
 
     Raises:
         ArtifactError: it cannot be read, or depends on other parts.
@@ -55,26 +60,23 @@ def read_kept(folder: RunDir, name: Kept, *, prepared: RunSetup) -> object:
         changes = [*diff_recipes(state["recipe"], basis["recipe"])]
         changed = [str(change) for change in changes if change.key not in _WITHOUT_EFFECT]
         changed += [_NAMES[key] for key in _NAMES if state[key] != basis[key]]
-        value: object = state[name]
+        value = state[name]
     except (KeyError, TypeError, AttributeError) as error:
-        raise explain_unreadable(folder, name, error=error) from error
+        raise _explain_unreadable(folder, name, error=error) from error
     if changed:
         msg = (
             f"{_WHAT[name]} in {folder.path} had something else: {'; '.join(changed)}. Restore "
             "that, or train again."
         )
         raise ArtifactError(msg)
-    return value
+    try:
+        return parse(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _explain_unreadable(folder, name, error=error) from error
 
 
-def explain_unreadable(folder: RunDir, name: Kept, *, error: Exception) -> ArtifactError:
-    """The error of a kept value that is not of its form.
-
-    Args:
-        folder: of the run.
-        name: of the value.
-        error: that reading it raised.
-    """
+def _explain_unreadable(folder: RunDir, name: Kept, *, error: Exception) -> ArtifactError:
+    """The error of a kept value that is not of its form."""
     return ArtifactError(
         f"{name}.json in {folder.path} cannot be read ({type(error).__name__}: {error}). Remove it "
         "and resume the run, which makes it again."

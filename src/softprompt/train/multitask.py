@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -14,16 +14,14 @@ from softprompt.errors import ArtifactError, FaultCollector
 from softprompt.inference.model import PromptModel
 from softprompt.recipe.multitask import MultitaskRecipe
 from softprompt.train.accelerator import (
-    check_sharding,
-    make_accelerator,
     use_gradient_checkpointing,
     use_trackers,
 )
-from softprompt.train.api import finish_run
-from softprompt.train.display import ProgressOption, log_event, make_callbacks
+from softprompt.train.api import finish_run, open_run
+from softprompt.train.display import ProgressOption, make_callbacks
 from softprompt.train.events import Callback, Event, PhaseStarted, Started, TrainingWarning
 from softprompt.train.multitask_trainer import SHARED_STATE, MultitaskTrainer
-from softprompt.train.recipe_backbone import choose_device, load_recipe_backbone
+from softprompt.train.recipe_backbone import load_recipe_backbone
 from softprompt.train.recorder import RunRecorder
 from softprompt.train.results import (
     check_run_savable,
@@ -123,13 +121,8 @@ def run_multitask(
         KeyboardInterrupt: the run was interrupted, and can be resumed.
     """
     run, shared = RunDir(folder), recipe.shared
-    if not resume:
-        run.check_free()
-    cpu = choose_device(shared.backbone).startswith("cpu")
-    accelerator = make_accelerator(shared.train, cpu=cpu, folder=folder)
-    check_sharding(shared.backbone, accelerator)
+    accelerator, all_callbacks = open_run(shared, run, callbacks=callbacks, resume=resume)
     is_main = accelerator.is_main_process
-    all_callbacks = (log_event, *callbacks) if is_main else (*callbacks,)
     with ExitStack() as stack:
         if resume and is_main:
             stack.enter_context(run.lock())
@@ -383,8 +376,7 @@ def _finish(
             own.path.mkdir(parents=True, exist_ok=True)
             own.write_recipe(parts.recipe)
             own.copy_events(run, task=name)
-        model = finish_run(trainer, own, prepared=parts, callbacks=callbacks)
-        models[name] = cast("PromptModel", model)  # a recipe with several seeds is refused
+        models[name] = finish_run(trainer, own, prepared=parts, callbacks=callbacks)
         metrics[name] = own.read_metrics()
     if is_main:
         step = _save_shared(loop, run, prepared=prepared)

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt.data.few_rows import count_rows
 from softprompt.errors import TrainingError
 from softprompt.methods.multitask_prompt_tuning import MultitaskPromptTuningMethod
 from softprompt.prompt import InputPrompt
+from softprompt.train.accelerator import prepare_only
 from softprompt.train.events import (
     Evaluation,
     Event,
@@ -95,7 +97,7 @@ class MultitaskTrainer:
         ]
         optimizer = build_optimizer(prompts, heads, training=self.training)
         schedule = build_lr_scheduler(optimizer, training=self.training, steps=self.total)
-        prepared = self.accelerator.prepare(optimizer)
+        prepared = prepare_only(optimizer, self.accelerator)
         for trainer in trainers:
             trainer.optimizer, trainer.schedule, trainer.total = prepared, schedule, self.total
 
@@ -130,7 +132,7 @@ class MultitaskTrainer:
         trainer = self.trainers[name]
         if trainer.validation is not None and not trainer.pending:
             count = len(trainer.validation.examples)
-            yield PhaseStarted("validating", f"{count:,} rows of {name}", count, self.step)
+            yield PhaseStarted("validating", f"{count_rows(count)} of {name}", count, self.step)
 
     def _follow(self, name: str) -> Event:
         """The next event of a task: a warning, a validation, or its end."""

@@ -6,7 +6,7 @@ artifact it is a prompt of length 0 with a linear head on normalized states, int
 regression is folded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from softprompt.train.regression import (
     divide_by_label,
     fit_regression,
     fold_regression,
+    list_parts,
     normalize_features,
     score_rows,
 )
@@ -251,9 +252,7 @@ def _choose_pooling(prepared: RunSetup, rows: Mapping[str, RenderedRows]) -> Poo
 
 def _divide(prepared: RunSetup, truth: np.ndarray) -> list[Part]:
     """The rows to fit on and to judge by: the folds of the run, or some of the training rows."""
-    every = np.arange(len(truth))
-    folds: list[np.ndarray] = [np.array(fold) for fold in prepared.folds]
+    folds: Sequence[Sequence[int] | np.ndarray] = prepared.folds
     if not folds or len(truth) != sum(map(len, folds)):
         folds = divide_by_label(truth, seed=prepared.recipe.seed)
-    parts = [(np.setdiff1d(every, fold), fold) for fold in folds]
-    return [(fit, judge) for fit, judge in parts if len({*truth[fit]}) > 1]
+    return list_parts(truth, folds)

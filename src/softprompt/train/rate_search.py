@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import inf, isfinite
-from typing import Any, cast
+from typing import Any
 
 from accelerate import Accelerator
 
 from softprompt.data.few_rows import count_rows
 from softprompt.errors import TrainingError
-from softprompt.train.datasets import sample_rows
+from softprompt.train.datasets import choose_judges
 from softprompt.train.events import Callback, PhaseStarted, SearchProgress
 from softprompt.train.folds import make_fold
-from softprompt.train.kept import explain_unreadable, read_kept, write_kept
+from softprompt.train.kept import read_kept, write_kept
 from softprompt.train.precompute import share_cached_states
 from softprompt.train.run_dir import RunDir
 from softprompt.train.sampler import BatchSampler
@@ -36,8 +36,6 @@ _UNITS = sum(count * length for count, length in _ROUNDS)
 # Of all trainings of the run, the fraction of their steps that a search may make in addition; the
 # fewest of the first round, and the fewest folds.
 _SHARE, _FEWEST_STEPS, _FEWEST_FOLDS = 0.2, 8, 2
-# The most rows that judge a rate.
-_MOST_ROWS = 500
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,9 @@ def settle_learning_rate(
     """
     if prepared.recipe.train.learning_rate != "auto":
         return prepared
-    search = None if folder is None else _read_search(folder, prepared)
+    search = None
+    if folder is not None:
+        search = read_kept(folder, "learning-rate", prepared=prepared, parse=RateSearch.from_data)
     if search is None:
         prepared = settle_fold_readouts(prepared)
         prepared = share_cached_states(prepared, accelerator, callbacks=callbacks)
@@ -105,14 +105,6 @@ def settle_learning_rate(
         if folder is not None and accelerator.is_main_process:
             write_kept(folder, "learning-rate", prepared=prepared, value=search.as_data())
     return use_learning_rate(prepared, search)
-
-
-def _read_search(folder: RunDir, prepared: RunSetup) -> RateSearch | None:
-    state = cast("dict[str, Any] | None", read_kept(folder, "learning-rate", prepared=prepared))
-    try:
-        return None if state is None else RateSearch.from_data(state)
-    except (KeyError, TypeError, ValueError) as error:
-        raise explain_unreadable(folder, "learning-rate", error=error) from error
 
 
 def use_learning_rate(prepared: RunSetup, search: RateSearch) -> RunSetup:
@@ -229,18 +221,14 @@ def multiply_rates(prepared: RunSetup, factor: float) -> RunSetup:
 
 def _choose_splits(prepared: RunSetup) -> tuple[list[RunSetup], str]:
     """The parts to train and to judge by, once or for some folds, and the name of the judges."""
-    rows, validation = prepared.rows["train"], prepared.rows.get("validation")
     if prepared.folds:
         used = _count_folds(prepared)
         splits = [make_fold(prepared, number + 1) for number in range(used)]
         judged = sum(len(split.rows["validation"].truth) for split in splits)
         of = "" if used == len(prepared.folds) else f" of {len(prepared.folds)}"
         return splits, f"{count_rows(judged)} in {used}{of} folds"
-    judges = sample_rows(rows if validation is None else validation, _MOST_ROWS)
-    name = count_rows(len(judges.truth), "validation")
-    if validation is None:
-        name = f"{count_rows(len(judges.truth), 'training')}, since there are no others"
-    return [replace(prepared, rows={"train": rows, "validation": judges})], name
+    judges, name = choose_judges(prepared.rows)
+    return [replace(prepared, rows={"train": prepared.rows["train"], "validation": judges})], name
 
 
 def _count_folds(prepared: RunSetup) -> int:

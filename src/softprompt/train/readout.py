@@ -24,8 +24,9 @@ from softprompt.train.datasets import RenderedRows, sample_rows
 from softprompt.train.regression import (
     STANDARDIZED_REGRESSIONS,
     Part,
+    choose_regression,
     divide_by_label,
-    score_unseen,
+    list_parts,
 )
 
 # Features `[rows, H]` of each readout.
@@ -191,13 +192,9 @@ def _choose_by_features(
         return ReadoutChoice(names[0], {}, _TOO_FEW)
     classes = sorted({*labels.tolist()})
     found = {
-        name: max(
-            (
-                score_unseen(features[name], labels, labels=classes, parts=parts, settings=settings)
-                for settings in STANDARDIZED_REGRESSIONS
-            ),
-            key=lambda unseen: unseen.accuracy,
-        )
+        name: choose_regression(
+            features[name], labels, labels=classes, parts=parts, among=STANDARDIZED_REGRESSIONS
+        )[1]
         for name in names
     }
     best = max(found.values(), key=lambda unseen: unseen.accuracy)
@@ -207,16 +204,10 @@ def _choose_by_features(
 
 
 def _list_parts(labels: np.ndarray, train: int, validation: int) -> list[Part]:
-    """The parts whose rows to fit on have more than one label."""
-    parts = _divide(labels, train, validation)
-    return [(fit, judge) for fit, judge in parts if len({*labels[fit]}) > 1]
-
-
-def _divide(labels: np.ndarray, train: int, validation: int) -> list[Part]:
     """The rows to fit on and to judge by: folds of the training rows, and the validation rows."""
-    folds = divide_by_label(labels[:train], seed=0)
-    parts = [(np.setdiff1d(np.arange(train), fold), fold) for fold in folds]
-    if validation:
+    known = labels[:train]
+    parts = list_parts(known, divide_by_label(known, seed=0))
+    if validation and len({*known}) > 1:
         parts.append((np.arange(train), np.arange(train, train + validation)))
     return parts
 

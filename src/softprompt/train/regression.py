@@ -125,6 +125,18 @@ def divide_by_label(labels: np.ndarray, *, seed: int) -> list[np.ndarray]:
     return [order[at::_FOLDS] for at in range(min(_FOLDS, len(labels)))]
 
 
+def list_parts(labels: np.ndarray, folds: Sequence[Sequence[int] | np.ndarray]) -> list[Part]:
+    """The rows to fit on and those of the fold to judge, where more than one label is fitted.
+
+    Args:
+        labels: of the rows.
+        folds: the indices of the rows of each.
+    """
+    every = np.arange(len(labels))
+    parts = [(np.setdiff1d(every, fold), np.asarray(fold)) for fold in folds]
+    return [(fit, judge) for fit, judge in parts if len({*labels[fit]}) > 1]
+
+
 @dataclass(frozen=True, eq=False)
 class UnseenScores:
     """The scores of rows, each by a regression that was not fitted on it.
@@ -220,7 +232,12 @@ def score_unseen(
 
 
 def choose_regression(
-    features: np.ndarray, truth: np.ndarray, *, labels: Sequence[str], parts: Sequence[Part]
+    features: np.ndarray,
+    truth: np.ndarray,
+    *,
+    labels: Sequence[str],
+    parts: Sequence[Part],
+    among: Sequence[RegressionSettings] = REGRESSIONS,
 ) -> tuple[RegressionSettings, UnseenScores]:
     """The settings that are right most often, and their scores; of equals the strongest.
 
@@ -228,14 +245,15 @@ def choose_regression(
     small, which a factor corrects.
 
     Args:
-        features: of length 1, of each row, ``[rows, H]``.
+        features: of each row, ``[rows, H]``; by default of length 1.
         truth: the label of each row.
         labels: in the order of the scores.
         parts: as in `score_unseen`.
+        among: the settings to choose from, from strong to weak regularization.
     """
     found = {
         settings: score_unseen(features, truth, labels=labels, parts=parts, settings=settings)
-        for settings in REGRESSIONS
+        for settings in among
     }
     best = max(found, key=lambda settings: found[settings].accuracy)
     return best, found[best]

@@ -21,7 +21,7 @@ from softprompt.inference.votes import choose_vote
 from softprompt.recipe import Recipe
 from softprompt.train.events import Callback, PhaseStarted, TrainingWarning
 from softprompt.train.folds import CrossValidation, score_seed
-from softprompt.train.kept import explain_unreadable, read_kept, write_kept
+from softprompt.train.kept import read_kept, write_kept
 from softprompt.train.precompute import share_cached_states
 from softprompt.train.recorder import train_to_end
 from softprompt.train.results import Outcome, collect_metrics, make_run_artifact, to_dict
@@ -160,19 +160,17 @@ def read_result(folder: RunDir, prepared: RunSetup, *, seed: int) -> SeedResult 
     Raises:
         ArtifactError: it was trained by another recipe, or its result cannot be read.
     """
-    metrics = cast("Mapping[str, Any] | None", read_kept(folder, "result", prepared=prepared))
-    if metrics is None:
-        return None
-    try:
-        artifact = load_artifact(folder.artifact)
-    except ArtifactError:  # it is written again
-        return None
-    try:
+
+    def parse(metrics: Mapping[str, Any]) -> SeedResult | None:
+        try:
+            artifact = load_artifact(folder.artifact)
+        except ArtifactError:  # it is written again
+            return None
         result = SeedResult(seed, artifact, metrics)
         _ = (result.scores, metrics["best_step"], metrics["steps"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise explain_unreadable(folder, "result", error=error) from error
-    return result
+        return result
+
+    return read_kept(folder, "result", prepared=prepared, parse=parse)
 
 
 def choose_best_seed(results: Sequence[SeedResult], *, metric: str) -> SeedResult:

@@ -7,7 +7,7 @@ similarity of prompts (`compute_similarity`); here the loss on the task's own ro
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
-from typing import Any, cast
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -16,9 +16,9 @@ from softprompt.data import parse_template
 from softprompt.errors import TrainingError
 from softprompt.methods import build_method
 from softprompt.methods.initializers import FromPrompt
-from softprompt.train.datasets import RenderedRows, sample_rows
+from softprompt.train.datasets import RenderedRows, choose_judges
 from softprompt.train.events import Callback, PhaseStarted
-from softprompt.train.kept import explain_unreadable, read_kept, write_kept
+from softprompt.train.kept import read_kept, write_kept
 from softprompt.train.precompute import share_cached_states
 from softprompt.train.run_dir import RunDir
 from softprompt.train.setup import RunSetup, make_trainer, restore_start
@@ -26,8 +26,6 @@ from softprompt.train.stages import notify
 
 # A trained head is random at first: only after some steps does the loss say which prompt fits.
 _HEAD_STEPS = 30
-# The most rows that judge a prompt.
-_MOST_ROWS = 500
 
 
 @dataclass(frozen=True)
@@ -98,26 +96,15 @@ def settle_start(
     """
     if not prepared.candidates:
         return prepared
-    choice = None if folder is None else _read_choice(folder, prepared)
+    choice = None
+    if folder is not None:
+        choice = read_kept(folder, "start", prepared=prepared, parse=StartChoice.from_data)
     if choice is None:
         choice = try_starts(prepared, accelerator, callbacks=callbacks)
         if folder is not None and accelerator.is_main_process:
             write_kept(folder, "start", prepared=prepared, value=choice.as_data())
     chosen = start_from(prepared, prepared.candidates[choice.chosen])
-    return replace(
-        chosen,
-        init=FromPrompt(prepared.candidates[choice.chosen].prompt),
-        start_choice=choice.as_data(),
-        notes=(*prepared.notes, str(choice)),
-    )
-
-
-def _read_choice(folder: RunDir, prepared: RunSetup) -> StartChoice | None:
-    state = cast("dict[str, Any] | None", read_kept(folder, "start", prepared=prepared))
-    try:
-        return None if state is None else StartChoice.from_data(state)
-    except (KeyError, TypeError, ValueError) as error:
-        raise explain_unreadable(folder, "start", error=error) from error
+    return replace(chosen, start_choice=choice.as_data(), notes=(*prepared.notes, str(choice)))
 
 
 def start_from(prepared: RunSetup, artifact: Artifact) -> RunSetup:
@@ -127,14 +114,15 @@ def start_from(prepared: RunSetup, artifact: Artifact) -> RunSetup:
         prepared: the parts of a run.
         artifact: to start from.
     """
+    init = FromPrompt(artifact.prompt)
     method = build_method(
         prepared.backbone,
         prepared.recipe.method_settings,
         soft_length=parse_template(prepared.template).soft_length,
-        init=FromPrompt(artifact.prompt),
+        init=init,
         seed=prepared.recipe.seed,
     )
-    return replace(prepared, method=method)
+    return replace(prepared, method=method, init=init)
 
 
 def try_starts(
@@ -152,9 +140,7 @@ def try_starts(
     Raises:
         TrainingError: training failed from every artifact.
     """
-    rows, validation = prepared.rows["train"], prepared.rows.get("validation")
-    judges = sample_rows(rows if validation is None else validation, _MOST_ROWS)
-    kind = "training rows, since there are no others" if validation is None else "validation rows"
+    judges, judge = choose_judges(prepared.rows)
     count = len(prepared.candidates)
     notify(callbacks, PhaseStarted("searching", f"the start, {count} artifacts"))
     prepared = share_cached_states(prepared, accelerator, callbacks=callbacks)
@@ -171,7 +157,7 @@ def try_starts(
             "start from something else (method.init)."
         )
         raise TrainingError(msg)
-    return StartChoice(losses, steps, f"{len(judges.truth):,} {kind}")
+    return StartChoice(losses, steps, judge)
 
 
 def _measure_loss(
