@@ -1,7 +1,7 @@
 """What `softprompt fit` does with the rows of a cell: its recipe chooses all that is open in it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 
 from softprompt import PromptModel
@@ -29,10 +29,27 @@ class KeptPrompt:
     Args:
         model: it, on its backbone.
         cost: of the run, with its search for a learning rate.
+        validation: what validation rows say of the settings that were tried.
     """
 
     model: PromptModel
     cost: Cost
+    validation: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: PromptModel, *, seconds: float) -> "KeptPrompt":
+        """A model with its cost.
+
+        Args:
+            model: on its backbone.
+            seconds: that it took to find it.
+        """
+        head = model.task.head
+        trainable = sum(tensor.numel() for tensor in model.prompt.to_tensors().values())
+        trainable += 0 if head is None else sum(p.numel() for p in head.parameters())
+        parameters = sum(p.numel() for p in model.backbone.body.parameters())
+        took = round(seconds, 1)
+        return cls(model, Cost(trainable, parameters, 4 * trainable, took, added=trainable))
 
     def __call__(self, rows: Sequence[Row]) -> list[str]:
         """The likeliest label of each row."""
@@ -54,9 +71,4 @@ def fit_default(recipe: Recipe, backbone: Backbone, tables: Mapping[str, Table])
     used = {name: tables[name] for name in ("train", "validation")}
     prepared = setup_run(automatic, backbone=backbone, tables=used)
     model = run_prepared(prepared, callbacks=[])
-    head = model.task.head
-    trainable = sum(tensor.numel() for tensor in model.prompt.to_tensors().values())
-    trainable += 0 if head is None else sum(p.numel() for p in head.parameters())
-    parameters = sum(p.numel() for p in backbone.body.parameters())
-    seconds = round(perf_counter() - start, 1)
-    return KeptPrompt(model, Cost(trainable, parameters, 4 * trainable, seconds, added=trainable))
+    return KeptPrompt.of(model, seconds=perf_counter() - start)

@@ -1,7 +1,7 @@
 """The core of SetFit without its contrastive training: logistic regression on mean states."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
@@ -26,11 +26,13 @@ class LogisticHead:
         reader: reads the states of rows.
         fitted: on training rows.
         cost: of fitting it.
+        validation: empty, as nothing is chosen by validation rows.
     """
 
     reader: FeatureReader
     fitted: LogisticRegression
     cost: Cost
+    validation: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, rows: Sequence[Row]) -> list[str]:
         """The likeliest label of each row."""

@@ -185,7 +185,14 @@ def run_function(session: Session, plan: ComparisonPlan, cell: Cell) -> ResultEv
     backbone = load_once(session, plan, cell.backbone)
     predict = getattr(import_module(file), name)(plan.base, backbone, tables)
     scored = test_set.score(predict(test_set.rows))
-    return RunResult(cell.method, cell.seed, **vars(scored), is_baseline=True, cost=predict.cost)
+    return RunResult(
+        cell.method,
+        cell.seed,
+        **vars(scored),
+        is_baseline=True,
+        validation=predict.validation,
+        cost=predict.cost,
+    )
 
 
 def make_record(

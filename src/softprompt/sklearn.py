@@ -34,6 +34,7 @@ from softprompt.injection.verify import load_backbone
 from softprompt.methods import MethodSettings, PrefixTuning, PTuningV2
 from softprompt.methods.defaults import Schedule
 from softprompt.methods.initializers import Initializer
+from softprompt.recipe.schema import HeadInit
 from softprompt.tasks import Classify
 from softprompt.tasks.pooling import PoolingChoice
 from softprompt.train.api import (
@@ -101,6 +102,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         optimizer_args: further arguments of that class.
         learning_rate: of the prompt; None for the method's default, ``auto`` to search for it.
         head_learning_rate: of a trained head; None for 0.001, or what a search chooses.
+        head_init: what a linear head starts as: a logistic ``regression``, or ``random``.
         weight_decay: of the prompt; None for the method's default.
         lr_scheduler: the schedule of the learning rates; None for the method's default.
         warmup_ratio: the fraction of all steps for the warm-up.
@@ -165,6 +167,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         optimizer_args: Mapping[str, Any] | None = None,
         learning_rate: float | Literal["auto"] | None = None,
         head_learning_rate: float | None = None,
+        head_init: HeadInit = "regression",
         weight_decay: float | None = None,
         lr_scheduler: Schedule | None = None,
         warmup_ratio: float | None = None,
@@ -204,6 +207,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self.optimizer_args = optimizer_args
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate
+        self.head_init = head_init
         self.weight_decay = weight_decay
         self.lr_scheduler = lr_scheduler
         self.warmup_ratio = warmup_ratio

@@ -19,7 +19,7 @@ from softprompt.sklearn import SoftPromptClassifier
 from softprompt.train import FoldProgress, RunDir, run_recipe, train_recipe
 from softprompt.train.accelerator import make_accelerator
 from softprompt.train.folds import CrossValidation, FoldScores, train_folds
-from softprompt.train.setup import settle_readout
+from softprompt.train.setup import settle_head, settle_readout
 from softprompt.train.validation import check_recipe
 from support.recipes import make_recipe_data
 
@@ -121,7 +121,7 @@ def test_each_fold_scores_as_a_run_of_its_own(with_folds, trainer_of, name) -> N
             )
 
         alone = replace(prepared, rows={"train": take(others), "validation": take([*fold])})
-        trainer = trainer_of(alone)
+        trainer = trainer_of(settle_head(alone))
         reports = [event.report for event in trainer.run() if hasattr(event, "report")]
         assert [report.metrics for report in reports] == [*found[number].metrics]
         assert found[number].rows == len(fold) == reports[0].rows
@@ -137,8 +137,9 @@ def test_the_prompt_is_that_of_all_rows_after_the_chosen_steps(
     chosen = metrics["cross_validation"]["progress"]
     assert metrics["steps"] == round(chosen * 12)  # 12 rows, 4 a step, 4 epochs
     assert metrics["validation"] == {}
-    # The same steps by hand, with the readout of the run and the schedule of all of them.
-    trainer = trainer_of(replace(settle_readout(with_folds(name, epochs=4)), folds=()))
+    # The same steps by hand, with the readout and head of the run, and the schedule of all steps.
+    prepared = settle_head(settle_readout(with_folds(name, epochs=4)))
+    trainer = trainer_of(replace(prepared, folds=()))
     for _ in range(metrics["steps"]):
         trainer.train_step()
     expected = trainer.get_best()

@@ -19,6 +19,7 @@ _MOST_SEEDS = 1000
 SEED_LIMIT = 2**31
 
 Auto: TypeAlias = Literal["auto"]
+HeadInit: TypeAlias = Literal["regression", "random"]
 
 
 class OpenModel(BaseModel):
@@ -153,6 +154,11 @@ class TrainConfig(StrictModel):
         le=_HIGHEST_RATE,
         description="Of a trained head. Left out: 0.001, multiplied as an automatic "
         "`learning_rate` is.",
+    )
+    head_init: HeadInit = Field(
+        "regression",
+        description="What a linear head starts as: a logistic regression on the training rows with "
+        "the prompt's start, or `random` weights. Heads of several layers start at random.",
     )
     weight_decay: NonNegativeFloat | None = Field(
         None, le=_HIGHEST_RATE, description="Of the prompt. Left out: by method and backbone."

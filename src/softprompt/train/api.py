@@ -46,7 +46,7 @@ from softprompt.train.results import (
 )
 from softprompt.train.run_dir import RunDir
 from softprompt.train.seeds import combine_seeds, train_seeds
-from softprompt.train.setup import RunSetup, make_trainer, settle_readout, setup_run
+from softprompt.train.setup import RunSetup, make_trainer, settle_head, settle_readout, setup_run
 from softprompt.train.stages import notify
 from softprompt.train.trainer import Trainer
 from softprompt.train.transfer import settle_start
@@ -224,6 +224,7 @@ def train_parts(
         What the run keeps, with its metrics.
     """
     settled = settle_start(prepared, accelerator, callbacks=callbacks, folder=folder)
+    settled = settle_head(settled)
     settled = settle_learning_rate(settled, accelerator, callbacks=callbacks, folder=folder)
     scores = None
     if settled.folds:

@@ -23,6 +23,7 @@ from softprompt.train.accelerator import make_accelerator, use_gradient_checkpoi
 from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.events import Callback
+from softprompt.train.heads import can_fit_head, fit_head
 from softprompt.train.plots import draw_run
 from softprompt.train.readout import choose_task_readout
 from softprompt.train.recipe_backbone import choose_device
@@ -94,7 +95,7 @@ def setup_finetune(
         raise DataError(msg)
     return FinetuneSetup(
         kind=kind,
-        task=_settle_readout(require(parts.task), parts),
+        task=_settle_head(require(parts.task), parts),
         weights=trainable.weights,
         parameters=trainable.parameters,
         training=resolve_training(
@@ -107,14 +108,17 @@ def setup_finetune(
     )
 
 
-def _settle_readout(task: Task, parts: Parts) -> Task:
-    """The task with the readout of its head, which is chosen if the recipe does not name it."""
-    settings = parts.recipe.task_settings
-    is_open = isinstance(settings, Classify) and settings.pooling == "auto"
-    if not is_open or not isinstance(task, HeadClassifier):
+def _settle_head(task: Task, parts: Parts) -> Task:
+    """The task with the readout and the start of its head, as a prompt's has them."""
+    settings, recipe = parts.recipe.task_settings, parts.recipe
+    if not isinstance(task, HeadClassifier) or not isinstance(settings, Classify):
         return task
-    choice = choose_task_readout(task, parts.rows, template=require(parts.template).text)
-    return task.with_pooling(choice.pooling)
+    if settings.pooling == "auto":
+        choice = choose_task_readout(task, parts.rows, template=require(parts.template).text)
+        task = task.with_pooling(choice.pooling)
+    is_wanted = recipe.train.head_init == "regression" and can_fit_head(task)
+    head = fit_head(task, parts.rows["train"], prompt=None) if is_wanted else None
+    return task if head is None else task.with_head(head)
 
 
 class _Trainable:

@@ -15,7 +15,13 @@ from softprompt.train.events import Callback, Evaluation, FoldProgress
 from softprompt.train.kept import read_kept, write_kept
 from softprompt.train.precompute import share_cached_states
 from softprompt.train.run_dir import RunDir
-from softprompt.train.setup import RunSetup, make_trainer, restore_start, settle_fold_readouts
+from softprompt.train.setup import (
+    RunSetup,
+    make_trainer,
+    restore_start,
+    settle_fold_readouts,
+    settle_head,
+)
 from softprompt.train.stages import notify
 from softprompt.train.trainer import compute_selection_score
 
@@ -164,7 +170,8 @@ def make_fold(prepared: RunSetup, number: int) -> RunSetup:
         number: of the fold that validates, counted from 1.
 
     Returns:
-        The parts. Readout and demonstrations are chosen without the rows that validate.
+        The parts. Readout, demonstrations and the start of the head are chosen without the rows
+        that validate.
     """
     rows = prepared.rows["train"]
     held_out = prepared.folds[number - 1]
@@ -176,7 +183,7 @@ def make_fold(prepared: RunSetup, number: int) -> RunSetup:
     fold, task = replace(prepared, rows=parts), prepared.task
     if prepared.fold_readouts and isinstance(task, HeadClassifier):
         task = task.with_pooling(prepared.fold_readouts[number - 1].pooling)
-    return _start_fold(replace(fold, task=task))
+    return settle_head(_start_fold(replace(fold, task=task)))
 
 
 def _start_fold(fold: RunSetup) -> RunSetup:

@@ -1,18 +1,44 @@
-"""The trained head of a run: which states it may read, and the artifact that it starts from."""
+"""The trained head of a run: which states it may read, and what it starts from.
+
+A linear head starts as a logistic regression on the states that the start of the prompt gives: a
+head that is random at first lets the gradient destroy what the states already tell (Kumar et al.
+2022, https://arxiv.org/abs/2202.10054, of fine-tuning).
+"""
 
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+
+import numpy as np
+import torch
 
 from softprompt.artifact import Artifact
 from softprompt.artifact.checks import read_task_settings
 from softprompt.backbone.model import Backbone
 from softprompt.backbone.references import is_same_model
-from softprompt.data import Template
+from softprompt.data import Template, group_by_length
 from softprompt.errors import TemplateError
+from softprompt.prompt import Prompt
 from softprompt.tasks import Classify, Task, TaskSettings
+from softprompt.tasks.classifier_head import ClassifierHead, HeadKind
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.pooling import Pooling, find_pooling_fault, resolve_pooling
-from softprompt.train.readout import ReadoutChoice
+from softprompt.train.datasets import RenderedRows, sample_rows
+from softprompt.train.readout import MAX_PROBED_ROWS, ReadoutChoice
+from softprompt.train.regression import (
+    REGRESSIONS,
+    STANDARDIZED_REGRESSIONS,
+    choose_regression,
+    divide_by_label,
+    fit_regression,
+    fold_regression,
+    list_parts,
+    normalize_features,
+)
+
+# The heads that a regression can be folded into.
+_REGRESSIONS: tuple[HeadKind, ...] = ("linear", "linear-normalized")
+_BATCH_SIZE = 32
 
 
 def check_pooling(settings: Classify, *, backbone: Backbone, template: Template) -> None:
@@ -70,6 +96,66 @@ def take_head(task: Task, artifact: Artifact, *, settings: TaskSettings) -> Head
     note = "the prompt and the head start as those of the artifact"
     readout = ReadoutChoice(pooling, {}, "that of the artifact", is_chosen=False)
     return HeadStart(task.with_pooling(pooling), readout, (*warnings,), (note,))
+
+
+def can_fit_head(task: Task) -> bool:
+    """Whether a task has a head that a logistic regression can be folded into.
+
+    Args:
+        task: bound to its backbone.
+    """
+    return isinstance(task, HeadClassifier) and task.head.kind in _REGRESSIONS
+
+
+def fit_head(
+    task: HeadClassifier, rows: RenderedRows, *, prompt: Prompt | None
+) -> ClassifierHead | None:
+    """Fit a task's head as a logistic regression, on the states that rows have with a prompt.
+
+    The regularization is chosen by folds of the rows, which also calibrate the scores.
+
+    Args:
+        task: with a head for which `can_fit_head` is true; it stays as it is.
+        rows: to fit on; of these at most 2,000 are used.
+        prompt: to run them with, on the backbone's device; None for the bare backbone.
+
+    Returns:
+        The head. None if the rows are too few to fit one, or have states that are not finite.
+    """
+    sample = sample_rows(rows, MAX_PROBED_ROWS)
+    truth = np.array(sample.truth)
+    parts = list_parts(truth, divide_by_label(truth, seed=0))
+    if not parts:
+        return None
+    features = _compute_states(task, sample, prompt)
+    if not np.isfinite(features).all():  # the first step of the training says so
+        return None
+    is_normalized, among = task.head.kind == "linear-normalized", STANDARDIZED_REGRESSIONS
+    if is_normalized:
+        features, among = normalize_features(features), REGRESSIONS
+    settings, unseen = choose_regression(
+        features, truth, labels=task.labels, parts=parts, among=among
+    )
+    fitted = fit_regression(features, truth, settings=settings)
+    weight, bias = fold_regression(fitted, task.labels)
+    factor = unseen.find_factor()
+    if is_normalized:  # the head divides states by their root mean square: length √H
+        weight = weight / weight.shape[1] ** 0.5
+    head = deepcopy(task.head)
+    head.load_state_dict({"output.weight": weight * factor, "output.bias": bias * factor})
+    return head
+
+
+@torch.no_grad()
+def _compute_states(task: HeadClassifier, rows: RenderedRows, prompt: Prompt | None) -> np.ndarray:
+    """The states ``[rows, H]`` that the head reads, in fp32."""
+    examples = rows.examples
+    found = [np.empty(0)] * len(examples)
+    for batch in group_by_length([e.length for e in examples], size=_BATCH_SIZE, seed=None):
+        states = task.compute_states([examples[index] for index in batch], [prompt])
+        for index, state in zip(batch, states[:, 0].float().cpu().numpy(), strict=True):
+            found[index] = state
+    return np.stack(found)
 
 
 def find_foreign_starts(artifacts: Iterable[Artifact], backbone: Backbone) -> Iterator[str]:

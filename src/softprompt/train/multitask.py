@@ -33,7 +33,14 @@ from softprompt.train.results import (
     restore_trainer,
 )
 from softprompt.train.run_dir import RunDir
-from softprompt.train.setup import RunSetup, check_setup, make_trainer, settle_readout, setup_run
+from softprompt.train.setup import (
+    RunSetup,
+    check_setup,
+    make_trainer,
+    settle_head,
+    settle_readout,
+    setup_run,
+)
 from softprompt.train.stages import notify
 from softprompt.train.summary import prepare_caches
 from softprompt.train.validation import CheckResult, check_best_metric
@@ -128,7 +135,7 @@ def run_multitask(
             stack.enter_context(run.lock())
         state = run.load_checkpoint() if resume else None
         parts = prepared or setup_tasks(recipe, callbacks=all_callbacks)
-        parts = _settle_readouts(parts, callbacks=all_callbacks, state=state)
+        parts = _settle_heads(parts, callbacks=all_callbacks, state=state)
         backbone = next(iter(parts.values())).backbone
         stack.enter_context(
             use_gradient_checkpointing(backbone, wanted=shared.train.gradient_checkpointing)
@@ -260,16 +267,16 @@ def _describe_tasks(loop: MultitaskTrainer, prepared: Mapping[str, RunSetup]) ->
     )
 
 
-def _settle_readouts(
+def _settle_heads(
     prepared: Mapping[str, RunSetup],
     *,
     callbacks: Sequence[Callback],
     state: Mapping[str, Any] | None,
 ) -> dict[str, RunSetup]:
-    """The parts with the readout of each trained head, chosen or as the checkpoint has it."""
+    """The parts with the readout of each trained head, or the checkpoint's, and its start."""
     tasks = {} if state is None else state.get("tasks", {})
     return {
-        name: settle_readout(parts, callbacks=callbacks, checkpoint=tasks.get(name))
+        name: settle_head(settle_readout(parts, callbacks=callbacks, checkpoint=tasks.get(name)))
         for name, parts in prepared.items()
     }
 

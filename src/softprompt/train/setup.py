@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -25,6 +26,7 @@ from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.demonstrations import TOKEN_DROPOUT, Demonstrations
 from softprompt.train.events import Callback, PhaseStarted
+from softprompt.train.heads import can_fit_head, fit_head
 from softprompt.train.initialization import InitLike
 from softprompt.train.readout import (
     MAX_PROBED_ROWS,
@@ -105,6 +107,13 @@ class RunSetup:
     def is_first_seed(self) -> bool:
         """Whether these are the parts of the first seed, or of the only one."""
         return self.training.seed == self.recipe.seed
+
+    @property
+    def fits_head(self) -> bool:
+        """Whether the head starts as a logistic regression, and not at random or as another's."""
+        is_taken = self.readout is not None and not self.readout.is_chosen
+        is_wanted = self.recipe.train.head_init == "regression"
+        return is_wanted and can_fit_head(self.task) and not is_taken
 
     @property
     def has_open_readout(self) -> bool:
@@ -227,6 +236,25 @@ def settle_readout(
     )
 
 
+def settle_head(prepared: RunSetup) -> RunSetup:
+    """Start a linear head as a logistic regression on the training rows with the prompt's start.
+
+    Args:
+        prepared: the parts of the run, with the readout and the start of the prompt.
+
+    Returns:
+        The parts with that head; as they are where the head starts otherwise.
+    """
+    task = prepared.task
+    if not prepared.fits_head or not isinstance(task, HeadClassifier):
+        return prepared
+    method = prepared.method.to(prepared.backbone.device).eval()
+    with torch.no_grad():
+        prompt = method()
+    head = fit_head(task, prepared.rows["train"], prompt=prompt)
+    return prepared if head is None else replace(prepared, task=task.with_head(head))
+
+
 def settle_fold_readouts(prepared: RunSetup) -> RunSetup:
     """Choose the readout of each fold without its own rows, if that of the run was chosen by rows.
 
@@ -270,7 +298,9 @@ def with_seed(prepared: RunSetup, seed: int) -> RunSetup:
     if isinstance(task, HeadClassifier) and isinstance(fresh, HeadClassifier):
         task = task.with_head(fresh.head)
     training = replace(prepared.training, seed=seed)
-    return replace(prepared, method=require(parts.method), task=task, training=training)
+    return settle_head(
+        replace(prepared, method=require(parts.method), task=task, training=training)
+    )
 
 
 @contextmanager

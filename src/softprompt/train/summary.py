@@ -303,7 +303,7 @@ def _collect_settings(prepared: RunSetup) -> dict[str, Setting]:
             "default: label words if there are some" if recipe.method.init is None else "recipe",
         )
     }
-    settings |= _describe_readout(prepared) | _describe_seeds(prepared)
+    settings |= _describe_head(prepared) | _describe_seeds(prepared)
     automatic = _describe_automatic(prepared)
     for name in (f.name for f in fields(prepared.training)):
         default = defaults.source if name in by_method else "default"
@@ -341,14 +341,21 @@ def _describe_automatic(prepared: RunSetup) -> dict[str, Setting]:
     return settings
 
 
-def _describe_readout(prepared: RunSetup) -> dict[str, Setting]:
-    """The readout of a trained head, or how it will be chosen."""
+def _describe_head(prepared: RunSetup) -> dict[str, Setting]:
+    """The readout of a trained head, or how it will be chosen, and what the head starts as."""
     task, choice = prepared.task, prepared.readout
     if not isinstance(task, HeadClassifier):
         return {}
+    named = "head_init" in prepared.recipe.train.model_fields_set
+    start = "regression" if prepared.fits_head else "random"
+    if choice is not None and not choice.is_chosen:
+        start = "artifact"
+    found = {"head_init": Setting(start, "recipe" if named else "default")}
     if choice is not None:
-        return {"pooling": Setting(choice.pooling, choice.reason)}
-    if not prepared.has_open_readout:
-        return {"pooling": Setting(task.pooling, "recipe")}
-    source = describe_choice(task, prepared.rows, template=prepared.template)
-    return {"pooling": Setting("auto", source)}
+        pooling = Setting(choice.pooling, choice.reason)
+    elif not prepared.has_open_readout:
+        pooling = Setting(task.pooling, "recipe")
+    else:
+        source = describe_choice(task, prepared.rows, template=prepared.template)
+        pooling = Setting("auto", source)
+    return {"pooling": pooling} | found

@@ -21,10 +21,10 @@ from softprompt.train.events import Callback, PhaseStarted
 from softprompt.train.kept import read_kept, write_kept
 from softprompt.train.precompute import share_cached_states
 from softprompt.train.run_dir import RunDir
-from softprompt.train.setup import RunSetup, make_trainer, restore_start
+from softprompt.train.setup import RunSetup, make_trainer, restore_start, settle_head
 from softprompt.train.stages import notify
 
-# A trained head is random at first: only after some steps does the loss say which prompt fits.
+# A trained head fits none of the prompts at first: only after some steps does the loss say which.
 _HEAD_STEPS = 30
 
 
@@ -148,7 +148,9 @@ def try_starts(
     if prepared.task.head is not None:
         steps = min(_HEAD_STEPS, make_trainer(prepared, accelerator).total)
     losses = {
-        name: _measure_loss(start_from(prepared, each), accelerator, judges=judges, steps=steps)
+        name: _measure_loss(
+            settle_head(start_from(prepared, each)), accelerator, judges=judges, steps=steps
+        )
         for name, each in prepared.candidates.items()
     }
     if not any(map(isfinite, losses.values())):
