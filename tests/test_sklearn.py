@@ -251,7 +251,7 @@ def test_the_seed(classifier, texts) -> None:
         ({}, "one text", ["a"], "X is one text, 'one text', but must be a list of texts. Give"),
         ({}, ["a", None], ["a", "b"], "row 1 (counted from 0) of X is None, but the first is a"),
         ({}, [{"text": "a"}, {"text": None}], ["a", "b"], "row 1 (counted from 0) of X has no '"),
-        ({}, ["a", "b"], ["a", "a"], "y has one class only, 'a', but a classifier needs at least"),
+        ({}, ["a", "b"], ["a", "a"], "y has one class only, 'a', but must have at least 2"),
         ({}, ["a", "b"], ["a"], "Found input variables with inconsistent numbers of samples: [2"),
         ({}, ["a", "b"], None, "SoftPromptClassifier requires y to be passed, but the target y is"),
         (
@@ -260,7 +260,7 @@ def test_the_seed(classifier, texts) -> None:
             ["a", "b"] * 2,
             "length is 3, but the template",
         ),
-        ({"length": 0}, ["a"] * 4, ["a", "b"] * 2, "length is 0, but a prompt has at least 1 soft"),
+        ({"length": 0}, ["a"] * 4, ["a", "b"] * 2, "length is 0, but must be 1 or more"),
         (
             {"template": "{soft:3}{a}{b}", "length": None},
             ["a"] * 4,

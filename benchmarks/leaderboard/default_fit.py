@@ -29,7 +29,7 @@ class KeptPrompt:
     Args:
         model: it, on its backbone.
         cost: of the run, with its search for a learning rate.
-        validation: what validation rows say of the settings that were tried.
+        validation: the accuracy of each setting that was tried, on the validation rows.
     """
 
     model: PromptModel

@@ -1,11 +1,14 @@
 """The page of the leaderboard: a table of means over seeds, to sort and filter in the browser."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cells import Cell, Leaderboard, digest_cell
+
+from softprompt.data.few_rows import compute_wilson_interval
 
 Record = Mapping[str, Any]
 # Seeds of one row of the table.
@@ -23,6 +26,8 @@ COLUMNS = (
     "saved kB",
     "seconds",
 )
+# Rows a class: where the default has to be above the probe, and where SetFit's core is strong.
+_MANY, _FEW = 64, 16
 _TEXT_COLUMNS = {"task", "backbone", "method"}
 
 
@@ -35,7 +40,12 @@ def format_page(board: Leaderboard, records: Sequence[Record]) -> str:
     """The page in Markdown."""
     entries = collect_entries(board, records)
     return "\n".join(
-        [*_format_introduction(board), *_format_table(entries), *_format_foot(entries)]
+        [
+            *_format_introduction(board),
+            *_format_targets(entries),
+            *_format_table(entries),
+            *_format_foot(entries),
+        ]
     )
 
 
@@ -46,7 +56,7 @@ def collect_entries(board: Leaderboard, records: Iterable[Record]) -> list[Entry
     """
     latest: dict[Cell, Record] = {}
     for record in records:
-        cell = Cell(**{name: record[name] for name in Cell.__dataclass_fields__})
+        cell = _get_cell(record)
         is_known = (
             cell.backbone in board.backbones
             and cell.task in board.tasks
@@ -110,6 +120,61 @@ def _format_introduction(board: Leaderboard) -> list[str]:
         ),
         "",
     ]
+
+
+def _format_targets(entries: Sequence[Entry]) -> list[str]:
+    """How the default compares with what people would pick instead, cell by cell."""
+    scores = {_get_cell(record): record for entry in entries for record in entry}
+    pairs = {
+        other: [*_pair(scores, other)] for other in ("search", "linear-probe", "logistic-head")
+    }
+    near = [ours["accuracy"] >= theirs["accuracy"] - 0.01 for ours, theirs in pairs["search"]]
+    probe = pairs["linear-probe"]
+    within = [_reaches(ours, theirs["accuracy"]) for ours, theirs in probe]
+    many = [
+        ours["accuracy"] > theirs["accuracy"] for ours, theirs in probe if ours["rows"] >= _MANY
+    ]
+    few = [
+        ours["accuracy"] >= theirs["accuracy"]
+        for ours, theirs in pairs["logistic-head"]
+        if ours["rows"] <= _FEW
+    ]
+    lines = (
+        ("within 1 point of the best of twelve settings (`search`), or above it", near, "90 %"),
+        ("the linear probe is not above the default's 95 % interval", within, "all"),
+        ("above the linear probe, with 64 rows a class or more", many, "70 %"),
+        ("equal to or above `logistic-head` (the core of SetFit), with 8 and 16 rows", few, "50 %"),
+    )
+    if not probe:
+        return []
+    return [
+        "| `default`, in cells of one seed | cells | target |",
+        "|---|--:|--:|",
+        *(
+            f"| {what} | {sum(found)} of {len(found)} | {aim} |"
+            for what, found, aim in lines
+            if found
+        ),
+        "",
+    ]
+
+
+def _get_cell(record: Record) -> Cell:
+    return Cell(**{name: record[name] for name in Cell.__dataclass_fields__})
+
+
+def _pair(scores: Mapping[Cell, Record], other: str) -> Iterator[tuple[Record, Record]]:
+    """The results of the default with those of another method on the same rows."""
+    for cell, record in scores.items():
+        rival = replace(cell, method=other)
+        if cell.method == "default" and rival in scores:
+            yield record, scores[rival]
+
+
+def _reaches(record: Record, accuracy: float) -> bool:
+    """Whether the 95 % interval of a result reaches an accuracy."""
+    _, high = compute_wilson_interval(record["accuracy"], record["test_rows"])
+    return high >= accuracy
 
 
 def _format_table(entries: Sequence[Entry]) -> list[str]:

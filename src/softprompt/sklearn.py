@@ -415,16 +415,14 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             return method
         if self.length < 1:
             msg = (
-                f"length is {self.length}, but a prompt has at least 1 soft token. Give 1 or more, "
-                "or None for the default."
+                f"length is {self.length}, but must be 1 or more. Give 1, or None for the default."
             )
             raise ValueError(msg)
         if isinstance(method, PrefixTuning | PTuningV2):
             return replace(method, length=self.length)
         if self.template is not None:
             msg = (
-                f"length is {self.length}, but the template says how many soft tokens there are. "
-                "Leave length at None."
+                f"length is {self.length}, but the template has a number too. Leave length at None."
             )
             raise ValueError(msg)
         return method
@@ -499,6 +497,7 @@ def _list_fields(template: str | None) -> tuple[str, ...]:
 def _check_classes(classes: NDArray[Any]) -> None:
     if len(classes) == 1:
         (only,) = classes.tolist()
-        needed = "but a classifier needs at least 2 classes"
-        msg = f"y has one class only, {only!r}, {needed}. Give rows of another class too."
+        msg = (
+            f"y has one class only, {only!r}, but must have at least 2. Give rows of another class."
+        )
         raise ValueError(msg)

@@ -386,6 +386,29 @@ def test_the_page_has_means_over_seeds_of_the_present_lines(bench, home):
     assert "Nothing is measured yet." in bench.page.format_page(board, [])
 
 
+def test_the_page_compares_the_default_cell_by_cell(bench):
+    board = bench.cells.read_leaderboard(HERE / "leaderboard.toml")
+
+    def make(method: str, rows: int, accuracies: list[float]) -> list[dict]:
+        where = {"backbone": "minilm", "task": "spam", "rows": rows, "method": method}
+        found = make_records(bench, board, accuracies, **where)
+        return [record | {"test_rows": 100} for record in found]
+
+    records = [
+        *make("default", 16, [0.80, 0.80, 0.80]),
+        *make("search", 16, [0.80, 0.81, 0.82]),  # the last is 2 points above
+        *make("linear-probe", 16, [0.70, 0.86, 0.87]),  # 86.7 is the end of 80.0's interval
+        *make("logistic-head", 16, [0.80, 0.81]),
+        *make("default", 64, [0.90, 0.90]),
+        *make("linear-probe", 64, [0.89, 0.90]),
+        *make("logistic-head", 64, [0.99, 0.99]),  # not a matter of few rows
+    ]
+    page = bench.page.format_page(board, records)
+    found = [line.split(" | ")[-2] for line in page.splitlines() if line.endswith("% |")]
+    assert found == ["2 of 3", "1 of 2", "1 of 2"]
+    assert "95 % interval | 4 of 5 | all |" in page
+
+
 def test_the_page_in_the_documentation_is_that_of_the_results(bench):
     board = bench.cells.read_leaderboard(HERE / "leaderboard.toml")
     records = bench.run.read_records(bench.run.RESULTS)

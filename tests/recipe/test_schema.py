@@ -137,3 +137,15 @@ def test_the_page_has_every_key_and_its_default():
         start = next(at for at, line in enumerate(lines) if line.endswith(f'= "{name}"'))
         keys = {line.split("`")[1] for line in lines[start:] if line.startswith("| `")}
         assert {field.name for field in fields(made)} <= keys
+
+
+def test_an_open_initialization_is_the_default_and_a_misspelt_one_a_fault():
+    data = {
+        "backbone": {"name": "x"},
+        "data": {"train": "rows.csv"},
+        "task": {"kind": "classify"},
+        "method": {"name": "prompt-tuning"},
+    }
+    assert make_recipe(data | {"method": data["method"] | {"init": "auto"}}) == make_recipe(data)
+    with pytest.raises(RecipeError, match=r'method.init: .*must be "auto" or a table'):
+        make_recipe(data | {"method": data["method"] | {"init": "autom"}})

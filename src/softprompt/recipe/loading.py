@@ -196,6 +196,8 @@ def _explain_fault(
             return "is missing. Add it."
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"must be a table of keys, not {fault['input']!r}."
+        case "value_error":
+            return str(fault["ctx"]["error"])
         case _:
             message = fault["msg"]
             return f"{message[0].lower()}{message[1:]}, not {fault['input']!r}."

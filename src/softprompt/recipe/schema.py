@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from softprompt.data.loading import DataConfig
 from softprompt.methods import METHODS, MethodSettings
@@ -95,14 +103,23 @@ class InitConfig(StrictModel):
     )
 
 
+def _leave_init_open(init: object) -> object:
+    """What is left open is None."""
+    if isinstance(init, str) and init != "auto":
+        msg = f'must be "auto" or a table of keys, such as {{ from = "text", … }}, not {init!r}.'
+        raise ValueError(msg)
+    return None if init == "auto" else init
+
+
 class MethodConfig(OpenModel):
     """How the prompt is parametrised while it is trained."""
 
     name: str = Field(description="The method.")
-    init: InitConfig | None = Field(
+    init: Annotated[InitConfig | None, BeforeValidator(_leave_init_open)] = Field(
         None,
-        description="The initialization. Left out: the method's default, with label words "
-        "in place of sampled ones where there are some.",
+        description='The initialization. Left out, or `"auto"`: the one that is best by published '
+        "or measured results for the method and the backbone, with label words in place of sampled "
+        "ones where there are some.",
     )
 
 

@@ -39,6 +39,8 @@ from softprompt.train.setup import RunSetup
 
 # More training rows change a logistic regression little, and take long.
 _MOST_ROWS = 20_000
+# Below so many training rows a class a prompt has to be clearly better than the plain head.
+_FEW_ROWS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +97,13 @@ class HeadDecision:
         )
         if self.keeps_prompt:
             return f"the {self.name} is kept: {self.subject} is right in {scores}"
+        best = "no prompt was better than a plain head"
+        if self.prompt["accuracy"] > self.head["accuracy"]:
+            best = "with so few rows no prompt was clearly better than a plain head"
         subject = (
             f"the {self.name}" if self.subject == "it" else f"of the {self.name}, {self.subject}"
         )
-        return (
-            "no prompt was better than a plain head, which is kept, with a prompt of length 0: "
-            f"{subject} is right in {scores}"
-        )
+        return f"{best}, which is kept, with a prompt of length 0: {subject} is right in {scores}"
 
 
 def fit_plain_head(prepared: RunSetup) -> PlainHead:
@@ -155,7 +157,9 @@ def decide(
 ) -> HeadDecision:
     """Decide between the prompt of a run and its plain head, by rows that neither was fitted on.
 
-    Of equally accurate ones the one with the lower loss is kept.
+    Of equally accurate ones the one with the lower loss is kept. With few training rows the prompt
+    must be clearly better, by one standard error: the rows that judge are then few too, and in the
+    cells of the leaderboard with 8 and 16 rows a class the plain head was the better one.
 
     Args:
         prepared: the parts of the run.
@@ -177,6 +181,10 @@ def decide(
         return HeadDecision(True, None, of_head, judge, name=name)  # noqa: FBT003  # a value
     of_prompt = {name: scores[name] for name in of_head}
     is_better = (of_prompt["accuracy"], -of_prompt["loss"]) > (head.accuracy, -head.loss)
+    if count < _FEW_ROWS * len(prepared.task.labels):
+        judges = count if validation is None else len(validation.truth)
+        error = (head.accuracy * (1 - head.accuracy) / judges) ** 0.5
+        is_better = of_prompt["accuracy"] > head.accuracy + error
     return HeadDecision(is_better, of_prompt, of_head, judge, name=name, subject=subject)
 
 

@@ -198,7 +198,7 @@ def _choose_by_features(
         for name in names
     }
     best = max(found.values(), key=lambda unseen: unseen.accuracy)
-    chosen = next(name for name in names if not found[name].is_clearly_worse(best))
+    chosen = next(name for name in names if not found[name].is_clearly_worse(best, errors=2))
     scores = {str(name): unseen.accuracy for name, unseen in found.items()}
     return ReadoutChoice(chosen, scores, _name_judges(train, validation))
 

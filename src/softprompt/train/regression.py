@@ -158,15 +158,16 @@ class UnseenScores:
             return 0.0
         return float((self.scores.argmax(dim=-1) == self.targets).double().mean())
 
-    def is_clearly_worse(self, other: "UnseenScores") -> bool:
-        """Whether it is less accurate on the same rows by more than two standard errors.
+    def is_clearly_worse(self, other: "UnseenScores", *, errors: float) -> bool:
+        """Whether it is less accurate on the same rows by more than chance explains.
 
         Args:
             other: the scores of another regression.
+            errors: how many standard errors of the difference chance explains.
         """
         hits = [(each.scores.argmax(dim=-1) == each.targets).double() for each in (self, other)]
         lead = hits[1] - hits[0]
-        return bool(lead.mean() > 2 * lead.std(correction=0) / len(lead) ** 0.5)
+        return bool(lead.mean() > errors * lead.std(correction=0) / len(lead) ** 0.5)
 
     def compute_loss(self, factor: float = 1.0) -> float:
         """The mean cross entropy.
@@ -239,10 +240,11 @@ def choose_regression(
     parts: Sequence[Part],
     among: Sequence[RegressionSettings] = REGRESSIONS,
 ) -> tuple[RegressionSettings, UnseenScores]:
-    """The settings that are right most often, and their scores; of equals the strongest.
+    """The strongest regularization that is not clearly worse than the best, and its scores.
 
-    Accuracy decides, not the loss: a strong regularization is often right with scores that are too
-    small, which a factor corrects.
+    Clear is one standard error of the difference on the same rows, the rule of Breiman et al. 1984:
+    with few rows the most accurate settings are often so by chance. Accuracy decides, not the loss:
+    a strong regularization is often right with scores that are too small, which a factor corrects.
 
     Args:
         features: of each row, ``[rows, H]``; by default of length 1.
@@ -255,5 +257,6 @@ def choose_regression(
         settings: score_unseen(features, truth, labels=labels, parts=parts, settings=settings)
         for settings in among
     }
-    best = max(found, key=lambda settings: found[settings].accuracy)
-    return best, found[best]
+    best = max(found.values(), key=lambda unseen: unseen.accuracy)
+    chosen = next(s for s in among if not found[s].is_clearly_worse(best, errors=1))
+    return chosen, found[chosen]
