@@ -483,10 +483,7 @@ def _list_items(X: Texts) -> list[object] | None:
 
 def _is_column(X: Texts) -> bool:
     """Whether it is an array or a series with one dimension."""
-    try:
-        return len(X.shape) == 1 and not issparse(X)
-    except AttributeError:
-        return False
+    return len(getattr(X, "shape", ())) == 1 and not issparse(X)
 
 
 def _list_fields(template: str | None) -> tuple[str, ...]:

@@ -95,8 +95,9 @@ def size_faults(module: str, source: str) -> Iterator[str]:
     if lines > MODULE_LINES:
         yield f"{module}: {lines} lines, at most {MODULE_LINES}; split it"
     for function in iterate_functions(ast.parse(source)):
-        # A function of options has a line for each.
-        limit = FUNCTION_LINES * (2 if (module, function.name) in OPTIONS else 1)
+        # A function of options has a line for each, and scikit-learn's one more that keeps it.
+        options = sum(map(len, parameters(function))) if (module, function.name) in OPTIONS else 0
+        limit = FUNCTION_LINES + 2 * options
         if length(function) > limit:
             where = f"{module}:{function.lineno}: {function.name}"
             yield f"{where} has {length(function)} lines, at most {FUNCTION_LINES}; split it"

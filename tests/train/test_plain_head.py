@@ -13,6 +13,7 @@ from softprompt.errors import ArtifactError, PromptError, RecipeError
 from softprompt.inference import Ensemble, attach
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.train import RunDir, run_recipe, setup_run
+from softprompt.train import plain_head as module
 from softprompt.train.plain_head import (
     HeadDecision,
     decide,
@@ -22,6 +23,9 @@ from softprompt.train.plain_head import (
 from softprompt.train.readout import compute_features, select_texts
 from softprompt.train.regression import (
     REGRESSIONS,
+    RegressionSettings,
+    UnseenScores,
+    choose_regression,
     fit_regression,
     fold_regression,
     normalize_features,
@@ -160,8 +164,9 @@ def _list_texts(prepared, split: str) -> list[str]:
     [(0.1, 0.0, True), (-0.1, -9.0, False), (0.0, -0.01, True), (0.0, 0.01, False), (0, 0, False)],
 )
 def test_the_more_accurate_one_is_kept_and_of_equals_that_with_the_lower_loss(
-    make, accuracy, loss, keeps
+    make, monkeypatch, accuracy, loss, keeps
 ) -> None:
+    monkeypatch.setattr(module, "_FEW_ROWS", 0)
     prepared = make("encoder")
     head = replace(fit_plain_head(prepared), accuracy=0.5, loss=1.0)
     scores = {"accuracy": 0.5 + accuracy, "loss": 1.0 + loss}
@@ -169,6 +174,37 @@ def test_the_more_accurate_one_is_kept_and_of_equals_that_with_the_lower_loss(
     assert decision.keeps_prompt is keeps
     assert ("is kept: it is right" in str(decision)) is keeps
     assert json.loads(json.dumps(decision.as_data()))["judge"] == "60 validation rows"
+
+
+@pytest.mark.parametrize(
+    ("lead", "keeps"), [(-0.1, False), (0.0, False), (0.06, False), (0.07, True)]
+)
+def test_with_few_rows_the_prompt_has_to_be_clearly_better(make, lead, keeps) -> None:
+    """By hand: the standard error of 50 % of 60 rows is sqrt(0.25 / 60), 6.5 points."""
+    prepared = make("encoder")
+    head = replace(fit_plain_head(prepared), accuracy=0.5, loss=1.0)
+    scores = {"accuracy": 0.5 + lead, "loss": 0.0}
+    decision = decide(prepared, {"validation": scores}, head=head)
+    assert decision.keeps_prompt is keeps
+    assert ("with so few rows no prompt was clearly better" in str(decision)) is (lead == 0.06)
+
+
+def test_the_strongest_regularization_within_one_standard_error_is_chosen(monkeypatch) -> None:
+    labels = np.array(["a", "b"] * 50)
+    right = torch.eye(2)[torch.tensor([0, 1] * 50)]
+    targets = torch.tensor([0, 1] * 50)
+
+    def score(_features, _truth, *, settings, **_others):
+        scores = right.clone()
+        wrong = {1.0: slice(0, 8), 3.0: slice(0, 3), 10.0: slice(98, 100)}[settings.strength]
+        scores[wrong] = right[wrong].flip(-1)
+        return UnseenScores(scores, targets)
+
+    monkeypatch.setattr("softprompt.train.regression.score_unseen", score)
+    among = [RegressionSettings(strength) for strength in (1.0, 3.0, 10.0)]
+    # By hand: 8 wrong rows against 2 others are 6 ± 3.1 of 100 more, 3 against 2 are 1 ± 2.2 more.
+    chosen, _ = choose_regression(np.zeros((100, 2)), labels, labels="ab", parts=[], among=among)
+    assert chosen.strength == 3.0
 
 
 def run(prepared, folder):

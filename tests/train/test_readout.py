@@ -106,8 +106,11 @@ def test_ties_go_to_the_first_readout(planted, monkeypatch, family, first):
     assert planted("max", family, train=20, validation=10).pooling == first
 
 
-@pytest.mark.parametrize(("more", "is_clear"), [(1, False), (3, False), (4, True), (5, True)])
-def test_another_readout_has_to_be_clearly_better(more, is_clear):
+@pytest.mark.parametrize(
+    ("errors", "more", "is_clear"),
+    [(2, 1, False), (2, 3, False), (2, 4, True), (2, 5, True), (1, 0, False), (1, 1, True)],
+)
+def test_another_readout_has_to_be_clearly_better(errors, more, is_clear):
     """By hand: the lead k/n of k rows of n has the standard error sqrt(k/n (1 - k/n) / n)."""
     count = 20
     right = torch.eye(2)[torch.zeros(count, dtype=torch.long)]
@@ -115,11 +118,11 @@ def test_another_readout_has_to_be_clearly_better(more, is_clear):
     wrong[:more] = torch.tensor([0.0, 1.0])
     targets = torch.zeros(count, dtype=torch.long)
     share = more / count
-    assert (share > 2 * (share * (1 - share) / count) ** 0.5) is is_clear
+    assert (share > errors * (share * (1 - share) / count) ** 0.5) is is_clear
     one, best = UnseenScores(wrong, targets), UnseenScores(right, targets)
-    assert one.is_clearly_worse(best) is is_clear
-    assert not best.is_clearly_worse(one)
-    assert not best.is_clearly_worse(best)
+    assert one.is_clearly_worse(best, errors=errors) is is_clear
+    assert not best.is_clearly_worse(one, errors=errors)
+    assert not best.is_clearly_worse(best, errors=errors)
 
 
 def test_a_run_says_why_it_keeps_a_readout_with_a_lower_score():
