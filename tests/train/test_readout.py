@@ -22,7 +22,7 @@ from softprompt.train import readout as module
 from softprompt.train.datasets import select_rendered
 from softprompt.train.folds import make_fold
 from softprompt.train.readout import ReadoutChoice, choose_readout, choose_task_readout
-from softprompt.train.regression import REGRESSIONS, UnseenScores
+from softprompt.train.regression import REGRESSIONS, UnseenScores, is_clearly_worse
 from softprompt.train.setup import settle_fold_readouts, settle_readout, setup_run
 from softprompt.train.validation import check_recipe
 
@@ -113,16 +113,13 @@ def test_ties_go_to_the_first_readout(planted, monkeypatch, family, first):
 def test_another_readout_has_to_be_clearly_better(errors, more, is_clear):
     """By hand: the lead k/n of k rows of n has the standard error sqrt(k/n (1 - k/n) / n)."""
     count = 20
-    right = torch.eye(2)[torch.zeros(count, dtype=torch.long)]
-    wrong = right.clone()
-    wrong[:more] = torch.tensor([0.0, 1.0])
-    targets = torch.zeros(count, dtype=torch.long)
+    right = np.ones(count, dtype=bool)
+    wrong = np.arange(count) >= more
     share = more / count
     assert (share > errors * (share * (1 - share) / count) ** 0.5) is is_clear
-    one, best = UnseenScores(wrong, targets), UnseenScores(right, targets)
-    assert one.is_clearly_worse(best, errors=errors) is is_clear
-    assert not best.is_clearly_worse(one, errors=errors)
-    assert not best.is_clearly_worse(best, errors=errors)
+    assert is_clearly_worse(wrong, right, errors=errors) is is_clear
+    assert not is_clearly_worse(right, wrong, errors=errors)
+    assert not is_clearly_worse(right, right, errors=errors)
 
 
 def test_a_run_says_why_it_keeps_a_readout_with_a_lower_score():

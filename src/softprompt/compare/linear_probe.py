@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 from sklearn.pipeline import Pipeline
 
 from softprompt.backbone.model import Backbone
@@ -19,7 +20,12 @@ from softprompt.data.table import to_text
 from softprompt.tasks.binding import make_plain_renderer
 from softprompt.tasks.pooling import Pooling, list_poolings
 from softprompt.train.readout import Features, compute_features
-from softprompt.train.regression import REGRESSIONS, fit_regression, normalize_features
+from softprompt.train.regression import (
+    REGRESSIONS,
+    fit_regression,
+    is_clearly_worse,
+    normalize_features,
+)
 
 _FP32_BYTES = 4
 
@@ -81,6 +87,9 @@ def fit_probe(
 ) -> Probe:
     """Fit a probe on training rows, and select its settings by validation rows.
 
+    It is the first, with the strongest regularization, that is not worse than the best by more than
+    one standard error, as `choose_regression` chooses.
+
     Args:
         reader: reads features of rows.
         train: the training rows.
@@ -92,14 +101,15 @@ def fit_probe(
         for rows in (train, validation)
     )
     labels, truth = ([to_text(row[target]) for row in rows] for rows in (train, validation))
-    candidates = []
-    for reading, settings in product(reader.poolings, REGRESSIONS):
-        fitted = fit_regression(train_features[reading], labels, settings=settings)
-        score = float(fitted.score(validation_features[reading], truth))
-        candidates.append((score, reading, fitted))
-    # Of equally good ones, max takes the first.
-    _, reading, fitted = max(candidates, key=lambda candidate: candidate[0])
-    trainable = sum(part.size for part in (fitted[-1].coef_, fitted[-1].intercept_))
+    fitted, hits = {}, {}
+    for choice in product(reader.poolings, REGRESSIONS):
+        reading, settings = choice
+        fitted[choice] = fit_regression(train_features[reading], labels, settings=settings)
+        hits[choice] = fitted[choice].predict(validation_features[reading]) == np.array(truth)
+    best = max(hits.values(), key=np.mean)
+    chosen = next(choice for choice in hits if not is_clearly_worse(hits[choice], best, errors=1))
+    probe, reading = fitted[chosen], chosen[0]
+    trainable = sum(part.size for part in (probe[-1].coef_, probe[-1].intercept_))
     parameters = sum(p.numel() for p in reader.backbone.body.parameters())
     cost = Cost(trainable, parameters, _FP32_BYTES * trainable, 0.0, added=trainable)
-    return Probe(reader, reading, fitted, cost)
+    return Probe(reader, reading, probe, cost)

@@ -26,6 +26,7 @@ from softprompt.train.regression import (
     Part,
     choose_regression,
     divide_by_label,
+    is_clearly_worse,
     list_parts,
 )
 
@@ -198,7 +199,7 @@ def _choose_by_features(
         for name in names
     }
     best = max(found.values(), key=lambda unseen: unseen.accuracy)
-    chosen = next(name for name in names if not found[name].is_clearly_worse(best, errors=2))
+    chosen = next(n for n in names if not is_clearly_worse(found[n].hits, best.hits, errors=2))
     scores = {str(name): unseen.accuracy for name, unseen in found.items()}
     return ReadoutChoice(chosen, scores, _name_judges(train, validation))
 

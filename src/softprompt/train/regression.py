@@ -156,18 +156,13 @@ class UnseenScores:
         """The part of the rows whose likeliest label is right, 0 to 1."""
         if not len(self.targets):
             return 0.0
-        return float((self.scores.argmax(dim=-1) == self.targets).double().mean())
+        return float(self.hits.mean())
 
-    def is_clearly_worse(self, other: "UnseenScores", *, errors: float) -> bool:
-        """Whether it is less accurate on the same rows by more than chance explains.
-
-        Args:
-            other: the scores of another regression.
-            errors: how many standard errors of the difference chance explains.
-        """
-        hits = [(each.scores.argmax(dim=-1) == each.targets).double() for each in (self, other)]
-        lead = hits[1] - hits[0]
-        return bool(lead.mean() > errors * lead.std(correction=0) / len(lead) ** 0.5)
+    @property
+    def hits(self) -> np.ndarray:
+        """Whether the likeliest label of each row is right."""
+        found: np.ndarray = (self.scores.argmax(dim=-1) == self.targets).numpy()
+        return found
 
     def compute_loss(self, factor: float = 1.0) -> float:
         """The mean cross entropy.
@@ -182,6 +177,18 @@ class UnseenScores:
     def find_factor(self) -> float:
         """The factor of the scores with the lowest cross entropy, which calibrates them."""
         return float(min(_FACTORS, key=self.compute_loss)) if len(self.targets) else 1.0
+
+
+def is_clearly_worse(hits: np.ndarray, best: np.ndarray, *, errors: float) -> bool:
+    """Whether one is less accurate than another on the same rows by more than chance explains.
+
+    Args:
+        hits: whether it is right on each row.
+        best: whether the other is.
+        errors: how many standard errors of the difference chance explains.
+    """
+    lead = best.astype(float) - hits.astype(float)
+    return bool(lead.mean() > errors * lead.std() / len(lead) ** 0.5)
 
 
 def score_rows(
@@ -258,5 +265,5 @@ def choose_regression(
         for settings in among
     }
     best = max(found.values(), key=lambda unseen: unseen.accuracy)
-    chosen = next(s for s in among if not found[s].is_clearly_worse(best, errors=1))
+    chosen = next(s for s in among if not is_clearly_worse(found[s].hits, best.hits, errors=1))
     return chosen, found[chosen]
