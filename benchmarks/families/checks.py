@@ -26,8 +26,18 @@ from softprompt import (
 from softprompt.backbone import Backbone
 from softprompt.errors import SoftpromptError
 from softprompt.injection.capture import to_kv_prefix
-from softprompt.injection.compatibility import explain_no_late_entry, explain_unsplittable
+from softprompt.injection.compatibility import (
+    explain_no_late_entry,
+    explain_unshiftable,
+    explain_unsplittable,
+)
 from softprompt.injection.generation import Decoding, generate
+from softprompt.injection.running_rows import (
+    NewRow,
+    RunningRows,
+    can_store_prefixes,
+    explain_no_joining,
+)
 from softprompt.prompt import Prompt
 from softprompt.tasks.binding import build_task
 
@@ -250,6 +260,61 @@ def _generate_with_prefix(case: Case, prefix: KVPrefix) -> None:
         equal(together, single)
 
 
+def joining(case: Case) -> None:
+    """Rows that join and leave a running batch, with different prompts, are written as if alone."""
+    backbone = case.backbone
+    if backbone.geometry.architecture == "encoder" or backbone.lm_head is None:
+        return
+    if (limit := explain_no_joining(backbone)) is not None:
+        raise LimitError(limit)
+    words = InputPrompt(backbone.embed(case.rows[1][:3]))
+    prompts: list[Prompt | None] = [None, words]
+    if backbone.geometry.limits.prefix is None:
+        prompts.append(case.prefix())
+        if explain_unshiftable(backbone.geometry) is None and not case.seq2seq:
+            prompts.append(replace(case.prefix(), shift_positions=True))
+    rows = []
+    for number in range(8):
+        ids, prompt = case.rows[number % 3], prompts[number % len(prompts)]
+        whole = torch.cat([ids[:1], case.soft(3), ids[4:]]) if prompt is words else ids
+        rows.append(NewRow(tuple(whole.tolist()), prompt))
+    stores = can_store_prefixes(backbone)
+    texts = _write_joined(RunningRows(backbone, store_prefixes=stores), rows, backbone)
+    for row, text in zip(rows, texts, strict=True):
+        inputs = replace(case.batch([torch.tensor(row.ids)]), decoder_input_ids=None)
+        decoding = Decoding(max_new_tokens=_LONG)
+        equal([text], generate(backbone, inputs, prompts=[row.prompt], decoding=decoding))
+
+
+def _write_joined(running: RunningRows, rows: list[NewRow], backbone: Backbone) -> list[list[int]]:
+    """Greedy texts of rows of which two join at every step, and which leave at their end."""
+    order, texts = list[int](), [list[int]() for _ in rows]
+    waiting = [*range(len(rows))]
+
+    def append(to: list[int], scores: Tensor) -> None:
+        for row, token in zip(to, scores.argmax(dim=-1).tolist(), strict=True):
+            texts[row].append(token)
+
+    while waiting or order:
+        if order:
+            append(order, running.advance([texts[row][-1] for row in order]))
+        joined, waiting = waiting[:2], waiting[2:]
+        if joined:
+            append(joined, running.join([rows[row] for row in joined]))
+            order += joined
+        ended = [
+            len(texts[row]) == _LONG or texts[row][-1] in backbone.eos_token_ids for row in order
+        ]
+        for at in reversed([at for at, end in enumerate(ended) if end]):
+            running.drop(at)
+            order[at] = order[-1]
+            order.pop()
+    return [[t for t in text if t not in backbone.eos_token_ids] for text in texts]
+
+
+# More tokens than the windows of the shrunk configurations.
+_LONG = 24
+
 # HRM trains through the last of its cycles alone.
 _TRUNCATED = {"hrm_text"}
 
@@ -415,6 +480,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "words": words,
     "padding": padding,
     "generation": generation,
+    "joining": joining,
     "late": late,
     "training": training,
     "gradients": gradients,

@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         make_multitask_recipe,
         read_multitask_recipe,
     )
+    from softprompt.serve.client import AsyncClient, Client
     from softprompt.tasks import Classify, Generate, Prediction
     from softprompt.train.api import fit, train_recipe
     from softprompt.train.automatic import fit_data
@@ -147,6 +148,7 @@ _HOMES = {
         "make_multitask_recipe",
         "read_multitask_recipe",
     ),
+    "softprompt.serve.client": ("AsyncClient", "Client"),
     "softprompt.tasks": ("Classify", "Generate", "Prediction"),
     "softprompt.train.api": ("fit", "train_recipe"),
     "softprompt.train.automatic": ("fit_data",),
@@ -178,12 +180,14 @@ logging.getLogger("bitsandbytes").addHandler(logging.NullHandler())
 
 __all__ = [
     "ArtifactError",
+    "AsyncClient",
     "Backbone",
     "BackboneError",
     "BatchInputs",
     "Callback",
     "CheckResult",
     "Classify",
+    "Client",
     "Comparison",
     "DataError",
     "Decoding",

@@ -56,6 +56,37 @@ def write_atomically(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def write_once(folder: Path) -> Iterator[Path]:
+    """Write a folder that is never replaced: a temporary folder is renamed when the block ends.
+
+    A reader finds all of the folder or nothing, even if the writer is killed.
+
+    Args:
+        folder: to write; it must not exist, or be empty.
+
+    Yields:
+        The temporary folder, next to ``folder``, in which the block must write something.
+
+    Raises:
+        FileExistsError: another writer was first.
+        OSError: something could not be written.
+    """
+    folder = folder.resolve()
+    remove_leftovers(folder.parent, folder.name)
+    with _make_temporary(folder, make=lambda path: path.mkdir(exist_ok=True)) as fresh:
+        yield fresh
+        for path in [*fresh.rglob("*"), fresh]:
+            _sync(path)
+        try:
+            fresh.rename(folder)
+        except OSError as error:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise FileExistsError(error.errno, error.strerror, str(folder)) from error
+            raise
+        _sync(folder.parent)
+
+
+@contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Write a file atomically: a temporary file replaces it when the block ends.
 

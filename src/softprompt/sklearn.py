@@ -428,9 +428,8 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         return method
 
     def _read_verbalizer(self) -> dict[str, str | Sequence[str]] | None:
-        if self.verbalizer is None:
-            return None
-        return {str(label): words for label, words in self.verbalizer.items()}
+        words = self.verbalizer
+        return None if words is None else {str(label): words[label] for label in words}
 
     def _draw_seed(self) -> int:
         if isinstance(self.random_state, int | np.integer):
@@ -477,13 +476,15 @@ def _list_items(X: Texts) -> list[object] | None:
     if not isinstance(X, list | tuple) and not _is_column(X):
         return None
     items = list(X)
-    first = items[0] if items else None
-    return items if isinstance(first, str | Mapping) else None
+    return items if items and isinstance(items[0], str | Mapping) else None
 
 
 def _is_column(X: Texts) -> bool:
     """Whether it is an array or a series with one dimension."""
-    return len(getattr(X, "shape", ())) == 1 and not issparse(X)
+    try:
+        return len(X.shape) == 1 and not issparse(X)
+    except AttributeError:
+        return False
 
 
 def _list_fields(template: str | None) -> tuple[str, ...]:
@@ -494,7 +495,5 @@ def _list_fields(template: str | None) -> tuple[str, ...]:
 def _check_classes(classes: NDArray[Any]) -> None:
     if len(classes) == 1:
         (only,) = classes.tolist()
-        msg = (
-            f"y has one class only, {only!r}, but must have at least 2. Give rows of another class."
-        )
+        msg = f"y has one class only, {only!r}, but must have at least 2. Give rows of another."
         raise ValueError(msg)

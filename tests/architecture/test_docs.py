@@ -151,6 +151,12 @@ def option_faults(page: str, text: str) -> Iterator[str]:
         if command is None:
             yield f"{page}: there is no command {name!r}"
             continue
+        group = read_cli().commands.get(name)
+        if words and isinstance(group, typer.core.TyperGroup):
+            command = group.commands.get(words[0])
+        if command is None:
+            yield f"{page}: there is no command '{name} {words[0]}'"
+            continue
         known = {"--help"} | {option for part in command.params for option in part.opts}
         matches = [re.match(r"--[a-z][a-z-]*", word) for word in [name, *words]]
         given = [match[0] for match in matches if match]

@@ -22,8 +22,10 @@ PREDICATE = re.compile(r"(is|has|can|are)_\w+")
 CONVERSION = re.compile(r"(to|from|as|with)(_\w+)?|on_\w+")
 # Names that another library or its users expect, with the reason.
 EXPECTED = {
+    "lazy_initialization": "transformers' layers of a cache",
     "main": "the entry point of a command line",
     "parameters": "torch.nn.Module",
+    "startup": "uvicorn's server",
     "state_dict": "torch.nn.Module",
 }
 # Modules, by pattern, whose names other modules may define too, with the reason.

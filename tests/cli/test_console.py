@@ -29,6 +29,7 @@ COMMANDS = [
     "predict", "prune", "show",
     "import", "export",
     "push", "pull",
+    "serve", "publish", "unpublish", "registry",
 ]  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def test_no_external_resources_are_loaded(site: Path) -> None:
 def public_names() -> set[str]:
     """The names that the page of the API must show, each once, as users import it."""
     names = {f"softprompt.{name}" for name in softprompt.__all__}
-    for package in ("analysis", "interop", "sklearn"):
+    for package in ("analysis", "interop", "serve", "sklearn"):
         module = importlib.import_module(f"softprompt.{package}")
         others = set(module.__all__) - set(softprompt.__all__)
         names |= {f"{module.__name__}.{name}" for name in others}

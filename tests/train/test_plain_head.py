@@ -339,3 +339,9 @@ def test_fit_keeps_the_better_one_too(saved, rows) -> None:
     )
     assert model.prompt.length == 0
     assert not model.artifact.manifest.metrics["plain_head"]["keeps_prompt"]
+
+
+def test_without_rows_to_judge_by_the_strongest_regularization_is_taken() -> None:
+    features, labels = np.eye(2), np.array(["a", "b"])
+    chosen, unseen = choose_regression(features, labels, labels="ab", parts=[])
+    assert (chosen, unseen.accuracy) == (REGRESSIONS[0], 0.0)

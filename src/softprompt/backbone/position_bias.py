@@ -27,7 +27,7 @@ class PositionBias(Protocol):
             attention: the row's own attention call.
             columns: the number of these tokens.
             shift: the number of positions that each row is shifted by, ``[B or 1]``.
-            cached: the number of the row's tokens that are in the cache already.
+            cached: the number of each row's tokens that are in the cache already, ``[B or 1]``.
         """
 
 
@@ -42,11 +42,13 @@ class T5PositionBias:
     ) -> Tensor:
         """Compute the bias of every distance once, then look it up."""
         queries, device = attention.query.shape[2], attention.query.device
-        width = columns + queries
+        least = int(cached.min())
+        width = columns + queries + int(cached.max()) - least
         # From the last possible position, the others are at the distances 0, 1, 2 …
-        last = self.compute(1, width, device=device, past_seen_tokens=cached + width - 1)[0, :, 0]
+        last = self.compute(1, width, device=device, past_seen_tokens=least + width - 1)[0, :, 0]
         query, column = torch.arange(queries, device=device), torch.arange(columns, device=device)
-        index = width - 1 - shift[:, None, None] - query[:, None] + column
+        before = shift + cached - least
+        index = width - 1 - before[:, None, None] - query[:, None] + column
         return last[:, index.clamp(max=width - 1)].transpose(0, 1)
 
 

@@ -20,6 +20,8 @@ from softprompt.cli.commands.interop import export, import_
 from softprompt.cli.commands.predict import predict
 from softprompt.cli.commands.prune import prune
 from softprompt.cli.commands.recipe_schema import print_recipe_schema
+from softprompt.cli.commands.registry import list_prompts, pin, publish, unpublish
+from softprompt.cli.commands.serve import serve
 from softprompt.cli.commands.show import show
 from softprompt.cli.commands.train import resume, train
 from softprompt.cli.console import DEBUG, check_streams, report_errors
@@ -43,6 +45,13 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     export: "softprompt export peft runs/recipe --output adapters/mood",
     push: "softprompt push runs/recipe ada/sentiment --private",
     pull: "softprompt pull ada/sentiment --output sentiment",
+    serve: "softprompt serve runs/reviews runs/topics",
+    publish: "softprompt publish runs/reviews reviews",
+    unpublish: "softprompt unpublish reviews@2",
+}
+_REGISTRY_EXAMPLES: dict[str, tuple[Callable[..., None], str]] = {
+    "list": (list_prompts, "softprompt registry list --registry prompts"),
+    "pin": (pin, "softprompt registry pin reviews 2"),
 }
 
 # Plain text: messages are read by people and by programs, in terminals and in logs.
@@ -58,6 +67,16 @@ for _command, _example in _EXAMPLES.items():
     # `import` is a keyword of Python, and a function begins with a verb.
     _name = _command.__name__.strip("_").removeprefix("print_").replace("_", "-")
     app.command(_name, cls=Command, epilog=f"Example: {_example}")(report_errors(_command))
+
+registry = typer.Typer(
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="List the published prompts, or choose what a name means.",
+)
+app.add_typer(registry, name="registry", epilog="Example: softprompt registry list")
+for _name, (_command, _example) in _REGISTRY_EXAMPLES.items():
+    registry.command(_name, cls=Command, epilog=f"Example: {_example}")(report_errors(_command))
 
 
 def _show_version(requested: bool) -> None:

@@ -5,6 +5,11 @@ from typing import TYPE_CHECKING
 from softprompt._lazy import gather_lazily
 
 if TYPE_CHECKING:
+    from softprompt.inference.continuous import (
+        GenerationBatch,
+        GenerationEvent,
+        GenerationRequest,
+    )
     from softprompt.inference.ensemble import Ensemble, EnsembleReport, load_model
     from softprompt.inference.loops import (
         EvaluatedRows,
@@ -35,6 +40,9 @@ __all__ = [
     "EnsembleReport",
     "EvaluatedRows",
     "EvaluationReport",
+    "GenerationBatch",
+    "GenerationEvent",
+    "GenerationRequest",
     "PromptModel",
     "Vote",
     "attach",
@@ -54,6 +62,11 @@ __all__ = [
 __getattr__, __dir__ = gather_lazily(
     __name__,
     {
+        "softprompt.inference.continuous": (
+            "GenerationBatch",
+            "GenerationEvent",
+            "GenerationRequest",
+        ),
         "softprompt.inference.ensemble": ("Ensemble", "EnsembleReport", "load_model"),
         "softprompt.inference.loops": (
             "EvaluatedRows",

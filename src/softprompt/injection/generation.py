@@ -109,7 +109,7 @@ def generate(
         True
     """
     decoding = decoding or Decoding()
-    _check_start_layers(backbone, prompts)
+    check_start_layers(backbone, prompts)
     causal = backbone.geometry.architecture == "causal"
     if causal and not bool(inputs.attention_mask[:, -1].all()):
         msg = "a row to continue is padded on the right. Pad on the left: collate(side='left')."
@@ -126,7 +126,9 @@ def generate(
             input_ids=inputs.input_ids,
             attention_mask=inputs.attention_mask,
             generation_config=_make_generation_config(backbone, decoding),
-            logits_processor=_make_logits_processors(backbone, inputs, decoding, begin=begin),
+            logits_processor=make_logits_processors(
+                backbone, decoding, seeds=_derive_seeds(inputs, decoding.seed), begin=begin
+            ),
             **{name: value for name, value in optional.items() if value is not None},
         )
     return [_cut_at_end(row[begin:].tolist(), backbone.eos_token_ids) for row in generated]
@@ -155,7 +157,12 @@ def _generate_by_length(
     return [generated[row] for row in range(len(generated))]
 
 
-def _check_start_layers(backbone: Backbone, prompts: Sequence[Prompt | None]) -> None:
+def check_start_layers(backbone: Backbone, prompts: Sequence[Prompt | None]) -> None:
+    """Check that a backbone can generate with prompts that enter at a later layer.
+
+    Raises:
+        PromptError: it has a sliding window.
+    """
     window = backbone.geometry.sliding_window
     if window is not None and any(isinstance(p, InputPrompt) and p.start_layer for p in prompts):
         msg = (
@@ -182,10 +189,21 @@ def _make_generation_config(backbone: Backbone, decoding: Decoding) -> Generatio
     )
 
 
-def _make_logits_processors(
-    backbone: Backbone, inputs: BatchInputs, decoding: Decoding, *, begin: int
+def make_logits_processors(
+    backbone: Backbone, decoding: Decoding, *, seeds: Sequence[int], begin: int
 ) -> LogitsProcessorList:
-    """The processors that constrain or sample the tokens from column ``begin`` on."""
+    """Make the processors that constrain or sample the tokens from column ``begin`` on.
+
+    Args:
+        backbone: the backbone.
+        decoding: the settings.
+        seeds: of each row, as `derive_seed` makes them.
+        begin: the column of the first generated token.
+
+    Returns:
+        The processors, after all of which the highest score is that of the token to take. They
+        remember how many tokens were sampled.
+    """
     chain = LogitsProcessorList([_NumberCheck()])
     if decoding.allowed_answers is not None:
         trie = _Trie(
@@ -200,15 +218,19 @@ def _make_logits_processors(
             chain.append(TopKLogitsWarper(decoding.top_k))
         if decoding.top_p < 1:
             chain.append(TopPLogitsWarper(decoding.top_p))
-        chain.append(_GumbelNoise(_derive_seeds(inputs, decoding.seed)))
+        chain.append(_GumbelNoise(seeds))
     return chain
 
 
 def _derive_seeds(inputs: BatchInputs, seed: int) -> list[int]:
-    """The seed of each row, from the common seed and the row's real tokens."""
     pairs = zip(inputs.input_ids.tolist(), inputs.attention_mask.tolist(), strict=True)
     real = [[i for i, is_real in zip(ids, mask, strict=True) if is_real] for ids, mask in pairs]
-    return [crc32(repr((seed, row)).encode()) for row in real]
+    return [derive_seed(row, seed) for row in real]
+
+
+def derive_seed(ids: Sequence[int], seed: int) -> int:
+    """The seed of a row, from the common seed and its real tokens."""
+    return crc32(repr((seed, list(ids))).encode())
 
 
 class _Trie:

@@ -131,7 +131,7 @@ class MaskCache:
         if key not in self.entries:
             shift = self.shift if len(self.shift) == 1 else self.shift[rows]
             prefix_bias = compute_bias(
-                attention, length, shift=shift, cached=self.positions[0, 0]
+                attention, length, shift=shift, cached=self.positions[:, 0]
             ).masked_fill((shift == 0)[:, None, None, None], 0)
             batch = max(len(prefix_bias), len(bias))
             parts = [t.expand(batch, -1, bias.shape[2], -1) for t in (prefix_bias, bias)]

@@ -58,16 +58,27 @@ class Answers:
     def decode(self, ids: Sequence[int]) -> str:
         """The choice with these tokens or their text; otherwise the text."""
         choice = self._by_ids.get(tuple(ids))
-        if choice is not None:
-            return choice
-        text = decode_text(self._tokenizer, ids)
+        return self.read(self.spell(ids)) if choice is None else choice
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of these tokens, with the space around it."""
+        return spell_tokens(self._tokenizer, ids)
+
+    def read(self, text: str) -> str:
+        """The choice with this text; otherwise the text, without the space around it."""
+        text = text.strip()
         return self._by_text.get(text, text)
 
 
-def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of generated tokens as they spell it, without the end token."""
+def spell_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of generated tokens as they spell it, without special tokens."""
     text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return str(text).strip()
+    return str(text)
+
+
+def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of generated tokens without the space around it."""
+    return spell_tokens(tokenizer, ids).strip()
 
 
 def _check_distinct(choices: Sequence[str], answers: Sequence[tuple[int, ...]]) -> None:

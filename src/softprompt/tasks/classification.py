@@ -183,6 +183,11 @@ class VerbalizerClassifier(Classifier):
         self._scored_tokens = torch.tensor(scored, device=backbone.device)
         self._logit_columns = {token: column for column, token in enumerate(scored)}
 
+    @property
+    def plan(self) -> ReadoutPlan:
+        """Which states predict the words."""
+        return self._plan
+
     @staticmethod
     @abstractmethod
     def plan_readouts(words: LabelWords) -> ReadoutPlan:

@@ -201,7 +201,21 @@ class TextGenerator(Task):
             rows=rows,
             decoding=self._decoding,
         )
-        return [Prediction(self._answers.decode(ids), {}, tuple(ids)) for ids in texts]
+        return [self.make_prediction(ids) for ids in texts]
+
+    def make_prediction(self, ids: Sequence[int], *, text: str | None = None) -> Prediction:
+        """The prediction that generated tokens are.
+
+        Args:
+            ids: the tokens, without the end token.
+            text: the part of their text that counts; None for all of it.
+        """
+        label = self._answers.decode(ids) if text is None else self._answers.read(text)
+        return Prediction(label, {}, tuple(ids))
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of generated tokens, with the space around it."""
+        return self._answers.spell(ids)
 
     def compare(self, prediction: Prediction, target: str) -> str:
         """The target if the prediction has its tokens; otherwise the prediction's text."""

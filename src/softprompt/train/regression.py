@@ -182,13 +182,15 @@ class UnseenScores:
 def is_clearly_worse(hits: np.ndarray, best: np.ndarray, *, errors: float) -> bool:
     """Whether one is less accurate than another on the same rows by more than chance explains.
 
+    Without any rows it is not.
+
     Args:
         hits: whether it is right on each row.
         best: whether the other is.
         errors: how many standard errors of the difference chance explains.
     """
     lead = best.astype(float) - hits.astype(float)
-    return bool(lead.mean() > errors * lead.std() / len(lead) ** 0.5)
+    return len(lead) > 0 and bool(lead.mean() > errors * lead.std() / len(lead) ** 0.5)
 
 
 def score_rows(

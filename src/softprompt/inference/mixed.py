@@ -1,0 +1,212 @@
+"""Rows of any classifiers and prompts on one backbone, in as few forward passes as possible."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from softprompt.backbone.model import Backbone
+from softprompt.data.rendering import Renderer
+from softprompt.injection.capture import to_kv_prefix
+from softprompt.injection.compatibility import explain_unsplittable
+from softprompt.injection.prefix_sharing import measure_common_prefix
+from softprompt.prompt import InputPrompt, KVPrefix, Prompt, to
+from softprompt.tasks import Classifier, Example, Prediction, Task
+from softprompt.tasks.classification import Seq2SeqVerbalizer
+from softprompt.tasks.heads import HeadClassifier
+
+_States = list[Float[Tensor, "K H"]]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptedRow:
+    """A rendered row with its task and its prompt.
+
+    Args:
+        task: that made the example.
+        example: the row.
+        prompt: of the row; None for the bare backbone.
+    """
+
+    task: Classifier
+    example: Example
+    prompt: Prompt | None
+
+    @property
+    def width(self) -> int:
+        """The positions of its longest variant, with those of a prefix."""
+        prefix = self.prompt.length if isinstance(self.prompt, KVPrefix) else 0
+        return self.example.length + prefix
+
+    @property
+    def cost(self) -> int:
+        """The positions of all its variants."""
+        return self.width * len(self.example.variants)
+
+
+@dataclass(frozen=True, eq=False)
+class BakedPrompt:
+    """The keys and values of the tokens that every row of a task begins with.
+
+    Args:
+        prefix: of these tokens.
+        head: their ids.
+    """
+
+    prefix: KVPrefix
+    head: tuple[int, ...]
+
+    def cut(self, example: Example) -> Example | None:
+        """The example without these tokens; None if a row does not begin with them.
+
+        Args:
+            example: rendered by the task.
+        """
+        length = len(self.head)
+        for variant, positions in zip(example.variants, example.read_positions, strict=True):
+            is_head = variant.input_ids[:length] == self.head
+            if not is_head or min(positions, default=length) < length:
+                return None
+        return replace(
+            example,
+            variants=tuple(
+                replace(
+                    v,
+                    input_ids=v.input_ids[length:],
+                    token_type_ids=v.token_type_ids[length:],
+                    mask_positions=tuple(at - length for at in v.mask_positions if at >= length),
+                )
+                for v in example.variants
+            ),
+            read_positions=tuple(
+                tuple(at - length for at in positions) for positions in example.read_positions
+            ),
+        )
+
+
+def bake_prompt(task: Task, prompt: Prompt) -> BakedPrompt | None:
+    """Bake a prompt whose soft tokens are all among the tokens that every row begins with.
+
+    Args:
+        task: of the prompt.
+        prompt: on the backbone's device.
+
+    Returns:
+        The baked prompt; None if it has to be run with its soft tokens.
+    """
+    geometry = task.backbone.geometry
+    if (
+        not isinstance(prompt, InputPrompt)
+        or prompt.start_layer
+        or not prompt.length
+        or geometry.architecture != "causal"
+        or task.reads_whole_rows
+        or explain_unsplittable(geometry) is not None
+    ):
+        return None
+    head = _find_head(task.renderers[0], geometry.vocab_size)
+    if head is None:
+        return None
+    ids = torch.tensor(head, device=task.backbone.device)
+    prefix = to_kv_prefix(task.backbone, prompt, head=ids)
+    return BakedPrompt(to(prefix, dtype=task.backbone.dtype), head)
+
+
+# Texts whose first tokens differ, also where a tokenizer joins them with the text before.
+_PROBES = ("a", "Z", "7", "(")
+
+
+def _find_head(renderer: Renderer, vocabulary: int) -> tuple[int, ...] | None:
+    """The ids up to the last soft token, if every row begins with them."""
+    fields = renderer.template.fields
+    rows = [renderer.render(dict.fromkeys(fields, text)).input_ids for text in _PROBES]
+    common = rows[0][: measure_common_prefix(rows)]
+    soft = [at for at, token in enumerate(rows[0]) if token >= vocabulary]
+    if not soft or soft[-1] >= len(common):
+        return None
+    return tuple(common[: soft[-1] + 1])
+
+
+def predict_mixed(rows: Sequence[PromptedRow]) -> list[Prediction]:
+    """Predict rows of any classifiers and prompts.
+
+    Rows share a forward pass if their states are read in the same way: at positions of the row
+    (label words in it, and heads on one state), pooled by the mean, pooled by the maximum, or in a
+    decoder that gets the same beginnings of label words.
+
+    Args:
+        rows: at least one, all on one backbone.
+
+    Returns:
+        The predictions, in the rows' order.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(_find_readout(row.task), []).append(index)
+    predictions: dict[int, Prediction] = {}
+    with torch.no_grad():
+        for readout, indices in groups.items():
+            chosen = [rows[i] for i in indices]
+            compute = _compute_at_positions if readout == "positions" else _compute_together
+            predictions |= zip(indices, _read(chosen, compute(chosen)), strict=True)
+    return [predictions[i] for i in range(len(rows))]
+
+
+def _find_readout(task: Classifier) -> Hashable:
+    """What must be equal for rows to share a forward pass."""
+    if isinstance(task, Seq2SeqVerbalizer):
+        return task.plan.continuations, task.plan.offsets
+    return (
+        task.pooling if isinstance(task, HeadClassifier) and task.reads_whole_rows else "positions"
+    )
+
+
+def _assign_prompts(
+    rows: Sequence[PromptedRow], repeats: Callable[[PromptedRow], int], backbone: Backbone
+) -> tuple[list[Prompt | None], Tensor | None]:
+    """The distinct prompts, and the index of each row's; None if there is only one."""
+    numbers: dict[int, int] = {}
+    prompts: list[Prompt | None] = []
+    for row in rows:
+        if id(row.prompt) not in numbers:
+            numbers[id(row.prompt)] = len(prompts)
+            prompts.append(row.prompt)
+    if len(prompts) == 1:
+        return prompts, None
+    index = [numbers[id(row.prompt)] for row in rows for _ in range(repeats(row))]
+    return prompts, torch.tensor(index, device=backbone.device)
+
+
+def _compute_at_positions(rows: Sequence[PromptedRow]) -> _States:
+    """Run all variants of all rows in one pass, and read the positions of each."""
+    task = rows[0].task
+    prompts, index = _assign_prompts(rows, lambda row: len(row.example.variants), task.backbone)
+    states = task.compute_states_at(
+        [variant for row in rows for variant in row.example.variants],
+        positions=[positions for row in rows for positions in row.example.read_positions],
+        prompts=prompts,
+        prompt_index=index,
+    )
+    return list(states.split([sum(map(len, row.example.read_positions)) for row in rows]))
+
+
+def _compute_together(rows: Sequence[PromptedRow]) -> _States:
+    """Run rows whose tasks read states in the same way."""
+    task = rows[0].task
+    prompts, index = _assign_prompts(rows, lambda _: 1, task.backbone)
+    return list(task.compute_states([row.example for row in rows], prompts, rows=index))
+
+
+def _read(rows: Sequence[PromptedRow], states: _States) -> list[Prediction]:
+    """Let each task read its rows' states, all of them at once."""
+    by_task: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        by_task.setdefault(id(row.task), []).append(index)
+    predictions: dict[int, Prediction] = {}
+    for indices in by_task.values():
+        task = rows[indices[0]].task
+        scores = task.read(torch.stack([states[i] for i in indices]))
+        predictions |= zip(indices, task.to_predictions(scores), strict=True)
+    return [predictions[i] for i in range(len(rows))]

@@ -1,0 +1,400 @@
+"""Routes: predictions of any task, vLLM's classification, models, administration, health."""
+
+import asyncio
+import base64
+import hashlib
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version as version_of
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from softprompt.artifact.store import MANIFEST, TENSORS
+from softprompt.errors import ArtifactError
+from softprompt.inference.continuous import GenerationEvent
+from softprompt.serve.engine import RowOutcome, Ticket
+from softprompt.serve.faults import ServingError
+from softprompt.serve.messages import (
+    ChatRequest,
+    ClassifyRequest,
+    CompletionRequest,
+    PinRequest,
+    PredictRequest,
+    RequestRow,
+    UploadRequest,
+    Usage,
+    make_error_body,
+    make_header,
+)
+from softprompt.serve.prompts import RegistrySource
+from softprompt.serve.registry import PublishedPrompt, Registry
+from softprompt.serve.service import Target, TextOptions
+from softprompt.serve.site import Site, make_schemas, read_body, record_facts, respond, wait_for
+from softprompt.tasks import Classifier, Example, Prediction
+
+_INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
+
+
+def read_playground() -> tuple[bytes, str]:
+    """The page to try prompts on, and the policy that lets it run its own script and no other."""
+    page = files("softprompt.serve").joinpath("playground.html").read_bytes()
+    allowed = {
+        kind.decode(): base64.b64encode(hashlib.sha256(content).digest()).decode()
+        for kind, content in _INLINE.findall(page)
+    }
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{allowed['script']}'; "
+        f"style-src 'sha256-{allowed['style']}'; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page, policy
+
+
+def count_usage(
+    site: Site, target: Target, *, examples: Sequence[Example], completion: int = 0
+) -> Usage:
+    """The tokens of a request.
+
+    Args:
+        site: the shared state.
+        target: of the request.
+        examples: its rows.
+        completion: the tokens that were generated.
+    """
+    pairs = [site.service.count_tokens(target, example) for example in examples]
+    prompt, soft = sum(all_ for all_, _ in pairs), sum(own for _, own in pairs)
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion,
+        prompt_tokens_details={"virtual_tokens": soft},
+    )
+
+
+class Routes:
+    """The routes of a site, except OpenAI's.
+
+    Args:
+        site: the shared state.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    async def predict(self, http: HttpRequest) -> Response:
+        """Rows in, typed predictions out; a row that cannot be predicted has an error instead."""
+        request = await read_body(http, PredictRequest)
+        self._check_count(request.rows, "rows")
+        target = await asyncio.to_thread(self.site.service.open, request.model)
+        record_facts(http, prompt=target.name, version=target.version, rows=len(request.rows))
+        try:
+            examples = await asyncio.to_thread(self._render, target, request.rows)
+            started = time.monotonic()
+            outcomes = await self._run(http, target, examples, self.site.get_deadline(request))
+        finally:
+            self.site.service.close(target)
+        if all(isinstance(outcome, ServingError) for outcome in outcomes):
+            raise next(one for one in outcomes if isinstance(one, ServingError))
+        data = [
+            self._describe(index, *pair, explain=request.explain)
+            for index, pair in enumerate(zip(examples, outcomes, strict=True))
+        ]
+        good = [example for example in examples if isinstance(example, Example)]
+        written = sum(len(o.token_ids or ()) for o in outcomes if isinstance(o, Prediction))
+        header = make_header("list", request.model, prefix="predict")
+        usage = count_usage(self.site, target, examples=good, completion=written)
+        return respond(
+            {
+                **header,
+                "version": target.version,
+                "data": data,
+                "usage": usage,
+                "seconds": round(time.monotonic() - started, 4),
+            }
+        )
+
+    async def classify(self, http: HttpRequest) -> Response:
+        """Texts in, probabilities out, in vLLM's form."""
+        request = await read_body(http, ClassifyRequest)
+        texts = [request.input] if isinstance(request.input, str) else request.input
+        self._check_count(texts, "input")
+        target = await asyncio.to_thread(self.site.service.open, request.model)
+        record_facts(http, prompt=target.name, version=target.version, rows=len(texts))
+        try:
+            if not isinstance(target.task, Classifier):
+                msg = f"{target.name} generates text. Ask it at /v1/completions or /v1/predict."
+                raise ServingError(msg, kind="invalid", param="model")
+            examples = await asyncio.to_thread(self._render, target, texts)
+            _raise_first(examples)
+            outcomes = await self._run(http, target, examples, self.site.get_deadline(request))
+        finally:
+            self.site.service.close(target)
+        _raise_first(outcomes)
+        data = [
+            {
+                "index": index,
+                "label": one.label,
+                "probs": list(one.probabilities.values()),
+                "num_classes": len(one.probabilities),
+            }
+            for index, one in enumerate(outcomes)
+            if isinstance(one, Prediction)
+        ]
+        good = [example for example in examples if isinstance(example, Example)]
+        usage = count_usage(self.site, target, examples=good)
+        header = make_header("list", request.model, prefix="classify")
+        return respond({**header, "data": data, "usage": usage})
+
+    async def list_models(self, _http: HttpRequest) -> Response:
+        """The backbone and the prompts, as OpenAI and vLLM list them."""
+        service = self.site.service
+        base = service.base_name
+        facts = {"object": "model", "created": 0, "owned_by": "softprompt"}
+        names = await asyncio.to_thread(service.store.source.list_names)
+        bare = [{"id": base, **facts, "root": base, "parent": None}] if service.has_base else []
+        prompts = [{"id": name, **facts, "root": name, "parent": base} for name in names]
+        return respond({"object": "list", "data": [*bare, *prompts]})
+
+    async def show_model(self, http: HttpRequest) -> Response:
+        """The card of a prompt."""
+        name = http.path_params["name"]
+        return respond(await asyncio.to_thread(self.site.service.describe, name))
+
+    async def list_prompts(self, _http: HttpRequest) -> Response:
+        """All versions of all prompts, and which of them are in memory."""
+        source, resident = self.site.service.store.source, self.site.service.store.versions
+        if isinstance(source, RegistrySource):
+            published = await asyncio.to_thread(source.registry.list_prompts)
+            data = [_to_dict(one) | {"resident": str(one.version) in resident} for one in published]
+        else:
+            data = [
+                {"prompt": n, "name": n, "resident": n in resident} for n in source.list_names()
+            ]
+        return respond({"object": "list", "data": data})
+
+    async def publish(self, http: HttpRequest) -> Response:
+        """Publish an artifact as the newest version of a name."""
+        registry, name = self._get_registry(), http.path_params["name"]
+        upload = await read_body(http, UploadRequest)
+        published = await asyncio.to_thread(_publish, registry, name, upload)
+        await asyncio.to_thread(self.site.service.store.source.refresh)
+        return respond(_to_dict(published), status=201)
+
+    async def pin(self, http: HttpRequest) -> Response:
+        """Say which version a name means."""
+        registry, name = self._get_registry(), http.path_params["name"]
+        request = await read_body(http, PinRequest)
+        await _attempt(registry.pin, name, request.version)
+        await asyncio.to_thread(self.site.service.store.source.refresh)
+        return respond({"name": name, "current": str(await _attempt(registry.resolve, name))})
+
+    async def unpublish(self, http: HttpRequest) -> Response:
+        """Withdraw a version, or all of a name."""
+        registry = self._get_registry()
+        gone = await _attempt(registry.unpublish, http.path_params["name"])
+        await asyncio.to_thread(self.site.service.store.source.refresh)
+        return respond({"unpublished": [str(version) for version in gone]})
+
+    async def show_live(self, _http: HttpRequest) -> Response:
+        """Whether the process answers."""
+        return respond({"status": "ok"})
+
+    async def show_ready(self, _http: HttpRequest) -> Response:
+        """Whether to send requests here."""
+        if self.site.is_ready:
+            return respond({"status": "ready"})
+        status = "draining" if self.site.is_draining else "stalled"
+        return respond({"status": status}, status=503)
+
+    async def show_metrics(self, _http: HttpRequest) -> Response:
+        """The counters, for Prometheus."""
+        content = self.site.metrics.render()
+        return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def show_openapi(self, _http: HttpRequest) -> Response:
+        """The description of these routes."""
+        return respond(make_openapi())
+
+    async def show_playground(self, _http: HttpRequest) -> Response:
+        """The page to try prompts on."""
+        page, policy = await asyncio.to_thread(read_playground)
+        headers = {"content-security-policy": policy, "cache-control": "no-store"}
+        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
+
+    def _get_registry(self) -> Registry:
+        source = self.site.service.store.source
+        if isinstance(source, RegistrySource) and self.site.settings.can_publish:
+            return source.registry
+        msg = "prompts cannot be changed here. Start the server with --registry DIR and keys."
+        raise ServingError(msg, kind="forbidden")
+
+    def _check_count(self, rows: Sequence[object], param: str) -> None:
+        most = self.site.settings.max_rows
+        if not 0 < len(rows) <= most:
+            msg = f"{param} has {len(rows):,} entries; a request has 1 to {most:,}. Divide it."
+            raise ServingError(msg, kind="invalid", param=param)
+
+    def _render(self, target: Target, rows: Sequence[RequestRow]) -> list[Example | ServingError]:
+        rendered: list[Example | ServingError] = []
+        for row in rows:
+            try:
+                rendered.append(self.site.service.render(target, row))
+            except ServingError as error:
+                rendered.append(error)
+        return rendered
+
+    async def _run(
+        self,
+        http: HttpRequest,
+        target: Target,
+        examples: Sequence[Example | ServingError],
+        deadline: float,
+    ) -> list[RowOutcome]:
+        """The outcome of each row; rows that were not rendered keep their error."""
+        service = self.site.service
+        good = [example for example in examples if isinstance(example, Example)]
+        tickets: list[Ticket] = []
+        try:
+            if good and isinstance(target.task, Classifier):
+                tickets.append(service.submit_rows(target, good, deadline=deadline))
+            else:
+                for example in good:  # one by one, so that those before a refusal are known
+                    ticket = service.submit_text(
+                        target,
+                        example,
+                        options=TextOptions(),
+                        on_event=_ignore,
+                        deadline=deadline,
+                    )
+                    tickets.append(ticket)
+        except ServingError:
+            for ticket in tickets:
+                ticket.cancel()
+            raise
+        answers = await wait_for(tickets, receive=http.receive, deadline=deadline)
+        found = iter([outcome for of_ticket in answers for outcome in of_ticket])
+        return [next(found) if isinstance(one, Example) else one for one in examples]
+
+    def _describe(
+        self, index: int, example: Example | ServingError, outcome: RowOutcome, *, explain: bool
+    ) -> dict[str, Any]:
+        """The answer for one row."""
+        if isinstance(outcome, ServingError) or isinstance(example, ServingError):
+            fault = outcome if isinstance(outcome, ServingError) else example
+            assert isinstance(fault, ServingError)  # noqa: S101  # for the types alone
+            return {"index": index, **make_error_body(fault)}
+        answer: dict[str, Any] = {"index": index}
+        if outcome.probabilities:
+            answer |= {"label": outcome.label, "probabilities": dict(outcome.probabilities)}
+        else:
+            answer |= {"text": outcome.label}
+        answer["truncated"] = example.truncated
+        if explain:
+            answer["rendered"] = self.site.service.explain(example)
+        return answer
+
+
+def _ignore(_event: GenerationEvent) -> None:
+    """No one reads the pieces."""
+
+
+def _raise_first(outcomes: Sequence[object]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, ServingError):
+            raise outcome
+
+
+async def _attempt(function: Any, *arguments: Any) -> Any:  # noqa: ANN401  # of the registry
+    """Call the registry in a thread; its errors are the sender's."""
+    try:
+        return await asyncio.to_thread(function, *arguments)
+    except ArtifactError as error:
+        raise ServingError(str(error), kind="invalid") from error
+
+
+def _publish(registry: Registry, name: str, upload: UploadRequest) -> PublishedPrompt:
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = Path(folder) / "artifact"
+        artifact.mkdir()
+        (artifact / MANIFEST).write_bytes(upload.manifest)
+        (artifact / TENSORS).write_bytes(upload.tensors)
+        try:
+            return registry.publish(artifact, name)
+        except ArtifactError as error:
+            message = str(error).replace(str(artifact), "the artifact")
+            raise ServingError(message, kind="invalid") from error
+
+
+def _to_dict(prompt: PublishedPrompt) -> dict[str, Any]:
+    facts = asdict(prompt)
+    return {"prompt": str(prompt.version), **facts.pop("version"), **facts}
+
+
+_BODIES: dict[str, tuple[str, type]] = {
+    "/v1/predict": ("Predictions of any task", PredictRequest),
+    "/classify": ("Classification in vLLM's form", ClassifyRequest),
+    "/v1/classify": ("Classification in vLLM's form", ClassifyRequest),
+    "/v1/completions": ("A text to continue", CompletionRequest),
+    "/v1/chat/completions": ("A conversation to continue", ChatRequest),
+}
+_READS = {
+    "/v1/models": "The backbone and the prompts",
+    "/v1/models/{name}": "The card of a prompt",
+    "/v1/prompts": "All versions of all prompts",
+    "/livez": "Whether the process answers",
+    "/readyz": "Whether to send requests here",
+    "/metrics": "Counters for Prometheus",
+    "/openapi.json": "This description",
+}
+
+
+def make_openapi() -> dict[str, Any]:
+    """The description of all routes by OpenAPI 3.1."""
+    paths: dict[str, dict[str, Any]] = {
+        path: {"post": _describe_route(text, path, body=body)}
+        for path, (text, body) in _BODIES.items()
+    }
+    paths |= {path: {"get": _describe_route(text, path)} for path, text in _READS.items()}
+    prompt, pin = "/v1/prompts/{name}", "/v1/prompts/{name}/pin"
+    paths[prompt] = {
+        "get": _describe_route("The card of a prompt", prompt),
+        "put": _describe_route("Publish an artifact", prompt, body=UploadRequest),
+        "delete": _describe_route("Withdraw a version, or all of them", prompt),
+    }
+    about = "Say which version a name means"
+    paths[pin] = {"put": _describe_route(about, pin, body=PinRequest)}
+    kinds = {body for _, body in _BODIES.values()} | {UploadRequest, PinRequest}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "softprompt", "version": version_of("softprompt")},
+        "paths": paths,
+        "components": {
+            "schemas": make_schemas(*sorted(kinds, key=lambda kind: kind.__name__)),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}],
+    }
+
+
+def _describe_route(summary: str, path: str, *, body: type | None = None) -> dict[str, Any]:
+    """One operation of the description."""
+    fault, good = {"description": "An error in OpenAI's form."}, {"description": "The answer."}
+    operation: dict[str, Any] = {
+        "summary": summary,
+        "responses": {"200": good, "201": good, "4XX": fault, "503": fault, "504": fault},
+    }
+    if "{name}" in path:
+        named = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+        operation["parameters"] = [named]
+    if body is not None:
+        schema = {"$ref": f"#/components/schemas/{body.__name__}"}
+        content = {"application/json": {"schema": schema}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation

@@ -1,0 +1,390 @@
+"""What every request passes through: keys, limits, errors, logs; and what the routes share."""
+
+import asyncio
+import base64
+import binascii
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from softprompt.serve.engine import RowOutcome, Ticket
+from softprompt.serve.faults import ServingError
+from softprompt.serve.keys import ApiKey, KeyRing
+from softprompt.serve.messages import Request, check_supported, decode, encode, make_error_body
+from softprompt.serve.metrics import Metrics
+from softprompt.serve.service import Service
+
+ACCESS_LOG = logging.getLogger("softprompt.access")
+_log = logging.getLogger(__name__)
+HEALTH = ("/livez", "/readyz", "/health")
+# After its deadline a request waits so long for the engine to say so, in seconds.
+_GRACE = 5.0
+_CLIENT_GONE = 499
+_LOCAL = ("localhost", "127.0.0.1", "[::1]")
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+_Decoded = TypeVar("_Decoded")
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """The limits of a site.
+
+    Args:
+        max_body_bytes: of a request.
+        max_rows: of a request.
+        timeout: the seconds until a request expires, and the most that a request may ask for.
+        has_playground: whether there is a page to try prompts on.
+        can_publish: whether prompts can be published and withdrawn.
+    """
+
+    max_body_bytes: int = 4 << 20
+    max_rows: int = 1024
+    timeout: float = 60.0
+    has_playground: bool = True
+    can_publish: bool = False
+
+
+@dataclass(eq=False)
+class Site:
+    """The state that the routes share.
+
+    Args:
+        service: that answers.
+        ring: of the keys.
+        metrics: that are counted.
+        settings: the limits.
+        is_draining: whether new requests are refused, because the server stops.
+        open_requests: that are being answered.
+    """
+
+    service: Service
+    ring: KeyRing
+    metrics: Metrics
+    settings: SiteSettings = field(default_factory=SiteSettings)
+    is_draining: bool = False
+    open_requests: int = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether to send requests here."""
+        return not self.is_draining and self.service.engine.is_running
+
+    def get_deadline(self, request: Request) -> float:
+        """When a request expires, by the engine's clock.
+
+        Args:
+            request: that was read.
+        """
+        most = self.settings.timeout
+        return time.monotonic() + min(most, request.timeout or most)
+
+
+class ClientGoneError(Exception):
+    """The client has left, so no one waits for the answer."""
+
+
+async def read_body(http: HttpRequest, kind: type[_Decoded]) -> _Decoded:
+    """Read the body of a request.
+
+    Args:
+        http: the request.
+        kind: what it holds.
+
+    Raises:
+        ServingError: it is not such a request, or not JSON by its content type.
+    """
+    declared = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if declared != "application/json":
+        msg = f"the content type is {declared or 'missing'!r}. Send application/json."
+        raise ServingError(msg, kind="invalid")
+    content = decode(await http.body(), kind)
+    if isinstance(content, Request):
+        check_supported(content)
+    return content
+
+
+def respond(content: object, *, status: int = 200) -> Response:
+    """An answer in JSON.
+
+    Args:
+        content: plain data and structs.
+        status: of the answer.
+    """
+    return Response(encode(content), status_code=status, media_type="application/json")
+
+
+def respond_error(error: ServingError) -> Response:
+    """An error in OpenAI's form.
+
+    Args:
+        error: to report.
+    """
+    response = respond(make_error_body(error), status=error.status)
+    if error.retry_after is not None:
+        response.headers["retry-after"] = str(max(1, round(error.retry_after)))
+    if error.kind == "unauthorized":
+        response.headers["www-authenticate"] = 'Bearer realm="softprompt"'
+    return response
+
+
+async def wait_for(
+    tickets: Sequence[Ticket], *, receive: Receive, deadline: float
+) -> list[list[RowOutcome]]:
+    """Wait for tickets, until the client leaves or the deadline passes.
+
+    Args:
+        tickets: that the engine works on.
+        receive: tells that the client has left.
+        deadline: by the engine's clock.
+
+    Returns:
+        The outcomes of each ticket's rows.
+
+    Raises:
+        ClientGoneError: the client has left; the tickets are cancelled.
+        ServingError: the engine does not answer in time.
+    """
+    answers = asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in tickets))
+    gone: asyncio.Future[None] = asyncio.ensure_future(_wait_until_gone(receive))
+    try:
+        seconds = max(0.0, deadline - time.monotonic()) + _GRACE
+        pair: set[asyncio.Future[Any]] = {answers, gone}
+        await asyncio.wait(pair, timeout=seconds, return_when="FIRST_COMPLETED")
+        if answers.done():
+            return list(answers.result())
+        if gone.done():
+            raise ClientGoneError
+        msg = "the deadline passed before the request was answered. Allow more time (timeout)."
+        raise ServingError(msg, kind="expired")
+    finally:
+        for ticket in tickets:
+            if not ticket.future.done():
+                ticket.cancel()
+        gone.cancel()
+        answers.cancel()
+
+
+async def _wait_until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Gate:
+    """The outermost layer: who may ask what, how much is read, what is logged and counted.
+
+    Args:
+        app: behind the gate.
+        site: the shared state.
+    """
+
+    def __init__(self, app: ASGIApp, site: Site) -> None:
+        self.app, self.site = app, site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, as ASGI defines it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        await _Passage(self, scope, receive=receive, send=send).run()
+
+
+class _Passage:
+    """One request on its way through the gate."""
+
+    def __init__(self, gate: Gate, scope: Scope, *, receive: Receive, send: Send) -> None:
+        self.site, self.app, self.scope = gate.site, gate.app, scope
+        self._receive, self._send = receive, send
+        self.headers = {k.lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        self.id = uuid4().hex
+        self.status = 0
+        self.started = time.monotonic()
+        self.key: ApiKey | None = None
+        self._left = self.site.settings.max_body_bytes
+        scope.setdefault("state", {})
+
+    async def run(self) -> None:
+        """Answer the request."""
+        is_health = self.scope["path"] in HEALTH
+        self.site.open_requests += not is_health
+        try:
+            await self._answer(is_health=is_health)
+        except ClientGoneError:
+            self.status = self.status or _CLIENT_GONE
+        except Exception:  # noqa: BLE001  # the last resort: no connection without an answer
+            _log.exception("request %s failed", self.id)
+            if not self.status:
+                msg = f"the server has a fault; it is logged as request {self.id}."
+                await self._refuse(ServingError(msg, kind="failed"))
+        finally:
+            self.site.open_requests -= not is_health
+            self._record()
+
+    async def _answer(self, *, is_health: bool) -> None:
+        try:
+            self._check_host()
+            if not is_health:
+                self._check_open()
+                self.key = self.site.ring.authenticate(
+                    self._read_secret(), scope=choose_scope(self.scope["path"])
+                )
+                self.site.ring.enter(self.key)
+        except ServingError as error:
+            self.key = None
+            await self._refuse(error)
+            return
+        try:
+            self._check_length()
+            await self.app(self.scope, self._read, self._pass_on)
+        except ServingError as error:
+            if self.status:  # the answer has begun
+                raise
+            await self._refuse(error)
+        finally:
+            if not is_health:
+                self.site.ring.leave(self.key)
+
+    def _check_host(self) -> None:
+        """Without keys a page on another host must not reach this one under a name of its own."""
+        host = self.headers.get(b"host", "").rpartition(":")
+        name = host[0] if host[2].isdigit() else "".join(host)
+        if not self.site.ring.keys and name.lower() not in _LOCAL:
+            msg = (
+                f"without keys the server answers on this machine alone, not as {name!r}. Set keys "
+                "(--keys)."
+            )
+            raise ServingError(msg, kind="forbidden")
+
+    def _check_open(self) -> None:
+        if self.site.is_draining:
+            msg = "the server is stopping. Send the request to another replica, or again later."
+            raise ServingError(msg, kind="stopping", retry_after=5)
+
+    def _check_length(self) -> None:
+        declared = self.headers.get(b"content-length", "0")
+        if declared.isdigit() and int(declared) > self._left:
+            raise self._explain_size()
+
+    def _explain_size(self) -> ServingError:
+        most = self.site.settings.max_body_bytes
+        msg = f"the body has more than {most:,} bytes. Divide the request (or --max-body-bytes)."
+        return ServingError(msg, kind="too_large")
+
+    def _read_secret(self) -> str | None:
+        """The key of ``Authorization: Bearer``, or of a browser's password."""
+        method, _, value = self.headers.get(b"authorization", "").partition(" ")
+        if method.lower() == "bearer":
+            return value.strip() or None
+        if method.lower() != "basic":
+            return None
+        try:
+            return base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2] or None
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+
+    async def _read(self) -> Message:
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            raise self._explain_size()
+        return message
+
+    async def _pass_on(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            extra = [*_HEADERS, (b"x-request-id", self.id.encode())]
+            message = {**message, "headers": [*message["headers"], *extra]}
+        await self._send(message)
+
+    async def _refuse(self, error: ServingError) -> None:
+        response = respond_error(error)
+        if error.kind == "unauthorized" and self.scope["path"] == "/":
+            response.headers["www-authenticate"] = 'Basic realm="softprompt", charset="UTF-8"'
+        # What is left of the body is not read.
+        response.headers["connection"] = "close"
+        await response(self.scope, self._receive, self._pass_on)
+
+    def _record(self) -> None:
+        seconds = time.monotonic() - self.started
+        route = choose_route(self.scope["path"])
+        self.site.metrics.count_request(route, self.status, seconds=seconds)
+        facts: dict[str, Any] = {
+            "id": self.id,
+            "method": self.scope["method"],
+            "route": route,
+            "status": self.status,
+            "ms": round(seconds * 1000, 1),
+            "key": None if self.key is None else self.key.name,
+            **self.scope["state"].get("facts", {}),
+        }
+        name, rows = facts.get("prompt"), facts.get("rows")
+        if name is not None and rows is not None:
+            self.site.metrics.count_rows(str(name), int(rows), seconds=seconds)
+        ACCESS_LOG.info(json.dumps(facts, ensure_ascii=False))
+
+
+def record_facts(http: HttpRequest, **facts: object) -> None:
+    """Add facts to the line of a request in the log; never texts.
+
+    Args:
+        http: the request.
+        facts: to add.
+    """
+    http.scope["state"].setdefault("facts", {}).update(facts)
+
+
+_ROUTES = (
+    "/", "/classify", "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/classify",
+    "/v1/completions", "/v1/models", "/v1/predict", "/v1/prompts", *HEALTH,
+)  # fmt: skip
+
+
+def choose_route(path: str) -> str:
+    """The name of a path in metrics, of which there are few.
+
+    Args:
+        path: of a request.
+    """
+    if path in _ROUTES:
+        return path
+    for parent in ("/v1/models", "/v1/prompts"):
+        if path.startswith(f"{parent}/"):
+            return f"{parent}/{{name}}"
+    return "unknown"
+
+
+def choose_scope(path: str) -> str:
+    """The scope that a key needs for a path.
+
+    Args:
+        path: of a request.
+    """
+    if path == "/v1/prompts" or path.startswith("/v1/prompts/"):
+        return "admin"
+    return "metrics" if path == "/metrics" else "predict"
+
+
+Endpoint = Callable[[HttpRequest], Awaitable[Response]]
+
+
+def make_schemas(*kinds: type) -> dict[str, Any]:
+    """The JSON schemas of requests, by name.
+
+    Args:
+        kinds: of the requests.
+    """
+    template = "#/components/schemas/{name}"
+    _, components = msgspec.json.schema_components(kinds, ref_template=template)
+    return components

@@ -1,0 +1,115 @@
+"""Rows of many classifiers and prompts in one batch are answered as each of them alone."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from softprompt.inference import PromptModel
+from softprompt.inference import mixed as mixed_module
+from softprompt.inference.mixed import PromptedRow, bake_prompt, predict_mixed
+from softprompt.prompt import InputPrompt
+from softprompt.tasks import Classify, Prediction
+from support.models import ROWS
+
+ModelFactory = Callable[..., PromptModel]
+TEXTS = [row["text"] for row in ROWS]
+LONG = {"negative": " bad", "neutral": " old story", "positive": [" good", " great"]}
+
+
+def make_models(family: str, model: ModelFactory, maker) -> list[PromptModel]:
+    """Classifiers of every readout and kind of prompt that a family has."""
+    mask = " {mask}" if family == "bert" else ""
+    soft = [Classify(template=f"{{soft:{n}}}{{text}} is{mask}", verbalizer=LONG) for n in (2, 5)]
+    plain = Classify(template=f"{{text}} seems{mask}", verbalizer=LONG)
+    prompts = maker(family)
+    made = [
+        model((family, "words", "input")),
+        model((family, "words", "kv")),
+        model((family, "words", "input"), settings=soft[0], choices=tuple(LONG),
+              prompt=prompts.input_prompt(2)),
+        model((family, "words", "input"), settings=soft[1], choices=tuple(LONG),
+              prompt=prompts.input_prompt(5)),
+        model((family, "words", "kv"), settings=plain, choices=tuple(LONG)),
+    ]  # fmt: skip
+    if family != "t5":
+        made.append(model((family, "head", "input")))
+        made.append(model((family, "head", "kv")))
+        for pooling in ("mean", "max"):
+            head = Classify(template="{soft:3}{text}", head="linear", pooling=pooling)
+            made.append(model((family, "head", "input"), settings=head))
+    return made
+
+
+def assert_equal(found: Sequence[Prediction], expected: Sequence[Prediction]) -> None:
+    for one, two in zip(found, expected, strict=True):
+        assert one.label == two.label
+        assert dict(one.probabilities) == pytest.approx(dict(two.probabilities), abs=2e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5", "gpt2"])
+def test_a_mixed_batch_is_each_row_alone(model: ModelFactory, maker, family: str) -> None:
+    models = make_models(family, model, maker)
+    baked = [bake_prompt(one.task, one.prompt) for one in models]
+
+    @settings(max_examples=12, deadline=None, suppress_health_check=[*HealthCheck])
+    @given(st.data())
+    def check(data) -> None:
+        count = data.draw(st.integers(1, 12))
+        pairs = [
+            (data.draw(st.integers(0, len(models) - 1)), data.draw(st.sampled_from(TEXTS)))
+            for _ in range(count)
+        ]
+        rows = []
+        for number, text in pairs:
+            one, short = models[number], baked[number]
+            example, prompt = one.render(text), one.prompt
+            cut = None if short is None or data.draw(st.booleans()) else short.cut(example)
+            if short is not None and cut is not None:
+                example, prompt = cut, short.prefix
+            rows.append(PromptedRow(one.task, example, prompt))
+        assert_equal(predict_mixed(rows), [models[n].predict(text)[0] for n, text in pairs])
+
+    check()
+
+
+def test_different_labels_share_one_pass(model: ModelFactory, maker, monkeypatch) -> None:
+    """Label words, heads, soft tokens, prefixes: one forward pass reads them all."""
+    passes = []
+    forward = mixed_module.Classifier.run_rows
+    monkeypatch.setattr(
+        mixed_module.Classifier,
+        "run_rows",
+        lambda self, rows, *args, **more: (
+            passes.append(len(rows)) or forward(self, rows, *args, **more)
+        ),
+    )
+    models = [one for one in make_models("bert", model, maker) if not one.task.reads_whole_rows]
+    rows = [PromptedRow(m.task, m.render("dull"), m.prompt) for m in models]
+    predict_mixed(rows)
+    assert passes == [sum(len(row.example.variants) for row in rows)]
+
+
+def test_what_can_be_baked_is_baked(model: ModelFactory, maker) -> None:
+    front = model(("llama", "words", "input"))
+    baked = bake_prompt(front.task, front.prompt)
+    assert baked is not None
+    vocabulary = front.backbone.geometry.vocab_size
+    assert [token for token in baked.head if token >= vocabulary] == [
+        *range(vocabulary, vocabulary + 3)
+    ]
+    example = front.render("dull")
+    cut = baked.cut(example)
+    assert cut is not None
+    assert baked.head + cut.variants[0].input_ids == example.variants[0].input_ids
+    assert baked.cut(cut) is None  # a row that does not begin so is run as it is
+    middle = Classify(template="{text}{soft:3} is", verbalizer={"a": " bad", "b": " good"})
+    behind = model(("llama", "words", "input"), settings=middle, choices=("a", "b"))
+    assert bake_prompt(behind.task, behind.prompt) is None
+    late = InputPrompt(torch.zeros(3, front.backbone.geometry.layer_width), 1)
+    assert bake_prompt(front.task, late) is None
+    for way in (("bert", "words", "input"), ("llama", "words", "kv")):
+        other = model(way)
+        assert bake_prompt(other.task, other.prompt) is None

@@ -1,0 +1,85 @@
+"""The clients: typed answers, errors, and repetitions after the time that the server gave."""
+
+import asyncio
+import time
+
+import httpx
+import pytest
+
+from softprompt.serve.client import AsyncClient, Client, ModelInfo
+from softprompt.serve.faults import ServingError
+from softprompt.serve.site import respond_error
+from support.models import ROWS
+
+TEXTS = [row["text"] for row in ROWS]
+
+
+def test_answers_are_predictions(serve, models) -> None:
+    url = serve().url
+
+    async def ask(name: str) -> list:
+        async with AsyncClient(url) as client:
+            return await client.predict(name, TEXTS)
+
+    with Client(url) as client:
+        assert ModelInfo("mood", "llama") in client.list_models()
+        for name, model in models.items():
+            for answers in (client.predict(name, TEXTS), asyncio.run(ask(name))):
+                for answer, expected in zip(answers, model.predict(TEXTS), strict=True):
+                    assert answer.prediction.label == expected.label
+                    own = dict(expected.probabilities)
+                    assert dict(answer.prediction.probabilities) == pytest.approx(own, abs=2e-6)
+        first, second = client.predict("mood", [{"txet": "a"}, "dull"])
+        assert (first.prediction, second.error) == (None, None)
+        assert "text" in first.error
+        with pytest.raises(ServingError, match="unknown prompt 'nobody'") as error:
+            client.predict("nobody", "dull")
+        assert (error.value.kind, error.value.param) == ("unknown", "model")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_full_server_is_asked_again_after_its_time(monkeypatch, kind: type) -> None:
+    waits: list[float] = []
+
+    async def wait(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(asyncio, "sleep", wait)
+    full = respond_error(ServingError("the server is full.", kind="full", retry_after=7))
+    content = {
+        "data": [{"index": 0, "label": "a", "probabilities": {"a": 1.0}, "truncated": False}]
+    }
+    left = [2]
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        left[0] -= 1
+        if left[0] >= 0:
+            return httpx.Response(full.status_code, headers=dict(full.headers), content=full.body)
+        return httpx.Response(200, json=content)
+
+    def ask(retries: int):
+        transport = httpx.MockTransport(answer)
+        if kind is Client:
+            return Client(retries=retries, transport=transport).predict("mood", "dull")
+
+        async def run():
+            async with AsyncClient(retries=retries, transport=transport) as client:
+                return await client.predict("mood", "dull")
+
+        return asyncio.run(run())
+
+    [found] = ask(2)
+    assert found.prediction.label == "a"
+    assert len(waits) == 2
+    assert all(7.0 <= seconds <= 8.75 for seconds in waits)
+    left[0] = 2
+    with pytest.raises(ServingError, match="the server is full") as error:
+        ask(1)
+    assert error.value.retry_after == 7.0
+
+
+def test_another_server_is_noticed() -> None:
+    transport = httpx.MockTransport(lambda _request: httpx.Response(502, text="<html>"))
+    with pytest.raises(ServingError, match="status 502"):
+        Client(transport=transport).list_models()

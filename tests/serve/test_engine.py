@@ -1,0 +1,274 @@
+"""The engine: answers equal `predict`; bad rows, cancelled and late requests harm no others."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from softprompt.inference.continuous import GenerationRequest
+from softprompt.inference.mixed import PromptedRow, predict_mixed
+from softprompt.serve.engine import EngineLimits
+from softprompt.serve.fair_queue import FairQueue
+from softprompt.serve.faults import ServingError
+from softprompt.tasks import Prediction
+from support.models import ROWS
+
+TEXTS = [row["text"] for row in ROWS]
+CLASSIFIERS = ("mood", "tone", "rating")
+
+
+def make_rows(model, texts: Sequence[str] = TEXTS) -> list[PromptedRow]:
+    return [PromptedRow(model.task, model.render(text), model.prompt) for text in texts]
+
+
+def make_request(model, text: str, **options) -> GenerationRequest:
+    task = model.task
+    return GenerationRequest(task, model.render(text), model.prompt, task.decoding, **options)
+
+
+def assert_equal(found, expected: Sequence[Prediction]) -> None:
+    for one, two in zip(found, expected, strict=True):
+        assert isinstance(one, Prediction), one
+        assert one.label == two.label
+        assert dict(one.probabilities) == pytest.approx(dict(two.probabilities), abs=2e-6)
+
+
+class Gate:
+    """A `predict` that waits until it is opened, and records its batches."""
+
+    def __init__(self, predict: Callable = predict_mixed) -> None:
+        self.opened, self.entered = threading.Event(), threading.Event()
+        self.batches: list[list[PromptedRow]] = []
+        self._predict = predict
+
+    def __call__(self, rows: Sequence[PromptedRow]) -> list[Prediction]:
+        self.entered.set()
+        assert self.opened.wait(30)
+        self.batches.append(list(rows))
+        return self._predict(rows)
+
+
+def test_answers_are_those_of_predict(models, start) -> None:
+    engine = start(limits=EngineLimits(batch_rows=5, batch_tokens=120))
+    tickets = {name: engine.submit(name, make_rows(models[name])) for name in CLASSIFIERS}
+    texts = {
+        (name, text): engine.submit_text(
+            name, make_request(models[name], text), on_event=lambda _event: None
+        )
+        for name in ("reply", "pick")
+        for text in TEXTS[:3]
+    }
+    for name, ticket in tickets.items():
+        assert_equal(ticket.future.result(30), models[name].predict(TEXTS))
+    for (name, text), ticket in texts.items():
+        assert_equal(ticket.future.result(30), models[name].predict(text))
+
+
+def test_a_batch_holds_rows_of_several_prompts_within_its_budget(models, start) -> None:
+    gate = Gate()
+    engine = start(limits=EngineLimits(batch_rows=8, batch_tokens=10_000), predict=gate)
+    engine.submit("mood", make_rows(models["mood"], TEXTS[:1]))
+    assert gate.entered.wait(30)
+    tickets = [engine.submit(name, make_rows(models[name])) for name in CLASSIFIERS]
+    gate.opened.set()
+    for ticket in tickets:
+        ticket.future.result(30)
+    first, second, *_ = gate.batches
+    assert len(first) == 1
+    assert {id(row.task) for row in second} == {id(models[name].task) for name in CLASSIFIERS}
+    assert max(map(len, gate.batches)) <= 8
+
+
+def test_a_row_that_raises_fails_alone(models, start) -> None:
+    def predict(rows: Sequence[PromptedRow]) -> list[Prediction]:
+        if any(row.task is models["tone"].task for row in rows):
+            msg = "broken prompt"
+            raise ValueError(msg)
+        return predict_mixed(rows)
+
+    gate = Gate(predict)
+    engine = start(predict=gate)
+    good, bad, other = (engine.submit(n, make_rows(models[n])) for n in CLASSIFIERS)
+    gate.opened.set()
+    assert_equal(good.future.result(30), models["mood"].predict(TEXTS))
+    assert_equal(other.future.result(30), models["rating"].predict(TEXTS))
+    for outcome in bad.future.result(30):
+        assert isinstance(outcome, ServingError)
+        assert (outcome.kind, "broken prompt" in str(outcome)) == ("failed", True)
+    assert engine.counts.failed == len(TEXTS)
+
+
+def test_too_little_memory_halves_the_batch(models, start) -> None:
+    def predict(rows: Sequence[PromptedRow]) -> list[Prediction]:
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError
+        return predict_mixed(rows)
+
+    engine = start(predict=predict)
+    ticket = engine.submit("mood", make_rows(models["mood"]))
+    assert_equal(ticket.future.result(30), models["mood"].predict(TEXTS))
+
+
+def test_scores_that_are_not_numbers_fail_their_row_only(models, start) -> None:
+    def predict(rows: Sequence[PromptedRow]) -> list[Prediction]:
+        first, *others = predict_mixed(rows)
+        return [Prediction(first.label, dict.fromkeys(first.probabilities, float("nan"))), *others]
+
+    outcomes = start(predict=predict).submit("mood", make_rows(models["mood"])).future.result(30)
+    assert sum(isinstance(one, ServingError) for one in outcomes) == 1
+
+
+def test_a_cancelled_or_late_request_is_not_run(models, start) -> None:
+    gate = Gate()
+    now = [100.0]
+    engine = start(predict=gate, clock=lambda: now[0])
+    first = engine.submit("mood", make_rows(models["mood"], TEXTS[:1]))
+    assert gate.entered.wait(30)
+    cancelled = engine.submit("mood", make_rows(models["mood"]))
+    late = engine.submit("tone", make_rows(models["tone"]), deadline=101.0)
+    kept = engine.submit("rating", make_rows(models["rating"]), deadline=200.0)
+    cancelled.cancel()
+    now[0] = 102.0
+    gate.opened.set()
+    assert_equal(first.future.result(30), models["mood"].predict(TEXTS[:1]))
+    assert_equal(kept.future.result(30), models["rating"].predict(TEXTS))
+    assert {one.kind for one in late.future.result(30)} == {"expired"}
+    assert len(cancelled.future.result(30)) == len(TEXTS)
+    assert [len(batch) for batch in gate.batches] == [1, len(TEXTS)]
+
+
+def test_a_caller_that_has_gone_stops_no_one(models, start) -> None:
+    """A future that was cancelled by its caller cannot be set; the loop lives on."""
+    gate = Gate()
+    engine = start(predict=gate)
+    gone = engine.submit("mood", make_rows(models["mood"]))
+    gone.future.cancel()
+    mate = engine.submit("tone", make_rows(models["tone"]))
+    gate.opened.set()
+    assert_equal(mate.future.result(30), models["tone"].predict(TEXTS))
+
+
+def test_generation_streams_and_can_be_cancelled(models, start) -> None:
+    engine = start()
+    pieces: list[str] = []
+    model = models["reply"]
+    ticket = engine.submit_text(
+        "reply", make_request(model, TEXTS[0]), on_event=lambda event: pieces.append(event.text)
+    )
+    [prediction] = ticket.future.result(30)
+    assert "".join(pieces) == prediction.label == model.predict(TEXTS[0])[0].label
+
+    def raise_error(_event: object) -> None:
+        raise RuntimeError
+
+    gone = engine.submit_text("reply", make_request(model, TEXTS[1]), on_event=raise_error)
+    mate = engine.submit_text("reply", make_request(model, TEXTS[2]), on_event=lambda _e: None)
+    assert_equal(mate.future.result(30), model.predict(TEXTS[2]))
+    [outcome] = gone.future.result(30)
+    assert isinstance(outcome, ServingError | Prediction)
+
+
+def test_a_step_of_generation_that_fails_is_not_the_end(models, backbone) -> None:
+    from softprompt.inference.continuous import GenerationBatch
+    from softprompt.serve.engine import ServingEngine
+
+    made = []
+
+    class Fragile(GenerationBatch):
+        def step(self):
+            if len(made) == 1:
+                msg = "lost"
+                raise RuntimeError(msg)
+            return super().step()
+
+    def make() -> GenerationBatch:
+        made.append(1)
+        return Fragile(backbone("llama"), max_rows=8, max_tokens=4096)
+
+    engine = ServingEngine(make)
+    engine.start()
+    model = models["reply"]
+    request = make_request(model, TEXTS[0])
+    [first] = engine.submit_text("reply", request, on_event=lambda _e: None).future.result(30)
+    assert isinstance(first, ServingError)
+    again = engine.submit_text("reply", request, on_event=lambda _e: None)
+    assert_equal(again.future.result(30), model.predict(TEXTS[0]))
+    engine.stop(timeout=30)
+
+
+def test_admission_is_bounded_in_all_and_for_each_prompt(models, start) -> None:
+    gate = Gate()
+    engine = start(predict=gate, limits=EngineLimits(queued_rows=20))
+    rows = make_rows(models["mood"])  # 7 rows
+    engine.submit("mood", rows)
+    assert gate.entered.wait(30)
+    for name, count, kind, fact in [
+        ("mood", 7, "limited", "one prompt may take 50%"),
+        ("tone", 21, "too_large", "Divide it into several"),
+        ("tone", 14, "full", "7 of 20 rows"),
+    ]:
+        with pytest.raises(ServingError, match=fact) as error:
+            engine.submit(name, (rows * 3)[:count])
+        assert error.value.kind == kind
+        assert (error.value.retry_after is None) == (kind == "too_large")
+    last = engine.submit("tone", rows[:6])
+    gate.opened.set()
+    assert len(last.future.result(30)) == 6
+
+
+def test_stopping_finishes_what_was_accepted(models, start) -> None:
+    gate = Gate()
+    engine = start(predict=gate)
+    ticket = engine.submit("mood", make_rows(models["mood"]))
+    assert gate.entered.wait(30)
+    stopping = threading.Thread(target=lambda: engine.stop(timeout=30))
+    stopping.start()
+    while not engine._is_stopping:
+        time.sleep(0.001)
+    with pytest.raises(ServingError, match="is stopping"):
+        engine.submit("tone", make_rows(models["tone"]))
+    gate.opened.set()
+    stopping.join()
+    assert_equal(ticket.future.result(30), models["mood"].predict(TEXTS))
+
+
+def test_a_stalled_step_is_noticed(models, start) -> None:
+    gate = Gate()
+    now = [0.0]
+    engine = start(predict=gate, clock=lambda: now[0])
+    assert engine.is_running
+    ticket = engine.submit("mood", make_rows(models["mood"]))
+    assert gate.entered.wait(30)
+    now[0] = 1000.0
+    assert not engine.is_running
+    gate.opened.set()
+    ticket.future.result(30)
+
+
+def test_no_key_starves_another() -> None:
+    """One key with a thousand items delays another by one item, not by a thousand."""
+    queue: FairQueue[tuple[str, int]] = FairQueue()
+    for n in range(1000):
+        queue.add("loud", ("loud", n), cost=10)
+    for _ in range(500):
+        queue.take()
+    queue.add("quiet", ("quiet", 0), cost=10)
+    queue.add("quiet", ("quiet", 1), cost=10)
+    taken = [queue.take()[0] for _ in range(6)]
+    assert taken.count("quiet") == 2
+    assert taken.index("quiet") <= 1
+    even = queue.remove(lambda item: item[1] % 2 == 0)
+    left = [queue.take() for _ in range(len(queue))]
+    assert {n % 2 for _, n in even} == {0}
+    assert left == [("loud", n) for n in range(505, 1000, 2)]
+
+
+def test_shares_are_by_cost() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for _ in range(100):
+        queue.add("long", "long", cost=30)
+        queue.add("short", "short", cost=10)
+    taken = [queue.take() for _ in range(80)]
+    assert taken.count("short") == pytest.approx(3 * taken.count("long"), abs=3)
