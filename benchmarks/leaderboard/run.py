@@ -52,11 +52,7 @@ from softprompt.compare import (
     SequentialEngine,
     run_comparison,
 )
-from softprompt.compare.common_readout import (
-    choose_common_readout,
-    settle_variants,
-    with_readout,
-)
+from softprompt.compare.common_readout import settle_common_readout
 from softprompt.compare.config import ComparisonPlan, read_plan
 from softprompt.compare.runner import ComparisonRunner
 from softprompt.data import Table, read_splits
@@ -173,13 +169,9 @@ def run_plan(
     protocol = Protocol(plan.num_seeds, plan.lr_multipliers, plan.search_fraction, test_set)
     backbone = load_once(session, plan, backbone_name)
     runner = ComparisonRunner(backbone, tables, folder=folder, should_stop=session.should_stop)
-    base, variants = plan.base, plan.variants
-    choice = choose_common_readout(base, variants, backbone=backbone, tables=tables, folder=folder)
-    if choice is not None:
-        base, variants = (
-            with_readout(base, choice.pooling),
-            settle_variants(variants, choice.pooling),
-        )
+    base, variants, _ = settle_common_readout(
+        plan.base, plan.variants, backbone=backbone, tables=tables, folder=folder
+    )
     baselines = Baselines(base, backbone, tables)
     yield from run_comparison(
         variants,

@@ -12,11 +12,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from softprompt.compare.baselines import Baselines
-from softprompt.compare.common_readout import (
-    choose_common_readout,
-    settle_variants,
-    with_readout,
-)
+from softprompt.compare.common_readout import settle_common_readout
 from softprompt.compare.comparison import Comparison, LearningRateSearch, LearningRateTrial
 from softprompt.compare.config import (
     ComparisonPlan,
@@ -311,13 +307,12 @@ def _settle_readout(
     notify: ComparisonCallback,
 ) -> tuple[Recipe, list[Variant]]:
     """The recipe and the variants with the readout that is chosen once for all of them."""
-    choice = choose_common_readout(
+    base, settled, choice = settle_common_readout(
         base, variants, backbone=runner.backbone, tables=tables, folder=runner.folder
     )
-    if choice is None:
-        return base, [*variants]
-    notify(Status(str(choice)))
-    return with_readout(base, choice.pooling), settle_variants(variants, choice.pooling)
+    if choice is not None:
+        notify(Status(str(choice)))
+    return base, settled
 
 
 def _report_warnings(base: Recipe, tables: Mapping[str, Table], notify: ComparisonCallback) -> None:

@@ -65,6 +65,29 @@ def choose_common_readout(
     return choice
 
 
+def settle_common_readout(
+    base: Recipe,
+    variants: Sequence[Variant],
+    *,
+    backbone: Backbone,
+    tables: Mapping[str, Table],
+    folder: Path,
+) -> tuple[Recipe, list[Variant], ReadoutChoice | None]:
+    """The recipe and the variants with the readout that `choose_common_readout` chooses for them.
+
+    Args:
+        base: as in `choose_common_readout`, like the others.
+        variants: of the comparison.
+        backbone: without a prompt.
+        tables: rows by split.
+        folder: of the comparison.
+    """
+    choice = choose_common_readout(base, variants, backbone=backbone, tables=tables, folder=folder)
+    if choice is None:
+        return base, [*variants], None
+    return with_readout(base, choice.pooling), settle_variants(variants, choice.pooling), choice
+
+
 def with_readout(recipe: Recipe, pooling: Pooling) -> Recipe:
     """A recipe with a readout of its trained head, unless it names one or trains none.
 

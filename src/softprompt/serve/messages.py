@@ -14,7 +14,6 @@ from msgspec import Struct, field
 
 from softprompt.serve.faults import ServingError
 
-MAX_ROWS = 1024
 RequestRow = str | dict[str, str | int | float | bool | None]
 
 
@@ -252,6 +251,17 @@ def encode(content: object) -> bytes:
     return msgspec.json.encode(content)
 
 
+def make_schemas(*kinds: type) -> dict[str, Any]:
+    """The JSON schemas of requests, by name.
+
+    Args:
+        kinds: of the requests.
+    """
+    template = "#/components/schemas/{name}"
+    _, components = msgspec.json.schema_components(kinds, ref_template=template)
+    return components
+
+
 def make_error_body(error: ServingError) -> dict[str, object]:
     """An error in OpenAI's form.
 
@@ -302,8 +312,7 @@ def check_supported(request: Request) -> None:
     Raises:
         ServingError: it does.
     """
-    for name in request.__struct_fields__:
-        value = msgspec.structs.asdict(request)[name]
+    for name, value in msgspec.structs.asdict(request).items():
         if name in _WITHOUT_EFFECT and value not in _WITHOUT_EFFECT[name]:
             msg = f"{name} = {value!r} is not supported. Leave {name} out."
             raise ServingError(msg, kind="invalid", param=name)

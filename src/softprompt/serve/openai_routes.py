@@ -20,9 +20,9 @@ from softprompt.serve.messages import (
     make_header,
 )
 from softprompt.serve.routes import count_usage
-from softprompt.serve.service import Target, TextOptions
+from softprompt.serve.service import OnEvent, Target, TextOptions
 from softprompt.serve.site import Site, read_body, record_facts, respond, wait_for
-from softprompt.tasks import Classifier, Example
+from softprompt.tasks import Example
 
 Kind = Literal["completion", "chat"]
 
@@ -98,10 +98,7 @@ class TextRoutes:
         """Continue texts."""
         request = await read_body(http, CompletionRequest)
         rows = request.prompt if isinstance(request.prompt, list) else [request.prompt]
-        most = self.site.settings.max_rows
-        if not 0 < len(rows) <= most:
-            msg = f"prompt has {len(rows):,} entries; a request has 1 to {most:,}. Divide it."
-            raise ServingError(msg, kind="invalid", param="prompt")
+        self.site.check_count(rows, "prompt")
 
         def render(target: Target) -> list[Example]:
             return [self.site.service.render(target, row) for row in rows]
@@ -145,7 +142,7 @@ class TextRoutes:
         return StreamingResponse(pieces, media_type="text/event-stream", headers=headers)
 
     async def _answer_whole(self, order: _Order) -> Response:
-        pieces: list[Callable[[GenerationEvent], None]] = [text.add for text in order.texts]
+        pieces: list[OnEvent] = [text.add for text in order.texts]
         tickets = self._submit(order, pieces)
         answers = await wait_for(tickets, receive=order.http.receive, deadline=order.deadline)
         outcomes = [outcome for of_ticket in answers for outcome in of_ticket]
@@ -162,30 +159,15 @@ class TextRoutes:
         written = sum(text.tokens for text in order.texts)
         return count_usage(self.site, order.target, examples=order.examples, completion=written)
 
-    def _submit(
-        self, order: _Order, pieces: Sequence[Callable[[GenerationEvent], None]]
-    ) -> list[Ticket]:
+    def _submit(self, order: _Order, pieces: Sequence[OnEvent]) -> list[Ticket]:
         """Hand the rows in; a classifier's answer is its label."""
-        service, tickets = self.site.service, list[Ticket]()
-        if isinstance(order.target.task, Classifier):
-            examples, deadline = order.examples, order.deadline
-            return [service.submit_rows(order.target, examples, deadline=deadline)]
-        try:
-            for example, on_event in zip(order.examples, pieces, strict=True):
-                tickets.append(
-                    service.submit_text(
-                        order.target,
-                        example,
-                        options=order.options,
-                        on_event=on_event,
-                        deadline=order.deadline,
-                    )
-                )
-        except ServingError:
-            for ticket in tickets:
-                ticket.cancel()
-            raise
-        return tickets
+        return self.site.service.submit(
+            order.target,
+            order.examples,
+            on_events=pieces,
+            options=order.options,
+            deadline=order.deadline,
+        )
 
     def _start_stream(
         self, order: _Order
@@ -197,7 +179,7 @@ class TextRoutes:
         def send(index: int, content: GenerationEvent | RowOutcome) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, (index, content))
 
-        def make_sender(index: int) -> Callable[[GenerationEvent], None]:
+        def make_sender(index: int) -> OnEvent:
             return lambda event: send(index, event)
 
         tickets = self._submit(order, [make_sender(i) for i in range(len(order.examples))])

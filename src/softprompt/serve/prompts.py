@@ -17,7 +17,7 @@ from softprompt.errors import ArtifactError, SoftpromptError, format_unknown
 from softprompt.inference.mixed import BakedPrompt, bake_prompt
 from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import Prompt
-from softprompt.serve.registry import Registry, RegistryState
+from softprompt.serve.registry import PromptVersion, Registry, RegistryState
 
 # A failed load is repeated after this time at the earliest.
 _RETRY_SECONDS = 5.0
@@ -39,6 +39,11 @@ class FoundPrompt:
     version: str
     digest: str
     folder: Path
+
+    @property
+    def key(self) -> str:
+        """What tells these files from all others."""
+        return f"{self.version} {self.digest}"
 
 
 class PromptSource(ABC):
@@ -117,11 +122,15 @@ class RegistrySource(PromptSource):
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self._state: RegistryState = registry.read_state()
+        # Versions never change, so each manifest is read once.
+        self._digests: dict[PromptVersion, str] = {}
 
     def find(self, reference: str) -> FoundPrompt:
         """Find a version as it was at the last `refresh`."""
         version = self.registry.resolve(reference, state=self._state)
-        digest = self.registry.compute_digest(version)
+        digest = self._digests.get(version)
+        if digest is None:
+            digest = self._digests[version] = self.registry.compute_digest(version)
         return FoundPrompt(version.name, str(version), digest, self.registry.locate(version))
 
     def list_names(self) -> tuple[str, ...]:
@@ -133,6 +142,7 @@ class RegistrySource(PromptSource):
         if not self.registry.has_changed(self._state):
             return False
         self._state = self.registry.read_state()
+        self._digests = {}
         return True
 
 
@@ -230,7 +240,7 @@ class PromptStore:
         Raises:
             ArtifactError: it is damaged, or of another backbone.
         """
-        key = f"{found.version} {found.digest}"
+        key = found.key
         with self._lock:
             shelf = self._shelf
             shelf.uses[key] = shelf.uses.get(key, 0) + 1
@@ -256,7 +266,7 @@ class PromptStore:
         Args:
             resident: that `acquire` returned; once for each time.
         """
-        self._drop_use(f"{resident.found.version} {resident.found.digest}")
+        self._drop_use(resident.found.key)
 
     @contextmanager
     def borrow(self, reference: str) -> Iterator[ResidentPrompt]:

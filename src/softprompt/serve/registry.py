@@ -15,8 +15,9 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from softprompt._io import (
     ErrorContext,
@@ -35,8 +36,7 @@ from softprompt.artifact.store import (
 )
 from softprompt.errors import ArtifactError, format_unknown
 
-# The default for the most bytes of a version.
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 30  # of a version, by default
 _MAX_NAME = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ENTRY = re.compile(r"(?P<name>[^@]+)(@(?P<number>[1-9][0-9]{0,8})(?P<gone>\.withdrawn)?|\.pin)")
@@ -44,6 +44,7 @@ _DIGEST = re.compile(r"sha256:(?P<digest>[0-9a-f]{8,64})")
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 # A change within this time of a look may have the same modification time as one before it.
 _TICK_SECONDS = 2.0
+_REMEDY = "Publish it again under a new version."
 
 
 @dataclass(frozen=True, order=True)
@@ -91,6 +92,11 @@ class PublishedPrompt:
     labels: tuple[str, ...]
     backbone: str
     fingerprint: str
+
+    def as_data(self) -> dict[str, Any]:
+        """The version as JSON has it."""
+        facts = asdict(self)
+        return {"prompt": str(self.version), **facts.pop("version"), **facts}
 
 
 @dataclass(frozen=True)
@@ -317,8 +323,8 @@ class Registry:
         Args:
             state: of `read_state`.
         """
-        stamp = self._read_stamp()
-        return stamp != state.stamp or state.seen - stamp / 1e9 < _TICK_SECONDS
+        is_recent = state.seen - state.stamp / 1e9 < _TICK_SECONDS
+        return is_recent or self._read_stamp() != state.stamp
 
     def _read_stamp(self) -> int:
         try:
@@ -396,9 +402,9 @@ class Registry:
     def _withdraw(self, version: PromptVersion) -> None:
         """Mark the version first, so that its number is never used again; then remove it."""
         folder = self.locate(version)
+        aside = name_temporary(folder)
         try:
             folder.with_name(f"{folder.name}.withdrawn").touch()
-            aside = name_temporary(folder)
             folder.rename(aside)
         except OSError as error:
             msg = f"{version} cannot be removed from {self.folder}: {error.strerror}."
@@ -407,19 +413,19 @@ class Registry:
         remove_leftovers(self.folder, folder.name)
 
     def _find_digest(self, name: str, digest: str, numbers: tuple[int, ...]) -> PromptVersion:
-        versions = [PromptVersion(name, number) for number in numbers]
-        found = [v for v in versions if self.compute_digest(v).startswith(digest)]
+        digests = {v: self.compute_digest(v) for v in (PromptVersion(name, n) for n in numbers)}
+        found = [version for version, known in digests.items() if known.startswith(digest)]
         if not found:
-            msg = f"no version of {name} has the digest sha256:{digest}. softprompt registry list "
-            msg += "shows them."
+            shown = "softprompt registry list shows them."
+            msg = f"no version of {name} has the digest sha256:{digest}. {shown}"
             raise ArtifactError(msg)
-        if len({self.compute_digest(version) for version in found}) > 1:
+        if len({digests[version] for version in found}) > 1:
             msg = f"several versions of {name} begin with sha256:{digest}. Give more of its digits."
             raise ArtifactError(msg)
         return found[-1]
 
     def _read_manifest(self, version: PromptVersion) -> bytes:
-        context = ErrorContext(str(version), "Publish it again under a new version.")
+        context = ErrorContext(str(version), _REMEDY)
         try:
             return read_file_bytes(self.locate(version), MANIFEST, source=context)
         except OSError as error:
@@ -431,9 +437,8 @@ class Registry:
         try:
             content = load_strict_json(raw)
         except ValueError as error:
-            context = ErrorContext(str(version), "Publish it again under a new version.")
             msg = f"its manifest is not JSON: {error}."
-            raise context.make_error(msg) from error
+            raise ErrorContext(str(version), _REMEDY).make_error(msg) from error
         facts = dict(_read_facts(content))
         size = sum(entry.stat().st_size for entry in os.scandir(self.locate(version)))
         return PublishedPrompt(

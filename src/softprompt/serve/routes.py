@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version as version_of
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +19,7 @@ from starlette.responses import Response
 from softprompt.artifact.store import MANIFEST, TENSORS
 from softprompt.errors import ArtifactError
 from softprompt.inference.continuous import GenerationEvent
-from softprompt.serve.engine import RowOutcome, Ticket
+from softprompt.serve.engine import RowOutcome
 from softprompt.serve.faults import ServingError
 from softprompt.serve.messages import (
     ChatRequest,
@@ -32,16 +32,18 @@ from softprompt.serve.messages import (
     Usage,
     make_error_body,
     make_header,
+    make_schemas,
 )
 from softprompt.serve.prompts import RegistrySource
 from softprompt.serve.registry import PublishedPrompt, Registry
-from softprompt.serve.service import Target, TextOptions
-from softprompt.serve.site import Site, make_schemas, read_body, record_facts, respond, wait_for
+from softprompt.serve.service import Target
+from softprompt.serve.site import Site, read_body, record_facts, respond, wait_for
 from softprompt.tasks import Classifier, Example, Prediction
 
 _INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
+@cache
 def read_playground() -> tuple[bytes, str]:
     """The page to try prompts on, and the policy that lets it run its own script and no other."""
     page = files("softprompt.serve").joinpath("playground.html").read_bytes()
@@ -91,7 +93,7 @@ class Routes:
     async def predict(self, http: HttpRequest) -> Response:
         """Rows in, typed predictions out; a row that cannot be predicted has an error instead."""
         request = await read_body(http, PredictRequest)
-        self._check_count(request.rows, "rows")
+        self.site.check_count(request.rows, "rows")
         target = await asyncio.to_thread(self.site.service.open, request.model)
         record_facts(http, prompt=target.name, version=target.version, rows=len(request.rows))
         try:
@@ -124,7 +126,7 @@ class Routes:
         """Texts in, probabilities out, in vLLM's form."""
         request = await read_body(http, ClassifyRequest)
         texts = [request.input] if isinstance(request.input, str) else request.input
-        self._check_count(texts, "input")
+        self.site.check_count(texts, "input")
         target = await asyncio.to_thread(self.site.service.open, request.model)
         record_facts(http, prompt=target.name, version=target.version, rows=len(texts))
         try:
@@ -172,7 +174,7 @@ class Routes:
         source, resident = self.site.service.store.source, self.site.service.store.versions
         if isinstance(source, RegistrySource):
             published = await asyncio.to_thread(source.registry.list_prompts)
-            data = [_to_dict(one) | {"resident": str(one.version) in resident} for one in published]
+            data = [one.as_data() | {"resident": str(one.version) in resident} for one in published]
         else:
             data = [
                 {"prompt": n, "name": n, "resident": n in resident} for n in source.list_names()
@@ -185,7 +187,7 @@ class Routes:
         upload = await read_body(http, UploadRequest)
         published = await asyncio.to_thread(_publish, registry, name, upload)
         await asyncio.to_thread(self.site.service.store.source.refresh)
-        return respond(_to_dict(published), status=201)
+        return respond(published.as_data(), status=201)
 
     async def pin(self, http: HttpRequest) -> Response:
         """Say which version a name means."""
@@ -235,12 +237,6 @@ class Routes:
         msg = "prompts cannot be changed here. Start the server with --registry DIR and keys."
         raise ServingError(msg, kind="forbidden")
 
-    def _check_count(self, rows: Sequence[object], param: str) -> None:
-        most = self.site.settings.max_rows
-        if not 0 < len(rows) <= most:
-            msg = f"{param} has {len(rows):,} entries; a request has 1 to {most:,}. Divide it."
-            raise ServingError(msg, kind="invalid", param=param)
-
     def _render(self, target: Target, rows: Sequence[RequestRow]) -> list[Example | ServingError]:
         rendered: list[Example | ServingError] = []
         for row in rows:
@@ -260,24 +256,8 @@ class Routes:
         """The outcome of each row; rows that were not rendered keep their error."""
         service = self.site.service
         good = [example for example in examples if isinstance(example, Example)]
-        tickets: list[Ticket] = []
-        try:
-            if good and isinstance(target.task, Classifier):
-                tickets.append(service.submit_rows(target, good, deadline=deadline))
-            else:
-                for example in good:  # one by one, so that those before a refusal are known
-                    ticket = service.submit_text(
-                        target,
-                        example,
-                        options=TextOptions(),
-                        on_event=_ignore,
-                        deadline=deadline,
-                    )
-                    tickets.append(ticket)
-        except ServingError:
-            for ticket in tickets:
-                ticket.cancel()
-            raise
+        unread = [_ignore] * len(good)
+        tickets = service.submit(target, good, on_events=unread, deadline=deadline)
         answers = await wait_for(tickets, receive=http.receive, deadline=deadline)
         found = iter([outcome for of_ticket in answers for outcome in of_ticket])
         return [next(found) if isinstance(one, Example) else one for one in examples]
@@ -330,11 +310,6 @@ def _publish(registry: Registry, name: str, upload: UploadRequest) -> PublishedP
         except ArtifactError as error:
             message = str(error).replace(str(artifact), "the artifact")
             raise ServingError(message, kind="invalid") from error
-
-
-def _to_dict(prompt: PublishedPrompt) -> dict[str, Any]:
-    facts = asdict(prompt)
-    return {"prompt": str(prompt.version), **facts.pop("version"), **facts}
 
 
 _BODIES: dict[str, tuple[str, type]] = {

@@ -23,6 +23,7 @@ from softprompt.tasks.generation import TextGenerator
 # OpenAI's default for a backbone without a prompt.
 _MAX_TOKENS = 16
 _FIELD = "text"
+OnEvent = Callable[[GenerationEvent], None]
 # Stands for the text of a message while the chat template is filled; no tokenizer splits it.
 _MARK = "\ue000{}\ue001"
 
@@ -170,46 +171,59 @@ class Service:
             raise ServingError(msg, kind="invalid", param="messages")
         return self.render(target, messages[0].text)
 
-    def submit_rows(
-        self, target: Target, examples: Sequence[Example], *, deadline: float | None
-    ) -> Ticket:
-        """Hand rows of a classifier to the engine.
+    def submit(
+        self,
+        target: Target,
+        examples: Sequence[Example],
+        *,
+        on_events: Sequence[OnEvent],
+        options: TextOptions = TextOptions(),  # frozen
+        deadline: float | None,
+    ) -> list[Ticket]:
+        """Hand rows to the engine: all of a classifier's together, texts one by one.
 
         Args:
             target: of the request.
             examples: the rows.
+            on_events: for each row, called in the engine's thread with each piece of its text; not
+                called for a classifier.
+            options: how text is generated.
             deadline: when they expire.
 
-        Raises:
-            ServingError: the engine is full.
-        """
-        if not isinstance(target.task, Classifier):
-            msg = f"{target.name} generates text. Ask it at /v1/completions or /v1/predict."
-            raise ServingError(msg, kind="invalid", param="model")
-        rows = [PromptedRow(target.task, *self._shorten(target, e)) for e in examples]
-        return self.engine.submit(target.name, rows, deadline=deadline)
+        Returns:
+            The tickets, in the order of the rows. If one is refused, those before it are cancelled.
 
-    def submit_text(
+        Raises:
+            ServingError: the options are not possible, or the engine is full.
+        """
+        task = target.task
+        if isinstance(task, Classifier):
+            rows = [PromptedRow(task, *self._shorten(target, e)) for e in examples]
+            return [self.engine.submit(target.name, rows, deadline=deadline)] if rows else []
+        tickets: list[Ticket] = []
+        try:
+            for example, on_event in zip(examples, on_events, strict=True):
+                tickets.append(
+                    self._submit_text(
+                        target, example, options=options, on_event=on_event, deadline=deadline
+                    )
+                )
+        except ServingError:
+            for ticket in tickets:
+                ticket.cancel()
+            raise
+        return tickets
+
+    def _submit_text(
         self,
         target: Target,
         example: Example,
         *,
         options: TextOptions,
-        on_event: Callable[[GenerationEvent], None],
+        on_event: OnEvent,
         deadline: float | None,
     ) -> Ticket:
-        """Hand a row to the engine to generate text for.
-
-        Args:
-            target: of the request.
-            example: the row.
-            options: how.
-            on_event: called in the engine's thread with each piece.
-            deadline: when it expires.
-
-        Raises:
-            ServingError: the options are not possible, or the engine is full.
-        """
+        """Hand a row to the engine to generate text for."""
         task = target.task
         if not isinstance(task, TextGenerator):
             msg = f"{target.name} does not generate text. Ask it at /v1/classify or /v1/predict."

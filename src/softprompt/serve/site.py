@@ -6,12 +6,11 @@ import binascii
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import uuid4
 
-import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,6 +80,21 @@ class Site:
     def is_ready(self) -> bool:
         """Whether to send requests here."""
         return not self.is_draining and self.service.engine.is_running
+
+    def check_count(self, rows: Sequence[object], param: str) -> None:
+        """Check the number of rows of a request.
+
+        Args:
+            rows: of the request.
+            param: the field that has them.
+
+        Raises:
+            ServingError: there are none, or too many.
+        """
+        most = self.settings.max_rows
+        if not 0 < len(rows) <= most:
+            msg = f"{param} has {len(rows):,} entries; a request has 1 to {most:,}. Divide it."
+            raise ServingError(msg, kind="invalid", param=param)
 
     def get_deadline(self, request: Request) -> float:
         """When a request expires, by the engine's clock.
@@ -374,17 +388,3 @@ def choose_scope(path: str) -> str:
     if path == "/v1/prompts" or path.startswith("/v1/prompts/"):
         return "admin"
     return "metrics" if path == "/metrics" else "predict"
-
-
-Endpoint = Callable[[HttpRequest], Awaitable[Response]]
-
-
-def make_schemas(*kinds: type) -> dict[str, Any]:
-    """The JSON schemas of requests, by name.
-
-    Args:
-        kinds: of the requests.
-    """
-    template = "#/components/schemas/{name}"
-    _, components = msgspec.json.schema_components(kinds, ref_template=template)
-    return components

@@ -28,10 +28,8 @@ from softprompt.train.readout import MAX_PROBED_ROWS, ReadoutChoice
 from softprompt.train.regression import (
     REGRESSIONS,
     STANDARDIZED_REGRESSIONS,
-    choose_regression,
     divide_by_label,
-    fit_regression,
-    fold_regression,
+    fit_calibrated,
     list_parts,
     normalize_features,
 )
@@ -133,16 +131,10 @@ def fit_head(
     is_normalized, among = task.head.kind == "linear-normalized", STANDARDIZED_REGRESSIONS
     if is_normalized:
         features, among = normalize_features(features), REGRESSIONS
-    settings, unseen = choose_regression(
-        features, truth, labels=task.labels, parts=parts, among=among
-    )
-    fitted = fit_regression(features, truth, settings=settings)
-    weight, bias = fold_regression(fitted, task.labels)
-    factor = unseen.find_factor()
-    if is_normalized:  # the head divides states by their root mean square: length √H
-        weight = weight / weight.shape[1] ** 0.5
+    found = fit_calibrated(features, truth, labels=task.labels, parts=parts, among=among)
+    weight, bias = found.fold(task.labels, is_normalized=is_normalized)
     head = deepcopy(task.head)
-    head.load_state_dict({"output.weight": weight * factor, "output.bias": bias * factor})
+    head.load_state_dict({"output.weight": weight, "output.bias": bias})
     return head
 
 

@@ -27,10 +27,8 @@ from softprompt.train.readout import choose_readout, compute_features, select_te
 from softprompt.train.regression import (
     Part,
     RegressionSettings,
-    choose_regression,
     divide_by_label,
-    fit_regression,
-    fold_regression,
+    fit_calibrated,
     list_parts,
     normalize_features,
     score_rows,
@@ -130,26 +128,15 @@ def fit_plain_head(prepared: RunSetup) -> PlainHead:
     truth = {name: np.array(part.truth) for name, part in rows.items()}
     parts = _divide(prepared, truth["train"])
     labels = prepared.task.labels
-    settings, judged = choose_regression(
-        features["train"], truth["train"], labels=labels, parts=parts
-    )
-    factor = judged.find_factor()
-    fitted = fit_regression(features["train"], truth["train"], settings=settings)
-    weight, bias = fold_regression(fitted, labels)
+    found = fit_calibrated(features["train"], truth["train"], labels=labels, parts=parts)
+    weight, bias = found.fold(labels, is_normalized=True)
+    judged = found.unseen
     if "validation" in rows:
         judged = score_rows(
-            fitted, features["validation"], truth=truth["validation"], labels=labels
+            found.fitted, features["validation"], truth=truth["validation"], labels=labels
         )
-    # The head divides states by their root mean square, which gives them the length √H.
-    weight = weight / weight.shape[1] ** 0.5
-    return PlainHead(
-        pooling,
-        settings,
-        weight * factor,
-        bias * factor,
-        judged.accuracy,
-        judged.compute_loss(factor),
-    )
+    loss = judged.compute_loss(found.factor)
+    return PlainHead(pooling, found.settings, weight, bias, judged.accuracy, loss)
 
 
 def decide(

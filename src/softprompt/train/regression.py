@@ -241,6 +241,58 @@ def score_unseen(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class CalibratedRegression:
+    """A logistic regression whose settings were chosen by folds, with calibrated scores.
+
+    Args:
+        settings: that were chosen.
+        fitted: on all rows.
+        unseen: the scores by which they were chosen.
+        factor: of the scores, so that they are probabilities.
+    """
+
+    settings: RegressionSettings
+    fitted: "Pipeline"
+    unseen: UnseenScores
+    factor: float
+
+    def fold(self, labels: Sequence[str], *, is_normalized: bool) -> tuple[Tensor, Tensor]:
+        """The weight ``[C, H]`` and bias ``[C]`` of a linear head with its probabilities.
+
+        Args:
+            labels: in the order of the head's scores.
+            is_normalized: whether the features had length 1. A ``linear-normalized`` head divides
+                states by their root mean square, which gives them the length √H.
+        """
+        weight, bias = fold_regression(self.fitted, labels)
+        if is_normalized:
+            weight = weight / weight.shape[1] ** 0.5
+        return weight * self.factor, bias * self.factor
+
+
+def fit_calibrated(
+    features: np.ndarray,
+    truth: np.ndarray,
+    *,
+    labels: Sequence[str],
+    parts: Sequence[Part],
+    among: Sequence[RegressionSettings] = REGRESSIONS,
+) -> CalibratedRegression:
+    """Choose the settings of a regression by folds, which also calibrate its scores, and fit it.
+
+    Args:
+        features: as in `choose_regression`.
+        truth: the label of each row.
+        labels: in the order of the scores.
+        parts: as in `score_unseen`.
+        among: the settings to choose from, from strong to weak regularization.
+    """
+    settings, unseen = choose_regression(features, truth, labels=labels, parts=parts, among=among)
+    fitted = fit_regression(features, truth, settings=settings)
+    return CalibratedRegression(settings, fitted, unseen, unseen.find_factor())
+
+
 def choose_regression(
     features: np.ndarray,
     truth: np.ndarray,

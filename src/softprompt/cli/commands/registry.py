@@ -1,8 +1,7 @@
 """``softprompt publish``, ``unpublish`` and ``registry``: named prompts in immutable versions."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,7 +42,7 @@ def publish(
 
     published = Registry(registry, max_bytes=max_bytes).publish(artifact, name)
     if as_json:
-        print_json(_to_dict(published))
+        print_json(published.as_data())
         return
     fields = {
         "prompt": published.version,
@@ -76,7 +75,7 @@ def list_prompts(registry: RegistryFolder = _DEFAULT, as_json: AsJson = False) -
 
     prompts = Registry(registry).list_prompts()
     if as_json:
-        print_json({"registry": str(registry), "prompts": [_to_dict(one) for one in prompts]})
+        print_json({"registry": str(registry), "prompts": [one.as_data() for one in prompts]})
         return
     if not prompts:
         print_status(f"{registry} has no prompts. Publish one: softprompt publish ARTIFACT NAME")
@@ -118,9 +117,3 @@ def _make_cells(prompt: "PublishedPrompt") -> list[str]:
         prompt.task,
         prompt.backbone,
     ]
-
-
-def _to_dict(prompt: "PublishedPrompt") -> dict[str, Any]:
-    facts = asdict(prompt)
-    version = facts.pop("version")
-    return {"prompt": str(prompt.version), **version, **facts}
