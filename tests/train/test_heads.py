@@ -75,8 +75,8 @@ def test_a_run_starts_with_it(parts, trainer_of, family, method):
     assert loss < np.log(2) + 1e-3, "no worse than a guess"
 
 
-def test_the_scores_are_calibrated(parts):
-    """Labels that the states do not tell are given no confidence: the loss is that of a guess."""
+def test_labels_that_the_states_do_not_tell_are_given_no_confidence(parts):
+    """The loss is that of a guess."""
     prepared = parts("bert", "p-tuning-v2", task="head", sizes=(60,))
     rows = prepared.rows["train"]
     coins = np.random.default_rng(0).permutation(["negative", "positive"] * 30).tolist()
@@ -87,6 +87,22 @@ def test_the_scores_are_calibrated(parts):
     with torch.no_grad():
         loss = F.cross_entropy(head(states), targets)
     assert abs(float(loss) - np.log(2)) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["linear", "linear-normalized"])
+def test_the_labels_are_those_of_the_regression_with_less_confidence(parts, monkeypatch, kind):
+    """A smaller share of its weights changes no label, and leaves more to learn from each row."""
+    prepared = with_head_kind(parts("bert", "p-tuning-v2", task="head", sizes=(40,)), kind)
+    rows, prompt = prepared.rows["train"], prepared.method()
+    found = []
+    for share in (1.0, module._SHARE_OF_WEIGHTS):
+        monkeypatch.setattr(module, "_SHARE_OF_WEIGHTS", share)
+        head = fit_head(prepared.task, rows, prompt=prompt)
+        states = torch.from_numpy(read_states(prepared, prompt))
+        found.append(head(states).softmax(-1).detach())
+    whole, start = found
+    assert torch.equal(whole.argmax(-1), start.argmax(-1))
+    assert (start.amax(-1) <= whole.amax(-1) + 1e-6).all()
 
 
 def test_it_stays_random_if_that_is_wanted(parts):
