@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from softprompt import Classify, DataError, TrainingConfig, fit, load_backbone, make_recipe
 from softprompt.artifact import load_artifact
@@ -286,3 +287,26 @@ def test_validation_rows_and_folds_at_once_are_refused(saved, rows) -> None:
         make_recipe(data)
     keys = {fault.partition(":")[0] for fault in error.value.faults}
     assert keys == {"data.folds", "train.early_stopping_patience"}
+
+def test_folds_are_drawn_where_no_rows_validate(with_folds, tmp_path, monkeypatch) -> None:
+    """Each point of the line is the mean of the folds, weighted by their rows."""
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *args: object, **options: object) -> None:
+        drawn.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    made = with_folds(learning_rate=0.05, epochs=3)
+    run_recipe(made.recipe, tmp_path / "run", prepared=made)
+    folds = json.loads((tmp_path / "run" / "folds.json").read_text())["folds"]
+    _, metrics = drawn[0].axes
+    (line,) = [one for one in metrics.lines if one.get_label() == "accuracy, mean of 3 folds"]
+    rows = [fold["rows"] for fold in folds]
+    means = [
+        np.average([fold["metrics"][at]["accuracy"] for fold in folds], weights=rows)
+        for at in range(len(folds[0]["metrics"]))
+    ]
+    assert [*line.get_ydata()] == pytest.approx(means)
+    assert metrics.get_xlabel() == "share of the longest training"

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -16,7 +17,12 @@ SHOWN_METRICS = ("accuracy", "macro_f1", "exact_match", "rougeL")
 
 
 def draw_run(
-    events: Iterable[Mapping[str, Any]], path: Path, *, title: str, unit: str = "scored token"
+    events: Iterable[Mapping[str, Any]],
+    path: Path,
+    *,
+    title: str,
+    unit: str = "scored token",
+    folds: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Draw the losses and metrics of a run as PNG.
 
@@ -25,13 +31,18 @@ def draw_run(
         path: of the picture.
         title: of the picture.
         unit: what the loss is a mean over.
+        folds: the scores of a cross-validation, as the folder stores them; their metrics are drawn
+            where the run itself has no validation rows.
     """
     all_events = list(events)
     steps = [e for e in all_events if e["event"] == "step"]
     evaluations = [e for e in all_events if e["event"] == "evaluation"]
     with _make_figure(path, title=title, unit=unit) as (left, right):
         _draw_losses(left, steps, evaluations)
-        _draw_metrics(right, evaluations)
+        if folds:
+            _draw_folds(right, folds)
+        else:
+            _draw_metrics(right, evaluations)
         for axes in (left, right):
             _mark_best(axes, evaluations)
 
@@ -76,7 +87,7 @@ def _make_figure(path: Path, *, title: str, unit: str) -> "Iterator[tuple[Axes, 
     left.set_ylabel(f"loss per {unit}")
     yield left, right
     for axes in (left, right):
-        axes.set_xlabel("epoch")
+        axes.set_xlabel(axes.get_xlabel() or "epoch")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
@@ -103,6 +114,24 @@ def _draw_metrics(axes: "Axes", evaluations: Sequence[_Event]) -> None:
         pairs = [(e["epoch"], e["train"][name]) for e in with_train]
         _draw_line(axes, pairs, label=f"{name}, training rows", linestyle="--")
     axes.set_ylabel("on validation rows")
+    _style_metrics(axes)
+
+
+def _draw_folds(axes: "Axes", folds: Sequence[_Event]) -> None:
+    """The mean of each metric over the folds, weighted by their rows, and each fold as a point."""
+    validations = range(min(len(fold["metrics"]) for fold in folds))
+    weights = [fold["rows"] for fold in folds]
+    for number, name in enumerate(n for n in SHOWN_METRICS if n in folds[0]["metrics"][0]):
+        style = {"label": f"{name}, mean of {len(folds)} folds", "color": f"C{number}"}
+        pairs = []
+        for at in validations:
+            progress = [fold["progress"][at] for fold in folds]
+            values = [fold["metrics"][at][name] for fold in folds]
+            axes.scatter(progress, values, color=style["color"], alpha=0.3, s=12)
+            pairs.append((fmean(progress, weights), fmean(values, weights)))
+        _draw_line(axes, pairs, **style)
+    axes.set_xlabel("share of the longest training")
+    axes.set_ylabel("on the rows of each fold")
     _style_metrics(axes)
 
 

@@ -283,7 +283,9 @@ def draw_picture(run: RunDir, recipe: Recipe) -> None:
         if seeds:
             draw_seeds(seeds, path, title=title, unit=unit)
         else:
-            draw_run(run.read_events(), path, title=title, unit=unit)
+            kept = run.read_state("folds")
+            folds = () if kept is None else kept["folds"]
+            draw_run(run.read_events(), path, title=title, unit=unit, folds=folds)
 
 
 def to_dict(report: EvaluationReport) -> dict[str, Any]:
