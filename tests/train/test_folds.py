@@ -288,6 +288,7 @@ def test_validation_rows_and_folds_at_once_are_refused(saved, rows) -> None:
     keys = {fault.partition(":")[0] for fault in error.value.faults}
     assert keys == {"data.folds", "train.early_stopping_patience"}
 
+
 def test_folds_are_drawn_where_no_rows_validate(with_folds, tmp_path, monkeypatch) -> None:
     """Each point of the line is the mean of the folds, weighted by their rows."""
     drawn: list[Figure] = []

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from softprompt import Classify, PromptModel, TrainingConfig, fit, load_backbone, make_recipe
 from softprompt.errors import ArtifactError, PromptError, RecipeError
@@ -58,6 +61,24 @@ def test_a_folded_regression_has_the_same_probabilities(classes, seen, settings)
     for at, probabilities in enumerate(fitted.predict_proba(features)):
         expected = dict(zip(fitted.classes_, probabilities, strict=True)) | {"unseen": 0.0}
         np.testing.assert_allclose(found[at], [expected[name] for name in labels], atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-32, 1e-7])
+def test_features_that_differ_by_rounding_alone_have_no_weight(scale) -> None:
+    """They told the labels apart with weights of 1e29, whose gradient overflowed."""
+    generator = np.random.default_rng(2)
+    truth = np.array(["a", "b"] * 40)
+    features = generator.normal(size=(80, 6)).astype(np.float32)
+    features[:, 0] += truth == "b"
+    features[:, 3] = 0.5 * (scale > 1e-8) + scale * (truth == "b")
+    settings = RegressionSettings(1.0, is_standardized=True)
+    weight, bias = fold_regression(fit_regression(features, truth, settings=settings), ["a", "b"])
+    others = np.delete(features, 3, axis=1)
+    peer = make_pipeline(StandardScaler(), LogisticRegression()).fit(others, truth)
+    assert weight.abs().max() < 10
+    scores = torch.from_numpy(features) @ weight.T + bias
+    wanted = peer.decision_function(others)
+    np.testing.assert_allclose((scores[:, 1] - scores[:, 0]).numpy(), wanted, atol=1e-3)
 
 
 def test_of_equally_accurate_regressions_the_calibrated_loss_is_the_lowest() -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Part = tuple[np.ndarray, np.ndarray]
 
 _FOLDS = 4
+# Of the mean standard deviation of all features, below which a feature counts as constant.
+_LEAST_DEVIATION = 1e-5
 # The bias of a label that the regression has not seen, below the others': almost no probability.
 _UNSEEN = 30.0
 # What scores are multiplied by so that they are probabilities.
@@ -78,14 +80,19 @@ def fit_regression(
     from sklearn.pipeline import make_pipeline  # noqa: PLC0415
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
 
-    pipeline = make_pipeline(
-        StandardScaler() if settings.is_standardized else "passthrough",
-        LogisticRegression(C=settings.strength, max_iter=1000),
-    )
+    scaler: StandardScaler | str = "passthrough"
+    scaled = features
+    if settings.is_standardized:
+        scaler = StandardScaler().fit(features)
+        # A state that differs by rounding alone would get a weight beyond the range of floats.
+        deviations = scaler.var_**0.5
+        scaler.scale_[deviations < _LEAST_DEVIATION * deviations.mean()] = 1.0
+        scaled = scaler.transform(features)
+    regression = LogisticRegression(C=settings.strength, max_iter=1000)
     with catch_warnings():
         # A fit that has not converged is scored like the others.
         simplefilter("ignore", ConvergenceWarning)
-        return pipeline.fit(features, labels)
+        return make_pipeline(scaler, regression.fit(scaled, labels))
 
 
 def fold_regression(fitted: "Pipeline", labels: Sequence[str]) -> tuple[Tensor, Tensor]:
