@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from serve import page as serve
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 
@@ -17,12 +19,19 @@ def main() -> None:
         "speed": _speed_page(),
         "comparison": _comparison_page(),
         "vllm": _vllm_page(),
+        "serve": serve.make_page(),
     }
     for name, text in pages.items():
         (HERE / name / "README.md").write_text(text, encoding="utf-8")
     _replace_block(ROOT / "README.md", "results", _headline())
     _replace_block(ROOT / "docs" / "reference" / "backbones.md", "families", _families_table())
+    _replace_block(ROOT / "docs" / "explanation" / "performance.md", "serving", _serving_table())
+    _replace_block(ROOT / "docs" / "explanation" / "performance.md", "sizing", serve.make_sizing())
     _replace_block(HERE / "robust" / "README.md", "results", _robust_table())
+
+
+def _serving_table() -> str:
+    return "\n".join(serve.list_figures("cpu"))
 
 
 def _replace_block(page: Path, name: str, text: str) -> None:
@@ -120,6 +129,13 @@ def _headline() -> str:
         ),
         "",
         *_ratio_table("cpu"),
+        "",
+        (
+            "`scripts/bench serve`, [many prompts in one batch, over HTTP and under load]"
+            "(benchmarks/serve/README.md):"
+        ),
+        "",
+        *serve.list_figures("cpu"),
     ]
     return "\n".join(lines)
 

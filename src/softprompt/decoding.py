@@ -23,6 +23,7 @@ class Decoding:
         temperature: divides the logits when sampling.
         top_k: sample from the k most likely tokens only; 0 for all.
         top_p: sample from the smallest set of tokens with this probability.
+        min_p: sample only tokens with at least this share of the likeliest token's probability.
         seed: the seed of sampling. A row's samples depend on it and on the row, not on the other
             rows of the batch.
         cache: transformers' kind of cache: ``dynamic``, ``static``, or ``none``.
@@ -46,6 +47,7 @@ class Decoding:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     seed: int = 0
     cache: CacheKind = "dynamic"
     allowed_answers: Sequence[Sequence[int]] | None = None
@@ -64,6 +66,7 @@ class Decoding:
             f"temperature = {self.temperature}: more than 0.": self.temperature > 0,
             f"top_k = {self.top_k}: at least 1, or 0 for all.": self.top_k >= 0,
             f"top_p = {top_p}: more than 0 and at most 1.": 0 < top_p <= 1,
+            f"min_p = {self.min_p}: at least 0 and at most 1.": 0 <= self.min_p <= 1,
         }
         faults = [fault for fault, fine in possible.items() if not fine]
         if faults:

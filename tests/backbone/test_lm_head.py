@@ -65,3 +65,24 @@ def test_the_head_shares_the_models_parameters(backbone, family):
     mine = {id(p) for p in own.model.parameters()}
     assert all(id(p) in mine for p in own.lm_head.parameters())
     assert not any(p.requires_grad for p in own.lm_head.parameters())
+
+
+def test_the_last_positions_reach_the_head_dense_in_memory(backbone) -> None:
+    """Otherwise torch multiplies them on CPUs without its fast kernels."""
+    own, seen = backbone("llama"), list[tuple[tuple[int, ...], tuple[int, ...]]]()
+    layer = own.model.get_output_embeddings()
+
+    def record(_layer, arguments) -> None:
+        seen.append((arguments[0].stride(), arguments[0].contiguous().stride()))
+
+    handle = layer.register_forward_pre_hook(record)
+    try:
+        for rows in (1, 3):
+            ids = torch.full((rows, 5), 7)
+            whole = own.model(input_ids=ids).logits
+            last = own.model(input_ids=ids, logits_to_keep=1).logits
+            assert torch.allclose(last, whole[:, -1:], atol=1e-6)
+    finally:
+        handle.remove()
+    width = own.geometry.hidden_size
+    assert [stride for stride, _ in seen][1::2] == [(width, width, 1)] * 2

@@ -3,6 +3,7 @@
 
 import json
 import re
+from copy import deepcopy
 from time import process_time
 
 import pytest
@@ -98,6 +99,24 @@ def test_a_space_behind_the_first_soft_token_is_one_space(llama2):
     behind = render("{soft:3}{bos} {text}", llama2, {"text": "a film"})
     assert without_soft(behind, llama2)[0] == llama2(" a film")["input_ids"]
     assert len(behind.input_ids) == len(spaced.input_ids) + 1
+
+
+def test_templates_of_one_tokenizer_share_its_copies(llama2):
+    """Some forms of a tokenizer are copies of megabytes; ten thousand prompts must not have them."""
+    llama2 = deepcopy(llama2)  # it is changed below
+    templates = ("{soft:2}{text}", "{text} is{soft:3}")
+    made = [
+        make_renderer(parse_template(t), llama2, vocab_size=len(llama2), max_length=64)
+        for t in templates
+    ]
+    assert made[0].safe_tokenizer is made[1].safe_tokenizer
+    assert made[0].safe_tokenizer.spaced is not llama2
+    llama2.add_special_tokens({"additional_special_tokens": ["<new>"]})
+    later = make_renderer(
+        parse_template(templates[0]), llama2, vocab_size=len(llama2), max_length=64
+    )
+    assert later.safe_tokenizer is not made[0].safe_tokenizer
+    assert "<new>" in later.safe_tokenizer.specials
 
 
 def test_soft_tokens_are_at_the_places_of_the_template(bert):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from softprompt.backbone import wrap_model
 from softprompt.errors import DataError, PromptError
-from softprompt.inference.continuous import GenerationBatch, GenerationEvent, GenerationRequest
+from softprompt.inference.continuous import GenerationBatch
+from softprompt.inference.generated_row import GenerationEvent, GenerationRequest
 from softprompt.injection.limits import measure_limits
 from softprompt.injection.running_rows import RunningRows
 from softprompt.prompt import InputPrompt

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from softprompt.inference import PromptModel
 from softprompt.inference import mixed as mixed_module
-from softprompt.inference.mixed import PromptedRow, bake_prompt, predict_mixed
+from softprompt.inference.mixed import (
+    BakedPrompt,
+    PromptedRow,
+    bake_prompts,
+    can_bake,
+    find_head,
+    predict_mixed,
+)
 from softprompt.prompt import InputPrompt
 from softprompt.tasks import Classify, Prediction
 from support.models import ROWS
@@ -43,6 +50,16 @@ def make_models(family: str, model: ModelFactory, maker) -> list[PromptModel]:
     return made
 
 
+def bake(models: Sequence[PromptModel]) -> list[BakedPrompt | None]:
+    """The baked prompt of each model that has one, all computed together."""
+    heads = [find_head(one.task) if can_bake(one.prompt) else None for one in models]
+    chosen = [n for n, head in enumerate(heads) if head is not None]
+    own = models[0].backbone
+    found = bake_prompts(own, [models[n].prompt for n in chosen], heads=[heads[n] for n in chosen])
+    baked = dict(zip(chosen, found, strict=True))
+    return [baked.get(n) for n in range(len(models))]
+
+
 def assert_equal(found: Sequence[Prediction], expected: Sequence[Prediction]) -> None:
     for one, two in zip(found, expected, strict=True):
         assert one.label == two.label
@@ -52,7 +69,7 @@ def assert_equal(found: Sequence[Prediction], expected: Sequence[Prediction]) ->
 @pytest.mark.parametrize("family", ["llama", "bert", "t5", "gpt2"])
 def test_a_mixed_batch_is_each_row_alone(model: ModelFactory, maker, family: str) -> None:
     models = make_models(family, model, maker)
-    baked = [bake_prompt(one.task, one.prompt) for one in models]
+    baked = bake(models)
 
     @settings(max_examples=12, deadline=None, suppress_health_check=[*HealthCheck])
     @given(st.data())
@@ -94,7 +111,7 @@ def test_different_labels_share_one_pass(model: ModelFactory, maker, monkeypatch
 
 def test_what_can_be_baked_is_baked(model: ModelFactory, maker) -> None:
     front = model(("llama", "words", "input"))
-    baked = bake_prompt(front.task, front.prompt)
+    [baked] = bake([front])
     assert baked is not None
     vocabulary = front.backbone.geometry.vocab_size
     assert [token for token in baked.head if token >= vocabulary] == [
@@ -107,9 +124,21 @@ def test_what_can_be_baked_is_baked(model: ModelFactory, maker) -> None:
     assert baked.cut(cut) is None  # a row that does not begin so is run as it is
     middle = Classify(template="{text}{soft:3} is", verbalizer={"a": " bad", "b": " good"})
     behind = model(("llama", "words", "input"), settings=middle, choices=("a", "b"))
-    assert bake_prompt(behind.task, behind.prompt) is None
+    assert find_head(behind.task) is None
     late = InputPrompt(torch.zeros(3, front.backbone.geometry.layer_width), 1)
-    assert bake_prompt(front.task, late) is None
-    for way in (("bert", "words", "input"), ("llama", "words", "kv")):
-        other = model(way)
-        assert bake_prompt(other.task, other.prompt) is None
+    assert not can_bake(late)
+    assert find_head(model(("bert", "words", "input")).task) is None
+    assert not can_bake(model(("llama", "words", "kv")).prompt)
+
+
+def test_words_behind_the_soft_tokens_are_baked_too(model: ModelFactory) -> None:
+    words = {"a": " bad", "b": " good"}
+    settings = Classify(template="{soft:3}the film {text} is", verbalizer=words)
+    front = model(("llama", "words", "input"), settings=settings, choices=("a", "b"))
+    [baked] = bake([front])
+    assert baked is not None
+    assert len(baked.head) > 3
+    assert baked.prefix.length == len(baked.head)
+    rows = [front.render(text) for text in TEXTS]
+    short = [PromptedRow(front.task, baked.cut(row), baked.prefix) for row in rows]
+    assert_equal(predict_mixed(short), front.predict(TEXTS))

@@ -8,7 +8,8 @@ import pytest
 
 from softprompt.inference import PromptModel
 from softprompt.inference.continuous import GenerationBatch
-from softprompt.serve.engine import EngineLimits, ServingEngine
+from softprompt.serve.admission import EngineLimits
+from softprompt.serve.engine import ServingEngine
 from softprompt.serve.prompts import FolderSource, PromptSource
 from softprompt.serve.server import ServerSettings, make_site
 from softprompt.serve.site import SiteSettings

@@ -3,13 +3,17 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import combinations, pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from softprompt.inference.continuous import GenerationRequest
+from softprompt.inference.generated_row import GenerationRequest
 from softprompt.inference.mixed import PromptedRow, predict_mixed
-from softprompt.serve.engine import EngineLimits
+from softprompt.serve.admission import EngineLimits
+from softprompt.serve.engine import divide_by_length
 from softprompt.serve.fair_queue import FairQueue
 from softprompt.serve.faults import ServingError
 from softprompt.tasks import Prediction
@@ -116,14 +120,15 @@ def test_scores_that_are_not_numbers_fail_their_row_only(models, start) -> None:
         first, *others = predict_mixed(rows)
         return [Prediction(first.label, dict.fromkeys(first.probabilities, float("nan"))), *others]
 
-    outcomes = start(predict=predict).submit("mood", make_rows(models["mood"])).future.result(30)
+    engine = start(predict=predict, pass_tokens=1000)  # all rows in one batch
+    outcomes = engine.submit("mood", make_rows(models["mood"])).future.result(30)
     assert sum(isinstance(one, ServingError) for one in outcomes) == 1
 
 
 def test_a_cancelled_or_late_request_is_not_run(models, start) -> None:
     gate = Gate()
     now = [100.0]
-    engine = start(predict=gate, clock=lambda: now[0])
+    engine = start(predict=gate, clock=lambda: now[0], pass_tokens=1000)
     first = engine.submit("mood", make_rows(models["mood"], TEXTS[:1]))
     assert gate.entered.wait(30)
     cancelled = engine.submit("mood", make_rows(models["mood"]))
@@ -137,6 +142,59 @@ def test_a_cancelled_or_late_request_is_not_run(models, start) -> None:
     assert {one.kind for one in late.future.result(30)} == {"expired"}
     assert len(cancelled.future.result(30)) == len(TEXTS)
     assert [len(batch) for batch in gate.batches] == [1, len(TEXTS)]
+
+
+def test_what_is_cancelled_between_two_batches_is_not_run(models, start) -> None:
+    gate = Gate()
+    engine = start(predict=gate, pass_tokens=0)  # a batch for each length
+    tickets = [engine.submit("mood", make_rows(models["mood"], [text])) for text in TEXTS]
+    assert gate.entered.wait(30)
+    for ticket in tickets:
+        ticket.cancel()
+    gate.opened.set()
+    outcomes = [ticket.future.result(30)[0] for ticket in tickets]
+    assert sum(isinstance(one, Prediction) for one in outcomes) == sum(map(len, gate.batches))
+    assert len(gate.batches) == 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 3)), min_size=1, max_size=9),
+    st.integers(0, 100),
+    st.integers(1, 400),
+)
+def test_the_division_into_batches_is_the_cheapest(rows, pass_tokens: int, most: int) -> None:
+    """Compared with all divisions of the rows in the order of their lengths."""
+    lengths, counts = zip(*rows, strict=True)
+    found = divide_by_length(lengths, counts=counts, max_tokens=most, pass_tokens=pass_tokens)
+    assert sorted(index for batch in found for index in batch) == [*range(len(rows))]
+
+    def cost(batches: Sequence[Sequence[int]]) -> float:
+        total = 0.0
+        for batch in batches:
+            tokens = max(lengths[i] for i in batch) * sum(counts[i] for i in batch)
+            total += pass_tokens + tokens if tokens <= most or len(batch) == 1 else float("inf")
+        return total
+
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    inner = range(1, len(rows))
+    divisions = (cuts for n in range(len(rows)) for cuts in combinations(inner, n))
+    best = min(cost([order[a:b] for a, b in pairwise([0, *cuts, len(rows)])]) for cuts in divisions)
+    assert cost(found) == best
+
+
+def test_maintenance_is_done_between_batches_and_its_faults_stop_no_one(models, start) -> None:
+    done = threading.Event()
+
+    def maintain() -> None:
+        done.set()
+        msg = "broken"
+        raise ValueError(msg)
+
+    engine = start(maintain=maintain)
+    engine.wake()
+    assert done.wait(30)
+    ticket = engine.submit("mood", make_rows(models["mood"]))
+    assert_equal(ticket.future.result(30), models["mood"].predict(TEXTS))
 
 
 def test_a_caller_that_has_gone_stops_no_one(models, start) -> None:
@@ -272,3 +330,28 @@ def test_shares_are_by_cost() -> None:
         queue.add("short", "short", cost=10)
     taken = [queue.take() for _ in range(80)]
     assert taken.count("short") == pytest.approx(3 * taken.count("long"), abs=3)
+
+
+def test_new_keys_without_end_starve_no_one() -> None:
+    """A key that was served waits for those that wait with it, not for all that ever come."""
+    queue: FairQueue[str] = FairQueue()
+    for n in range(20):
+        queue.add(f"new {n}", "new", cost=10)
+    queue.add("served", "first", cost=10)
+    while queue.take() != "first":
+        pass
+    queue.add("served", "second", cost=10)
+    for n in range(100):
+        queue.add(f"newer {n}", "newer", cost=10)
+        if queue.take() == "second":
+            break
+    else:
+        pytest.fail("it was never served again")
+
+
+def test_served_keys_are_forgotten_in_time() -> None:
+    queue: FairQueue[int] = FairQueue()
+    for n in range(50_000):
+        queue.add(n, n, cost=10)
+        assert queue.take() == n
+    assert len(queue._ends) < 10_000

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from softprompt.errors import DataError
-from softprompt.serve.engine import EngineLimits
+from softprompt.serve.admission import EngineLimits
 from softprompt.serve.keys import ApiKey, KeyRing, load_keys, make_key
 from softprompt.serve.prompts import RegistrySource
 from softprompt.serve.registry import Registry
@@ -120,8 +120,8 @@ def test_the_official_client_works(serve, models) -> None:
     assert short.usage.completion_tokens == 1
     with pytest.raises(openai.NotFoundError, match="unknown prompt 'nobody'"):
         client.completions.create(model="nobody", prompt="a")
-    with pytest.raises(openai.BadRequestError, match="n = 2 is not supported"):
-        client.completions.create(model="reply", prompt="a", n=2)
+    with pytest.raises(openai.BadRequestError, match="suffix = 'a' is not supported"):
+        client.completions.create(model="reply", prompt="a", suffix="a")
     plain = client.completions.create(model=base, prompt="the film", max_tokens=3, temperature=0)
     assert plain.usage.completion_tokens <= 3
 
@@ -196,6 +196,22 @@ def test_without_keys_other_hosts_are_refused(serve) -> None:
     check_settings(ServerSettings(host="0.0.0.0"), make_keys())  # noqa: S104
     with pytest.raises(DataError, match="TLS needs both files"):
         check_settings(ServerSettings(certificate=Path("a")), [])
+
+
+def test_pages_of_other_origins_get_no_answers(serve) -> None:
+    """CORS is off: a browser asks first, and is not told that it may."""
+    url = serve().url
+    origin = {"origin": "https://evil.example"}
+    asks = {"access-control-request-method": "POST", **origin}
+    before = httpx.options(f"{url}/v1/predict", headers=asks)
+    assert before.status_code == 405
+    after = httpx.post(f"{url}/v1/predict", json={"model": "mood", "rows": ["a"]}, headers=origin)
+    for answer in (before, after, httpx.get(f"{url}/v1/models", headers=origin)):
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    # A form of another origin can send text without asking first; it is refused.
+    form = httpx.post(f"{url}/v1/predict", content=b"{}", headers={"content-type": "text/plain"})
+    assert form.status_code == 400
 
 
 ROUTES = [

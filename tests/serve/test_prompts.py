@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from softprompt.errors import ArtifactError
-from softprompt.serve import prompts as prompts_module
+from softprompt.inference.mixed import PromptedRow, predict_mixed
+from softprompt.serve import resident as resident_module
 from softprompt.serve.prompts import FolderSource, PromptStore, RegistrySource
 from softprompt.serve.registry import Registry
 
@@ -20,14 +21,14 @@ def source(folders) -> FolderSource:
 
 def test_a_prompt_is_loaded_once_for_all_who_wait(source, backbone, monkeypatch) -> None:
     loads, gate = [], threading.Event()
-    load = prompts_module.load_artifact
+    load = resident_module.load_saved
 
     def load_slowly(folder: Path):
         loads.append(folder)
         assert gate.wait(30)
         return load(folder)
 
-    monkeypatch.setattr(prompts_module, "load_artifact", load_slowly)
+    monkeypatch.setattr(resident_module, "load_saved", load_slowly)
     store = PromptStore(backbone("llama"), source)
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(store.acquire, "mood") for _ in range(8)]
@@ -96,16 +97,73 @@ def test_a_registry_is_followed_and_an_answer_keeps_its_version(
     source = RegistrySource(registry)
     store = PromptStore(backbone("llama"), source)
     old = store.acquire("mood")
-    other = model(("llama", "words", "input"), prompt=old.model.prompt.map_tensors(torch.neg))
+    other = model(("llama", "words", "input"), prompt=old.members[0].prompt.map_tensors(torch.neg))
     registry.publish(other.save(tmp_path / "other"), "mood")
     registry.unpublish("mood@1")
     assert source.refresh()
     with store.borrow("mood") as new:
         assert new.found.version == "mood@2"
-        assert torch.equal(new.model.prompt.vectors, -old.model.prompt.vectors)
+        assert torch.equal(new.members[0].prompt.vectors, -old.members[0].prompt.vectors)
     assert old.found.version == "mood@1"  # still usable
     store.release(old)
     with pytest.raises(ArtifactError, match="has no version 1"):
         store.acquire("mood@1")
     with store.borrow("mood@2") as again:
         assert again is new
+
+
+def bake_all(store: PromptStore, *names: str) -> None:
+    for _ in range(2):
+        for name in names:
+            with store.borrow(name):
+                pass
+    while store.has_unbaked:
+        store.bake_waiting()
+
+
+def test_soft_tokens_are_baked_at_the_second_use(source, backbone, models) -> None:
+    store = PromptStore(backbone("llama"), source)
+    with store.borrow("mood") as mood:
+        assert not store.has_unbaked
+    bake_all(store, "mood", "tone", "rating")
+    assert store.num_baked == 2  # the third has a prefix
+    (member,) = mood.members
+    assert member.baked is not None
+    example = models["mood"].render("dull")
+    short = member.baked.cut(example)
+    assert short is not None
+    [found] = predict_mixed([PromptedRow(member.task, short, member.baked.prefix)])
+    expected = models["mood"].predict("dull")[0].probabilities
+    assert dict(found.probabilities) == pytest.approx(dict(expected), abs=2e-6)
+
+
+def test_what_is_baked_is_given_up_before_prompts_are(source, backbone) -> None:
+    whole = PromptStore(backbone("llama"), source)
+    bake_all(whole, "mood")
+    with whole.borrow("tone") as tone:
+        room = whole.bytes - tone.bytes
+    store = PromptStore(backbone("llama"), source, max_bytes=room)
+    bake_all(store, "mood")
+    assert store.num_baked == 1
+    with store.borrow("tone"):
+        assert store.num_baked == 0
+        assert store.versions == ("mood", "tone")
+    bake_all(store, "mood")  # does not fit, and nobody else could make room
+    assert store.num_baked == 0
+    assert store.bytes <= room
+
+
+def test_prompts_of_one_task_share_all_but_their_tensors(model, backbone, tmp_path, maker) -> None:
+    names = {"a": ("llama", "words", "input"), "b": ("llama", "words", "input"),
+             "c": ("llama", "head", "input"), "d": ("llama", "head", "input")}  # fmt: skip
+    made = {name: model(way, seed=n) for n, (name, way) in enumerate(names.items())}
+    folders = [one.save(tmp_path / name) for name, one in made.items()]
+    store = PromptStore(backbone("llama"), FolderSource(folders))
+    a, b, c, d = (store.acquire(name).members[0] for name in names)
+    assert a.task is b.task
+    assert c.task is not d.task
+    assert c.task.renderers[0] is d.task.renderers[0]
+    for name, one in zip(names, (a, b, c, d), strict=True):
+        row = PromptedRow(one.task, made[name].render("dull"), one.prompt)
+        expected = made[name].predict("dull")[0].probabilities
+        assert dict(predict_mixed([row])[0].probabilities) == pytest.approx(expected, abs=2e-6)

@@ -14,16 +14,20 @@ from softprompt.artifact.artifact import Artifact
 from softprompt.artifact.store import (
     ENSEMBLE,
     MANIFEST,
+    TENSORS,
     check_replaceable,
     explain_write_error,
     find_artifact,
+    load_artifact,
     load_artifact_from,
+    read_file_bytes,
     save_artifact,
 )
 from softprompt.errors import ArtifactError
 
 _SCHEMA = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_REMEDY = "Restore the folder from a copy, or train again."
 _LARGEST = 1 << 20  # bytes of ``ensemble.json``
 
 
@@ -93,16 +97,90 @@ def load_ensemble(path: Path) -> SavedEnsemble:
     """
     try:
         folder = find_artifact(path)
-        source = ErrorContext(str(folder), "Restore the folder from a copy, or train again.")
-        vote, digests = _read_description(folder, source)
-        members = {
-            name: _load_member(folder, name, digest=digest, source=source)
-            for name, digest in digests.items()
-        }
+        source = ErrorContext(str(folder), _REMEDY)
+        return _load_ensemble_from(folder, source)
     except OSError as error:
         msg = f"{path} cannot be read: {error.strerror}. Give a folder that this user may read."
         raise ArtifactError(msg) from error
+
+
+def _load_ensemble_from(folder: Path, source: ErrorContext) -> SavedEnsemble:
+    vote, digests = _read_description(folder, source)
+    members = {
+        name: _load_member(folder, name, digest=digest, source=source)
+        for name, digest in digests.items()
+    }
     return SavedEnsemble(vote, members)
+
+
+def load_saved(path: Path) -> Artifact | SavedEnsemble:
+    """Load what a folder holds, and check all of it first.
+
+    Args:
+        path: the folder of an artifact, of an ensemble, or of the run that made it.
+
+    Raises:
+        ArtifactError: anything is missing, damaged or changed.
+    """
+    return load_ensemble(path) if is_ensemble(path) else load_artifact(path)
+
+
+def load_saved_from(folder: Path, *, source: ErrorContext) -> Artifact | SavedEnsemble:
+    """As `load_saved`, from a folder that is another one for the user.
+
+    Args:
+        folder: of an artifact or of an ensemble.
+        source: its name in messages.
+
+    Raises:
+        ArtifactError: anything is missing, damaged or changed.
+        OSError: it cannot be read.
+    """
+    if (folder / ENSEMBLE).is_file():
+        return _load_ensemble_from(folder, source)
+    return load_artifact_from(folder, source=source)
+
+
+def digest_saved(folder: Path, *, source: ErrorContext | None = None) -> str:
+    """The SHA-256 of an artifact's manifest, which holds that of its tensors.
+
+    That of an ensemble is of its description, which holds those of its members' manifests.
+
+    Args:
+        folder: of the artifact or of the ensemble.
+        source: its name in messages; None for the folder.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    source = source or ErrorContext(str(folder), _REMEDY)
+    name = ENSEMBLE if (folder / ENSEMBLE).is_file() else MANIFEST
+    try:
+        return hashlib.sha256(read_file_bytes(folder, name, source=source)).hexdigest()
+    except OSError as error:
+        msg = f"{name} cannot be read: {error.strerror}."
+        raise source.make_error(msg) from error
+
+
+def read_saved_files(folder: Path, *, source: ErrorContext) -> dict[str, bytes]:
+    """All files of an artifact or of an ensemble, by their paths in the folder.
+
+    Args:
+        folder: of an artifact or of an ensemble.
+        source: its name in messages.
+
+    Raises:
+        ArtifactError: one is missing, or is a link to a file elsewhere.
+        OSError: one cannot be read.
+    """
+    if not (folder / ENSEMBLE).is_file():
+        return {part: read_file_bytes(folder, part, source=source) for part in (MANIFEST, TENSORS)}
+    _, digests = _read_description(folder, source)
+    files = {ENSEMBLE: read_file_bytes(folder, ENSEMBLE, source=source)}
+    for name in digests:
+        for part in (MANIFEST, TENSORS):
+            files[f"{name}/{part}"] = read_file_bytes(folder, f"{name}/{part}", source=source)
+    return files
 
 
 def list_members(path: Path) -> list[Path]:
@@ -117,7 +195,7 @@ def list_members(path: Path) -> list[Path]:
     if not is_ensemble(path):
         return [path]
     folder = find_artifact(path)
-    source = ErrorContext(str(folder), "Restore the folder from a copy, or train again.")
+    source = ErrorContext(str(folder), _REMEDY)
     _, digests = _read_description(folder, source)
     return [folder / name for name in digests]
 

@@ -44,7 +44,7 @@ _RECIPE = "recipe.toml"
 # The folder of a run of several tasks that has one for each of them.
 _TASKS = "tasks"
 # Far larger than any artifact, and small enough to be read at once.
-_LARGEST = {MANIFEST: 64 << 20, TENSORS: 4 << 30}
+_LARGEST = {MANIFEST: 64 << 20, TENSORS: 4 << 30, ENSEMBLE: 1 << 20}
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 
 
@@ -69,7 +69,7 @@ def read_file_bytes(folder: Path, name: str, *, source: ErrorContext) -> bytes:
 
     Args:
         folder: the artifact's folder.
-        name: ``MANIFEST`` or ``TENSORS``.
+        name: ``MANIFEST``, ``TENSORS`` or ``ENSEMBLE``, or the path of such a file in it.
         source: the artifact, for messages.
 
     Raises:
@@ -96,8 +96,9 @@ def read_file_bytes(folder: Path, name: str, *, source: ErrorContext) -> bytes:
 
 
 def _check_size(name: str, size: int, *, source: ErrorContext) -> None:
-    if size > _LARGEST[name]:
-        msg = f"{name} has {size:,} bytes, but at most {_LARGEST[name]:,} are possible."
+    most = _LARGEST[name.rpartition("/")[2]]
+    if size > most:
+        msg = f"{name} has {size:,} bytes, but at most {most:,} are possible."
         raise source.make_error(msg)
 
 

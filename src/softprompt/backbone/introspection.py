@@ -19,7 +19,7 @@ from softprompt.backbone.families import hook_family
 from softprompt.backbone.fingerprint import compute_fingerprint
 from softprompt.backbone.hooks import Recorder
 from softprompt.backbone.layers import Layer, find_body, find_layers
-from softprompt.backbone.lm_head import LMHead, explain_head_failure
+from softprompt.backbone.lm_head import LMHead, explain_head_failure, pack_head_input
 from softprompt.backbone.model import (
     Backbone,
     BatchInputs,
@@ -386,6 +386,7 @@ def _explain_no_prefix(sites: Sequence[AttentionSite]) -> str | None:
 
 def _wrap_head(model: PreTrainedModel, width: int) -> tuple[LMHead | None, str | None]:
     """The language-model head, or why it cannot be run alone."""
+    pack_head_input(model)
     try:
         return LMHead(model, hidden_size=width), None
     except Exception as error:  # noqa: BLE001  # any family's own code

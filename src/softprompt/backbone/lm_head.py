@@ -66,6 +66,35 @@ def explain_head_failure(error: Exception) -> str:
     return f"has a language-model head that cannot be run alone ({summarize_error(error)})"
 
 
+def pack_head_input(model: PreTrainedModel) -> None:
+    """Let the output layer of a model read states that are dense in memory, which it does faster.
+
+    transformers scores the last position of each row by ``states[:, -1:]``. On CPUs torch
+    multiplies such a part of a larger tensor in bf16 without its fast kernels: one row of 49,152
+    scores takes 0.3 s in place of 0.02 s.
+
+    Args:
+        model: gets a hook at its output layer, if it has one.
+    """
+    layer = model.get_output_embeddings()
+    if layer is not None:
+        layer.register_forward_pre_hook(_pack)
+
+
+def _pack(_layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    if not arguments or not isinstance(arguments[0], Tensor):
+        return None
+    states, *others = arguments
+    # A tensor of one row counts as contiguous whatever its strides are.
+    if (
+        states.device.type != "cpu"
+        or states.stride()
+        == torch.empty_like(states, device="meta", memory_format=torch.contiguous_format).stride()
+    ):
+        return None
+    return states.clone(memory_format=torch.contiguous_format), *others
+
+
 class LMHead(nn.Module):
     """The language-model head of a model, without the model.
 

@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, cast
+from weakref import WeakValueDictionary
 
 from tokenizers import normalizers, pre_tokenizers
 from tokenizers.normalizers import Normalizer, Prepend
@@ -146,6 +147,11 @@ def list_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Special
     }
 
 
+# The forms of tokenizers that are in use. Some are copies of a whole tokenizer, which all templates
+# of a backbone share.
+_KNOWN: WeakValueDictionary[int, SafeTokenizer] = WeakValueDictionary()
+
+
 def make_safe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> SafeTokenizer:
     """Make a safe tokenizer.
 
@@ -153,7 +159,8 @@ def make_safe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> SafeTokenizer:
         tokenizer: a fast tokenizer; it is not changed.
 
     Returns:
-        The safe tokenizer.
+        The safe tokenizer; the same one for as long as it is in use and the special tokens are the
+        same.
 
     Raises:
         TemplateError: the tokenizer is not a fast one.
@@ -165,11 +172,14 @@ def make_safe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> SafeTokenizer:
         )
         raise TemplateError(msg)
     special = list_special_tokens(tokenizer)
+    known = _KNOWN.get(id(tokenizer))
+    if known is not None and known.head is tokenizer and known.specials == special:
+        return known
     spaced = _remove_prepend(tokenizer)
     tail, schemes = _disable_word_marks(spaced)
     if isinstance(tokenizer.backend_tokenizer.pre_tokenizer, Metaspace):
         spaced = tail  # in a sequence, another part may have removed the space (T5's)
-    return SafeTokenizer(
+    safe = _KNOWN[id(tokenizer)] = SafeTokenizer(
         head=tokenizer,
         inner=tail if "first" in schemes else tokenizer,
         spaced=spaced,
@@ -178,6 +188,7 @@ def make_safe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> SafeTokenizer:
         # Text may become the unknown token.
         forbidden=frozenset(s.id for s in special.values()) - {tokenizer.unk_token_id},
     )
+    return safe
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,12 +5,9 @@ from typing import TYPE_CHECKING
 from softprompt._lazy import gather_lazily
 
 if TYPE_CHECKING:
-    from softprompt.inference.continuous import (
-        GenerationBatch,
-        GenerationEvent,
-        GenerationRequest,
-    )
+    from softprompt.inference.continuous import GenerationBatch
     from softprompt.inference.ensemble import Ensemble, EnsembleReport, load_model
+    from softprompt.inference.generated_row import GenerationEvent, GenerationRequest
     from softprompt.inference.loops import (
         EvaluatedRows,
         EvaluationReport,
@@ -62,11 +59,8 @@ __all__ = [
 __getattr__, __dir__ = gather_lazily(
     __name__,
     {
-        "softprompt.inference.continuous": (
-            "GenerationBatch",
-            "GenerationEvent",
-            "GenerationRequest",
-        ),
+        "softprompt.inference.continuous": ("GenerationBatch",),
+        "softprompt.inference.generated_row": ("GenerationEvent", "GenerationRequest"),
         "softprompt.inference.ensemble": ("Ensemble", "EnsembleReport", "load_model"),
         "softprompt.inference.loops": (
             "EvaluatedRows",

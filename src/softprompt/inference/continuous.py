@@ -2,164 +2,28 @@
 
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from softprompt.backbone import Backbone
 from softprompt.data.collate import Side
-from softprompt.decoding import Decoding
 from softprompt.errors import DataError
-from softprompt.inference.text_stream import TextStream
+from softprompt.inference.generated_row import GeneratedRow, GenerationEvent, GenerationRequest
+from softprompt.inference.token_scores import TokenScores, score_row
 from softprompt.injection.forward import assign_prompts
-from softprompt.injection.generation import (
-    check_start_layers,
-    derive_seed,
-    generate,
-    make_logits_processors,
-)
+from softprompt.injection.generation import check_start_layers, generate
 from softprompt.injection.running_rows import (
-    NewRow,
     RunningRows,
     can_store_prefixes,
     explain_no_joining,
     list_prompts,
 )
-from softprompt.prompt import KVPrefix, Prompt
-from softprompt.tasks import Example, Prediction
 from softprompt.tasks.base import pad_rows
-from softprompt.tasks.generation import TextGenerator
 
-FinishReason = Literal["stop", "length", "error"]
 # New rows are run together with longer ones up to this share of padding.
 _MAX_PADDING = 0.25
-
-
-@dataclass(frozen=True, eq=False)
-class GenerationRequest:
-    """A row to generate text for.
-
-    Args:
-        task: on the backbone of the batch; it made the example.
-        example: the rendered row.
-        prompt: its prompt; None for the bare backbone.
-        decoding: the settings of generation; those of ``cache`` have no effect.
-        seed: of sampling; None for that of ``decoding``.
-        stop: strings before the first of which the text ends.
-    """
-
-    task: TextGenerator
-    example: Example
-    prompt: Prompt | None
-    decoding: Decoding
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """The tokens of the row."""
-        return self.example.variants[0].input_ids
-
-    @property
-    def seeded_decoding(self) -> Decoding:
-        """The settings of generation, with the seed."""
-        return self.decoding if self.seed is None else replace(self.decoding, seed=self.seed)
-
-
-@dataclass(frozen=True, eq=False)
-class GenerationEvent:
-    """What a step has generated for one row.
-
-    Args:
-        key: of the request.
-        text: the new text: whole characters, and no part of a stop string. With choices all of it
-            comes at the end.
-        token_ids: the new tokens, without the end token.
-        finish_reason: ``stop`` after an end token or a stop string, ``length`` after the most
-            tokens, ``error`` if the row failed; None while it runs.
-        prediction: with the last event, what `predict` would have returned; with a stop string,
-            the text before it, and the tokens up to its end.
-        error: why the row failed.
-    """
-
-    key: Hashable
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None = None
-    prediction: Prediction | None = None
-    error: Exception | None = None
-
-
-class _Row:
-    """A request, and what was generated for it."""
-
-    def __init__(self, key: Hashable, request: GenerationRequest, *, is_separate: bool) -> None:
-        self.key, self.request, self.is_separate = key, request, is_separate
-        self.stream = TextStream(request.task.spell, stop=request.stop)
-        decoding, backbone = request.seeded_decoding, request.task.backbone
-        is_plain = decoding.allowed_answers is None and not decoding.do_sample
-        seeds = [derive_seed(request.ids, decoding.seed)]
-        self._processors = make_logits_processors(backbone, decoding, seeds=seeds, begin=0)
-        self.is_greedy = is_plain
-        causal = backbone.geometry.architecture == "causal"
-        prefix = request.prompt.length if isinstance(request.prompt, KVPrefix) else 0
-        # The last token is not run, but the first of an encoder-decoder's is its start token.
-        self.width = len(request.ids) + prefix + decoding.max_new_tokens - causal
-        self.count = decoding.num_beams
-
-    @property
-    def new_row(self) -> NewRow:
-        return NewRow(self.request.ids, self.request.prompt)
-
-    def choose(self, scores: Tensor) -> int:
-        """The next token."""
-        ids = torch.tensor([self.stream.token_ids], dtype=torch.long, device=scores.device)
-        chain: Any = self._processors  # whose annotations ask for other types of tensors
-        return int(chain(ids, scores[None]).argmax())
-
-    def accept(self, token: int) -> GenerationEvent:
-        """Append a token."""
-        if token in self.request.task.backbone.eos_token_ids:
-            return self._finish("stop", "", ())
-        text = self.stream.add(token)
-        if self.stream.is_stopped:
-            return self._finish("stop", text, (token,))
-        if len(self.stream.token_ids) == self.request.decoding.max_new_tokens:
-            return self._finish("length", text, (token,))
-        return GenerationEvent(self.key, "" if self._is_held else text, (token,))
-
-    def accept_all(self, tokens: Sequence[int]) -> GenerationEvent:
-        """Append all tokens of the row, without the end token."""
-        text = ""
-        for token in tokens:
-            text += self.stream.add(token)
-            if self.stream.is_stopped:
-                break
-        is_full = len(tokens) == self.request.decoding.max_new_tokens
-        reason: FinishReason = "length" if is_full and not self.stream.is_stopped else "stop"
-        return self._finish(reason, text, tuple(self.stream.token_ids))
-
-    def fail(self, error: Exception) -> GenerationEvent:
-        """End the row because of an error."""
-        return GenerationEvent(self.key, "", (), "error", error=error)
-
-    @property
-    def _is_held(self) -> bool:
-        """Whether the text is one of several choices, which is known at the end."""
-        return bool(self.request.task.labels)
-
-    def _finish(
-        self, reason: FinishReason, text: str, token_ids: tuple[int, ...]
-    ) -> GenerationEvent:
-        text += self.stream.finish()
-        if self.stream.is_stopped:
-            reason = "stop"
-        known = self.stream.text if self.stream.is_stopped else None
-        prediction = self.request.task.make_prediction(self.stream.token_ids, text=known)
-        text = prediction.label if self._is_held else text
-        return GenerationEvent(self.key, text, token_ids, reason, prediction)
 
 
 class GenerationBatch:
@@ -207,8 +71,8 @@ class GenerationBatch:
         self.separate_reason = explain_no_joining(backbone)
         stores = self.separate_reason is None and can_store_prefixes(backbone)
         self._cache = RunningRows(backbone, store_prefixes=stores)
-        self._running: list[_Row] = []
-        self._waiting: deque[_Row] = deque()
+        self._running: list[GeneratedRow] = []
+        self._waiting: deque[GeneratedRow] = deque()
 
     def __len__(self) -> int:
         """The number of rows that run or wait."""
@@ -236,7 +100,9 @@ class GenerationBatch:
             raise DataError(msg)
         _check_request(self._backbone, request)
         is_separate = self.separate_reason is not None or request.decoding.num_beams > 1
-        row = _Row(key, request, is_separate=is_separate)
+        if is_separate and request.scores is not None:
+            raise DataError(self._explain_no_scores())
+        row = GeneratedRow(key, request, is_separate=is_separate)
         self._check_size(row)
         self._waiting.append(row)
 
@@ -264,7 +130,16 @@ class GenerationBatch:
             events += self._join(group)
         return events + self._run_separate(separate)
 
-    def _list_rows(self) -> Iterator[_Row]:
+    def _explain_no_scores(self) -> str:
+        why = "with beam search a text is"
+        if self.separate_reason is not None:
+            why = f"this backbone {self.separate_reason}, so its texts are"
+        return (
+            f"{why} generated whole, without log-probabilities of each token. Leave them out, or "
+            "use another backbone or num_beams = 1."
+        )
+
+    def _list_rows(self) -> Iterator[GeneratedRow]:
         yield from self._running
         yield from self._waiting
 
@@ -303,25 +178,30 @@ class GenerationBatch:
                 failed[index] = own
         return failed or {len(tokens) - 1: error}
 
-    def _join(self, rows: Sequence[_Row]) -> list[GenerationEvent]:
+    def _join(self, rows: Sequence[GeneratedRow]) -> list[GenerationEvent]:
         """Run new rows together; if that fails, each of them alone."""
         try:
+            known = {row.key: _score(row.request) for row in rows}
             scores = self._cache.join([row.new_row for row in rows])
         except Exception as error:  # noqa: BLE001  # as above
             if len(rows) == 1:
                 return [rows[0].fail(error)]
             return [event for row in rows for event in self._join([row])]
         self._running += rows
-        return self._accept(rows, scores)
+        events = self._accept(rows, scores)
+        return [
+            replace(one, row_scores=known[one.key]) if known[one.key] else one for one in events
+        ]
 
-    def _accept(self, rows: Sequence[_Row], scores: Tensor) -> list[GenerationEvent]:
+    def _accept(self, rows: Sequence[GeneratedRow], scores: Tensor) -> list[GenerationEvent]:
         """Take each row's next token, and drop the rows that have ended."""
         best, wrong = scores.argmax(dim=-1).tolist(), scores.isnan().any(dim=-1).tolist()
         events = list[GenerationEvent]()
         for row, of_row, token, is_wrong in zip(rows, scores, best, wrong, strict=True):
             try:
                 is_best = row.is_greedy and not is_wrong
-                events.append(row.accept(token if is_best else row.choose(of_row)))
+                chosen = token if is_best else row.choose(of_row)
+                events.append(row.accept(chosen, scores=row.measure(chosen, of_row)))
             except Exception as error:  # noqa: BLE001  # as above
                 events.append(row.fail(error))
         ended = {event.key for event in events if event.finish_reason is not None}
@@ -330,7 +210,7 @@ class GenerationBatch:
                 self._drop(index)
         return events
 
-    def _run_separate(self, rows: Sequence[_Row]) -> list[GenerationEvent]:
+    def _run_separate(self, rows: Sequence[GeneratedRow]) -> list[GenerationEvent]:
         """Generate whole texts; if that fails, for each row alone."""
         if not rows:
             return []
@@ -342,9 +222,9 @@ class GenerationBatch:
             return [event for row in rows for event in self._run_separate([row])]
         return [row.accept_all(ids) for row, ids in zip(rows, texts, strict=True)]
 
-    def _take(self) -> tuple[list[_Row], list[_Row]]:
+    def _take(self) -> tuple[list[GeneratedRow], list[GeneratedRow]]:
         """The waiting rows that can run now: those that join, and those that are run separately."""
-        joining, separate = list[_Row](), list[_Row]()
+        joining, separate = list[GeneratedRow](), list[GeneratedRow]()
         while self._waiting:
             row = self._waiting[0]
             together = [*self._running, *joining, *separate, row]
@@ -356,12 +236,12 @@ class GenerationBatch:
             (separate if row.is_separate else joining).append(self._waiting.popleft())
         return joining, separate
 
-    def _has_room(self, rows: Sequence[_Row]) -> bool:
+    def _has_room(self, rows: Sequence[GeneratedRow]) -> bool:
         count = sum(row.count for row in rows)
         width = max(row.width for row in rows)
         return count <= self._max_rows and count * width <= self._max_tokens
 
-    def _check_size(self, row: _Row) -> None:
+    def _check_size(self, row: GeneratedRow) -> None:
         """Check that a row fits when no other runs."""
         if row.count > self._max_rows:
             msg = (
@@ -380,6 +260,14 @@ class GenerationBatch:
             raise DataError(msg)
 
 
+def _score(request: GenerationRequest) -> tuple[TokenScores, ...]:
+    """The log-probabilities of the row's own tokens, if they were asked for."""
+    options = request.scores
+    if options is None or not options.has_row:
+        return ()
+    return score_row(request.task, request.example, prompt=request.prompt, top=options.top)
+
+
 def _check_request(backbone: Backbone, request: GenerationRequest) -> None:
     """Check what would fail later, perhaps together with other rows."""
     if request.task.backbone is not backbone:
@@ -394,6 +282,7 @@ def _check_request(backbone: Backbone, request: GenerationRequest) -> None:
     if not all(request.stop):
         msg = "a stop string is empty, so no text could come before it. Leave it out."
         raise DataError(msg)
+    _check_scores(backbone, request)
     check_start_layers(backbone, [request.prompt])
     inputs = backbone.make_single_row(torch.tensor(request.ids))
     assign_prompts(backbone, inputs, prompts=[request.prompt])
@@ -413,7 +302,26 @@ def _check_request(backbone: Backbone, request: GenerationRequest) -> None:
         raise DataError(msg)
 
 
-def _generate_whole(backbone: Backbone, rows: Sequence[_Row]) -> list[list[int]]:
+def _check_scores(backbone: Backbone, request: GenerationRequest) -> None:
+    """Check that the log-probabilities that are asked for exist."""
+    options, vocabulary = request.scores, backbone.geometry.vocab_size
+    if options is not None and options.has_row and backbone.geometry.architecture != "causal":
+        msg = (
+            f"{backbone.geometry.model_type} is an encoder-decoder, which gives the tokens of a "
+            "row no log-probabilities. Ask for those of the generated tokens alone."
+        )
+        raise DataError(msg)
+    named = (*request.stop_token_ids, *(options.tokens if options is not None else ()))
+    wrong = [token for token in named if not 0 <= token < vocabulary]
+    if wrong:
+        msg = (
+            f"{wrong[0]} is not the id of a token. {backbone.geometry.model_type} has the tokens "
+            f"0 to {vocabulary - 1}."
+        )
+        raise DataError(msg)
+
+
+def _generate_whole(backbone: Backbone, rows: Sequence[GeneratedRow]) -> list[list[int]]:
     """Generate for rows with equal settings, as `predict` does."""
     variants = [row.request.example.variants[0] for row in rows]
     side: Side = "left" if backbone.geometry.architecture == "causal" else "right"
@@ -427,9 +335,9 @@ def _generate_whole(backbone: Backbone, rows: Sequence[_Row]) -> list[list[int]]
     )
 
 
-def _group_by_length(rows: Sequence[_Row]) -> list[list[_Row]]:
+def _group_by_length(rows: Sequence[GeneratedRow]) -> list[list[GeneratedRow]]:
     """Groups of rows of similar length, which are padded little."""
-    groups = list[list[_Row]]()
+    groups = list[list[GeneratedRow]]()
     for row in sorted(rows, key=lambda row: len(row.request.ids), reverse=True):
         longest = len(groups[-1][0].request.ids) if groups else 0
         if len(row.request.ids) < (1 - _MAX_PADDING) * longest or not groups:

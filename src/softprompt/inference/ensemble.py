@@ -125,8 +125,7 @@ class Ensemble:
         artifacts = [*saved.members.values()]
         if not isinstance(backbone, Backbone):
             backbone = load_recorded_backbone(artifacts[0], backbone)
-        members = [attach(artifact, backbone) for artifact in artifacts]
-        return cls(members, vote=cast("Vote", saved.vote))
+        return attach_saved(saved, backbone)
 
     def save(self, folder: str | Path) -> Path:
         """Write the ensemble: a folder that `load_model` reads, with a folder for each member.
@@ -432,6 +431,24 @@ class Ensemble:
         mean = log_probs.logsumexp(dim=0) - log(len(log_probs))  # the log of the mean probability
         sums = [F.nll_loss(voter, targets, reduction="sum") for voter in (*log_probs, mean)]
         return torch.stack(sums).double().cpu(), len(views)
+
+
+def attach_saved(saved: SavedEnsemble, backbone: Backbone) -> Ensemble:
+    """Attach an ensemble to a loaded backbone.
+
+    Args:
+        saved: that was loaded.
+        backbone: that its members were trained on.
+
+    Returns:
+        The ensemble, ready to predict.
+
+    Raises:
+        ArtifactError: a member was trained for another backbone.
+        PromptError: the members do not go together.
+    """
+    members = [attach(artifact, backbone) for artifact in saved.members.values()]
+    return Ensemble(members, vote=cast("Vote", saved.vote))
 
 
 def load_model(

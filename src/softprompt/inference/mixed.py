@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.backbone.model import Backbone
-from softprompt.data.rendering import Renderer
-from softprompt.injection.capture import to_kv_prefix
+from softprompt.injection.capture import to_kv_prefixes
 from softprompt.injection.compatibility import explain_unsplittable
 from softprompt.injection.prefix_sharing import measure_common_prefix
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt, to
@@ -86,47 +85,65 @@ class BakedPrompt:
         )
 
 
-def bake_prompt(task: Task, prompt: Prompt) -> BakedPrompt | None:
-    """Bake a prompt whose soft tokens are all among the tokens that every row begins with.
+def find_head(task: Task) -> tuple[int, ...] | None:
+    """The ids that every row of a task begins with, if they hold all soft tokens of the template.
 
     Args:
-        task: of the prompt.
-        prompt: on the backbone's device.
+        task: whose rows are looked at.
 
     Returns:
-        The baked prompt; None if it has to be run with its soft tokens.
+        The ids; None if rows do not begin with all soft tokens, or if the keys and values of the
+        first tokens depend on what follows.
     """
     geometry = task.backbone.geometry
     if (
-        not isinstance(prompt, InputPrompt)
-        or prompt.start_layer
-        or not prompt.length
-        or geometry.architecture != "causal"
+        geometry.architecture != "causal"
         or task.reads_whole_rows
         or explain_unsplittable(geometry) is not None
     ):
         return None
-    head = _find_head(task.renderers[0], geometry.vocab_size)
-    if head is None:
-        return None
-    ids = torch.tensor(head, device=task.backbone.device)
-    prefix = to_kv_prefix(task.backbone, prompt, head=ids)
-    return BakedPrompt(to(prefix, dtype=task.backbone.dtype), head)
+    renderer = task.renderers[0]
+    fields = renderer.template.fields
+    rows = [renderer.render(dict.fromkeys(fields, text)).input_ids for text in _PROBES]
+    common = rows[0][: measure_common_prefix(rows)]
+    soft = [at for at, token in enumerate(rows[0]) if token >= geometry.vocab_size]
+    return common if soft and soft[-1] < len(common) else None
 
 
 # Texts whose first tokens differ, also where a tokenizer joins them with the text before.
 _PROBES = ("a", "Z", "7", "(")
 
 
-def _find_head(renderer: Renderer, vocabulary: int) -> tuple[int, ...] | None:
-    """The ids up to the last soft token, if every row begins with them."""
-    fields = renderer.template.fields
-    rows = [renderer.render(dict.fromkeys(fields, text)).input_ids for text in _PROBES]
-    common = rows[0][: measure_common_prefix(rows)]
-    soft = [at for at, token in enumerate(rows[0]) if token >= vocabulary]
-    if not soft or soft[-1] >= len(common):
-        return None
-    return tuple(common[: soft[-1] + 1])
+def can_bake(prompt: Prompt) -> bool:
+    """Whether a prompt has keys and values in all layers that can be computed once.
+
+    Args:
+        prompt: of any kind.
+    """
+    return isinstance(prompt, InputPrompt) and not prompt.start_layer and prompt.length > 0
+
+
+def bake_prompts(
+    backbone: Backbone, prompts: Sequence[InputPrompt], *, heads: Sequence[tuple[int, ...]]
+) -> list[BakedPrompt]:
+    """Bake prompts, those with heads of the same length together.
+
+    Args:
+        backbone: of the prompts.
+        prompts: that `can_bake`, on the backbone's device.
+        heads: of each prompt's task, by `find_head`.
+
+    Returns:
+        The baked prompts, in the dtype of the backbone.
+    """
+    baked: dict[int, BakedPrompt] = {}
+    for length in {len(head) for head in heads}:
+        at = [index for index, head in enumerate(heads) if len(head) == length]
+        ids = torch.tensor([heads[index] for index in at], device=backbone.device)
+        prefixes = to_kv_prefixes(backbone, [prompts[index] for index in at], heads=ids)
+        for index, prefix in zip(at, prefixes, strict=True):
+            baked[index] = BakedPrompt(to(prefix, dtype=backbone.dtype), heads[index])
+    return [baked[index] for index in range(len(heads))]
 
 
 def predict_mixed(rows: Sequence[PromptedRow]) -> list[Prediction]:

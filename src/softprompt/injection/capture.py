@@ -1,6 +1,6 @@
 """Keys, values and attention read from a forward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from softprompt.backbone.attention import AttentionCall
 from softprompt.backbone.hooks import PassHook, PromptHook, use_hook
-from softprompt.backbone.model import Backbone, BatchInputs
+from softprompt.backbone.model import Backbone, BatchInputs, Geometry
 from softprompt.errors import PromptError
 from softprompt.injection.compatibility import explain_unsplittable
 from softprompt.injection.forward import assign_prompts, compute_position_ids
@@ -36,22 +36,35 @@ def capture_keys_and_values(
     Raises:
         PromptError: the keys and values of this backbone cannot be read.
     """
+    (pair,) = _capture_rows(backbone, ids[None], [prompt])
+    return KVPrefix(*pair, tuple(range(len(pair[0]))))
+
+
+def _capture_rows(
+    backbone: Backbone, ids: Int[Tensor, "R P"], prompts: Sequence[Prompt | None]
+) -> list[tuple[Tensor, Tensor]]:
+    """The keys and values ``[L, N, P, D]`` of each row, in fp32."""
     if (limit := backbone.geometry.limits.prefix) is not None:
         msg = (
             f"{backbone.geometry.model_type} {limit}, so its keys and values cannot be read. Use "
             "prompt-tuning or p-tuning."
         )
         raise PromptError(msg)
-    pairs = compute_keys_and_values(backbone, backbone.make_single_row(ids), prompt=prompt)
-    if any(keys.shape[2] != len(ids) for keys, _ in pairs):
+    inputs = backbone.make_single_row(ids[0])
+    if len(ids) > 1:  # of a causal backbone
+        ids = ids.to(backbone.device)
+        inputs = BatchInputs(ids, torch.ones_like(ids))
+    rows = torch.arange(len(ids))
+    pairs = compute_keys_and_values(backbone, inputs, prompts=prompts, rows=rows)
+    if any(keys.shape[2] != ids.shape[1] for keys, _ in pairs):
         msg = (
             f"{backbone.geometry.model_type} has keys and values that several tokens share, so "
             "those of each token cannot be read. Initialize the prompt at random."
         )
         raise PromptError(msg)
     whole = [[pad_to_prefix(backbone.geometry, t.float()) for t in pair] for pair in pairs]
-    keys, values = (torch.cat(tensors) for tensors in zip(*whole, strict=True))
-    return KVPrefix(keys, values, tuple(range(len(pairs))))
+    keys, values = (torch.stack(tensors, dim=1) for tensors in zip(*whole, strict=True))
+    return list(zip(keys, values, strict=True))
 
 
 def to_kv_prefix(backbone: Backbone, prompt: InputPrompt, *, head: Int[Tensor, " P"]) -> KVPrefix:
@@ -81,7 +94,37 @@ def to_kv_prefix(backbone: Backbone, prompt: InputPrompt, *, head: Int[Tensor, "
         >>> prefix.length, prefix.shift_positions
         (3, True)
     """
-    geometry = backbone.geometry
+    (prefix,) = to_kv_prefixes(backbone, [prompt], heads=head[None])
+    return prefix
+
+
+@torch.no_grad()
+def to_kv_prefixes(
+    backbone: Backbone, prompts: Sequence[InputPrompt], *, heads: Int[Tensor, "R P"]
+) -> list[KVPrefix]:
+    """Bake several prompts in one pass, as `to_kv_prefix` does one.
+
+    Args:
+        backbone: the backbone that the prompts were trained on.
+        prompts: the trained prompts.
+        heads: for each prompt the ids that every row begins with.
+
+    Returns:
+        A prefix for each prompt, in fp32, with memory of its own.
+
+    Raises:
+        PromptError: as `to_kv_prefix`.
+    """
+    for prompt in prompts:
+        _check_bakeable(backbone.geometry, prompt)
+    pairs = _capture_rows(backbone, heads, prompts)
+    return [
+        KVPrefix(keys.clone(), values.clone(), tuple(range(len(keys))), shift_positions=True)
+        for keys, values in pairs
+    ]
+
+
+def _check_bakeable(geometry: Geometry, prompt: InputPrompt) -> None:
     if prompt.start_layer:
         msg = (
             f"a prompt that enters at layer {prompt.start_layer} cannot be baked: it has no keys "
@@ -101,8 +144,6 @@ def to_kv_prefix(backbone: Backbone, prompt: InputPrompt, *, head: Int[Tensor, "
             "soft tokens."
         )
         raise PromptError(msg)
-    captured = capture_keys_and_values(backbone, head, prompt=prompt)
-    return KVPrefix(captured.keys, captured.values, captured.sites, shift_positions=True)
 
 
 AttentionCallback = Callable[[int, AttentionCall], None]

@@ -47,19 +47,13 @@ def build_row_prompts(
     lengths = [0 if p is None else p.num_positions for p in prompts]
     shift = torch.tensor(lengths, device=rows.device) if any(lengths) else None
     prefixes = [p if isinstance(p, KVPrefix) else None for p in prompts]
-    sites = {site for p in prefixes if p is not None for site in p.sites}
-    # One tensor for all sites, so that their masks are computed once.
-    visible = _stack_visible(prefixes)
     layers = {p.start_layer for p in prompts if isinstance(p, InputPrompt)}
     return RowPrompts(
         vocabulary=backbone.geometry.vocab_size,
         rows=rows,
         ids=ids,
         entries={layer: _make_layer_entry(prompts, layer, device=rows.device) for layer in layers},
-        sites={
-            s: _make_site_prefix(prefixes, s, geometry=backbone.geometry, visible=visible)
-            for s in sorted(sites)
-        },
+        sites=_stack_prefixes(prefixes, backbone.geometry, is_by_row=_is_by_row(prompts, rows)),
         site_of=backbone.site_of,
         layer_of=backbone.layer_of,
         bias_of=backbone.bias_of,
@@ -98,37 +92,72 @@ def _stack_visible(prefixes: Sequence[KVPrefix | None]) -> Bool[Tensor, "R P"] |
     )
 
 
-def _make_site_prefix(
-    prefixes: Sequence[KVPrefix | None],
-    site: int,
-    *,
-    geometry: Geometry,
-    visible: Bool[Tensor, "R P"] | None,
-) -> SitePrefix:
-    """Stack the keys and values of all prefixes at an attention site, padded to the longest."""
-    active = [p if p is not None and site in p.sites else None for p in prefixes]
-    first = next(p for p in active if p is not None)
-    if all(p is not None and p.keys is first.keys and p.values is first.values for p in active):
-        index = first.sites.index(site)
-        only = {"keys": first.keys[index][None], "values": first.values[index][None]}
-        return SitePrefix(*cut_to_site(geometry, site, **only), visible)
-    longest = max(p.length for p in active if p is not None)
-    keys, values, lengths = [], [], []
-    for prefix in active:
-        length = 0 if prefix is None else prefix.length
-        # A prompt without a prefix here takes shape and dtype from another one, at length 0.
-        source = first if prefix is None else prefix
-        index = source.sites.index(site)
-        pad = (0, 0, 0, longest - length)
-        keys.append(F.pad(source.keys[index][:, :length], pad))
-        values.append(F.pad(source.values[index][:, :length], pad))
-        lengths.append(length)
-    device = first.keys.device
-    exists = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
-    if visible is not None:
-        exists = exists & visible[:, :longest]
-    pair = cut_to_site(geometry, site, keys=torch.stack(keys), values=torch.stack(values))
-    return SitePrefix(*pair, exists)
+def _is_by_row(prompts: Sequence[Prompt | None], rows: Int[Tensor, " B"]) -> bool:
+    """Whether each row has a prompt of its own, in the same order."""
+    return len(prompts) == len(rows) and rows.tolist() == [*range(len(rows))]
+
+
+def _stack_prefixes(
+    prefixes: Sequence[KVPrefix | None], geometry: Geometry, *, is_by_row: bool
+) -> dict[int, SitePrefix]:
+    """The prefixes of a batch at each attention site that has any, padded to the longest."""
+    # One tensor for all sites, so that their masks are computed once.
+    visible = _stack_visible(prefixes)
+    found = {p.sites for p in prefixes if p is not None}
+    if len(found) == 1:
+        stacked = _stack_together(prefixes, visible)
+        (sites,) = found
+    else:
+        sites = tuple(sorted({site for of_prefix in found for site in of_prefix}))
+        stacked = [
+            _stack_together([_keep_site(p, site) for p in prefixes], visible)[0] for site in sites
+        ]
+    return {
+        site: SitePrefix(
+            *cut_to_site(geometry, site, keys=one.keys, values=one.values),
+            one.visible,
+            is_by_row=is_by_row,
+        )
+        for site, one in zip(sites, stacked, strict=True)
+    }
+
+
+def _keep_site(prefix: KVPrefix | None, site: int) -> KVPrefix | None:
+    """The part of a prefix at one site; None if it has none there."""
+    if prefix is None or site not in prefix.sites:
+        return None
+    at = prefix.sites.index(site)
+    part = slice(at, at + 1)
+    return replace(prefix, keys=prefix.keys[part], values=prefix.values[part], sites=(site,))
+
+
+def _stack_together(
+    prefixes: Sequence[KVPrefix | None], visible: Bool[Tensor, "R P"] | None
+) -> list[SitePrefix]:
+    """Stack prefixes that have the same sites: all sites at once, which are then divided."""
+    first = next(p for p in prefixes if p is not None)
+    if all(p is not None and p.keys is first.keys and p.values is first.values for p in prefixes):
+        pairs = zip(first.keys[:, None], first.values[:, None], strict=True)
+        return [SitePrefix(keys, values, visible) for keys, values in pairs]
+    lengths = [0 if p is None else p.length for p in prefixes]
+    longest = max(lengths)
+    # A prompt without a prefix here takes shape and dtype from another one, at length 0.
+    padded = [
+        tuple(
+            F.pad(t[:, :, :length], (0, 0, 0, longest - length)) if length < longest else t
+            for t in (first if p is None else p).to_tensors().values()
+        )
+        for p, length in zip(prefixes, lengths, strict=True)
+    ]
+    keys, values = (torch.stack(tensors, dim=1) for tensors in zip(*padded, strict=True))
+    exists = None if visible is None else visible[:, :longest]
+    if min(lengths) < longest:
+        device = first.keys.device
+        inside = (
+            torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
+        )
+        exists = inside if exists is None else inside & exists
+    return [SitePrefix(k, v, exists) for k, v in zip(keys, values, strict=True)]
 
 
 def forward(

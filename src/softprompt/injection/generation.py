@@ -12,6 +12,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     PrefixConstrainedLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -218,6 +219,8 @@ def make_logits_processors(
             chain.append(TopKLogitsWarper(decoding.top_k))
         if decoding.top_p < 1:
             chain.append(TopPLogitsWarper(decoding.top_p))
+        if decoding.min_p:
+            chain.append(MinPLogitsWarper(decoding.min_p))
         chain.append(_GumbelNoise(seeds))
     return chain
 

@@ -244,7 +244,7 @@ def _compute_first_parts(
             for site, (keys, values) in enumerate(unpacked)
         ]
     elif split.shared:
-        pairs = compute_keys_and_values(backbone, inputs, prompt=split.prompt)
+        pairs = compute_keys_and_values(backbone, inputs, prompts=[split.prompt])
     else:
         with torch.no_grad():
             pairs = compute_keys_and_values(backbone, inputs)

@@ -23,11 +23,13 @@ class SitePrefix:
         values: as many as there are keys; they may be narrower than keys.
         visible: of each prompt, False on padding, on what is hidden in training, and without a
             prefix at this site; None if all True.
+        is_by_row: whether there is one for each row, in their order.
     """
 
     keys: Float[Tensor, "R N P D"]
     values: Float[Tensor, "R N P Dv"]
     visible: Bool[Tensor, "Rv P"] | None
+    is_by_row: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,7 @@ class MaskCache:
         """
         rows = repeat_rows(rows, attention.query.shape[0])
         keys, values = prefix.keys, prefix.values
-        if len(keys) > 1:
+        if len(keys) > 1 and not (prefix.is_by_row and len(keys) == len(rows)):
             keys, values = keys[rows], values[rows]
         return replace(
             attention,

@@ -340,7 +340,7 @@ def can_store_prefixes(backbone: Backbone) -> bool:
             scores = [running.join([NewRow(tuple(ids[3:6]), prefix)])]
             scores += [running.advance([token]) for token in ids[6:]]
             whole = _run_whole(backbone, ids[:6], ids[6:])
-            return shortened and is_close(torch.cat(scores), whole)
+            return shortened and is_close(torch.cat(scores), whole.to(backbone.dtype))
     except Exception:  # noqa: BLE001  # any family's own code
         return False
 
@@ -380,7 +380,11 @@ def _try_joining(backbone: Backbone) -> bool:
     present[:] = [2, 1]
     feed()
     feed()
-    whole = (_run_whole(backbone, row, more) for row, more in zip(rows, fed, strict=True))
+    # Scores are in fp32, but no closer than the dtype that they were computed in.
+    whole = [
+        _run_whole(backbone, row, more).to(backbone.dtype)
+        for row, more in zip(rows, fed, strict=True)
+    ]
     return all(is_close(torch.stack(a), b) for a, b in zip(scores, whole, strict=True))
 
 

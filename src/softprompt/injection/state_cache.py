@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from softprompt.backbone.hooks import Recorder, use_hook
@@ -86,7 +86,7 @@ def compute_states(
         prompt: the prompt of the rows' soft tokens, none of which enters before ``layer``.
     """
     if layer is None:
-        pairs = compute_keys_and_values(backbone, inputs, prompt=prompt)
+        pairs = compute_keys_and_values(backbone, inputs, prompts=[prompt])
         whole = [[pad_to_prefix(backbone.geometry, t) for t in pair] for pair in pairs]
         stacked = torch.stack([torch.stack(pair, dim=1) for pair in whole], dim=1)
         # [B, L, 2, N, T, D] to [B, T, L, 2, N, D]
@@ -106,10 +106,14 @@ def compute_states(
 
 
 def compute_keys_and_values(
-    backbone: Backbone, inputs: BatchInputs, *, prompt: Prompt | None = None
+    backbone: Backbone,
+    inputs: BatchInputs,
+    *,
+    prompts: Sequence[Prompt | None] = (None,),
+    rows: Int[Tensor, " B"] | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """Compute the keys and values ``[B, N, T, D]`` at every attention site, with their graph."""
-    hook = assign_prompts(backbone, inputs, prompts=[prompt])
+    hook = assign_prompts(backbone, inputs, prompts=prompts, rows=rows)
     recorder = Recorder(inner=hook)
     with use_hook(recorder):
         backbone.compute_hidden_states(

@@ -3,14 +3,14 @@
 import base64
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -226,10 +226,9 @@ class VLLMPrompt:
         """
         rendered = self.renderer.render(as_row(row, self.renderer.template.fields))
         ids = torch.tensor(rendered.input_ids)
-        soft = ids >= self.plan.vocabulary
-        embeddings = self.table[ids.masked_fill(soft, 0)]
-        embeddings[soft] = self.vectors[ids[soft] - self.plan.vocabulary]
-        return embeddings
+        return insert_vectors(
+            ids, self.vectors, vocabulary=self.plan.vocabulary, embed=lambda ids: self.table[ids]
+        )
 
     def encode_prompt(self, row: str | Row) -> str:
         """Encode the vectors of a row as requests to vLLM have them.
@@ -273,7 +272,7 @@ class VLLMPrompt:
             "ignore_eos": True,  # the end tokens are in stop_token_ids
             "return_token_ids": True,
         }
-        return body | self._request_logprobs() | more
+        return body | make_label_request([*self._list_tokens()]) | more
 
     def parse_response(self, response: Mapping[str, Any]) -> Prediction:
         """The prediction for a row, from the server's response.
@@ -289,45 +288,82 @@ class VLLMPrompt:
         """
         choice = _get_only_choice(response)
         if self.plan.words:
-            return self._predict_label(choice)
+            return read_label(self.plan.words, choice)
         ids = choice.get("token_ids")
         if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
-            raise DataError(_explain_missing("token_ids", choice))
+            raise DataError(explain_missing("token_ids", choice))
         ends = self.plan.decoding["stop_token_ids"]
         generated = list(takewhile(lambda token: token not in ends, ids))
         encoder = TextEncoder(self.renderer.safe_tokenizer, self.plan.vocabulary)
         answers = Answers(encoder, continue_rows=True, choices=self.plan.choices)
         return Prediction(answers.decode(generated), {}, tuple(generated))
 
-    def _request_logprobs(self) -> dict[str, Any]:
-        tokens = [*self._list_tokens()]
-        if not tokens:
-            return {}
-        return {
-            "allowed_token_ids": tokens,
-            "logprobs": 1,
-            "logprob_token_ids": tokens,
-            "return_tokens_as_token_ids": True,
-        }
-
     def _list_tokens(self) -> Iterator[int]:
         return (token for tokens in self.plan.words.values() for token in tokens)
 
-    def _predict_label(self, choice: Mapping[str, Any]) -> Prediction:
-        top = ((choice.get("logprobs") or {}).get("top_logprobs") or [{}])[0]
-        names = {token: f"token_id:{token}" for token in self._list_tokens()}
-        if not isinstance(top, Mapping) or not {*names.values()} <= top.keys():
-            raise DataError(
-                _explain_missing(f"log-probabilities of {', '.join(names.values())}", choice)
-            )
-        words = LabelWords(
-            self.labels, tuple(tuple((t,) for t in ts) for ts in self.plan.words.values())
+
+def insert_vectors(
+    ids: Int[Tensor, " T"],
+    vectors: Float[Tensor, "P H"],
+    *,
+    vocabulary: int,
+    embed: Callable[[Tensor], Tensor],
+) -> Float[Tensor, "T H"]:
+    """Put the vectors of soft tokens between those of words.
+
+    Args:
+        ids: of a rendered row; soft token k is ``V + k``.
+        vectors: of the soft tokens, in the precision of the words' ones.
+        vocabulary: V.
+        embed: gives the vectors of words, from their ids.
+
+    Returns:
+        One vector for each token.
+    """
+    soft = ids >= vocabulary
+    embeddings = embed(ids.masked_fill(soft, 0))
+    embeddings[soft] = vectors[ids[soft] - vocabulary]
+    return embeddings
+
+
+def make_label_request(tokens: Sequence[int]) -> dict[str, Any]:
+    """The keys of a request for the log-probabilities of label words.
+
+    Args:
+        tokens: of the words; without any there are no keys.
+    """
+    if not tokens:
+        return {}
+    return {
+        "allowed_token_ids": list(tokens),
+        "logprobs": 1,
+        "logprob_token_ids": list(tokens),
+        "return_tokens_as_token_ids": True,
+    }
+
+
+def read_label(words: Mapping[str, Sequence[int]], choice: Mapping[str, Any]) -> Prediction:
+    """The label with its probabilities, from the choice of a response.
+
+    Args:
+        words: for each label the tokens of its words, of one token each.
+        choice: of a response to a request with the keys of `make_label_request`.
+
+    Raises:
+        DataError: a log-probability is missing.
+    """
+    top = ((choice.get("logprobs") or {}).get("top_logprobs") or [{}])[0]
+    names = {token: f"token_id:{token}" for tokens in words.values() for token in tokens}
+    if not isinstance(top, Mapping) or not {*names.values()} <= top.keys():
+        raise DataError(
+            explain_missing(f"log-probabilities of {', '.join(names.values())}", choice)
         )
-        logits = torch.tensor([[[float(top[name]) for name in names.values()]]])
-        columns = {token: column for column, token in enumerate(names)}
-        readouts = dict.fromkeys(words.all, (0,))
-        scores = score_labels(logits, words, readouts=readouts, columns=columns)
-        return rank_labels(self.labels, scores)[0]
+    scored = LabelWords(tuple(words), tuple(tuple((t,) for t in ts) for ts in words.values()))
+    logits = torch.tensor([[[float(top[name]) for name in names.values()]]])
+    columns = {token: column for column, token in enumerate(names)}
+    readouts = dict.fromkeys(scored.all, (0,))
+    scores = score_labels(logits, scored, readouts=readouts, columns=columns)
+    return rank_labels(scored.labels, scores)[0]
 
 
 def _make_renderer(plan: VLLMSpec, tokenizer: PreTrainedTokenizerBase) -> Renderer:
@@ -359,7 +395,13 @@ def _get_only_choice(response: Mapping[str, Any]) -> Mapping[str, Any]:
     return choices[0]
 
 
-def _explain_missing(what: str, choice: Mapping[str, Any]) -> str:
+def explain_missing(what: str, choice: Mapping[str, Any]) -> str:
+    """Why a response cannot be read: something is missing in it.
+
+    Args:
+        what: is missing.
+        choice: of the response.
+    """
     return (
         f"the response lacks {what}; its choice has: {', '.join(sorted(choice)) or 'nothing'}. "
         "Ask with VLLMPrompt.request, a server of vLLM 0.32 or later."

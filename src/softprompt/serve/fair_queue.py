@@ -27,6 +27,7 @@ class FairQueue(Generic[_Item]):
         # One entry for each key that waits: the time at which its next item starts.
         self._heap: list[tuple[int, int, Hashable]] = []
         self._ends: dict[Hashable, int] = {}
+        self._most_ends = _MAX_REMEMBERED
         self._now = 0
         self._order = count()
         self._size = 0
@@ -61,9 +62,11 @@ class FairQueue(Generic[_Item]):
             IndexError: the queue is empty.
         """
         start, _, key = heapq.heappop(self._heap)
-        self._now = start
         items = self._waiting[key]
         item, cost = items.popleft()
+        # Time also passes with what is taken, in equal parts for all keys that wait, so that new
+        # keys without end cannot keep those waiting that were served before.
+        self._now = max(start, self._now + cost // len(self._waiting))
         self._size -= 1
         self._continue(key, start + cost)
         return item
@@ -96,5 +99,6 @@ class FairQueue(Generic[_Item]):
             return
         del self._waiting[key]
         self._ends[key] = start
-        if len(self._ends) > _MAX_REMEMBERED:
+        if len(self._ends) > self._most_ends:
             self._ends = {key: end for key, end in self._ends.items() if end > self._now}
+            self._most_ends = max(_MAX_REMEMBERED, 2 * len(self._ends))

@@ -6,7 +6,7 @@ from softprompt.errors import SoftpromptError
 
 FaultKind = Literal[
     "invalid", "unauthorized", "forbidden", "unknown", "too_large", "limited", "failed", "full",
-    "stopping", "expired",
+    "stopping", "expired", "upstream", "unreachable",
 ]  # fmt: skip
 # The status of HTTP, and the type of OpenAI's errors.
 STATUS: dict[FaultKind, tuple[int, str]] = {
@@ -20,6 +20,8 @@ STATUS: dict[FaultKind, tuple[int, str]] = {
     "full": (503, "overloaded_error"),
     "stopping": (503, "overloaded_error"),
     "expired": (504, "timeout_error"),
+    "upstream": (502, "server_error"),
+    "unreachable": (503, "server_error"),
 }
 
 

@@ -5,7 +5,7 @@ have no effect here are listed, so that a request that relies on one gets an err
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -15,6 +15,16 @@ from msgspec import Struct, field
 from softprompt.serve.faults import ServingError
 
 RequestRow = str | dict[str, str | int | float | bool | None]
+
+
+def count_characters(rows: Sequence[RequestRow]) -> int:
+    """The characters of rows.
+
+    Args:
+        rows: of a request.
+    """
+    texts = (row.values() if isinstance(row, dict) else (row,) for row in rows)
+    return sum(len(text) for of_row in texts for text in of_row if isinstance(text, str))
 
 
 class Request(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -72,6 +82,10 @@ class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
 class TextRequest(Request, kw_only=True):
     """Options of generation that completions and chat have in common."""
 
+    min_p: float | None = None
+    stop_token_ids: list[int] | None = None
+    return_tokens_as_token_ids: bool = False
+
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -100,10 +114,10 @@ class CompletionRequest(TextRequest, kw_only=True):
 
     Args:
         prompt: the value of the template's only field, or a mapping of its fields; or a list.
-        logprobs: not supported.
-        echo: not supported.
+        logprobs: the number of the likeliest tokens whose log-probabilities are returned.
+        echo: whether the text of the row comes before what is generated.
         suffix: not supported.
-        best_of: not supported.
+        best_of: how many texts are generated, of which the likeliest ``n`` are returned.
     """
 
     prompt: RequestRow | list[RequestRow]
@@ -160,8 +174,8 @@ class ChatRequest(TextRequest, kw_only=True):
     Args:
         messages: of the conversation.
         max_completion_tokens: OpenAI's newer name of max_tokens.
-        logprobs: not supported.
-        top_logprobs: not supported.
+        logprobs: whether log-probabilities are returned.
+        top_logprobs: the number of the likeliest tokens whose log-probabilities are returned.
         tools: not supported.
         tool_choice: not supported.
     """
@@ -172,6 +186,29 @@ class ChatRequest(TextRequest, kw_only=True):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
+
+
+class ScoreRequest(Request, kw_only=True):
+    """Items whose next token is scored, as vLLM's ``/generative_scoring`` takes them.
+
+    Args:
+        query: the text before each item.
+        items: the texts.
+        label_token_ids: the tokens that may come next.
+        apply_softmax: whether scores are shares among these tokens; otherwise they are
+            probabilities among all tokens. None for the route's own default.
+        item_first: whether each item comes before the query.
+        add_special_tokens: only True: the template decides.
+        priority: only 0.
+    """
+
+    query: str
+    items: list[str]
+    label_token_ids: list[int]
+    apply_softmax: bool | None = None
+    item_first: bool = False
+    add_special_tokens: bool = True
+    priority: int = 0
 
 
 class UploadRequest(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -286,19 +323,16 @@ def make_header(kind: str, model: str, *, prefix: str) -> dict[str, object]:
 
 # Fields of OpenAI's protocol that would change the answer, and the values that do not.
 _WITHOUT_EFFECT: Mapping[str, tuple[object, ...]] = {
-    "n": (None, 1),
-    "best_of": (None, 1),
     "presence_penalty": (None, 0, 0.0),
     "frequency_penalty": (None, 0, 0.0),
     "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "echo": (False,),
     "suffix": (None, ""),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),
     "use_activation": (None, True),
+    "add_special_tokens": (True,),
+    "priority": (0,),
     "truncate_prompt_tokens": (None,),
 }
 

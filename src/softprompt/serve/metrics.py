@@ -87,7 +87,11 @@ class _State(Collector):
         gauges = {
             "softprompt_queued_rows": ("Rows that wait or run.", engine.queued_rows),
             "softprompt_queued_tokens": ("Tokens that wait or run.", engine.queued_tokens),
-            "softprompt_resident_prompts": ("Prompts in memory.", len(store.versions)),
+            "softprompt_resident_prompts": ("Prompts in memory.", store.num_resident),
+            "softprompt_baked_prompts": (
+                "Prompts whose keys and values are in memory.",
+                store.num_baked,
+            ),
             "softprompt_resident_bytes": ("Bytes of prompts in memory.", store.bytes),
         }
         for name, (text, value) in gauges.items():

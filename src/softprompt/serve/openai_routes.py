@@ -2,14 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 
-from softprompt.inference.continuous import GenerationEvent
-from softprompt.serve.engine import RowOutcome, Ticket
+from softprompt.inference.generated_row import GenerationEvent
+from softprompt.serve.admission import RowOutcome
 from softprompt.serve.faults import ServingError
 from softprompt.serve.messages import (
     ChatRequest,
@@ -17,71 +16,14 @@ from softprompt.serve.messages import (
     TextRequest,
     encode,
     make_error_body,
-    make_header,
 )
+from softprompt.serve.orders import Kind, TextOrder, make_order
 from softprompt.serve.routes import count_usage
-from softprompt.serve.service import OnEvent, Target, TextOptions
 from softprompt.serve.site import Site, read_body, record_facts, respond, wait_for
-from softprompt.tasks import Example
+from softprompt.serve.targets import AnyTicket, OnEvent, ServedRow, Target
+from softprompt.tasks import Prediction
 
-Kind = Literal["completion", "chat"]
-
-
-@dataclass
-class _Text:
-    """The text of one row, as it comes."""
-
-    index: int
-    text: str = ""
-    tokens: int = 0
-    finish_reason: str = "stop"
-
-    def add(self, event: GenerationEvent) -> None:
-        self.text += event.text
-        self.tokens += len(event.token_ids)
-        self.finish_reason = event.finish_reason or self.finish_reason
-
-
-@dataclass(frozen=True, eq=False)
-class _Order:
-    """A request whose rows are rendered."""
-
-    http: HttpRequest
-    request: TextRequest
-    kind: Kind
-    target: Target
-    examples: Sequence[Example]
-    deadline: float
-    header: dict[str, object]
-    texts: list[_Text] = field(default_factory=list)
-
-    @property
-    def options(self) -> TextOptions:
-        request = self.request
-        most = request.max_tokens
-        if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
-            most = request.max_completion_tokens
-        return TextOptions(
-            max_tokens=most,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            seed=request.seed,
-            stop=request.stops,
-        )
-
-    def make_choice(self, text: _Text) -> dict[str, Any]:
-        ends = {"logprobs": None, "finish_reason": text.finish_reason}
-        if self.kind == "completion":
-            return {"index": text.index, "text": text.text, **ends, "stop_reason": None}
-        message = {"role": "assistant", "content": text.text, "refusal": None}
-        return {"index": text.index, "message": message, **ends}
-
-    def make_piece(self, index: int, text: str, *, reason: str | None) -> dict[str, Any]:
-        ends = {"logprobs": None, "finish_reason": reason}
-        if self.kind == "completion":
-            return {"index": index, "text": text, **ends}
-        return {"index": index, "delta": {"content": text}, **ends}
+StreamPiece = tuple[int, GenerationEvent | RowOutcome]
 
 
 class TextRoutes:
@@ -100,7 +42,7 @@ class TextRoutes:
         rows = request.prompt if isinstance(request.prompt, list) else [request.prompt]
         self.site.check_count(rows, "prompt")
 
-        def render(target: Target) -> list[Example]:
+        def render(target: Target) -> list[ServedRow]:
             return [self.site.service.render(target, row) for row in rows]
 
         return await self._answer(http, request, "completion", render)
@@ -109,7 +51,7 @@ class TextRoutes:
         """Continue a conversation."""
         request = await read_body(http, ChatRequest)
 
-        def render(target: Target) -> list[Example]:
+        def render(target: Target) -> list[ServedRow]:
             return [self.site.service.render_chat(target, request.messages)]
 
         return await self._answer(http, request, "chat", render)
@@ -119,19 +61,18 @@ class TextRoutes:
         http: HttpRequest,
         request: TextRequest,
         kind: Kind,
-        render: Callable[[Target], list[Example]],
+        render: Callable[[Target], list[ServedRow]],
     ) -> Response:
         service, is_streamed = self.site.service, False
-        target = await asyncio.to_thread(service.open, request.model)
+        target = await self.site.open(request.model)
         try:
-            examples = await asyncio.to_thread(render, target)
-            record_facts(http, prompt=target.name, version=target.version, rows=len(examples))
+            rows = await asyncio.to_thread(render, target)
             deadline = self.site.get_deadline(request)
-            header = _make_header(request, kind)
-            order = _Order(http, request, kind, target, examples, deadline, header)
-            order.texts.extend(_Text(index) for index in range(len(examples)))
+            order = make_order(request, kind, target=target, rows=rows, deadline=deadline)
+            self.site.check_count(order.choices, "n")
+            record_facts(http, prompt=target.name, version=target.version, rows=len(order.choices))
             if not request.stream:
-                return await self._answer_whole(order)
+                return await self._answer_whole(http, order)
             queue, tickets = self._start_stream(order)
             is_streamed = True
         finally:
@@ -141,40 +82,31 @@ class TextRoutes:
         pieces = self._stream(order, queue, tickets)
         return StreamingResponse(pieces, media_type="text/event-stream", headers=headers)
 
-    async def _answer_whole(self, order: _Order) -> Response:
-        pieces: list[OnEvent] = [text.add for text in order.texts]
-        tickets = self._submit(order, pieces)
-        answers = await wait_for(tickets, receive=order.http.receive, deadline=order.deadline)
+    async def _answer_whole(self, http: HttpRequest, order: TextOrder) -> Response:
+        tickets = self._submit(order, [choice.add for choice in order.choices])
+        answers = await wait_for(tickets, receive=http.receive, deadline=order.deadline)
         outcomes = [outcome for of_ticket in answers for outcome in of_ticket]
-        for text, outcome in zip(order.texts, outcomes, strict=True):
-            _finish(text, outcome)
+        for choice, outcome in zip(order.choices, outcomes, strict=True):
+            choice.finish(_get_prediction(outcome))
         content = {
             **order.header,
-            "choices": [order.make_choice(text) for text in order.texts],
-            "usage": self._count(order),
+            "choices": [order.make_choice(*pair) for pair in enumerate(order.select())],
+            "usage": _count(order),
         }
         return respond(content)
 
-    def _count(self, order: _Order) -> object:
-        written = sum(text.tokens for text in order.texts)
-        return count_usage(self.site, order.target, examples=order.examples, completion=written)
-
-    def _submit(self, order: _Order, pieces: Sequence[OnEvent]) -> list[Ticket]:
+    def _submit(self, order: TextOrder, on_events: Sequence[OnEvent]) -> list[AnyTicket]:
         """Hand the rows in; a classifier's answer is its label."""
         return self.site.service.submit(
-            order.target,
-            order.examples,
-            on_events=pieces,
-            options=order.options,
-            deadline=order.deadline,
+            order.target, order.make_row_orders(on_events), deadline=order.deadline
         )
 
     def _start_stream(
-        self, order: _Order
-    ) -> tuple["asyncio.Queue[tuple[int, GenerationEvent | RowOutcome]]", list[Ticket]]:
+        self, order: TextOrder
+    ) -> "tuple[asyncio.Queue[StreamPiece], list[AnyTicket]]":
         """Hand the rows in; their pieces come into a queue from the engine's thread."""
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[tuple[int, GenerationEvent | RowOutcome]] = asyncio.Queue()
+        queue: asyncio.Queue[StreamPiece] = asyncio.Queue()
 
         def send(index: int, content: GenerationEvent | RowOutcome) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, (index, content))
@@ -182,10 +114,10 @@ class TextRoutes:
         def make_sender(index: int) -> OnEvent:
             return lambda event: send(index, event)
 
-        tickets = self._submit(order, [make_sender(i) for i in range(len(order.examples))])
+        tickets = self._submit(order, [make_sender(i) for i in range(len(order.choices))])
         unfinished, first = {*tickets}, 0
 
-        def finish(ticket: Ticket, first: int) -> None:
+        def finish(ticket: AnyTicket, first: int) -> None:
             for index, outcome in enumerate(ticket.future.result(), start=first):
                 send(index, outcome)
             unfinished.remove(ticket)
@@ -198,57 +130,52 @@ class TextRoutes:
         return queue, tickets
 
     async def _stream(
-        self,
-        order: _Order,
-        queue: "asyncio.Queue[tuple[int, GenerationEvent | RowOutcome]]",
-        tickets: Sequence[Ticket],
+        self, order: TextOrder, queue: "asyncio.Queue[StreamPiece]", tickets: Sequence[AnyTicket]
     ) -> AsyncIterator[bytes]:
         """Server-sent events until all rows have ended."""
         try:
-            if order.kind == "chat":
-                first = {"index": 0, "delta": {"role": "assistant", "content": ""}}
-                yield _pack({**order.header, "choices": [{**first, "finish_reason": None}]})
-            left = len(order.texts)
+            for first in order.make_first_pieces():
+                yield _pack({**order.header, "choices": [first]})
+            left = len(order.choices)
             while left:
                 index, content = await queue.get()
-                text = order.texts[index]
-                if isinstance(content, GenerationEvent):
-                    text.add(content)
-                    if content.text:
-                        piece = order.make_piece(index, content.text, reason=None)
-                        yield _pack({**order.header, "choices": [piece]})
-                    continue
-                left -= 1
                 if isinstance(content, ServingError):
                     yield _pack(make_error_body(content))
                     return
-                shown = text.text
-                _finish(text, content)
-                rest = text.text[len(shown) :]
-                piece = order.make_piece(index, rest, reason=text.finish_reason)
-                yield _pack({**order.header, "choices": [piece]})
+                left -= not isinstance(content, GenerationEvent)
+                piece = _advance(order, index, content)
+                if piece is not None:
+                    yield _pack({**order.header, "choices": [piece]})
             options = order.request.stream_options
             if options is not None and options.include_usage:
-                yield _pack({**order.header, "choices": [], "usage": self._count(order)})
+                yield _pack({**order.header, "choices": [], "usage": _count(order)})
             yield b"data: [DONE]\n\n"
         finally:
             for ticket in tickets:
                 ticket.cancel()
 
 
-def _make_header(request: TextRequest, kind: Kind) -> dict[str, object]:
-    if kind == "completion":
-        return make_header("text_completion", request.model, prefix="cmpl")
-    name = "chat.completion.chunk" if request.stream else "chat.completion"
-    return make_header(name, request.model, prefix="chatcmpl")
+def _advance(
+    order: TextOrder, index: int, content: GenerationEvent | RowOutcome
+) -> dict[str, Any] | None:
+    """The next piece of a stream; None if there is nothing to show yet."""
+    choice = order.choices[index]
+    if isinstance(content, GenerationEvent):
+        choice.add(content)
+        return order.make_piece(index, reason=None) if choice.has_more else None
+    choice.finish(_get_prediction(content))
+    return order.make_piece(index, reason=choice.finish_reason)
 
 
-def _finish(text: _Text, outcome: RowOutcome) -> None:
-    """Put the outcome in the place of the pieces: a label, or the same text."""
+def _count(order: TextOrder) -> object:
+    written = sum(choice.tokens for choice in order.choices)
+    return count_usage(order.target, order.rows, completion=written)
+
+
+def _get_prediction(outcome: RowOutcome) -> Prediction:
     if isinstance(outcome, ServingError):
         raise outcome
-    if outcome.token_ids is None:
-        text.text, text.tokens, text.finish_reason = outcome.label, 0, "stop"
+    return outcome
 
 
 def _pack(content: object) -> bytes:

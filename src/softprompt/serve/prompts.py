@@ -1,6 +1,5 @@
 """The prompts that a server has: where they come from, and those that are in memory."""
 
-import hashlib
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -11,39 +10,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from softprompt.artifact.store import MANIFEST, find_artifact, load_artifact
+import torch
+
+from softprompt.artifact.ensembles import digest_saved, load_saved
+from softprompt.artifact.store import find_artifact
 from softprompt.backbone.model import Backbone
 from softprompt.errors import ArtifactError, SoftpromptError, format_unknown
-from softprompt.inference.mixed import BakedPrompt, bake_prompt
-from softprompt.inference.model import PromptModel, attach
-from softprompt.prompt import Prompt
+from softprompt.inference.mixed import BakedPrompt, bake_prompts
+from softprompt.inference.model import PromptModel
+from softprompt.prompt import InputPrompt
 from softprompt.serve.registry import PromptVersion, Registry, RegistryState
+from softprompt.serve.resident import (
+    FoundPrompt,
+    ResidentLoader,
+    ResidentPrompt,
+    count_bytes,
+)
 
+# So many prompts are baked together; meanwhile no other batch runs.
+_BAKED_AT_ONCE = 8
 # A failed load is repeated after this time at the earliest.
 _RETRY_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class FoundPrompt:
-    """Where a version of a prompt is.
-
-    Args:
-        name: of the prompt, without a version.
-        version: the full reference that always means these files; the name itself where there are
-            no versions.
-        digest: the SHA-256 of its manifest.
-        folder: of the artifact.
-    """
-
-    name: str
-    version: str
-    digest: str
-    folder: Path
-
-    @property
-    def key(self) -> str:
-        """What tells these files from all others."""
-        return f"{self.version} {self.digest}"
 
 
 class PromptSource(ABC):
@@ -58,6 +45,10 @@ class PromptSource(ABC):
         """
 
     @abstractmethod
+    def find_known(self, reference: str) -> FoundPrompt | None:
+        """As `find`, without a look at any file; None if that needs one, or finds nothing."""
+
+    @abstractmethod
     def list_names(self) -> tuple[str, ...]:
         """The names of all prompts."""
 
@@ -70,15 +61,11 @@ class PromptSource(ABC):
         """
 
 
-def _digest_manifest(folder: Path) -> str:
-    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-
-
 class FolderSource(PromptSource):
     """Prompts of single folders, which are named by their folders and do not change.
 
     Args:
-        folders: of artifacts or of finished runs.
+        folders: of artifacts, of ensembles or of finished runs.
 
     Raises:
         ArtifactError: a folder has no artifact, or two have the same name.
@@ -94,14 +81,18 @@ class FolderSource(PromptSource):
                     "one of the folders, or publish both in a registry (softprompt publish)."
                 )
                 raise ArtifactError(msg)
-            load_artifact(folder)
-            self._found[name] = FoundPrompt(name, name, _digest_manifest(folder), folder)
+            load_saved(folder)
+            self._found[name] = FoundPrompt(name, name, digest_saved(folder), folder)
 
     def find(self, reference: str) -> FoundPrompt:
         """Find a prompt by its name; there are no versions."""
         if reference not in self._found:
             raise ArtifactError(format_unknown("prompt", reference, options=self._found))
         return self._found[reference]
+
+    def find_known(self, reference: str) -> FoundPrompt | None:
+        """Find a prompt by its name."""
+        return self._found.get(reference)
 
     def list_names(self) -> tuple[str, ...]:
         """The names of the folders."""
@@ -124,14 +115,22 @@ class RegistrySource(PromptSource):
         self._state: RegistryState = registry.read_state()
         # Versions never change, so each manifest is read once.
         self._digests: dict[PromptVersion, str] = {}
+        self._found: dict[str, FoundPrompt] = {}
 
     def find(self, reference: str) -> FoundPrompt:
         """Find a version as it was at the last `refresh`."""
+        known = self._found  # before the state, so that nothing old gets into a newer one
         version = self.registry.resolve(reference, state=self._state)
         digest = self._digests.get(version)
         if digest is None:
             digest = self._digests[version] = self.registry.compute_digest(version)
-        return FoundPrompt(version.name, str(version), digest, self.registry.locate(version))
+        folder = self.registry.locate(version)
+        known[reference] = FoundPrompt(version.name, str(version), digest, folder)
+        return known[reference]
+
+    def find_known(self, reference: str) -> FoundPrompt | None:
+        """What `find` has found since the last change."""
+        return self._found.get(reference)
 
     def list_names(self) -> tuple[str, ...]:
         """The names as they were at the last `refresh`."""
@@ -142,49 +141,59 @@ class RegistrySource(PromptSource):
         if not self.registry.has_changed(self._state):
             return False
         self._state = self.registry.read_state()
-        self._digests = {}
+        numbers = self._state.numbers
+        self._digests = {
+            version: digest
+            for version, digest in list(self._digests.items())
+            if version.number in numbers.get(version.name, ())
+        }
+        self._found = {}
         return True
-
-
-@dataclass(frozen=True, eq=False)
-class ResidentPrompt:
-    """A prompt in memory, ready to run.
-
-    Args:
-        found: where it came from.
-        model: attached to the server's backbone.
-        baked: its keys and values, if all rows begin with its soft tokens.
-        bytes: of its tensors.
-    """
-
-    found: FoundPrompt
-    model: PromptModel
-    baked: BakedPrompt | None
-    bytes: int
 
 
 @dataclass
 class _Shelf:
-    """What the store holds, under one lock."""
+    """What the store holds, under one lock. The dicts go from the least recent use to the last.
+
+    Args:
+        resident: all prompts in memory.
+        baked: those that are baked.
+        unbaked: those that wait to be baked.
+        loading: those that are being loaded.
+        failed: when and why a load failed.
+        uses: the number of users of each prompt that has any.
+        bytes: of all tensors.
+        count: of all uses so far.
+    """
 
     resident: OrderedDict[str, ResidentPrompt] = field(default_factory=OrderedDict)
+    baked: OrderedDict[str, ResidentPrompt] = field(default_factory=OrderedDict)
+    unbaked: dict[str, ResidentPrompt] = field(default_factory=dict)
     loading: dict[str, Future[ResidentPrompt]] = field(default_factory=dict)
     failed: dict[str, tuple[float, SoftpromptError]] = field(default_factory=dict)
     uses: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
+    count: int = 0
 
 
 class PromptStore:
     """The prompts in memory: loaded when they are first used, the least recently used go first.
 
     Safe to use from several threads. A prompt is loaded once for all threads that wait for it; one
-    that is in use stays.
+    that is in use stays. When a prompt is used for the second time, its soft tokens are baked into
+    keys and values by `bake_waiting`, as far as there is memory: a prompt that is used once
+    would cost as much to bake as it saves. Baked keys and values are given up before prompts are.
 
     Args:
         backbone: of all prompts.
         source: where they come from.
         max_bytes: of all tensors in memory.
         clock: the time in seconds.
+        check: refuses what the server cannot run.
+        bakes: whether soft tokens are baked.
+
+    Attributes:
+        loader: of its prompts.
     """
 
     def __init__(
@@ -194,11 +203,14 @@ class PromptStore:
         *,
         max_bytes: int = 1 << 30,
         clock: Callable[[], float] = time.monotonic,
+        check: Callable[[PromptModel], None] | None = None,
+        bakes: bool = True,
     ) -> None:
         self.backbone = backbone
         self.source = source
         self.max_bytes = max_bytes
-        self._clock = clock
+        self.loader = ResidentLoader(backbone, check=check)
+        self._clock, self._bakes = clock, bakes
         self._lock = threading.Lock()
         self._shelf = _Shelf()
 
@@ -206,6 +218,21 @@ class PromptStore:
     def bytes(self) -> int:
         """Of all tensors in memory."""
         return self._shelf.bytes
+
+    @property
+    def num_resident(self) -> int:
+        """The number of prompts in memory."""
+        return len(self._shelf.resident)
+
+    @property
+    def num_baked(self) -> int:
+        """The number of prompts whose keys and values are in memory."""
+        return len(self._shelf.baked)
+
+    @property
+    def has_unbaked(self) -> bool:
+        """Whether prompts wait to be baked."""
+        return bool(self._shelf.unbaked)
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -228,6 +255,22 @@ class PromptStore:
         """
         return self.acquire_found(self.source.find(reference))
 
+    def acquire_resident(self, reference: str) -> ResidentPrompt | None:
+        """As `acquire`, without waiting; None if the prompt is not in memory.
+
+        Args:
+            reference: as `acquire` takes it.
+        """
+        found = self.source.find_known(reference)
+        with self._lock:
+            shelf = self._shelf
+            resident = None if found is None else shelf.resident.get(found.key)
+            if found is None or resident is None:
+                return None
+            shelf.uses[found.key] = shelf.uses.get(found.key, 0) + 1
+            self._note_use(found.key, resident)
+            return resident
+
     def acquire_found(self, found: FoundPrompt) -> ResidentPrompt:
         """As `acquire`, of a prompt that the source has found.
 
@@ -246,7 +289,7 @@ class PromptStore:
             shelf.uses[key] = shelf.uses.get(key, 0) + 1
             resident = shelf.resident.get(key)
             if resident is not None:
-                shelf.resident.move_to_end(key)
+                self._note_use(key, resident)
                 return resident
             waiting, is_mine = shelf.loading.get(key), False
             if waiting is None:
@@ -284,6 +327,62 @@ class PromptStore:
         finally:
             self.release(resident)
 
+    @torch.no_grad()
+    def bake_waiting(self) -> None:
+        """Bake some of the prompts that wait for it, in one pass; for the thread of the engine."""
+        with self._lock:
+            waiting = self._shelf.unbaked
+            chosen = dict(list(waiting.items())[:_BAKED_AT_ONCE])
+            for key in chosen:
+                del waiting[key]
+            # Those that were given up in the meantime are not in memory any more.
+            chosen = {k: one for k, one in chosen.items() if self._shelf.resident.get(k) is one}
+        if not chosen:
+            return
+        members = [member for one in chosen.values() for member in one.bakeable]
+        prompts = [member.prompt for member in members if isinstance(member.prompt, InputPrompt)]
+        heads = [member.head_ids for member in members if member.head_ids is not None]
+        baked = iter(bake_prompts(self.backbone, prompts, heads=heads))
+        for key, one in chosen.items():
+            with self._lock:
+                self._place_baked(key, one, [next(baked) for _ in one.bakeable])
+
+    def _note_use(self, key: str, resident: ResidentPrompt) -> None:
+        """Record a use of a prompt that is in memory, and whether it is to be baked."""
+        shelf = self._shelf
+        shelf.count += 1
+        resident.last_use = shelf.count
+        shelf.resident.move_to_end(key)
+        if resident.is_baked:
+            shelf.baked.move_to_end(key)
+        elif self._bakes and resident.bakeable:
+            shelf.unbaked[key] = resident
+
+    def _place_baked(
+        self, key: str, resident: ResidentPrompt, baked: Sequence[BakedPrompt]
+    ) -> None:
+        """Keep baked prompts if there is room, or if others have not been used for long."""
+        shelf, size = self._shelf, sum(count_bytes(one.prefix) for one in baked)
+        # Of prompts that are used equally often, one in fifty is not among so many uses.
+        long_ago = shelf.count - 4 * len(shelf.resident)
+        while shelf.bytes + size > self.max_bytes and shelf.baked:
+            oldest = next(iter(shelf.baked.values()))
+            if oldest.last_use >= long_ago:
+                return
+            self._drop_baked(oldest)
+        if shelf.bytes + size <= self.max_bytes and shelf.resident.get(key) is resident:
+            for member, one in zip(resident.bakeable, baked, strict=True):
+                member.baked = one
+            shelf.baked[key] = resident
+            shelf.bytes += size
+
+    def _drop_baked(self, resident: ResidentPrompt) -> None:
+        """Give the keys and values up; rows that have them keep them until they are answered."""
+        self._shelf.bytes -= resident.baked_bytes
+        self._shelf.baked.pop(resident.found.key, None)
+        for member in resident.members:
+            member.baked = None
+
     def _drop_use(self, key: str) -> None:
         with self._lock:
             self._shelf.uses[key] -= 1
@@ -307,6 +406,8 @@ class PromptStore:
             shelf = self._shelf
             del shelf.loading[key]
             shelf.failed.pop(key, None)
+            shelf.count += 1
+            resident.last_use = shelf.count
             shelf.resident[key] = resident
             shelf.bytes += resident.bytes
             self._evict()
@@ -322,34 +423,26 @@ class PromptStore:
                 raise failed[key][1]
 
     def _read(self, found: FoundPrompt) -> ResidentPrompt:
-        artifact = load_artifact(found.folder)
-        if _digest_manifest(found.folder) != found.digest:
-            msg = f"{found.folder} was changed while the server ran. Restart it, or use a registry."
-            raise ArtifactError(msg)
-        model = attach(artifact, self.backbone)
-        baked = bake_prompt(model.task, model.prompt)
-        size = _count_bytes(model.prompt) + sum(t.nbytes for t in artifact.head.values())
-        size += 0 if baked is None else _count_bytes(baked.prefix)
-        if size > self.max_bytes:
+        resident = self.loader.load(found)
+        if resident.bytes > self.max_bytes:
             msg = (
-                f"{found.version} takes {size:,} bytes in memory, but {self.max_bytes:,} are for "
-                "all prompts. Raise it: --prompt-memory."
+                f"{found.version} takes {resident.bytes:,} bytes in memory, but {self.max_bytes:,} "
+                "are for all prompts. Raise it: --prompt-memory."
             )
             raise ArtifactError(msg)
-        return ResidentPrompt(found, model, baked, size)
+        return resident
 
     def _evict(self) -> None:
-        """Remove the least recently used prompts that are not in use, to keep within the budget."""
+        """Keep within the budget: give up what is baked first, then prompts without users."""
         shelf = self._shelf
+        while shelf.bytes > self.max_bytes and shelf.baked:
+            self._drop_baked(next(iter(shelf.baked.values())))
         if shelf.bytes <= self.max_bytes:
             return
         for key in list(shelf.resident):
             if key in shelf.uses:
                 continue
             shelf.bytes -= shelf.resident.pop(key).bytes
+            shelf.unbaked.pop(key, None)
             if shelf.bytes <= self.max_bytes:
                 return
-
-
-def _count_bytes(prompt: Prompt) -> int:
-    return sum(tensor.nbytes for tensor in prompt.to_tensors().values())

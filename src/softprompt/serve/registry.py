@@ -3,13 +3,12 @@
 Everything lies directly in the one folder, so that each change is one rename in it, and so that a
 single look at the folder's modification time tells whether anything has changed::
 
-    reviews@1/            an artifact: manifest.json and prompt.safetensors
+    reviews@1/            an artifact: manifest.json and prompt.safetensors; or an ensemble
     reviews@2/
     reviews@2.withdrawn   the version was unpublished; its number is not used again
     reviews.pin           the number of the version that ``reviews`` means; without it the newest
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -27,13 +26,13 @@ from softprompt._io import (
     replace_file,
     write_once,
 )
-from softprompt.artifact.store import (
-    MANIFEST,
-    TENSORS,
-    find_artifact,
-    load_artifact_from,
-    read_file_bytes,
+from softprompt.artifact.ensembles import (
+    digest_saved,
+    list_members,
+    load_saved_from,
+    read_saved_files,
 )
+from softprompt.artifact.store import MANIFEST, find_artifact, read_file_bytes
 from softprompt.errors import ArtifactError, format_unknown
 
 MAX_BYTES = 1 << 30  # of a version, by default
@@ -73,11 +72,13 @@ class PublishedPrompt:
 
     Args:
         version: its name and number.
-        digest: the SHA-256 of its manifest, which holds that of its tensors.
+        digest: the SHA-256 of its manifest, which holds that of its tensors; of an ensemble, of
+            the description that holds those of its members' manifests.
         bytes: of its files.
         is_current: whether its name alone means this version.
         is_pinned: whether that was set by `Registry.pin`.
         task: the kind of its task.
+        members: the number of prompts; more than one in an ensemble.
         labels: that it can predict; empty for free text.
         backbone: the name of the backbone that it was trained on.
         fingerprint: of the backbone.
@@ -89,6 +90,7 @@ class PublishedPrompt:
     is_current: bool
     is_pinned: bool
     task: str
+    members: int
     labels: tuple[str, ...]
     backbone: str
     fingerprint: str
@@ -160,7 +162,7 @@ class Registry:
         The copy is loaded and checked whole before its name appears.
 
         Args:
-            artifact: its folder, or that of a finished run.
+            artifact: its folder, or that of a finished run; or an ensemble.
             name: letters, digits, ``.``, ``_`` and ``-``.
 
         Returns:
@@ -173,9 +175,7 @@ class Registry:
         check_name(name)
         source = find_artifact(Path(artifact))
         context = ErrorContext(str(source), "Restore the folder from a copy, or train again.")
-        files = {
-            part: read_file_bytes(source, part, source=context) for part in (MANIFEST, TENSORS)
-        }
+        files = read_saved_files(source, source=context)
         self._check_size(files, context)
         self._check_case(name)
         number = self._write(name, files, context)
@@ -280,7 +280,7 @@ class Registry:
         return self.folder / str(version)
 
     def compute_digest(self, version: PromptVersion) -> str:
-        """The SHA-256 of a version's manifest, which holds that of its tensors.
+        """The digest of a version, as `digest_saved` computes it.
 
         Args:
             version: of this registry.
@@ -288,7 +288,8 @@ class Registry:
         Raises:
             ArtifactError: it cannot be read.
         """
-        return hashlib.sha256(self._read_manifest(version)).hexdigest()
+        context = ErrorContext(str(version), _REMEDY)
+        return digest_saved(self.locate(version), source=context)
 
     def read_state(self) -> RegistryState:
         """Look at the folder: one listing, without opening any artifact."""
@@ -381,8 +382,9 @@ class Registry:
                 try:
                     with write_once(self.folder / f"{name}@{number}") as fresh:
                         for part, content in files.items():
+                            (fresh / part).parent.mkdir(exist_ok=True)
                             (fresh / part).write_bytes(content)
-                        load_artifact_from(fresh, source=context)
+                        load_saved_from(fresh, source=context)
                 except FileExistsError:
                     continue
                 return number
@@ -424,30 +426,26 @@ class Registry:
             raise ArtifactError(msg)
         return found[-1]
 
-    def _read_manifest(self, version: PromptVersion) -> bytes:
-        context = ErrorContext(str(version), _REMEDY)
+    def _describe(self, version: PromptVersion, state: RegistryState) -> PublishedPrompt:
+        folder, context = self.locate(version), ErrorContext(str(version), _REMEDY)
+        members = list_members(folder)
         try:
-            return read_file_bytes(self.locate(version), MANIFEST, source=context)
+            content = load_strict_json(read_file_bytes(members[0], MANIFEST, source=context))
+        except ValueError as error:
+            msg = f"its manifest is not JSON: {error}."
+            raise context.make_error(msg) from error
         except OSError as error:
             msg = f"its manifest cannot be read: {error.strerror}."
             raise context.make_error(msg) from error
-
-    def _describe(self, version: PromptVersion, state: RegistryState) -> PublishedPrompt:
-        raw = self._read_manifest(version)
-        try:
-            content = load_strict_json(raw)
-        except ValueError as error:
-            msg = f"its manifest is not JSON: {error}."
-            raise ErrorContext(str(version), _REMEDY).make_error(msg) from error
         facts = dict(_read_facts(content))
-        size = sum(entry.stat().st_size for entry in os.scandir(self.locate(version)))
         return PublishedPrompt(
             version,
-            hashlib.sha256(raw).hexdigest(),
-            size,
+            self.compute_digest(version),
+            sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file()),
             is_current=state.get_current(version.name) == version.number,
             is_pinned=state.pins.get(version.name) == version.number,
             task=str(facts.get("task", "")),
+            members=len(members),
             labels=tuple(map(str, facts.get("labels", ()))),  # type: ignore[call-overload]
             backbone=str(facts.get("backbone", "")),
             fingerprint=str(facts.get("fingerprint", "")),

@@ -18,8 +18,7 @@ from starlette.responses import Response
 
 from softprompt.artifact.store import MANIFEST, TENSORS
 from softprompt.errors import ArtifactError
-from softprompt.inference.continuous import GenerationEvent
-from softprompt.serve.engine import RowOutcome
+from softprompt.serve.admission import RowOutcome
 from softprompt.serve.faults import ServingError
 from softprompt.serve.messages import (
     ChatRequest,
@@ -28,17 +27,19 @@ from softprompt.serve.messages import (
     PinRequest,
     PredictRequest,
     RequestRow,
+    ScoreRequest,
     UploadRequest,
     Usage,
+    count_characters,
     make_error_body,
     make_header,
     make_schemas,
 )
 from softprompt.serve.prompts import RegistrySource
 from softprompt.serve.registry import PublishedPrompt, Registry
-from softprompt.serve.service import Target
 from softprompt.serve.site import Site, read_body, record_facts, respond, wait_for
-from softprompt.tasks import Classifier, Example, Prediction
+from softprompt.serve.targets import RowOrder, ServedRow, Target
+from softprompt.tasks import Classifier, Prediction
 
 _INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
 
@@ -59,18 +60,15 @@ def read_playground() -> tuple[bytes, str]:
     return page, policy
 
 
-def count_usage(
-    site: Site, target: Target, *, examples: Sequence[Example], completion: int = 0
-) -> Usage:
+def count_usage(target: Target, rows: Sequence[ServedRow], *, completion: int = 0) -> Usage:
     """The tokens of a request.
 
     Args:
-        site: the shared state.
         target: of the request.
-        examples: its rows.
+        rows: its rows.
         completion: the tokens that were generated.
     """
-    pairs = [site.service.count_tokens(target, example) for example in examples]
+    pairs = [target.count_tokens(row) for row in rows]
     prompt, soft = sum(all_ for all_, _ in pairs), sum(own for _, own in pairs)
     return Usage(
         prompt_tokens=prompt,
@@ -94,10 +92,10 @@ class Routes:
         """Rows in, typed predictions out; a row that cannot be predicted has an error instead."""
         request = await read_body(http, PredictRequest)
         self.site.check_count(request.rows, "rows")
-        target = await asyncio.to_thread(self.site.service.open, request.model)
+        target = await self.site.open(request.model)
         record_facts(http, prompt=target.name, version=target.version, rows=len(request.rows))
         try:
-            examples = await asyncio.to_thread(self._render, target, request.rows)
+            examples = await self._render(target, request.rows)
             started = time.monotonic()
             outcomes = await self._run(http, target, examples, self.site.get_deadline(request))
         finally:
@@ -108,10 +106,10 @@ class Routes:
             self._describe(index, *pair, explain=request.explain)
             for index, pair in enumerate(zip(examples, outcomes, strict=True))
         ]
-        good = [example for example in examples if isinstance(example, Example)]
+        good = [example for example in examples if isinstance(example, ServedRow)]
         written = sum(len(o.token_ids or ()) for o in outcomes if isinstance(o, Prediction))
         header = make_header("list", request.model, prefix="predict")
-        usage = count_usage(self.site, target, examples=good, completion=written)
+        usage = count_usage(target, good, completion=written)
         return respond(
             {
                 **header,
@@ -127,18 +125,18 @@ class Routes:
         request = await read_body(http, ClassifyRequest)
         texts = [request.input] if isinstance(request.input, str) else request.input
         self.site.check_count(texts, "input")
-        target = await asyncio.to_thread(self.site.service.open, request.model)
+        target = await self.site.open(request.model)
         record_facts(http, prompt=target.name, version=target.version, rows=len(texts))
         try:
             if not isinstance(target.task, Classifier):
                 msg = f"{target.name} generates text. Ask it at /v1/completions or /v1/predict."
                 raise ServingError(msg, kind="invalid", param="model")
-            examples = await asyncio.to_thread(self._render, target, texts)
-            _raise_first(examples)
+            examples = await self._render(target, texts)
+            raise_first(examples)
             outcomes = await self._run(http, target, examples, self.site.get_deadline(request))
         finally:
             self.site.service.close(target)
-        _raise_first(outcomes)
+        raise_first(outcomes)
         data = [
             {
                 "index": index,
@@ -149,8 +147,8 @@ class Routes:
             for index, one in enumerate(outcomes)
             if isinstance(one, Prediction)
         ]
-        good = [example for example in examples if isinstance(example, Example)]
-        usage = count_usage(self.site, target, examples=good)
+        good = [example for example in examples if isinstance(example, ServedRow)]
+        usage = count_usage(target, good)
         header = make_header("list", request.model, prefix="classify")
         return respond({**header, "data": data, "usage": usage})
 
@@ -237,33 +235,37 @@ class Routes:
         msg = "prompts cannot be changed here. Start the server with --registry DIR and keys."
         raise ServingError(msg, kind="forbidden")
 
-    def _render(self, target: Target, rows: Sequence[RequestRow]) -> list[Example | ServingError]:
-        rendered: list[Example | ServingError] = []
-        for row in rows:
-            try:
-                rendered.append(self.site.service.render(target, row))
-            except ServingError as error:
-                rendered.append(error)
-        return rendered
+    async def _render(
+        self, target: Target, rows: Sequence[RequestRow]
+    ) -> list[ServedRow | ServingError]:
+        def render() -> list[ServedRow | ServingError]:
+            rendered: list[ServedRow | ServingError] = []
+            for row in rows:
+                try:
+                    rendered.append(self.site.service.render(target, row))
+                except ServingError as error:
+                    rendered.append(error)
+            return rendered
+
+        return await self.site.run_rendering(render, size=count_characters(rows))
 
     async def _run(
         self,
         http: HttpRequest,
         target: Target,
-        examples: Sequence[Example | ServingError],
+        examples: Sequence[ServedRow | ServingError],
         deadline: float,
     ) -> list[RowOutcome]:
         """The outcome of each row; rows that were not rendered keep their error."""
         service = self.site.service
-        good = [example for example in examples if isinstance(example, Example)]
-        unread = [_ignore] * len(good)
-        tickets = service.submit(target, good, on_events=unread, deadline=deadline)
+        good = [example for example in examples if isinstance(example, ServedRow)]
+        tickets = service.submit(target, [RowOrder(row) for row in good], deadline=deadline)
         answers = await wait_for(tickets, receive=http.receive, deadline=deadline)
         found = iter([outcome for of_ticket in answers for outcome in of_ticket])
-        return [next(found) if isinstance(one, Example) else one for one in examples]
+        return [next(found) if isinstance(one, ServedRow) else one for one in examples]
 
     def _describe(
-        self, index: int, example: Example | ServingError, outcome: RowOutcome, *, explain: bool
+        self, index: int, example: ServedRow | ServingError, outcome: RowOutcome, *, explain: bool
     ) -> dict[str, Any]:
         """The answer for one row."""
         if isinstance(outcome, ServingError) or isinstance(example, ServingError):
@@ -275,17 +277,21 @@ class Routes:
             answer |= {"label": outcome.label, "probabilities": dict(outcome.probabilities)}
         else:
             answer |= {"text": outcome.label}
-        answer["truncated"] = example.truncated
+        answer["truncated"] = example.is_truncated
         if explain:
             answer["rendered"] = self.site.service.explain(example)
         return answer
 
 
-def _ignore(_event: GenerationEvent) -> None:
-    """No one reads the pieces."""
+def raise_first(outcomes: Sequence[object]) -> None:
+    """Raise the first error among outcomes.
 
+    Args:
+        outcomes: of rows.
 
-def _raise_first(outcomes: Sequence[object]) -> None:
+    Raises:
+        ServingError: a row has one.
+    """
     for outcome in outcomes:
         if isinstance(outcome, ServingError):
             raise outcome
@@ -316,6 +322,8 @@ _BODIES: dict[str, tuple[str, type]] = {
     "/v1/predict": ("Predictions of any task", PredictRequest),
     "/classify": ("Classification in vLLM's form", ClassifyRequest),
     "/v1/classify": ("Classification in vLLM's form", ClassifyRequest),
+    "/generative_scoring": ("Scores of the next token in vLLM's form", ScoreRequest),
+    "/v1/score": ("Scores of the next token in SGLang's form", ScoreRequest),
     "/v1/completions": ("A text to continue", CompletionRequest),
     "/v1/chat/completions": ("A conversation to continue", ChatRequest),
 }

@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,21 +20,29 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from softprompt.artifact.store import load_artifact
+from softprompt.artifact.ensembles import SavedEnsemble, load_saved
 from softprompt.backbone.model import Backbone
 from softprompt.errors import ArtifactError, DataError, SoftpromptError
 from softprompt.inference.continuous import GenerationBatch
 from softprompt.inference.recorded import load_recorded_backbone
-from softprompt.serve.engine import EngineLimits, ServingEngine
+from softprompt.serve.admission import EngineLimits
+from softprompt.serve.engine import PASS_TOKENS, ServingEngine
 from softprompt.serve.faults import STATUS, FaultKind, ServingError
 from softprompt.serve.keys import ApiKey, KeyRing
 from softprompt.serve.metrics import Metrics
 from softprompt.serve.openai_routes import TextRoutes
-from softprompt.serve.prompts import FolderSource, PromptSource, PromptStore, RegistrySource
+from softprompt.serve.prompts import (
+    FolderSource,
+    PromptSource,
+    PromptStore,
+    RegistrySource,
+)
 from softprompt.serve.registry import Registry
 from softprompt.serve.routes import Routes
+from softprompt.serve.scoring import ScoreRoutes
 from softprompt.serve.service import Service
 from softprompt.serve.site import Gate, Site, SiteSettings, respond_error
+from softprompt.serve.upstream import Upstream, UpstreamSettings, check_upstream
 
 # How often a registry is looked at, in seconds.
 POLL_SECONDS = 0.5
@@ -55,6 +64,7 @@ class ServerSettings:
         prompt_bytes: of the prompts in memory.
         site: the limits of requests.
         engine: the limits of the engine.
+        upstream: a vLLM server that runs the rows; None to run them here.
     """
 
     host: str = "127.0.0.1"
@@ -65,6 +75,7 @@ class ServerSettings:
     prompt_bytes: int = 1 << 30
     site: SiteSettings = field(default_factory=SiteSettings)
     engine: EngineLimits = field(default_factory=EngineLimits)
+    upstream: UpstreamSettings | None = None
 
 
 def check_settings(settings: ServerSettings, keys: Sequence[ApiKey]) -> None:
@@ -75,7 +86,7 @@ def check_settings(settings: ServerSettings, keys: Sequence[ApiKey]) -> None:
         keys: of the server.
 
     Raises:
-        DataError: it would be open to other machines without keys, or its TLS is not complete.
+        DataError: it would be open to other machines without keys, or its TLS cannot work.
     """
     if not keys and not _is_loopback(settings.host):
         msg = (
@@ -86,6 +97,23 @@ def check_settings(settings: ServerSettings, keys: Sequence[ApiKey]) -> None:
     if (settings.certificate is None) != (settings.certificate_key is None):
         msg = "TLS needs both files: --tls-certificate FILE and --tls-key FILE."
         raise DataError(msg)
+    if settings.certificate is not None:
+        _check_certificate(settings)
+
+
+def _check_certificate(settings: ServerSettings) -> None:
+    certificate, key = settings.certificate, settings.certificate_key
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            str(certificate), str(key), password=""
+        )
+    except (OSError, ValueError) as error:  # of which ssl's own is one
+        why = "it does not exist" if isinstance(error, FileNotFoundError) else str(error)
+        msg = (
+            f"{certificate} and {key} are not a certificate and its key: {why}. Give two files in "
+            "PEM form that belong together, the key without a password."
+        )
+        raise DataError(msg) from error
 
 
 def _is_loopback(host: str) -> bool:
@@ -131,8 +159,10 @@ def load_first_backbone(source: PromptSource, name: str | None) -> Backbone:
     if not names:
         msg = "the registry has no prompts. Publish one: softprompt publish ARTIFACT NAME"
         raise ArtifactError(msg)
-    artifact = load_artifact(source.find(names[0]).folder)
-    return load_recorded_backbone(artifact, name)
+    saved = load_saved(source.find(names[0]).folder)
+    if isinstance(saved, SavedEnsemble):
+        saved = next(iter(saved.members.values()))
+    return load_recorded_backbone(saved, name)
 
 
 def check_prompts(store: PromptStore) -> dict[str, str]:
@@ -164,20 +194,39 @@ def make_site(
         source: of the prompts.
         keys: who may ask; without any, everybody on this machine.
         settings: of the server.
+
+    Raises:
+        DataError: the upstream server cannot be reached.
     """
-    limits = settings.engine
+    limits, upstream = settings.engine, None
 
     def make_batch() -> GenerationBatch:
         return GenerationBatch(
             backbone, max_rows=limits.batch_rows, max_tokens=8 * limits.batch_tokens
         )
 
-    store = PromptStore(backbone, source, max_bytes=settings.prompt_bytes)
+    if settings.upstream is not None:
+        upstream = Upstream(backbone, settings.upstream)
+    store = PromptStore(
+        backbone,
+        source,
+        max_bytes=settings.prompt_bytes,
+        check=None if upstream is None else check_upstream,
+        bakes=upstream is None,
+    )
     can_write = backbone.geometry.architecture != "encoder"
-    engine = ServingEngine(make_batch if can_write else None, limits=limits)
+    if upstream is not None:
+        engine = ServingEngine(upstream.make_batch, limits=limits, predict=upstream.predict)
+    else:
+        engine = ServingEngine(
+            make_batch if can_write else None,
+            limits=limits,
+            maintain=store.bake_waiting,
+            pass_tokens=PASS_TOKENS["cpu" if backbone.device.type == "cpu" else "cuda"],
+        )
     engine.start()
-    service = Service(store, engine)
-    return Site(service, KeyRing(keys), Metrics(store, engine), settings.site)
+    ring, metrics = KeyRing(keys), Metrics(store, engine)
+    return Site(Service(store, engine), ring, metrics, settings.site, upstream=upstream)
 
 
 def make_app(site: Site) -> ASGIApp:
@@ -199,11 +248,13 @@ def make_app(site: Site) -> ASGIApp:
         >>> answer.json()["data"][0]["label"] == model.predict("dull")[0].label
         True
     """
-    routes, texts = Routes(site), TextRoutes(site)
+    routes, texts, scores = Routes(site), TextRoutes(site), ScoreRoutes(site)
     table: list[Route] = [
         Route("/v1/predict", routes.predict, methods=["POST"]),
         Route("/classify", routes.classify, methods=["POST"]),
         Route("/v1/classify", routes.classify, methods=["POST"]),
+        Route("/generative_scoring", scores.score_first, methods=["POST"]),
+        Route("/v1/score", scores.score_all, methods=["POST"]),
         Route("/v1/completions", texts.complete, methods=["POST"]),
         Route("/v1/chat/completions", texts.complete_chat, methods=["POST"]),
         Route("/v1/models", routes.list_models, methods=["GET"]),
@@ -227,7 +278,7 @@ def make_app(site: Site) -> ASGIApp:
         watching = asyncio.create_task(_watch(site.service.store.source))
         yield
         watching.cancel()
-        await asyncio.to_thread(site.service.engine.stop, timeout=1.0)
+        await asyncio.to_thread(site.close)
 
     handlers = {ServingError: _handle_fault, HTTPException: _handle_http}
     return Gate(Starlette(routes=table, exception_handlers=handlers, lifespan=live), site)

@@ -1,71 +1,50 @@
 """What the protocols have in common: from a model's name and rows to tickets of the engine."""
 
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from difflib import get_close_matches
 from typing import Any
 
+from softprompt.analysis.nearest import find_nearest_words
+from softprompt.artifact import Artifact
+from softprompt.artifact.ensembles import load_saved
 from softprompt.backbone.model import Backbone
 from softprompt.data import as_row
 from softprompt.data.rendering import RenderedRow
 from softprompt.decoding import Decoding
 from softprompt.errors import ArtifactError, SoftpromptError
-from softprompt.inference.continuous import GenerationEvent, GenerationRequest
+from softprompt.inference.generated_row import GenerationRequest
 from softprompt.inference.mixed import PromptedRow
-from softprompt.prompt import KVPrefix, Prompt
-from softprompt.serve.engine import ServingEngine, Ticket
+from softprompt.inference.model import attach
+from softprompt.prompt import InputPrompt
+from softprompt.serve.admission import Ticket
+from softprompt.serve.engine import ServingEngine
 from softprompt.serve.faults import ServingError
 from softprompt.serve.messages import ChatMessage, RequestRow
-from softprompt.serve.prompts import PromptStore, ResidentPrompt
-from softprompt.tasks import Classifier, Example, Generate, Task, build_task
+from softprompt.serve.prompts import PromptStore
+from softprompt.serve.resident import ResidentPrompt
+from softprompt.serve.targets import (
+    AnyTicket,
+    JointTicket,
+    Member,
+    RowOrder,
+    ServedRow,
+    Target,
+    TargetKind,
+    TextOptions,
+    ignore_event,
+)
+from softprompt.tasks import Classifier, Example, Generate, build_task
 from softprompt.tasks.generation import TextGenerator
 
 # OpenAI's default for a backbone without a prompt.
 _MAX_TOKENS = 16
 _FIELD = "text"
-OnEvent = Callable[[GenerationEvent], None]
+# The most names that an error lists, and the most characters of a name in it.
+_CLOSE = 5
+_LONGEST = 100
 # Stands for the text of a message while the chat template is filled; no tokenizer splits it.
 _MARK = "\ue000{}\ue001"
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """What a request's ``model`` means, for as long as the request is answered.
-
-    Args:
-        name: whose share the request counts to.
-        version: the full reference of the version.
-        task: to run.
-        prompt: None for the bare backbone.
-        resident: to be released; None for the bare backbone.
-    """
-
-    name: str
-    version: str
-    task: Task
-    prompt: Prompt | None
-    resident: ResidentPrompt | None
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """How text is generated; None for the prompt's own setting.
-
-    Args:
-        max_tokens: the most tokens.
-        temperature: 0 for the likeliest token at each step.
-        top_p: sample from the smallest set of tokens with this probability.
-        top_k: sample from the k likeliest tokens.
-        seed: of sampling.
-        stop: strings that end the text.
-    """
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
 
 
 class Service:
@@ -79,8 +58,7 @@ class Service:
     def __init__(self, store: PromptStore, engine: ServingEngine) -> None:
         self.store, self.engine = store, engine
         self.backbone: Backbone = store.backbone
-        # Tokenizers are not safe in several threads.
-        self._rendering = threading.Lock()
+        self._rendering = store.loader.tokenizing
         self._base = self._make_base()
 
     @property
@@ -105,18 +83,45 @@ class Service:
         Raises:
             ServingError: there is no such prompt, or it cannot be loaded.
         """
-        if reference in {self.base_name, self.backbone.name} and self._base is not None:
-            return Target(self.base_name, self.base_name, self._base, None, None)
+        known = self.open_resident(reference)
+        if known is not None:
+            return known
         try:
             found = self.store.source.find(reference)
         except ArtifactError as error:
-            raise ServingError(str(error), kind="unknown", param="model") from error
+            message = self._explain_unknown(reference) or str(error)
+            raise ServingError(message, kind="unknown", param="model") from error
         try:
             resident = self.store.acquire_found(found)
         except SoftpromptError as error:
             raise ServingError(str(error), kind="failed", param="model") from error
-        model = resident.model
-        return Target(found.name, found.version, model.task, model.prompt, resident)
+        return self._make_target(resident)
+
+    def open_resident(self, reference: str) -> Target | None:
+        """As `open`, without waiting for anything.
+
+        Args:
+            reference: a name, perhaps with a version.
+
+        Returns:
+            The target; None if a prompt has to be loaded first, or there is none.
+        """
+        if reference in {self.base_name, self.backbone.name} and self._base is not None:
+            return Target(self.base_name, self.base_name, (Member(self._base, None),), None, None)
+        resident = self.store.acquire_resident(reference)
+        return None if resident is None else self._make_target(resident)
+
+    def _make_target(self, resident: ResidentPrompt) -> Target:
+        if self.store.has_unbaked:
+            self.engine.wake()
+        found = resident.found
+        members = tuple(Member(one.task, one.prompt, one.baked) for one in resident.members)
+        return Target(found.name, found.version, members, resident.vote, resident)
+
+    @property
+    def can_render_now(self) -> bool:
+        """Whether a row can be rendered without waiting for another thread."""
+        return not self._rendering.locked()
 
     def close(self, target: Target) -> None:
         """Give a target back.
@@ -127,7 +132,19 @@ class Service:
         if target.resident is not None:
             self.store.release(target.resident)
 
-    def render(self, target: Target, row: RequestRow) -> Example:
+    def _explain_unknown(self, reference: str) -> str | None:
+        """What there is instead of an unknown name; None if the name is known."""
+        names = {*self.store.source.list_names()}
+        if reference.partition("@")[0] in names:
+            return None
+        close = get_close_matches(reference.partition("@")[0], names, n=_CLOSE)
+        listed = close or sorted(names)[:_CLOSE]
+        kind = "Near names" if close else "Prompts"
+        more = "" if len(listed) == len(names) else f" GET /v1/models lists all {len(names):,}."
+        bare = f" The backbone itself is {self.base_name!r}." if self.has_base else ""
+        return f"unknown prompt {reference[:_LONGEST]!r}. {kind}: {', '.join(listed)}.{more}{bare}"
+
+    def render(self, target: Target, row: RequestRow) -> ServedRow:
         """Render a row.
 
         Args:
@@ -138,13 +155,13 @@ class Service:
             ServingError: the row does not fit the template.
         """
         try:
-            mapping = as_row(row, target.task.columns)
+            mapping = as_row(row, target.columns)
             with self._rendering:
-                return target.task.make_example(mapping, target=False)
+                return target.render(mapping)
         except SoftpromptError as error:
             raise ServingError(str(error), kind="invalid") from error
 
-    def render_chat(self, target: Target, messages: Sequence[ChatMessage]) -> Example:
+    def render_chat(self, target: Target, messages: Sequence[ChatMessage]) -> ServedRow:
         """Render a conversation.
 
         The bare backbone gets it in its chat template. The template of a prompt gets the text of
@@ -160,8 +177,8 @@ class Service:
         if not messages:
             msg = "messages is empty. Give at least one."
             raise ServingError(msg, kind="invalid", param="messages")
-        if target.prompt is None:
-            return self._fill_chat_template(messages)
+        if target.is_bare:
+            return ServedRow((self._fill_chat_template(messages),))
         if len(messages) > 1 or messages[0].role != "user":
             msg = (
                 f"{target.name} has a template of its own, which takes the text of one "
@@ -172,22 +189,13 @@ class Service:
         return self.render(target, messages[0].text)
 
     def submit(
-        self,
-        target: Target,
-        examples: Sequence[Example],
-        *,
-        on_events: Sequence[OnEvent],
-        options: TextOptions = TextOptions(),  # frozen
-        deadline: float | None,
-    ) -> list[Ticket]:
+        self, target: Target, orders: Sequence[RowOrder], *, deadline: float | None
+    ) -> list[AnyTicket]:
         """Hand rows to the engine: all of a classifier's together, texts one by one.
 
         Args:
             target: of the request.
-            examples: the rows.
-            on_events: for each row, called in the engine's thread with each piece of its text; not
-                called for a classifier.
-            options: how text is generated.
+            orders: the rows.
             deadline: when they expire.
 
         Returns:
@@ -196,59 +204,63 @@ class Service:
         Raises:
             ServingError: the options are not possible, or the engine is full.
         """
-        task = target.task
-        if isinstance(task, Classifier):
-            rows = [PromptedRow(task, *self._shorten(target, e)) for e in examples]
-            return [self.engine.submit(target.name, rows, deadline=deadline)] if rows else []
-        tickets: list[Ticket] = []
+        if isinstance(target.task, Classifier):
+            return self._submit_rows(target, [order.row for order in orders], deadline=deadline)
+        tickets: list[AnyTicket] = []
         try:
-            for example, on_event in zip(examples, on_events, strict=True):
-                tickets.append(
-                    self._submit_text(
-                        target, example, options=options, on_event=on_event, deadline=deadline
-                    )
-                )
+            for order in orders:  # what was handed in is cancelled if the next one is refused
+                tickets += [self._submit_text(target, order, deadline=deadline)]
         except ServingError:
             for ticket in tickets:
                 ticket.cancel()
             raise
         return tickets
 
-    def _submit_text(
-        self,
-        target: Target,
-        example: Example,
-        *,
-        options: TextOptions,
-        on_event: OnEvent,
-        deadline: float | None,
-    ) -> Ticket:
-        """Hand a row to the engine to generate text for."""
-        task = target.task
-        if not isinstance(task, TextGenerator):
-            msg = f"{target.name} does not generate text. Ask it at /v1/classify or /v1/predict."
-            raise ServingError(msg, kind="invalid", param="model")
-        short, prompt = self._shorten(target, example)
-        try:
-            decoding = _choose_decoding(task, options)
-        except SoftpromptError as error:
-            raise ServingError(str(error), kind="invalid") from error
-        request = GenerationRequest(
-            task, short, prompt, decoding, seed=options.seed, stop=options.stop
-        )
-        return self.engine.submit_text(target.name, request, on_event=on_event, deadline=deadline)
+    def _submit_rows(
+        self, target: Target, rows: Sequence[ServedRow], *, deadline: float | None
+    ) -> list[AnyTicket]:
+        """Hand rows to the engine to classify, once for each member."""
+        prompted = [
+            PromptedRow(member.task, *member.shorten(view))
+            for row in rows
+            for member, view in zip(target.members, row.views, strict=True)
+            if isinstance(member.task, Classifier)
+        ]
+        if not prompted:
+            return []
+        ticket = self.engine.submit(target.name, prompted, deadline=deadline)
+        return [_join(target, [ticket])]
 
-    def explain(self, example: Example) -> list[dict[str, object]]:
+    def _submit_text(self, target: Target, order: RowOrder, *, deadline: float | None) -> AnyTicket:
+        """Hand a row to the engine to generate text for, once for each member."""
+        tickets: list[Ticket] = []
+        is_alone = len(target.members) == 1
+        try:
+            for member, view in zip(target.members, order.row.views, strict=True):
+                request = _make_request(member, view, order.options)
+                on_event = order.on_event if is_alone else ignore_event
+                tickets.append(
+                    self.engine.submit_text(
+                        target.name, request, on_event=on_event, deadline=deadline
+                    )
+                )
+        except ServingError:
+            for ticket in tickets:
+                ticket.cancel()
+            raise
+        return _join(target, tickets)
+
+    def explain(self, row: ServedRow) -> list[dict[str, object]]:
         """What a row looks like after its template: texts, and numbers of soft tokens.
 
         Args:
-            example: the row.
+            row: rendered; of an ensemble, the first member's view is shown.
         """
         parts: list[dict[str, object]] = []
         ids: list[int] = []
         vocabulary = self.backbone.geometry.vocab_size
         with self._rendering:
-            for token in (*example.variants[0].input_ids, -1):
+            for token in (*row.views[0].variants[0].input_ids, -1):
                 if 0 <= token < vocabulary:
                     ids.append(token)
                     continue
@@ -260,17 +272,6 @@ class Service:
                     count = parts.pop()["soft"] if is_next else 0
                     parts.append({"soft": int(str(count)) + 1})
         return parts
-
-    def count_tokens(self, target: Target, example: Example) -> tuple[int, int]:
-        """The tokens of a row, with its soft tokens, and the number of these.
-
-        Args:
-            target: of the request.
-            example: the row.
-        """
-        ids, vocabulary = example.variants[0].input_ids, self.backbone.geometry.vocab_size
-        prefix = target.prompt.length if isinstance(target.prompt, KVPrefix) else 0
-        return len(ids) + prefix, sum(token >= vocabulary for token in ids) + prefix
 
     def describe(self, reference: str) -> dict[str, Any]:
         """The card of a prompt: its task, its template, its metrics and its data.
@@ -289,27 +290,23 @@ class Service:
                 "created": 0,
                 "owned_by": "softprompt",
                 "root": target.version,
-                "parent": None if target.prompt is None else self.base_name,
-                "task": "classify" if isinstance(target.task, Classifier) else "generate",
+                "parent": None if target.is_bare else self.base_name,
+                "task": get_kind(target),
                 "labels": list(target.task.labels),
-                "fields": list(dict.fromkeys(target.task.columns)),
+                "fields": list(target.columns),
             }
             if target.resident is None:
                 return card
-            manifest = asdict(target.resident.model.artifact.manifest)
+            first = _load_first(target.resident)
+            manifest = asdict(first.manifest)
             named = ("template", "kind", "length", "layers", "metrics", "data")
-            digest = {"digest": f"sha256:{target.resident.found.digest}"}
-            return card | {name: manifest[name] for name in named} | digest
+            card |= {name: manifest[name] for name in named}
+            if target.vote is not None:
+                card |= {"members": len(target.members), "vote": target.vote}
+            card["nearest_words"] = _list_nearest(first, self.backbone)
+            return card | {"digest": f"sha256:{target.resident.found.digest}"}
         finally:
             self.close(target)
-
-    def _shorten(self, target: Target, example: Example) -> tuple[Example, Prompt | None]:
-        """The row without the tokens that are baked, and the prompt for it."""
-        baked = None if target.resident is None else target.resident.baked
-        short = None if baked is None else baked.cut(example)
-        if baked is None or short is None:
-            return example, target.prompt
-        return short, baked.prefix
 
     def _make_base(self) -> TextGenerator | None:
         """The bare backbone as a task; None if it cannot write."""
@@ -358,6 +355,67 @@ class Service:
         return Example((row,), ((),), None)
 
 
+def _load_first(resident: ResidentPrompt) -> Artifact:
+    """The artifact of a prompt, or of the first of an ensemble; it is not kept in memory."""
+    try:
+        saved = load_saved(resident.found.folder)
+    except ArtifactError as error:
+        raise ServingError(str(error), kind="failed", param="model") from error
+    return saved if isinstance(saved, Artifact) else next(iter(saved.members.values()))
+
+
+def get_kind(target: Target) -> TargetKind:
+    """Whether a target classifies, or generates text.
+
+    Args:
+        target: of a request.
+    """
+    return "classify" if isinstance(target.task, Classifier) else "generate"
+
+
+def _join(target: Target, tickets: Sequence[Ticket]) -> AnyTicket:
+    """One ticket for the tickets of all members."""
+    if target.vote is None:
+        return tickets[0]
+    return JointTicket(tickets, vote=target.vote, members=len(target.members))
+
+
+def _make_request(member: Member, example: Example, options: TextOptions) -> GenerationRequest:
+    """What the engine generates text for."""
+    task = member.task
+    if not isinstance(task, TextGenerator):
+        msg = "this prompt does not generate text. Ask it at /v1/classify or /v1/predict."
+        raise ServingError(msg, kind="invalid", param="model")
+    # Baked tokens are not run again, so they would have no log-probabilities.
+    is_whole = options.scores is not None and options.scores.has_row
+    short, prompt = (example, member.prompt) if is_whole else member.shorten(example)
+    try:
+        decoding = _choose_decoding(task, options)
+    except SoftpromptError as error:
+        raise ServingError(str(error), kind="invalid") from error
+    return GenerationRequest(
+        task,
+        short,
+        prompt,
+        decoding,
+        seed=options.seed,
+        stop=options.stop,
+        stop_token_ids=options.stop_token_ids,
+        scores=options.scores,
+    )
+
+
+def _list_nearest(
+    artifact: Artifact, backbone: Backbone, *, count: int = 3
+) -> list[list[str]] | None:
+    """The nearest words of each soft token; None if they are not among the input embeddings."""
+    prompt = artifact.prompt
+    if not isinstance(prompt, InputPrompt) or prompt.start_layer or not prompt.length:
+        return None
+    model = attach(artifact, backbone)
+    return [list(token.words) for token in find_nearest_words(model, count=count)]
+
+
 def _choose_decoding(task: TextGenerator, options: TextOptions) -> Decoding:
     """The task's settings with those of the request. Choices are always written whole."""
     changes: dict[str, Any] = {}
@@ -371,4 +429,6 @@ def _choose_decoding(task: TextGenerator, options: TextOptions) -> Decoding:
         changes["top_p"] = options.top_p
     if options.top_k is not None:
         changes["top_k"] = max(0, options.top_k)
+    if options.min_p is not None:
+        changes["min_p"] = options.min_p
     return replace(task.decoding, **changes)

@@ -3,10 +3,11 @@
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -15,12 +16,14 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from softprompt.serve.engine import RowOutcome, Ticket
+from softprompt.serve.admission import RowOutcome
 from softprompt.serve.faults import ServingError
 from softprompt.serve.keys import ApiKey, KeyRing
 from softprompt.serve.messages import Request, check_supported, decode, encode, make_error_body
 from softprompt.serve.metrics import Metrics
 from softprompt.serve.service import Service
+from softprompt.serve.targets import AnyTicket, Target
+from softprompt.serve.upstream import Upstream
 
 ACCESS_LOG = logging.getLogger("softprompt.access")
 _log = logging.getLogger(__name__)
@@ -28,13 +31,22 @@ HEALTH = ("/livez", "/readyz", "/health")
 # After its deadline a request waits so long for the engine to say so, in seconds.
 _GRACE = 5.0
 _CLIENT_GONE = 499
+# A body that is not wanted is read if it is this short, and arrives within this time.
+_SHORT_BODY, _BODY_SECONDS = 1 << 16, 1.0
+# The paths whose requests wait in the engine's queue.
+_QUEUED = frozenset(
+    ("/classify", "/v1/chat/completions", "/v1/classify", "/v1/completions", "/v1/predict")
+)
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+# Texts of so many characters are rendered within a fraction of a millisecond.
+_SHORT_TEXT = 2000
 _Decoded = TypeVar("_Decoded")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,7 @@ class Site:
         ring: of the keys.
         metrics: that are counted.
         settings: the limits.
+        upstream: the vLLM server that runs the rows; None if they run here.
         is_draining: whether new requests are refused, because the server stops.
         open_requests: that are being answered.
     """
@@ -73,8 +86,15 @@ class Site:
     ring: KeyRing
     metrics: Metrics
     settings: SiteSettings = field(default_factory=SiteSettings)
+    upstream: Upstream | None = None
     is_draining: bool = False
     open_requests: int = 0
+
+    def close(self) -> None:
+        """End the engine, and the connection to an upstream server."""
+        self.service.engine.stop(timeout=1.0)
+        if self.upstream is not None:
+            self.upstream.close()
 
     @property
     def is_ready(self) -> bool:
@@ -95,6 +115,35 @@ class Site:
         if not 0 < len(rows) <= most:
             msg = f"{param} has {len(rows):,} entries; a request has 1 to {most:,}. Divide it."
             raise ServingError(msg, kind="invalid", param=param)
+
+    async def open(self, model: str) -> Target:
+        """Find what a request's ``model`` means; in another thread if files have to be read.
+
+        Args:
+            model: as the request names it.
+
+        Returns:
+            The target, to be closed.
+
+        Raises:
+            ServingError: there is no such prompt, or it cannot be loaded.
+        """
+        known = self.service.open_resident(model)
+        return known if known is not None else await asyncio.to_thread(self.service.open, model)
+
+    async def run_rendering(self, render: Callable[[], _Result], *, size: int) -> _Result:
+        """Render rows: short ones here, which takes less than another thread would.
+
+        Args:
+            render: renders them.
+            size: their characters.
+
+        Returns:
+            What was rendered.
+        """
+        if size <= _SHORT_TEXT and self.service.can_render_now:
+            return render()
+        return await asyncio.to_thread(render)
 
     def get_deadline(self, request: Request) -> float:
         """When a request expires, by the engine's clock.
@@ -155,7 +204,7 @@ def respond_error(error: ServingError) -> Response:
 
 
 async def wait_for(
-    tickets: Sequence[Ticket], *, receive: Receive, deadline: float
+    tickets: Sequence[AnyTicket], *, receive: Receive, deadline: float
 ) -> list[list[RowOutcome]]:
     """Wait for tickets, until the client leaves or the deadline passes.
 
@@ -227,6 +276,7 @@ class _Passage:
         self.started = time.monotonic()
         self.key: ApiKey | None = None
         self._left = self.site.settings.max_body_bytes
+        self._is_read = False
         scope.setdefault("state", {})
 
     async def run(self) -> None:
@@ -261,6 +311,7 @@ class _Passage:
             return
         try:
             self._check_length()
+            self._check_room()
             await self.app(self.scope, self._read, self._pass_on)
         except ServingError as error:
             if self.status:  # the answer has begun
@@ -291,6 +342,11 @@ class _Passage:
         if declared.isdigit() and int(declared) > self._left:
             raise self._explain_size()
 
+    def _check_room(self) -> None:
+        """Refuse what cannot be queued before anything is read, which costs a full server least."""
+        if self.scope["path"] in _QUEUED:
+            self.site.service.engine.check_room()
+
     def _explain_size(self) -> ServingError:
         most = self.site.settings.max_body_bytes
         msg = f"the body has more than {most:,} bytes. Divide the request (or --max-body-bytes)."
@@ -310,6 +366,7 @@ class _Passage:
 
     async def _read(self) -> Message:
         message = await self._receive()
+        self._is_read = not message.get("more_body", False)
         self._left -= len(message.get("body", b""))
         if self._left < 0:
             raise self._explain_size()
@@ -326,9 +383,25 @@ class _Passage:
         response = respond_error(error)
         if error.kind == "unauthorized" and self.scope["path"] == "/":
             response.headers["www-authenticate"] = 'Basic realm="softprompt", charset="UTF-8"'
-        # What is left of the body is not read.
-        response.headers["connection"] = "close"
+        if not await self._drop_body():
+            response.headers["connection"] = "close"
         await response(self.scope, self._receive, self._pass_on)
+
+    async def _drop_body(self) -> bool:
+        """Read what is left of a short body, so that the connection can be used again.
+
+        Returns:
+            Whether nothing is left.
+        """
+        has_length = b"transfer-encoding" not in self.headers
+        declared = self.headers.get(b"content-length", "0" if has_length else "")
+        if not declared.isdigit() or int(declared) > min(_SHORT_BODY, self._left):
+            return self._is_read
+        with contextlib.suppress(TimeoutError, ServingError):
+            async with asyncio.timeout(_BODY_SECONDS):
+                while not self._is_read:
+                    await self._read()
+        return self._is_read
 
     def _record(self) -> None:
         seconds = time.monotonic() - self.started
@@ -360,8 +433,9 @@ def record_facts(http: HttpRequest, **facts: object) -> None:
 
 
 _ROUTES = (
-    "/", "/classify", "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/classify",
-    "/v1/completions", "/v1/models", "/v1/predict", "/v1/prompts", *HEALTH,
+    "/", "/classify", "/generative_scoring", "/metrics", "/openapi.json", "/v1/chat/completions",
+    "/v1/classify", "/v1/completions", "/v1/models", "/v1/predict", "/v1/prompts", "/v1/score",
+    *HEALTH,
 )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from functools import cache
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, create_model
 
@@ -149,9 +150,14 @@ def build_settings(settings: type[Settings], values: Mapping[str, Any]) -> Setti
     Raises:
         pydantic.ValidationError: a key is unknown, missing or of the wrong type.
     """
-    keys: Any = {
-        f.name: (f.type, ... if f.default is MISSING else f.default)
-        for f in fields(cast("Any", settings))
-    }
-    model = create_model(settings.__name__, __base__=StrictModel, **keys)
+    model = _make_model(settings)  # type: ignore[arg-type]  # a class is hashable
     return settings(**dict(model.model_validate(dict(values))))
+
+
+@cache
+def _make_model(settings: type[Any]) -> type[StrictModel]:
+    """The strict model of a settings dataclass; making one takes milliseconds."""
+    keys: Any = {
+        f.name: (f.type, ... if f.default is MISSING else f.default) for f in fields(settings)
+    }
+    return create_model(settings.__name__, __base__=StrictModel, **keys)

@@ -213,6 +213,15 @@ class TextGenerator(Task):
         label = self._answers.decode(ids) if text is None else self._answers.read(text)
         return Prediction(label, {}, tuple(ids))
 
+    def compute_logits(self, states: Float[Tensor, "S H"]) -> Float[Tensor, "S V"]:
+        """The scores of the next token after each state.
+
+        Args:
+            states: as `compute_states_at` returns them.
+        """
+        logits: Tensor = self._head(states)
+        return logits
+
     def spell(self, ids: Sequence[int]) -> str:
         """The text of generated tokens, with the space around it."""
         return self._answers.spell(ids)

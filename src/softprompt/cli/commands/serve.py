@@ -1,10 +1,12 @@
 """``softprompt serve``: named prompts over HTTP."""
 
 import logging
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,8 +14,10 @@ from softprompt.cli.console import MISTAKE, print_json, print_progress, print_st
 from softprompt.cli.options import AsJson, PromptBackbone
 
 if TYPE_CHECKING:
+    from softprompt.serve.ray_app import RaySettings, ReplicaPlan
     from softprompt.serve.server import ServerSettings
     from softprompt.serve.site import Site
+    from softprompt.serve.upstream import UpstreamSettings
 
 
 def _print_key(name: str | None) -> None:
@@ -71,6 +75,23 @@ Playground = Annotated[
 CheckOnly = Annotated[
     bool, typer.Option("--check", help="Load every prompt, say what is wrong, and exit.")
 ]
+UpstreamURL = Annotated[
+    str | None,
+    typer.Option("--upstream", metavar="URL", help="Let a vLLM server run the rows, as vectors."),
+]
+UpstreamModel = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Its name of the backbone; the first by default.")
+]
+UpstreamTimeout = Annotated[
+    float, typer.Option(min=0.1, help="Seconds without a byte of its answer.")
+]
+EngineName = Annotated[
+    Literal["local", "ray"], typer.Option("--engine", help="This process, or replicas on Ray.")
+]
+RayOptions = Annotated[
+    list[str] | None,
+    typer.Option("--ray", metavar="NAME=VALUE", help="A setting of --engine ray; may be repeated."),
+]
 # The most prompts that the start names.
 _MAX_NAMES = 8
 
@@ -94,49 +115,111 @@ def serve(
     batch_tokens: BatchTokens = 8192,
     prompt_memory: PromptMemory = 1 << 30,
     playground: Playground = True,
+    upstream: UpstreamURL = None,
+    upstream_model: UpstreamModel = None,
+    upstream_timeout: UpstreamTimeout = 30.0,
+    engine: EngineName = "local",
+    ray: RayOptions = None,
     check: CheckOnly = False,
     as_json: AsJson = False,
 ) -> None:
     """Serve named prompts over HTTP."""
-    from softprompt.serve.engine import EngineLimits
-    from softprompt.serve.server import ServerSettings
-    from softprompt.serve.site import SiteSettings
+    from softprompt.serve import EngineLimits, ServerSettings, SiteSettings
 
     requests = SiteSettings(max_body_bytes, max_rows, timeout, playground)
-    engine = EngineLimits(batch_rows, batch_tokens, queue_rows)
+    limits = EngineLimits(batch_rows, batch_tokens, queue_rows)
     tls = (tls_certificate, tls_key)
-    settings = ServerSettings(host, port, *tls, drain, prompt_memory, requests, engine)
-    site, settings = _open_site(folders or [], registry, backbone, keys, settings)
-    if check:
-        _check(site, as_json=as_json)
+    vllm = _describe_upstream(upstream, upstream_model, upstream_timeout)
+    settings = ServerSettings(host, port, *tls, drain, prompt_memory, requests, limits, vllm)
+    cluster = _read_cluster(engine, ray or [])
+    plan = _make_plan(folders or [], registry, backbone, keys, settings)
+    _start(plan, cluster, is_check=check, as_json=as_json)
+
+
+def _start(
+    plan: "ReplicaPlan", cluster: "RaySettings | None", *, is_check: bool, as_json: bool
+) -> None:
+    if cluster is not None and not is_check:
+        _run_on_ray(plan, cluster)
+    elif is_check:
+        _check(_open_site(plan), as_json=as_json)
     else:
-        _run(site, settings)
+        _run(_open_site(plan), plan.settings)
 
 
-def _open_site(
+def _describe_upstream(
+    url: str | None, model: str | None, timeout: float
+) -> "UpstreamSettings | None":
+    """The vLLM server; its key comes from the environment."""
+    from softprompt.serve.upstream import UpstreamSettings
+
+    if url is None:
+        return None
+    return UpstreamSettings(url, model, os.environ.get("SOFTPROMPT_UPSTREAM_KEY"), timeout)
+
+
+def _read_cluster(engine: str, options: Sequence[str]) -> "RaySettings | None":
+    """The replicas on Ray; None for this process."""
+    from softprompt.errors import DataError
+    from softprompt.serve.ray_app import read_ray_settings
+
+    if engine == "ray":
+        return read_ray_settings(options)
+    if options:
+        msg = (
+            f"--ray {options[0]} is for replicas on Ray, but the engine is local. Add --engine ray."
+        )
+        raise DataError(msg)
+    return None
+
+
+def _make_plan(
     folders: list[Path],
     registry: Path | None,
     backbone: str | None,
     keys: Path | None,
     settings: "ServerSettings",
-) -> "tuple[Site, ServerSettings]":
-    """Check the settings, load the backbone and put the parts together."""
+) -> "ReplicaPlan":
+    """Check the settings, and name what the server is made of."""
     from softprompt.serve.keys import load_keys
-    from softprompt.serve.server import (
-        check_settings,
-        load_first_backbone,
-        make_site,
-        open_source,
-    )
+    from softprompt.serve.ray_app import ReplicaPlan
+    from softprompt.serve.server import check_settings, open_source
 
     known = load_keys(keys)
     can_publish = registry is not None and bool(known)
     settings = replace(settings, site=replace(settings.site, can_publish=can_publish))
     check_settings(settings, known)
-    source = open_source(folders, registry)
+    open_source(folders, registry)
+    # Workers of Ray have another working directory.
+    places = tuple(folder.resolve() for folder in folders)
+    where = None if registry is None else registry.resolve()
+    if backbone is not None and Path(backbone).exists():
+        backbone = str(Path(backbone).resolve())
+    return ReplicaPlan(places, where, backbone, known, settings)
+
+
+def _open_site(plan: "ReplicaPlan") -> "Site":
+    """Load the backbone and put the parts together."""
+    from softprompt.serve.server import load_first_backbone, make_site, open_source
+
+    source = open_source(plan.folders, plan.registry)
     print_progress("loading the backbone …")
-    loaded = load_first_backbone(source, backbone)
-    return make_site(loaded, source, keys=known, settings=settings), settings
+    backbone = load_first_backbone(source, plan.backbone)
+    return make_site(backbone, source, keys=plan.keys, settings=plan.settings)
+
+
+def _run_on_ray(plan: "ReplicaPlan", cluster: "RaySettings") -> None:
+    from softprompt.serve.ray_app import run_on_ray
+    from softprompt.serve.server import open_source
+
+    def tell(port: int) -> None:
+        names = open_source(plan.folders, plan.registry).list_names()
+        print_status(f"replicas    {cluster.min_replicas} to {cluster.max_replicas}, on Ray")
+        _tell_address(plan.settings, port, names=names)
+
+    print_progress("starting the replicas …")
+    run_on_ray(plan, cluster, on_started=tell)
+    print_status("stopped")
 
 
 def _check(site: "Site", *, as_json: bool) -> None:
@@ -152,33 +235,41 @@ def _check(site: "Site", *, as_json: bool) -> None:
     else:
         for name in names:
             print(f"{name}: {faults.get(name, 'ok')}")
-    site.service.engine.stop(timeout=1.0)
+    site.close()
     if faults:
         raise typer.Exit(MISTAKE)
 
 
 def _run(site: "Site", settings: "ServerSettings") -> None:
-    from softprompt.serve.server import run_server
+    from softprompt.serve.server import check_prompts, run_server
     from softprompt.serve.site import ACCESS_LOG
 
+    if site.upstream is not None:
+        for name, fault in check_prompts(site.service.store).items():
+            print_status(f"warning: {name} cannot be served there: {fault}")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ACCESS_LOG.addHandler(handler)
     ACCESS_LOG.setLevel(logging.INFO)
 
     def tell(port: int) -> None:
-        scheme = "http" if settings.certificate is None else "https"
-        address = f"{scheme}://{settings.host}:{port}"
-        names = site.service.store.source.list_names()
-        shown = ", ".join(names[:_MAX_NAMES]) + (" …" if len(names) > _MAX_NAMES else "")
         print_status(f"backbone    {site.service.base_name}")
-        print_status(f"prompts     {len(names)}: {shown}")
-        if settings.site.has_playground:
-            print_status(f"playground  {address}/")
-        print_status(f"API         {address}/v1")
+        if site.upstream is not None:
+            print_status(f"upstream    {site.upstream.settings.url}, {site.upstream.model}")
+        _tell_address(settings, port, names=site.service.store.source.list_names())
 
     try:
         run_server(site, settings, on_started=tell)
     finally:
         ACCESS_LOG.removeHandler(handler)
     print_status("stopped")
+
+
+def _tell_address(settings: "ServerSettings", port: int, *, names: Sequence[str]) -> None:
+    scheme = "http" if settings.certificate is None else "https"
+    address = f"{scheme}://{settings.host}:{port}"
+    shown = ", ".join(names[:_MAX_NAMES]) + (" …" if len(names) > _MAX_NAMES else "")
+    print_status(f"prompts     {len(names)}: {shown}")
+    if settings.site.has_playground:
+        print_status(f"playground  {address}/")
+    print_status(f"API         {address}/v1")
