@@ -139,7 +139,7 @@ def test_a_second_fit_forgets_the_columns_of_the_first(classifier, texts) -> Non
 def test_rows_with_other_columns_are_refused(classifier, texts) -> None:
     trained = classifier().fit(*texts)
     frame = pd.DataFrame({"text": texts[0], "year": range(24)})
-    message = "X has 2 columns, but the classifier was trained on the field text. Give exactly"
+    message = "X has 2 columns, but the classifier was trained with text. Give exactly"
     with pytest.raises(ValueError, match=message):
         trained.predict(frame.to_numpy())
     pairs = classifier(template="{soft:3}{text} {year}", length=None).fit(frame, texts[1])

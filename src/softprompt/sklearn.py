@@ -79,6 +79,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         verbalizer: for each label its word or words, which the language-model head scores; None
             trains a head instead.
         pooling: the readout of a trained head, as in `Classify`; ``auto`` chooses it by a probe.
+        class_weight: how much a row of each class counts: numbers by class, or ``balanced``.
         method: settings, or a name such as ``"p-tuning-v2"``.
         length: the number of soft tokens, or of keys and values per layer; None for 20, or the
             method's default. A method that trains soft tokens takes it only without a template,
@@ -149,6 +150,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         template: str | None = None,
         verbalizer: Mapping[Any, str | Sequence[str]] | None = None,
         pooling: PoolingChoice = "auto",
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         method: MethodSettings | str = "prompt-tuning",
         length: int | None = None,
         init: Initializer | Artifact | None = None,
@@ -189,6 +191,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self.template = template
         self.verbalizer = verbalizer
         self.pooling = pooling
+        self.class_weight = class_weight
         self.method = method
         self.length = length
         self.init = init
@@ -253,8 +256,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         method = self._read_method()
         template = self.template or self._make_template(method, backbone)
         target = _LABEL + "_" * (_LABEL in self._fields)
-        words = self._read_verbalizer()
-        task = Classify(template, label_column=target, verbalizer=words, pooling=self.pooling)
+        task = self._make_task(template, target)
         seed = self._draw_seed()
         table = to_table(
             [{**row, target: str(label)} for row, label in zip(rows, labels, strict=True)]
@@ -312,10 +314,8 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     def _read_labels(self, y: ClassLabels) -> NDArray[Any]:
         if y is None:
-            msg = (
-                f"{type(self).__name__} requires y to be passed, but the target y is None. Give a "
-                "label for each row."
-            )
+            name = type(self).__name__
+            msg = f"{name} requires y to be passed, but the target y is None. Give labels."
             raise ValueError(msg)
         labels: NDArray[Any] = column_or_1d(y, warn=True)
         assert_all_finite(labels, input_name="y")
@@ -383,8 +383,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         names = vars(self).get("feature_names_in_")
         if names is not None:
             return tuple(str(name) for name in names)
-        fields = _list_fields(self.template)
-        if fields and len(fields) != count:
+        if (fields := _list_fields(self.template)) and len(fields) != count:
             msg = (
                 f"X has {count} column{'' if count == 1 else 's'}, but the template has the fields "
                 f"{', '.join(fields)}. Give a data frame or mappings that have them."
@@ -395,10 +394,9 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     def _check_count(self, count: int) -> None:
         """Check that there is a column for each field."""
         if len(self._fields) != count:
-            fields = f"field{'' if len(self._fields) == 1 else 's'} {', '.join(self._fields)}"
             msg = (
                 f"X has {count} column{'' if count == 1 else 's'}, but the classifier was trained "
-                f"on the {fields}. Give exactly these."
+                f"with {', '.join(self._fields)}. Give exactly that."
             )
             raise ValueError(msg)
 
@@ -414,22 +412,26 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         if self.length is None:
             return method
         if self.length < 1:
-            msg = (
-                f"length is {self.length}, but must be 1 or more. Give 1, or None for the default."
-            )
+            msg = f"length is {self.length}, but must be 1 or more. Give None for the default."
             raise ValueError(msg)
         if isinstance(method, PrefixTuning | PTuningV2):
             return replace(method, length=self.length)
         if self.template is not None:
-            msg = (
-                f"length is {self.length}, but the template has a number too. Leave length at None."
-            )
+            msg = f"length is {self.length}, but the template has one too. Leave length at None."
             raise ValueError(msg)
         return method
 
-    def _read_verbalizer(self) -> dict[str, str | Sequence[str]] | None:
-        words = self.verbalizer
-        return None if words is None else {str(label): words[label] for label in words}
+    def _make_task(self, template: str, target: str) -> Classify:
+        words, weights = self.verbalizer, self.class_weight
+        if isinstance(weights, Mapping):
+            weights = {str(label): float(weight) for label, weight in weights.items()}
+        return Classify(
+            template,
+            label_column=target,
+            verbalizer=words and {str(label): word for label, word in words.items()},
+            pooling=self.pooling,
+            class_weights=weights,
+        )
 
     def _draw_seed(self) -> int:
         if isinstance(self.random_state, int | np.integer):
@@ -493,7 +495,6 @@ def _list_fields(template: str | None) -> tuple[str, ...]:
 
 
 def _check_classes(classes: NDArray[Any]) -> None:
-    if len(classes) == 1:
-        (only,) = classes.tolist()
-        msg = f"y has one class only, {only!r}, but must have at least 2. Give rows of another."
+    if len(only := classes.tolist()) == 1:
+        msg = f"y has one class only, {only[0]!r}, but must have at least 2. Give rows of another."
         raise ValueError(msg)

@@ -108,7 +108,7 @@ def test_no_bytes_are_a_fault_of_the_server(url: str, method, target, headers, b
             connection.sendall(head + b"\r\n\r\n" + body)
             connection.shutdown(socket.SHUT_WR)
             answer = connection.recv(1000)
-        except (TimeoutError, ConnectionError):
+        except OSError:  # the server has closed the connection, or waits for more
             return
     status = answer.split(b" ", 2)[1:2]
     assert not status or status[0] < b"500" or status[0] == b"503", answer

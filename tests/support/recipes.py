@@ -40,6 +40,7 @@ def make_recipe_data(
     *,
     task: str = "words",
     settings: dict[str, Any] | None = None,
+    task_settings: dict[str, Any] | None = None,
     backbone: dict[str, Any] | None = None,
     cache: dict[str, float] | None = None,
     **train: Any,
@@ -52,7 +53,7 @@ def make_recipe_data(
         "backbone": {"name": family, "device": "cpu", "dtype": "float32"} | (backbone or {}),
         # Nothing is split off: a split that is not given is missing.
         "data": {"train": "memory", "split_sizes": {"train": 1.0, "validation": 0.0, "test": 0.0}},
-        "task": make_task_table(task, family=family, soft=soft),
+        "task": make_task_table(task, family=family, soft=soft) | (task_settings or {}),
         "method": {"name": method} | SMALL.get(method, {}) | (settings or {}),
         "train": defaults | train,
         "cache": cache or {},

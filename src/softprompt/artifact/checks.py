@@ -140,6 +140,8 @@ def _find_task_faults(manifest: Manifest) -> Iterator[str]:
         twice = sorted({label for label in labels if labels.count(label) > 1})
         yield f"labels has {', '.join(map(repr, twice))} more than once."
     shapes = {n: shape for n, shape in manifest.shapes.items() if n.startswith(HEAD)}
+    if isinstance(settings, Classify):
+        yield from _find_weight_faults(settings, labels)
     match settings:
         case Classify(verbalizer=None):
             yield from _find_head_faults(settings, labels, shapes)
@@ -150,6 +152,14 @@ def _find_task_faults(manifest: Manifest) -> Iterator[str]:
             yield from _find_generation_faults(settings, labels)
     if shapes:
         yield f"its task has no trained head, but shapes has {', '.join(shapes)}."
+
+
+def _find_weight_faults(settings: Classify, labels: list[str]) -> Iterator[str]:
+    weights = settings.class_weights
+    if weights == "balanced":
+        yield "task.class_weights is 'balanced', but an artifact has a number for each label."
+    elif weights is not None and {*weights} != {*labels}:
+        yield f"task.class_weights has {', '.join(weights)}, but labels is {labels}."
 
 
 def _find_head_faults(

@@ -329,7 +329,9 @@ def _select_complete(events: Sequence[ResultEvent], failed: Sequence[Failed]) ->
 def _make_test_set(base: Recipe, tables: Mapping[str, Table]) -> HeldOutTest:
     rows, target = tables["test"].to_list(), get_target_column(base.task_settings)
     labels = find_labels(base.task_settings, tables["train"])
-    return HeldOutTest(rows, [to_text(row[target]) for row in rows], labels)
+    settings = base.task_settings
+    is_ordinal = isinstance(settings, Classify) and settings.ordinal
+    return HeldOutTest(rows, [to_text(row[target]) for row in rows], labels, is_ordinal=is_ordinal)
 
 
 def _without_limits(recipe: Recipe) -> Recipe:

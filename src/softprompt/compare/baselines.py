@@ -21,6 +21,7 @@ from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, Task
 from softprompt.tasks.pooling import resolve_pooling
 from softprompt.train.datasets import find_labels, get_target_column
+from softprompt.train.label_weights import weigh_labels
 from softprompt.train.setup import setup_hard_prompt
 from softprompt.train.templates import resolve_hard_template
 
@@ -124,6 +125,13 @@ class Baselines:
         task = setup_hard_prompt(self.base, backbone=self.backbone, tables=self.tables)
         return HardPromptBaseline(task)
 
+    def _weigh_labels(self) -> Mapping[str, float] | None:
+        """How much a row of each label counts."""
+        settings, train = self.base.task_settings, self.tables["train"]
+        weighed = weigh_labels(settings, train, labels=find_labels(settings, train))
+        weights = weighed.class_weights if isinstance(weighed, Classify) else None
+        return weights if isinstance(weights, Mapping) else None
+
     def _fit_probe(self) -> Baseline:
         start = perf_counter()
         kind = self.backbone.geometry.architecture
@@ -135,6 +143,12 @@ class Baselines:
             )
         reader = FeatureReader(self.backbone, template, self.base.data.max_length, pooling)
         train, validation = (self.tables[name].to_list() for name in ("train", "validation"))
-        probe = fit_probe(reader, train=train, validation=validation, target=self._target)
+        probe = fit_probe(
+            reader,
+            train=train,
+            validation=validation,
+            target=self._target,
+            class_weights=self._weigh_labels(),
+        )
         seconds = round(perf_counter() - start, 1)
         return replace(probe, cost=replace(probe.cost, seconds=seconds))

@@ -5,7 +5,7 @@ of the trained heads that it is compared with. Where there is no head, its reado
 validation rows, as the strength of its regularization is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -25,6 +25,7 @@ from softprompt.train.regression import (
     fit_regression,
     is_clearly_worse,
     normalize_features,
+    weigh_regressions,
 )
 
 _FP32_BYTES = 4
@@ -83,7 +84,12 @@ class Probe:
 
 
 def fit_probe(
-    reader: FeatureReader, *, train: Sequence[Row], validation: Sequence[Row], target: str
+    reader: FeatureReader,
+    *,
+    train: Sequence[Row],
+    validation: Sequence[Row],
+    target: str,
+    class_weights: Mapping[str, float] | None = None,
 ) -> Probe:
     """Fit a probe on training rows, and select its settings by validation rows.
 
@@ -95,6 +101,7 @@ def fit_probe(
         train: the training rows.
         validation: the validation rows.
         target: the column of the right answers.
+        class_weights: how much a row of each label counts; None if all count the same.
     """
     train_features, validation_features = (
         {name: normalize_features(values) for name, values in reader.read(rows).items()}
@@ -102,7 +109,7 @@ def fit_probe(
     )
     labels, truth = ([to_text(row[target]) for row in rows] for rows in (train, validation))
     fitted, hits = {}, {}
-    for choice in product(reader.poolings, REGRESSIONS):
+    for choice in product(reader.poolings, weigh_regressions(REGRESSIONS, class_weights)):
         reading, settings = choice
         fitted[choice] = fit_regression(train_features[reading], labels, settings=settings)
         hits[choice] = fitted[choice].predict(validation_features[reading]) == np.array(truth)

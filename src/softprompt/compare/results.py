@@ -41,11 +41,13 @@ class HeldOutTest:
         rows: with all their columns, also those that a template does not use.
         truth: the right answer of each row.
         labels: of the task; empty for free text.
+        is_ordinal: whether the labels are in an order.
     """
 
     rows: Sequence[Row]
     truth: Sequence[str]
     labels: tuple[str, ...]
+    is_ordinal: bool = False
 
     @property
     def measure(self) -> str:
@@ -67,7 +69,9 @@ class HeldOutTest:
         pairs = zip(answers, self.truth, strict=True)
         return ScoredAnswers(
             scores=tuple(float(answer == truth) for answer, truth in pairs),
-            metrics=compute_classification_metrics(self.truth, answers, labels=self.labels),
+            metrics=compute_classification_metrics(
+                self.truth, answers, labels=self.labels, is_ordinal=self.is_ordinal
+            ),
             confusion=compute_confusion_matrix(self.truth, answers, labels=self.labels),
         )
 

@@ -8,7 +8,6 @@ from itertools import islice
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from softprompt.data import Row, group_by_length
 from softprompt.data.few_rows import compute_wilson_interval
@@ -34,7 +33,7 @@ _WINDOW = 2048  # rows of a stream that are sorted into batches together
 _MAX_SHOWN_LABELS = 20  # of a confusion matrix in a notebook
 
 METRICS = {
-    "classify": ("accuracy", "macro_f1", "matthews", "f1"),
+    "classify": ("accuracy", "macro_f1", "matthews", "f1", "quadratic_kappa"),
     "generate": ("exact_match", "bleu", "chrf", "rouge1", "rouge2", "rougeL"),
 }
 
@@ -300,7 +299,10 @@ def make_report(task: Task, parts: Sequence[EvaluatedRows]) -> EvaluationReport:
     metrics = {"loss": loss}
     confusion = None
     if task.labels:
-        metrics |= compute_classification_metrics(truth, predicted, labels=task.labels)
+        is_ordinal = isinstance(task, Classifier) and task.is_ordinal
+        metrics |= compute_classification_metrics(
+            truth, predicted, labels=task.labels, is_ordinal=is_ordinal
+        )
         confusion = compute_confusion_matrix(truth, predicted, labels=task.labels)
     if not isinstance(task, Classifier):
         metrics |= compute_generation_metrics(truth, predicted)
@@ -329,8 +331,7 @@ def _compute_loss_and_predict(
     if not isinstance(task, Classifier):
         return task.compute_loss(examples, [prompt]), task.predict(examples, [prompt])
     scores = task.compute_scores(examples, [prompt])
-    targets = torch.tensor([e.target for e in examples], device=scores.device)
-    loss = SummedLoss(F.cross_entropy(scores, targets, reduction="sum"), len(examples))
+    loss = task.loss.sum_rows(scores, task.stack_targets(examples, scores))
     return loss, task.to_predictions(scores)
 
 

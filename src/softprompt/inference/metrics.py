@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from softprompt.errors import DataError
 
 _OTHER = "other"  # the column of predictions that are not labels
@@ -37,7 +39,11 @@ class ConfusionMatrix:
 
 
 def compute_classification_metrics(
-    truth: Sequence[str], predicted: Sequence[str], *, labels: Sequence[str]
+    truth: Sequence[str],
+    predicted: Sequence[str],
+    *,
+    labels: Sequence[str],
+    is_ordinal: bool = False,
 ) -> dict[str, float]:
     """Metrics of predicted labels.
 
@@ -46,12 +52,14 @@ def compute_classification_metrics(
         predicted: the prediction for each row. One that is not a label is wrong, and counts as
             a further class, ``other``, that no row belongs to.
         labels: all labels, at least two. Of two, the second is the positive one.
+        is_ordinal: whether the labels are in their order.
 
     Returns:
         ``accuracy`` (0 to 1); ``macro_f1`` (0 to 1), the unweighted mean over ``labels``, where a
         label that is never predicted correctly scores 0, even if no row has it; ``matthews``
-        (-1 to 1), 0 where it is not defined; and for two labels ``f1`` (0 to 1) of the positive
-        one.
+        (-1 to 1), 0 where it is not defined; for two labels ``f1`` (0 to 1) of the positive one;
+        and for labels in an order ``quadratic_kappa`` (-1 to 1; Cohen 1968), of the rows that are
+        predicted as a label, 0 where it is not defined.
 
     Raises:
         DataError: there are no rows, not as many predictions as rows, fewer than two labels, a
@@ -82,7 +90,21 @@ def compute_classification_metrics(
         "macro_f1": float(f1.mean()),
         "matthews": float(matthews_corrcoef(true, answered, sample_weight=weight)),
     }
-    return scores | ({"f1": float(f1[1])} if len(labels) == _PAIR else {})
+    if len(labels) == _PAIR:
+        scores["f1"] = float(f1[1])
+    if is_ordinal:
+        scores["quadratic_kappa"] = _compute_quadratic_kappa(table)
+    return scores
+
+
+def _compute_quadratic_kappa(confusion: ConfusionMatrix) -> float:
+    """One minus the squared errors of the rows, over those of labels drawn independently."""
+    counts = np.array(confusion.counts, dtype=float)[:, : len(confusion.labels)]
+    places = np.arange(len(confusion.labels))
+    errors = (places[:, None] - places) ** 2
+    expected = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / max(1.0, counts.sum())
+    by_chance = float((errors * expected).sum())
+    return 1 - float((errors * counts).sum()) / by_chance if by_chance else 0.0
 
 
 def compute_confusion_matrix(

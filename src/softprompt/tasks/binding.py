@@ -1,6 +1,6 @@
 """Bind a task to a backbone: check that they fit, and choose how predictions are read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from softprompt.backbone.lm_head import LMHead
@@ -10,7 +10,13 @@ from softprompt.data.template import Template, parse_template
 from softprompt.data.tokenizer import make_text_encoder
 from softprompt.errors import DataError, TemplateError
 from softprompt.tasks.base import Task
-from softprompt.tasks.classification import CausalVerbalizer, MaskedVerbalizer, Seq2SeqVerbalizer
+from softprompt.tasks.classification import (
+    CausalVerbalizer,
+    Classifier,
+    LabelLoss,
+    MaskedVerbalizer,
+    Seq2SeqVerbalizer,
+)
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.config import Classify, Generate, TaskSettings
 from softprompt.tasks.generation import TextGenerator
@@ -60,8 +66,8 @@ def build_task(
 
     Raises:
         TemplateError: template, task and backbone do not fit each other.
-        DataError: there are too few labels, two label words are the same, or a label word or a
-            choice cannot be used.
+        DataError: there are too few labels, two label words are the same, a label word or a choice
+            cannot be used, or the weights are not those of the labels.
         RecipeError: the settings of generation are not possible.
     """
     parsed = parse_template(template)
@@ -69,11 +75,31 @@ def build_task(
     builder = _TaskBuilder(backbone, parsed, budget=budget or LengthBudget())
     match settings:
         case Classify(verbalizer=None):
-            return builder.build_head_classifier(settings, labels, seed=seed)
+            return _with_loss(builder.build_head_classifier(settings, labels, seed=seed), settings)
         case Classify():
-            return builder.build_verbalizer(settings)
+            return _with_loss(builder.build_verbalizer(settings), settings)
         case Generate():
             return builder.build_generator(settings, labels)
+
+
+def _with_loss(task: Classifier, settings: Classify) -> Classifier:
+    """The task with the loss of its settings; ``balanced`` needs rows, from which training sets it.
+
+    Raises:
+        DataError: the weights are not those of the labels.
+    """
+    weights = settings.class_weights
+    if not isinstance(weights, Mapping):
+        loss = LabelLoss(None, settings.label_smoothing)
+        return task.with_loss(loss, is_ordinal=settings.ordinal)
+    if {*weights} != {*task.labels}:
+        msg = (
+            f"task.class_weights has the labels {', '.join(map(repr, weights))}, but the task has "
+            f"{', '.join(map(repr, task.labels))}. Give each of these a number."
+        )
+        raise DataError(msg)
+    loss = LabelLoss(tuple(weights[label] for label in task.labels), settings.label_smoothing)
+    return task.with_loss(loss, is_ordinal=settings.ordinal)
 
 
 def read_label_words(settings: Classify, backbone: Backbone) -> LabelWords:

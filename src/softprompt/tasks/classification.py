@@ -10,6 +10,7 @@ architecture. A `ReadoutPlan` says which of a row's K states predicts which toke
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import chain
 
@@ -28,8 +29,67 @@ from softprompt.tasks.base import Example, Prediction, SummedLoss, Task, gather_
 from softprompt.tasks.verbalizer import LabelWords, score_labels
 
 
+@dataclass(frozen=True)
+class LabelLoss:
+    """Cross-entropy over the labels.
+
+    Args:
+        weights: of the rows of each label, in the labels' order; None: all rows count the same.
+        smoothing: the share of each target that is spread over all labels in training.
+    """
+
+    weights: tuple[float, ...] | None = None
+    smoothing: float = 0.0
+
+    def sum_rows(
+        self, scores: Float[Tensor, "B C"], targets: Int[Tensor, " B"], *, training: bool = False
+    ) -> SummedLoss:
+        """The loss of rows, each times its weight; the mean over all training rows is not changed.
+
+        Args:
+            scores: unnormalized log-probabilities of the labels.
+            targets: the label of each row, by its number.
+            training: whether the targets are smoothed.
+        """
+        weight = None if self.weights is None else scores.new_tensor(self.weights)
+        total = nn.functional.cross_entropy(
+            scores,
+            targets,
+            weight=weight,
+            label_smoothing=self.smoothing if training else 0.0,
+            reduction="sum",
+        )
+        return SummedLoss(total, len(targets))
+
+
 class Classifier(Task):
-    """A task whose predictions are probabilities of labels."""
+    """A task whose predictions are probabilities of labels.
+
+    Attributes:
+        loss: of training and of evaluation.
+        is_ordinal: whether the labels are in an order, so that far errors count more.
+    """
+
+    loss: LabelLoss = LabelLoss()
+    is_ordinal: bool = False
+
+    @property
+    def class_weights(self) -> dict[str, float] | None:
+        """How much a row of each label counts in the loss; None if all count the same."""
+        if self.loss.weights is None:
+            return None
+        return dict(zip(self.labels, self.loss.weights, strict=True))
+
+    def with_loss(self, loss: LabelLoss, *, is_ordinal: bool) -> "Classifier":
+        """A copy of the task with another loss.
+
+        Args:
+            loss: over the labels.
+            is_ordinal: whether these are in an order.
+        """
+        task = copy(self)
+        task.loss, task.is_ordinal = loss, is_ordinal
+        return task
 
     def read_target(self, row: Row) -> int:
         """The index of a row's label.
@@ -77,9 +137,13 @@ class Classifier(Task):
     ) -> SummedLoss:
         """Cross-entropy over the labels."""
         scores = self.compute_scores(examples, prompts, rows=rows)
-        targets = torch.tensor([e.target for e in examples], device=scores.device)
-        total = nn.functional.cross_entropy(scores, targets, reduction="sum")
-        return SummedLoss(total, len(examples))
+        return self.loss.sum_rows(scores, self.stack_targets(examples, scores), training=True)
+
+    def stack_targets(
+        self, examples: Sequence[Example], scores: Float[Tensor, "B C"]
+    ) -> Int[Tensor, " B"]:
+        """The numbers of the labels of rows, where their scores are."""
+        return torch.tensor([e.target for e in examples], device=scores.device)
 
     @torch.no_grad()
     def predict(

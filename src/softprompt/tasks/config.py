@@ -3,15 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from softprompt.decoding import Decoding
 from softprompt.tasks.classifier_head import HeadKind
 from softprompt.tasks.pooling import PoolingChoice
 
 Settings = TypeVar("Settings")
+LabelWeight: TypeAlias = Annotated[float, Field(gt=0)]
+Smoothing: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
 
 class StrictModel(BaseModel):
@@ -40,6 +42,14 @@ class Classify:
             ``first``: that of its first position, which is a soft token in PEFT; ``last``: that of
             the last token; ``mean`` and ``max``: over all tokens of the row, without soft tokens;
             ``auto``: that with which a logistic probe on the frozen backbone does best.
+        class_weights: how much a row of each label counts in the loss: a number for each label, or
+            ``balanced``, as many times as the label is rarer than the mean, so that all labels
+            count the same. The numbers are divided by their mean over the training rows. None: all
+            rows count the same.
+        label_smoothing: the share of each target that is spread over all labels in training, 0 to
+            below 1 (Szegedy et al. 2016).
+        ordinal: whether the labels are in an order, that of ``labels`` or of the verbalizer, or of
+            their numbers. Then ``quadratic_kappa`` is a metric, which counts far errors more.
 
     Examples:
         >>> task = Classify("{text} It was{soft:5}", verbalizer={"good": " great", "bad": " dull"})
@@ -55,6 +65,9 @@ class Classify:
     labels: Sequence[str] | None = None
     head: HeadKind = "linear"
     pooling: PoolingChoice = "auto"
+    class_weights: Literal["balanced"] | Mapping[str, LabelWeight] | None = None
+    label_smoothing: Smoothing = 0.0
+    ordinal: bool = False
 
     def list_words(self) -> dict[str, tuple[str, ...]]:
         """The verbalizer with a tuple of words for each label.

@@ -94,7 +94,8 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
     """The labels of a task, or the answers that generation is constrained to.
 
     Raises:
-        DataError: there is only one label, or the verbalizer has no word for one.
+        DataError: there is only one label, the verbalizer has no word for one, or the order of
+            ordinal labels is not known.
     """
     if not isinstance(settings, Classify):
         if settings.choices is None:
@@ -103,8 +104,10 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
             return collect_labels(table, settings.target_column)
         return tuple(settings.choices)
     labels = collect_labels(table, settings.label_column)
+    if settings.verbalizer is None and settings.labels is not None:
+        return _order_labels(labels, settings)
     if settings.verbalizer is None:
-        return labels if settings.labels is None else _order_labels(labels, settings)
+        return _order_by_number(labels) if settings.ordinal else labels
     missing = sorted(set(labels) - set(settings.verbalizer))
     if missing:
         msg = (
@@ -127,6 +130,18 @@ def _order_labels(labels: Sequence[str], settings: Classify) -> tuple[str, ...]:
         )
         raise DataError(msg)
     return listed
+
+
+def _order_by_number(labels: Sequence[str]) -> tuple[str, ...]:
+    """Ordinal labels in the order of their numbers: as text, 10 would come before 2."""
+    try:
+        return tuple(sorted(labels, key=float))
+    except ValueError as error:
+        msg = (
+            f"task.ordinal: the order of the labels {', '.join(map(repr, labels))} is not known, "
+            "since they are not numbers. List them in their order in task.labels."
+        )
+        raise DataError(msg) from error
 
 
 def check_tables(

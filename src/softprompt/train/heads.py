@@ -32,6 +32,7 @@ from softprompt.train.regression import (
     fit_calibrated,
     list_parts,
     normalize_features,
+    weigh_regressions,
 )
 
 # The share of the regression's weights that a head starts with. It gives the same labels as the
@@ -136,6 +137,7 @@ def fit_head(
     is_normalized, among = task.head.kind == "linear-normalized", STANDARDIZED_REGRESSIONS
     if is_normalized:
         features, among = normalize_features(features), REGRESSIONS
+    among = weigh_regressions(among, task.class_weights)
     found = fit_calibrated(features, truth, labels=task.labels, parts=parts, among=among)
     weight, bias = found.fold(task.labels, is_normalized=is_normalized)
     head = deepcopy(task.head)

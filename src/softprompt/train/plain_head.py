@@ -18,13 +18,14 @@ from softprompt.artifact import Artifact, describe_backbone, make_artifact
 from softprompt.data import parse_template
 from softprompt.data.few_rows import count_rows
 from softprompt.prompt import InputPrompt
-from softprompt.tasks import Classify, LengthBudget, build_task
+from softprompt.tasks import Classifier, Classify, LengthBudget, build_task
 from softprompt.tasks.config import describe_settings
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.pooling import Pooling, list_poolings
 from softprompt.train.datasets import RenderedRows, render_table, sample_rows
 from softprompt.train.readout import choose_readout, compute_features, select_texts
 from softprompt.train.regression import (
+    REGRESSIONS,
     Part,
     RegressionSettings,
     divide_by_label,
@@ -32,6 +33,7 @@ from softprompt.train.regression import (
     list_parts,
     normalize_features,
     score_rows,
+    weigh_regressions,
 )
 from softprompt.train.setup import RunSetup
 
@@ -127,15 +129,23 @@ def fit_plain_head(prepared: RunSetup) -> PlainHead:
     }
     truth = {name: np.array(part.truth) for name, part in rows.items()}
     parts = _divide(prepared, truth["train"])
-    labels = prepared.task.labels
-    found = fit_calibrated(features["train"], truth["train"], labels=labels, parts=parts)
+    labels, weights = prepared.task.labels, _get_class_weights(prepared)
+    found = fit_calibrated(
+        features["train"],
+        truth["train"],
+        labels=labels,
+        parts=parts,
+        among=weigh_regressions(REGRESSIONS, weights),
+    )
     weight, bias = found.fold(labels, is_normalized=True)
     judged = found.unseen
     if "validation" in rows:
         judged = score_rows(
             found.fitted, features["validation"], truth=truth["validation"], labels=labels
         )
-    loss = judged.compute_loss(found.factor)
+    loss = judged.compute_loss(
+        found.factor, weights=None if weights is None else [*weights.values()]
+    )
     return PlainHead(pooling, found.settings, weight, bias, judged.accuracy, loss)
 
 
@@ -230,8 +240,18 @@ def _make_plain_settings(prepared: RunSetup) -> Classify:
         raise TypeError(settings)
     template = parse_template(prepared.template).replace_soft_tokens("")
     return replace(
-        settings, template=template, verbalizer=None, head="linear-normalized", pooling="auto"
+        settings,
+        template=template,
+        verbalizer=None,
+        head="linear-normalized",
+        pooling="auto",
+        class_weights=_get_class_weights(prepared),
     )
+
+
+def _get_class_weights(prepared: RunSetup) -> Mapping[str, float] | None:
+    """How much a row of each label counts; None if all count the same."""
+    return prepared.task.class_weights if isinstance(prepared.task, Classifier) else None
 
 
 def _choose_pooling(prepared: RunSetup, rows: Mapping[str, RenderedRows]) -> Pooling:

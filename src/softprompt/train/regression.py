@@ -4,8 +4,8 @@ A head that is kept or compared with is fitted on states of length 1, as in SetF
 2022, https://arxiv.org/abs/2209.11055), whose embeddings have length 1.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from warnings import catch_warnings, simplefilter
 
@@ -37,10 +37,12 @@ class RegressionSettings:
         strength: C, the inverse of the regularization.
         is_standardized: whether each feature is shifted and scaled to a mean of 0 and a variance
             of 1 first.
+        weights: how much the rows of each label count, as pairs; None if all count the same.
     """
 
     strength: float
     is_standardized: bool = False
+    weights: tuple[tuple[str, float], ...] | None = None
 
 
 # From strong to weak regularization.
@@ -52,6 +54,19 @@ REGRESSIONS = (
     *(RegressionSettings(c) for c in (1.0, 3.0, 10.0, 30.0, 100.0)),
     *STANDARDIZED_REGRESSIONS,
 )
+
+
+def weigh_regressions(
+    among: Sequence[RegressionSettings], weights: Mapping[str, float] | None
+) -> tuple[RegressionSettings, ...]:
+    """Settings with rows of each label that count more or less.
+
+    Args:
+        among: the settings.
+        weights: by label; None if all rows count the same.
+    """
+    pairs = None if weights is None else (*weights.items(),)
+    return tuple(replace(settings, weights=pairs) for settings in among)
 
 
 def normalize_features(features: np.ndarray) -> np.ndarray:
@@ -88,11 +103,13 @@ def fit_regression(
         deviations = scaler.var_**0.5
         scaler.scale_[deviations < _LEAST_DEVIATION * deviations.mean()] = 1.0
         scaled = scaler.transform(features)
+    weights = None if settings.weights is None else dict(settings.weights)
+    counts = None if weights is None else [weights[str(label)] for label in labels]
     regression = LogisticRegression(C=settings.strength, max_iter=1000)
     with catch_warnings():
         # A fit that has not converged is scored like the others.
         simplefilter("ignore", ConvergenceWarning)
-        return make_pipeline(scaler, regression.fit(scaled, labels))
+        return make_pipeline(scaler, regression.fit(scaled, labels, sample_weight=counts))
 
 
 def fold_regression(fitted: "Pipeline", labels: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -171,15 +188,19 @@ class UnseenScores:
         found: np.ndarray = (self.scores.argmax(dim=-1) == self.targets).numpy()
         return found
 
-    def compute_loss(self, factor: float = 1.0) -> float:
+    def compute_loss(self, factor: float = 1.0, *, weights: Sequence[float] | None = None) -> float:
         """The mean cross entropy.
 
         Args:
             factor: that the scores are multiplied by.
+            weights: how much a row of each label counts; None if all count the same.
         """
         if not len(self.targets):
             return float("inf")
-        return float(F.cross_entropy(self.scores.double() * factor, self.targets))
+        scores = self.scores.double() * factor
+        weight = None if weights is None else scores.new_tensor(weights)
+        total = F.cross_entropy(scores, self.targets, weight=weight, reduction="sum")
+        return float(total) / len(self.targets)
 
     def find_factor(self) -> float:
         """The factor of the scores with the lowest cross entropy, which calibrates them."""

@@ -18,7 +18,7 @@ from softprompt.inference.loops import EvaluationReport, make_report
 from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import Prompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, TaskSettings
+from softprompt.tasks import Classifier, Classify, TaskSettings
 from softprompt.tasks.config import describe_settings
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.datasets import RenderedRows
@@ -102,8 +102,10 @@ def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -
 
 
 def _describe_task(prepared: RunSetup) -> dict[str, object]:
-    """The settings of the task, with the readout that its head has."""
+    """The settings of the task, with the readout of its head and the weights of its labels."""
     facts = describe_settings(prepared.recipe.task_settings, template=prepared.template)
+    if isinstance(prepared.task, Classifier):
+        facts["class_weights"] = prepared.task.class_weights
     if isinstance(prepared.task, HeadClassifier):
         facts["pooling"] = prepared.task.pooling
     return facts

@@ -58,6 +58,7 @@ from softprompt.train.initialization import (
     read_candidates,
     resolve_initializer,
 )
+from softprompt.train.label_weights import weigh_labels
 from softprompt.train.readout import ReadoutChoice
 from softprompt.train.recipe_backbone import is_remote, load_recipe_backbone
 from softprompt.train.templates import check_soft_tokens, make_soft_template, resolve_hard_template
@@ -301,7 +302,7 @@ def _start_from_demonstrations(parts: Parts, init: FromDemonstrations) -> Method
     recipe, backbone = parts.recipe, require(parts.backbone)
     check_demonstrations_fit(backbone.geometry)
     task = build_task(
-        recipe.task_settings,
+        weigh_labels(recipe.task_settings, None, labels=None),
         backbone,
         template=require(parts.template).text,
         labels=require(parts.labels),
@@ -320,9 +321,15 @@ def _start_from_demonstrations(parts: Parts, init: FromDemonstrations) -> Method
 
 def bind_task(parts: Parts, collector: FaultCollector) -> None:
     """Bind the task; if it cannot be bound, its label words are still checked."""
-    settings, recipe = parts.recipe.task_settings, parts.recipe
-    backbone, template = require(parts.backbone), require(parts.template)
+    recipe, backbone, template = parts.recipe, require(parts.backbone), require(parts.template)
     parts.budget = parts.budget or LengthBudget(recipe.data.max_length)
+    labels, rows = parts.labels, parts.valid_tables.get("train")
+
+    settings: TaskSettings | None = collector.attempt(
+        lambda: weigh_labels(recipe.task_settings, rows, labels=labels)
+    )
+    if settings is None:
+        raise MissingPartError
     if isinstance(settings, Classify) and settings.verbalizer is None:
         collector.check(check_pooling, settings, backbone=backbone, template=template)
     parts.task = collector.attempt(
@@ -330,7 +337,7 @@ def bind_task(parts: Parts, collector: FaultCollector) -> None:
         settings,
         backbone,
         template=template.text,
-        labels=_PLACEHOLDER_LABELS if parts.labels is None else parts.labels,
+        labels=_PLACEHOLDER_LABELS if labels is None else labels,
         budget=parts.budget,
         seed=recipe.seed,
     )
