@@ -160,9 +160,11 @@ def _comparison_table(name: str) -> list[str]:
 def _comparison_setting(name: str) -> str:
     result = _read(f"comparison/results/{name}.json")
     rows, seeds = result["rows"], max(one["seeds"] for one in result["variants"])
+    threads = result["machine"]["threads"]
     return (
         f"{rows['train']:,} training reviews, {rows['validation']} validation reviews, "
-        f"{rows['test']:,} test reviews, each of other films, {seeds} seeds"
+        f"{rows['test']:,} test reviews, each of other films, {seeds} seeds; "
+        f"seconds on {threads} thread{'' if threads == 1 else 's'}"
     )
 
 

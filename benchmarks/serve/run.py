@@ -8,7 +8,6 @@ one. The last line of the output is one JSON object with the figures of the part
 """
 
 import argparse
-import importlib.util
 import json
 import platform
 import subprocess
@@ -96,7 +95,6 @@ def describe_machine() -> dict[str, Any]:
         },
         "versions": {n: version(n) for n in ("softprompt", "torch", "transformers", "peft")},
         "commit": _read_commit(),
-        "vllm": "installed" if importlib.util.find_spec("vllm") else "not installed here",
     }
 
 
