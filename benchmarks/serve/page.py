@@ -176,8 +176,8 @@ def make_page() -> str:
         ),
         "",
         (
-            "vLLM is not among the peers: it needs an environment of its own, and did not install "
-            "beside this one. [Its answers](../vllm/README.md) are compared elsewhere."
+            "vLLM is not among the peers, since it needs an environment of its own. [Its "
+            "answers](../vllm/README.md) are compared elsewhere."
         ),
         "",
     ]

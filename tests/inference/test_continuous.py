@@ -13,6 +13,7 @@ from softprompt.backbone import wrap_model
 from softprompt.errors import DataError, PromptError
 from softprompt.inference.continuous import GenerationBatch
 from softprompt.inference.generated_row import GenerationEvent, GenerationRequest
+from softprompt.inference.mixed import bake_prompts, find_head
 from softprompt.injection.limits import measure_limits
 from softprompt.injection.running_rows import RunningRows
 from softprompt.prompt import InputPrompt
@@ -276,6 +277,24 @@ def test_a_sample_follows_its_seed_and_not_its_mates(backbone, maker, writer):
     assert len({events[-1].prediction.token_ids for events in together}) > 1
     unseeded = replace(requests[3], seed=None, decoding=requests[3].seeded_decoding)
     assert predict(unseeded) == predict(requests[3])
+
+
+def test_what_is_baked_does_not_decide_the_sample(backbone, maker):
+    own = backbone("llama")
+    prompt = maker("llama").prompt("input", 3)
+    settings = Generate(template="{soft:3}{text} is", max_new_tokens=NEW)
+    task = build_task(settings, own, template=settings.template)
+    example = task.make_example({"text": TEXTS[0]}, target=False)
+    (baked,) = bake_prompts(own, [prompt], heads=[find_head(task)])
+    options = {"do_sample": True, "temperature": 3.0}
+    for seed in range(4):
+        decoding = replace(task.decoding, seed=seed, **options)
+        whole = GenerationRequest(task, example, prompt, decoding)
+        short = GenerationRequest(
+            task, baked.cut(example), baked.prefix, decoding, whole_ids=whole.ids
+        )
+        texts = [run_all(own, [request])[0][-1].prediction.token_ids for request in (whole, short)]
+        assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("writer", ["llama", "bart"])

@@ -4,6 +4,9 @@ import httpx
 import pytest
 import torch
 
+from softprompt.inference.generated_row import GenerationEvent
+from softprompt.inference.token_scores import TokenScores
+from softprompt.serve.orders import Choice, ChoiceOptions
 from support.models import ROWS
 
 TEXTS = [row["text"] for row in ROWS]
@@ -166,17 +169,34 @@ def test_choices_have_seeds_of_their_own(client) -> None:
 
 def test_best_of_returns_the_likeliest(client) -> None:
     options = {"model": "reply", "prompt": TEXTS[0], "temperature": 1.5, "seed": 5}
+    options["max_tokens"] = 3
     drafts = client.completions.create(n=6, logprobs=0, **options)
+    # Of a text that ended by itself, the end token counts too, which OpenAI's form does not show.
     means = {
         one.text: sum(one.logprobs.token_logprobs) / len(one.logprobs.token_logprobs)
         for one in drafts.choices
-        if one.logprobs.tokens
+        if one.finish_reason == "length"
     }
+    assert len(means) == 6
     best = client.completions.create(n=2, best_of=6, **options)
-    ranked = sorted((m for m in means.values()), reverse=True)
-    assert [means[one.text] for one in best.choices] == pytest.approx(ranked[:2])
+    found = [means[one.text] for one in best.choices]
+    assert found == pytest.approx(sorted(means.values(), reverse=True)[:2])
     assert best.usage.completion_tokens == drafts.usage.completion_tokens
     assert best.choices[0].logprobs is None
+
+
+def test_a_text_that_ends_at_once_is_as_likely_as_the_end_token() -> None:
+    """Its mean was 0, above that of every text with a word."""
+
+    def make(*pieces: tuple[tuple[int, ...], tuple[float, ...]]) -> Choice:
+        choice = Choice(ChoiceOptions(1, 1, None), None, task=None)
+        for ids, logprobs in pieces:
+            scores = tuple(TokenScores(7, each, {}) for each in logprobs)
+            choice.add(GenerationEvent("a", "", ids, scores=scores))
+        return choice
+
+    assert make(((), (-5.0,))).mean_logprob == -5.0
+    assert make(((1,), (-1.0,)), ((), (-2.0,))).mean_logprob == -1.5
 
 
 def test_stop_tokens_and_min_p(client, models) -> None:
@@ -197,7 +217,10 @@ def test_stop_tokens_and_min_p(client, models) -> None:
 
 WRONG = [
     ({"model": "reply", "n": 0}, "n = 0"),
-    ({"model": "reply", "n": 100_000}, "n has 100,000 entries"),
+    ({"model": "reply", "n": 10**12}, "ask for 1,000,000,000,000 texts"),
+    ({"model": "reply", "best_of": 2000}, "ask for 2,000 texts"),
+    ({"model": "reply", "stop": ["a"] * 65}, "stop has 65 strings"),
+    ({"model": "reply", "stop": "a" * 2000}, "a stop string has 2,000 characters"),
     ({"model": "reply", "n": 3, "best_of": 2}, "Raise best_of"),
     ({"model": "reply", "best_of": 2, "stream": True}, "cannot be streamed"),
     ({"model": "reply", "logprobs": 21}, "at most 20"),

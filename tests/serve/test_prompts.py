@@ -2,13 +2,16 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from softprompt.errors import ArtifactError
-from softprompt.inference.mixed import PromptedRow, predict_mixed
+from softprompt.inference.mixed import BakedPrompt, PromptedRow, predict_mixed
+from softprompt.prompt import KVPrefix
+from softprompt.serve import prompts as prompts_module
 from softprompt.serve import resident as resident_module
 from softprompt.serve.prompts import FolderSource, PromptStore, RegistrySource
 from softprompt.serve.registry import Registry
@@ -167,3 +170,57 @@ def test_prompts_of_one_task_share_all_but_their_tensors(model, backbone, tmp_pa
         row = PromptedRow(one.task, made[name].render("dull"), one.prompt)
         expected = made[name].predict("dull")[0].probabilities
         assert dict(predict_mixed([row])[0].probabilities) == pytest.approx(expected, abs=2e-6)
+
+
+def test_a_prompt_used_while_it_is_baked_is_counted_once(source, backbone, monkeypatch) -> None:
+    store = PromptStore(backbone("llama"), source)
+    bake = prompts_module.bake_prompts
+
+    def bake_in_use(*args: object, **options: object) -> object:
+        with store.borrow("mood"):  # a request in the meantime
+            pass
+        return bake(*args, **options)
+
+    monkeypatch.setattr(prompts_module, "bake_prompts", bake_in_use)
+    bake_all(store, "mood")
+    monkeypatch.setattr(prompts_module, "bake_prompts", bake)
+    with store.borrow("mood") as mood:
+        assert store.bytes == mood.bytes + mood.baked_bytes
+        assert not store.has_unbaked
+
+
+def test_what_fails_to_bake_is_run_whole_and_its_mates_are_baked(
+    source, backbone, monkeypatch
+) -> None:
+    store = PromptStore(backbone("llama"), source)
+    bake, calls = prompts_module.bake_prompts, []
+    with store.borrow("mood") as mood:
+        bad = mood.members[0].prompt
+
+    def fail(owner: object, prompts: list, *, heads: list) -> object:
+        calls.append(len(prompts))
+        if any(prompt is bad for prompt in prompts):
+            raise RuntimeError
+        return bake(owner, prompts, heads=heads)
+
+    monkeypatch.setattr(prompts_module, "bake_prompts", fail)
+    for _ in range(2):
+        for name in ("mood", "rating"):
+            with store.borrow(name):
+                pass
+    store.bake_waiting()
+    assert calls == [2, 1, 1]
+    assert store.num_baked == 1
+    with store.borrow("mood"):
+        assert not store.has_unbaked, "it is not tried again at once"
+
+
+def test_a_row_that_ends_with_the_soft_tokens_is_run_whole(backbone, models) -> None:
+    store_row = models["mood"].render("dull")
+    (variant,) = store_row.variants
+    for count in (len(variant.input_ids), len(variant.input_ids) - 1):
+        head = variant.input_ids[:count]
+        baked = BakedPrompt(KVPrefix.__new__(KVPrefix), head)
+        row = replace(store_row, read_positions=((),))
+        cut = baked.cut(row)
+        assert (cut is None) == (count == len(variant.input_ids))

@@ -1,6 +1,7 @@
 """Ray Serve: the door repeats what a lost replica took; two local replicas of the whole server."""
 
 import asyncio
+import hashlib
 import importlib.util
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 
 from softprompt.errors import DataError
 from softprompt.serve.door import Door
+from softprompt.serve.keys import ApiKey, make_key
 from softprompt.serve.ray_app import (
     PromptReplica,
     RaySettings,
@@ -256,3 +258,28 @@ def test_a_replica_that_is_killed_loses_no_request(on_ray, registry, tmp_path: P
     _, said = process.communicate(timeout=90)
     assert process.returncode == 0, said
     assert said.splitlines()[-1] == "stopped"
+
+
+def test_the_door_reads_no_body_without_a_key() -> None:
+    secret, _ = make_key("team")
+    key = ApiKey("team", hashlib.sha256(secret.encode()).hexdigest(), frozenset({"predict"}))
+    read: list[int] = []
+
+    async def ask(scope, body):
+        read.append(len(body))
+        yield JSON
+        yield b"{}"
+
+    async def run() -> None:
+        door = Door(ask, is_lost=lambda _: False, max_body_bytes=100, keys=[key])
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://door")
+        assert (await client.post("/v1/predict", content=b"x")).status_code == 401
+        assert (await client.get("/livez")).status_code == 200
+        headers = {"authorization": f"Bearer {secret}"}
+        long = await client.post("/v1/predict", content=b"x" * 101, headers=headers)
+        assert long.status_code == 413
+        assert (await client.put("/v1/prompts/a", headers=headers)).status_code == 403
+        assert (await client.post("/v1/predict", content=b"x", headers=headers)).status_code == 200
+
+    asyncio.run(run())
+    assert read == [0, 1]

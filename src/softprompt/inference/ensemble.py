@@ -429,11 +429,14 @@ class Ensemble:
         targets = torch.tensor([view[0].target for view in views], device=scores.device)
         log_probs = scores.log_softmax(dim=-1)
         mean = log_probs.logsumexp(dim=0) - log(len(log_probs))  # the log of the mean probability
-        task = self.members[0].task
-        weights = task.loss.weights if isinstance(task, Classifier) else None
-        weight = None if weights is None else scores.new_tensor(weights)
-        voters = (*log_probs, mean)
-        sums = [F.nll_loss(v, targets, weight=weight, reduction="sum") for v in voters]
+        tasks = [m.task for m in self.members if isinstance(m.task, Classifier)]
+        weights = [task.loss.weights for task in (*tasks, tasks[0])]
+        sums = [
+            F.nll_loss(
+                voter, targets, weight=None if w is None else scores.new_tensor(w), reduction="sum"
+            )
+            for voter, w in zip((*log_probs, mean), weights, strict=True)
+        ]
         return torch.stack(sums).double().cpu(), len(views)
 
 

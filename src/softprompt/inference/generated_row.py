@@ -47,6 +47,8 @@ class GenerationRequest:
         stop: strings before the first of which the text ends.
         stop_token_ids: tokens that end the text as the end token does.
         scores: which log-probabilities are returned; None for none.
+        whole_ids: of a row whose first tokens are baked, all its tokens, from which its sample is
+            drawn; None if none are.
     """
 
     task: TextGenerator
@@ -57,6 +59,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     scores: ScoreOptions | None = None
+    whole_ids: tuple[int, ...] | None = None
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -129,7 +132,8 @@ class GeneratedRow:
         self.stream = TextStream(request.task.spell, stop=request.stop)
         decoding, backbone = request.seeded_decoding, request.task.backbone
         is_plain = decoding.allowed_answers is None and not decoding.do_sample
-        seeds = [derive_seed(request.ids, decoding.seed)]
+        # What is baked may not decide which sample is drawn.
+        seeds = [derive_seed(request.whole_ids or request.ids, decoding.seed)]
         self._processors = make_logits_processors(backbone, decoding, seeds=seeds, begin=0)
         self.is_greedy = is_plain
         causal = backbone.geometry.architecture == "causal"

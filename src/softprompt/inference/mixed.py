@@ -58,14 +58,14 @@ class BakedPrompt:
     head: tuple[int, ...]
 
     def cut(self, example: Example) -> Example | None:
-        """The example without these tokens; None if a row does not begin with them.
+        """The example without these tokens; None if a row does not begin with them, or ends there.
 
         Args:
             example: rendered by the task.
         """
         length = len(self.head)
         for variant, positions in zip(example.variants, example.read_positions, strict=True):
-            is_head = variant.input_ids[:length] == self.head
+            is_head = variant.input_ids[:length] == self.head and len(variant.input_ids) > length
             if not is_head or min(positions, default=length) < length:
                 return None
         return replace(

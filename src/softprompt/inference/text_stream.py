@@ -92,7 +92,7 @@ class TextStream:
             (
                 count
                 for stop in self._stop
-                for count in range(1, len(stop))
+                for count in range(1, min(len(stop), len(self._raw) + 1))
                 if self._raw.endswith(stop[:count])
             ),
             default=0,

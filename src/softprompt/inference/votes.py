@@ -14,7 +14,7 @@ from softprompt.tasks.heads import HeadClassifier
 Vote = Literal["majority", "mean"]
 
 # Settings of the task that may differ between members.
-_MAY_DIFFER = {"template", "head"}
+_MAY_DIFFER = {"template", "head", "class_weights", "label_smoothing"}
 
 
 def combine(predictions: Sequence[Prediction], vote: Vote) -> Prediction:

@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from softprompt.serve.faults import ServingError
+from softprompt.serve.keys import ApiKey, KeyRing, read_secret
 from softprompt.serve.messages import encode, make_error_body
-from softprompt.serve.site import respond_error
+from softprompt.serve.site import HEALTH, choose_scope, respond_error
 
 _ATTEMPTS = 6
 _WAIT = 0.25  # before the second attempt, in seconds; then twice as long each time
@@ -31,21 +32,35 @@ class Door:
         ask: hands a request to a replica, and yields what `PromptReplica.answer` does.
         is_lost: whether an error means that the replica was lost.
         max_body_bytes: of a request.
+        keys: who may ask; without any, everybody.
     """
 
     def __init__(
-        self, ask: Ask, *, is_lost: Callable[[BaseException], bool], max_body_bytes: int
+        self,
+        ask: Ask,
+        *,
+        is_lost: Callable[[BaseException], bool],
+        max_body_bytes: int,
+        keys: Sequence[ApiKey] = (),
     ) -> None:
         self._ask, self._is_lost, self._most = ask, is_lost, max_body_bytes
+        self._ring = KeyRing(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as ASGI defines it."""
         plain = {name: scope[name] for name in _PLAIN if name in scope}
         plain["headers"] = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
-        body = await self._read(receive)
+        try:
+            # A body takes memory, so nobody without a key may send one.
+            headers = {name.lower(): value.decode("latin-1") for name, value in plain["headers"]}
+            if scope["path"] not in HEALTH:
+                secret = read_secret(headers.get(b"authorization", ""))
+                self._ring.authenticate(secret, scope=choose_scope(scope["path"]))
+            body = await self._read(receive, length=headers.get(b"content-length", ""))
+        except ServingError as error:
+            await respond_error(error)(scope, receive, send)
+            return
         if body is None:
-            msg = f"the body has more than {self._most:,} bytes. Divide the request."
-            await respond_error(ServingError(msg, kind="too_large"))(scope, receive, send)
             return
         most = _ATTEMPTS if scope["method"] in _IDEMPOTENT else 1
         for attempt in range(most):
@@ -68,17 +83,21 @@ class Door:
         fault = ServingError(msg, kind="unreachable", retry_after=5)
         await respond_error(fault)(scope, receive, send)
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None if it is too large."""
-        body = b""
+    async def _read(self, receive: Receive, *, length: str) -> bytes | None:
+        """The body; None if the client has left."""
+        msg = f"the body has more than {self._most:,} bytes. Divide the request."
+        if length.isdecimal() and int(length) > self._most:
+            raise ServingError(msg, kind="too_large")
+        parts: list[bytes] = []
         while True:
             message = await receive()
-            part: bytes = message.get("body", b"")
-            body += part
-            if len(body) > self._most:
+            if message["type"] == "http.disconnect":
                 return None
+            parts.append(message.get("body", b""))
+            if sum(map(len, parts)) > self._most:
+                raise ServingError(msg, kind="too_large")
             if not message.get("more_body", False):
-                return body
+                return b"".join(parts)
 
 
 class _Answer:

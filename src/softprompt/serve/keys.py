@@ -1,5 +1,7 @@
 """Keys: who may ask, what for, and how much."""
 
+import base64
+import binascii
 import hashlib
 import hmac
 import math
@@ -116,6 +118,27 @@ def _read_key(table: Any, *, where: str) -> ApiKey:  # noqa: ANN401  # what a fi
         f"({', '.join(SCOPES)}), and may have requests_per_minute and max_requests, at least 1."
     )
     raise DataError(msg)
+
+
+def read_secret(authorization: str) -> str | None:
+    """The key of a header ``Authorization``: a bearer's, or the password of a browser.
+
+    Args:
+        authorization: the header's value.
+
+    Examples:
+        >>> read_secret("Bearer secret")
+        'secret'
+    """
+    method, _, value = authorization.partition(" ")
+    if method.lower() == "bearer":
+        return value.strip() or None
+    if method.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2] or None
+    except (binascii.Error, UnicodeDecodeError):
+        return None
 
 
 class KeyRing:

@@ -68,8 +68,14 @@ class TextRoutes:
         try:
             rows = await asyncio.to_thread(render, target)
             deadline = self.site.get_deadline(request)
-            order = make_order(request, kind, target=target, rows=rows, deadline=deadline)
-            self.site.check_count(order.choices, "n")
+            order = make_order(
+                request,
+                kind,
+                target=target,
+                rows=rows,
+                deadline=deadline,
+                max_choices=self.site.settings.max_rows,
+            )
             record_facts(http, prompt=target.name, version=target.version, rows=len(order.choices))
             if not request.stream:
                 return await self._answer_whole(http, order)
@@ -115,13 +121,12 @@ class TextRoutes:
             return lambda event: send(index, event)
 
         tickets = self._submit(order, [make_sender(i) for i in range(len(order.choices))])
-        unfinished, first = {*tickets}, 0
+        left, first = iter(range(len(tickets) - 1, -1, -1)), 0  # counts down in any thread
 
         def finish(ticket: AnyTicket, first: int) -> None:
             for index, outcome in enumerate(ticket.future.result(), start=first):
                 send(index, outcome)
-            unfinished.remove(ticket)
-            if not unfinished:  # even if no one has read the stream
+            if not next(left):  # even if no one has read the stream
                 self.site.service.close(order.target)
 
         for ticket in tickets:

@@ -16,6 +16,7 @@ from softprompt.tasks.generation import TextGenerator
 
 Kind = Literal["completion", "chat"]
 # OpenAI's limit of chat.
+_MOST_STOPS, _LONGEST_STOP = 64, 1000
 _MAX_TOP = 20
 
 
@@ -65,14 +66,14 @@ class Choice:
         self.text = self._begin()
         self.tokens = 0
         self.finish_reason = "stop"
-        self._shown, self._total, self._has_begun = 0, 0.0, False
+        self._shown, self._total, self._scored, self._has_begun = 0, 0.0, 0, False
         self._ids: list[int] = []
         self._waiting: list[TokenScores] = []
 
     @property
     def mean_logprob(self) -> float:
-        """The mean log-probability of its tokens; the higher, the likelier is the text."""
-        return self._total / max(1, self.tokens)
+        """The mean log-probability of its tokens, with the end token."""
+        return self._total / max(1, self._scored)
 
     @property
     def has_more(self) -> bool:
@@ -90,9 +91,10 @@ class Choice:
             self.finish_reason = "length"
             return
         self._ids += event.token_ids
-        scores = event.scores[: len(event.token_ids)]
-        self._waiting += scores
-        self._total += sum(one.logprob or 0.0 for one in scores)
+        self._waiting += event.scores[: len(event.token_ids)]
+        # With the end token: a text that ends at once is as likely as that token.
+        self._total += sum(one.logprob or 0.0 for one in event.scores)
+        self._scored += len(event.scores)
         self.tokens += len(event.token_ids)
         if event.text and not self._has_begun:
             self.text += self._find_space()
@@ -224,6 +226,7 @@ def make_order(
     target: Target,
     rows: Sequence[ServedRow],
     deadline: float,
+    max_choices: int,
 ) -> TextOrder:
     """Check the options of a request for text, and make its choices.
 
@@ -233,12 +236,20 @@ def make_order(
         target: that answers.
         rows: of the request.
         deadline: by the engine's clock.
+        max_choices: the most texts of a request, of all its rows together.
 
     Raises:
         ServingError: options are not possible, or not together.
     """
     options = _read_options(request)
     _check_target(request, options, target)
+    wanted = len(rows) * options.drafts
+    if wanted > max_choices:
+        msg = (
+            f"n and best_of ask for {wanted:,} texts, but a request may have {max_choices:,}. "
+            "Divide it."
+        )
+        raise ServingError(msg, kind="invalid", param="n")
     choices = [
         _make_choice(request, options, target=target, row=row)
         for row in rows
@@ -290,6 +301,22 @@ def _read_options(request: TextRequest) -> ChoiceOptions:
     return ChoiceOptions(count, drafts, request.logprobs, request.echo, has_text)
 
 
+def _read_stops(request: TextRequest) -> tuple[str, ...]:
+    """The stop strings, each of which is looked for at every token."""
+    stops = request.stops
+    longest = max(map(len, stops), default=1)
+    msg = ""
+    if len(stops) > _MOST_STOPS:
+        msg = f"stop has {len(stops):,} strings, but at most {_MOST_STOPS} are looked for."
+    elif longest > _LONGEST_STOP:
+        msg = f"a stop string has {longest:,} characters, but may have {_LONGEST_STOP:,}."
+    elif "" in stops:
+        msg = "a stop string is empty, so that the text would end at once. Leave it out."
+    if msg:
+        raise ServingError(msg, kind="invalid", param="stop")
+    return stops
+
+
 def _check_range(name: str, value: int, *, low: int = 0, high: int | None = None) -> None:
     if value < low or (high is not None and value > high):
         most = "" if high is None else f" and at most {high}"
@@ -335,7 +362,7 @@ def _make_text_options(request: TextRequest, choices: ChoiceOptions) -> TextOpti
         top_k=request.top_k,
         min_p=request.min_p,
         seed=request.seed,
-        stop=request.stops,
+        stop=_read_stops(request),
         stop_token_ids=tuple(request.stop_token_ids or ()),
         scores=scores,
     )

@@ -1,10 +1,11 @@
 """The prompts that a server has: where they come from, and those that are in memory."""
 
+import logging
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from softprompt.serve.resident import (
     count_bytes,
 )
 
+_log = logging.getLogger(__name__)
 # So many prompts are baked together; meanwhile no other batch runs.
 _BAKED_AT_ONCE = 8
 # A failed load is repeated after this time at the earliest.
@@ -335,17 +337,40 @@ class PromptStore:
             chosen = dict(list(waiting.items())[:_BAKED_AT_ONCE])
             for key in chosen:
                 del waiting[key]
-            # Those that were given up in the meantime are not in memory any more.
-            chosen = {k: one for k, one in chosen.items() if self._shelf.resident.get(k) is one}
-        if not chosen:
-            return
+            # Some were given up in the meantime, or used again while they were baked.
+            resident = self._shelf.resident
+            chosen = {
+                k: one for k, one in chosen.items() if resident.get(k) is one and not one.is_baked
+            }
+        try:
+            self._bake(chosen)
+        except Exception:  # noqa: BLE001  # one that fails does not keep its mates from it
+            for key, one in chosen.items():
+                self._bake_alone(key, one)
+
+    def _bake_alone(self, key: str, resident: ResidentPrompt) -> None:
+        try:
+            self._bake({key: resident})
+        except Exception:  # noqa: BLE001  # it is run without being baked
+            _log.exception("%s is run with its soft tokens", resident.found.version)
+            with self._lock:
+                self._put_off(resident)
+
+    def _bake(self, chosen: Mapping[str, ResidentPrompt]) -> None:
+        """Bake prompts in one pass."""
         members = [member for one in chosen.values() for member in one.bakeable]
+        if not members:
+            return
         prompts = [member.prompt for member in members if isinstance(member.prompt, InputPrompt)]
         heads = [member.head_ids for member in members if member.head_ids is not None]
         baked = iter(bake_prompts(self.backbone, prompts, heads=heads))
         for key, one in chosen.items():
             with self._lock:
                 self._place_baked(key, one, [next(baked) for _ in one.bakeable])
+
+    def _put_off(self, resident: ResidentPrompt) -> None:
+        """Bake a prompt later: now there is no room for it, or it failed."""
+        resident.bake_after = self._shelf.count + 4 * len(self._shelf.resident)
 
     def _note_use(self, key: str, resident: ResidentPrompt) -> None:
         """Record a use of a prompt that is in memory, and whether it is to be baked."""
@@ -355,7 +380,7 @@ class PromptStore:
         shelf.resident.move_to_end(key)
         if resident.is_baked:
             shelf.baked.move_to_end(key)
-        elif self._bakes and resident.bakeable:
+        elif self._bakes and resident.bakeable and shelf.count > resident.bake_after:
             shelf.unbaked[key] = resident
 
     def _place_baked(
@@ -368,9 +393,12 @@ class PromptStore:
         while shelf.bytes + size > self.max_bytes and shelf.baked:
             oldest = next(iter(shelf.baked.values()))
             if oldest.last_use >= long_ago:
-                return
+                break
             self._drop_baked(oldest)
-        if shelf.bytes + size <= self.max_bytes and shelf.resident.get(key) is resident:
+        shelf.unbaked.pop(key, None)
+        if shelf.bytes + size > self.max_bytes:
+            self._put_off(resident)
+        elif shelf.resident.get(key) is resident and not resident.is_baked:
             for member, one in zip(resident.bakeable, baked, strict=True):
                 member.baked = one
             shelf.baked[key] = resident

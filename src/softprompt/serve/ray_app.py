@@ -33,6 +33,7 @@ from softprompt.serve.server import (
     make_site,
     open_source,
 )
+from softprompt.serve.site import show_access_log
 
 APPLICATION = "softprompt"
 _READERS: dict[str, Callable[[str], object]] = {
@@ -153,6 +154,7 @@ class PromptReplica:
         source = open_source(plan.folders, plan.registry)
         backbone = load_first_backbone(source, plan.backbone)
         self._site = make_site(backbone, source, keys=plan.keys, settings=plan.settings)
+        show_access_log()
         self._app = make_app(self._site)
         self._living: asyncio.Task[None] | None = None
 
@@ -270,7 +272,7 @@ def make_ray_app(plan: ReplicaPlan, replicas: RaySettings) -> Any:  # noqa: ANN4
     most = settings.site.max_body_bytes
 
     def build() -> ASGIApp:
-        return Starlette(routes=[Mount("/", app=make_ray_door(most))])
+        return Starlette(routes=[Mount("/", app=make_ray_door(most, keys=plan.keys))])
 
     door = serve.deployment(
         serve.ingress(build)(),
@@ -282,11 +284,12 @@ def make_ray_app(plan: ReplicaPlan, replicas: RaySettings) -> Any:  # noqa: ANN4
     return door.bind(replica.bind(plan, replicas.num_cpus))
 
 
-def make_ray_door(max_body_bytes: int) -> Door:
+def make_ray_door(max_body_bytes: int, *, keys: Sequence[ApiKey]) -> Door:
     """The door to the replicas of the application that runs.
 
     Args:
         max_body_bytes: of a request.
+        keys: who may ask.
     """
     from ray.exceptions import RayActorError, WorkerCrashedError
 
@@ -307,7 +310,7 @@ def make_ray_door(max_body_bytes: int) -> Door:
     def is_lost(error: BaseException) -> bool:
         return isinstance(error, RayActorError | WorkerCrashedError)
 
-    return Door(ask, is_lost=is_lost, max_body_bytes=max_body_bytes)
+    return Door(ask, is_lost=is_lost, max_body_bytes=max_body_bytes, keys=keys)
 
 
 def run_on_ray(

@@ -18,6 +18,7 @@ from softprompt.artifact.checks import read_task_settings
 from softprompt.artifact.ensembles import digest_saved, load_saved
 from softprompt.backbone.model import Backbone
 from softprompt.errors import ArtifactError
+from softprompt.inference.ensemble import attach_saved
 from softprompt.inference.mixed import BakedPrompt, can_bake, find_head
 from softprompt.inference.model import PromptModel, attach
 from softprompt.inference.votes import Vote
@@ -99,12 +100,14 @@ class ResidentPrompt:
         members: its prompt, or those of an ensemble.
         vote: of the ensemble; None if there is a single prompt.
         last_use: the number of its last use, counted over all prompts.
+        bake_after: the number of the use after which it may be baked again, since it did not fit.
     """
 
     found: FoundPrompt
     members: tuple[ResidentMember, ...]
     vote: Vote | None
     last_use: int = 0
+    bake_after: int = 0
 
     @property
     def bytes(self) -> int:
@@ -164,6 +167,8 @@ class ResidentLoader:
             raise ArtifactError(msg)
         if isinstance(saved, Artifact):
             return ResidentPrompt(found, (self._place(saved),), None)
+        with self.tokenizing:  # checks that the members have the same task
+            attach_saved(saved, self.backbone)
         members = tuple(map(self._place, saved.members.values()))
         return ResidentPrompt(found, members, cast("Vote", saved.vote))
 
@@ -171,7 +176,8 @@ class ResidentLoader:
         """One prompt, with the tensors that it needs."""
         check_backbone(artifact, self.backbone)
         if self._check is not None:
-            self._check(attach(artifact, self.backbone))
+            with self.tokenizing:
+                self._check(attach(artifact, self.backbone))
         shared = self._share(artifact)
         # The attention converts a prefix in every pass, so that this changes no answer.
         prompt = to(artifact.prompt, device=self.backbone.device, dtype=self.backbone.dtype)

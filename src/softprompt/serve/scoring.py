@@ -70,7 +70,7 @@ class ScoreRoutes:
                 "are scored. Give the ids of the tokens that may come next."
             )
             raise ServingError(msg, kind="invalid", param="label_token_ids")
-        target = await asyncio.to_thread(service.open, request.model)
+        target = await self.site.open(request.model)
         try:
             rows = await asyncio.to_thread(_render, service, target, request)
             record_facts(http, prompt=target.name, version=target.version, rows=len(rows))

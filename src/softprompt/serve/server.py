@@ -216,7 +216,12 @@ def make_site(
     )
     can_write = backbone.geometry.architecture != "encoder"
     if upstream is not None:
-        engine = ServingEngine(upstream.make_batch, limits=limits, predict=upstream.predict)
+        engine = ServingEngine(
+            upstream.make_batch,
+            limits=limits,
+            predict=upstream.predict,
+            pass_tokens=limits.batch_tokens,  # vLLM makes its own batches of all rows
+        )
     else:
         engine = ServingEngine(
             make_batch if can_write else None,

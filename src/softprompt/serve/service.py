@@ -402,6 +402,7 @@ def _make_request(member: Member, example: Example, options: TextOptions) -> Gen
         stop=options.stop,
         stop_token_ids=options.stop_token_ids,
         scores=options.scores,
+        whole_ids=example.variants[0].input_ids,
     )
 
 

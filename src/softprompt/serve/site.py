@@ -1,8 +1,6 @@
 """What every request passes through: keys, limits, errors, logs; and what the routes share."""
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import json
 import logging
@@ -18,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from softprompt.serve.admission import RowOutcome
 from softprompt.serve.faults import ServingError
-from softprompt.serve.keys import ApiKey, KeyRing
+from softprompt.serve.keys import ApiKey, KeyRing, read_secret
 from softprompt.serve.messages import Request, check_supported, decode, encode, make_error_body
 from softprompt.serve.metrics import Metrics
 from softprompt.serve.service import Service
@@ -35,7 +33,15 @@ _CLIENT_GONE = 499
 _SHORT_BODY, _BODY_SECONDS = 1 << 16, 1.0
 # The paths whose requests wait in the engine's queue.
 _QUEUED = frozenset(
-    ("/classify", "/v1/chat/completions", "/v1/classify", "/v1/completions", "/v1/predict")
+    (
+        "/classify",
+        "/generative_scoring",
+        "/v1/chat/completions",
+        "/v1/classify",
+        "/v1/completions",
+        "/v1/predict",
+        "/v1/score",
+    )
 )
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _HEADERS = (
@@ -189,6 +195,19 @@ def respond(content: object, *, status: int = 200) -> Response:
     return Response(encode(content), status_code=status, media_type="application/json")
 
 
+def show_access_log() -> logging.Handler:
+    """Write one line of JSON for each request to standard error.
+
+    Returns:
+        The handler that writes them, to be removed at the end.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ACCESS_LOG.addHandler(handler)
+    ACCESS_LOG.setLevel(logging.INFO)
+    return handler
+
+
 def respond_error(error: ServingError) -> Response:
     """An error in OpenAI's form.
 
@@ -302,7 +321,8 @@ class _Passage:
             if not is_health:
                 self._check_open()
                 self.key = self.site.ring.authenticate(
-                    self._read_secret(), scope=choose_scope(self.scope["path"])
+                    read_secret(self.headers.get(b"authorization", "")),
+                    scope=choose_scope(self.scope["path"]),
                 )
                 self.site.ring.enter(self.key)
         except ServingError as error:
@@ -351,18 +371,6 @@ class _Passage:
         most = self.site.settings.max_body_bytes
         msg = f"the body has more than {most:,} bytes. Divide the request (or --max-body-bytes)."
         return ServingError(msg, kind="too_large")
-
-    def _read_secret(self) -> str | None:
-        """The key of ``Authorization: Bearer``, or of a browser's password."""
-        method, _, value = self.headers.get(b"authorization", "").partition(" ")
-        if method.lower() == "bearer":
-            return value.strip() or None
-        if method.lower() != "basic":
-            return None
-        try:
-            return base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2] or None
-        except (binascii.Error, UnicodeDecodeError):
-            return None
 
     async def _read(self) -> Message:
         message = await self._receive()

@@ -1,5 +1,6 @@
 """What a request's model means, its rendered rows, and tickets of several prompts together."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -204,13 +205,12 @@ class JointTicket:
             if self._left:
                 return
         outcomes = [one for ticket in self._tickets for one in ticket.future.result()]
-        try:
-            starts = range(0, len(outcomes), self._members)
+        starts = range(0, len(outcomes), self._members)
+        # The one who waited may have gone.
+        with contextlib.suppress(InvalidStateError):
             self.future.set_result(
                 [_vote(outcomes[at : at + self._members], self._vote) for at in starts]
             )
-        except InvalidStateError:  # the one who waited has gone
-            return
 
 
 AnyTicket = Ticket | JointTicket

@@ -7,6 +7,7 @@ anybody, ``prompt_embeds`` on ``/v1/completions``.
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -38,6 +39,7 @@ from softprompt.serve.admission import RowOutcome
 from softprompt.serve.faults import ServingError
 from softprompt.tasks.classification import CausalVerbalizer
 
+_log = logging.getLogger(__name__)
 _UNREACHABLE_RETRY = 5.0
 _STEP_SECONDS = 0.01  # that a step waits for the first event
 _BUSY = (429, 503)
@@ -202,6 +204,8 @@ class Upstream:
             return error
         except SoftpromptError as error:
             return ServingError(str(error), kind="upstream")
+        except Exception as error:  # noqa: BLE001  # an answer that is not vLLM's
+            return _explain(f"the upstream server's answer cannot be read: {error!r}")
 
     async def _ask_label(self, row: PromptedRow) -> RowOutcome:
         task = row.task
@@ -254,18 +258,18 @@ class Upstream:
 
     @contextlib.contextmanager
     def _explain_failures(self) -> Iterator[None]:
-        url, seconds = self.settings.url, self.settings.timeout
+        # Clients read these messages, so its address, which may have a password, is left out.
         try:
             yield
         except httpx.TimeoutException as error:
             msg = (
-                f"the upstream server {url} has sent nothing for {seconds:g} s. Try again later, "
-                "or allow more time (--upstream-timeout)."
+                f"the upstream server has sent nothing for {self.settings.timeout:g} s. Try again "
+                "later, or allow more time (--upstream-timeout)."
             )
             raise ServingError(msg, kind="expired") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            fact = str(error) or type(error).__name__
-            msg = f"the upstream server {url} cannot be reached: {fact}."
+            _log.warning("the upstream server cannot be reached: %r", error)
+            msg = f"the upstream server cannot be reached ({type(error).__name__})."
             raise ServingError(msg, kind="unreachable", retry_after=_UNREACHABLE_RETRY) from error
 
 
@@ -363,9 +367,13 @@ class UpstreamBatch:
                     self._events.put(event)
                     if event.finish_reason is not None:
                         return
-                if choice.get("finish_reason") is not None:
-                    self._events.put(row.finish("stop"))
+                reason = choice.get("finish_reason")
+                if reason in ("stop", "length"):
+                    self._events.put(row.finish(reason))
                     return
+                if reason is not None:
+                    msg = f"the upstream server ended the text: {reason}"
+                    raise _explain(msg)
         msg = "the upstream server's answer ended before the text did"
         raise _explain(msg)
 

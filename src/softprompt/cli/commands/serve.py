@@ -1,8 +1,6 @@
 """``softprompt serve``: named prompts over HTTP."""
 
-import logging
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -242,15 +240,12 @@ def _check(site: "Site", *, as_json: bool) -> None:
 
 def _run(site: "Site", settings: "ServerSettings") -> None:
     from softprompt.serve.server import check_prompts, run_server
-    from softprompt.serve.site import ACCESS_LOG
+    from softprompt.serve.site import ACCESS_LOG, show_access_log
 
     if site.upstream is not None:
         for name, fault in check_prompts(site.service.store).items():
             print_status(f"warning: {name} cannot be served there: {fault}")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    ACCESS_LOG.addHandler(handler)
-    ACCESS_LOG.setLevel(logging.INFO)
+    handler = show_access_log()
 
     def tell(port: int) -> None:
         print_status(f"backbone    {site.service.base_name}")
