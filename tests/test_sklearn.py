@@ -143,7 +143,7 @@ def test_rows_with_other_columns_are_refused(classifier, texts) -> None:
     with pytest.raises(ValueError, match=message):
         trained.predict(frame.to_numpy())
     pairs = classifier(template="{soft:3}{text} {year}", length=None).fit(frame, texts[1])
-    with pytest.raises(ValueError, match=r"X has 1 column, but the .* the fields text, year"):
+    with pytest.raises(ValueError, match=r"X has 1 column, but the .* with text, year"):
         pairs.predict(texts[0])
 
 

@@ -151,7 +151,10 @@ def test_the_metrics_are_those_that_a_recipe_may_select(model, rows, way):
         trained.task, examples(trained, rows), truth=truth(trained, rows), prompt=trained.prompt
     )
     kind = "generate" if way == "text" else "classify"
-    assert {*make_report(trained.task, [found]).metrics} == {"loss", *METRICS[kind]}
+    task = trained.task
+    if kind == "classify":
+        task = task.with_loss(task.loss, is_ordinal=True)
+    assert {*make_report(task, [found]).metrics} == {"loss", *METRICS[kind]}
     assert (make_report(trained.task, [found]).confusion is None) == (way == "text")
 
 
