@@ -90,16 +90,15 @@ def list_figures(device: str) -> list[str]:
 def list_memory(device: str) -> list[str]:
     """The lines of the table of what a prompt takes in memory."""
     lines = [
-        "| | tensors | in all | with its baked keys and values |",
-        "|---|---|---|---|",
+        "| | tensors | with its baked keys and values |",
+        "|---|---|---|",
     ]
     for name, result in _read_mixing(device).items():
         loading = result["loading"]
         baked = loading.get("baked_bytes_per_prompt")
         whole = "not baked" if baked is None else _format_bytes(loading["bytes_per_prompt"] + baked)
-        tensors = _format_bytes(loading["tensor_bytes_per_prompt"])
-        in_all = _format_bytes(loading["bytes_per_prompt"])
-        lines.append(f"| {SETTINGS[name]} | {tensors} | {in_all} | {whole} |")
+        tensors = _format_bytes(loading["bytes_per_prompt"])
+        lines.append(f"| {SETTINGS[name]} | {tensors} | {whole} |")
     return lines if len(lines) > 2 else ["Not measured."]  # noqa: PLR2004  # the head
 
 

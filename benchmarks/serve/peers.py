@@ -14,7 +14,7 @@ from softprompt.backbone.builtin import resolve_builtin
 from softprompt.backbone.loading import convert_gguf
 from softprompt.data import group_by_length
 from softprompt.inference import PromptModel
-from softprompt.serve.service import TextOptions
+from softprompt.serve.targets import RowOrder, TextOptions
 
 PROMPTS, STREAMS, STREAM_TOKENS = 32, 16, 32
 DEVICE = "cuda" if CUDA else "cpu"
@@ -162,10 +162,8 @@ def _generate(world: World, texts: dict[int, str]) -> dict[int, int]:
     options = TextOptions(max_tokens=STREAM_TOKENS, temperature=0)
     for number, text in texts.items():
         target = service.open(make_name(number))
-        example = service.render(target, text)
-        [tickets[number]] = service.submit(
-            target, [example], on_events=[lambda _: None], options=options, deadline=None
-        )
+        order = RowOrder(service.render(target, text), options)
+        [tickets[number]] = service.submit(target, [order], deadline=None)
         service.close(target)
     outcomes = {number: ticket.future.result()[0] for number, ticket in tickets.items()}
     return {number: len(outcome.token_ids or ()) for number, outcome in outcomes.items()}
@@ -178,10 +176,11 @@ def _run_static(world: World, model: nn.Module, *, texts: list[str]) -> int:
     rows = []
     for number, text in enumerate(texts):
         target = service.open(make_name(number))
-        ids = torch.tensor(service.render(target, text).variants[0].input_ids, device=DEVICE)
+        (example,) = service.render(target, text).views
+        ids = torch.tensor(example.variants[0].input_ids, device=DEVICE)
         words = ids[ids < world.backbone.geometry.vocab_size]
         embedded = model.get_input_embeddings()(words)
-        rows.append(torch.cat([target.prompt.vectors.to(embedded), embedded]))
+        rows.append(torch.cat([target.members[0].prompt.vectors.to(embedded), embedded]))
         service.close(target)
     width = max(map(len, rows))
     embeds = rows[0].new_zeros(len(rows), width, rows[0].shape[1])

@@ -1,6 +1,5 @@
 """A server's parts in this process: the prompts, the engine, and rows that go through them."""
 
-import gc
 import statistics
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-import psutil
 import torch
 from settings import CUDA, Setting, load, make_name, make_registry, read_texts
 
@@ -19,6 +17,7 @@ from settings import CUDA, Setting, load, make_name, make_registry, read_texts
 from softprompt import Backbone
 from softprompt.serve import EngineLimits, Registry, RegistrySource, ServerSettings, make_site
 from softprompt.serve.service import Service
+from softprompt.serve.targets import RowOrder
 from softprompt.tasks import Prediction
 
 MEMORY = 1 << 35
@@ -51,8 +50,8 @@ class World:
         for number, text in requests:
             room.acquire()
             target = service.open(make_name(number))
-            example = service.render(target, text)
-            [ticket] = service.submit(target, [example], on_events=[_ignore], deadline=None)
+            order = RowOrder(service.render(target, text))
+            [ticket] = service.submit(target, [order], deadline=None)
             service.close(target)
             ticket.future.add_done_callback(lambda _: room.release())
             answers.append(ticket.future)
@@ -76,10 +75,6 @@ class World:
                 self.service.close(self.service.open(make_name(number)))
         while store.has_unbaked:
             store.bake_waiting()
-
-
-def _ignore(_event: object) -> None:
-    """No one reads the pieces."""
 
 
 @contextmanager
@@ -133,12 +128,6 @@ def compute_ratio(rates: Mapping[str, Sequence[float]], one: str, other: str) ->
     """The median over rounds of one variant's rate divided by the other's in the same round."""
     pairs = zip(rates[one], rates[other], strict=True)
     return round(statistics.median(a / b for a, b in pairs), 3)
-
-
-def read_resident_bytes() -> int:
-    """The memory of this process."""
-    gc.collect()
-    return int(psutil.Process().memory_info().rss)
 
 
 def find_percentile(values: Sequence[float], share: float) -> float:
