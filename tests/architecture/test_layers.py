@@ -15,6 +15,7 @@ from support.source import import_graph, is_own, iterate_imports
 # From the bottom to the top: each may import those before it in this list, and none after it.
 ORDER = (
     "_lazy",
+    "_memory",
     "errors",
     "_paths",
     "_parsing",

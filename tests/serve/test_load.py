@@ -20,12 +20,12 @@ import psutil
 import pytest
 import torch
 
+from softprompt._memory import trim_memory
 from softprompt.artifact import Artifact
 from softprompt.inference import PromptModel
 from softprompt.serve.admission import EngineLimits
 from softprompt.serve.prompts import PromptStore, RegistrySource
 from softprompt.serve.registry import Registry
-from softprompt.serve.resident import trim_memory
 from support.models import ROWS
 
 TEXTS = [row["text"] for row in ROWS]

@@ -1,6 +1,5 @@
 """Measure the memory that a block of code adds to what is in use before it."""
 
-import ctypes
 import gc
 from threading import Event, Thread
 from types import TracebackType
@@ -8,6 +7,8 @@ from typing import Self
 
 import psutil
 import torch
+
+from softprompt._memory import trim_memory
 
 # Seconds between two samples of a process.
 _INTERVAL = 0.02
@@ -34,7 +35,7 @@ class MemoryMeter:
 
     def __enter__(self) -> Self:
         gc.collect()
-        _trim_heap()
+        trim_memory()  # allocations that reuse free memory would not be measured
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
@@ -59,11 +60,3 @@ class MemoryMeter:
         while not self._stopped.wait(_INTERVAL):
             added = self._process.memory_info().rss - self._before
             self.added_bytes = max(self.added_bytes, added)
-
-
-def _trim_heap() -> None:
-    """Return freed memory to the system: allocations that reuse it would not be measured."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, TypeError):  # not glibc, which alone keeps much freed memory
-        return

@@ -299,9 +299,8 @@ def make_report(task: Task, parts: Sequence[EvaluatedRows]) -> EvaluationReport:
     metrics = {"loss": loss}
     confusion = None
     if task.labels:
-        is_ordinal = isinstance(task, Classifier) and task.is_ordinal
         metrics |= compute_classification_metrics(
-            truth, predicted, labels=task.labels, is_ordinal=is_ordinal
+            truth, predicted, labels=task.labels, is_ordinal=task.is_ordinal
         )
         confusion = compute_confusion_matrix(truth, predicted, labels=task.labels)
     if not isinstance(task, Classifier):

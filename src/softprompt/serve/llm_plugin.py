@@ -111,8 +111,8 @@ def _check(status: int, raw: bytes) -> None:
     raise _make_error(str(message))
 
 
-class _Model(llm.KeyModel):
-    """A prompt of a server, or its backbone."""
+class _Served:
+    """What both kinds of models have in common."""
 
     needs_key = _NAME
     key_env_var = KEY
@@ -126,6 +126,10 @@ class _Model(llm.KeyModel):
     def get_key(self, explicit_key: str | None = None) -> str | None:
         """The key, which a server on the same machine may not need."""
         return _get_key(explicit_key)
+
+
+class _Model(_Served, llm.KeyModel):
+    """A prompt of a server, or its backbone."""
 
     def execute(
         self,
@@ -155,21 +159,8 @@ class _Model(llm.KeyModel):
             raise request.explain(error) from error
 
 
-class _AsyncModel(llm.AsyncKeyModel):
+class _AsyncModel(_Served, llm.AsyncKeyModel):
     """As `_Model`, for asyncio."""
-
-    needs_key = _NAME
-    key_env_var = KEY
-    can_stream = True
-    Options = _Options
-
-    def __init__(self, request: _Request) -> None:
-        self.model_id = f"{_NAME}/{request.name}"
-        self._request = request
-
-    def get_key(self, explicit_key: str | None = None) -> str | None:
-        """The key, which a server on the same machine may not need."""
-        return _get_key(explicit_key)
 
     async def execute(
         self,

@@ -5,7 +5,7 @@ have no effect here are listed, so that a request that relies on one gets an err
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -15,16 +15,6 @@ from msgspec import Struct, field
 from softprompt.serve.faults import ServingError
 
 RequestRow = str | dict[str, str | int | float | bool | None]
-
-
-def count_characters(rows: Sequence[RequestRow]) -> int:
-    """The characters of rows.
-
-    Args:
-        rows: of a request.
-    """
-    texts = (row.values() if isinstance(row, dict) else (row,) for row in rows)
-    return sum(len(text) for of_row in texts for text in of_row if isinstance(text, str))
 
 
 class Request(Struct, kw_only=True, forbid_unknown_fields=True):

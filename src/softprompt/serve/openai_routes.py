@@ -66,7 +66,7 @@ class TextRoutes:
         service, is_streamed = self.site.service, False
         target = await self.site.open(request.model)
         try:
-            rows = await asyncio.to_thread(render, target)
+            rows = await self.site.run_rendering(http, lambda: render(target))
             deadline = self.site.get_deadline(request)
             order = make_order(
                 request,

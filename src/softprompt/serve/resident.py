@@ -1,9 +1,6 @@
 """A prompt in memory: its tensors, and what it has in common with others of its task."""
 
-import contextlib
-import ctypes
 import json
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +10,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from softprompt._memory import trim_memory
 from softprompt.artifact import Artifact, check_backbone
 from softprompt.artifact.checks import read_task_settings
 from softprompt.artifact.ensembles import digest_saved, load_saved
@@ -27,7 +25,8 @@ from softprompt.tasks import LengthBudget, Task, build_task
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.heads import HeadClassifier
 
-# After so many loads memory is given back to the system.
+# After so many loads memory is given back to the system: what reading a file took leaves holes
+# between the tensors that stay, as large as the tensors.
 _LOADS_PER_TRIM = 128
 
 
@@ -230,16 +229,6 @@ def _make_head(like: ClassifierHead, artifact: Artifact) -> ClassifierHead:
         msg = f"the artifact's head does not fit a backbone of width {width}. Train it again."
         raise ArtifactError(msg) from error
     return head.requires_grad_(requires_grad=False).eval()
-
-
-def trim_memory() -> None:
-    """Give free memory back to the system, where the C library is glibc.
-
-    What reading a file took leaves holes between the tensors that stay, as large as the tensors.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def count_bytes(prompt: Prompt) -> int:

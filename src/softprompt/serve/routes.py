@@ -30,7 +30,6 @@ from softprompt.serve.messages import (
     ScoreRequest,
     UploadRequest,
     Usage,
-    count_characters,
     make_error_body,
     make_header,
     make_schemas,
@@ -95,13 +94,13 @@ class Routes:
         target = await self.site.open(request.model)
         record_facts(http, prompt=target.name, version=target.version, rows=len(request.rows))
         try:
-            examples = await self._render(target, request.rows)
+            examples = await self._render(http, target, request.rows)
             started = time.monotonic()
             outcomes = await self._run(http, target, examples, self.site.get_deadline(request))
         finally:
             self.site.service.close(target)
         if all(isinstance(outcome, ServingError) for outcome in outcomes):
-            raise next(one for one in outcomes if isinstance(one, ServingError))
+            raise_first(outcomes)
         data = [
             self._describe(index, *pair, explain=request.explain)
             for index, pair in enumerate(zip(examples, outcomes, strict=True))
@@ -131,7 +130,7 @@ class Routes:
             if not isinstance(target.task, Classifier):
                 msg = f"{target.name} generates text. Ask it at /v1/completions or /v1/predict."
                 raise ServingError(msg, kind="invalid", param="model")
-            examples = await self._render(target, texts)
+            examples = await self._render(http, target, texts)
             raise_first(examples)
             outcomes = await self._run(http, target, examples, self.site.get_deadline(request))
         finally:
@@ -236,7 +235,7 @@ class Routes:
         raise ServingError(msg, kind="forbidden")
 
     async def _render(
-        self, target: Target, rows: Sequence[RequestRow]
+        self, http: HttpRequest, target: Target, rows: Sequence[RequestRow]
     ) -> list[ServedRow | ServingError]:
         def render() -> list[ServedRow | ServingError]:
             rendered: list[ServedRow | ServingError] = []
@@ -247,7 +246,7 @@ class Routes:
                     rendered.append(error)
             return rendered
 
-        return await self.site.run_rendering(render, size=count_characters(rows))
+        return await self.site.run_rendering(http, render)
 
     async def _run(
         self,

@@ -1,6 +1,5 @@
 """Scores of tokens that may come next, in vLLM's and in SGLang's form."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from math import exp, fsum
 
@@ -72,7 +71,7 @@ class ScoreRoutes:
             raise ServingError(msg, kind="invalid", param="label_token_ids")
         target = await self.site.open(request.model)
         try:
-            rows = await asyncio.to_thread(_render, service, target, request)
+            rows = await self.site.run_rendering(http, lambda: _render(service, target, request))
             record_facts(http, prompt=target.name, version=target.version, rows=len(rows))
             scores = ScoreOptions(tokens=tuple(dict.fromkeys(request.label_token_ids)))
             options = TextOptions(max_tokens=1, temperature=0.0, scores=scores)

@@ -1,8 +1,10 @@
 """What the protocols have in common: from a model's name and rows to tickets of the engine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from difflib import get_close_matches
+from itertools import groupby
 from typing import Any
 
 from softprompt.analysis.nearest import find_nearest_words
@@ -207,13 +209,9 @@ class Service:
         if isinstance(target.task, Classifier):
             return self._submit_rows(target, [order.row for order in orders], deadline=deadline)
         tickets: list[AnyTicket] = []
-        try:
-            for order in orders:  # what was handed in is cancelled if the next one is refused
+        with _cancel_if_refused(tickets):
+            for order in orders:  # one by one, since the next may be refused
                 tickets += [self._submit_text(target, order, deadline=deadline)]
-        except ServingError:
-            for ticket in tickets:
-                ticket.cancel()
-            raise
         return tickets
 
     def _submit_rows(
@@ -234,20 +232,15 @@ class Service:
     def _submit_text(self, target: Target, order: RowOrder, *, deadline: float | None) -> AnyTicket:
         """Hand a row to the engine to generate text for, once for each member."""
         tickets: list[Ticket] = []
-        is_alone = len(target.members) == 1
-        try:
+        on_event = order.on_event if len(target.members) == 1 else ignore_event
+        with _cancel_if_refused(tickets):
             for member, view in zip(target.members, order.row.views, strict=True):
                 request = _make_request(member, view, order.options)
-                on_event = order.on_event if is_alone else ignore_event
                 tickets.append(
                     self.engine.submit_text(
                         target.name, request, on_event=on_event, deadline=deadline
                     )
                 )
-        except ServingError:
-            for ticket in tickets:
-                ticket.cancel()
-            raise
         return _join(target, tickets)
 
     def explain(self, row: ServedRow) -> list[dict[str, object]]:
@@ -256,22 +249,14 @@ class Service:
         Args:
             row: rendered; of an ensemble, the first member's view is shown.
         """
-        parts: list[dict[str, object]] = []
-        ids: list[int] = []
-        vocabulary = self.backbone.geometry.vocab_size
+        ids, vocabulary = row.views[0].variants[0].input_ids, self.backbone.geometry.vocab_size
+        runs = groupby(ids, lambda token: token >= vocabulary)
+        parts = [(is_soft, [*of_run]) for is_soft, of_run in runs]
         with self._rendering:
-            for token in (*row.views[0].variants[0].input_ids, -1):
-                if 0 <= token < vocabulary:
-                    ids.append(token)
-                    continue
-                if ids:
-                    parts.append({"text": self.backbone.tokenizer.decode(ids)})
-                    ids = []
-                if token >= vocabulary:
-                    is_next = bool(parts) and "soft" in parts[-1]
-                    count = parts.pop()["soft"] if is_next else 0
-                    parts.append({"soft": int(str(count)) + 1})
-        return parts
+            return [
+                {"soft": len(part)} if is_soft else {"text": self.backbone.tokenizer.decode(part)}
+                for is_soft, part in parts
+            ]
 
     def describe(self, reference: str) -> dict[str, Any]:
         """The card of a prompt: its task, its template, its metrics and its data.
@@ -353,6 +338,17 @@ class Service:
             ids += tokenizer(text, add_special_tokens=False)["input_ids"]
         row = RenderedRow(tuple(ids), (0,) * len(ids), (), truncated=False)
         return Example((row,), ((),), None)
+
+
+@contextmanager
+def _cancel_if_refused(tickets: Sequence[AnyTicket]) -> Iterator[None]:
+    """Cancel what was handed in if the next row is refused."""
+    try:
+        yield
+    except ServingError:
+        for ticket in tickets:
+            ticket.cancel()
+        raise
 
 
 def _load_first(resident: ResidentPrompt) -> Artifact:

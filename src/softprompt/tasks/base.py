@@ -133,6 +133,7 @@ class Task(ABC):
         columns: the columns that a row must have for a prediction: the template's fields.
         target_column: the column of the target, which training and evaluation need as well.
         cached: states of rows that were computed before, if there are any.
+        is_ordinal: whether the labels are in an order, so that far errors count more.
     """
 
     backbone: Backbone
@@ -140,6 +141,7 @@ class Task(ABC):
     columns: tuple[str, ...]
     target_column: str
     cached: CachedStates | SharedPrefix | None = None
+    is_ordinal: bool = False
 
     def with_cached_states(self, cached: CachedStates | SharedPrefix) -> "Task":
         """A copy of the task that takes states of rows from a cache."""
@@ -236,6 +238,11 @@ class Task(ABC):
         inputs = with_decoder_inputs(pad_rows(self.backbone, rows), decoder)
         cached = self.make_cached_input(rows, prompts)
         return forward(self.backbone, inputs, prompts=prompts, rows=prompt_index, cached=cached)
+
+    @property
+    def class_weights(self) -> dict[str, float] | None:
+        """How much a row of each label counts in the loss; None if all count the same."""
+        return None
 
     @property
     def head(self) -> nn.Module | None:

@@ -67,11 +67,9 @@ class Classifier(Task):
 
     Attributes:
         loss: of training and of evaluation.
-        is_ordinal: whether the labels are in an order, so that far errors count more.
     """
 
     loss: LabelLoss = LabelLoss()
-    is_ordinal: bool = False
 
     @property
     def class_weights(self) -> dict[str, float] | None:

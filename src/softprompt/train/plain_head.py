@@ -18,7 +18,7 @@ from softprompt.artifact import Artifact, describe_backbone, make_artifact
 from softprompt.data import parse_template
 from softprompt.data.few_rows import count_rows
 from softprompt.prompt import InputPrompt
-from softprompt.tasks import Classifier, Classify, LengthBudget, build_task
+from softprompt.tasks import Classify, LengthBudget, build_task
 from softprompt.tasks.config import describe_settings
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.pooling import Pooling, list_poolings
@@ -129,7 +129,7 @@ def fit_plain_head(prepared: RunSetup) -> PlainHead:
     }
     truth = {name: np.array(part.truth) for name, part in rows.items()}
     parts = _divide(prepared, truth["train"])
-    labels, weights = prepared.task.labels, _get_class_weights(prepared)
+    labels, weights = prepared.task.labels, prepared.task.class_weights
     found = fit_calibrated(
         features["train"],
         truth["train"],
@@ -245,13 +245,8 @@ def _make_plain_settings(prepared: RunSetup) -> Classify:
         verbalizer=None,
         head="linear-normalized",
         pooling="auto",
-        class_weights=_get_class_weights(prepared),
+        class_weights=prepared.task.class_weights,
     )
-
-
-def _get_class_weights(prepared: RunSetup) -> Mapping[str, float] | None:
-    """How much a row of each label counts; None if all count the same."""
-    return prepared.task.class_weights if isinstance(prepared.task, Classifier) else None
 
 
 def _choose_pooling(prepared: RunSetup, rows: Mapping[str, RenderedRows]) -> Pooling:

@@ -140,9 +140,7 @@ def check_best_metric(prepared: RunSetup) -> None:
     num_labels, names = len(prepared.task.labels), {"loss"}
     if num_labels:
         names |= {*METRICS["classify"]} - ({"f1"} if num_labels != _BINARY else set())
-        settings = prepared.recipe.task_settings
-        if not isinstance(settings, Classify) or not settings.ordinal:
-            names.remove("quadratic_kappa")
+        names -= set() if prepared.task.is_ordinal else {"quadratic_kappa"}
     if not isinstance(prepared.recipe.task_settings, Classify):
         names |= {*METRICS["generate"]}
     metric = prepared.training.best_metric
