@@ -20,7 +20,13 @@ from softprompt.serve.messages import (
 from softprompt.serve.orders import Kind, TextOrder, make_order
 from softprompt.serve.routes import count_usage
 from softprompt.serve.site import Site, read_body, record_facts, respond, wait_for
-from softprompt.serve.targets import AnyTicket, OnEvent, ServedRow, Target
+from softprompt.serve.targets import (
+    AnyTicket,
+    OnEvent,
+    ServedRow,
+    Target,
+    call_when_done,
+)
 from softprompt.tasks import Prediction
 
 StreamPiece = tuple[int, GenerationEvent | RowOutcome]
@@ -121,17 +127,17 @@ class TextRoutes:
             return lambda event: send(index, event)
 
         tickets = self._submit(order, [make_sender(i) for i in range(len(order.choices))])
-        left, first = iter(range(len(tickets) - 1, -1, -1)), 0  # counts down in any thread
 
         def finish(ticket: AnyTicket, first: int) -> None:
             for index, outcome in enumerate(ticket.future.result(), start=first):
                 send(index, outcome)
-            if not next(left):  # even if no one has read the stream
-                self.site.service.close(order.target)
 
+        first = 0
         for ticket in tickets:
             ticket.future.add_done_callback(lambda _, t=ticket, f=first: finish(t, f))  # type: ignore[misc]
             first += ticket.rows
+        # Even if no one has read the stream.
+        call_when_done(tickets, lambda: self.site.service.close(order.target))
         return queue, tickets
 
     async def _stream(

@@ -190,20 +190,14 @@ class JointTicket:
         self.rows = sum(ticket.rows for ticket in tickets) // members
         self.future: Future[list[RowOutcome]] = Future()
         self._tickets, self._vote, self._members = tuple(tickets), vote, members
-        self._left, self._lock = len(tickets), threading.Lock()
-        for ticket in self._tickets:
-            ticket.future.add_done_callback(self._count)
+        call_when_done(self._tickets, self._settle)
 
     def cancel(self) -> None:
         """Tell the engine that no one waits for the answer."""
         for ticket in self._tickets:
             ticket.cancel()
 
-    def _count(self, _done: "Future[list[RowOutcome]]") -> None:
-        with self._lock:
-            self._left -= 1
-            if self._left:
-                return
+    def _settle(self) -> None:
         outcomes = [one for ticket in self._tickets for one in ticket.future.result()]
         starts = range(0, len(outcomes), self._members)
         # The one who waited may have gone.
@@ -215,6 +209,27 @@ class JointTicket:
 
 AnyTicket = Ticket | JointTicket
 TargetKind = Literal["classify", "generate"]
+
+
+def call_when_done(tickets: Sequence[AnyTicket], function: Callable[[], None]) -> None:
+    """Call a function once, when the last of some tickets is answered, in whatever thread that is.
+
+    Args:
+        tickets: at least one.
+        function: to call.
+    """
+    left, lock = len(tickets), threading.Lock()
+
+    def count(_done: "Future[list[RowOutcome]]") -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            is_last = not left
+        if is_last:
+            function()
+
+    for ticket in tickets:
+        ticket.future.add_done_callback(count)
 
 
 def _vote(outcomes: Sequence[RowOutcome], vote: Vote) -> RowOutcome:
