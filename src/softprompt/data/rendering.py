@@ -289,7 +289,10 @@ class Renderer:
             DataError: a field is missing, or neither a text nor a number.
             TemplateError: the tokenizer makes an id that the embedding table does not have.
         """
-        texts = self._read_texts(row)
+        return self.render_all([row])[0]
+
+    def _render_alone(self, texts: list[str]) -> RenderedRow:
+        """Render a row that may have to be shortened, or whose tokens are to be looked at."""
         values = [clip_text(text, most=self.max_length, count=self._count) for text in texts]
         runs = self.encode(values)
         truncated = values != texts
@@ -301,7 +304,7 @@ class Renderer:
         return self._join(ids, truncated=truncated)
 
     def render_all(self, rows: Sequence[Mapping[str, object]]) -> list[RenderedRow]:
-        """Render rows as `render` does, but tokenise them together, which is several times faster.
+        """Render rows as `render` does, but tokenise them together, which is faster.
 
         Args:
             rows: as for `render`.
@@ -327,14 +330,14 @@ class Renderer:
             if isinstance(part, TextRun)
         }
         fixed, rendered = self._count_fixed(), []
-        for at, row in enumerate(rows):
+        for at in range(len(rows)):
             ids = {index: part[at] for index, part in runs.items()}
             known = {index: part for index, part in ids.items() if part is not None}
             fits = fixed + sum(map(len, known.values())) <= self.max_length
             if short[at] and fits and len(known) == len(ids):
                 rendered.append(self._join(known, truncated=False))
             else:
-                rendered.append(self.render(row))
+                rendered.append(self._render_alone(texts[at]))
         return rendered
 
     def _read_texts(self, row: Mapping[str, object]) -> list[str]:
