@@ -161,18 +161,24 @@ def test_what_is_cancelled_between_two_batches_is_not_run(models, start) -> None
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 3)), min_size=1, max_size=9),
     st.integers(0, 100),
     st.integers(1, 400),
+    st.integers(1, 9),
 )
-def test_the_division_into_batches_is_the_cheapest(rows, pass_tokens: int, most: int) -> None:
+def test_the_division_into_batches_is_the_cheapest(
+    rows, pass_tokens: int, most: int, most_rows: int
+) -> None:
     """Compared with all divisions of the rows in the order of their lengths."""
     lengths, counts = zip(*rows, strict=True)
-    found = divide_by_length(lengths, counts=counts, max_tokens=most, pass_tokens=pass_tokens)
+    found = divide_by_length(
+        lengths, counts=counts, max_rows=most_rows, max_tokens=most, pass_tokens=pass_tokens
+    )
     assert sorted(index for batch in found for index in batch) == [*range(len(rows))]
 
     def cost(batches: Sequence[Sequence[int]]) -> float:
         total = 0.0
         for batch in batches:
             tokens = max(lengths[i] for i in batch) * sum(counts[i] for i in batch)
-            total += pass_tokens + tokens if tokens <= most or len(batch) == 1 else float("inf")
+            fits = len(batch) == 1 or (tokens <= most and len(batch) <= most_rows)
+            total += pass_tokens + tokens if fits else float("inf")
         return total
 
     order = sorted(range(len(rows)), key=lengths.__getitem__)

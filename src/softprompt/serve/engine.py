@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,12 @@ Predict = Callable[[Sequence[PromptedRow]], Sequence[RowOutcome]]
 # How long a step may take before the server is no longer ready, in seconds.
 STALL_SECONDS = 60.0
 # The tokens that take as long as what every pass takes in any case, by the kind of device. Measured
-# on CPUs with SmolLM2-135M and MiniLM, 45 and 40; on GPUs an estimate, which only has to be large.
-PASS_TOKENS = {"cpu": 48, "cuda": 4096}
+# on CPUs with SmolLM2-135M and MiniLM, 50 and 75; on GPUs an estimate, which only has to be large.
+PASS_TOKENS = {"cpu": 64, "cuda": 4096}
+# A batch is chosen among so many times the rows that it may have.
+_LOOKAHEAD = 2
+# How often rows that no one waits for any more are looked for in the whole queue, in seconds.
+_SWEEP_SECONDS = 0.05
 _log = logging.getLogger(__name__)
 
 
@@ -100,10 +104,13 @@ class ServingEngine:
         self._running: dict[Ticket, _TextJob] = {}
         self._changed = threading.Condition()
         self._rows: FairQueue[_Job] = FairQueue()
+        # The next rows, in turn by prompt, among which batches are chosen. Of the thread alone.
+        self._next_rows: list[_Job] = []
         self._texts: FairQueue[_TextJob] = FairQueue()
         self._load = QueueLoad(self.limits)
         self._is_stopping = False
         self._step_started: float | None = None
+        self._swept = self._clock()
         self._thread = threading.Thread(target=self._loop, name="softprompt-engine", daemon=True)
 
     @property
@@ -138,7 +145,8 @@ class ServingEngine:
             self._changed.notify()
         self._thread.join(timeout)
         with self._changed:
-            left = {job.ticket for job in (*self._rows, *self._texts)} | {*self._running}
+            waiting = (*self._rows, *self._next_rows, *self._texts)
+            left = {job.ticket for job in waiting} | {*self._running}
         for ticket in left:
             self._refuse(
                 ticket, ServingError("the server stopped.", kind="stopping", retry_after=5)
@@ -225,33 +233,33 @@ class ServingEngine:
             msg = "the server is stopping. Send the request to another replica, or again later."
             raise ServingError(msg, kind="stopping", retry_after=5)
 
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._rows or self._next_rows or self._texts or self._running)
+
     def _loop(self) -> None:
         while True:
             with self._changed:
-                while not (self._rows or self._texts or self._running or self._is_woken):
+                while not (self._has_work or self._is_woken):
                     self._step_started = None
                     if self._is_stopping:
                         return
                     self._changed.wait()
                 self._step_started = self._clock()
                 self._drop_unwanted()
-                jobs = self._take_rows()
+                self._take_rows()
                 texts = self._take_texts()
                 is_woken, self._is_woken = self._is_woken, False
-            self._step(jobs, texts)
+            self._step(texts)
             if is_woken and self._maintain is not None:
                 self._run_maintenance(self._maintain)
 
-    def _step(self, jobs: Sequence[_Job], texts: Sequence[_TextJob]) -> None:
-        """Run some rows, and after each batch of them one step of the texts."""
+    def _step(self, texts: Sequence[_TextJob]) -> None:
+        """Run one batch of rows, and one step of the texts."""
         started = self._clock()
-        for batch in self._cut_batches(jobs):
-            self._run(self._keep_wanted(batch))
-            self._run_texts(texts)
-            texts = ()
-            self._step_started = self._clock()
-        if not jobs:
-            self._run_texts(texts)
+        jobs = self._keep_wanted(self._choose_batch())
+        self._run(jobs)
+        self._run_texts(texts)
         self._load.measure(sum(job.row.cost for job in jobs), self._clock() - started)
 
     def _run_maintenance(self, maintain: Callable[[], None]) -> None:
@@ -269,10 +277,13 @@ class ServingEngine:
 
     def _drop_unwanted(self) -> None:
         """Take out what no one waits for, and what is too late."""
-        for job in self._rows.remove(self._is_unwanted):
-            self._settle(job, self._explain(job.ticket))
-        for text in self._texts.remove(self._is_unwanted):
-            self._settle_text(text, self._explain(text.ticket))
+        self._next_rows = self._keep_wanted(self._next_rows)
+        if self._clock() - self._swept >= _SWEEP_SECONDS:
+            self._swept = self._clock()
+            for job in self._rows.remove(self._is_unwanted):
+                self._settle(job, self._explain(job.ticket))
+            for text in self._texts.remove(self._is_unwanted):
+                self._settle_text(text, self._explain(text.ticket))
         for ticket, text in list(self._running.items()):
             if self._is_unwanted(text) and self._generator is not None:
                 self._generator.remove(ticket)
@@ -290,27 +301,35 @@ class ServingEngine:
         msg = "the deadline passed before the request was answered. Allow more time (timeout)."
         return ServingError(msg, kind="expired")
 
-    def _take_rows(self) -> list[_Job]:
-        """The next rows, in turn by prompt, as many as one batch takes."""
-        jobs: list[_Job] = []
-        tokens = 0
-        while (
-            self._rows and len(jobs) < self.limits.batch_rows and tokens < self.limits.batch_tokens
-        ):
-            jobs.append(self._rows.take())
-            tokens += jobs[-1].row.cost
-        return jobs
+    def _take_rows(self) -> None:
+        """Take rows from the queue, in turn by prompt, as many as batches are chosen among."""
+        most_rows = _LOOKAHEAD * self.limits.batch_rows
+        most_tokens = _LOOKAHEAD * self.limits.batch_tokens
+        tokens = sum(job.row.cost for job in self._next_rows)
+        while self._rows and len(self._next_rows) < most_rows and tokens < most_tokens:
+            self._next_rows.append(self._rows.take())
+            tokens += self._next_rows[-1].row.cost
 
-    def _cut_batches(self, jobs: Sequence[_Job]) -> Iterable[list[_Job]]:
-        """Batches of rows of similar length, within the budget with their padding."""
+    def _choose_batch(self) -> list[_Job]:
+        """The row that has waited longest, with the rows of similar length that it is run with.
+
+        All rows that were taken are divided into batches, so that no row is run with another that
+        would be cheaper elsewhere. The other batches are divided anew with the rows that come
+        while this one runs.
+        """
+        jobs = self._next_rows
+        if not jobs:
+            return []
         batches = divide_by_length(
             [job.row.width for job in jobs],
             counts=[len(job.row.example.variants) for job in jobs],
+            max_rows=self.limits.batch_rows,
             max_tokens=self.limits.batch_tokens,
             pass_tokens=self._pass_tokens,
         )
-        for batch in batches:
-            yield [jobs[index] for index in batch]
+        chosen = set(next(batch for batch in batches if 0 in batch))
+        self._next_rows = [job for index, job in enumerate(jobs) if index not in chosen]
+        return [job for index, job in enumerate(jobs) if index in chosen]
 
     def _run(self, jobs: Sequence[_Job]) -> None:
         """Run a batch; one that fails is divided, until the rows that fail are alone."""
@@ -335,9 +354,14 @@ class ServingEngine:
 
     def _take_texts(self) -> list[_TextJob]:
         """The rows that join the running batch, in turn by prompt."""
-        free = self.limits.batch_rows - len(self._running)
-        joining = [self._texts.take() for _ in range(min(free, len(self._texts)))]
-        self._running |= {text.ticket: text for text in joining}
+        joining: list[_TextJob] = []
+        while self._texts and len(self._running) < self.limits.batch_rows:
+            text = self._texts.take()
+            if self._is_unwanted(text):
+                self._settle_text(text, self._explain(text.ticket))
+                continue
+            self._running[text.ticket] = text
+            joining.append(text)
         return joining
 
     def _run_texts(self, joining: Sequence[_TextJob]) -> None:
@@ -398,13 +422,19 @@ class ServingEngine:
 
 
 def divide_by_length(
-    lengths: Sequence[int], *, counts: Sequence[int], max_tokens: int, pass_tokens: int
+    lengths: Sequence[int],
+    *,
+    counts: Sequence[int],
+    max_rows: int,
+    max_tokens: int,
+    pass_tokens: int,
 ) -> list[list[int]]:
     """Divide rows into batches that take the least time in all, with padding to the longest.
 
     Args:
         lengths: of the rows.
         counts: how often each row is in its batch.
+        max_rows: the most rows of a batch.
         max_tokens: the most positions of a batch, unless a row has more alone.
         pass_tokens: the tokens that take as long as a pass takes in any case.
 
@@ -412,9 +442,10 @@ def divide_by_length(
         The indices of the rows of each batch.
 
     Examples:
-        >>> divide_by_length([9, 30, 10, 31], counts=[1] * 4, max_tokens=99, pass_tokens=5)
+        >>> limits = {"counts": [1] * 4, "max_rows": 4, "max_tokens": 999}
+        >>> divide_by_length([9, 30, 10, 31], pass_tokens=5, **limits)
         [[0, 2], [1, 3]]
-        >>> divide_by_length([9, 30, 10, 31], counts=[1] * 4, max_tokens=999, pass_tokens=500)
+        >>> divide_by_length([9, 30, 10, 31], pass_tokens=500, **limits)
         [[0, 2, 1, 3]]
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
@@ -422,11 +453,12 @@ def divide_by_length(
     least, begins = np.zeros(len(order) + 1), [0] * (len(order) + 1)
     # The best division of the shortest rows, and where its last batch begins.
     for end in range(1, len(order) + 1):
-        tokens = (total[end] - total[:end]) * lengths[order[end - 1]]
+        first = max(0, end - max_rows)
+        tokens = (total[end] - total[first:end]) * lengths[order[end - 1]]
         fits = np.append(tokens[:-1] <= max_tokens, [True])
-        costs = np.where(fits, least[:end] + tokens, np.inf)
-        begins[end] = int(costs.argmin())
-        least[end] = costs[begins[end]] + pass_tokens
+        costs = np.where(fits, least[first:end] + tokens, np.inf)
+        begins[end] = first + int(costs.argmin())
+        least[end] = costs[begins[end] - first] + pass_tokens
     batches: list[list[int]] = []
     end = len(order)
     while end:

@@ -237,16 +237,8 @@ class Routes:
     async def _render(
         self, http: HttpRequest, target: Target, rows: Sequence[RequestRow]
     ) -> list[ServedRow | ServingError]:
-        def render() -> list[ServedRow | ServingError]:
-            rendered: list[ServedRow | ServingError] = []
-            for row in rows:
-                try:
-                    rendered.append(self.site.service.render(target, row))
-                except ServingError as error:
-                    rendered.append(error)
-            return rendered
-
-        return await self.site.run_rendering(http, render)
+        service = self.site.service
+        return await self.site.run_rendering(http, lambda: service.render_all(target, rows))
 
     async def _run(
         self,

@@ -20,7 +20,7 @@ from softprompt.serve.keys import ApiKey, KeyRing, read_secret
 from softprompt.serve.messages import Request, check_supported, decode, encode, make_error_body
 from softprompt.serve.metrics import Metrics
 from softprompt.serve.service import Service
-from softprompt.serve.targets import AnyTicket, Target
+from softprompt.serve.targets import AnyTicket, Target, call_when_done
 from softprompt.serve.upstream import Upstream
 
 ACCESS_LOG = logging.getLogger("softprompt.access")
@@ -239,14 +239,27 @@ async def wait_for(
         ClientGoneError: the client has left; the tickets are cancelled.
         ServingError: the engine does not answer in time.
     """
-    answers = asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in tickets))
-    gone: asyncio.Future[None] = asyncio.ensure_future(_wait_until_gone(receive))
+    if not tickets:
+        return []
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def end(_gone: "asyncio.Future[None] | None" = None) -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    def tell() -> None:  # in the engine's thread
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(end)
+
+    call_when_done(tickets, tell)
+    gone = asyncio.ensure_future(_wait_until_gone(receive))
+    gone.add_done_callback(end)
+    timer = loop.call_later(max(0.0, deadline - time.monotonic()) + _GRACE, end)
     try:
-        seconds = max(0.0, deadline - time.monotonic()) + _GRACE
-        pair: set[asyncio.Future[Any]] = {answers, gone}
-        await asyncio.wait(pair, timeout=seconds, return_when="FIRST_COMPLETED")
-        if answers.done():
-            return list(answers.result())
+        await ended
+        if all(ticket.future.done() for ticket in tickets):
+            return [ticket.future.result() for ticket in tickets]
         if gone.done():
             raise ClientGoneError
         msg = "the deadline passed before the request was answered. Allow more time (timeout)."
@@ -255,8 +268,8 @@ async def wait_for(
         for ticket in tickets:
             if not ticket.future.done():
                 ticket.cancel()
+        timer.cancel()
         gone.cancel()
-        answers.cancel()
 
 
 async def _wait_until_gone(receive: Receive) -> None:
@@ -427,7 +440,8 @@ class _Passage:
         name, rows = facts.get("prompt"), facts.get("rows")
         if name is not None and rows is not None:
             self.site.metrics.count_rows(str(name), int(rows), seconds=seconds)
-        ACCESS_LOG.info(json.dumps(facts, ensure_ascii=False))
+        if ACCESS_LOG.isEnabledFor(logging.INFO):
+            ACCESS_LOG.info(json.dumps(facts, ensure_ascii=False))
 
 
 def record_facts(http: HttpRequest, **facts: object) -> None:

@@ -89,16 +89,17 @@ class Target:
         """The fields of all templates."""
         return tuple(dict.fromkeys(name for one in self.members for name in one.task.columns))
 
-    def render(self, row: Row) -> "ServedRow":
-        """Render a row, as each member does.
+    def render(self, rows: Sequence[Row]) -> list["ServedRow"]:
+        """Render rows, as each member does.
 
         Args:
-            row: the fields of all templates.
+            rows: the fields of all templates.
 
         Raises:
-            SoftpromptError: it does not fit a template.
+            SoftpromptError: one does not fit a template.
         """
-        return ServedRow(tuple(m.task.make_example(row, target=False) for m in self.members))
+        views = [member.task.make_examples(rows, target=False) for member in self.members]
+        return [ServedRow(of_row) for of_row in zip(*views, strict=True)]
 
     def count_tokens(self, row: "ServedRow") -> tuple[int, int]:
         """The tokens of a row for all members, and the number of soft tokens among them.

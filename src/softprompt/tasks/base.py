@@ -276,10 +276,11 @@ class Task(ABC):
         rendered = [renderer.render(row) for renderer in self.renderers]
         return self.complete_example(row, rendered, target=target)
 
-    def make_examples(self, rows: Sequence[Row]) -> list[Example]:
-        """Render many rows with their targets, which is faster than one by one."""
+    def make_examples(self, rows: Sequence[Row], *, target: bool = True) -> list[Example]:
+        """Render many rows, which is faster than one by one."""
         rendered = zip(*(renderer.render_all(rows) for renderer in self.renderers), strict=True)
-        return [self.complete_example(*pair) for pair in zip(rows, rendered, strict=True)]
+        pairs = zip(rows, rendered, strict=True)
+        return [self.complete_example(*pair, target=target) for pair in pairs]
 
     @abstractmethod
     def compute_loss(
