@@ -1,5 +1,6 @@
 """The engine: answers equal `predict`; bad rows, cancelled and late requests harm no others."""
 
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,13 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from softprompt.data.rendering import RenderedRow
 from softprompt.inference.generated_row import GenerationRequest
 from softprompt.inference.mixed import PromptedRow, predict_mixed
 from softprompt.serve.admission import EngineLimits
 from softprompt.serve.engine import divide_by_length
 from softprompt.serve.fair_queue import FairQueue
 from softprompt.serve.faults import ServingError
-from softprompt.tasks import Prediction
+from softprompt.tasks import Example, Prediction
 from support.models import ROWS
 
 TEXTS = [row["text"] for row in ROWS]
@@ -155,6 +157,110 @@ def test_what_is_cancelled_between_two_batches_is_not_run(models, start) -> None
     outcomes = [ticket.future.result(30)[0] for ticket in tickets]
     assert sum(isinstance(one, Prediction) for one in outcomes) == sum(map(len, gate.batches))
     assert len(gate.batches) == 1
+
+
+def make_row(model, length: int) -> PromptedRow:
+    """A row of so many tokens, for a `predict` that does not look at them."""
+    rendered = RenderedRow((5,) * length, (0,) * length, (), truncated=False)
+    return PromptedRow(model.task, Example((rendered,), ((0,),), None), None)
+
+
+def run_queue(model, start, lengths: Sequence[int], **options) -> list[list[PromptedRow]]:
+    """The batches in which rows are run that all wait when the first begins."""
+    gate = Gate(lambda rows: [Prediction("bad", {"bad": 1.0})] * len(rows))
+    engine = start(predict=gate, **options)
+    engine.submit("mood", [make_row(model, 1)])
+    assert gate.entered.wait(30)
+    tickets = [engine.submit("mood", [make_row(model, length)]) for length in lengths]
+    gate.opened.set()
+    for ticket in tickets:
+        ticket.future.result(30)
+    return gate.batches[1:]
+
+
+@pytest.mark.parametrize("rows", [64, 100, 128, 500])
+def test_passes_are_full_while_a_queue_of_like_rows_stands(models, start, rows: int) -> None:
+    batches = run_queue(models["mood"], start, [30] * rows)
+    assert len(batches) == -(-rows // EngineLimits().batch_rows)
+
+
+def test_rows_of_like_length_share_a_pass_wherever_they_wait(models, start) -> None:
+    """Where passes cost nothing, only rows of the same length are worth a common pass."""
+    lengths = [10, 40, 20] * 8
+    batches = run_queue(models["mood"], start, lengths, pass_tokens=1)
+    assert [{row.width for row in batch} for batch in batches] == [{10}, {40}, {20}]
+
+
+@pytest.mark.parametrize("batch_rows", [4, 16, 64])
+def test_a_standing_queue_is_run_in_passes_of_many_rows_and_little_padding(
+    models, start, batch_rows: int
+) -> None:
+    """Against rows that are taken in turn and padded to the longest, and against single rows."""
+    lengths = [random.Random(n).randint(10, 60) for n in range(400)]  # noqa: S311
+    batches = run_queue(
+        models["mood"], start, lengths, limits=EngineLimits(batch_rows=batch_rows), pass_tokens=64
+    )
+    assert max(map(len, batches)) <= batch_rows
+    assert len(batches) <= 1.5 * len(lengths) / min(batch_rows, 20)
+    padded = sum(len(batch) * max(row.width for row in batch) for batch in batches)
+    starts = range(0, len(lengths), batch_rows)
+    turns = [lengths[at : at + batch_rows] for at in starts]
+    in_turn = sum(64 + len(turn) * max(turn) for turn in turns)
+    alone = 64 * len(lengths) + sum(lengths)
+    assert 64 * len(batches) + padded < min(in_turn, alone)
+
+
+def test_no_row_waits_for_rows_that_fit_better(models, start) -> None:
+    """Every pass has the row that has waited longest, so that a row of a rare length is run."""
+    lengths = [random.Random(n).randint(1, 60) for n in range(300)]  # noqa: S311
+    lengths[100] = 2000
+    batches = run_queue(models["mood"], start, lengths, limits=EngineLimits(batch_rows=8))
+    place = next(n for n, batch in enumerate(batches) if any(row.width == 2000 for row in batch))
+    # Those before it, and at most those that a batch is chosen among.
+    assert sum(map(len, batches[:place])) <= 100 + 2 * 8
+
+
+def test_a_long_queue_of_one_prompt_does_not_delay_another(models, start) -> None:
+    """A row of another prompt waits for the rows that batches are chosen among, not for all."""
+    model, order = models["mood"], list[Sequence[PromptedRow]]()
+    quiet = make_row(model, 50)
+
+    def predict(rows: Sequence[PromptedRow]) -> list[Prediction]:
+        order.append(rows)
+        if len(order) == 5:
+            engine.submit("quiet", [quiet])
+        return [Prediction("bad", {"bad": 1.0})] * len(rows)
+
+    gate = Gate(predict)
+    engine = start(predict=gate, limits=EngineLimits(batch_rows=8))
+    engine.submit("loud", [make_row(model, 1)])
+    assert gate.entered.wait(30)
+    loud = engine.submit("loud", [make_row(model, 10 + n % 40) for n in range(800)])
+    gate.opened.set()
+    loud.future.result(30)
+    place = next(n for n, batch in enumerate(order) if any(row is quiet for row in batch))
+    assert sum(map(len, order[5:place])) <= 2 * 8
+
+
+def test_a_row_that_comes_while_a_pass_runs_joins_the_next_of_its_length(models, start) -> None:
+    model, sizes = models["mood"], list[list[int]]()
+
+    def predict(rows: Sequence[PromptedRow]) -> list[Prediction]:
+        sizes.append([row.width for row in rows])
+        if len(sizes) == 2:  # the short rows run; a long one comes
+            late.append(engine.submit("tone", [make_row(model, 50)]))
+        return [Prediction("bad", {"bad": 1.0})] * len(rows)
+
+    gate, late = Gate(predict), []
+    engine = start(predict=gate, pass_tokens=8)
+    engine.submit("mood", [make_row(model, 1)])
+    assert gate.entered.wait(30)
+    rows = [make_row(model, length) for length in (10, 50, 10, 50, 10)]
+    ticket = engine.submit("mood", rows)
+    gate.opened.set()
+    ticket.future.result(30)
+    late[0].future.result(30)
+    assert sizes == [[1], [10, 10, 10], [50, 50, 50]]
 
 
 @given(

@@ -1,6 +1,7 @@
 """The protocols over HTTP: answers, errors, limits, keys, streams, administration, the drain."""
 
 import base64
+import gc
 import json
 import signal
 import threading
@@ -15,10 +16,17 @@ from hypothesis import strategies as st
 
 from softprompt.errors import DataError
 from softprompt.serve.admission import EngineLimits
+from softprompt.serve.faults import ServingError
 from softprompt.serve.keys import ApiKey, KeyRing, load_keys, make_key
-from softprompt.serve.prompts import RegistrySource
+from softprompt.serve.prompts import FolderSource, RegistrySource
 from softprompt.serve.registry import Registry
-from softprompt.serve.server import ServerSettings, check_settings
+from softprompt.serve.server import (
+    DrainingServer,
+    ServerSettings,
+    check_settings,
+    make_site,
+    run_server,
+)
 from support.models import ROWS
 
 TEXTS = [row["text"] for row in ROWS]
@@ -57,6 +65,48 @@ def test_a_bad_row_has_an_error_and_its_mates_an_answer(serve, models) -> None:
         assert "text" in data[index]["error"]["message"]
     alone = httpx.post(f"{url}/v1/predict", json={"model": "mood", "rows": rows[1:2]})
     assert alone.status_code == 400
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (63, 64), (5, 70, 129)])
+def test_rows_are_rendered_together_as_alone(backbone, folders, models, bad) -> None:
+    """Also across the border of what is rendered at once; a bad row takes none with it."""
+    settings = ServerSettings()
+    site = make_site(
+        backbone("llama"), FolderSource([*folders.values()]), keys=[], settings=settings
+    )
+    service = site.service
+    rows = [{"txet": "x"} if n in bad else f"{n} {TEXTS[n % len(TEXTS)]}" for n in range(130)]
+    target = service.open("mood")
+    for n, (row, found) in enumerate(zip(rows, service.render_all(target, rows), strict=True)):
+        if n in bad:
+            assert isinstance(found, ServingError)
+            with pytest.raises(ServingError) as alone:
+                service.render(target, row)
+            assert str(alone.value) == str(found)
+        else:
+            assert found.views == (models["mood"].render(row),)
+    service.close(target)
+    site.close()
+
+
+def test_a_server_searches_no_cycles_among_what_was_there_before(
+    backbone, folders, monkeypatch
+) -> None:
+    """A search of the libraries' half a million objects stops all threads."""
+    settings, during = ServerSettings(port=0), []
+    source = FolderSource([*folders.values()])
+    site = make_site(backbone("llama"), source, keys=[], settings=settings)
+    kept = [[n] for n in range(1000)]
+
+    def run(_server, sockets) -> None:
+        during.append(gc.get_freeze_count())
+        sockets[0].close()
+
+    monkeypatch.setattr(DrainingServer, "run", run)
+    run_server(site, settings)
+    assert during[0] >= len(kept)
+    assert gc.get_freeze_count() == 0
+    site.close()
 
 
 def test_a_row_is_explained(serve, models) -> None:

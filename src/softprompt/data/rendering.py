@@ -292,7 +292,7 @@ class Renderer:
         return self.render_all([row])[0]
 
     def _render_alone(self, texts: list[str]) -> RenderedRow:
-        """Render a row that may have to be shortened, or whose tokens are to be looked at."""
+        """Render a row with the offsets of its tokens, which shortening needs."""
         values = [clip_text(text, most=self.max_length, count=self._count) for text in texts]
         runs = self.encode(values)
         truncated = values != texts
@@ -351,11 +351,8 @@ class Renderer:
 
     def encode(self, values: Sequence[str]) -> dict[int, TokenizedRun]:
         """Tokenise every run, by its index in ``segments``, with the fields' texts in order."""
-        return {
-            index: tokenize_run(self.safe_tokenizer, part, values=values)
-            for index, part in enumerate(self.segments)
-            if isinstance(part, TextRun)
-        }
+        runs = ((i, part) for i, part in enumerate(self.segments) if isinstance(part, TextRun))
+        return {i: tokenize_run(self.safe_tokenizer, run, values=values) for i, run in runs}
 
     def count_tokens(self, runs: Mapping[int, TokenizedRun]) -> int:
         """The number of token ids of a row."""
