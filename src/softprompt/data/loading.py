@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from softprompt._memory import pause_garbage_collection
 from softprompt.data.duplicates import SPLITS, drop_shared_rows
 from softprompt.data.readers import TextFormat
 from softprompt.data.sources import read_source
@@ -300,6 +301,7 @@ def find_strata(train: Table, data: DataConfig, *, columns: TaskColumns | None) 
     return columns.target if columns.target in train.column_names else None
 
 
+@pause_garbage_collection()
 def digest_rows(table: Table, columns: Sequence[str]) -> str:
     """A hash of the rows' contents in these columns, independent of the file format."""
     digest, names = hashlib.sha256(), sorted({*columns})

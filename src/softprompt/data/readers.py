@@ -25,6 +25,7 @@ from pathlib import Path
 
 import psutil
 
+from softprompt._memory import pause_garbage_collection
 from softprompt._paths import is_file, is_present
 from softprompt.data.json_records import read_records
 from softprompt.data.table import (
@@ -96,6 +97,7 @@ def detect_format(path: Path) -> str:
     return uncompressed.suffix.lower()
 
 
+@pause_garbage_collection()
 def read_file(
     path: Path, *, text_format: TextFormat = AS_IT_SEEMS, sheet: str | None = None
 ) -> Table:

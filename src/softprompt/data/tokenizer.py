@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import RLock
 from typing import NamedTuple, cast
 from weakref import WeakValueDictionary
 
@@ -13,6 +14,10 @@ from tokenizers.pre_tokenizers import Metaspace, PreTokenizer
 from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from softprompt.errors import DataError, TemplateError
+
+# Held while a tokenizer is used: rows may be tokenised in two threads, and no tokenizer can be set
+# up in one while it runs in another. There is one lock, since its forms are partly the same.
+_USE = RLock()
 
 
 class Token(NamedTuple):
@@ -106,15 +111,16 @@ class SafeTokenizer:
 def _tokenize(
     tokenizer: PreTrainedTokenizerBase, text: str | list[str], *, offsets: bool = False
 ) -> BatchEncoding:
-    encoding: BatchEncoding = tokenizer(
-        text,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_offsets_mapping=offsets,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
+    with _USE:
+        encoding: BatchEncoding = tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=offsets,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
     return encoding
 
 
@@ -123,11 +129,13 @@ def _tokenize_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or _has_own_call(type(tokenizer)):
         ids: list[list[int]] = _tokenize(tokenizer, texts)["input_ids"]
         return ids
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    with _USE:
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
 
 
 def _has_own_call(kind: type[PreTrainedTokenizerFast]) -> bool:
@@ -218,8 +226,11 @@ class TextEncoder:
                 "surrogate). Give it valid Unicode."
             )
             raise DataError(msg) from error
-        tokens = self.tokenizer.encode(text, first=True, continues=True)
-        ids = tuple(token.id for token in tokens)
+        [found] = self.tokenizer.encode_all([text], first=True, continues=True)
+        if found is None:
+            tokens = self.tokenizer.encode(text, first=True, continues=True)
+            found = [token.id for token in tokens]
+        ids = tuple(found)
         check_ids(ids, vocab_size=self.vocab_size)
         return ids
 

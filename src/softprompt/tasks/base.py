@@ -1,7 +1,8 @@
 """The interface of tasks: rows in, a loss or predictions out, for any prompt and method."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field, replace
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from softprompt.backbone.model import Backbone, BatchInputs
 from softprompt.data.collate import Side, collate
 from softprompt.data.inputs import Row
-from softprompt.data.rendering import RenderedRow, Renderer
+from softprompt.data.rendering import RenderedRow, Renderer, TokenizedRows
 from softprompt.injection.forward import forward
 from softprompt.injection.prefix_sharing import (
     SharedPrefix,
@@ -278,8 +279,31 @@ class Task(ABC):
 
     def make_examples(self, rows: Sequence[Row], *, target: bool = True) -> list[Example]:
         """Render many rows, which is faster than one by one."""
-        rendered = zip(*(renderer.render_all(rows) for renderer in self.renderers), strict=True)
-        pairs = zip(rows, rendered, strict=True)
+        tokenized = [renderer.tokenize(rows) for renderer in self.renderers]
+        return self._complete_all(rows, tokenized, target=target)
+
+    def iterate_examples(self, groups: Iterable[Sequence[Row]]) -> Iterator[Example]:
+        """Render groups of rows with their targets; while one is completed, the next is tokenised.
+
+        Tokenizers run without Python, so that it takes little more than the longer of the two.
+        """
+
+        def tokenize(rows: Sequence[Row]) -> list[TokenizedRows]:
+            return [renderer.tokenize(rows) for renderer in self.renderers]
+
+        with ThreadPoolExecutor(1, thread_name_prefix="softprompt-tokenizer") as thread:
+            started = ((rows, thread.submit(tokenize, rows)) for rows in groups)
+            first = next(started, None)
+            while first is not None:
+                following = next(started, None)
+                yield from self._complete_all(first[0], first[1].result(), target=True)
+                first = following
+
+    def _complete_all(
+        self, rows: Sequence[Row], tokenized: Sequence[TokenizedRows], *, target: bool
+    ) -> list[Example]:
+        parts = [r.join(part) for r, part in zip(self.renderers, tokenized, strict=True)]
+        pairs = zip(rows, zip(*parts, strict=True), strict=True)
         return [self.complete_example(*pair, target=target) for pair in pairs]
 
     @abstractmethod

@@ -1,9 +1,8 @@
 """The rows of a run: labels, checks and warnings, and rendering them, with a cache on disk."""
 
-import gc
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
@@ -15,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from softprompt._memory import pause_garbage_collection
 from softprompt.backbone.fingerprint import digest_tokenizer
 from softprompt.data import (
     Table,
@@ -248,22 +248,10 @@ def render_table(
     check_columns(table, [*task.columns, task.target_column], where=where)
     if examples is None:
         groups = iterate_groups(table, (*task.columns, task.target_column))
-        with _pause_garbage_collection():
-            examples = [example for rows in groups for example in task.make_examples(rows)]
+        with pause_garbage_collection():
+            examples = [*task.iterate_examples(groups)]
     truth = [*map(to_text, table[task.target_column][:])]
     return RenderedRows(examples, truth, sum(e.truncated for e in examples))
-
-
-@contextmanager
-def _pause_garbage_collection() -> Iterator[None]:
-    """Search for no cycles, of which examples have none; on a million rows it takes a fifth."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 # Part of the cache's key. Increase it whenever the rendering of rows changes.
@@ -368,7 +356,7 @@ def unpack_examples(packed: Int[Tensor, "S 1"]) -> list[Example]:
         is_text, target = next(stream), take()
         return Example(tuple(variants), tuple(positions), target if is_text else target[0])
 
-    with _pause_garbage_collection():
+    with pause_garbage_collection():
         return [unpack(count) for count in stream]
 
 
