@@ -4,6 +4,8 @@ No test measures time: what is counted is how much is read and tokenised.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -13,11 +15,12 @@ from hypothesis import strategies as st
 from softprompt.data import tokenizer as module
 from softprompt.data.duplicates import find_shared_rows
 from softprompt.data.loading import digest_rows
-from softprompt.data.rendering import Renderer, make_renderer
+from softprompt.data.rendering import RenderedRow, Renderer, _list_fields, make_renderer
 from softprompt.data.shortening import CHARS_PER_TOKEN
 from softprompt.data.splits import split_rows
 from softprompt.data.table import iterate_groups, take_rows
 from softprompt.data.template import parse_template
+from softprompt.data.tokenizer import make_text_encoder
 from softprompt.errors import DataError
 from softprompt.recipe.drafting import draft_recipe
 
@@ -38,13 +41,45 @@ def make(template: str, tokenizer, *, max_length: int) -> Renderer:
     )
 
 
+def render_carefully(renderer: Renderer, row: dict[str, str]) -> RenderedRow:
+    """A row whose tokens are looked at one by one, as those of a row that is shortened are."""
+    return renderer._render_alone([row[name] for name in _list_fields(renderer.template)])
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS), max_size=5), max_length=st.sampled_from([12, 512]))
 @MIXED
 def test_rows_together_are_the_rows_one_by_one(any_tokenizer, template, max_length, rows):
     renderer = make(template, any_tokenizer, max_length=max_length)
     table = [{"a": first, "b": second} for first, second in rows]
-    assert renderer.render_all(table) == [renderer.render(row) for row in table]
+    expected = [render_carefully(renderer, row) for row in table]
+    assert renderer.render_all(table) == [renderer.render(row) for row in table] == expected
+
+
+@pytest.mark.parametrize("forbid", [False, True])
+@given(text=TEXTS)
+@MIXED
+def test_a_text_from_outside_has_the_ids_of_its_tokens(any_tokenizer, forbid, text):
+    encoder = make_text_encoder(any_tokenizer, vocab_size=len(any_tokenizer))
+    safe = encoder.tokenizer
+    if forbid:  # as where a model's vocabulary has the special tokens
+        common = safe.encode("good film", first=True)[0].id
+        safe = replace(safe, forbidden=safe.forbidden | {common})
+        encoder = replace(encoder, tokenizer=safe)
+    tokens = safe.encode(text, first=True, continues=True)
+    assert encoder.encode(text) == tuple(token.id for token in tokens)
+
+
+def test_a_tokenizer_is_used_in_two_threads_at_once(any_tokenizer):
+    """Setting it up in one while it runs in another raises an error or changes its tokens."""
+    renderer = make("{a}{soft:1}", any_tokenizer, max_length=40)
+    rows = [{"a": "fine film " * (1 + n % 30)} for n in range(300)]
+    expected = [render_carefully(renderer, row) for row in rows]
+    with ThreadPoolExecutor(2) as threads:
+        together = threads.submit(lambda: [renderer.render_all(rows) for _ in range(20)])
+        alone = threads.submit(lambda: [render_carefully(renderer, row) for row in rows])
+    assert alone.result() == expected
+    assert all(found == expected for found in together.result())
 
 
 @pytest.mark.parametrize("template", ["{a} and {soft:1} {b}{sep}{b}", "{a}{mask}{soft:2}"])

@@ -14,6 +14,7 @@ from softprompt.errors import DataError
 from softprompt.inference.loops import EvaluatedRows, make_report
 from softprompt.tasks import Classify, Generate, Prediction, build_task
 from softprompt.train.datasets import check_tables, find_labels, get_target_column, render_table
+from support.reviews import make_reviews
 
 FILM = [
     {"text": f"film {n // 3}, line {n}", "label": n % 2, "film": f"film {n // 3}", "share": n + 0.5}
@@ -256,6 +257,32 @@ def test_training_and_prediction_see_a_cell_alike(file, parts, name):
 
 
 CELLS = ["1.50", "1.5", "100"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+@pytest.mark.parametrize("kind", ["words", "head", "text"])
+def test_rows_in_groups_are_the_rows_one_by_one(parts, family: str, kind: str, size: int):
+    """Also where targets are tokenised here while another thread tokenises the next rows."""
+    if (family, kind) == ("bert", "text"):
+        pytest.skip("an encoder does not write")
+    task = parts(family, "p-tuning-v2", task=kind).task
+    rows = [
+        row | {"text": row["text"] * (1 + n % 9)} for n, row in enumerate(make_reviews(60, seed=7))
+    ]
+    groups = [rows[at : at + size] for at in range(0, len(rows), size)]
+    assert [*task.iterate_examples(groups)] == [task.make_example(row) for row in rows]
+    assert [*task.iterate_examples([])] == []
+
+
+def test_the_first_bad_row_is_reported_though_a_later_one_is_read_before(parts):
+    task = parts("llama").task
+    [good] = make_reviews(1, seed=7)
+    groups = [[good], [good | {"label": "nobody"}], [{"label": good["label"]}]]
+    found = task.iterate_examples(groups)
+    assert next(found) == task.make_example(good)
+    with pytest.raises(DataError, match="nobody"):
+        next(found)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
