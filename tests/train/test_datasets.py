@@ -260,15 +260,21 @@ CELLS = ["1.50", "1.5", "100"]
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
-@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
-@pytest.mark.parametrize("kind", ["words", "head", "text"])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        *((family, "words") for family in ("llama", "bert", "t5")),
+        *((family, "head") for family in ("llama", "bert")),
+        *((family, "text") for family in ("llama", "t5")),
+    ],
+)
 def test_rows_in_groups_are_the_rows_one_by_one(parts, family: str, kind: str, size: int):
     """Also where targets are tokenised here while another thread tokenises the next rows."""
-    if (family, kind) == ("bert", "text"):
-        pytest.skip("an encoder does not write")
     task = parts(family, "p-tuning-v2", task=kind).task
+    most = 2 if kind == "text" else 9  # of which the longest are truncated
     rows = [
-        row | {"text": row["text"] * (1 + n % 9)} for n, row in enumerate(make_reviews(60, seed=7))
+        row | {"text": row["text"] * (1 + n % most)}
+        for n, row in enumerate(make_reviews(60, seed=7))
     ]
     groups = [rows[at : at + size] for at in range(0, len(rows), size)]
     assert [*task.iterate_examples(groups)] == [task.make_example(row) for row in rows]
