@@ -75,7 +75,14 @@ if TYPE_CHECKING:
         read_multitask_recipe,
     )
     from softprompt.serve.client import AsyncClient, Client
-    from softprompt.tasks import Classify, Generate, Prediction
+    from softprompt.tasks import (
+        Classify,
+        Generate,
+        LabelSetPrediction,
+        NumberPrediction,
+        Prediction,
+        Regress,
+    )
     from softprompt.train.api import fit, train_recipe
     from softprompt.train.automatic import fit_data
     from softprompt.train.config import TrainingConfig
@@ -149,7 +156,14 @@ _HOMES = {
         "read_multitask_recipe",
     ),
     "softprompt.serve.client": ("AsyncClient", "Client"),
-    "softprompt.tasks": ("Classify", "Generate", "Prediction"),
+    "softprompt.tasks": (
+        "Classify",
+        "Generate",
+        "LabelSetPrediction",
+        "NumberPrediction",
+        "Prediction",
+        "Regress",
+    ),
     "softprompt.train.api": ("fit", "train_recipe"),
     "softprompt.train.automatic": ("fit_data",),
     "softprompt.train.config": ("TrainingConfig",),
@@ -207,10 +221,12 @@ __all__ = [
     "HubError",
     "InputPrompt",
     "KVPrefix",
+    "LabelSetPrediction",
     "LearningRateSearch",
     "MissingPackageError",
     "MultitaskPromptTuning",
     "MultitaskRecipe",
+    "NumberPrediction",
     "PTuning",
     "PTuningV2",
     "PhaseStarted",
@@ -229,6 +245,7 @@ __all__ = [
     "Recipe",
     "RecipeDraft",
     "RecipeError",
+    "Regress",
     "RunDir",
     "SearchProgress",
     "SoftpromptError",

@@ -22,7 +22,7 @@ from softprompt.cli.console import (
     report_errors,
 )
 from softprompt.errors import DataError, RecipeError
-from softprompt.inference.metrics import compute_classification_metrics, compute_confusion_matrix
+from softprompt.tasks.metrics import compute_classification_metrics, compute_confusion_matrix
 
 COMMANDS = [
     "fit", "init", "check", "recipe-schema", "train", "resume", "find-lr", "compare", "evaluate",

@@ -11,11 +11,8 @@ from softprompt.data.inputs import Row
 from softprompt.errors import DataError
 from softprompt.inference import (
     ConfusionMatrix,
-    compute_classification_metrics,
-    compute_confusion_matrix,
-    compute_generation_metrics,
 )
-from softprompt.inference.metrics import score_chrf
+from softprompt.tasks import Objective, Prediction
 
 
 @dataclass(frozen=True)
@@ -40,19 +37,22 @@ class HeldOutTest:
     Args:
         rows: with all their columns, also those that a template does not use.
         truth: the right answer of each row.
-        labels: of the task; empty for free text.
-        is_ordinal: whether the labels are in an order.
+        objective: of the task.
     """
 
     rows: Sequence[Row]
     truth: Sequence[str]
-    labels: tuple[str, ...]
-    is_ordinal: bool = False
+    objective: Objective
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the task; empty where there are none."""
+        return self.objective.labels
 
     @property
     def measure(self) -> str:
-        """The name of the score: ``accuracy``, or ``chrf`` for free text."""
-        return "accuracy" if self.labels else "chrf"
+        """The name of the score, such as ``accuracy``, or ``chrf`` for free text."""
+        return self.objective.measure
 
     def score(self, answers: Sequence[str]) -> ScoredAnswers:
         """Score answers.
@@ -60,20 +60,9 @@ class HeldOutTest:
         Args:
             answers: one for each row, in the order of the rows.
         """
-        if not self.labels:
-            return ScoredAnswers(
-                score_chrf(self.truth, answers),
-                compute_generation_metrics(self.truth, answers),
-                None,
-            )
-        pairs = zip(answers, self.truth, strict=True)
-        return ScoredAnswers(
-            scores=tuple(float(answer == truth) for answer, truth in pairs),
-            metrics=compute_classification_metrics(
-                self.truth, answers, labels=self.labels, is_ordinal=self.is_ordinal
-            ),
-            confusion=compute_confusion_matrix(self.truth, answers, labels=self.labels),
-        )
+        found = self.objective.score(self.truth, [Prediction(text, {}) for text in answers])
+        scores = self.objective.score_rows(self.truth, answers)
+        return ScoredAnswers(scores, found.metrics, found.confusion)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -33,10 +33,10 @@ def to_text(value: object) -> str:
     """The text of a cell, the same whatever the other cells of its column are.
 
     A text is not changed. A number that is whole has no point, since whole numbers become floats
-    in a column with a fraction or a gap.
+    in a column with a fraction or a gap. A list or a record becomes JSON.
 
     Args:
-        value: a text, a number or a truth value.
+        value: a text, a number, a truth value, a list or a record.
 
     Returns:
         The text.
@@ -45,9 +45,13 @@ def to_text(value: object) -> str:
         DataError: the value is missing.
 
     Examples:
-        >>> to_text(2.0), to_text(2), to_text(2.5), to_text("2.50")
-        ('2', '2', '2.5', '2.50')
+        >>> to_text(2.0), to_text(2), to_text(2.5), to_text("2.50"), to_text(["a", "b"])
+        ('2', '2', '2.5', '2.50', '["a", "b"]')
     """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple | Mapping):
+        return json.dumps(value, ensure_ascii=False)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         msg = "a cell has no value. Give it text or a number."
         raise DataError(msg)
@@ -129,13 +133,16 @@ def has_numbers_only(rows: Table, column: str) -> bool:
     return filled
 
 
-def check_columns(rows: Table, names: Iterable[str], *, where: str) -> None:
+def check_columns(
+    rows: Table, names: Iterable[str], *, where: str, flexible: Collection[str] = ()
+) -> None:
     """Check that columns exist, contain text or numbers, and have a value in every row.
 
     Args:
         rows: the data.
         names: the columns that are needed.
         where: the name of the data in messages, such as ``reviews.csv``.
+        flexible: those of them that may contain anything, since a task checks their cells.
 
     Raises:
         DataError: a column is missing, contains lists or records, or has empty cells.
@@ -143,6 +150,8 @@ def check_columns(rows: Table, names: Iterable[str], *, where: str) -> None:
     needed = list(dict.fromkeys(names))
     check_names(needed, rows.column_names, where=where)
     for name in needed:
+        if name in flexible:
+            continue
         kind = str(rows.data.schema.field(name).type)
         if not kind.startswith(_SCALARS):
             msg = (

@@ -225,5 +225,5 @@ def _read(rows: Sequence[PromptedRow], states: _States) -> list[Prediction]:
     for indices in by_task.values():
         task = rows[indices[0]].task
         scores = task.read(torch.stack([states[i] for i in indices]))
-        predictions |= zip(indices, task.to_predictions(scores), strict=True)
+        predictions |= zip(indices, task.objective.to_predictions(scores), strict=True)
     return [predictions[i] for i in range(len(rows))]

@@ -432,6 +432,10 @@ def read_overrides(
     return section, task
 
 
+def _join_options(names: Sequence[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]])
+
+
 def _infer_kind(keys: Iterable[str]) -> str | None:
     """The only kind of task that has one of these keys and does not share it with all others."""
     keys_by_kind = {kind: {field.name for field in fields(task)} for kind, task in TASKS.items()}
@@ -453,7 +457,7 @@ def _build_task(table: object, faults: list[str]) -> TaskSettings | None:
         faults += [
             f"task.{key}: {explain_unknown_key(f'task.{key}', options=known)}" for key in unknown
         ]
-        faults.append(f"task.kind: is missing. Add it: {' or '.join(sorted(TASKS))}.")
+        faults.append(f"task.kind: is missing. Add it: {_join_options(sorted(TASKS))}.")
         return None
     if not isinstance(kind, str) or kind not in TASKS:
         faults.append(f"task.kind: {format_unknown('task', str(kind), options=TASKS)}")

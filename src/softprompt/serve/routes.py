@@ -272,10 +272,10 @@ class Routes:
             assert isinstance(fault, ServingError)  # noqa: S101  # for the types alone
             return {"index": index, **make_error_body(fault)}
         answer: dict[str, Any] = {"index": index}
+        name = "label" if outcome.probabilities else "text"
+        answer |= {name: outcome.label, **outcome.details}
         if outcome.probabilities:
-            answer |= {"label": outcome.label, "probabilities": dict(outcome.probabilities)}
-        else:
-            answer |= {"text": outcome.label}
+            answer["probabilities"] = dict(outcome.probabilities)
         answer["truncated"] = example.is_truncated
         if explain:
             answer["rendered"] = self.site.service.explain(example)

@@ -373,7 +373,12 @@ def _join(target: Target, tickets: Sequence[Ticket]) -> AnyTicket:
     """One ticket for the tickets of all members."""
     if target.vote is None:
         return tickets[0]
-    return JointTicket(tickets, vote=target.vote, members=len(target.members))
+    return JointTicket(
+        tickets,
+        vote=target.vote,
+        objective=target.task.objective,
+        members=len(target.members),
+    )
 
 
 def _make_request(member: Member, example: Example, options: TextOptions) -> GenerationRequest:

@@ -17,7 +17,7 @@ from softprompt.inference import predict_without_prompt
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromRandom
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Task
+from softprompt.tasks import Classify, Task, make_objective
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.accelerator import make_accelerator, use_gradient_checkpointing
 from softprompt.train.config import ResolvedTraining, resolve_training
@@ -27,7 +27,6 @@ from softprompt.train.heads import can_fit_head, fit_head
 from softprompt.train.plots import draw_run
 from softprompt.train.readout import choose_task_readout
 from softprompt.train.recipe_backbone import choose_device
-from softprompt.train.results import get_loss_unit
 from softprompt.train.run_dir import RunDir
 from softprompt.train.stages import HARD_PROMPT_STAGES, Parts, render_rows, require, run_stages
 from softprompt.train.trainer import Best, Trainer
@@ -221,7 +220,7 @@ def finetune(recipe: Recipe, folder: Path, *, parts: FinetuneSetup, callback: Ca
             "added_parameters": sum(p.numel() for p in added),
         }
     )
-    unit = get_loss_unit(recipe.task_settings)
+    unit = make_objective(recipe.task_settings, ()).loss_unit
     with run.replace_picture() as path:
         draw_run(run.read_events(), path, title=run.path.name, unit=unit)
 

@@ -1,6 +1,5 @@
 """Set up a run: from a recipe to all its parts, for a prompt or for the hard prompt."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -78,6 +77,7 @@ class RunSetup:
         fold_readouts: of each fold, chosen without the rows that validate there; empty where they
             are all that of the run.
         init: the initialization, where it is given instead of the recipe's.
+        calibration: what validation rows decided after the training.
     """
 
     recipe: Recipe
@@ -102,6 +102,7 @@ class RunSetup:
     trained_with: tuple[str, ...] = ()
     fold_readouts: tuple[ReadoutChoice, ...] = ()
     init: InitLike | None = None
+    calibration: Mapping[str, Any] | None = None
 
     @property
     def is_first_seed(self) -> bool:
@@ -142,8 +143,8 @@ class RunSetup:
         """Messages on what is possible but rarely meant, in labels and template."""
         settings, template = self.recipe.task_settings, parse_template(self.template)
         slips = [*find_template_slips(template, settings, backbone=self.backbone)]
-        if self.task.labels:
-            slips += describe_labels(Counter(self.rows["train"].truth), self.task.target_column)
+        counts = self.task.objective.count_labels(self.rows["train"].truth)
+        slips += describe_labels(counts, self.task.target_column)
         return tuple(slips)
 
 

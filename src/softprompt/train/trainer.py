@@ -16,6 +16,7 @@ from softprompt.errors import RecipeError, TrainingError, format_unknown
 from softprompt.inference.loops import EvaluatedRows, EvaluationReport, evaluate_rows, make_report
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt, detach_copy, to
 from softprompt.tasks import Classifier, Task
+from softprompt.tasks.objectives import MINIMIZED
 from softprompt.train.accelerator import prepare_only
 from softprompt.train.config import ResolvedTraining, check_validation_settings
 from softprompt.train.datasets import RenderedRows, sample_rows
@@ -394,7 +395,7 @@ def describe_untrained(best: Best, metric: str) -> str:
 
 
 def compute_selection_score(metrics: Mapping[str, float], *, select: str, step: int) -> float:
-    """The score to select by, higher is better: a metric, or the negative loss.
+    """The score to select by, higher is better: a metric, or the negative loss or error.
 
     Args:
         metrics: of a validation.
@@ -415,7 +416,7 @@ def compute_selection_score(metrics: Mapping[str, float], *, select: str, step: 
             'The precision may be too low: try backbone.dtype = "float32".'
         )
         raise TrainingError(msg)
-    return -metrics[select] if select == "loss" else metrics[select]
+    return -metrics[select] if select in MINIMIZED else metrics[select]
 
 
 def restore_best(state: Mapping[str, Any], *, like: Prompt | None) -> Best:

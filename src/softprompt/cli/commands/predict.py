@@ -178,6 +178,6 @@ def _to_dict(row: InputRow, prediction: "Prediction") -> dict[str, object]:
     """A row and its prediction as plain data; the prediction replaces columns of its names."""
     own = _get_columns(row)
     if not prediction.probabilities:
-        return {**own, "answer": prediction.label}
+        return {**own, "answer": prediction.label, **prediction.details}
     rounded = {label: round(p, 6) for label, p in prediction.probabilities.items()}
-    return {**own, "label": prediction.label, "probabilities": rounded}
+    return {**own, "label": prediction.label, **prediction.details, "probabilities": rounded}

@@ -1,0 +1,202 @@
+"""After the training: what validation rows decide about probabilities.
+
+A temperature divides the scores of labels so that probabilities are the shares of right answers;
+thresholds choose among any number of labels. Neither moves the prompt, and test rows see neither.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softprompt.data.few_rows import count_rows
+from softprompt.inference.loops import stack_probabilities
+from softprompt.inference.model import attach
+from softprompt.tasks import Classifier, Classify, Objective, Prediction
+from softprompt.tasks.label_sets import DEFAULT_THRESHOLD, LabelSets
+from softprompt.tasks.objectives import SingleLabel
+from softprompt.train.events import Callback, PhaseStarted
+from softprompt.train.results import make_run_artifact
+from softprompt.train.setup import RunSetup
+from softprompt.train.stages import notify
+from softprompt.train.trainer import Best, Trainer, evaluate_split
+
+# Temperatures outside are those of rows that are all right, or all wrong.
+_COLDEST, _HOTTEST = 0.05, 20.0
+# The least probability that has a logarithm.
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the validation rows of a run decided.
+
+    Args:
+        rows: their number.
+        chosen: the settings of the task that they decided.
+        before: the metrics of these rows without them.
+        after: the metrics of these rows with them, which are optimistic.
+    """
+
+    rows: int
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+
+    def as_data(self) -> dict[str, Any]:
+        """The calibration as JSON has it."""
+        return {
+            "rows": self.rows,
+            **self.chosen,
+            "before": dict(self.before),
+            "after": dict(self.after),
+        }
+
+
+def calibrate_task(
+    prepared: RunSetup, best: Best, *, trainer: Trainer, callbacks: Sequence[Callback] = ()
+) -> RunSetup:
+    """Choose the settings that a recipe leaves to validation rows, with the best prompt of a run.
+
+    All processes must call it: each evaluates its share.
+
+    Args:
+        prepared: the parts of the run.
+        best: its prompt.
+        trainer: of the run, after its last step.
+        callbacks: called as it begins.
+
+    Returns:
+        The parts, whose task has these settings; as they are where none is left open, or there are
+        no validation rows.
+    """
+    rows, task = prepared.rows.get("validation"), prepared.task
+    if rows is None or not isinstance(task, Classifier) or not _is_open(prepared):
+        return prepared
+    count = count_rows(len(rows.examples))
+    notify(callbacks, PhaseStarted("calibrating", count, len(rows.examples), trainer.step))
+    model = attach(make_run_artifact(prepared, best, start=trainer.start), prepared.backbone)
+    parts = evaluate_split(
+        model.task,
+        rows,
+        prompt=model.prompt,
+        batch_size=prepared.training.batch_size,
+        accelerator=trainer.accelerator,
+    )
+    truth = [text for part in parts for text in part.truth]
+    predictions = [found for part in parts for found in part.predictions]
+    objective, calibration = calibrate(task.objective, truth, predictions=predictions)
+    return replace(prepared, task=task.with_objective(objective), calibration=calibration.as_data())
+
+
+def _is_open(prepared: RunSetup) -> bool:
+    """Whether validation rows decide a setting of the task."""
+    match prepared.recipe.task_settings:
+        case Classify(multi_label=True, thresholds="auto"):
+            return True
+        case Classify(multi_label=False, temperature="auto"):
+            return True
+        case _:
+            return False
+
+
+def calibrate(
+    objective: Objective, truth: Sequence[str], *, predictions: Sequence[Prediction]
+) -> tuple[Any, Calibration]:
+    """Choose the temperature of labels, or the thresholds of sets of labels.
+
+    Args:
+        objective: at a temperature of 1, or with any thresholds.
+        truth: the target of each row as text.
+        predictions: for the rows.
+
+    Returns:
+        The objective with what was chosen, and a record of it.
+    """
+    probabilities = stack_probabilities(predictions, objective.labels)
+    match objective:
+        case SingleLabel():
+            targets = [objective.read_target(text) for text in truth]
+            temperature = fit_temperature(probabilities, targets)
+            found: Any = replace(objective, temperature=temperature)
+            chosen: dict[str, Any] = {"temperature": temperature}
+            again = [_with_temperature(row, objective.labels, temperature) for row in probabilities]
+        case LabelSets(labels):
+            marks = np.zeros(probabilities.shape, dtype=bool)
+            for row, text in enumerate(truth):
+                marks[row, [*objective.read_target(text)]] = True
+            thresholds = choose_thresholds(probabilities, marks)
+            found = replace(objective, thresholds=thresholds)
+            chosen = {"thresholds": dict(zip(labels, thresholds, strict=True))}
+            again = [found.average([prediction]) for prediction in predictions]
+        case _:
+            return objective, Calibration(len(truth))
+    before, after = (objective.score(truth, each).metrics for each in (predictions, again))
+    return found, Calibration(len(truth), chosen, before, after)
+
+
+def _with_temperature(
+    row: NDArray[np.float64], labels: Sequence[str], temperature: float
+) -> Prediction:
+    logits = np.log(np.maximum(row, _TINY)) / temperature
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    probabilities = dict(zip(labels, shares.tolist(), strict=True))
+    return Prediction(max(probabilities, key=probabilities.__getitem__), probabilities)
+
+
+def fit_temperature(probabilities: NDArray[np.float64], targets: Sequence[int]) -> float:
+    """The temperature with the lowest cross-entropy of rows.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2.
+
+    Args:
+        probabilities: of each row and label, at a temperature of 1.
+        targets: the index of each row's label.
+
+    Returns:
+        The temperature, 0.05 to 20.
+    """
+    from scipy.optimize import minimize_scalar  # noqa: PLC0415  # slow to import
+    from scipy.special import log_softmax  # noqa: PLC0415
+
+    logits = np.log(np.maximum(probabilities, _TINY))
+    places = np.arange(len(targets)), np.array(targets)
+
+    def compute_loss(log_temperature: float) -> float:
+        return -float(log_softmax(logits / np.exp(log_temperature), axis=1)[places].mean())
+
+    found = minimize_scalar(
+        compute_loss, bounds=(np.log(_COLDEST), np.log(_HOTTEST)), method="bounded"
+    )
+    return float(np.exp(found.x))
+
+
+def choose_thresholds(
+    probabilities: NDArray[np.float64], marks: NDArray[np.bool_]
+) -> tuple[float, ...]:
+    """The threshold of each label at which its F1 over rows is highest.
+
+    Of equally good ones that nearest to 0.5 is taken. It lies halfway between two probabilities. A
+    label that no row has keeps 0.5.
+
+    Args:
+        probabilities: of each row and label.
+        marks: which row has which label.
+    """
+    columns = zip(probabilities.T, marks.T, strict=True)
+    return tuple(_choose_threshold(shares, wanted) for shares, wanted in columns)
+
+
+def _choose_threshold(shares: NDArray[np.float64], wanted: NDArray[np.bool_]) -> float:
+    if not wanted.any():
+        return DEFAULT_THRESHOLD
+    values = np.unique(shares)
+    candidates = np.concatenate(([DEFAULT_THRESHOLD], (values[1:] + values[:-1]) / 2, [values[0]]))
+    found = shares[None] >= candidates[:, None]
+    right = (found & wanted).sum(axis=1)
+    scores = 2 * right / (found.sum(axis=1) + wanted.sum())
+    best = candidates[scores >= scores.max() - 1e-12]
+    return float(best[np.abs(best - DEFAULT_THRESHOLD).argmin()])
