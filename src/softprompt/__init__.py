@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from softprompt._lazy import gather_lazily
 
 if TYPE_CHECKING:
+    from softprompt.analysis.explanation import Explanation, explain_prediction
     from softprompt.analysis.pruning import PruningResult, prune
     from softprompt.backbone.model import Backbone, BatchInputs
     from softprompt.compare.api import compare_methods, find_learning_rate
@@ -120,6 +121,7 @@ _HOMES = {
         "TrainingError",
         "UnreachableError",
     ),
+    "softprompt.analysis.explanation": ("Explanation", "explain_prediction"),
     "softprompt.analysis.pruning": ("PruningResult", "prune"),
     "softprompt.hub.repository": ("PullResult", "PushResult", "pull", "push"),
     "softprompt.inference": ("Ensemble", "EvaluationReport", "PromptModel", "load_model"),
@@ -195,6 +197,7 @@ __all__ = [
     "Evaluation",
     "EvaluationReport",
     "Event",
+    "Explanation",
     "Finished",
     "FoldProgress",
     "FromDemonstrations",
@@ -246,6 +249,7 @@ __all__ = [
     "compare_methods",
     "draft_recipe",
     "evaluate_hard_prompt",
+    "explain_prediction",
     "export_prompt",
     "find_learning_rate",
     "fit",
