@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 from softprompt._lazy import gather_lazily
 
 if TYPE_CHECKING:
-    from softprompt.analysis.explanation import Explanation, explain_prediction
+    from softprompt.analysis.attribution import explain_prediction
+    from softprompt.analysis.explanation import Explanation
     from softprompt.analysis.pruning import PruningResult, prune
     from softprompt.backbone.model import Backbone, BatchInputs
     from softprompt.compare.api import compare_methods, find_learning_rate
@@ -121,7 +122,8 @@ _HOMES = {
         "TrainingError",
         "UnreachableError",
     ),
-    "softprompt.analysis.explanation": ("Explanation", "explain_prediction"),
+    "softprompt.analysis.attribution": ("explain_prediction",),
+    "softprompt.analysis.explanation": ("Explanation",),
     "softprompt.analysis.pruning": ("PruningResult", "prune"),
     "softprompt.hub.repository": ("PullResult", "PushResult", "pull", "push"),
     "softprompt.inference": ("Ensemble", "EvaluationReport", "PromptModel", "load_model"),

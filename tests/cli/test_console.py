@@ -26,7 +26,7 @@ from softprompt.inference.metrics import compute_classification_metrics, compute
 
 COMMANDS = [
     "fit", "init", "check", "recipe-schema", "train", "resume", "find-lr", "compare", "evaluate",
-    "predict", "prune", "show",
+    "predict", "explain", "prune", "show",
     "import", "export",
     "push", "pull",
     "serve", "publish", "unpublish", "registry",

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
         AttentionShare,
         compute_attention_shares,
     )
+    from softprompt.analysis.attribution import explain_prediction
     from softprompt.analysis.explanation import (
         ExplainedWord,
         Explanation,
         ExplanationMethod,
-        explain_prediction,
+        make_explanation_page,
     )
-    from softprompt.analysis.explanation_page import make_explanation_page
     from softprompt.analysis.nearest import SoftToken, find_nearest_words
     from softprompt.analysis.norms import (
         Distance,
@@ -60,13 +60,13 @@ __getattr__, __dir__ = gather_lazily(
             "AttentionShare",
             "compute_attention_shares",
         ),
+        "softprompt.analysis.attribution": ("explain_prediction",),
         "softprompt.analysis.explanation": (
             "ExplainedWord",
             "Explanation",
             "ExplanationMethod",
-            "explain_prediction",
+            "make_explanation_page",
         ),
-        "softprompt.analysis.explanation_page": ("make_explanation_page",),
         "softprompt.analysis.nearest": ("SoftToken", "find_nearest_words"),
         "softprompt.analysis.norms": (
             "Distance",

@@ -42,36 +42,42 @@ _FORMATS: dict[str, ExplanationFormat] = {
 _FOR, _AGAINST = (0, 114, 178), (213, 94, 0)
 # Less is not coloured.
 _FAINTEST = 0.08
-# The luminance from which black letters are easier to read than white ones.
-_BRIGHT = 140
+# The luminance from which black letters have more contrast than white ones (WCAG 2.1).
+_BRIGHT = 0.179
+_LUMINANCE, _GAMMA = (0.2126, 0.7152, 0.0722), 2.2
 _BAR = 20
+
+
+SingleText = Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The text.")]
+JsonRow = Annotated[
+    str | None, typer.Option("--row", metavar="JSON", help="A row of several fields, as JSON.")
+]
+RowsFile = Annotated[
+    str | None, typer.Option("--input", metavar="FILE|-", help="Rows or lines; - is stdin.")
+]
+MethodName = Annotated[str, typer.Option("--method", help="integrated-gradients or leave-one-out.")]
+LabelName = Annotated[
+    str | None, typer.Option("--label", help="The label to explain (default: the prediction).")
+]
+MostSteps = Annotated[int, typer.Option(min=1, help="The most steps of integrated gradients.")]
+FormatName = Annotated[
+    str | None, typer.Option("--format", help="text, json or html (default: by the file, or text).")
+]
+ResultFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a .html, .json, .jsonl or .txt.")
+]
 
 
 def explain(
     artifact: ArtifactPath,
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The text.")] = None,
-    row: Annotated[
-        str | None, typer.Option(metavar="JSON", help="A row of several fields, as JSON.")
-    ] = None,
-    source: Annotated[
-        str | None, typer.Option("--input", metavar="FILE|-", help="Rows or lines; - is stdin.")
-    ] = None,
-    method: Annotated[
-        str, typer.Option(help="integrated-gradients or leave-one-out.")
-    ] = "integrated-gradients",
-    label: Annotated[
-        str | None, typer.Option(help="The label to explain (default: the prediction).")
-    ] = None,
-    steps: Annotated[
-        int, typer.Option(min=1, help="The most steps of integrated gradients.")
-    ] = 256,
-    output_format: Annotated[
-        str | None,
-        typer.Option("--format", help="text, json or html (default: by the file, or text)."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a .html, .json, .jsonl or .txt.")
-    ] = None,
+    text: SingleText = None,
+    row: JsonRow = None,
+    source: RowsFile = None,
+    method: MethodName = "integrated-gradients",
+    label: LabelName = None,
+    steps: MostSteps = 256,
+    form: FormatName = None,
+    output: ResultFile = None,
     backbone: PromptBackbone = None,
     best: BestSoFar = False,
 ) -> None:
@@ -79,25 +85,20 @@ def explain(
     if sum(given is not None for given in (text, row, source)) != 1:
         msg = "give a text, --row JSON or --input FILE (- for stdin), and one of them only"
         raise typer.BadParameter(msg)
-    form = _choose_format(output_format, output)
+    chosen = _choose_format(form, output)
     single = _read_single(text, row)
     from softprompt.data.writers import check_writable
+    from softprompt.errors import DataError
 
     if output is not None:
         check_writable(output, sources=[source or ""], formats=[*_FORMATS])
     print_progress(f"loading {artifact} and its backbone …")
     model = load_prompt(artifact, backbone=backbone, best=best)
-    rows = [single] if single is not None else _read_rows(source or "", model.fields)
-    options: _Options = {
-        "method": cast("ExplanationMethod", method),
-        "label": label,
-        "steps": steps,
-    }
+    rows = _read_rows(source or "", model.fields) if single is None else [single]
+    options = _Options(method=cast("ExplanationMethod", method), label=label, steps=steps)
     explained = _explain_rows(model, rows, options)
-    count = _print(explained, form) if output is None else _write(explained, form, output)
+    count = _print(explained, chosen) if output is None else _write(explained, chosen, output)
     if not count:
-        from softprompt.errors import DataError
-
         msg = f"{'stdin' if source == '-' else source} has no lines. Give at least one text."
         raise DataError(msg)
 
@@ -208,7 +209,7 @@ def _format_head(explanation: "Explanation") -> str:
 
 def _format_table(explanation: "Explanation") -> str:
     """The words, those that moved the score most first, and what they sum to."""
-    from softprompt.analysis.explanation_page import describe_sum, sort_words
+    from softprompt.analysis.explanation import describe_sum, sort_words
 
     words = sort_words(explanation)
     largest = abs(words[0].score) or 1.0
@@ -227,7 +228,7 @@ def _draw_bar(share: float) -> str:
 
 def _style_words(explanation: "Explanation") -> Iterator[tuple[str, str]]:
     """The row's text with its words in colours, which are stronger for larger scores."""
-    from softprompt.analysis.explanation_page import list_passages
+    from softprompt.analysis.explanation import list_passages
 
     several = len(explanation.fields) > 1
     for number, field in enumerate(explanation.fields):
@@ -243,6 +244,7 @@ def _choose_style(share: float) -> str:
         return ""
     strength = abs(share)
     colour = _AGAINST if share < 0 else _FOR
-    red, green, blue = (round(255 - strength * (255 - part)) for part in colour)
-    letters = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > _BRIGHT else "white"
-    return f"{letters} on #{red:02x}{green:02x}{blue:02x}"
+    parts = [round(255 - strength * (255 - part)) for part in colour]
+    light = sum(w * (part / 255) ** _GAMMA for w, part in zip(_LUMINANCE, parts, strict=True))
+    letters = "black" if light > _BRIGHT else "white"
+    return f"{letters} on #{bytes(parts).hex()}"

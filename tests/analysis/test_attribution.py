@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt.analysis import explain_prediction
-from softprompt.analysis import explanation as module
+from softprompt.analysis import attribution, explain_prediction, explanation
 from softprompt.errors import DataError, PromptError
 from softprompt.inference import Ensemble, PromptModel
 from softprompt.prompt import InputPrompt
@@ -133,8 +132,8 @@ def test_the_scores_sum_to_the_difference(model, backbone, maker, shape: str, fa
 @pytest.mark.parametrize("way", WAYS)
 def test_more_steps_come_closer(model, monkeypatch, way: str) -> None:
     """Far beyond the tolerance, so that no part of a word is forgotten or counted twice."""
-    monkeypatch.setattr(module, "_RELATIVE_GAP", 0.0)
-    monkeypatch.setattr(module, "_ABSOLUTE_GAP", 0.0)
+    monkeypatch.setattr(explanation, "_RELATIVE_GAP", 0.0)
+    monkeypatch.setattr(explanation, "_ABSOLUTE_GAP", 0.0)
     one, many = (explain_prediction(model(way), TEXT, steps=count) for count in (1, 300))
     assert (one.steps, many.steps) == (1, 300)
     assert abs(many.gap) < max(1e-3, 0.02 * abs(many.score - many.baseline_score))
@@ -217,7 +216,7 @@ def test_one_step_is_the_gradient_half_way(model, backbone, maker, family: str) 
 def test_batches_change_nothing(model, monkeypatch, way: str, method: str) -> None:
     found = []
     for size in (1, 5):
-        monkeypatch.setattr(module, "_ROWS_AT_ONCE", size)
+        monkeypatch.setattr(attribution, "_ROWS_AT_ONCE", size)
         found.append(explain_prediction(model(way), TEXT, method=method))
     for word, other in zip(*(one.words for one in found), strict=True):
         assert word.score == pytest.approx(other.score, abs=1e-4)
