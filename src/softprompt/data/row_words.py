@@ -5,14 +5,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from softprompt.data.rendering import FixedTokens, Renderer, list_fields
+from softprompt.data.rendering import FixedTokens, Renderer
+from softprompt.data.words import Characters, split_words
 
-# Scripts that write no space between words, by the beginnings of their characters' names.
-_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
-_FIRST_WITHOUT_SPACES = 0x0E00
 # Apostrophes and hyphens, which belong to the word between letters.
 _INNER = "'-\u2019\u2010"
-_LETTERS, _MARKS = "LN", "M"
 # Commas, full stops, closing brackets and closing quotation marks.
 _CLOSING = ("Po", "Pe", "Pf")
 
@@ -39,60 +36,37 @@ class PlacedToken(NamedTuple):
     span: FieldSpan
 
 
-def split_words(text: str) -> list[tuple[int, int]]:
-    """Divide a text into words, punctuation marks and symbols.
+def divide_text(text: str) -> list[Characters]:
+    """Find the words of a text, which have the apostrophes and hyphens between their letters.
 
-    A word is a run of letters, digits and their marks, with apostrophes and hyphens between them.
-    Where a script writes no spaces between words, each letter is one. Everything but white space is
-    in some word.
+    Otherwise they are those of `split_words`.
 
     Args:
         text: any text.
 
     Returns:
-        The first character of each, and its last plus one.
+        The range of characters ``[start, end)`` of each word, in order.
 
     Examples:
-        >>> text = "It isn't well-made, 100 % dull."
-        >>> [text[start:end] for start, end in split_words(text)]
-        ['It', "isn't", 'well-made', ',', '100', '%', 'dull', '.']
+        >>> text = "It isn't well-made - no."
+        >>> [text[start:end] for start, end in divide_text(text)]
+        ['It', "isn't", 'well-made', '-', 'no', '.']
     """
-    words: list[tuple[int, int]] = []
-    at = 0
-    while at < len(text):
-        if text[at].isspace():
-            at += 1
+    words: list[Characters] = []
+    is_joined = False  # the last word ends with an apostrophe or a hyphen
+    for start, end in split_words(text):
+        touches = bool(words) and words[-1][1] == start
+        if touches and is_joined and text[start].isalnum():
+            words[-1] = (words[-1][0], end)
+            is_joined = False
             continue
-        end = _find_word_end(text, at)
-        words.append((at, end))
-        at = end
-    return words
-
-
-def _find_word_end(text: str, start: int) -> int:
-    end = start + 1
-    runs_on = _is_letter(text[start]) and not _is_without_spaces(text[start])
-    while end < len(text):
-        is_inner = text[end] in _INNER and end + 1 < len(text)
-        follower = text[end + 1] if is_inner else text[end]
-        goes_on = runs_on and _is_letter(follower) and not _is_without_spaces(follower)
-        if goes_on:
-            end += 1 + is_inner
-        elif unicodedata.category(text[end]).startswith(_MARKS):
-            end += 1
+        is_inner = touches and text[start:end] in _INNER and text[words[-1][0]].isalnum()
+        is_joined = is_inner and end < len(text) and text[end].isalnum()
+        if is_joined:
+            words[-1] = (words[-1][0], end)
         else:
-            break
-    return end
-
-
-def _is_letter(character: str) -> bool:
-    return unicodedata.category(character)[0] in _LETTERS or character == "_"
-
-
-def _is_without_spaces(character: str) -> bool:
-    if ord(character) < _FIRST_WITHOUT_SPACES:
-        return False
-    return unicodedata.name(character, "").startswith(_WITHOUT_SPACES)
+            words.append((start, end))
+    return words
 
 
 def place_tokens(renderer: Renderer, row: Mapping[str, object]) -> list[PlacedToken]:
@@ -109,7 +83,7 @@ def place_tokens(renderer: Renderer, row: Mapping[str, object]) -> list[PlacedTo
         DataError: a field is missing, or neither a text nor a number.
     """
     runs, _ = renderer.fit(row)
-    names, placed, position = list_fields(renderer.template), list[PlacedToken](), 0
+    names, placed, position = renderer.template.field_places, list[PlacedToken](), 0
     for index, part in enumerate(renderer.segments):
         if isinstance(part, FixedTokens):
             position += len(part.ids)
@@ -144,7 +118,7 @@ class RowWords:
         self.spans = tuple(
             FieldSpan(name, *bounds)
             for name, spans in by_field.items()
-            for bounds in _join_words(split_words(texts[name]), spans)
+            for bounds in _join_words(divide_text(texts[name]), spans)
         )
         self._first = {
             name: next((at for at, span in enumerate(self.spans) if span.field == name), None)
@@ -170,8 +144,8 @@ class RowWords:
 
 
 def _join_words(
-    words: Sequence[tuple[int, int]], spans: Iterable[FieldSpan]
-) -> Iterator[tuple[int, int]]:
+    words: Sequence[Characters], spans: Iterable[FieldSpan]
+) -> Iterator[Characters]:
     """Join the words that a token has characters of, and leave out those without any token."""
     ends = [end for _, end in words]
     seen, joined = set[int](), set[int]()

@@ -7,19 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softprompt.data import make_renderer, parse_template
-from softprompt.data.words import (
+from softprompt.data.row_words import (
     FieldSpan,
     PlacedToken,
     RowWords,
     place_tokens,
     remove_word,
-    split_words,
+    divide_text,
 )
+from softprompt.data.words import split_words
 from support.parametrize import for_each
 
 
 def words_of(text: str) -> list[str]:
-    return [text[start:end] for start, end in split_words(text)]
+    return [text[start:end] for start, end in divide_text(text)]
 
 
 @pytest.mark.parametrize(
@@ -44,13 +45,16 @@ def test_words(text: str, wanted: list[str]) -> None:
 
 
 @given(st.text(max_size=30))
-def test_words_are_all_that_is_not_white_space(text: str) -> None:
-    """Each character once, in their order."""
-    spans = split_words(text)
-    assert all(a < b for a, b in spans)
-    assert all(before[1] <= after[0] for before, after in pairwise(spans))
-    covered = {at for a, b in spans for at in range(a, b)}
-    assert covered == {at for at, character in enumerate(text) if not character.isspace()}
+def test_they_are_the_words_of_a_text_or_several_of_them(text: str) -> None:
+    """Each once and in their order, those between which an apostrophe or a hyphen stands as one."""
+    pieces = split_words(text)
+    for start, end in divide_text(text):
+        part = pieces[: next(at for at, piece in enumerate(pieces, 1) if piece[1] == end)]
+        pieces = pieces[len(part) :]
+        assert part[0][0] == start
+        assert len(part) == 1 or all(text[a] in "'-\u2019\u2010" for a, _ in part[1::2])
+        assert all(text[a].isalnum() for a, _ in part[::2]) or len(part) == 1
+    assert not pieces
 
 
 @pytest.mark.parametrize(
