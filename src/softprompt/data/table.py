@@ -376,3 +376,45 @@ def format_counts(counts: Mapping[str, int]) -> str:
 def quote_text(text: str) -> str:
     """A text as TOML writes it, in which JSON's strings are valid."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def get_text(row: Mapping[str, object], name: str) -> str:
+    """The text of a field of a row.
+
+    Args:
+        row: texts or numbers by name.
+        name: of the field.
+
+    Returns:
+        The text; a number becomes text.
+
+    Raises:
+        DataError: the field is missing, has no value, is neither a text nor a number, or has half
+            a character.
+    """
+    if name not in row:
+        msg = (
+            f"the row has no field {name!r}, which the template needs. "
+            f"It has: {', '.join(sorted(row)) or 'nothing'}."
+        )
+        raise DataError(msg)
+    match row[name]:
+        case str() as text:
+            pass
+        case missing if is_missing(missing):
+            msg = f"the field {name!r} has no value. Give it text (it may be empty) or a number."
+            raise DataError(msg)
+        case bool() | int() | float() as value:
+            text = to_text(value)
+        case other:
+            msg = f"the field {name!r} is a {type(other).__name__}. Give it text or a number."
+            raise DataError(msg)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        msg = (
+            f"the field {name!r} has half a character at index {error.start} (the lone surrogate "
+            f"U+{ord(text[error.start]):04X}). Give it valid Unicode."
+        )
+        raise DataError(msg) from error
+    return text
