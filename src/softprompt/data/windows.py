@@ -67,6 +67,11 @@ class WindowRenderer:
     segment: int
     least: int
 
+    @property
+    def field(self) -> str:
+        """The name of the field that is divided."""
+        return self.renderer.template.field_places[self.place]
+
     def render(self, row: Mapping[str, object]) -> tuple[Window, ...]:
         """Render one row.
 
@@ -90,11 +95,10 @@ class WindowRenderer:
         tokens = self._find_tokens(runs)
         room = self._measure_room(runs, tokens)
         if len(tokens) > room and room <= self.stride:
-            name = self.renderer.template.field_places[self.place]
             msg = (
                 f"the other fields of the row and the template's own text leave {max(room, 0)} of "
-                f"{self.renderer.max_length} positions for the field {name!r}, but its windows "
-                f"share {self.stride}. Shorten the other fields, or the stride."
+                f"{self.renderer.max_length} positions for the field {self.field!r}, but its "
+                f"windows share {self.stride}. Shorten the other fields, or the stride."
             )
             raise DataError(msg)
         windows = cut_windows(len(tokens), room=room, stride=self.stride)
