@@ -291,7 +291,7 @@ class Renderer:
         """
         runs, truncated = self.fit(row)
         ids = {index: [token.id for token in run.tokens] for index, run in runs.items()}
-        return self._join(ids, truncated=truncated)
+        return self.join(ids, truncated=truncated)
 
     def fit(self, row: Mapping[str, object]) -> tuple[dict[int, TokenizedRun], bool]:
         """Tokenise a row, with its fields truncated until it fits; errors are those of `render`.
@@ -303,8 +303,8 @@ class Renderer:
             Its runs, by their index in ``segments``, and whether a field was truncated. What is
             left of a field is its beginning, so offsets are those in the whole text.
         """
-        texts = self._read_texts(row)
-        values = [clip_text(text, most=self.max_length, count=self._count) for text in texts]
+        texts = self.read_texts(row)
+        values = [clip_text(text, most=self.max_length, count=self.count) for text in texts]
         runs = self.encode(values)
         truncated = values != texts
         while (excess := self.count_tokens(runs) - self.max_length) > 0:
@@ -326,7 +326,7 @@ class Renderer:
             DataError: as `render` does.
             TemplateError: as `render` does.
         """
-        texts = [self._read_texts(row) for row in rows]
+        texts = [self.read_texts(row) for row in rows]
         short = [
             not any(is_long(text, most=self.max_length) for text in of_row) for of_row in texts
         ]
@@ -345,15 +345,24 @@ class Renderer:
             known = {index: part for index, part in ids.items() if part is not None}
             fits = fixed + sum(map(len, known.values())) <= self.max_length
             if short[at] and fits and len(known) == len(ids):
-                rendered.append(self._join(known, truncated=False))
+                rendered.append(self.join(known, truncated=False))
             else:
                 rendered.append(self.render(row))
         return rendered
 
-    def _read_texts(self, row: Mapping[str, object]) -> list[str]:
-        return [get_text(row, name) for name in list_fields(self.template)]
+    def read_texts(self, row: Mapping[str, object]) -> list[str]:
+        """The text of every field of the template, in order.
 
-    def _count(self, text: str) -> int:
+        Args:
+            row: as for `render`.
+
+        Raises:
+            DataError: as `render` does.
+        """
+        return [get_text(row, name) for name in self.template.field_places]
+
+    def count(self, text: str) -> int:
+        """The number of tokens of a text alone."""
         return len(self.safe_tokenizer.encode(text, first=False))
 
     def _count_fixed(self) -> int:
@@ -371,7 +380,16 @@ class Renderer:
         """The number of token ids of a row."""
         return self._count_fixed() + sum(len(run.tokens) for run in runs.values())
 
-    def _join(self, runs: Mapping[int, Sequence[int]], *, truncated: bool) -> RenderedRow:
+    def join(self, runs: Mapping[int, Sequence[int]], *, truncated: bool) -> RenderedRow:
+        """Put a row together.
+
+        Args:
+            runs: the ids of every run, by its index in ``segments``.
+            truncated: whether a field's text was shortened.
+
+        Raises:
+            TemplateError: an id is not in the embedding table.
+        """
         ids: list[int] = []
         for index, part in enumerate(self.segments):
             if isinstance(part, FixedTokens):
@@ -462,7 +480,7 @@ def _check_fixed_tokens(renderer: Renderer) -> None:
     for part in renderer.segments:
         if isinstance(part, FixedTokens) and not part.soft:
             check_ids(part.ids, vocab_size=renderer.vocab_size)
-    total = renderer.count_tokens(renderer.encode([""] * len(list_fields(renderer.template))))
+    total = renderer.count_tokens(renderer.encode([""] * len(renderer.template.field_places)))
     if total <= renderer.max_length:
         return
     soft = renderer.template.soft_length
@@ -477,8 +495,3 @@ def _check_fixed_tokens(renderer: Renderer) -> None:
         f"backbone has {renderer.max_length} for them. Shorten {' or '.join(remedies) or 'both'}."
     )
     raise TemplateError(msg)
-
-
-def list_fields(template: Template) -> list[str]:
-    """The name of every field in the template, with repetitions."""
-    return [piece.name for piece in template.pieces if isinstance(piece, Field)]

@@ -220,7 +220,8 @@ def make_table(columns: Mapping[str, list[object]], *, where: str) -> Table:
     """Make a table from columns.
 
     Args:
-        columns: the values by column name, the same number in each.
+        columns: the values by column name, the same number in each. Lists of ``[start, end,
+            label]`` become lists of mappings with these names.
         where: the name of the data in messages.
 
     Returns:
@@ -231,6 +232,7 @@ def make_table(columns: Mapping[str, list[object]], *, where: str) -> Table:
     """
     import datasets
 
+    columns = {name: [_name_triples(value) for value in values] for name, values in columns.items()}
     for name, values in columns.items():
         types = {type(value) for value in values if value is not None}
         if len(types) > 1 and types != {int, float}:
@@ -248,6 +250,16 @@ def make_table(columns: Mapping[str, list[object]], *, where: str) -> Table:
             f"{where} cannot be converted to a table: {reason}. Write text and plain numbers only."
         )
         raise DataError(msg) from error
+
+
+def _name_triples(value: object) -> object:
+    """A list of spans ``[start, end, label]`` as mappings, since a table's lists have one type."""
+    names, types = ("start", "end", "label"), [int, int, str]
+    if not isinstance(value, list) or not value:
+        return value
+    if not all(isinstance(item, list | tuple) and list(map(type, item)) == types for item in value):
+        return value
+    return [dict(zip(names, item, strict=True)) for item in value]
 
 
 def name_classes(rows: Table, *, where: str = "the data") -> Table:
@@ -386,10 +398,11 @@ def get_text(row: Mapping[str, object], name: str) -> str:
         name: of the field.
 
     Returns:
-        The text; a number is written as `to_text` does.
+        The text; a number becomes text.
 
     Raises:
-        DataError: the field is missing, or neither a text nor a number, or has half a character.
+        DataError: the field is missing, has no value, is neither a text nor a number, or has half
+            a character.
     """
     if name not in row:
         msg = (
