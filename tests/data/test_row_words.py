@@ -1,6 +1,5 @@
 """Words of a text, and which tokens of a rendered row they become."""
 
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,9 +10,9 @@ from softprompt.data.row_words import (
     FieldSpan,
     PlacedToken,
     RowWords,
+    divide_text,
     place_tokens,
     remove_word,
-    divide_text,
 )
 from softprompt.data.words import split_words
 from support.parametrize import for_each

@@ -20,8 +20,8 @@ from softprompt.analysis.explanation import (
 from softprompt.backbone.hooks import FreeVectors, use_free_vectors
 from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import Row, as_row
-from softprompt.data.table import get_text
 from softprompt.data.row_words import FieldSpan, RowWords, place_tokens, remove_word
+from softprompt.data.table import get_text
 from softprompt.errors import DataError, PromptError, format_unknown
 from softprompt.inference.ensemble import Ensemble
 from softprompt.inference.model import PromptModel

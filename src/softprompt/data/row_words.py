@@ -143,9 +143,7 @@ class RowWords:
         return first + min(bisect_right(ends, span.start), len(ends) - 1)
 
 
-def _join_words(
-    words: Sequence[Characters], spans: Iterable[FieldSpan]
-) -> Iterator[Characters]:
+def _join_words(words: Sequence[Characters], spans: Iterable[FieldSpan]) -> Iterator[Characters]:
     """Join the words that a token has characters of, and leave out those without any token."""
     ends = [end for _, end in words]
     seen, joined = set[int](), set[int]()
