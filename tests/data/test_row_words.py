@@ -1,6 +1,5 @@
 """Words of a text, and which tokens of a rendered row they become."""
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
