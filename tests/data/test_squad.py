@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from softprompt.data import read_data
-from softprompt.data.squad import Answer, read_answer_column
+from softprompt.data.squad import ContextAnswer, read_answer_column
 from softprompt.errors import DataError
 
 CONTEXT = "Der Eiffelturm 🗼 in Paris wurde 1889 fertig; Paris liegt an der Seine."
@@ -74,7 +74,7 @@ def test_an_unanswerable_question_needs_no_list(tmp_path) -> None:
 )
 def test_answers_in_both_forms(value) -> None:
     found = read_answer_column(value, CONTEXT, where="row 0")
-    assert found == (Answer("Paris", 20), Answer("1889", 32))
+    assert found == (ContextAnswer("Paris", 20), ContextAnswer("1889", 32))
 
 
 @pytest.mark.parametrize("value", [{"text": [], "answer_start": []}, []])

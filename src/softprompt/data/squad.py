@@ -16,7 +16,7 @@ _FORM = '{"text": ["Rome"], "answer_start": [17]}'
 _MOST_PLACES = 3
 
 
-class Answer(NamedTuple):
+class ContextAnswer(NamedTuple):
     """A right answer.
 
     Args:
@@ -28,7 +28,7 @@ class Answer(NamedTuple):
     start: int
 
 
-def read_answer_column(value: object, context: str, *, where: str) -> tuple[Answer, ...]:
+def read_answer_column(value: object, context: str, *, where: str) -> tuple[ContextAnswer, ...]:
     """Read the answers of a row, and check that each stands in the context where it says.
 
     Args:
@@ -46,7 +46,7 @@ def read_answer_column(value: object, context: str, *, where: str) -> tuple[Answ
     Examples:
         >>> answers = {"text": ["Rome"], "answer_start": [3]}
         >>> read_answer_column(answers, "In Rome", where="row 0")
-        (Answer(text='Rome', start=3),)
+        (ContextAnswer(text='Rome', start=3),)
     """
     answers = [_read_pair(pair, where=where) for pair in _list_pairs(value, where=where)]
     for answer in answers:
@@ -82,10 +82,10 @@ def _list_pairs(value: object, *, where: str) -> Sequence[tuple[object, object]]
             raise DataError(msg)
 
 
-def _read_pair(pair: tuple[object, object], *, where: str) -> Answer:
+def _read_pair(pair: tuple[object, object], *, where: str) -> ContextAnswer:
     match pair:
         case str() as text, int() as start if not isinstance(start, bool):
-            return Answer(text, start)
+            return ContextAnswer(text, start)
         case text, start:
             msg = (
                 f"an answer of {where} has the text {text!r} and the answer_start {start!r}, but a "
@@ -94,7 +94,7 @@ def _read_pair(pair: tuple[object, object], *, where: str) -> Answer:
             raise DataError(msg)
 
 
-def _describe_displaced(answer: Answer, context: str, *, where: str) -> str:
+def _describe_displaced(answer: ContextAnswer, context: str, *, where: str) -> str:
     """Where an answer stands instead."""
     text, start = answer
     there = context[max(0, start) : max(0, start) + len(text)]

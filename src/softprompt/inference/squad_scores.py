@@ -51,7 +51,7 @@ def score_exact_match(
     """Whether a prediction is one of the right answers, 1 or 0.
 
     Args:
-        prediction: a text; an empty one is no answer.
+        prediction: a text; empty for no answer.
         references: the right answers; none if the question has no answer.
         version: of the script.
 
@@ -69,7 +69,7 @@ def score_answer_f1(prediction: str, references: Sequence[str], *, version: Squa
     """F1 of the words of a prediction, from 0 to 1.
 
     Args:
-        prediction: a text; an empty one is no answer.
+        prediction: a text; empty for no answer.
         references: the right answers; none if the question has no answer.
         version: of the script. If neither text has a word but articles, 1.1 says 0 and 2.0 says 1.
 
@@ -129,7 +129,7 @@ def compute_squad_metrics(
     """Exact match and F1 over rows, from 0 to 1; the scripts write them in percent.
 
     Args:
-        predictions: one for each row; an empty one is no answer.
+        predictions: one for each row; empty for no answer.
         references: the right answers of each row; if a row has none, those of SQuAD 2.0 are
             computed: also over the rows with an answer, and the share of the others that were
             left without one.
