@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -169,7 +170,7 @@ def test_colours_in_a_terminal(trained, monkeypatch, colours) -> None:
     monkeypatch.setenv("NO_COLOR", "" if colours else "1")
     shown = _run_in_terminal("explain", trained.folder, "good \x1b[31m bad")
     assert ("\x1b[" in shown) == colours
-    assert "\\u001b" in shown
+    assert ("\\u001b" in shown) == colours  # the table has the words alone
     assert "\x1b[31m bad" not in shown
 
 
@@ -193,19 +194,43 @@ def _read_terminal(terminal: int) -> bytes:
         return b""
 
 
+def measure_light(colour: str | tuple[float, ...]) -> float:
+    """The relative luminance of a colour, by WCAG 2.1."""
+    if isinstance(colour, str):
+        colour = tuple(int(colour.lstrip("#")[at : at + 2], 16) for at in (0, 2, 4))
+    parts = [part / 255 for part in colour]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def have_contrast(one: float, other: float) -> bool:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05) >= 4.5
+
+
 @pytest.mark.parametrize("share", [-1.0, -0.5, -0.1, 0.0, 0.05, 0.3, 0.7, 1.0])
-def test_coloured_words_can_be_read(share: float) -> None:
-    """WCAG 2.1: a contrast of at least 4.5."""
+def test_coloured_words_can_be_read_in_a_terminal(share: float) -> None:
     style = _choose_style(share)
     if abs(share) < 0.08:
         assert style == ""
         return
-    letters, _, background = style.partition(" on #")
-    parts = [int(background[at : at + 2], 16) / 255 for at in (0, 2, 4)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    light = sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-    ink = 0.0 if letters == "black" else 1.0
-    assert (max(light, ink) + 0.05) / (min(light, ink) + 0.05) >= 4.5
+    letters, _, background = style.partition(" on ")
+    assert have_contrast(measure_light(background), 0.0 if letters == "black" else 1.0)
+
+
+def test_coloured_words_can_be_read_on_a_page() -> None:
+    """On light and dark pages, with every strength of both colours."""
+    themes = re.findall(r":root \{(.*?)\}", make_explanation_page([]))
+    assert len(themes) == 3
+    for theme in themes:
+        names = dict(re.findall(r"--([\w-]+): ([^;]+);", theme))
+        ink, page = measure_light(names["ink"]), names["page"].lstrip("#")
+        paper = [int(page[at : at + 2], 16) for at in (0, 2, 4)]
+        for side in ("for", "against"):
+            colour = [int(part) for part in names[side].split(",")]
+            for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+                alpha = float(names["most"]) * share
+                mixed = [c * alpha + p * (1 - alpha) for c, p in zip(colour, paper, strict=True)]
+                assert have_contrast(measure_light(tuple(mixed)), ink), (theme, side, share)
 
 
 @pytest.mark.parametrize(
