@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING
 from softprompt._lazy import gather_lazily
 
 if TYPE_CHECKING:
+    from softprompt.analysis.attribution import explain_prediction
+    from softprompt.analysis.explanation import Explanation
     from softprompt.analysis.pruning import PruningResult, prune
     from softprompt.backbone.model import Backbone, BatchInputs
     from softprompt.compare.api import compare_methods, find_learning_rate
@@ -127,6 +129,8 @@ _HOMES = {
         "TrainingError",
         "UnreachableError",
     ),
+    "softprompt.analysis.attribution": ("explain_prediction",),
+    "softprompt.analysis.explanation": ("Explanation",),
     "softprompt.analysis.pruning": ("PruningResult", "prune"),
     "softprompt.hub.repository": ("PullResult", "PushResult", "pull", "push"),
     "softprompt.inference": ("Ensemble", "EvaluationReport", "PromptModel", "load_model"),
@@ -209,6 +213,7 @@ __all__ = [
     "Evaluation",
     "EvaluationReport",
     "Event",
+    "Explanation",
     "Finished",
     "FoldProgress",
     "FromDemonstrations",
@@ -263,6 +268,7 @@ __all__ = [
     "compare_methods",
     "draft_recipe",
     "evaluate_hard_prompt",
+    "explain_prediction",
     "export_prompt",
     "find_learning_rate",
     "fit",

@@ -26,7 +26,7 @@ from softprompt.tasks.metrics import compute_classification_metrics, compute_con
 
 COMMANDS = [
     "fit", "init", "check", "recipe-schema", "train", "resume", "find-lr", "compare", "evaluate",
-    "predict", "prune", "show",
+    "predict", "explain", "prune", "show",
     "import", "export",
     "push", "pull",
     "serve", "publish", "unpublish", "registry",

@@ -9,7 +9,7 @@ from typing import assert_never
 from transformers import PreTrainedTokenizerBase
 
 from softprompt.data.shortening import TokenizedRun, clip_text, is_long, shorten_values
-from softprompt.data.table import is_missing, to_text
+from softprompt.data.table import get_text
 from softprompt.data.template import (
     BeginToken,
     Field,
@@ -27,7 +27,7 @@ from softprompt.data.tokenizer import (
     make_safe_tokenizer,
     measure_wrapping,
 )
-from softprompt.errors import DataError, TemplateError
+from softprompt.errors import TemplateError
 
 
 @dataclass(frozen=True)
@@ -289,16 +289,29 @@ class Renderer:
             DataError: a field is missing, or neither a text nor a number.
             TemplateError: the tokenizer makes an id that the embedding table does not have.
         """
-        texts = self._read_texts(row)
-        values = [clip_text(text, most=self.max_length, count=self._count) for text in texts]
+        runs, truncated = self.fit(row)
+        ids = {index: [token.id for token in run.tokens] for index, run in runs.items()}
+        return self.join(ids, truncated=truncated)
+
+    def fit(self, row: Mapping[str, object]) -> tuple[dict[int, TokenizedRun], bool]:
+        """Tokenise a row, with its fields truncated until it fits; errors are those of `render`.
+
+        Args:
+            row: as for `render`.
+
+        Returns:
+            Its runs, by their index in ``segments``, and whether a field was truncated. What is
+            left of a field is its beginning, so offsets are those in the whole text.
+        """
+        texts = self.read_texts(row)
+        values = [clip_text(text, most=self.max_length, count=self.count) for text in texts]
         runs = self.encode(values)
         truncated = values != texts
         while (excess := self.count_tokens(runs) - self.max_length) > 0:
             values = shorten_values(values, runs.values(), excess=excess)
             truncated = True
             runs = self.encode(values)
-        ids = {index: [token.id for token in run.tokens] for index, run in runs.items()}
-        return self._join(ids, truncated=truncated)
+        return runs, truncated
 
     def render_all(self, rows: Sequence[Mapping[str, object]]) -> list[RenderedRow]:
         """Render rows as `render` does, but tokenise them together, which is several times faster.
@@ -313,7 +326,7 @@ class Renderer:
             DataError: as `render` does.
             TemplateError: as `render` does.
         """
-        texts = [self._read_texts(row) for row in rows]
+        texts = [self.read_texts(row) for row in rows]
         short = [
             not any(is_long(text, most=self.max_length) for text in of_row) for of_row in texts
         ]
@@ -332,15 +345,24 @@ class Renderer:
             known = {index: part for index, part in ids.items() if part is not None}
             fits = fixed + sum(map(len, known.values())) <= self.max_length
             if short[at] and fits and len(known) == len(ids):
-                rendered.append(self._join(known, truncated=False))
+                rendered.append(self.join(known, truncated=False))
             else:
                 rendered.append(self.render(row))
         return rendered
 
-    def _read_texts(self, row: Mapping[str, object]) -> list[str]:
-        return [_get_text(row, name) for name in _list_fields(self.template)]
+    def read_texts(self, row: Mapping[str, object]) -> list[str]:
+        """The text of every field of the template, in order.
 
-    def _count(self, text: str) -> int:
+        Args:
+            row: as for `render`.
+
+        Raises:
+            DataError: as `render` does.
+        """
+        return [get_text(row, name) for name in self.template.field_places]
+
+    def count(self, text: str) -> int:
+        """The number of tokens of a text alone."""
         return len(self.safe_tokenizer.encode(text, first=False))
 
     def _count_fixed(self) -> int:
@@ -358,7 +380,16 @@ class Renderer:
         """The number of token ids of a row."""
         return self._count_fixed() + sum(len(run.tokens) for run in runs.values())
 
-    def _join(self, runs: Mapping[int, Sequence[int]], *, truncated: bool) -> RenderedRow:
+    def join(self, runs: Mapping[int, Sequence[int]], *, truncated: bool) -> RenderedRow:
+        """Put a row together.
+
+        Args:
+            runs: the ids of every run, by its index in ``segments``.
+            truncated: whether a field's text was shortened.
+
+        Raises:
+            TemplateError: an id is not in the embedding table.
+        """
         ids: list[int] = []
         for index, part in enumerate(self.segments):
             if isinstance(part, FixedTokens):
@@ -449,7 +480,7 @@ def _check_fixed_tokens(renderer: Renderer) -> None:
     for part in renderer.segments:
         if isinstance(part, FixedTokens) and not part.soft:
             check_ids(part.ids, vocab_size=renderer.vocab_size)
-    total = renderer.count_tokens(renderer.encode([""] * len(_list_fields(renderer.template))))
+    total = renderer.count_tokens(renderer.encode([""] * len(renderer.template.field_places)))
     if total <= renderer.max_length:
         return
     soft = renderer.template.soft_length
@@ -464,37 +495,3 @@ def _check_fixed_tokens(renderer: Renderer) -> None:
         f"backbone has {renderer.max_length} for them. Shorten {' or '.join(remedies) or 'both'}."
     )
     raise TemplateError(msg)
-
-
-def _list_fields(template: Template) -> list[str]:
-    """The name of every field in the template, with repetitions."""
-    return [piece.name for piece in template.pieces if isinstance(piece, Field)]
-
-
-def _get_text(row: Mapping[str, object], name: str) -> str:
-    if name not in row:
-        msg = (
-            f"the row has no field {name!r}, which the template needs. "
-            f"It has: {', '.join(sorted(row)) or 'nothing'}."
-        )
-        raise DataError(msg)
-    match row[name]:
-        case str() as text:
-            pass
-        case missing if is_missing(missing):
-            msg = f"the field {name!r} has no value. Give it text (it may be empty) or a number."
-            raise DataError(msg)
-        case bool() | int() | float() as value:
-            text = to_text(value)
-        case other:
-            msg = f"the field {name!r} is a {type(other).__name__}. Give it text or a number."
-            raise DataError(msg)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        msg = (
-            f"the field {name!r} has half a character at index {error.start} (the lone surrogate "
-            f"U+{ord(text[error.start]):04X}). Give it valid Unicode."
-        )
-        raise DataError(msg) from error
-    return text

@@ -7,12 +7,11 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from softprompt.data.words import UNSPACED_SCRIPTS
 from softprompt.tasks.metrics import check_pairs
 
-# Thai, Lao, Burmese and Khmer; Chinese and Japanese with their punctuation and full width.
 _WITHOUT_SPACES = re.compile(
-    r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    r"\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff])"
+    "([" + "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED_SCRIPTS) + "])"
 )
 
 
