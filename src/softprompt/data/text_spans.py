@@ -116,7 +116,7 @@ def match_spans(
 ) -> MatchedSpans:
     """Find the words of spans of characters.
 
-    A border between words is no matter: white space at the ends of a span is not part of it.
+    White space at the ends of a span is not part of it.
 
     Args:
         spans: in the order of the text, without overlaps.
