@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from softprompt.analysis.explanation import (
     ExplainedWord,
@@ -26,7 +27,10 @@ from softprompt.errors import DataError, PromptError, format_unknown
 from softprompt.inference.ensemble import Ensemble
 from softprompt.inference.model import PromptModel
 from softprompt.tasks import Classifier, Example, Task
-from softprompt.tasks.generation import TextGenerator
+from softprompt.tasks.generation import TextGenerator, get_target_ids
+from softprompt.tasks.label_sets import LabelSets
+from softprompt.tasks.objectives import ScoreObjective, SingleLabel
+from softprompt.tasks.regression import Numbers, WordNumbers
 
 # Rows that are run at once.
 _ROWS_AT_ONCE = 8
@@ -157,8 +161,7 @@ def _choose_score(
     if label is not None and model.labels and label not in model.labels:
         raise PromptError(format_unknown("label", label, options=model.labels))
     if isinstance(tasks[0], Classifier):
-        chosen = model.predict([row])[0].label if label is None else label
-        column = model.labels.index(chosen)
+        chosen, column = _choose_column(model, tasks[0].objective, row, label=label)
         compute = partial(_compute_label_scores, members, column=column)
         return _Target(chosen, compute, lambda views: compute(views).sum())
     (member, *others), task = members, tasks[0]
@@ -174,6 +177,30 @@ def _choose_score(
     return _Target(text, lambda views: torch.stack([sum_up([view]) for view in views]), sum_up)
 
 
+def _choose_column(
+    model: PromptModel | Ensemble, objective: ScoreObjective, row: Row, *, label: str | None
+) -> tuple[str, int]:
+    """What is explained: a label, or the number of a row, and its place among the outputs.
+
+    Raises:
+        PromptError: a label is given, but there are none; or there are several numbers.
+    """
+    if objective.labels:
+        probabilities = model.predict([row])[0].probabilities
+        chosen = max(probabilities, key=probabilities.__getitem__) if label is None else label
+        return chosen, objective.labels.index(chosen)
+    if label is not None:
+        msg = f"the task predicts numbers, so there is no label {label!r}. Leave the label out."
+        raise PromptError(msg)
+    if isinstance(objective, Numbers) and objective.num_outputs > 1:
+        msg = (
+            f"a row has {objective.num_outputs} numbers, and one score is explained. Train a "
+            "prompt for each of them."
+        )
+        raise PromptError(msg)
+    return model.predict([row])[0].label, 0
+
+
 def _choose_text(
     model: PromptModel, task: TextGenerator, row: Row, *, label: str | None
 ) -> tuple[str, tuple[int, ...]]:
@@ -183,22 +210,41 @@ def _choose_text(
         tokens = prediction.token_ids or ()
         is_cut = len(tokens) >= task.decoding.max_new_tokens
         return prediction.label, (*tokens, *(() if is_cut else model.backbone.eos_token_ids[:1]))
-    target = task.make_example({**row, task.target_column: label}).target
-    return label, target if isinstance(target, tuple) else ()
+    example = task.make_example({**row, task.target_column: label})
+    return label, get_target_ids(example)
 
 
 def _compute_label_scores(
     members: Sequence[PromptModel], views: _Views, *, column: int
 ) -> Float[Tensor, " B"]:
-    """The log of the mean probability of a label."""
-    of_members = []
+    """The log of the mean probability of a label, or the mean number."""
+    of_members, is_number = [], False
     for model, examples in zip(members, zip(*views, strict=True), strict=True):
         if isinstance(model.task, Classifier):  # all members have the same kind of task
             # With the index of the prompt, no part of the rows is run apart from the others.
             rows = torch.zeros(len(examples), dtype=torch.long, device=model.backbone.device)
             scores = model.task.compute_scores(examples, [model.prompt], rows=rows)
-            of_members.append(scores.log_softmax(dim=-1)[:, column])
-    return torch.stack(of_members).logsumexp(dim=0) - log(len(of_members))
+            of_members.append(_read_scores(scores, model.task.objective, column))
+            is_number = not model.task.objective.labels
+    stacked = torch.stack(of_members)
+    return stacked.mean(dim=0) if is_number else stacked.logsumexp(dim=0) - log(len(of_members))
+
+
+def _read_scores(
+    scores: Float[Tensor, "B C"], objective: ScoreObjective, column: int
+) -> Float[Tensor, " B"]:
+    """The log-probability of a label, or the number in its own unit."""
+    match objective:
+        case SingleLabel(temperature=temperature):
+            return (scores / temperature).log_softmax(dim=-1)[:, column]
+        case LabelSets():
+            return F.logsigmoid(scores)[:, column]
+        case Numbers(mean=mean, scale=scale):
+            return scores[:, column] * scale[column] + mean[column]
+        case WordNumbers(values=values):
+            return (scores.softmax(dim=-1) * scores.new_tensor(values)).sum(dim=-1)
+        case _:
+            raise TypeError(objective)
 
 
 def _sum_text_scores(

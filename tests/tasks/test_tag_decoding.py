@@ -13,7 +13,7 @@ from torch import nn
 
 from softprompt.data.tag_schemes import find_fault, list_tags
 from softprompt.errors import DataError
-from softprompt.inference.tag_decoding import (
+from softprompt.tasks.tag_decoding import (
     aggregate_pieces,
     decode_tags,
     group_pieces,
