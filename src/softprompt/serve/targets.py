@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Literal
 
 from softprompt.data.inputs import Row
 from softprompt.inference.generated_row import GenerationEvent, ScoreOptions
@@ -220,7 +219,6 @@ class JointTicket:
 
 
 AnyTicket = Ticket | JointTicket
-TargetKind = Literal["classify", "generate"]
 
 
 def call_when_done(tickets: Sequence[AnyTicket], function: Callable[[], None]) -> None:

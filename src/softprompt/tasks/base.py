@@ -27,6 +27,7 @@ from softprompt.injection.state_cache import (
     find_first_affected_layer,
 )
 from softprompt.prompt import Prompt
+from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.label_sets import LabelSets
 from softprompt.tasks.objectives import Objective, Prediction, SingleLabel, SummedLoss, TargetValue
 
@@ -99,6 +100,7 @@ class Task(ABC):
 
     Attributes:
         backbone: the backbone that is run.
+        kind: the name of the task, as a recipe has it.
         objective: what is asked for: how targets are read and predictions scored.
         columns: the columns that a row must have for a prediction: the template's fields.
         target_column: the column of the target, which training and evaluation need as well.
@@ -108,6 +110,7 @@ class Task(ABC):
     """
 
     backbone: Backbone
+    kind: str = ""
     objective: Objective
     columns: tuple[str, ...]
     target_column: str
@@ -286,3 +289,62 @@ class Task(ABC):
         self, examples: Sequence[Example], prompt: Prompt | None
     ) -> tuple[SummedLoss, list[Prediction]]:
         """The summed loss of a batch without label smoothing, and its predictions."""
+
+
+class ReadoutTask(Task):
+    """A task whose predictions are read from hidden states, in one run of the backbone.
+
+    Rows of different tasks of this kind can share a forward pass: each task reads its own rows.
+    """
+
+    @abstractmethod
+    def read_rows(
+        self, examples: Sequence[Example], states: Sequence[Float[Tensor, "_ H"]]
+    ) -> list[Prediction]:
+        """The predictions for rows.
+
+        Args:
+            examples: the rows.
+            states: of each row those at its read positions, one variant after the other; or what
+                the task pools of them.
+        """
+
+    def compute_row_states(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> list[Float[Tensor, "_ H"]]:
+        """The hidden states at the read positions of each row, one variant after the other.
+
+        Args:
+            examples: the rows, each of any number of variants.
+            prompts: a single prompt for all rows, or several.
+            rows: for each row the index of its prompt; None with a single prompt.
+        """
+        counts = torch.tensor([len(example.variants) for example in examples])
+        states = self.compute_states_at(
+            [variant for example in examples for variant in example.variants],
+            positions=[positions for e in examples for positions in e.read_positions],
+            prompts=prompts,
+            prompt_index=None if rows is None else rows.repeat_interleave(counts.to(rows.device)),
+        )
+        return list(states.split([sum(map(len, e.read_positions)) for e in examples]))
+
+
+class HeadTask(ReadoutTask):
+    """A task with a trained head on hidden states."""
+
+    @property
+    @abstractmethod
+    def head(self) -> ClassifierHead:
+        """The head, which is trained with the prompt."""
+
+    @abstractmethod
+    def with_head(self, head: ClassifierHead) -> "HeadTask":
+        """A copy of the task with another head.
+
+        Args:
+            head: of the same shapes.
+        """

@@ -88,7 +88,7 @@ def build_task(
     _check_compatibility(settings, backbone, parsed)
     builder = _TaskBuilder(backbone, parsed, budget=budget or LengthBudget())
     task = builder.build(settings, labels, seed=seed)
-    task.flexible_columns = list_flexible_columns(settings)
+    task.kind, task.flexible_columns = settings.kind, list_flexible_columns(settings)
     return task
 
 

@@ -25,12 +25,12 @@ from softprompt.data.rendering import RenderedRow, Renderer
 from softprompt.data.table import is_missing, to_text
 from softprompt.errors import DataError, format_unknown
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import Example, Task, gather_positions
+from softprompt.tasks.base import Example, ReadoutTask, gather_positions
 from softprompt.tasks.objectives import Prediction, ScoreObjective, SummedLoss, TargetValue
 from softprompt.tasks.verbalizer import LabelWords, score_labels
 
 
-class Classifier(Task):
+class Classifier(ReadoutTask):
     """A task whose predictions are read from scores: labels, sets of labels, or numbers.
 
     Attributes:
@@ -74,6 +74,14 @@ class Classifier(Task):
     @abstractmethod
     def read(self, states: Float[Tensor, "B K H"]) -> Float[Tensor, "B C"]:
         """The scores of a row's outputs, in fp32, from its states."""
+
+    def read_rows(
+        self,
+        examples: Sequence[Example],  # noqa: ARG002  # the states say all
+        states: Sequence[Float[Tensor, "_ H"]],
+    ) -> list[Prediction]:
+        """The predictions of the objective."""
+        return self.objective.to_predictions(self.read(torch.stack([*states])))
 
     def compute_scores(
         self,

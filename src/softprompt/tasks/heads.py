@@ -11,7 +11,7 @@ from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import Row
 from softprompt.data.rendering import RenderedRow, Renderer
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import Example, Task, pad_rows
+from softprompt.tasks.base import Example, HeadTask, Task, pad_rows
 from softprompt.tasks.classification import Classifier
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.objectives import ScoreObjective
@@ -24,7 +24,7 @@ from softprompt.tasks.pooling import (
 )
 
 
-class HeadClassifier(Classifier):
+class HeadClassifier(Classifier, HeadTask):
     """A trained head on one state of each row, or on the pooled states of its words.
 
     Args:

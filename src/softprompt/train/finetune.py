@@ -17,7 +17,7 @@ from softprompt.inference import predict_without_prompt
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromRandom
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Task, make_objective
+from softprompt.tasks import Classify, Regress, Task, make_objective
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.accelerator import make_accelerator, use_gradient_checkpointing
 from softprompt.train.config import ResolvedTraining, resolve_training
@@ -110,7 +110,7 @@ def setup_finetune(
 def _settle_head(task: Task, parts: Parts) -> Task:
     """The task with the readout and the start of its head, as a prompt's has them."""
     settings, recipe = parts.recipe.task_settings, parts.recipe
-    if not isinstance(task, HeadClassifier) or not isinstance(settings, Classify):
+    if not isinstance(task, HeadClassifier) or not isinstance(settings, Classify | Regress):
         return task
     if settings.pooling == "auto":
         choice = choose_task_readout(task, parts.rows, template=require(parts.template).text)

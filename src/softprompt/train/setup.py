@@ -20,6 +20,7 @@ from softprompt.methods import Method, PrefixTuning, PTuningV2
 from softprompt.methods.defaults import Defaults
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, Task
+from softprompt.tasks.base import HeadTask
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
@@ -296,7 +297,7 @@ def with_seed(prepared: RunSetup, seed: int) -> RunSetup:
     )
     run_stages((make_method, bind_task, start_head), parts, collector=FaultCollector())
     task, fresh = prepared.task, require(parts.task)
-    if isinstance(task, HeadClassifier) and isinstance(fresh, HeadClassifier):
+    if isinstance(task, HeadTask) and isinstance(fresh, HeadTask):
         task = task.with_head(fresh.head)
     training = replace(prepared.training, seed=seed)
     return settle_head(
