@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softprompt.data.few_rows import count_rows
-from softprompt.inference.loops import stack_probabilities
+from softprompt.inference.loops import EvaluatedRows, stack_probabilities
 from softprompt.inference.model import attach
-from softprompt.tasks import Classifier, Classify, Objective, Prediction
+from softprompt.tasks import Classifier, Classify, Objective, Prediction, TaskSettings
 from softprompt.tasks.label_sets import DEFAULT_THRESHOLD, LabelSets
 from softprompt.tasks.objectives import SingleLabel
 from softprompt.train.events import Callback, PhaseStarted
@@ -73,7 +73,8 @@ def calibrate_task(
         no validation rows.
     """
     rows, task = prepared.rows.get("validation"), prepared.task
-    if rows is None or not isinstance(task, Classifier) or not _is_open(prepared):
+    is_open = has_open_answers(prepared.recipe.task_settings)
+    if rows is None or not isinstance(task, Classifier) or not is_open:
         return prepared
     count = count_rows(len(rows.examples))
     notify(callbacks, PhaseStarted("calibrating", count, len(rows.examples), trainer.step))
@@ -85,15 +86,32 @@ def calibrate_task(
         batch_size=prepared.training.batch_size,
         accelerator=trainer.accelerator,
     )
+    calibrated, calibration = calibrate_by_rows(task, parts)
+    return replace(prepared, task=calibrated, calibration=calibration.as_data())
+
+
+def calibrate_by_rows(
+    task: Classifier, parts: Sequence[EvaluatedRows]
+) -> tuple[Classifier, Calibration]:
+    """The task with what evaluated rows decide, and a record of it.
+
+    Args:
+        task: that was trained.
+        parts: the evaluated rows, which it was not trained on.
+    """
     truth = [text for part in parts for text in part.truth]
     predictions = [found for part in parts for found in part.predictions]
     objective, calibration = calibrate(task.objective, truth, predictions=predictions)
-    return replace(prepared, task=task.with_objective(objective), calibration=calibration.as_data())
+    return task.with_objective(objective), calibration
 
 
-def _is_open(prepared: RunSetup) -> bool:
-    """Whether validation rows decide a setting of the task."""
-    match prepared.recipe.task_settings:
+def has_open_answers(settings: TaskSettings) -> bool:
+    """Whether validation rows decide how answers are read.
+
+    Args:
+        settings: of the task.
+    """
+    match settings:
         case Classify(multi_label=True, thresholds="auto"):
             return True
         case Classify(multi_label=False, temperature="auto"):
