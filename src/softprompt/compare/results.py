@@ -22,12 +22,14 @@ class ScoredAnswers:
     Args:
         scores: of each row, 0 to 1.
         metrics: over all rows.
-        confusion: true labels against answers; None for free text.
+        confusion: true labels against answers; None where rows have no single label.
+        measure: the name of the scores.
     """
 
     scores: tuple[float, ...]
     metrics: Mapping[str, float]
     confusion: ConfusionMatrix | None
+    measure: str
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class HeldOutTest:
         """
         found = self.objective.score(self.truth, [Prediction(text, {}) for text in answers])
         scores = self.objective.score_rows(self.truth, answers)
-        return ScoredAnswers(scores, found.metrics, found.confusion)
+        return ScoredAnswers(scores, found.metrics, found.confusion, self.measure)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class RunResult:
     Args:
         variant: its name.
         seed: of the training; None where nothing is random.
-        scores: of each test row: 1 or 0 for right or wrong, or the similarity of a text, 0 to 1.
+        scores: of each test row: 1 or 0 for right or wrong, the similarity of a text, and so on.
         metrics: on the test rows.
         is_baseline: whether prompts are compared with it.
         confusion: true labels against answers; None for free text.
@@ -105,6 +107,7 @@ class RunResult:
         rate: the learning rate; None without one.
         cost: None where nothing was trained.
         run: the name of the run's folder in the comparison's folder; empty without one.
+        measure: the name of the scores; of earlier results empty.
     """
 
     variant: str
@@ -117,6 +120,7 @@ class RunResult:
     rate: float | None = None
     cost: Cost | None = None
     run: str = ""
+    measure: str = ""
 
     @property
     def score(self) -> float:
@@ -124,7 +128,7 @@ class RunResult:
         return sum(self.scores) / len(self.scores)
 
     def __str__(self) -> str:
-        measure = "chrf" if self.confusion is None else "accuracy"
+        measure = self.measure or ("chrf" if self.confusion is None else "accuracy")
         if self.seed is None:
             return f"{self.variant}: {measure} {self.score:.1%}"
         seconds = 0.0 if self.cost is None else self.cost.seconds
