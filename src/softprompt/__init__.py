@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING
 from softprompt._lazy import gather_lazily
 
 if TYPE_CHECKING:
+    from softprompt.analysis.attribution import explain_prediction
+    from softprompt.analysis.explanation import Explanation
     from softprompt.analysis.pruning import PruningResult, prune
     from softprompt.backbone.model import Backbone, BatchInputs
     from softprompt.compare.api import compare_methods, find_learning_rate
@@ -75,7 +77,14 @@ if TYPE_CHECKING:
         read_multitask_recipe,
     )
     from softprompt.serve.client import AsyncClient, Client
-    from softprompt.tasks import Classify, Generate, Prediction
+    from softprompt.tasks import (
+        Classify,
+        Generate,
+        LabelSetPrediction,
+        NumberPrediction,
+        Prediction,
+        Regress,
+    )
     from softprompt.train.api import fit, train_recipe
     from softprompt.train.automatic import fit_data
     from softprompt.train.config import TrainingConfig
@@ -120,6 +129,8 @@ _HOMES = {
         "TrainingError",
         "UnreachableError",
     ),
+    "softprompt.analysis.attribution": ("explain_prediction",),
+    "softprompt.analysis.explanation": ("Explanation",),
     "softprompt.analysis.pruning": ("PruningResult", "prune"),
     "softprompt.hub.repository": ("PullResult", "PushResult", "pull", "push"),
     "softprompt.inference": ("Ensemble", "EvaluationReport", "PromptModel", "load_model"),
@@ -149,7 +160,14 @@ _HOMES = {
         "read_multitask_recipe",
     ),
     "softprompt.serve.client": ("AsyncClient", "Client"),
-    "softprompt.tasks": ("Classify", "Generate", "Prediction"),
+    "softprompt.tasks": (
+        "Classify",
+        "Generate",
+        "LabelSetPrediction",
+        "NumberPrediction",
+        "Prediction",
+        "Regress",
+    ),
     "softprompt.train.api": ("fit", "train_recipe"),
     "softprompt.train.automatic": ("fit_data",),
     "softprompt.train.config": ("TrainingConfig",),
@@ -195,6 +213,7 @@ __all__ = [
     "Evaluation",
     "EvaluationReport",
     "Event",
+    "Explanation",
     "Finished",
     "FoldProgress",
     "FromDemonstrations",
@@ -207,10 +226,12 @@ __all__ = [
     "HubError",
     "InputPrompt",
     "KVPrefix",
+    "LabelSetPrediction",
     "LearningRateSearch",
     "MissingPackageError",
     "MultitaskPromptTuning",
     "MultitaskRecipe",
+    "NumberPrediction",
     "PTuning",
     "PTuningV2",
     "PhaseStarted",
@@ -229,6 +250,7 @@ __all__ = [
     "Recipe",
     "RecipeDraft",
     "RecipeError",
+    "Regress",
     "RunDir",
     "SearchProgress",
     "SoftpromptError",
@@ -246,6 +268,7 @@ __all__ = [
     "compare_methods",
     "draft_recipe",
     "evaluate_hard_prompt",
+    "explain_prediction",
     "export_prompt",
     "find_learning_rate",
     "fit",

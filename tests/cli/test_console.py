@@ -22,11 +22,11 @@ from softprompt.cli.console import (
     report_errors,
 )
 from softprompt.errors import DataError, RecipeError
-from softprompt.inference.metrics import compute_classification_metrics, compute_confusion_matrix
+from softprompt.tasks.metrics import compute_classification_metrics, compute_confusion_matrix
 
 COMMANDS = [
     "fit", "init", "check", "recipe-schema", "train", "resume", "find-lr", "compare", "evaluate",
-    "predict", "prune", "show",
+    "predict", "explain", "prune", "show",
     "import", "export",
     "push", "pull",
     "serve", "publish", "unpublish", "registry",

@@ -17,6 +17,7 @@ from softprompt.compare.common_readout import (
 )
 from softprompt.compare.config import read_plan
 from softprompt.recipe import make_recipe
+from softprompt.tasks.objectives import SingleLabel
 from softprompt.train.finetune import setup_finetune
 from softprompt.train.readout import ReadoutChoice
 from support.recipes import make_recipe_data
@@ -104,7 +105,10 @@ def test_a_probe_of_one_readout_has_its_features(backbone):
     every = FeatureReader(backbone("bert"), "{text}").read(rows)
     reader = FeatureReader(backbone("bert"), "{text}", pooling="max")
     assert (reader.read(rows)["max"] == every["max"]).all()
-    assert fit_probe(reader, train=rows, validation=rows, target="label").reading == "max"
+    truth = [[row["label"] for row in rows]] * 2
+    objective = SingleLabel(("negative", "positive"))
+    probe = fit_probe(reader, train=rows, validation=rows, truth=truth, objective=objective)
+    assert probe.reading == "max"
 
 
 @pytest.mark.parametrize("planted", ["max", "last"])

@@ -24,9 +24,10 @@ from softprompt.compare import (
 from softprompt.errors import DataError, RecipeError, TrainingError
 from softprompt.methods import METHODS
 from softprompt.recipe import make_recipe
+from softprompt.tasks.objectives import SingleLabel
 
 TEST = [{"text": text, "label": label} for text, label in (("a", "x"), ("b", "y"), ("c", "x"))]
-TEST_SET = HeldOutTest(TEST, ["x", "y", "x"], ("x", "y"))
+TEST_SET = HeldOutTest(TEST, ["x", "y", "x"], SingleLabel(("x", "y")))
 ERROR = ("it broke",)
 RECIPE = {
     "seed": 5,
@@ -76,7 +77,7 @@ def make_protocol(**changes) -> Protocol:
     return Protocol(**{**defaults, **changes})
 
 
-BASELINES = {"majority": lambda: fit_majority(["x", "y", "x"])}
+BASELINES = {"majority": lambda: fit_majority(["x", "y", "x"], SingleLabel(("x", "y")))}
 
 
 def compare(path, runs, methods=("prompt-tuning", "p-tuning-v2"), **changes):
@@ -177,7 +178,9 @@ def test_other_test_rows_are_another_comparison(tmp_path):
     path = tmp_path / "results.jsonl"
     compare(path, FakeRuns([]))
     with pytest.raises(DataError, match="started with 3 test rows, but there are 2 now"):
-        compare(path, FakeRuns([]), test_set=HeldOutTest(TEST[:2], ["x", "y"], ("x", "y")))
+        compare(
+            path, FakeRuns([]), test_set=HeldOutTest(TEST[:2], ["x", "y"], SingleLabel(("x", "y")))
+        )
 
 
 @pytest.mark.parametrize(

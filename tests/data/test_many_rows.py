@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from softprompt.data import tokenizer as module
 from softprompt.data.duplicates import find_shared_rows
 from softprompt.data.loading import digest_rows
-from softprompt.data.rendering import RenderedRow, Renderer, _list_fields, make_renderer
+from softprompt.data.rendering import RenderedRow, Renderer, make_renderer
 from softprompt.data.shortening import CHARS_PER_TOKEN
 from softprompt.data.splits import split_rows
 from softprompt.data.table import iterate_groups, take_rows
@@ -43,7 +43,7 @@ def make(template: str, tokenizer, *, max_length: int) -> Renderer:
 
 def render_carefully(renderer: Renderer, row: dict[str, str]) -> RenderedRow:
     """A row whose tokens are looked at one by one, as those of a row that is shortened are."""
-    return renderer._render_alone([row[name] for name in _list_fields(renderer.template)])
+    return renderer._render_alone(row)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

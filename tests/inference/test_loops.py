@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from softprompt.errors import DataError, PromptError
 from softprompt.inference import Ensemble
 from softprompt.inference.loops import (
-    METRICS,
     EvaluatedRows,
     evaluate_rows,
     make_report,
@@ -150,11 +149,12 @@ def test_the_metrics_are_those_that_a_recipe_may_select(model, rows, way):
     found = evaluate_rows(
         trained.task, examples(trained, rows), truth=truth(trained, rows), prompt=trained.prompt
     )
-    kind = "generate" if way == "text" else "classify"
     task = trained.task
-    if kind == "classify":
-        task = task.with_loss(task.loss, is_ordinal=True)
-    assert {*make_report(task, [found]).metrics} == {"loss", *METRICS[kind]}
+    if way != "text":
+        task = task.with_objective(replace(task.objective, is_ordinal=True))
+    names = task.objective.metric_names
+    assert {*make_report(task, [found]).metrics} == {"loss", *names}
+    assert names[0] == ("exact_match" if way == "text" else "accuracy")
     assert (make_report(trained.task, [found]).confusion is None) == (way == "text")
 
 

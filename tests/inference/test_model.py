@@ -197,7 +197,7 @@ def test_a_head_that_is_missing_is_refused(model):
 
 
 @pytest.mark.parametrize(
-    "task", [{"kind": "classfy"}, {}, {"kind": "classify", "temperature": 1.0}, {"kind": ["x"]}]
+    "task", [{"kind": "classfy"}, {}, {"kind": "classify", "warmth": 1.0}, {"kind": ["x"]}]
 )
 def test_a_task_of_another_version_is_refused(model, task):
     manifest = replace(model("causal words").artifact.manifest, task=task)

@@ -132,18 +132,6 @@ def test_columns_that_cannot_be_guessed_are_refused() -> None:
 WORDS = [["a", "b"], ["c"], ["d", "e", "f"]]
 # Tables whose columns have no task of softprompt, and what they have.
 UNSUPPORTED = {
-    "multi-label": ({"text": text, "labels": WORDS}, "'labels'", "several labels for a row"),
-    "multi-label, unnamed": ({"text": text, "genres": WORDS}, "'genres'", "several labels"),
-    "multi-label, written": (
-        {"text": text, "labels": ["['a', 'b']", "['c']", "[]"]},
-        "'labels'",
-        "several labels for a row",
-    ),
-    "multi-label beside a language": (
-        {"text": text, "labels": WORDS, "language": ["de", "en"]},
-        "'labels'",
-        "several labels for a row",
-    ),
     "tags": (
         {"tokens": WORDS, "ner_tags": [[0, 1], [0], [1, 1, 0]], "id": str},
         "'ner_tags'",
@@ -168,13 +156,6 @@ UNSUPPORTED = {
         "'choices'",
         "several choices for a row",
     ),
-    "scores": ({"text": text, "score": lambda i: i / 7}, "'score'", "too many different numbers"),
-    "scores, written": (
-        {"text": text, "label": lambda i: f"{i / 7:.3f}"},
-        "'label'",
-        "too many different numbers",
-    ),
-    "points": ({"text": text, "rating": int}, "'rating'", "too many different numbers"),
 }
 
 
@@ -187,6 +168,66 @@ def test_a_table_that_no_task_fits_is_refused_with_what_it_has(name: str) -> Non
     assert said.startswith(f"column {column} of a.jsonl has {what}")
     assert "no task" in said
     assert "kind = " in said
+
+
+SETS = {
+    "multi-label": ({"text": text, "labels": WORDS}, "labels"),
+    "unnamed": ({"text": text, "genres": WORDS}, "genres"),
+    "as Python writes it": ({"text": text, "labels": ["['a', 'b']", "['c']", "[]"]}, "labels"),
+    "with lines between": ({"text": text, "labels": ["a|b", "a", "b|c"]}, "labels"),
+    "next to a language": ({"text": text, "labels": WORDS, "language": ["de", "en"]}, "labels"),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_several_labels_for_a_row_are_a_task(name: str, tmp_path) -> None:
+    columns, column = SETS[name]
+    roles = guess_columns(make_table(**columns), "a.jsonl")
+    assert (roles.kind, roles.multi_label, roles.label) == ("classify", True, column)
+    assert roles.texts == ("text",)
+    assert "any number of labels for a row" in roles.notes[0]
+
+
+NUMBERS = {
+    "scores": ({"text": text, "score": lambda i: i / 7}, "score"),
+    "scores, written": ({"text": text, "label": lambda i: f"{i / 7:.3f}"}, "label"),
+    "points": ({"text": text, "rating": int}, "rating"),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_are_too_many_for_labels_are_a_task(name: str) -> None:
+    columns, column = NUMBERS[name]
+    roles = guess_columns(make_table(**columns), "a.csv")
+    assert (roles.kind, roles.label, roles.labels) == ("regress", column, ())
+    assert 'kind = "regress"' in roles.notes[0]
+
+
+def test_whole_steps_of_a_scale_are_labels_and_halves_are_numbers() -> None:
+    roles = guess_columns(make_table(text=text, stars=lambda i: 1 + i % 5), "a.csv")
+    assert (roles.kind, roles.label) == ("classify", "stars")
+    halves = guess_columns(make_table(text=text, stars=lambda i: 1 + i % 9 / 2), "a.csv")
+    assert (halves.kind, halves.label) == ("regress", "stars")
+
+
+@pytest.mark.parametrize("automatic", [False, True])
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (
+            SETS["multi-label"][0],
+            ['kind = "classify"', "multi_label = true", 'thresholds = "auto"'],
+        ),
+        (NUMBERS["scores"][0], ['kind = "regress"', 'target_column = "score"']),
+    ],
+)
+def test_the_drafted_recipe_of_such_rows_has_no_faults(tmp_path, columns, lines, automatic) -> None:
+    path = tmp_path / "train.jsonl"
+    write_rows(path, make_table(**columns).to_list())
+    draft = draft_recipe(path, directory=tmp_path, backbone="builtin:minilm", automatic=automatic)
+    for line in lines:
+        assert line in draft.text
+    assert make_recipe(tomllib.loads(draft.text)).task.kind == draft.columns.kind
 
 
 TEXTS_TO_WRITE = {

@@ -17,6 +17,7 @@ from softprompt.compare.report.html import ComparisonReport
 from softprompt.compare.report.prose import Conditions
 from softprompt.inference import ConfusionMatrix
 from softprompt.recipe import make_recipe
+from softprompt.tasks.objectives import FreeText, SingleLabel
 
 LABELS = ("negative", "positive")
 TUNED = {"fine-tuning": 900_000, "lora": 4_000}
@@ -88,7 +89,11 @@ def make_report(
         variants = {result.variant for result in results}
         curves = {"accuracy": {name: runs for name, runs in CURVES.items() if name in variants}}
     rows = [{"text": "a"}] * 10
-    test_set = HeldOutTest(rows, [LABELS[row % 2] for row in range(len(rows))], labels)
+    test_set = HeldOutTest(
+        rows,
+        [LABELS[row % 2] for row in range(len(rows))],
+        FreeText() if not labels else SingleLabel(labels),
+    )
     conditions = Conditions(
         protocol=Protocol(2, (0.3, 1.0, 3.0), 0.1, test_set),
         base=make_recipe(RECIPE),

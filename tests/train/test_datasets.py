@@ -13,7 +13,9 @@ from softprompt.data import DataConfig, digest_rows, read_source, read_splits
 from softprompt.errors import DataError
 from softprompt.inference.loops import EvaluatedRows, make_report
 from softprompt.tasks import Classify, Generate, Prediction, build_task
-from softprompt.train.datasets import check_tables, find_labels, get_target_column, render_table
+from softprompt.tasks.config import get_target_column
+from softprompt.tasks.targets import check_tables, find_labels
+from softprompt.train.datasets import render_table
 from support.reviews import make_reviews
 
 FILM = [

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.train import heads as module
+from softprompt.train import linear_models
 from softprompt.train.finetune import setup_finetune
 from softprompt.train.folds import make_fold
 from softprompt.train.heads import can_fit_head, fit_head
@@ -43,8 +44,8 @@ def read_states(prepared, prompt) -> np.ndarray:
 def test_it_is_scikit_learns_regression_times_one_factor(parts, monkeypatch, family, method, kind):
     """Its log-odds are the regression's, up to the factor that calibrates them."""
     settings = RegressionSettings(1.0)
-    monkeypatch.setattr(module, "STANDARDIZED_REGRESSIONS", (settings,))
-    monkeypatch.setattr(module, "REGRESSIONS", (settings,))
+    monkeypatch.setattr(linear_models, "STANDARDIZED_REGRESSIONS", (settings,))
+    monkeypatch.setattr(linear_models, "REGRESSIONS", (settings,))
     prepared = with_head_kind(parts(family, method, task="head", sizes=(24,)), kind)
     prompt = prepared.method()
     head = fit_head(prepared.task, prepared.rows["train"], prompt=prompt)

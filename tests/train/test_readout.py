@@ -17,12 +17,13 @@ from softprompt.errors import ArtifactError, TemplateError
 from softprompt.inference import attach
 from softprompt.injection.forward import forward
 from softprompt.sklearn import SoftPromptClassifier
+from softprompt.tasks.objectives import SingleLabel
 from softprompt.train import PhaseStarted, RunDir, Started, run_recipe
 from softprompt.train import readout as module
 from softprompt.train.datasets import select_rendered
 from softprompt.train.folds import make_fold
 from softprompt.train.readout import ReadoutChoice, choose_readout, choose_task_readout
-from softprompt.train.regression import REGRESSIONS, UnseenScores, is_clearly_worse
+from softprompt.train.regression import is_clearly_worse
 from softprompt.train.setup import settle_fold_readouts, settle_readout, setup_run
 from softprompt.train.validation import check_recipe
 
@@ -79,7 +80,8 @@ def planted(backbone, monkeypatch):
         parts = {
             name: tuple(map(list, zip(*part, strict=True))) for name, part in split.items() if part
         }
-        return choose_readout(backbone(family), names[family], **parts)
+        objective = SingleLabel(("a", "b"))
+        return choose_readout(backbone(family), names[family], objective=objective, **parts)
 
     return choose
 
@@ -101,8 +103,7 @@ def test_it_chooses_the_planted_readout(planted, family, best, sizes):
 
 @pytest.mark.parametrize(("family", "first"), [("bert", "mean"), ("llama", "last")])
 def test_ties_go_to_the_first_readout(planted, monkeypatch, family, first):
-    equal = UnseenScores(torch.eye(2), torch.tensor([0, 0]))
-    monkeypatch.setattr(module, "choose_regression", lambda *_a, **_k: (REGRESSIONS[0], equal))
+    monkeypatch.setattr(module, "_score_probe", lambda *_a, **_k: np.array([1.0, 0.0]))
     assert planted("max", family, train=20, validation=10).pooling == first
 
 
@@ -135,14 +136,16 @@ def test_a_run_says_why_it_keeps_a_readout_with_a_lower_score():
 def test_too_few_rows_to_choose_by(backbone, count):
     rows = [RenderedRow((n + 5,), (0,), (), truncated=False) for n in range(count)]
     choice = choose_readout(
-        backbone("bert"), ("cls", "mean"), train=(rows, ["a"] * (count - 1) + ["b"])
+        backbone("bert"),
+        ("cls", "mean"),
+        objective=SingleLabel(("a", "b")),
+        train=(rows, ["a"] * (count - 1) + ["b"]),
     )
     assert choice.pooling == "cls"
 
 
 def test_every_training_row_judges_once_and_is_not_fitted_on():
-    labels = np.array([*"aaabbbbbcc", *"ab"])
-    parts = module._list_parts(labels, 10, 2)
+    parts = module._list_parts([*"aaabbbbbccab"], SingleLabel(("a", "b", "c")), 10, 2)
     *folds, last = parts
     assert Counter(int(row) for _, judge in folds for row in judge) == Counter(range(10))
     assert all({*fit} | {*judge} == {*range(10)} and not {*fit} & {*judge} for fit, judge in folds)

@@ -302,7 +302,7 @@ def test_a_plain_head_is_compared_with_what_the_seeds_give(make, tmp_path, monke
 
     fitted = verdict.fit_plain_head
     for accuracy, kept in ((0.0, "ensemble"), (1.0, "plain head")):
-        planted = {"accuracy": accuracy, "loss": 99.0 if not accuracy else 0.0}
+        planted = {"score": accuracy, "loss": 99.0 if not accuracy else 0.0}
         monkeypatch.setattr(
             verdict, "fit_plain_head", lambda parts, p=planted: replace(fitted(parts), **p)
         )

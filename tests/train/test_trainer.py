@@ -118,8 +118,8 @@ def test_an_unknown_metric_is_refused_with_the_known_ones(parts, trainer_of):
         list(trainer_of(parts(best_metric="acuracy")).run())
     (fault,) = caught.value.faults
     assert fault == (
-        "train.best_metric: unknown metric 'acuracy'. Options: accuracy, f1, loss, macro_f1, "
-        "matthews. Did you mean 'accuracy'?"
+        "train.best_metric: unknown metric 'acuracy'. Options: accuracy, ece, f1, loss, "
+        "macro_f1, matthews. Did you mean 'accuracy'?"
     )
 
 

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
         AttentionShare,
         compute_attention_shares,
     )
+    from softprompt.analysis.attribution import explain_prediction
+    from softprompt.analysis.explanation import (
+        ExplainedWord,
+        Explanation,
+        ExplanationMethod,
+        make_explanation_page,
+    )
     from softprompt.analysis.nearest import SoftToken, find_nearest_words
     from softprompt.analysis.norms import (
         Distance,
@@ -25,6 +32,9 @@ __all__ = [
     "AttentionPart",
     "AttentionShare",
     "Distance",
+    "ExplainedWord",
+    "Explanation",
+    "ExplanationMethod",
     "LayerNorms",
     "PrunedLength",
     "PruningResult",
@@ -35,7 +45,9 @@ __all__ = [
     "compute_similarity",
     "draw_attention",
     "draw_similarity",
+    "explain_prediction",
     "find_nearest_words",
+    "make_explanation_page",
     "measure_distance_from_init",
     "prune",
 ]
@@ -47,6 +59,13 @@ __getattr__, __dir__ = gather_lazily(
             "AttentionPart",
             "AttentionShare",
             "compute_attention_shares",
+        ),
+        "softprompt.analysis.attribution": ("explain_prediction",),
+        "softprompt.analysis.explanation": (
+            "ExplainedWord",
+            "Explanation",
+            "ExplanationMethod",
+            "make_explanation_page",
         ),
         "softprompt.analysis.nearest": ("SoftToken", "find_nearest_words"),
         "softprompt.analysis.norms": (

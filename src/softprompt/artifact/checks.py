@@ -22,6 +22,7 @@ from softprompt.tasks.config import (
     TASKS,
     Classify,
     Generate,
+    Regress,
     TaskSettings,
     build_settings,
     make_decoding,
@@ -91,7 +92,7 @@ def _build_settings(manifest: Manifest) -> TaskSettings:
     """
     values: dict[str, Any] = dict(manifest.task)
     kind = values.pop("kind", None)
-    if kind == Classify.kind:
+    if kind == Classify.kind:  # the only kind then
         values = {"pooling": _EARLIER_POOLING} | values
     if not isinstance(kind, str) or kind not in TASKS:
         raise ValueError(format_unknown("task", str(kind), options=TASKS))
@@ -140,26 +141,46 @@ def _find_task_faults(manifest: Manifest) -> Iterator[str]:
         twice = sorted({label for label in labels if labels.count(label) > 1})
         yield f"labels has {', '.join(map(repr, twice))} more than once."
     shapes = {n: shape for n, shape in manifest.shapes.items() if n.startswith(HEAD)}
-    if isinstance(settings, Classify):
-        yield from _find_weight_faults(settings, labels)
     match settings:
         case Classify(verbalizer=None):
+            yield from _find_label_number_faults(settings, labels)
             yield from _find_head_faults(settings, labels, shapes)
             return
         case Classify():
+            yield from _find_label_number_faults(settings, labels)
             yield from _find_verbalizer_faults(settings, labels)
         case Generate():
             yield from _find_generation_faults(settings, labels)
+        case Regress():
+            yield from _find_regression_faults(settings, labels)
+            if settings.words is None:
+                classes = len(settings.mean or ())
+                yield from _find_shape_faults(settings, classes, shapes, what="numbers")
+                return
     if shapes:
         yield f"its task has no trained head, but shapes has {', '.join(shapes)}."
 
 
-def _find_weight_faults(settings: Classify, labels: list[str]) -> Iterator[str]:
-    weights = settings.class_weights
-    if weights == "balanced":
-        yield "task.class_weights is 'balanced', but an artifact has a number for each label."
-    elif weights is not None and {*weights} != {*labels}:
-        yield f"task.class_weights has {', '.join(weights)}, but labels is {labels}."
+def _find_label_number_faults(settings: Classify, labels: list[str]) -> Iterator[str]:
+    """Faults of the settings that have a number for each label."""
+    if settings.temperature == "auto":
+        yield "task.temperature is 'auto', but an artifact has a number."
+    for key, numbers in (
+        ("class_weights", settings.class_weights),
+        ("thresholds", settings.thresholds if settings.multi_label else None),
+    ):
+        if isinstance(numbers, str):
+            yield f"task.{key} is {numbers!r}, but an artifact has a number for each label."
+        elif isinstance(numbers, Mapping) and {*numbers} != {*labels}:
+            yield f"task.{key} has {', '.join(numbers)}, but labels is {labels}."
+
+
+def _find_regression_faults(settings: Regress, labels: list[str]) -> Iterator[str]:
+    if labels:
+        yield f"labels is {labels}, but numbers have none, so it must be empty."
+    mean, scale = settings.mean, settings.scale
+    if not mean or not scale or len(mean) != len(scale):
+        yield f"task.mean is {mean} and task.scale {scale}, but both need as many numbers."
 
 
 def _find_head_faults(
@@ -170,13 +191,19 @@ def _find_head_faults(
         return
     if settings.labels is not None and [*settings.labels] != labels:
         yield f"labels is {labels}, but task.labels is {[*settings.labels]}."
+    yield from _find_shape_faults(settings, len(labels), shapes, what="labels")
+
+
+def _find_shape_faults(
+    settings: Classify | Regress, classes: int, shapes: Mapping[str, list[int]], *, what: str
+) -> Iterator[str]:
     if settings.pooling == "auto":
         yield "task.pooling is 'auto', but an artifact names the readout that its head has."
     widths = shapes.get(f"{HEAD}output.weight", [])[1:]
     width = widths[0] if widths else 1
     expected = {
         f"{HEAD}{name}": shape
-        for name, shape in list_head_shapes(settings.head, width=width, classes=len(labels)).items()
+        for name, shape in list_head_shapes(settings.head, width=width, classes=classes).items()
     }
     if shapes != expected:
         found, needed = (
@@ -184,7 +211,7 @@ def _find_head_faults(
             for each in (shapes, expected)
         )
         yield (
-            f"a head of the kind {settings.head!r} for {len(labels)} labels has the tensors "
+            f"a head of the kind {settings.head!r} for {classes} {what} has the tensors "
             f"{needed}, but shapes has {found}."
         )
 

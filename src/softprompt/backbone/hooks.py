@@ -85,6 +85,48 @@ def use_hook(hook: PromptHook) -> Iterator[None]:
         _current.reset(token)
 
 
+@dataclass(frozen=True, eq=False)
+class FreeVectors:
+    """Vectors that stand for tokens of rows: the id -1 - k has vector k, and any token may be one.
+
+    Such an id is that of a word for everything but the embedding table: readouts, masks, prompts.
+
+    Args:
+        vectors: ``[S, E]``, as the table embeds tokens; they may need a gradient.
+        tokens: ``[S]``, the token that each stands for in further tables.
+    """
+
+    vectors: Tensor
+    tokens: Tensor
+
+    def embed(self, ids: Tensor, *, table: Callable[[Tensor], Tensor]) -> Tensor:
+        """Look ids up in the table and among the vectors."""
+        embedded = table(self.replace(ids))
+        return torch.where(
+            (ids < 0)[..., None], self._find(self.vectors, ids).to(embedded), embedded
+        )
+
+    def replace(self, ids: Tensor) -> Tensor:
+        """Ids for tables that have no row for these vectors."""
+        return torch.where(ids < 0, self._find(self.tokens, ids).to(ids), ids)
+
+    def _find(self, values: Tensor, ids: Tensor) -> Tensor:
+        return values[(-1 - ids).clamp(min=0)]
+
+
+_free_vectors: ContextVar[FreeVectors | None] = ContextVar("softprompt_vectors", default=None)
+
+
+@contextmanager
+def use_free_vectors(vectors: FreeVectors) -> Iterator[None]:
+    """Embed negative ids as these vectors in this context, whatever hook is in use."""
+    token = _free_vectors.set(vectors)
+    try:
+        yield
+    finally:
+        _free_vectors.reset(token)
+
+
 def get_current_hook() -> PromptHook | None:
     """The hook of this context, if there is one."""
     return _current.get()
@@ -188,21 +230,23 @@ def _list_entry_modules(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _embed(table: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
-    hook = _current.get()
-    return table(ids) if hook is None else hook.embed(ids, table)
+    hook, free = _current.get(), _free_vectors.get()
+    look_up = table if free is None else partial(free.embed, table=table)
+    return look_up(ids) if hook is None else hook.embed(ids, look_up)
 
 
 def _replace_soft(
     _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    hook = _current.get()
-    if hook is None:
+    hook, free = _current.get(), _free_vectors.get()
+    if hook is None and free is None:
         return None
 
     def replace(value: object) -> object:
-        if isinstance(value, Tensor) and value.dtype in {torch.int64, torch.int32}:
-            return hook.replace_soft(value)
-        return value
+        if not isinstance(value, Tensor) or value.dtype not in {torch.int64, torch.int32}:
+            return value
+        ids = value if free is None else free.replace(value)
+        return ids if hook is None else hook.replace_soft(ids)
 
     return tuple(map(replace, args)), {name: replace(value) for name, value in kwargs.items()}
 

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from pathlib import Path
@@ -63,20 +63,20 @@ class _EscapingStream(io.TextIOBase):
     """Standard output, to which no control character from a file is written."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self.inner = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(escape_control_characters(text))
+        self.inner.write(escape_control_characters(text))
         return len(text)
 
     def flush(self) -> None:
-        self._stream.flush()
+        self.inner.flush()
 
     def isatty(self) -> bool:
-        return self._stream.isatty()
+        return self.inner.isatty()
 
     def fileno(self) -> int:
-        return self._stream.fileno()
+        return self.inner.fileno()
 
 
 @contextmanager
@@ -136,6 +136,27 @@ def print_status_now(message: str) -> None:
 def print_json(value: Mapping[str, object]) -> None:
     """Print a result as JSON."""
     print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_styled(parts: Iterable[tuple[str, str]]) -> bool:
+    """Print a text in colours, if stdout is a terminal that has them.
+
+    Args:
+        parts: of the text, each with its style, as rich names styles.
+
+    Returns:
+        Whether there are colours; without them nothing is printed.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    stream = sys.stdout.inner if isinstance(sys.stdout, _EscapingStream) else sys.stdout
+    console = Console(file=stream, highlight=False)
+    if not console.is_terminal or console.no_color or console.color_system is None:
+        return False
+    safe = ((escape_control_characters(text), style) for text, style in parts)
+    console.print(Text.assemble(*safe), soft_wrap=True)
+    return True
 
 
 def hide_progress_bars() -> None:

@@ -13,6 +13,7 @@ import typer
 from softprompt.cli.commands.check import check
 from softprompt.cli.commands.compare import compare, find_lr
 from softprompt.cli.commands.evaluate import evaluate
+from softprompt.cli.commands.explain import explain
 from softprompt.cli.commands.fit import fit
 from softprompt.cli.commands.hub import pull, push
 from softprompt.cli.commands.init import init
@@ -38,6 +39,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     compare: "softprompt compare recipe.toml --methods prompt-tuning,p-tuning-v2 --seeds 3",
     evaluate: "softprompt evaluate runs/recipe reviews.csv --json",
     predict: 'softprompt predict runs/recipe "Moving and funny." "Dull."',
+    explain: 'softprompt explain runs/recipe "Moving and funny." --output why.html',
     prune: "softprompt prune runs/recipe --output short",
     show: "softprompt show runs/recipe --attention",
     import_: "softprompt import peft adapters/mood --output mood "

@@ -40,14 +40,15 @@ from softprompt.compare.results import (
 from softprompt.compare.runner import ComparisonRunner
 from softprompt.compare.statistics import summarize_variants
 from softprompt.data import MaxRows, Table, read_splits
-from softprompt.data.table import to_text
 from softprompt.errors import DataError, RecipeError, TrainingError
 from softprompt.recipe import Recipe, RecipeSource, load_recipe
-from softprompt.tasks import Classify
+from softprompt.tasks.config import get_target_column, has_trained_head
+from softprompt.tasks.targets import check_tables, find_labels, read_truth
 from softprompt.train import RunDir
 from softprompt.train.config import ResolvedTraining
-from softprompt.train.datasets import check_tables, find_labels, get_target_column, get_task_columns
+from softprompt.train.datasets import get_task_columns
 from softprompt.train.recipe_backbone import load_recipe_backbone
+from softprompt.train.task_settings import build_objective
 
 __all__ = [
     "Comparison",
@@ -327,11 +328,9 @@ def _select_complete(events: Sequence[ResultEvent], failed: Sequence[Failed]) ->
 
 
 def _make_test_set(base: Recipe, tables: Mapping[str, Table]) -> HeldOutTest:
-    rows, target = tables["test"].to_list(), get_target_column(base.task_settings)
-    labels = find_labels(base.task_settings, tables["train"])
-    settings = base.task_settings
-    is_ordinal = isinstance(settings, Classify) and settings.ordinal
-    return HeldOutTest(rows, [to_text(row[target]) for row in rows], labels, is_ordinal=is_ordinal)
+    settings, test = base.task_settings, tables["test"]
+    truth = read_truth(test, get_target_column(settings))
+    return HeldOutTest(test.to_list(), truth, build_objective(settings, tables["train"]))
 
 
 def _without_limits(recipe: Recipe) -> Recipe:
@@ -441,7 +440,7 @@ def _make_search(
         for multiplier, run in sorted(runs.items())
     }
     settings = base.task_settings
-    has_head = isinstance(settings, Classify) and settings.verbalizer is None
+    has_head = has_trained_head(settings)
     usual = base.train.head_learning_rate or ResolvedTraining.head_learning_rate
     return LearningRateSearch(
         trials=(*trials.values(),),

@@ -4,7 +4,6 @@ Fine-tuning and LoRA are baselines too, but they are trained like prompts: see
 :func:`softprompt.compare.config.make_finetune_variants`.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -15,19 +14,22 @@ from softprompt.compare.linear_probe import FeatureReader, fit_probe
 from softprompt.compare.results import BaselineSkipped, Cost
 from softprompt.data import Table
 from softprompt.data.inputs import Row
-from softprompt.data.table import to_text
 from softprompt.inference import predict_without_prompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Task
+from softprompt.tasks import Classify, Objective, Regress, Task
+from softprompt.tasks.config import get_target_column, has_trained_head
+from softprompt.tasks.label_sets import LabelSets
+from softprompt.tasks.objectives import ScoreObjective, SingleLabel
 from softprompt.tasks.pooling import resolve_pooling
-from softprompt.train.datasets import find_labels, get_target_column
-from softprompt.train.label_weights import weigh_labels
+from softprompt.tasks.regression import Numbers, WordNumbers
+from softprompt.tasks.targets import read_truth
 from softprompt.train.setup import setup_hard_prompt
+from softprompt.train.task_settings import build_objective
 from softprompt.train.templates import resolve_hard_template
 
 _UNAVAILABLE = {
     "hard-prompt": "The task predicts with a trained head, which is random before training.",
-    "linear-probe": "The task generates text, so there are no labels to classify.",
+    "linear-probe": "The task generates text, which a linear model cannot.",
 }
 
 
@@ -44,10 +46,10 @@ class Baseline(Interface):
 
 @dataclass(frozen=True)
 class MajorityBaseline:
-    """The most frequent answer of the training rows, for every row.
+    """The best answer that is the same for every row: the most frequent one, or the mean.
 
     Args:
-        answer: the most frequent one.
+        answer: the answer.
     """
 
     answer: str
@@ -74,10 +76,14 @@ class HardPromptBaseline:
         return predict_without_prompt(self.task, rows)
 
 
-def fit_majority(answers: Sequence[str]) -> MajorityBaseline:
-    """Make the baseline of the most frequent answer; the alphabet decides ties."""
-    count = Counter(answers)
-    return MajorityBaseline(min(count, key=lambda answer: (-count[answer], answer)))
+def fit_majority(answers: Sequence[str], objective: Objective) -> MajorityBaseline:
+    """Make the baseline of the best answer that is the same for every row.
+
+    Args:
+        answers: of the training rows.
+        objective: of the task.
+    """
+    return MajorityBaseline(objective.choose_constant(answers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +114,9 @@ class Baselines:
     def _available(self) -> dict[str, Callable[[], Baseline]]:
         settings = self.base.task_settings
         available: dict[str, Callable[[], Baseline]] = {"majority": self._fit_majority}
-        if not (isinstance(settings, Classify) and settings.verbalizer is None):
+        if not has_trained_head(settings):
             available["hard-prompt"] = self._make_hard_prompt
-        if find_labels(settings, self.tables["train"]):
+        if _make_probe_objective(self._objective) is not None:
             available["linear-probe"] = self._fit_probe
         return available
 
@@ -118,37 +124,47 @@ class Baselines:
     def _target(self) -> str:
         return get_target_column(self.base.task_settings)
 
+    @property
+    def _objective(self) -> Objective:
+        return build_objective(self.base.task_settings, self.tables["train"])
+
     def _fit_majority(self) -> Baseline:
-        return fit_majority([*map(to_text, self.tables["train"][self._target])])
+        return fit_majority(read_truth(self.tables["train"], self._target), self._objective)
 
     def _make_hard_prompt(self) -> Baseline:
         task = setup_hard_prompt(self.base, backbone=self.backbone, tables=self.tables)
         return HardPromptBaseline(task)
-
-    def _weigh_labels(self) -> Mapping[str, float] | None:
-        """How much a row of each label counts."""
-        settings, train = self.base.task_settings, self.tables["train"]
-        weighed = weigh_labels(settings, train, labels=find_labels(settings, train))
-        weights = weighed.class_weights if isinstance(weighed, Classify) else None
-        return weights if isinstance(weights, Mapping) else None
 
     def _fit_probe(self) -> Baseline:
         start = perf_counter()
         kind = self.backbone.geometry.architecture
         template = resolve_hard_template(self.base, self.tables["train"], kind=kind).text
         settings, pooling = self.base.task_settings, None
-        if isinstance(settings, Classify) and settings.verbalizer is None:
+        if isinstance(settings, Classify | Regress) and has_trained_head(settings):
             pooling = (
                 None if settings.pooling == "auto" else resolve_pooling(settings.pooling, kind)
             )
         reader = FeatureReader(self.backbone, template, self.base.data.max_length, pooling)
-        train, validation = (self.tables[name].to_list() for name in ("train", "validation"))
+        objective = _make_probe_objective(self._objective)
+        assert objective is not None  # noqa: S101  # else it is not available
+        parts = [self.tables[name] for name in ("train", "validation")]
         probe = fit_probe(
             reader,
-            train=train,
-            validation=validation,
-            target=self._target,
-            class_weights=self._weigh_labels(),
+            train=parts[0].to_list(),
+            validation=parts[1].to_list(),
+            truth=[read_truth(part, self._target) for part in parts],
+            objective=objective,
         )
         seconds = round(perf_counter() - start, 1)
         return replace(probe, cost=replace(probe.cost, seconds=seconds))
+
+
+def _make_probe_objective(objective: Objective) -> ScoreObjective | None:
+    """The objective of a probe; None if no linear model has one."""
+    match objective:
+        case SingleLabel() | LabelSets() | Numbers():
+            return objective
+        case WordNumbers(numbers=numbers):
+            return numbers
+        case _:
+            return SingleLabel(objective.labels) if objective.labels else None

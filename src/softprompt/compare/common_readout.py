@@ -12,13 +12,15 @@ from softprompt._io import replace_file
 from softprompt.backbone.model import Backbone
 from softprompt.compare.config import Variant
 from softprompt.data import Table, Template, parse_template
-from softprompt.data.table import to_text
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify
+from softprompt.tasks import Classify, Regress
 from softprompt.tasks.binding import make_plain_renderer
+from softprompt.tasks.config import get_target_column, has_trained_head
+from softprompt.tasks.objectives import ScoreObjective
 from softprompt.tasks.pooling import Pooling, list_poolings
-from softprompt.train.datasets import get_target_column
-from softprompt.train.readout import MAX_PROBED_ROWS, LabeledTexts, ReadoutChoice, choose_readout
+from softprompt.tasks.targets import read_truth
+from softprompt.train.readout import MAX_PROBED_ROWS, ReadoutChoice, TargetedTexts, choose_readout
+from softprompt.train.task_settings import build_objective
 from softprompt.train.templates import make_soft_template, resolve_hard_template
 
 _FILE = "readout.json"
@@ -59,7 +61,10 @@ def choose_common_readout(
         name: _render(base, hard, backbone=backbone, table=tables[name])
         for name in ("train", "validation")
     }
-    choice = choose_readout(backbone, poolings, **texts)
+    objective = build_objective(base.task_settings, tables["train"])
+    if not isinstance(objective, ScoreObjective):
+        return None
+    choice = choose_readout(backbone, poolings, objective=objective, **texts)
     with replace_file(path) as fresh:
         fresh.write_text(json.dumps(choice.as_data(), indent=2) + "\n", encoding="utf-8")
     return choice
@@ -112,9 +117,11 @@ def settle_variants(variants: Sequence[Variant], pooling: Pooling) -> list[Varia
 
 def _is_open(recipe: Recipe) -> bool:
     settings = recipe.task_settings
-    if not isinstance(settings, Classify) or settings.verbalizer is not None:
-        return False
-    return settings.pooling == "auto"
+    return (
+        has_trained_head(settings)
+        and isinstance(settings, Classify | Regress)
+        and settings.pooling == "auto"
+    )
 
 
 def _get_template(recipe: Recipe, train: Table, backbone: Backbone) -> Template:
@@ -122,12 +129,13 @@ def _get_template(recipe: Recipe, train: Table, backbone: Backbone) -> Template:
     return make_soft_template(recipe, train, kind=kind) if text is None else parse_template(text)
 
 
-def _render(base: Recipe, template: Template, *, backbone: Backbone, table: Table) -> LabeledTexts:
+def _render(base: Recipe, template: Template, *, backbone: Backbone, table: Table) -> TargetedTexts:
     """A sample of a split's rows, and their labels."""
     length, target = base.data.max_length, get_target_column(base.task_settings)
     renderer = make_plain_renderer(backbone, template.text, max_length=length)
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(0)).tolist()
-    rows = table.select(sorted(order[:MAX_PROBED_ROWS])).to_list()
-    rendered = [(renderer.render(row), to_text(row[target])) for row in rows]
+    chosen = table.select(sorted(order[:MAX_PROBED_ROWS]))
+    rows, truth = chosen.to_list(), read_truth(chosen, target)
+    rendered = [(renderer.render(row), text) for row, text in zip(rows, truth, strict=True)]
     kept = [(text, label) for text, label in rendered if text.input_ids]
     return [text for text, _ in kept], [label for _, label in kept]

@@ -1,24 +1,29 @@
-"""A linear probe: logistic regression on the hidden states of the frozen backbone, no prompt.
+"""A linear probe: a linear model on the hidden states of the frozen backbone, no prompt.
 
 It is a baseline: a prompt is worth its training only if it does better. The probe has the readout
 of the trained heads that it is compared with. Where there is no head, its readout is selected by
 validation rows, as the strength of its regularization is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from sklearn.pipeline import Pipeline
 
 from softprompt.backbone.model import Backbone
 from softprompt.compare.results import Cost
 from softprompt.data import parse_template
 from softprompt.data.inputs import Row
-from softprompt.data.table import to_text
 from softprompt.tasks.binding import make_plain_renderer
+from softprompt.tasks.objectives import ScoreObjective, SingleLabel
 from softprompt.tasks.pooling import Pooling, list_poolings
+from softprompt.train.linear_models import (
+    divide_rows,
+    fit_linear_model,
+    list_answers,
+    list_fold_parts,
+)
 from softprompt.train.readout import Features, compute_features
 from softprompt.train.regression import (
     REGRESSIONS,
@@ -68,19 +73,18 @@ class Probe:
     Args:
         reader: reads features of rows.
         reading: the readout whose features are used.
-        fitted: the pipeline, fitted on the training rows.
+        answer: the answers to rows with these features, as text.
         cost: its parameters; the seconds are measured by the caller.
     """
 
     reader: FeatureReader
     reading: Pooling
-    fitted: Pipeline
+    answer: Callable[[np.ndarray], list[str]]
     cost: Cost
 
     def __call__(self, rows: Sequence[Row]) -> list[str]:
-        """The likeliest label of each row."""
-        features = normalize_features(self.reader.read(rows)[self.reading])
-        return [str(label) for label in self.fitted.predict(features)]
+        """The answer to each row."""
+        return self.answer(normalize_features(self.reader.read(rows)[self.reading]))
 
 
 def fit_probe(
@@ -88,35 +92,77 @@ def fit_probe(
     *,
     train: Sequence[Row],
     validation: Sequence[Row],
-    target: str,
-    class_weights: Mapping[str, float] | None = None,
+    truth: Sequence[Sequence[str]],
+    objective: ScoreObjective,
 ) -> Probe:
     """Fit a probe on training rows, and select its settings by validation rows.
 
-    It is the first, with the strongest regularization, that is not worse than the best by more than
-    one standard error, as `choose_regression` chooses.
+    For one label it is the first, with the strongest regularization, that is not worse than the
+    best by more than one standard error, as `choose_regression` chooses. For other objectives folds
+    of the training rows choose the regularization, and validation rows the readout.
 
     Args:
         reader: reads features of rows.
         train: the training rows.
         validation: the validation rows.
-        target: the column of the right answers.
-        class_weights: how much a row of each label counts; None if all count the same.
+        truth: the targets of the training and of the validation rows as text.
+        objective: of the task.
     """
-    train_features, validation_features = (
+    features = [
         {name: normalize_features(values) for name, values in reader.read(rows).items()}
         for rows in (train, validation)
-    )
-    labels, truth = ([to_text(row[target]) for row in rows] for rows in (train, validation))
-    fitted, hits = {}, {}
-    for choice in product(reader.poolings, weigh_regressions(REGRESSIONS, class_weights)):
-        reading, settings = choice
-        fitted[choice] = fit_regression(train_features[reading], labels, settings=settings)
-        hits[choice] = fitted[choice].predict(validation_features[reading]) == np.array(truth)
-    best = max(hits.values(), key=np.mean)
-    chosen = next(choice for choice in hits if not is_clearly_worse(hits[choice], best, errors=1))
-    probe, reading = fitted[chosen], chosen[0]
-    trainable = sum(part.size for part in (probe[-1].coef_, probe[-1].intercept_))
+    ]
+    fit = _fit_classifier if isinstance(objective, SingleLabel) else _fit_linear
+    reading, answer, trainable = fit(features, truth, objective)
     parameters = sum(p.numel() for p in reader.backbone.body.parameters())
     cost = Cost(trainable, parameters, _FP32_BYTES * trainable, 0.0, added=trainable)
-    return Probe(reader, reading, probe, cost)
+    return Probe(reader, reading, answer, cost)
+
+
+_Fitted = tuple[Pooling, Callable[[np.ndarray], list[str]], int]
+
+
+def _fit_classifier(
+    features: Sequence[Features], truth: Sequence[Sequence[str]], objective: ScoreObjective
+) -> _Fitted:
+    """Logistic regression for one label."""
+    weights = objective.weights if isinstance(objective, SingleLabel) else None
+    by_label = None if weights is None else dict(zip(objective.labels, weights, strict=True))
+    fitted, hits = {}, {}
+    for choice in product(features[0], weigh_regressions(REGRESSIONS, by_label)):
+        reading, settings = choice
+        fitted[choice] = fit_regression(features[0][reading], truth[0], settings=settings)
+        hits[choice] = fitted[choice].predict(features[1][reading]) == np.array(truth[1])
+    best = max(hits.values(), key=np.mean)
+    chosen = next(choice for choice in hits if not is_clearly_worse(hits[choice], best, errors=1))
+    probe = fitted[chosen]
+
+    def answer(states: np.ndarray) -> list[str]:
+        return [str(label) for label in probe.predict(states)]
+
+    return chosen[0], answer, sum(part.size for part in (probe[-1].coef_, probe[-1].intercept_))
+
+
+def _fit_linear(
+    features: Sequence[Features], truth: Sequence[Sequence[str]], objective: ScoreObjective
+) -> _Fitted:
+    """A linear model of sets of labels, or of numbers."""
+    parts = list_fold_parts(truth[0], divide_rows(truth[0], objective, seed=0), objective=objective)
+    fitted = {
+        reading: fit_linear_model(
+            states, truth[0], objective=objective, parts=parts, is_normalized=False
+        )
+        for reading, states in features[0].items()
+    }
+
+    def measure(reading: Pooling) -> float:
+        scores = fitted[reading].score(features[1][reading])
+        return sum(objective.score_rows(truth[1], list_answers(scores, objective)))
+
+    reading = max(fitted, key=measure)
+    model = fitted[reading]
+
+    def answer(states: np.ndarray) -> list[str]:
+        return list_answers(model.score(states), objective)
+
+    return reading, answer, model.weight.numel() + model.bias.numel()

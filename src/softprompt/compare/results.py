@@ -11,11 +11,8 @@ from softprompt.data.inputs import Row
 from softprompt.errors import DataError
 from softprompt.inference import (
     ConfusionMatrix,
-    compute_classification_metrics,
-    compute_confusion_matrix,
-    compute_generation_metrics,
 )
-from softprompt.inference.metrics import score_chrf
+from softprompt.tasks import Objective, Prediction
 
 
 @dataclass(frozen=True)
@@ -25,12 +22,14 @@ class ScoredAnswers:
     Args:
         scores: of each row, 0 to 1.
         metrics: over all rows.
-        confusion: true labels against answers; None for free text.
+        confusion: true labels against answers; None where rows have no single label.
+        measure: the name of the scores.
     """
 
     scores: tuple[float, ...]
     metrics: Mapping[str, float]
     confusion: ConfusionMatrix | None
+    measure: str
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,22 @@ class HeldOutTest:
     Args:
         rows: with all their columns, also those that a template does not use.
         truth: the right answer of each row.
-        labels: of the task; empty for free text.
-        is_ordinal: whether the labels are in an order.
+        objective: of the task.
     """
 
     rows: Sequence[Row]
     truth: Sequence[str]
-    labels: tuple[str, ...]
-    is_ordinal: bool = False
+    objective: Objective
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the task; empty where there are none."""
+        return self.objective.labels
 
     @property
     def measure(self) -> str:
-        """The name of the score: ``accuracy``, or ``chrf`` for free text."""
-        return "accuracy" if self.labels else "chrf"
+        """The name of the score, such as ``accuracy``, or ``chrf`` for free text."""
+        return self.objective.measure
 
     def score(self, answers: Sequence[str]) -> ScoredAnswers:
         """Score answers.
@@ -60,20 +62,9 @@ class HeldOutTest:
         Args:
             answers: one for each row, in the order of the rows.
         """
-        if not self.labels:
-            return ScoredAnswers(
-                score_chrf(self.truth, answers),
-                compute_generation_metrics(self.truth, answers),
-                None,
-            )
-        pairs = zip(answers, self.truth, strict=True)
-        return ScoredAnswers(
-            scores=tuple(float(answer == truth) for answer, truth in pairs),
-            metrics=compute_classification_metrics(
-                self.truth, answers, labels=self.labels, is_ordinal=self.is_ordinal
-            ),
-            confusion=compute_confusion_matrix(self.truth, answers, labels=self.labels),
-        )
+        found = self.objective.score(self.truth, [Prediction(text, {}) for text in answers])
+        scores = self.objective.score_rows(self.truth, answers)
+        return ScoredAnswers(scores, found.metrics, found.confusion, self.measure)
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,7 @@ class RunResult:
     Args:
         variant: its name.
         seed: of the training; None where nothing is random.
-        scores: of each test row: 1 or 0 for right or wrong, or the similarity of a text, 0 to 1.
+        scores: of each test row: 1 or 0 for right or wrong, the similarity of a text, and so on.
         metrics: on the test rows.
         is_baseline: whether prompts are compared with it.
         confusion: true labels against answers; None for free text.
@@ -116,6 +107,7 @@ class RunResult:
         rate: the learning rate; None without one.
         cost: None where nothing was trained.
         run: the name of the run's folder in the comparison's folder; empty without one.
+        measure: the name of the scores; of earlier results empty.
     """
 
     variant: str
@@ -128,6 +120,7 @@ class RunResult:
     rate: float | None = None
     cost: Cost | None = None
     run: str = ""
+    measure: str = ""
 
     @property
     def score(self) -> float:
@@ -135,7 +128,7 @@ class RunResult:
         return sum(self.scores) / len(self.scores)
 
     def __str__(self) -> str:
-        measure = "chrf" if self.confusion is None else "accuracy"
+        measure = self.measure or ("chrf" if self.confusion is None else "accuracy")
         if self.seed is None:
             return f"{self.variant}: {measure} {self.score:.1%}"
         seconds = 0.0 if self.cost is None else self.cost.seconds

@@ -27,12 +27,14 @@ from softprompt.data.template import (
     check_fields,
     parse_template,
 )
+from softprompt.data.windows import FieldToken, Window, WindowRenderer, make_window_renderer
 
 __all__ = [
     "DEFAULT_SPLIT",
     "Batch",
     "DataConfig",
     "Field",
+    "FieldToken",
     "Literal",
     "MaskToken",
     "MaxRows",
@@ -49,6 +51,8 @@ __all__ = [
     "TaskColumns",
     "Template",
     "TextFormat",
+    "Window",
+    "WindowRenderer",
     "as_row",
     "check_choices",
     "check_columns",
@@ -60,6 +64,7 @@ __all__ = [
     "group_by_length",
     "iterate_rows",
     "make_renderer",
+    "make_window_renderer",
     "map_values",
     "parse_template",
     "read_data",

@@ -7,7 +7,7 @@ library already.
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Never, Protocol, TypeAlias, runtime_checkable
@@ -82,7 +82,11 @@ def iterate_rows(data: RowsLike, *, fields: Iterable[str] | None = None) -> Iter
 
 
 def to_table(
-    data: RowsLike, *, columns: Iterable[str] | None = None, where: str = "the data"
+    data: RowsLike,
+    *,
+    columns: Iterable[str] | None = None,
+    where: str = "the data",
+    flexible: Collection[str] = (),
 ) -> Table:
     """Make a table of rows, from any of the supported types.
 
@@ -92,6 +96,7 @@ def to_table(
         columns: the columns to keep, each of which must have a value in every row; all columns by
             default.
         where: the name of the data in messages.
+        flexible: the columns whose cells may be lists, records or empty.
 
     Returns:
         The table; class labels are their names, and a field that a row lacks is None there.
@@ -121,7 +126,7 @@ def to_table(
         raise DataError(msg)
     if needed is None:
         return table
-    check_columns(table, needed, where=where)
+    check_columns(table, needed, where=where, flexible=flexible)
     return table.select_columns(needed)
 
 

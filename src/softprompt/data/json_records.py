@@ -1,4 +1,4 @@
-"""Rows in JSON: one object per line, one after the other, or a list of them."""
+"""Rows in JSON: one object per line, one after the other, a list of them, or SQuAD's form."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from softprompt._parsing import TOO_DEEP, check_depth, make_json_decoder, parse_json
+from softprompt.data.squad import is_squad, list_squad_rows
 from softprompt.errors import DataError
 
 _TEXT = re.compile(r"\S")
@@ -17,6 +18,8 @@ _DECODER = make_json_decoder({"NaN": None, "Infinity": math.inf, "-Infinity": -m
 
 def read_records(path: Path, text: str, *, may_be_list: bool) -> list[dict[str, object]]:
     """The objects of a list, of a file with one object per line, or one after the other.
+
+    Of a file of SQuAD they are its questions.
 
     Args:
         path: of the file.
@@ -43,6 +46,8 @@ def read_records(path: Path, text: str, *, may_be_list: bool) -> list[dict[str, 
             )
             raise DataError(msg)
     records = [item for _, item in items if isinstance(item, dict)]
+    if len(records) == 1 and is_squad(records[0]):
+        return list_squad_rows(path, records[0])
     if len(records) == 1:
         _check_one_row(path, records[0])
     return records

@@ -1,4 +1,4 @@
-"""Readers of local files: csv, tsv, json, jsonl and parquet, also compressed.
+"""Readers of local files: csv, tsv, json, jsonl, CoNLL's columns and parquet, also compressed.
 
 Nothing is cached on disk, so an edited file is read again and the user's folders stay clean. Text
 is parsed here, not by the library ``datasets``, because an error message needs the line number, and
@@ -27,6 +27,7 @@ import psutil
 
 from softprompt._memory import pause_garbage_collection
 from softprompt._paths import is_file, is_present
+from softprompt.data.conll import CONLL_FORMATS, read_conll
 from softprompt.data.json_records import read_records
 from softprompt.data.table import (
     Table,
@@ -38,7 +39,7 @@ from softprompt.data.table import (
 )
 from softprompt.errors import DataError, MissingPackageError, format_unknown, summarize_error
 
-FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx")
+FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", *CONLL_FORMATS)
 _OPENERS: Mapping[str, Callable[[Path], io.BufferedIOBase]] = {
     ".gz": gzip.GzipFile,
     ".bz2": bz2.BZ2File,
@@ -125,6 +126,11 @@ def read_file(
             text = _read_text(path, text_format.encoding)
             records = read_records(path, text, may_be_list=detect_format(path) == ".json")
             columns = _collect_columns(records)
+        case suffix if suffix in CONLL_FORMATS:
+            text = _read_text(path, text_format.encoding)
+            columns = read_conll(
+                path, text, is_conllu=suffix == ".conllu", separator=text_format.separator
+            )
         case ".parquet":
             return _read_parquet(path)
         case ".xlsx":

@@ -15,15 +15,15 @@ from softprompt.data.layout import (
     tokenize_run,
 )
 from softprompt.data.shortening import TokenizedRun, clip_text, is_long, shorten_values
-from softprompt.data.table import is_missing, to_text
-from softprompt.data.template import Field, Template
+from softprompt.data.table import get_text
+from softprompt.data.template import Template
 from softprompt.data.tokenizer import (
     SafeTokenizer,
     check_ids,
     make_safe_tokenizer,
     measure_wrapping,
 )
-from softprompt.errors import DataError, TemplateError
+from softprompt.errors import TemplateError
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,15 @@ class TokenizedRows:
     """Rows whose texts are tokenised, but not joined.
 
     Args:
-        texts: of each row the texts of the template's fields.
-        long: the rows that are too long to be tokenised as a whole.
-        columns: for each run of the template the ids of all rows; None where they cannot be used.
+        rows: as they were given.
+        long: the indices of those that are too long to be tokenised as a whole.
+        columns: for each run of the template, by its index in ``segments``, the ids of all rows;
+            None where they cannot be used.
     """
 
-    texts: Sequence[list[str]]
+    rows: Sequence[Mapping[str, object]]
     long: frozenset[int]
-    columns: Sequence[Sequence[Sequence[int] | None]]
+    columns: Mapping[int, Sequence[Sequence[int] | None]]
 
 
 # More are not remembered: a template of two texts has as many as there are pairs of lengths.
@@ -102,17 +103,31 @@ class Renderer:
         """
         return self.render_all([row])[0]
 
-    def _render_alone(self, texts: list[str]) -> RenderedRow:
+    def _render_alone(self, row: Mapping[str, object]) -> RenderedRow:
         """Render a row with the offsets of its tokens, which shortening needs."""
-        values = [clip_text(text, most=self.max_length, count=self._count) for text in texts]
+        runs, truncated = self.fit(row)
+        ids = {index: [token.id for token in run.tokens] for index, run in runs.items()}
+        return self.join(ids, truncated=truncated)
+
+    def fit(self, row: Mapping[str, object]) -> tuple[dict[int, TokenizedRun], bool]:
+        """Tokenise a row, with its fields truncated until it fits; errors are those of `render`.
+
+        Args:
+            row: as for `render`.
+
+        Returns:
+            Its runs, by their index in ``segments``, and whether a field was truncated. What is
+            left of a field is its beginning, so offsets are those in the whole text.
+        """
+        texts = self.read_texts(row)
+        values = [clip_text(text, most=self.max_length, count=self.count) for text in texts]
         runs = self.encode(values)
         truncated = values != texts
         while (excess := self.count_tokens(runs) - self.max_length) > 0:
             values = shorten_values(values, runs.values(), excess=excess)
             truncated = True
             runs = self.encode(values)
-        ids = [[token.id for token in run.tokens] for run in runs.values()]
-        return self._join(ids, truncated=truncated)
+        return runs, truncated
 
     def render_all(self, rows: Sequence[Mapping[str, object]]) -> list[RenderedRow]:
         """Render rows as `render` does, but tokenise them together, which is faster.
@@ -127,7 +142,7 @@ class Renderer:
             DataError: as `render` does.
             TemplateError: as `render` does.
         """
-        return self.join(self.tokenize(rows))
+        return self.join_all(self.tokenize(rows))
 
     def tokenize(self, rows: Sequence[Mapping[str, object]]) -> TokenizedRows:
         """The first half of `render_all`, during most of which other threads can run.
@@ -138,26 +153,24 @@ class Renderer:
         Raises:
             DataError: as `render` does.
         """
-        names = _list_fields(self.template)
-        texts = [[_get_text(row, name) for name in names] for row in rows]
-        most = self.max_length
+        texts, most = [self.read_texts(row) for row in rows], self.max_length
         long = frozenset(
             at for at, row in enumerate(texts) if any(is_long(text, most=most) for text in row)
         )
-        empty = [""] * len(names)
+        empty = [""] * len(self.template.field_places)
         short = [empty if at in long else row for at, row in enumerate(texts)] if long else texts
-        columns = [
-            self.safe_tokenizer.encode_all(
+        columns = {
+            index: self.safe_tokenizer.encode_all(
                 [join_run(part, values)[0] for values in short],
                 first=part.first,
                 continues=part.continues,
             )
-            for part in self.segments
+            for index, part in enumerate(self.segments)
             if isinstance(part, TextRun)
-        ]
-        return TokenizedRows(texts, long, columns)
+        }
+        return TokenizedRows(rows, long, columns)
 
-    def join(self, rows: TokenizedRows) -> list[RenderedRow]:
+    def join_all(self, rows: TokenizedRows) -> list[RenderedRow]:
         """The second half of `render_all`.
 
         Args:
@@ -167,17 +180,31 @@ class Renderer:
             TemplateError: as `render` does.
         """
         room, rendered = self.max_length - self._count_fixed(), list[RenderedRow]()
+        columns = rows.columns
         # Without text all rows are the same.
-        lines = zip(*rows.columns, strict=True) if rows.columns else [()] * len(rows.texts)
+        lines = zip(*columns.values(), strict=True) if columns else [()] * len(rows.rows)
         for at, line in enumerate(lines):
-            known = [run for run in line if run is not None]
-            if len(known) == len(line) and sum(map(len, known)) <= room and at not in rows.long:
-                rendered.append(self._join(known, truncated=False))
+            known = {i: run for i, run in zip(columns, line, strict=True) if run is not None}
+            fits = sum(map(len, known.values())) <= room
+            if fits and len(known) == len(columns) and at not in rows.long:
+                rendered.append(self.join(known, truncated=False))
             else:
-                rendered.append(self._render_alone(rows.texts[at]))
+                rendered.append(self._render_alone(rows.rows[at]))
         return rendered
 
-    def _count(self, text: str) -> int:
+    def read_texts(self, row: Mapping[str, object]) -> list[str]:
+        """The text of every field of the template, in order.
+
+        Args:
+            row: as for `render`.
+
+        Raises:
+            DataError: as `render` does.
+        """
+        return [get_text(row, name) for name in self.template.field_places]
+
+    def count(self, text: str) -> int:
+        """The number of tokens of a text alone."""
         return len(self.safe_tokenizer.encode(text, first=False))
 
     def _count_fixed(self) -> int:
@@ -192,17 +219,24 @@ class Renderer:
         """The number of token ids of a row."""
         return self._count_fixed() + sum(len(run.tokens) for run in runs.values())
 
-    def _join(self, runs: Sequence[Sequence[int]], *, truncated: bool) -> RenderedRow:
+    def join(self, runs: Mapping[int, Sequence[int]], *, truncated: bool) -> RenderedRow:
+        """Put a row together.
+
+        Args:
+            runs: the ids of every run, by its index in ``segments``.
+            truncated: whether a field's text was shortened.
+
+        Raises:
+            TemplateError: an id is not in the embedding table.
+        """
         ids: list[int] = []
-        left = iter(runs)
-        for part in self.segments:
+        for index, part in enumerate(self.segments):
             if isinstance(part, FixedTokens):
                 ids.extend(part.ids)
             else:
-                run = next(left)
-                check_ids(run, vocab_size=self.vocab_size)
-                ids.extend(run)
-        lengths = tuple(map(len, runs))
+                check_ids(runs[index], vocab_size=self.vocab_size)
+                ids.extend(runs[index])
+        lengths = tuple(map(len, runs.values()))
         if (layout := self.layouts.get(lengths)) is None:
             if len(self.layouts) >= _MOST_LAYOUTS:
                 self.layouts.clear()
@@ -285,7 +319,7 @@ def _check_fixed_tokens(renderer: Renderer) -> None:
     for part in renderer.segments:
         if isinstance(part, FixedTokens) and not part.soft:
             check_ids(part.ids, vocab_size=renderer.vocab_size)
-    total = renderer.count_tokens(renderer.encode([""] * len(_list_fields(renderer.template))))
+    total = renderer.count_tokens(renderer.encode([""] * len(renderer.template.field_places)))
     if total <= renderer.max_length:
         return
     soft = renderer.template.soft_length
@@ -300,37 +334,3 @@ def _check_fixed_tokens(renderer: Renderer) -> None:
         f"backbone has {renderer.max_length} for them. Shorten {' or '.join(remedies) or 'both'}."
     )
     raise TemplateError(msg)
-
-
-def _list_fields(template: Template) -> list[str]:
-    """The name of every field in the template, with repetitions."""
-    return [piece.name for piece in template.pieces if isinstance(piece, Field)]
-
-
-def _get_text(row: Mapping[str, object], name: str) -> str:
-    if name not in row:
-        msg = (
-            f"the row has no field {name!r}, which the template needs. "
-            f"It has: {', '.join(sorted(row)) or 'nothing'}."
-        )
-        raise DataError(msg)
-    match row[name]:
-        case str() as text:
-            pass
-        case missing if is_missing(missing):
-            msg = f"the field {name!r} has no value. Give it text (it may be empty) or a number."
-            raise DataError(msg)
-        case bool() | int() | float() as value:
-            text = to_text(value)
-        case other:
-            msg = f"the field {name!r} is a {type(other).__name__}. Give it text or a number."
-            raise DataError(msg)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        msg = (
-            f"the field {name!r} has half a character at index {error.start} (the lone surrogate "
-            f"U+{ord(text[error.start]):04X}). Give it valid Unicode."
-        )
-        raise DataError(msg) from error
-    return text

@@ -61,7 +61,7 @@ def clip_text(text: str, *, most: int, count: Callable[[str], int]) -> str:
 
 
 def shorten_values(
-    values: Sequence[str], runs: Iterable[TokenizedRun], *, excess: int
+    values: Sequence[str], runs: Iterable[TokenizedRun], *, excess: int, whole: int | None = None
 ) -> list[str]:
     """Truncate texts at token boundaries to remove about ``excess`` tokens.
 
@@ -71,6 +71,7 @@ def shorten_values(
         values: the text of every field.
         runs: the tokens of the texts.
         excess: the number of tokens to remove.
+        whole: the field that is not shortened.
 
     Returns:
         The texts; at least one that was not empty is shorter.
@@ -83,9 +84,10 @@ def shorten_values(
             for field, (begin, _) in islice(spans, bisect_right(ends, token.start), None):
                 if begin >= token.end:
                     break
-                starts[field].append(max(0, token.start - begin))
+                if field != whole:
+                    starts[field].append(max(0, token.start - begin))
     if not any(starts):  # no token has characters
-        return [""] * len(values)
+        return [value if field == whole else "" for field, value in enumerate(values)]
     counts = shorten_longest_first([len(places) for places in starts], excess)
     return [
         value if count == len(places) else value[: places[count]].rstrip()

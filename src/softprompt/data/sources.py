@@ -76,9 +76,10 @@ def read_data(
     """Read a table.
 
     Args:
-        source: a file (csv, tsv, json, jsonl, ndjson, parquet or xlsx; files of text also with
-            .gz, .bz2 or .xz), a built-in data set such as ``builtin:rotten-tomatoes``, or a Hub
-            name (``name``, ``name:config``, ``name@revision:config``).
+        source: a file (csv, tsv, json, jsonl, ndjson, parquet, xlsx or CoNLL's conll, conllu, iob,
+            iob2, bio; files of text also with .gz, .bz2 or .xz), a built-in data set such as
+            ``builtin:rotten-tomatoes``, or a Hub name (``name``, ``name:config``,
+            ``name@revision:config``).
         split: the split of a Hub or built-in data set, or the sheet of a workbook; another file
             has only one split, ``train``.
         text_format: how a file of text is written.

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -33,10 +33,10 @@ def to_text(value: object) -> str:
     """The text of a cell, the same whatever the other cells of its column are.
 
     A text is not changed. A number that is whole has no point, since whole numbers become floats
-    in a column with a fraction or a gap.
+    in a column with a fraction or a gap. A list or a record becomes JSON.
 
     Args:
-        value: a text, a number or a truth value.
+        value: a text, a number, a truth value, a list or a record.
 
     Returns:
         The text.
@@ -45,9 +45,13 @@ def to_text(value: object) -> str:
         DataError: the value is missing.
 
     Examples:
-        >>> to_text(2.0), to_text(2), to_text(2.5), to_text("2.50")
-        ('2', '2', '2.5', '2.50')
+        >>> to_text(2.0), to_text(2), to_text(2.5), to_text("2.50"), to_text(["a", "b"])
+        ('2', '2', '2.5', '2.50', '["a", "b"]')
     """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple | Mapping):
+        return json.dumps(value, ensure_ascii=False)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         msg = "a cell has no value. Give it text or a number."
         raise DataError(msg)
@@ -129,13 +133,16 @@ def has_numbers_only(rows: Table, column: str) -> bool:
     return filled
 
 
-def check_columns(rows: Table, names: Iterable[str], *, where: str) -> None:
+def check_columns(
+    rows: Table, names: Iterable[str], *, where: str, flexible: Collection[str] = ()
+) -> None:
     """Check that columns exist, contain text or numbers, and have a value in every row.
 
     Args:
         rows: the data.
         names: the columns that are needed.
         where: the name of the data in messages, such as ``reviews.csv``.
+        flexible: those of them that may contain anything, since a task checks their cells.
 
     Raises:
         DataError: a column is missing, contains lists or records, or has empty cells.
@@ -143,6 +150,8 @@ def check_columns(rows: Table, names: Iterable[str], *, where: str) -> None:
     needed = list(dict.fromkeys(names))
     check_names(needed, rows.column_names, where=where)
     for name in needed:
+        if name in flexible:
+            continue
         kind = str(rows.data.schema.field(name).type)
         if not kind.startswith(_SCALARS):
             msg = (
@@ -220,7 +229,8 @@ def make_table(columns: Mapping[str, list[object]], *, where: str) -> Table:
     """Make a table from columns.
 
     Args:
-        columns: the values by column name, the same number in each.
+        columns: the values by column name, the same number in each. Lists of ``[start, end,
+            label]`` become lists of mappings with these names.
         where: the name of the data in messages.
 
     Returns:
@@ -231,6 +241,7 @@ def make_table(columns: Mapping[str, list[object]], *, where: str) -> Table:
     """
     import datasets
 
+    columns = {name: [_name_triples(value) for value in values] for name, values in columns.items()}
     for name, values in columns.items():
         types = {type(value) for value in values if value is not None}
         if len(types) > 1 and types != {int, float}:
@@ -248,6 +259,16 @@ def make_table(columns: Mapping[str, list[object]], *, where: str) -> Table:
             f"{where} cannot be converted to a table: {reason}. Write text and plain numbers only."
         )
         raise DataError(msg) from error
+
+
+def _name_triples(value: object) -> object:
+    """A list of spans ``[start, end, label]`` as mappings, since a table's lists have one type."""
+    names, types = ("start", "end", "label"), [int, int, str]
+    if not isinstance(value, list) or not value:
+        return value
+    if not all(isinstance(item, list | tuple) and list(map(type, item)) == types for item in value):
+        return value
+    return [dict(zip(names, item, strict=True)) for item in value]
 
 
 def name_classes(rows: Table, *, where: str = "the data") -> Table:
@@ -376,3 +397,45 @@ def format_counts(counts: Mapping[str, int]) -> str:
 def quote_text(text: str) -> str:
     """A text as TOML writes it, in which JSON's strings are valid."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def get_text(row: Mapping[str, object], name: str) -> str:
+    """The text of a field of a row.
+
+    Args:
+        row: texts or numbers by name.
+        name: of the field.
+
+    Returns:
+        The text; a number becomes text.
+
+    Raises:
+        DataError: the field is missing, has no value, is neither a text nor a number, or has half
+            a character.
+    """
+    if name not in row:
+        msg = (
+            f"the row has no field {name!r}, which the template needs. "
+            f"It has: {', '.join(sorted(row)) or 'nothing'}."
+        )
+        raise DataError(msg)
+    match row[name]:
+        case str() as text:
+            pass
+        case missing if is_missing(missing):
+            msg = f"the field {name!r} has no value. Give it text (it may be empty) or a number."
+            raise DataError(msg)
+        case bool() | int() | float() as value:
+            text = to_text(value)
+        case other:
+            msg = f"the field {name!r} is a {type(other).__name__}. Give it text or a number."
+            raise DataError(msg)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        msg = (
+            f"the field {name!r} has half a character at index {error.start} (the lone surrogate "
+            f"U+{ord(text[error.start]):04X}). Give it valid Unicode."
+        )
+        raise DataError(msg) from error
+    return text

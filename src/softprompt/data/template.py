@@ -69,7 +69,12 @@ class Template:
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of its fields, in order of first appearance, without duplicates."""
-        return tuple(dict.fromkeys(p.name for p in self.pieces if isinstance(p, Field)))
+        return tuple(dict.fromkeys(self.field_places))
+
+    @property
+    def field_places(self) -> tuple[str, ...]:
+        """The name of every field, in order, with repetitions."""
+        return tuple(p.name for p in self.pieces if isinstance(p, Field))
 
     @property
     def soft_length(self) -> int:

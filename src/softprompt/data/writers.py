@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from softprompt._io import name_temporary, replace_file
@@ -16,23 +16,26 @@ WRITTEN_FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _FLAT = (".csv", ".tsv", ".parquet")
 
 
-def check_writable(path: Path, *, sources: Iterable[str] = ()) -> None:
-    """Check, before the work, that rows can be written to a file.
+def check_writable(
+    path: Path, *, sources: Iterable[str] = (), formats: Collection[str] = WRITTEN_FORMATS
+) -> None:
+    """Check, before the work, that results can be written to a file.
 
     Args:
         path: of the file; it may exist, and is then replaced.
         sources: files that must not be replaced, since rows are read from them; other names are
             ignored.
+        formats: the suffixes that it may have.
 
     Raises:
         DataError: the format is unknown, the folder does not exist or cannot be written to, or the
             file is one of the sources.
     """
-    if path.suffix.lower() not in WRITTEN_FORMATS:
-        msg = f"{path}: {format_unknown('file format', path.suffix, options=WRITTEN_FORMATS)}"
+    if path.suffix.lower() not in formats:
+        msg = f"{path}: {format_unknown('file format', path.suffix, options=formats)}"
         raise DataError(msg)
     if is_present(path) and path.is_dir():
-        msg = f"{path} is a folder, but rows are written to a file. Give the name of a file."
+        msg = f"{path} is a folder, but results are written to a file. Give the name of a file."
         raise DataError(msg)
     if not is_present(path.parent):
         msg = f"there is no folder {path.parent} to write {path.name} to. Make it first."

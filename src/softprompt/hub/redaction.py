@@ -26,7 +26,9 @@ _TEXT_KEYS = {
     ("recipe", "method", "init", "words"),
 }
 _PART = re.compile(r"(?P<source>.+?)(?P<split>\[[^\[\]]+\])?", re.DOTALL)
-_TABLE = re.compile(r"\.(csv|tsv|json|jsonl|ndjson|parquet)(\.(gz|bz2|xz))?$", re.IGNORECASE)
+_TABLE = re.compile(
+    r"\.(csv|tsv|json|jsonl|ndjson|parquet|xlsx|conllu?|iob2?|bio)(\.(gz|bz2|xz))?$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
         predict_without_prompt,
         read_answers,
     )
-    from softprompt.inference.metrics import (
+    from softprompt.inference.model import PromptModel, attach
+    from softprompt.inference.votes import Vote, combine
+    from softprompt.tasks.metrics import (
         ClassScores,
         Confusion,
         ConfusionMatrix,
         compute_classification_metrics,
         compute_confusion_matrix,
-        compute_generation_metrics,
         compute_majority_accuracy,
     )
-    from softprompt.inference.model import PromptModel, attach
-    from softprompt.inference.votes import Vote, combine
+    from softprompt.tasks.text_metrics import compute_generation_metrics
 
 __all__ = [
     "ClassScores",
@@ -71,15 +71,15 @@ __getattr__, __dir__ = gather_lazily(
             "predict_without_prompt",
             "read_answers",
         ),
-        "softprompt.inference.metrics": (
+        "softprompt.tasks.metrics": (
             "ClassScores",
             "Confusion",
             "ConfusionMatrix",
             "compute_classification_metrics",
             "compute_confusion_matrix",
-            "compute_generation_metrics",
             "compute_majority_accuracy",
         ),
+        "softprompt.tasks.text_metrics": ("compute_generation_metrics",),
         "softprompt.inference.model": ("PromptModel", "attach"),
         "softprompt.inference.votes": ("Vote", "combine"),
     },

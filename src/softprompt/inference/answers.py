@@ -4,25 +4,32 @@ from collections.abc import Sequence
 
 from softprompt.data import Row
 from softprompt.errors import DataError
-from softprompt.tasks import Classifier, Prediction, Task
+from softprompt.tasks import Prediction, Task
+from softprompt.tasks.objectives import SingleLabel
 
 PREDICTION, PROBABILITY, RIGHT = "prediction", "probability", "right"
-PROBABILITIES = "probabilities"
+PROBABILITIES, ABSTAINED = "probabilities", "abstained"
 
 
 def name_answer_columns(task: Task, *, flat: bool, evaluated: bool) -> list[str]:
     """The columns that `make_answer_row` adds.
 
     Args:
-        task: that predicts; the labels of text generation have no probabilities.
+        task: that predicts.
         flat: whether each probability has a column of its own.
         evaluated: whether it is known which predictions are right.
     """
+    objective = task.objective
     names = [PREDICTION, *([RIGHT] if evaluated else [])]
-    if not isinstance(task, Classifier):
+    if isinstance(objective, SingleLabel):
+        names += [PROBABILITY]
+        names += [ABSTAINED] if objective.abstain_below is not None else []
+    if not flat:
+        names += [f"{PREDICTION}_{name}" for name in objective.detail_names]
+    if not objective.has_probabilities:
         return names
     each = [f"{PROBABILITY}_{label}" for label in task.labels] if flat else [PROBABILITIES]
-    return [*names, PROBABILITY, *each]
+    return [*names, *each]
 
 
 def check_own_columns(own: Sequence[str], added: Sequence[str], *, where: str) -> None:
@@ -59,10 +66,12 @@ def make_answer_row(
     answer: dict[str, object] = {**row, PREDICTION: prediction.label}
     if right is not None:
         answer[RIGHT] = right
-    if not prediction.probabilities:
-        return answer
     rounded = {label: round(p, 6) for label, p in prediction.probabilities.items()}
-    answer[PROBABILITY] = rounded[prediction.label]
+    if prediction.label in rounded and type(prediction) is Prediction:
+        answer[PROBABILITY] = rounded[prediction.label]
+    if prediction.abstained:
+        answer[ABSTAINED] = True
     if not flat:
-        return {**answer, PROBABILITIES: rounded}
+        own = {f"{PREDICTION}_{n}": v for n, v in prediction.details.items() if n != ABSTAINED}
+        return answer | own | ({PROBABILITIES: rounded} if rounded else {})
     return answer | {f"{PROBABILITY}_{label}": p for label, p in rounded.items()}

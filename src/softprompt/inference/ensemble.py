@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from math import log
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +13,6 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # torch's own convention
 
 from softprompt._paths import expand_user
 from softprompt.artifact import Artifact
@@ -22,7 +20,6 @@ from softprompt.artifact.ensembles import SavedEnsemble, is_ensemble, load_ensem
 from softprompt.backbone.model import Backbone
 from softprompt.backbone.references import shorten_name
 from softprompt.data import Row, RowsLike, group_by_length, iterate_rows
-from softprompt.data.table import to_text
 from softprompt.errors import PromptError, SoftpromptWarning
 from softprompt.inference.loops import (
     EvaluatedRows,
@@ -39,6 +36,8 @@ from softprompt.inference.recorded import load_recorded_backbone
 from softprompt.inference.votes import Vote, check_same_task, check_vote, combine
 from softprompt.prompt import Prompt
 from softprompt.tasks import Classifier, Example, Prediction, Task
+from softprompt.tasks.classification import list_targets
+from softprompt.tasks.targets import read_truth
 
 MemberViews = Sequence[Example]  # a row as each member renders it
 
@@ -303,7 +302,7 @@ class Ensemble:
         if rows is None:
             self._check_split(where)
         labeled = table.to_list()
-        truth = [to_text(row[first.task.target_column]) for row in labeled]
+        truth = read_truth(table, first.task.target_column)
         views = [[m.task.make_example(row) for m in self.members] for row in labeled]
         return self.evaluate_rendered(views, truth, batch_size=batch_size)
 
@@ -409,12 +408,16 @@ class Ensemble:
         states = task.compute_states(examples, prompts, rows=prompt_of_row).split(rows)
         tasks = [m.task for m in self.members if isinstance(m.task, Classifier)]
         scores = [task.read(part) for task, part in zip(tasks, states, strict=True)]
-        predictions = [task.to_predictions(part) for part in scores]
+        predictions = [
+            voter.objective.to_predictions(part) for voter, part in zip(tasks, scores, strict=True)
+        ]
         check_numbers(list(chain.from_iterable(predictions)))
         return predictions, torch.stack(scores)
 
     def _combine(self, by_member: Sequence[Sequence[Prediction]]) -> list[Prediction]:
-        return [combine(predictions, self.vote) for predictions in zip(*by_member, strict=True)]
+        objective = self.members[0].task.objective
+        rows = zip(*by_member, strict=True)
+        return [combine(predictions, self.vote, objective=objective) for predictions in rows]
 
     @torch.no_grad()
     def _sum_losses(
@@ -422,21 +425,15 @@ class Ensemble:
     ) -> tuple[Float[Tensor, " M1"], int]:
         """The summed loss of each member and, last, of the ensemble; and the number of terms."""
         if scores is None:
-            pairs = zip(self.members, zip(*views, strict=True), strict=True)
-            losses = [m.task.compute_loss(examples, [m.prompt]) for m, examples in pairs]
+            rendered = zip(self.members, zip(*views, strict=True), strict=True)
+            losses = [m.task.compute_loss(examples, [m.prompt]) for m, examples in rendered]
             totals = torch.stack([loss.total for loss in losses]).double().cpu()
             return torch.cat([totals, totals.mean()[None]]), losses[0].count
-        targets = torch.tensor([view[0].target for view in views], device=scores.device)
-        log_probs = scores.log_softmax(dim=-1)
-        mean = log_probs.logsumexp(dim=0) - log(len(log_probs))  # the log of the mean probability
+        targets = list_targets([view[0] for view in views])
         tasks = [m.task for m in self.members if isinstance(m.task, Classifier)]
-        weights = [task.loss.weights for task in (*tasks, tasks[0])]
-        sums = [
-            F.nll_loss(
-                voter, targets, weight=None if w is None else scores.new_tensor(w), reduction="sum"
-            )
-            for voter, w in zip((*log_probs, mean), weights, strict=True)
-        ]
+        pairs = zip(tasks, scores, strict=True)
+        sums = [voter.objective.sum_loss(part, targets).total for voter, part in pairs]
+        sums.append(tasks[0].objective.sum_averaged_loss(scores, targets).total)
         return torch.stack(sums).double().cpu(), len(views)
 
 

@@ -11,32 +11,22 @@ from numpy.typing import NDArray
 
 from softprompt.data import Row, group_by_length
 from softprompt.data.few_rows import compute_wilson_interval
+from softprompt.data.table import to_text
 from softprompt.errors import DataError, PromptError
-from softprompt.inference.metrics import (
-    ClassScores,
-    Confusion,
-    ConfusionMatrix,
-    compute_class_scores,
-    compute_classification_metrics,
-    compute_confusion_matrix,
-    compute_generation_metrics,
-    is_right,
-    list_confusions,
-)
 from softprompt.inference.notebook import make_fact_table, make_grid
 from softprompt.injection.generation import NOT_NUMBERS
 from softprompt.prompt import Prompt
-from softprompt.tasks import Classifier, Example, Prediction, SummedLoss, Task
+from softprompt.tasks import Example, Prediction, Task
 from softprompt.tasks.generation import TextGenerator
+from softprompt.tasks.metrics import (
+    ClassScores,
+    Confusion,
+    ConfusionMatrix,
+    list_confusions,
+)
 
 _WINDOW = 2048  # rows of a stream that are sorted into batches together
 _MAX_SHOWN_LABELS = 20  # of a confusion matrix in a notebook
-
-METRICS = {
-    "classify": ("accuracy", "macro_f1", "matthews", "f1", "quadratic_kappa"),
-    "generate": ("exact_match", "bleu", "chrf", "rouge1", "rouge2", "rougeL"),
-}
-
 
 # The metrics that are a share of the rows.
 _SHARES = ("accuracy", "exact_match")
@@ -79,8 +69,10 @@ class EvaluationReport:
     Args:
         rows: the number of rows.
         metrics: ``loss`` per scored token, and the task's metrics by name.
-        confusion: the confusion matrix; None for text generation.
+        confusion: the confusion matrix; None where rows have no single label.
         truncated: in how many rows a field was truncated to fit.
+        classes: precision, recall, F1 and rows of each label; empty without labels.
+        right: whether each prediction is right; empty while a run trains.
         truth: the target of each row as text, in their order; empty while a run trains.
         predictions: for the rows, in their order; empty while a run trains.
 
@@ -96,20 +88,10 @@ class EvaluationReport:
     metrics: Mapping[str, float]
     confusion: ConfusionMatrix | None
     truncated: int = 0
+    classes: tuple[ClassScores, ...] = ()
+    right: tuple[bool, ...] = field(default=(), compare=False)
     truth: tuple[str, ...] = field(default=(), compare=False)
     predictions: tuple[Prediction, ...] = field(default=(), compare=False)
-
-    @property
-    def right(self) -> tuple[bool, ...]:
-        """Whether each prediction is right, as ``accuracy`` or ``exact_match`` counts."""
-        is_label = self.confusion is not None
-        pairs = zip(self.truth, self.predictions, strict=True)
-        return tuple(is_right(truth, p.label, is_label=is_label) for truth, p in pairs)
-
-    @property
-    def classes(self) -> tuple[ClassScores, ...]:
-        """Precision, recall, F1 and rows of each label; empty for free text."""
-        return () if self.confusion is None else compute_class_scores(self.confusion)
 
     @property
     def confusions(self) -> tuple[Confusion, ...]:
@@ -124,10 +106,7 @@ class EvaluationReport:
     @property
     def absent_labels(self) -> tuple[str, ...]:
         """The labels that no row has, each of which ``macro_f1`` counts as 0."""
-        if self.confusion is None:
-            return ()
-        rows = zip(self.confusion.labels, self.confusion.counts, strict=True)
-        return tuple(label for label, counts in rows if not any(counts))
+        return tuple(scores.label for scores in self.classes if not scores.rows)
 
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
@@ -223,7 +202,24 @@ def predict_without_prompt(task: Task, rows: Sequence[Mapping[str, object]]) -> 
 def read_answers(
     task: Task, predictions: Sequence[Prediction], *, rows: Sequence[Mapping[str, object]]
 ) -> list[str]:
-    """The predicted labels or texts, for a comparison with the targets.
+    """The predictions as text, for a comparison with the targets.
+
+    Args:
+        task: of the predictions.
+        predictions: of the rows, in their order.
+        rows: with the target column, if there are targets to compare with.
+    """
+    column = task.target_column
+    if not all(column in row for row in rows):
+        return [prediction.label for prediction in predictions]
+    truth = ["" if row[column] is None else to_text(row[column]) for row in rows]
+    return [found.label for found in match_targets(task, predictions, truth=truth)]
+
+
+def match_targets(
+    task: Task, predictions: Sequence[Prediction], *, truth: Sequence[str]
+) -> list[Prediction]:
+    """Predictions whose text is that of the target where they are the same.
 
     Generated text that has the tokens of its target is its target, since text does not survive
     every tokenizer: T5's writes two spaces as one.
@@ -231,15 +227,12 @@ def read_answers(
     Args:
         task: of the predictions.
         predictions: of the rows, in their order.
-        rows: with the target column, if there are targets to compare with.
+        truth: the target of each row as text.
     """
     if not isinstance(task, TextGenerator):
-        return [prediction.label for prediction in predictions]
-    column = task.target_column
-    return [
-        task.compare(prediction, str(row[column])) if column in row else prediction.label
-        for prediction, row in zip(predictions, rows, strict=True)
-    ]
+        return [*predictions]
+    pairs = zip(predictions, truth, strict=True)
+    return [replace(found, label=task.compare(found, text)) for found, text in pairs]
 
 
 def evaluate_rows(
@@ -268,7 +261,7 @@ def evaluate_rows(
     for batch in group_by_length([e.length for e in examples], size=batch_size, seed=None):
         chosen = [examples[i] for i in batch]
         with torch.no_grad():
-            loss, predicted = _compute_loss_and_predict(task, chosen, prompt)
+            loss, predicted = task.evaluate(chosen, prompt)
         total, count = total + float(loss.total), count + loss.count
         predictions |= dict(zip(batch, predicted, strict=True))
     ordered = tuple(predictions[i] for i in range(len(examples)))
@@ -290,22 +283,18 @@ def make_report(task: Task, parts: Sequence[EvaluatedRows]) -> EvaluationReport:
     """
     truth = [t for part in parts for t in part.truth]
     predictions = [prediction for part in parts for prediction in part.predictions]
-    targets = [{task.target_column: text} for text in truth]
-    predicted = read_answers(task, predictions, rows=targets)
     if not truth:
         msg = "no rows to evaluate. Give a split or a file that has some."
         raise DataError(msg)
     loss = sum(part.total for part in parts) / sum(part.count for part in parts)
-    metrics = {"loss": loss}
-    confusion = None
-    if task.labels:
-        metrics |= compute_classification_metrics(
-            truth, predicted, labels=task.labels, is_ordinal=task.is_ordinal
-        )
-        confusion = compute_confusion_matrix(truth, predicted, labels=task.labels)
-    if not isinstance(task, Classifier):
-        metrics |= compute_generation_metrics(truth, predicted)
-    return EvaluationReport(len(truth), metrics, confusion, sum(part.truncated for part in parts))
+    scores = task.objective.score(truth, match_targets(task, predictions, truth=truth))
+    return EvaluationReport(
+        len(truth),
+        {"loss": loss, **scores.metrics},
+        scores.confusion,
+        sum(part.truncated for part in parts),
+        scores.classes,
+    )
 
 
 def make_row_report(task: Task, evaluated: EvaluatedRows) -> EvaluationReport:
@@ -321,17 +310,10 @@ def make_row_report(task: Task, evaluated: EvaluatedRows) -> EvaluationReport:
     """
     check_numbers(evaluated.predictions)
     report = make_report(task, [evaluated])
-    return replace(report, truth=evaluated.truth, predictions=evaluated.predictions)
-
-
-def _compute_loss_and_predict(
-    task: Task, examples: Sequence[Example], prompt: Prompt | None
-) -> tuple[SummedLoss, list[Prediction]]:
-    if not isinstance(task, Classifier):
-        return task.compute_loss(examples, [prompt]), task.predict(examples, [prompt])
-    scores = task.compute_scores(examples, [prompt])
-    loss = task.loss.sum_rows(scores, task.stack_targets(examples, scores))
-    return loss, task.to_predictions(scores)
+    truth, predictions = evaluated.truth, evaluated.predictions
+    pairs = zip(truth, match_targets(task, predictions, truth=truth), strict=True)
+    right = tuple(task.objective.is_right(text, found.label) for text, found in pairs)
+    return replace(report, right=right, truth=truth, predictions=predictions)
 
 
 def stack_probabilities(
@@ -346,11 +328,12 @@ def check_probabilities(task: Task) -> None:
     """Make sure that a task's predictions have probabilities.
 
     Raises:
-        PromptError: the task is text generation.
+        PromptError: they have none.
     """
-    if not isinstance(task, Classifier):
+    if not task.objective.has_probabilities:
+        what = "generated text" if isinstance(task, TextGenerator) else "a number"
         msg = (
-            "generated text has no probabilities. Use predict, or train a prompt for a task of "
-            "kind 'classify'."
+            f"{what} has no probabilities. Use predict, or train a prompt for a task of kind "
+            "'classify'."
         )
         raise PromptError(msg)

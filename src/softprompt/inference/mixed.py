@@ -1,6 +1,6 @@
-"""Rows of any classifiers and prompts on one backbone, in as few forward passes as possible."""
+"""Rows of any tasks with a readout and any prompts, in as few forward passes as possible."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from softprompt.injection.compatibility import explain_unsplittable
 from softprompt.injection.prefix_sharing import measure_common_prefix
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt, to
 from softprompt.tasks import Classifier, Example, Prediction, Task
+from softprompt.tasks.base import ReadoutTask
 from softprompt.tasks.classification import Seq2SeqVerbalizer
 from softprompt.tasks.heads import HeadClassifier
 
@@ -29,7 +30,7 @@ class PromptedRow:
         prompt: of the row; None for the bare backbone.
     """
 
-    task: Classifier
+    task: ReadoutTask
     example: Example
     prompt: Prompt | None
 
@@ -147,7 +148,7 @@ def bake_prompts(
 
 
 def predict_mixed(rows: Sequence[PromptedRow]) -> list[Prediction]:
-    """Predict rows of any classifiers and prompts.
+    """Predict rows of any tasks with a readout, and of any prompts.
 
     Rows share a forward pass if their states are read in the same way: at positions of the row
     (label words in it, and heads on one state), pooled by the mean, pooled by the maximum, or in a
@@ -171,7 +172,7 @@ def predict_mixed(rows: Sequence[PromptedRow]) -> list[Prediction]:
     return [predictions[i] for i in range(len(rows))]
 
 
-def _find_readout(task: Classifier) -> Hashable:
+def _find_readout(task: ReadoutTask) -> Hashable:
     """What must be equal for rows to share a forward pass."""
     if isinstance(task, Seq2SeqVerbalizer):
         return task.plan.continuations, task.plan.offsets
@@ -181,7 +182,7 @@ def _find_readout(task: Classifier) -> Hashable:
 
 
 def _assign_prompts(
-    rows: Sequence[PromptedRow], repeats: Callable[[PromptedRow], int], backbone: Backbone
+    rows: Sequence[PromptedRow], backbone: Backbone
 ) -> tuple[list[Prompt | None], Tensor | None]:
     """The distinct prompts, and the index of each row's; None if there is only one."""
     numbers: dict[int, int] = {}
@@ -192,27 +193,23 @@ def _assign_prompts(
             prompts.append(row.prompt)
     if len(prompts) == 1:
         return prompts, None
-    index = [numbers[id(row.prompt)] for row in rows for _ in range(repeats(row))]
+    index = [numbers[id(row.prompt)] for row in rows]
     return prompts, torch.tensor(index, device=backbone.device)
 
 
 def _compute_at_positions(rows: Sequence[PromptedRow]) -> _States:
     """Run all variants of all rows in one pass, and read the positions of each."""
     task = rows[0].task
-    prompts, index = _assign_prompts(rows, lambda row: len(row.example.variants), task.backbone)
-    states = task.compute_states_at(
-        [variant for row in rows for variant in row.example.variants],
-        positions=[positions for row in rows for positions in row.example.read_positions],
-        prompts=prompts,
-        prompt_index=index,
-    )
-    return list(states.split([sum(map(len, row.example.read_positions)) for row in rows]))
+    prompts, index = _assign_prompts(rows, task.backbone)
+    return task.compute_row_states([row.example for row in rows], prompts, rows=index)
 
 
 def _compute_together(rows: Sequence[PromptedRow]) -> _States:
     """Run rows whose tasks read states in the same way."""
     task = rows[0].task
-    prompts, index = _assign_prompts(rows, lambda _: 1, task.backbone)
+    if not isinstance(task, Classifier):
+        raise TypeError(task)
+    prompts, index = _assign_prompts(rows, task.backbone)
     return list(task.compute_states([row.example for row in rows], prompts, rows=index))
 
 
@@ -223,7 +220,7 @@ def _read(rows: Sequence[PromptedRow], states: _States) -> list[Prediction]:
         by_task.setdefault(id(row.task), []).append(index)
     predictions: dict[int, Prediction] = {}
     for indices in by_task.values():
-        task = rows[indices[0]].task
-        scores = task.read(torch.stack([states[i] for i in indices]))
-        predictions |= zip(indices, task.to_predictions(scores), strict=True)
+        examples, read = [rows[i].example for i in indices], [states[i] for i in indices]
+        found = rows[indices[0]].task.read_rows(examples, read)
+        predictions |= zip(indices, found, strict=True)
     return [predictions[i] for i in range(len(rows))]

@@ -2,9 +2,10 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +22,11 @@ from softprompt.data import (
     Table,
     TaskColumns,
     as_row,
-    check_choices,
-    check_labels,
     digest_rows,
     iterate_rows,
     read_splits,
     to_table,
 )
-from softprompt.data.table import to_text
 from softprompt.errors import (
     ArtifactError,
     DataError,
@@ -49,7 +47,15 @@ from softprompt.inference.loops import (
 from softprompt.inference.notebook import make_fact_table
 from softprompt.inference.recorded import load_recorded_backbone, read_data_config, read_seed
 from softprompt.prompt import Prompt, to
-from softprompt.tasks import Classifier, Example, LengthBudget, Prediction, Task, build_task
+from softprompt.tasks import (
+    Example,
+    LengthBudget,
+    Prediction,
+    Task,
+    build_task,
+)
+from softprompt.tasks.binding import change_answer_settings
+from softprompt.tasks.targets import check_targets, has_few_targets, read_truth
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +223,7 @@ class PromptModel:
         """
         table, name = self.read_labeled_rows(rows, split=split, columns=self.columns, name=name)
         labeled = table.to_list()
-        truth = [to_text(row[self.task.target_column]) for row in labeled]
+        truth = read_truth(table, self.task.target_column)
         return self.evaluate_rendered(
             [self.task.make_example(row) for row in labeled], truth, batch_size=batch_size
         )
@@ -251,11 +257,10 @@ class PromptModel:
         if rows is None:
             name = split or "test"
             rows = self.read_split(name)
-        table = to_table(rows, columns=columns, where=f"the {name} data")
-        if isinstance(self.task, Classifier):
-            check_labels(table, self.task.target_column, known=self.labels, split=name)
-        else:
-            check_choices(table, self.task.target_column, choices=self.task.labels, split=name)
+        flexible = self.task.flexible_columns
+        table = to_table(rows, columns=columns, where=f"the {name} data", flexible=flexible)
+        settings = read_task_settings(self.artifact.manifest)
+        check_targets(table, settings, labels=self.labels, split=name)
         return table, name
 
     def read_split(self, split: str) -> Table:
@@ -275,7 +280,8 @@ class PromptModel:
             DataError: the data cannot be read.
         """
         manifest = self.artifact.manifest
-        columns = TaskColumns(self.task.target_column, self.task.columns, bool(self.labels))
+        few = has_few_targets(read_task_settings(manifest))
+        columns = TaskColumns(self.task.target_column, self.task.columns, few)
         data, seed = read_data_config(manifest), read_seed(manifest)
         tables = read_splits(data, seed=seed, columns=columns)
         if split not in tables:
@@ -322,6 +328,32 @@ class PromptModel:
             DataError: a field is missing, or the row is a text, but there are several fields.
         """
         return self.task.make_example(as_row(row, self.task.columns), target=False)
+
+    def with_task(self, **changes: Any) -> "PromptModel":  # noqa: ANN401  # checked as a recipe's
+        """The prompt with other settings of how its answers are read.
+
+        Args:
+            **changes: ``thresholds`` (a number, or one for each label), ``abstain_below`` or
+                ``temperature``, as in the task's settings.
+
+        Returns:
+            A prompt with the same tensors.
+
+        Raises:
+            PromptError: a setting is not one of these, or its value is not possible.
+            DataError: thresholds are not those of the labels.
+
+        Examples:
+            ```python
+            careful = model.with_task(abstain_below=0.9)
+            generous = model.with_task(thresholds=0.2)
+            ```
+        """
+        manifest = self.artifact.manifest
+        settings = read_task_settings(manifest)
+        task = change_answer_settings(settings, changes, labels=manifest.labels)
+        artifact = replace(self.artifact, manifest=replace(manifest, task=manifest.task | task))
+        return attach(artifact, self.backbone)
 
     def save(self, folder: str | Path) -> Path:
         """Write the artifact, which `from_pretrained` reads.

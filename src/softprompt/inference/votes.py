@@ -8,16 +8,30 @@ from typing import Literal, assert_never, get_args
 from softprompt.artifact.checks import read_task_settings
 from softprompt.errors import PromptError, format_unknown
 from softprompt.inference.model import PromptModel
-from softprompt.tasks import Classifier, Classify, Prediction, Task
+from softprompt.tasks import Classifier, Objective, Prediction, Task
+from softprompt.tasks.config import Generate
 from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.objectives import ScoreObjective, SingleLabel, average_probabilities
+from softprompt.tasks.regression import Numbers
 
 Vote = Literal["majority", "mean"]
 
 # Settings of the task that may differ between members.
-_MAY_DIFFER = {"template", "head", "class_weights", "label_smoothing"}
+_MAY_DIFFER = {
+    "template",
+    "head",
+    "class_weights",
+    "label_smoothing",
+    "temperature",
+    "thresholds",
+    "mean",
+    "scale",
+}
 
 
-def combine(predictions: Sequence[Prediction], vote: Vote) -> Prediction:
+def combine(
+    predictions: Sequence[Prediction], vote: Vote, *, objective: Objective | None = None
+) -> Prediction:
     """Combine the predictions of several prompts for one row.
 
     The probabilities are the mean of theirs with either vote, so the label of a ``majority`` vote
@@ -29,13 +43,14 @@ def combine(predictions: Sequence[Prediction], vote: Vote) -> Prediction:
         predictions: at least one; with the same labels, or texts.
         vote: ``majority`` takes the label that most of them have; of tied labels, the one with the
             highest mean probability, then the first of the labels; of tied texts, the first.
-            ``mean`` takes the label with the highest mean probability.
+            ``mean`` takes the label with the highest mean probability, or the mean of numbers.
+        objective: of the task; None for one of several labels.
 
     Returns:
         The label or text of the vote, with the mean probabilities.
     """
-    labels = [*predictions[0].probabilities]
-    mean = {n: sum(p.probabilities[n] for p in predictions) / len(predictions) for n in labels}
+    mean = average_probabilities(predictions)
+    labels = [*mean]
     match vote:
         case "majority":
             count = Counter(p.label for p in predictions)
@@ -44,7 +59,9 @@ def combine(predictions: Sequence[Prediction], vote: Vote) -> Prediction:
             first = next(p for p in predictions if p.label == label)
             return replace(first, probabilities=mean)
         case "mean":
-            return Prediction(max(mean, key=mean.__getitem__), mean)
+            if isinstance(objective, ScoreObjective):
+                return objective.average(predictions)
+            return SingleLabel((*labels,)).average(predictions)
         case _:
             assert_never(vote)
 
@@ -66,6 +83,9 @@ def check_vote(vote: str, task: Task) -> None:
     """
     if vote not in get_args(Vote):
         raise PromptError(format_unknown("vote", vote, options=get_args(Vote)))
+    if vote == "majority" and task.objective.detail_names == Numbers.detail_names:
+        msg = "numbers have no majority, since hardly two are the same. Use vote 'mean'."
+        raise PromptError(msg)
     if vote == "mean" and not isinstance(task, Classifier):
         msg = (
             "generated texts have no probabilities, so there is no mean. Use vote 'majority', "
@@ -100,8 +120,8 @@ def _describe_task(model: PromptModel) -> dict[str, object]:
     """The settings that members have in common, and the labels in their order."""
     settings = read_task_settings(model.artifact.manifest)
     facts = {name: value for name, value in asdict(settings).items() if name not in _MAY_DIFFER}
-    if isinstance(settings, Classify):
-        facts["verbalizer"] = settings.list_words()
+    if not isinstance(settings, Generate):
+        facts["words"] = settings.list_words()
         # What the head reads, whatever name an older artifact has for it.
         facts["pooling"] = model.task.pooling if isinstance(model.task, HeadClassifier) else None
     return {"kind": settings.kind, **facts, "labels": [*model.labels]}

@@ -34,8 +34,7 @@ from softprompt.interop.vllm_spec import (
     parse_vllm_spec,
 )
 from softprompt.tasks.answers import Answers
-from softprompt.tasks.base import Prediction
-from softprompt.tasks.classification import rank_labels
+from softprompt.tasks.objectives import Prediction, SingleLabel
 from softprompt.tasks.verbalizer import LabelWords, score_labels
 
 
@@ -363,7 +362,7 @@ def read_label(words: Mapping[str, Sequence[int]], choice: Mapping[str, Any]) ->
     columns = {token: column for column, token in enumerate(names)}
     readouts = dict.fromkeys(scored.all, (0,))
     scores = score_labels(logits, scored, readouts=readouts, columns=columns)
-    return rank_labels(scored.labels, scores)[0]
+    return SingleLabel(scored.labels).to_predictions(scores)[0]
 
 
 def _make_renderer(plan: VLLMSpec, tokenizer: PreTrainedTokenizerBase) -> Renderer:

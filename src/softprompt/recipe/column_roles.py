@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from statistics import fmean
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from softprompt.data import Table, check_columns, collect_labels
 from softprompt.data.labels import describe_labels, join_labels
@@ -19,6 +19,8 @@ from softprompt.data.table import (
     to_text,
 )
 from softprompt.errors import DataError
+from softprompt.tasks.label_sets import parse_label_set
+from softprompt.tasks.targets import read_truth
 
 # Usual names of columns, the most certain first.
 _LABEL_NAMES = (
@@ -57,16 +59,16 @@ _MAX_LABELS = 50
 _MIN_GROUPS = 10
 # With fewer, numbers may be labels that are not repeated yet.
 _MIN_ROWS = 10
+_FEWEST_NUMBERS = 2
+RoleKind: TypeAlias = Literal["classify", "regress", "generate"]
 # Names in braces that mean something else in a template.
 _RESERVED_FIELDS = {"mask", "sep", "bos", "soft"}
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
+_SETS = "several labels for a row"
 _LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
 
 # What softprompt has no task for, and what can be done instead.
 _UNSUPPORTED = {
-    "several labels for a row": (
-        'Keep one label for a row; or join them to one text, such as "a, b", for kind = "generate".'
-    ),
     "a tag for each word": 'Write the tagged text into a column, for kind = "generate".',
     "spans of the text": 'Write the words of the span into a column, for kind = "generate".',
     "several choices for a row": (
@@ -80,8 +82,8 @@ class ColumnRoles:
     """The roles of a table's columns.
 
     Args:
-        label: the column of the labels, or of the text to be written.
-        labels: its values; empty if it is text to be written.
+        label: the column of the labels, of the numbers, or of the text to be written.
+        labels: its values; empty if a row has not one of a few labels.
         texts: the column of the text, or the two of a pair.
         group: a column whose values may group rows; None if there is none.
         rows: the number of rows.
@@ -90,6 +92,8 @@ class ColumnRoles:
         gaps: those of the columns that have no value in some rows, which are left out.
         notes: for the user, a sentence each.
         max_new_tokens: enough for nearly all texts to be written.
+        kind: of the task: to choose labels, to predict numbers, or to write text.
+        multi_label: whether a row has any number of labels.
     """
 
     label: str
@@ -102,11 +106,13 @@ class ColumnRoles:
     gaps: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     max_new_tokens: int = 32
+    kind: RoleKind = "classify"
+    multi_label: bool = False
 
     @property
-    def kind(self) -> Literal["classify", "generate"]:
-        """The kind of the task: to choose a label, or to write text."""
-        return "classify" if self.labels else "generate"
+    def has_head(self) -> bool:
+        """Whether the task can be done with a trained head."""
+        return self.kind != "generate"
 
 
 def guess_columns(table: Table, source: str) -> ColumnRoles:
@@ -123,8 +129,11 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
     distinct = _count_values(table, [*text_columns, *_list_whole_numbers(table)])
     fields = [name for name in text_columns if _can_be_field(name)]
     label = _guess_label(distinct, fields, rows=len(table))
-    target = label or _guess_target(fields)
     is_named = label is not None and label.strip().lower() in _LABEL_NAMES
+    special = _find_sets(table, source) or (None if is_named else _find_numbers(table))
+    if special is not None:
+        return _describe_special(table, source, *special)
+    target = label or _guess_target(fields)
     _check_task(table, {*_CHOICE_NAMES, label} if is_named else _ANSWER_NAMES, source)
     if target is None:
         _check_task(table, table.column_names, source)
@@ -148,11 +157,80 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
             gaps=gaps,
             notes=(*notes, *_describe_unused(unused)),
             max_new_tokens=_estimate_max_tokens(table, target),
+            kind="generate",
         )
     counts = Counter(map(to_text, table[label][:]))
     labels, value_map = _join_labels(table, label, counts)
     notes = (*describe_labels(counts, label), *gap_notes, *_describe_unused(unused))
     return ColumnRoles(label, labels, texts, group, len(table), unused, value_map, gaps, notes)
+
+
+def _describe_special(table: Table, source: str, target: str, kind: RoleKind) -> ColumnRoles:
+    """The roles where rows have any number of labels, or numbers."""
+    names = [n for n in list_text_columns(table) if _can_be_field(n) and n != target]
+    texts = _guess_texts(table, names, source, label=target)
+    gaps, gap_notes = _find_gaps(table, [*texts, *([target] if kind == "regress" else [])])
+    table = drop_gaps(table, gaps, where=source)
+    distinct = _count_values(table, [n for n in names if n not in texts])
+    group = _guess_group(distinct, {target, *texts}, rows=len(table))
+    used = {target, *texts, group}
+    unused = tuple(name for name in table.column_names if name not in used)
+    if kind == "regress":
+        note = (
+            f'column {target!r} has numbers, so they are to be predicted: kind = "regress". If '
+            "they are labels, name the column 'label'"
+        )
+    else:
+        rows = [parse_label_set(text) for text in read_truth(table, target)]
+        bare = sum(not row for row in rows)
+        note = (
+            f"column {target!r} has any number of labels for a row, so multi_label = true; "
+            f"{bare:,} of {len(rows):,} rows have none"
+        )
+    return ColumnRoles(
+        target,
+        (),
+        texts,
+        group,
+        len(table),
+        unused,
+        gaps=gaps,
+        notes=(note, *gap_notes, *_describe_unused(unused)),
+        kind=kind,
+        multi_label=kind == "classify",
+    )
+
+
+def _find_sets(table: Table, source: str) -> tuple[str, RoleKind] | None:
+    """The column that has several labels for a row: by its name, or the only one with lists."""
+    found = [name for name in table.column_names if _find_answers(table, name) == _SETS]
+    named = [name for name in found if name.strip().lower() in _LABEL_NAMES]
+    if not named and any(name.strip().lower() in _ANSWER_NAMES for name in table.column_names):
+        return None
+    for name in named or (found if len(found) == 1 else []):
+        try:
+            for text in read_truth(table, name):
+                parse_label_set(text)
+        except DataError as error:
+            msg = f"column {name!r} of {source}: {error}"
+            raise DataError(msg) from error
+        return name, "classify"
+    return None
+
+
+def _find_numbers(table: Table) -> tuple[str, RoleKind] | None:
+    """The column of numbers that are too many to be labels."""
+    for name in table.column_names:
+        if _has_numbers_to_estimate(table, name) and _has_fractions_or_many(table, name):
+            return name, "regress"
+    return None
+
+
+def _has_fractions_or_many(table: Table, name: str) -> bool:
+    """Whether numbers are not whole, or hardly repeated: stars from 1 to 5 are labels."""
+    distinct = _count_values(table, [name])[name]
+    is_varied = distinct > _FEWEST_NUMBERS
+    return is_varied and (distinct > len(table) // 2 or _has_fractions(table, name))
 
 
 def _find_gaps(table: Table, names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -256,18 +334,19 @@ def _check_task(table: Table, names: Collection[str | None], source: str) -> Non
     """Check that columns of these names have no answers for which there is no task."""
     for name in table.column_names:
         is_meant = name in names or name.strip().lower() in names
-        what = _find_unsupported(table, name) if is_meant else None
-        if what is not None:
+        what = _find_answers(table, name) if is_meant else None
+        if what in _UNSUPPORTED:
             msg = (
                 f"column {name!r} of {source} has {what}, for which softprompt has no task: kind = "
-                '"classify" chooses one label of a row, and kind = "generate" writes text. '
+                '"classify" chooses labels of a row, "regress" predicts numbers, and "generate" '
+                "writes text. "
                 f"{_UNSUPPORTED[what]}"
             )
             raise DataError(msg)
 
 
-def _find_unsupported(table: Table, name: str) -> str | None:
-    """What a column has for which there is no task; None if there may be one."""
+def _find_answers(table: Table, name: str) -> str | None:
+    """What a column has that is not one text or one number; None if it may be one."""
     kind, lower = str(table.data.schema.field(name).type), name.strip().lower()
     if "struct" in kind and ("start" in kind or "offset" in kind):
         return "spans of the text"
@@ -275,8 +354,18 @@ def _find_unsupported(table: Table, name: str) -> str | None:
         if lower in _CHOICE_NAMES:
             return "several choices for a row"
         is_tags = lower in _TAG_NAMES or lower.endswith("_tags")
-        return "a tag for each word" if is_tags else "several labels for a row"
-    return None
+        return "a tag for each word" if is_tags else _SETS
+    return _SETS if _has_separated_labels(table, name) else None
+
+
+def _has_separated_labels(table: Table, name: str) -> bool:
+    """Whether cells have labels with ``|`` between them, some of them the same in several rows."""
+    cells = [value for value in table[name][:] if not is_missing(value)]
+    if not cells or not all(isinstance(value, str) for value in cells):
+        return False
+    count = Counter(label for value in cells for label in parse_label_set(value))
+    is_divided = any("|" in value for value in cells)
+    return is_divided and len(count) <= max(2, len(cells) // 2)
 
 
 def _has_numbers_to_estimate(table: Table, name: str) -> bool:
@@ -293,13 +382,6 @@ def _has_written_lists(table: Table, name: str) -> bool:
 
 
 def _explain_missing_label(table: Table, distinct: Mapping[str, int], source: str) -> str:
-    numbers = [name for name in table.column_names if _has_numbers_to_estimate(table, name)]
-    if numbers:
-        return (
-            f"column {numbers[0]!r} of {source} has too many different numbers to be labels, and "
-            "softprompt has no task that estimates numbers. Write classes, such as low and high, "
-            'into a column, for kind = "classify".'
-        )
     counts = ", ".join(f"{name!r} {n} values" for name, n in distinct.items())
     advice = "Call the label's column 'label', or that of a text to be written 'target'"
     if {"label", "target"} & {name.strip().lower() for name in distinct}:

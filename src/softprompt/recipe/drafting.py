@@ -29,6 +29,15 @@ _WORD = re.compile(r"[^\W\d_][\w' -]{0,39}")
 _COMMENT_COLUMN = 44
 
 
+# What may choose the best prompt, by kind of task and whether a row has any number of labels.
+_METRICS = {
+    ("classify", False): "accuracy, macro_f1",
+    ("classify", True): "micro_f1, macro_f1, samples_f1",
+    ("regress", False): "pearson, spearman, r2",
+    ("generate", False): "exact_match, chrf, rougeL",
+}
+
+
 @dataclass(frozen=True)
 class BackboneInfo:
     """The facts about a backbone that a recipe depends on.
@@ -70,7 +79,7 @@ class RecipeDraft:
 
     def __repr__(self) -> str:
         texts = " and ".join(map(repr, self.columns.texts))
-        verb = "by" if self.columns.labels else "to"
+        verb = "by" if self.columns.kind == "classify" else "to"
         return f"RecipeDraft({texts} {verb} {self.columns.label!r}, {self.columns.rows:,} rows)"
 
 
@@ -130,9 +139,9 @@ def draft_recipe(
         table, source, columns=columns, text_format=text_format, automatic=automatic
     )
     if backbone is None:
-        backbone = ENCODER if automatic and columns.labels else DEFAULT_BACKBONE
+        backbone = ENCODER if automatic and columns.has_head else DEFAULT_BACKBONE
     info, backbone_notes = _inspect_backbone(folder, backbone)
-    if info.kind == "encoder" and not columns.labels:
+    if info.kind == "encoder" and not columns.has_head:
         msg = (
             f"{columns.notes[0]}. But {backbone} is an encoder, which cannot write text. Choose "
             "another backbone by --backbone."
@@ -194,7 +203,7 @@ def _write_recipe(
     """The text of a recipe; the files of all splits are named as the recipe names them."""
     source, others = files["train"], {n: path for n, path in files.items() if n != "train"}
     words = draft_verbalizer(columns.labels, backbone) if columns.labels else None
-    verb = "by" if columns.labels else "to"
+    verb = "by" if columns.kind == "classify" else "to"
     parts = [
         _make_comment(
             f"{source}: {columns.rows:,} rows, {' and '.join(columns.texts)} {verb} "
@@ -230,7 +239,7 @@ def _write_usual(
         "name", "prompt-tuning", "or p-tuning; prefix-tuning and p-tuning-v2 without {soft:N}"
     )
     yield _write_init(columns, has_label_words=words is not None)
-    yield from _write_train("accuracy, macro_f1" if columns.labels else "exact_match, chrf, rougeL")
+    yield from _write_train(_METRICS[columns.kind, columns.multi_label])
 
 
 def _write_automatic(
@@ -259,7 +268,7 @@ def _write_automatic(
     else:
         yield _format_key("epochs", 20, "how often every row is seen")
     yield _format_key("batch_size", 32, "rows of one step")
-    if columns.labels and backbone.kind != "encoder-decoder":
+    if columns.has_head and backbone.kind != "encoder-decoder":
         yield _format_key("keep_plain_head", True, "where no prompt is better")  # noqa: FBT003  # a value
 
 
@@ -307,15 +316,28 @@ def _write_text_format(text_format: TextFormat) -> Iterator[str]:
 def _write_task(
     columns: ColumnRoles, template: str, words: Mapping[str, str] | None
 ) -> Iterator[str]:
-    is_choice, comment = bool(columns.labels), "{soft:N} are the trained tokens"
-    yield _format_key("kind", columns.kind, "choose one label" if is_choice else "write text")
-    yield _format_key("template", template, comment)
-    if is_choice:
-        yield _format_key("label_column", columns.label, "the label to predict")
-        yield from _write_readout(words, template)
-    else:
-        yield _format_key("target_column", columns.label, "the text to write")
-        yield _format_key("max_new_tokens", columns.max_new_tokens, "longer answers are cut")
+    comments = {
+        "classify": "any number of labels" if columns.multi_label else "choose one label",
+        "regress": "predict numbers",
+        "generate": "write text",
+    }
+    yield _format_key("kind", columns.kind, comments[columns.kind])
+    yield _format_key("template", template, "{soft:N} are the trained tokens")
+    match columns.kind:
+        case "classify":
+            yield _format_key("label_column", columns.label, "the label to predict")
+            if columns.multi_label:
+                yield _format_key("multi_label", True, "a list, or labels with | between them")  # noqa: FBT003  # a value
+                yield _format_key("thresholds", "auto", "validation rows choose them")
+            yield from _write_readout(words, template)
+        case "regress":
+            yield _format_key("target_column", columns.label, "the number to predict")
+            yield from _write_readout(words, template)
+        case "generate":
+            yield _format_key("target_column", columns.label, "the text to write")
+            yield _format_key("max_new_tokens", columns.max_new_tokens, "longer answers are cut")
+        case _:
+            assert_never(columns.kind)
 
 
 def _write_splits(
@@ -361,8 +383,9 @@ def _write_init(columns: ColumnRoles, *, has_label_words: bool) -> str:
     if has_label_words:
         return _add_comment('init = { from = "labels" }', "the soft tokens start as label words")
     text = f"Classify the {' and the '.join(columns.texts)} by {columns.label}."
-    if not columns.labels:
-        text = f"Write the {columns.label} of the {' and the '.join(columns.texts)}."
+    if columns.kind != "classify":
+        verb = "Write" if columns.kind == "generate" else "Estimate"
+        text = f"{verb} the {columns.label} of the {' and the '.join(columns.texts)}."
     value = tomli_w.dumps({"text": text}).strip()
     return _add_comment(f'init = {{ from = "text", {value} }}', "the soft tokens start as this")
 

@@ -80,9 +80,7 @@ def choose_held_out(
         try:
             rows = read_source(str(path), text_format=text_format)
             rows = prepare_rows(rows, columns, where=str(path))
-            check_columns(rows, [*columns.texts, columns.label], where=str(path))
-            if columns.labels:
-                check_labels(rows, columns.label, known=columns.labels, split=name)
+            _check_rows(rows, columns, split=name, where=str(path))
         except DataError as error:
             notes.append(f"{path} is left out: {error}")
         else:
@@ -106,11 +104,21 @@ def choose_held_out(
     return HeldOut(files, shares, _SEED, tuple(notes), folds)
 
 
+def _check_rows(rows: Table, columns: ColumnRoles, *, split: str, where: str) -> None:
+    """Check that the rows of a file fit the training data."""
+    flexible = () if columns.labels else (columns.label,)
+    check_columns(rows, [*columns.texts, columns.label], where=where, flexible=flexible)
+    if columns.labels:
+        check_labels(rows, columns.label, known=columns.labels, split=split)
+
+
 def _choose_folds(table: Table, columns: ColumnRoles, files: Mapping[str, str]) -> int | None:
     """The folds of few rows, each with every label; None where they are many, or one is alone."""
-    if "validation" in files or not columns.labels or columns.rows >= _FEWEST_VALIDATED:
+    if "validation" in files or not columns.has_head or columns.rows >= _FEWEST_VALIDATED:
         return None
-    fewest = min(Counter(map(to_text, table[columns.label][:])).values())
+    fewest = columns.rows  # without single labels no label can be missing in a fold
+    if columns.labels:
+        fewest = min(Counter(map(to_text, table[columns.label][:])).values())
     kept = 0.8 if "test" not in files and columns.rows >= _FEWEST_TESTED else 1.0
     folds = min(_MOST_FOLDS, int(kept * fewest))
     return folds if folds > 1 else None

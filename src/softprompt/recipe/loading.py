@@ -432,6 +432,30 @@ def read_overrides(
     return section, task
 
 
+def read_answer_settings(changes: Sequence[str]) -> dict[str, Any]:
+    """Settings of how answers are read, for `PromptModel.with_task`.
+
+    Args:
+        changes: ``task.key=value`` with the value in TOML.
+
+    Returns:
+        The values by key.
+
+    Raises:
+        RecipeError: a change is not of this form.
+    """
+    data = apply_overrides({}, changes)
+    others = [name for name in data if name != "task"]
+    if others:
+        fault = f"{others[0]}: a trained prompt keeps it. Only settings of task can be changed."
+        raise RecipeError([fault])
+    return dict(data.get("task", {}))
+
+
+def _join_options(names: Sequence[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]])
+
+
 def _infer_kind(keys: Iterable[str]) -> str | None:
     """The only kind of task that has one of these keys and does not share it with all others."""
     keys_by_kind = {kind: {field.name for field in fields(task)} for kind, task in TASKS.items()}
@@ -453,7 +477,7 @@ def _build_task(table: object, faults: list[str]) -> TaskSettings | None:
         faults += [
             f"task.{key}: {explain_unknown_key(f'task.{key}', options=known)}" for key in unknown
         ]
-        faults.append(f"task.kind: is missing. Add it: {' or '.join(sorted(TASKS))}.")
+        faults.append(f"task.kind: is missing. Add it: {_join_options(sorted(TASKS))}.")
         return None
     if not isinstance(kind, str) or kind not in TASKS:
         faults.append(f"task.kind: {format_unknown('task', str(kind), options=TASKS)}")

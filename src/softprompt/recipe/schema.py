@@ -212,8 +212,8 @@ class TrainConfig(StrictModel):
     )
     best_metric: str = Field(
         "loss",
-        description="The validation metric by which the best prompt is chosen; `loss` is "
-        "minimized, any other maximized.",
+        description="The validation metric by which the best prompt is chosen; `loss`, `ece`, "
+        "`mae` and `rmse` are minimized, any other maximized.",
     )
     seeds: PositiveInt = Field(
         1,

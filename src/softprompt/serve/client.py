@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 from softprompt.serve.faults import STATUS, FaultKind, ServingError
-from softprompt.tasks import Prediction
+from softprompt.tasks import LabelSetPrediction, NumberPrediction, Prediction
 
 _RETRIED = (429, 503)
 _MAX_WAIT = 30.0
@@ -110,9 +110,21 @@ def _read_answers(content: Mapping[str, Any]) -> list[Answer]:
             answers.append(Answer(None, one["error"]["message"]))
             continue
         label = one["label"] if "label" in one else one["text"]
-        prediction = Prediction(label, one.get("probabilities", {}))
+        prediction = _read_prediction(label, one)
         answers.append(Answer(prediction, truncated=one["truncated"]))
     return answers
+
+
+def _read_prediction(label: str, one: Mapping[str, Any]) -> Prediction:
+    """The prediction of its task, which its further fields tell."""
+    shares, abstained = one.get("probabilities", {}), bool(one.get("abstained"))
+    match one:
+        case {"labels": [*labels]}:
+            return LabelSetPrediction(label, shares, labels=tuple(map(str, labels)))
+        case {"values": [*values]}:
+            return NumberPrediction(label, shares, values=tuple(map(float, values)))
+        case _:
+            return Prediction(label, shares, abstained=abstained)
 
 
 def _read_models(content: Mapping[str, Any]) -> list[ModelInfo]:

@@ -22,8 +22,8 @@ from softprompt.inference.model import PromptModel, attach
 from softprompt.inference.votes import Vote
 from softprompt.prompt import Prompt, to
 from softprompt.tasks import LengthBudget, Task, build_task
+from softprompt.tasks.base import HeadTask
 from softprompt.tasks.classifier_head import ClassifierHead
-from softprompt.tasks.heads import HeadClassifier
 
 # After so many loads memory is given back to the system: what reading a file took leaves holes
 # between the tensors that stay, as large as the tensors.
@@ -182,7 +182,7 @@ class ResidentLoader:
         prompt = to(artifact.prompt, device=self.backbone.device, dtype=self.backbone.dtype)
         task = shared.task
         size = count_bytes(prompt)
-        if isinstance(task, HeadClassifier):
+        if isinstance(task, HeadTask):
             head = _make_head(task.head, artifact)
             task = task.with_head(head)
             size += sum(tensor.nbytes for tensor in head.state_dict().values())

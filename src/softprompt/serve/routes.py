@@ -38,7 +38,7 @@ from softprompt.serve.prompts import RegistrySource
 from softprompt.serve.registry import PublishedPrompt, Registry
 from softprompt.serve.site import Site, read_body, record_facts, respond, wait_for
 from softprompt.serve.targets import RowOrder, ServedRow, Target
-from softprompt.tasks import Classifier, Prediction
+from softprompt.tasks import Prediction
 
 _INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
 
@@ -127,8 +127,8 @@ class Routes:
         target = await self.site.open(request.model)
         record_facts(http, prompt=target.name, version=target.version, rows=len(texts))
         try:
-            if not isinstance(target.task, Classifier):
-                msg = f"{target.name} generates text. Ask it at /v1/completions or /v1/predict."
+            if not target.task.objective.has_probabilities:
+                msg = f"{target.name} has no probabilities of labels. Ask it at /v1/predict."
                 raise ServingError(msg, kind="invalid", param="model")
             examples = await self._render(http, target, texts)
             raise_first(examples)
@@ -264,10 +264,10 @@ class Routes:
             assert isinstance(fault, ServingError)  # noqa: S101  # for the types alone
             return {"index": index, **make_error_body(fault)}
         answer: dict[str, Any] = {"index": index}
+        name = "label" if outcome.probabilities else "text"
+        answer |= {name: outcome.label, **outcome.details}
         if outcome.probabilities:
-            answer |= {"label": outcome.label, "probabilities": dict(outcome.probabilities)}
-        else:
-            answer |= {"text": outcome.label}
+            answer["probabilities"] = dict(outcome.probabilities)
         answer["truncated"] = example.is_truncated
         if explain:
             answer["rendered"] = self.site.service.explain(example)

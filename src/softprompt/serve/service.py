@@ -32,11 +32,11 @@ from softprompt.serve.targets import (
     RowOrder,
     ServedRow,
     Target,
-    TargetKind,
     TextOptions,
     ignore_event,
 )
-from softprompt.tasks import Classifier, Example, Generate, build_task
+from softprompt.tasks import Example, Generate, build_task
+from softprompt.tasks.base import ReadoutTask
 from softprompt.tasks.generation import TextGenerator
 
 # OpenAI's default for a backbone without a prompt.
@@ -237,7 +237,7 @@ class Service:
         Raises:
             ServingError: the options are not possible, or the engine is full.
         """
-        if isinstance(target.task, Classifier):
+        if isinstance(target.task, ReadoutTask):
             return self._submit_rows(target, [order.row for order in orders], deadline=deadline)
         tickets: list[AnyTicket] = []
         with _cancel_if_refused(tickets):
@@ -253,7 +253,7 @@ class Service:
             PromptedRow(member.task, *member.shorten(view))
             for row in rows
             for member, view in zip(target.members, row.views, strict=True)
-            if isinstance(member.task, Classifier)
+            if isinstance(member.task, ReadoutTask)
         ]
         if not prompted:
             return []
@@ -307,7 +307,7 @@ class Service:
                 "owned_by": "softprompt",
                 "root": target.version,
                 "parent": None if target.is_bare else self.base_name,
-                "task": get_kind(target),
+                "task": target.task.kind,
                 "labels": list(target.task.labels),
                 "fields": list(target.columns),
             }
@@ -391,20 +391,16 @@ def _load_first(resident: ResidentPrompt) -> Artifact:
     return saved if isinstance(saved, Artifact) else next(iter(saved.members.values()))
 
 
-def get_kind(target: Target) -> TargetKind:
-    """Whether a target classifies, or generates text.
-
-    Args:
-        target: of a request.
-    """
-    return "classify" if isinstance(target.task, Classifier) else "generate"
-
-
 def _join(target: Target, tickets: Sequence[Ticket]) -> AnyTicket:
     """One ticket for the tickets of all members."""
     if target.vote is None:
         return tickets[0]
-    return JointTicket(tickets, vote=target.vote, members=len(target.members))
+    return JointTicket(
+        tickets,
+        vote=target.vote,
+        objective=target.task.objective,
+        members=len(target.members),
+    )
 
 
 def _make_request(member: Member, example: Example, options: TextOptions) -> GenerationRequest:

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Literal
 
 from softprompt.data.inputs import Row
 from softprompt.inference.generated_row import GenerationEvent, ScoreOptions
@@ -15,7 +14,7 @@ from softprompt.prompt import KVPrefix, Prompt
 from softprompt.serve.admission import RowOutcome, Ticket
 from softprompt.serve.faults import ServingError
 from softprompt.serve.resident import ResidentPrompt
-from softprompt.tasks import Example, Prediction, Task
+from softprompt.tasks import Example, Objective, Prediction, Task
 
 OnEvent = Callable[[GenerationEvent], None]
 
@@ -180,6 +179,7 @@ class JointTicket:
     Args:
         tickets: whose outcomes are, row by row, those of all members.
         vote: of the ensemble.
+        objective: of the first member's task.
         members: their number.
 
     Attributes:
@@ -187,10 +187,13 @@ class JointTicket:
         future: the outcome of each row, in their order.
     """
 
-    def __init__(self, tickets: Sequence[Ticket], *, vote: Vote, members: int) -> None:
+    def __init__(
+        self, tickets: Sequence[Ticket], *, vote: Vote, objective: Objective, members: int
+    ) -> None:
         self.rows = sum(ticket.rows for ticket in tickets) // members
         self.future: Future[list[RowOutcome]] = Future()
-        self._tickets, self._vote, self._members = tuple(tickets), vote, members
+        self._tickets, self._members = tuple(tickets), members
+        self._vote, self._objective = vote, objective
         call_when_done(self._tickets, self._settle)
 
     def cancel(self) -> None:
@@ -204,12 +207,19 @@ class JointTicket:
         # The one who waited may have gone.
         with contextlib.suppress(InvalidStateError):
             self.future.set_result(
-                [_vote(outcomes[at : at + self._members], self._vote) for at in starts]
+                [self._combine(outcomes[at : at + self._members]) for at in starts]
             )
+
+    def _combine(self, outcomes: Sequence[RowOutcome]) -> RowOutcome:
+        """The outcome of a row; a member's error is that of the row."""
+        for outcome in outcomes:
+            if isinstance(outcome, ServingError):
+                return outcome
+        found = [one for one in outcomes if isinstance(one, Prediction)]
+        return combine(found, self._vote, objective=self._objective)
 
 
 AnyTicket = Ticket | JointTicket
-TargetKind = Literal["classify", "generate"]
 
 
 def call_when_done(tickets: Sequence[AnyTicket], function: Callable[[], None]) -> None:
@@ -231,11 +241,3 @@ def call_when_done(tickets: Sequence[AnyTicket], function: Callable[[], None]) -
 
     for ticket in tickets:
         ticket.future.add_done_callback(count)
-
-
-def _vote(outcomes: Sequence[RowOutcome], vote: Vote) -> RowOutcome:
-    """The outcome of a row; a member's error is that of the row."""
-    for outcome in outcomes:
-        if isinstance(outcome, ServingError):
-            return outcome
-    return combine([one for one in outcomes if isinstance(one, Prediction)], vote)

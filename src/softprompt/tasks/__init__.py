@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING
 from softprompt._lazy import gather_lazily
 
 if TYPE_CHECKING:
-    from softprompt.tasks.base import Example, Prediction, SummedLoss, Task
-    from softprompt.tasks.binding import LengthBudget, build_task
+    from softprompt.tasks.base import Example, Task
+    from softprompt.tasks.binding import LengthBudget, build_task, make_objective
     from softprompt.tasks.classification import Classifier
-    from softprompt.tasks.config import TASKS, Classify, Generate, TaskSettings
+    from softprompt.tasks.config import TASKS, Classify, Generate, Regress, TaskSettings
+    from softprompt.tasks.label_sets import LabelSetPrediction
+    from softprompt.tasks.objectives import Objective, Prediction, Scores, SummedLoss
+    from softprompt.tasks.regression import NumberPrediction
 
 __all__ = [
     "TASKS",
@@ -16,20 +19,29 @@ __all__ = [
     "Classify",
     "Example",
     "Generate",
+    "LabelSetPrediction",
     "LengthBudget",
+    "NumberPrediction",
+    "Objective",
     "Prediction",
+    "Regress",
+    "Scores",
     "SummedLoss",
     "Task",
     "TaskSettings",
     "build_task",
+    "make_objective",
 ]
 
 __getattr__, __dir__ = gather_lazily(
     __name__,
     {
-        "softprompt.tasks.base": ("Example", "Prediction", "SummedLoss", "Task"),
-        "softprompt.tasks.binding": ("LengthBudget", "build_task"),
+        "softprompt.tasks.base": ("Example", "Task"),
+        "softprompt.tasks.binding": ("LengthBudget", "build_task", "make_objective"),
         "softprompt.tasks.classification": ("Classifier",),
-        "softprompt.tasks.config": ("TASKS", "Classify", "Generate", "TaskSettings"),
+        "softprompt.tasks.config": ("TASKS", "Classify", "Generate", "Regress", "TaskSettings"),
+        "softprompt.tasks.label_sets": ("LabelSetPrediction",),
+        "softprompt.tasks.objectives": ("Objective", "Prediction", "Scores", "SummedLoss"),
+        "softprompt.tasks.regression": ("NumberPrediction",),
     },
 )

@@ -1,10 +1,10 @@
 """The interface of tasks: rows in, a loss or predictions out, for any prompt and method."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +28,9 @@ from softprompt.injection.state_cache import (
     find_first_affected_layer,
 )
 from softprompt.prompt import Prompt
+from softprompt.tasks.classifier_head import ClassifierHead
+from softprompt.tasks.label_sets import LabelSets
+from softprompt.tasks.objectives import Objective, Prediction, SingleLabel, SummedLoss, TargetValue
 
 
 def pad_rows(
@@ -71,14 +74,15 @@ class Example:
     Args:
         variants: the row as the backbone is run on it, once or with several continuations.
         read_positions: for each variant the positions whose hidden states are needed.
-        target: the label's index, or the ids of the target text; None if it is not known.
+        target: the label's index, the indices of several, numbers, or the ids of the target text;
+            None if it is not known.
         own_columns: the soft tokens of the prompt that were made of this row, first and last plus
             one, which are hidden from it in training; None if there are none.
     """
 
     variants: tuple[RenderedRow, ...]
     read_positions: tuple[tuple[int, ...], ...]
-    target: int | tuple[int, ...] | None
+    target: TargetValue | None
     own_columns: tuple[int, int] | None = None
 
     @property
@@ -92,57 +96,32 @@ class Example:
         return any(v.truncated for v in self.variants)
 
 
-@dataclass(frozen=True, eq=False)
-class SummedLoss:
-    """A loss summed over scored tokens, and their number, so that parts of a batch add up.
-
-    Args:
-        total: the summed loss, with its graph.
-        count: the number of scored tokens; for classification, of rows.
-    """
-
-    total: Float[Tensor, ""]
-    count: int
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction for a row.
-
-    Args:
-        label: the likeliest label, or the generated text.
-        probabilities: of every label, summing to one; empty for text.
-        token_ids: the generated tokens, without the end token; None for a label.
-
-    Examples:
-        >>> prediction = Prediction("positive", {"negative": 0.25, "positive": 0.75})
-        >>> prediction.probabilities[prediction.label]
-        0.75
-    """
-
-    label: str
-    probabilities: Mapping[str, float]
-    token_ids: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
-
-
 class Task(ABC):
     """What a backbone's output is used for: a loss and predictions, bound to one backbone.
 
     Attributes:
         backbone: the backbone that is run.
-        labels: the labels or choices; empty if any text is possible.
+        kind: the name of the task, as a recipe has it.
+        objective: what is asked for: how targets are read and predictions scored.
         columns: the columns that a row must have for a prediction: the template's fields.
         target_column: the column of the target, which training and evaluation need as well.
+        flexible_columns: those of them whose cells the task checks itself, so that they may be
+            lists, records or empty.
         cached: states of rows that were computed before, if there are any.
-        is_ordinal: whether the labels are in an order, so that far errors count more.
     """
 
     backbone: Backbone
-    labels: tuple[str, ...]
+    kind: str = ""
+    objective: Objective
     columns: tuple[str, ...]
     target_column: str
+    flexible_columns: tuple[str, ...] = ()
     cached: CachedStates | SharedPrefix | None = None
-    is_ordinal: bool = False
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels or choices; empty if any text is possible."""
+        return self.objective.labels
 
     def with_cached_states(self, cached: CachedStates | SharedPrefix) -> "Task":
         """A copy of the task that takes states of rows from a cache."""
@@ -243,7 +222,11 @@ class Task(ABC):
     @property
     def class_weights(self) -> dict[str, float] | None:
         """How much a row of each label counts in the loss; None if all count the same."""
-        return None
+        match self.objective:
+            case SingleLabel(labels, tuple(weights)) | LabelSets(labels, weights=tuple(weights)):
+                return dict(zip(labels, weights, strict=True))
+            case _:
+                return None
 
     @property
     def head(self) -> nn.Module | None:
@@ -302,7 +285,7 @@ class Task(ABC):
     def _complete_all(
         self, rows: Sequence[Row], tokenized: Sequence[TokenizedRows], *, target: bool
     ) -> list[Example]:
-        parts = [r.join(part) for r, part in zip(self.renderers, tokenized, strict=True)]
+        parts = [r.join_all(part) for r, part in zip(self.renderers, tokenized, strict=True)]
         pairs = zip(rows, zip(*parts, strict=True), strict=True)
         return [self.complete_example(*pair, target=target) for pair in pairs]
 
@@ -325,3 +308,68 @@ class Task(ABC):
         rows: Int[Tensor, " B"] | None = None,
     ) -> list[Prediction]:
         """The predictions for a batch."""
+
+    @abstractmethod
+    def evaluate(
+        self, examples: Sequence[Example], prompt: Prompt | None
+    ) -> tuple[SummedLoss, list[Prediction]]:
+        """The summed loss of a batch without label smoothing, and its predictions."""
+
+
+class ReadoutTask(Task):
+    """A task whose predictions are read from hidden states, in one run of the backbone.
+
+    Rows of different tasks of this kind can share a forward pass: each task reads its own rows.
+    """
+
+    @abstractmethod
+    def read_rows(
+        self, examples: Sequence[Example], states: Sequence[Float[Tensor, "_ H"]]
+    ) -> list[Prediction]:
+        """The predictions for rows.
+
+        Args:
+            examples: the rows.
+            states: of each row those at its read positions, one variant after the other; or what
+                the task pools of them.
+        """
+
+    def compute_row_states(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> list[Float[Tensor, "_ H"]]:
+        """The hidden states at the read positions of each row, one variant after the other.
+
+        Args:
+            examples: the rows, each of any number of variants.
+            prompts: a single prompt for all rows, or several.
+            rows: for each row the index of its prompt; None with a single prompt.
+        """
+        counts = torch.tensor([len(example.variants) for example in examples])
+        states = self.compute_states_at(
+            [variant for example in examples for variant in example.variants],
+            positions=[positions for e in examples for positions in e.read_positions],
+            prompts=prompts,
+            prompt_index=None if rows is None else rows.repeat_interleave(counts.to(rows.device)),
+        )
+        return list(states.split([sum(map(len, e.read_positions)) for e in examples]))
+
+
+class HeadTask(ReadoutTask):
+    """A task with a trained head on hidden states."""
+
+    @property
+    @abstractmethod
+    def head(self) -> ClassifierHead:
+        """The head, which is trained with the prompt."""
+
+    @abstractmethod
+    def with_head(self, head: ClassifierHead) -> "HeadTask":
+        """A copy of the task with another head.
+
+        Args:
+            head: of the same shapes.
+        """

@@ -1,27 +1,41 @@
 """Bind a task to a backbone: check that they fit, and choose how predictions are read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, assert_never
+
+from pydantic import ValidationError
 
 from softprompt.backbone.lm_head import LMHead
 from softprompt.backbone.model import Backbone
 from softprompt.data.rendering import Renderer, make_renderer
 from softprompt.data.template import Template, parse_template
 from softprompt.data.tokenizer import make_text_encoder
-from softprompt.errors import DataError, TemplateError
+from softprompt.errors import DataError, PromptError, TemplateError
 from softprompt.tasks.base import Task
 from softprompt.tasks.classification import (
     CausalVerbalizer,
-    Classifier,
-    LabelLoss,
     MaskedVerbalizer,
     Seq2SeqVerbalizer,
 )
 from softprompt.tasks.classifier_head import ClassifierHead
-from softprompt.tasks.config import Classify, Generate, TaskSettings
+from softprompt.tasks.config import (
+    Classify,
+    Generate,
+    Regress,
+    TaskSettings,
+    build_settings,
+    get_target_column,
+    has_trained_head,
+    list_answer_settings,
+    list_flexible_columns,
+)
 from softprompt.tasks.generation import TextGenerator
 from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.label_sets import DEFAULT_THRESHOLD, LabelSets
+from softprompt.tasks.objectives import FreeText, Objective, ScoreObjective, SingleLabel
 from softprompt.tasks.pooling import resolve_pooling
+from softprompt.tasks.regression import Numbers, WordNumbers, make_numbers
 from softprompt.tasks.verbalizer import LabelWords, tokenize_verbalizer
 
 _UNLIMITED = 1 << 20
@@ -73,36 +87,134 @@ def build_task(
     parsed = parse_template(template)
     _check_compatibility(settings, backbone, parsed)
     builder = _TaskBuilder(backbone, parsed, budget=budget or LengthBudget())
-    match settings:
-        case Classify(verbalizer=None):
-            return _with_loss(builder.build_head_classifier(settings, labels, seed=seed), settings)
-        case Classify():
-            return _with_loss(builder.build_verbalizer(settings), settings)
-        case Generate():
-            return builder.build_generator(settings, labels)
+    task = builder.build(settings, labels, seed=seed)
+    task.kind, task.flexible_columns = settings.kind, list_flexible_columns(settings)
+    return task
 
 
-def _with_loss(task: Classifier, settings: Classify) -> Classifier:
-    """The task with the loss of its settings; ``balanced`` needs rows, from which training sets it.
+def make_objective(settings: TaskSettings, labels: Sequence[str]) -> Objective:
+    """What a task is asked for, apart from a backbone.
+
+    Automatic settings that only rows can decide are at their defaults.
+
+    Args:
+        settings: of the task.
+        labels: the classes, or the choices of a generator.
 
     Raises:
-        DataError: the weights are not those of the labels.
+        DataError: weights or thresholds are not those of the labels.
     """
-    weights = settings.class_weights
-    if not isinstance(weights, Mapping):
-        loss = LabelLoss(None, settings.label_smoothing)
-        return task.with_loss(loss, is_ordinal=settings.ordinal)
-    if {*weights} != {*task.labels}:
+    match settings:
+        case Classify(multi_label=True):
+            return _make_label_sets(settings, tuple(labels))
+        case Classify():
+            weights = _match_labels(settings.class_weights, labels, key="class_weights")
+            temperature = settings.temperature
+            return SingleLabel(
+                tuple(labels),
+                weights=weights,
+                smoothing=settings.label_smoothing,
+                is_ordinal=settings.ordinal,
+                temperature=1.0 if temperature == "auto" else temperature,
+                abstain_below=settings.abstain_below,
+            )
+        case Regress():
+            mean = tuple(settings.mean or (0.0,))
+            scale = tuple(settings.scale or (1.0,) * len(mean))
+            return make_numbers(mean, scale, loss=settings.loss, words=settings.list_words())
+        case Generate():
+            return FreeText(tuple(labels))
+        case _:
+            assert_never(settings)
+
+
+def describe_objective(objective: Objective) -> dict[str, Any]:
+    """The settings that rows have decided, as an artifact records them.
+
+    Args:
+        objective: of a task.
+    """
+    match objective:
+        case SingleLabel(labels, weights):
+            by_label = None if weights is None else dict(zip(labels, weights, strict=True))
+            return {"class_weights": by_label, "temperature": objective.temperature}
+        case LabelSets(labels, thresholds, weights):
+            by_label = None if weights is None else dict(zip(labels, weights, strict=True))
+            chosen = dict(zip(labels, thresholds, strict=True))
+            return {"class_weights": by_label, "thresholds": chosen}
+        case Numbers() | WordNumbers(numbers=Numbers()):
+            numbers = objective if isinstance(objective, Numbers) else objective.numbers
+            return {"mean": [*numbers.mean], "scale": [*numbers.scale]}
+        case _:
+            return {}
+
+
+def change_answer_settings(
+    settings: TaskSettings, changes: Mapping[str, Any], *, labels: Sequence[str]
+) -> dict[str, Any]:
+    """Change how the answers of a trained prompt are read.
+
+    Args:
+        settings: of its task.
+        changes: of the settings that `list_answer_settings` lists.
+        labels: of the task.
+
+    Returns:
+        The settings that are changed, as an artifact records them.
+
+    Raises:
+        PromptError: a setting cannot be changed, or its value is not possible.
+        DataError: thresholds are not those of the labels.
+    """
+    allowed = list_answer_settings(settings)
+    fixed = [name for name in changes if name not in allowed]
+    if fixed:
+        options = f"only {', '.join(allowed)} can" if allowed else "nothing can"
+        msg = f"task.{fixed[0]} is part of what was trained: of this task {options} be changed."
+        raise PromptError(msg)
+    values = {f.name: vars(settings)[f.name] for f in fields(settings)} | dict(changes)
+    try:
+        changed = build_settings(type(settings), values)
+    except ValidationError as error:
+        first, *_ = error.errors()
+        where = ".".join(str(part) for part in first["loc"] if part in values or part in changes)
+        msg = f"task.{where} is {first['input']!r}: {first['msg']}."
+        raise PromptError(msg) from error
+    return {**changes, **describe_objective(make_objective(changed, labels))}
+
+
+def _make_label_sets(settings: Classify, labels: tuple[str, ...]) -> LabelSets:
+    match settings.thresholds:
+        case "auto":
+            thresholds = (DEFAULT_THRESHOLD,) * len(labels)
+        case float() as threshold:
+            thresholds = (threshold,) * len(labels)
+        case by_label:
+            thresholds = _match_labels(by_label, labels, key="thresholds") or ()
+    weights = _match_labels(settings.class_weights, labels, key="class_weights")
+    return LabelSets(labels, thresholds, weights=weights, smoothing=settings.label_smoothing)
+
+
+def _match_labels(
+    numbers: str | Mapping[str, float] | None, labels: Sequence[str], *, key: str
+) -> tuple[float, ...] | None:
+    """The numbers in the order of the labels; None if there are none, or only rows tell them.
+
+    Raises:
+        DataError: they are not those of the labels.
+    """
+    if not isinstance(numbers, Mapping):
+        return None
+    if {*numbers} != {*labels}:
         msg = (
-            f"task.class_weights has the labels {', '.join(map(repr, weights))}, but the task has "
-            f"{', '.join(map(repr, task.labels))}. Give each of these a number."
+            f"task.{key} has the labels {', '.join(map(repr, numbers))}, but the task has "
+            f"{', '.join(map(repr, labels))}. Give each of these a number."
         )
         raise DataError(msg)
-    loss = LabelLoss(tuple(weights[label] for label in task.labels), settings.label_smoothing)
-    return task.with_loss(loss, is_ordinal=settings.ordinal)
+    return tuple(numbers[label] for label in labels)
 
 
-def read_label_words(settings: Classify, backbone: Backbone) -> LabelWords:
+def read_label_words(settings: Classify | Regress, backbone: Backbone) -> LabelWords:
     """Tokenize a task's verbalizer for a backbone.
 
     Args:
@@ -163,37 +275,49 @@ class _TaskBuilder:
             closed=self.architecture != "causal",
         )
 
+    def build(self, settings: TaskSettings, labels: Sequence[str], *, seed: int) -> Task:
+        """The task."""
+        if isinstance(settings, Generate):
+            return self.build_generator(settings, labels)
+        if has_trained_head(settings):
+            return self.build_head_classifier(settings, labels, seed=seed)
+        return self.build_verbalizer(settings)
+
     def build_head_classifier(
-        self, settings: Classify, labels: Sequence[str], *, seed: int
+        self, settings: Classify | Regress, labels: Sequence[str], *, seed: int
     ) -> HeadClassifier:
-        """A classifier with a trained head."""
+        """A classifier, or a regression, with a trained head."""
         if self.architecture == "encoder-decoder":
-            msg = (
-                f"{self.backbone.geometry.model_type} answers in words, so it needs a verbalizer, "
-                'which is missing. Add one to the task: verbalizer = { yes = "yes", no = "no" }.'
-            )
-            raise TemplateError(msg)
-        if len(labels) < 2:  # noqa: PLR2004  # a choice
+            raise TemplateError(_explain_headless(settings, self.backbone.geometry.model_type))
+        if isinstance(settings, Classify) and len(labels) < 2:  # noqa: PLR2004  # a choice
             msg = (
                 f"a trained head needs at least 2 labels to choose from, but there are "
                 f"{len(labels)}. Read them from the training data."
             )
             raise DataError(msg)
+        objective = make_objective(settings, labels)
+        assert isinstance(objective, ScoreObjective)  # noqa: S101  # that of a head
         width = self.backbone.geometry.hidden_size
-        head = ClassifierHead(width, len(labels), kind=settings.head, seed=seed)
+        head = ClassifierHead(width, objective.num_outputs, kind=settings.head, seed=seed)
         return HeadClassifier(
             self.backbone,
             head,
-            labels=labels,
+            objective=objective,
             renderer=self.make_renderer(),
-            target_column=settings.label_column,
+            target_column=get_target_column(settings),
             pooling=resolve_pooling(settings.pooling, self.architecture),
         )
 
     def build_verbalizer(
-        self, settings: Classify
+        self, settings: Classify | Regress
     ) -> CausalVerbalizer | MaskedVerbalizer | Seq2SeqVerbalizer:
-        """A classifier with label words."""
+        """A classifier with label words, or a regression with number words."""
+        if isinstance(settings, Classify) and settings.multi_label:
+            msg = (
+                "task.multi_label needs a trained head: the words of a verbalizer share one "
+                "probability, so that two cannot both be likely. Leave task.verbalizer out."
+            )
+            raise TemplateError(msg)
         remedy = "Choose another backbone."
         if self.architecture != "encoder-decoder":
             remedy = "Leave the verbalizer out, which trains a head, or choose another backbone."
@@ -210,12 +334,15 @@ class _TaskBuilder:
             case "encoder-decoder":
                 classifier = Seq2SeqVerbalizer
                 renderers = [self.make_renderer()]
+        objective = make_objective(settings, words.labels)
+        assert isinstance(objective, ScoreObjective)  # noqa: S101  # that of words
         return classifier(
             self.backbone,
             head,
             words=words,
+            objective=objective,
             renderers=renderers,
-            target_column=settings.label_column,
+            target_column=get_target_column(settings),
         )
 
     def build_generator(self, settings: Generate, choices: Sequence[str]) -> TextGenerator:
@@ -237,6 +364,24 @@ class _TaskBuilder:
             msg = f"backbone {self.backbone.name!r} {fact}, so it cannot {purpose}. {remedy}"
             raise TemplateError(msg)
         return self.backbone.lm_head
+
+
+def _explain_headless(settings: Classify | Regress, family: str) -> str:
+    """Why an encoder-decoder has no trained head."""
+    if isinstance(settings, Regress):
+        return (
+            f"{family} answers in words, so it needs task.words, number words, which are missing. "
+            'Add them: words = { 1 = "one", 2 = "two" }.'
+        )
+    if settings.multi_label:
+        return (
+            f"{family} answers in words, so it has no head for task.multi_label. Choose an encoder "
+            "or a causal backbone."
+        )
+    return (
+        f"{family} answers in words, so it needs a verbalizer, which is missing. Add one to the "
+        'task: verbalizer = { yes = "yes", no = "no" }.'
+    )
 
 
 def _count_free_positions(backbone: Backbone, budget: LengthBudget) -> int | None:
@@ -265,11 +410,12 @@ def _check_compatibility(settings: TaskSettings, backbone: Backbone, template: T
                 "causal or encoder-decoder backbone."
             )
             raise TemplateError(msg)
-        case Classify(verbalizer=words) if words is not None and architecture == "encoder":
+        case Classify() | Regress() if not has_trained_head(settings) and architecture == "encoder":
             if template.masks != 1:
+                key = "verbalizer" if isinstance(settings, Classify) else "words"
                 msg = (
                     f"the template has no {{mask}}, but {family} predicts a label word at a mask. "
-                    "Write {mask} where the word would stand, or leave the verbalizer out."
+                    f"Write {{mask}} where the word would stand, or leave the {key} out."
                 )
                 raise TemplateError(msg)
         case _ if template.masks:

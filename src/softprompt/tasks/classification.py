@@ -16,91 +16,50 @@ from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from softprompt.backbone.lm_head import LMHead
 from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import Row
 from softprompt.data.rendering import RenderedRow, Renderer
-from softprompt.data.table import to_text
+from softprompt.data.table import is_missing, to_text
 from softprompt.errors import DataError, format_unknown
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import Example, Prediction, SummedLoss, Task, gather_positions
+from softprompt.tasks.base import Example, ReadoutTask, gather_positions
+from softprompt.tasks.objectives import Prediction, ScoreObjective, SummedLoss, TargetValue
 from softprompt.tasks.verbalizer import LabelWords, score_labels
 
 
-@dataclass(frozen=True)
-class LabelLoss:
-    """Cross-entropy over the labels.
-
-    Args:
-        weights: of the rows of each label, in the labels' order; None: all rows count the same.
-        smoothing: the share of each target that is spread over all labels in training.
-    """
-
-    weights: tuple[float, ...] | None = None
-    smoothing: float = 0.0
-
-    def sum_rows(
-        self, scores: Float[Tensor, "B C"], targets: Int[Tensor, " B"], *, training: bool = False
-    ) -> SummedLoss:
-        """The loss of rows, each times its weight; the mean over all training rows is not changed.
-
-        Args:
-            scores: unnormalized log-probabilities of the labels.
-            targets: the label of each row, by its number.
-            training: whether the targets are smoothed.
-        """
-        weight = None if self.weights is None else scores.new_tensor(self.weights)
-        total = nn.functional.cross_entropy(
-            scores,
-            targets,
-            weight=weight,
-            label_smoothing=self.smoothing if training else 0.0,
-            reduction="sum",
-        )
-        return SummedLoss(total, len(targets))
-
-
-class Classifier(Task):
-    """A task whose predictions are probabilities of labels.
+class Classifier(ReadoutTask):
+    """A task whose predictions are read from scores: labels, sets of labels, or numbers.
 
     Attributes:
-        loss: of training and of evaluation.
+        objective: what the scores mean.
     """
 
-    loss: LabelLoss = LabelLoss()
+    objective: ScoreObjective
 
-    @property
-    def class_weights(self) -> dict[str, float] | None:
-        """How much a row of each label counts in the loss; None if all count the same."""
-        if self.loss.weights is None:
-            return None
-        return dict(zip(self.labels, self.loss.weights, strict=True))
-
-    def with_loss(self, loss: LabelLoss, *, is_ordinal: bool) -> "Classifier":
-        """A copy of the task with another loss.
+    def with_objective(self, objective: ScoreObjective) -> "Classifier":
+        """A copy of the task with another objective that has the same scores.
 
         Args:
-            loss: over the labels.
-            is_ordinal: whether these are in an order.
+            objective: of the copy.
         """
         task = copy(self)
-        task.loss, task.is_ordinal = loss, is_ordinal
+        task.objective = objective
         return task
 
-    def read_target(self, row: Row) -> int:
-        """The index of a row's label.
+    def read_target(self, row: Row) -> TargetValue:
+        """A row's target.
 
         Raises:
-            DataError: the row has no label, or an unknown one.
+            DataError: the row has none, or one that is not possible.
         """
         if self.target_column not in row:
             raise DataError(format_unknown("column", self.target_column, options=row))
-        label = to_text(row[self.target_column])
-        if label not in self.labels:
-            raise DataError(format_unknown("label", label, options=self.labels))
-        return self.labels.index(label)
+        cell = row[self.target_column]
+        is_blank = self.target_column in self.flexible_columns and is_missing(cell)
+        return self.objective.read_target("" if is_blank else to_text(cell))
 
     @abstractmethod
     def compute_states(
@@ -114,7 +73,15 @@ class Classifier(Task):
 
     @abstractmethod
     def read(self, states: Float[Tensor, "B K H"]) -> Float[Tensor, "B C"]:
-        """Unnormalized log-probabilities of the labels, in fp32, from a row's states."""
+        """The scores of a row's outputs, in fp32, from its states."""
+
+    def read_rows(
+        self,
+        examples: Sequence[Example],  # noqa: ARG002  # the states say all
+        states: Sequence[Float[Tensor, "_ H"]],
+    ) -> list[Prediction]:
+        """The predictions of the objective."""
+        return self.objective.to_predictions(self.read(torch.stack([*states])))
 
     def compute_scores(
         self,
@@ -123,7 +90,7 @@ class Classifier(Task):
         *,
         rows: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B C"]:
-        """Unnormalized log-probabilities of the labels, in fp32."""
+        """The scores of rows: of labels, unnormalized log-probabilities; in fp32."""
         return self.read(self.compute_states(examples, prompts, rows=rows))
 
     def compute_loss(
@@ -133,15 +100,9 @@ class Classifier(Task):
         *,
         rows: Int[Tensor, " B"] | None = None,
     ) -> SummedLoss:
-        """Cross-entropy over the labels."""
+        """The loss of the objective."""
         scores = self.compute_scores(examples, prompts, rows=rows)
-        return self.loss.sum_rows(scores, self.stack_targets(examples, scores), training=True)
-
-    def stack_targets(
-        self, examples: Sequence[Example], scores: Float[Tensor, "B C"]
-    ) -> Int[Tensor, " B"]:
-        """The numbers of the labels of rows, where their scores are."""
-        return torch.tensor([e.target for e in examples], device=scores.device)
+        return self.objective.sum_loss(scores, list_targets(examples), training=True)
 
     @torch.no_grad()
     def predict(
@@ -151,26 +112,26 @@ class Classifier(Task):
         *,
         rows: Int[Tensor, " B"] | None = None,
     ) -> list[Prediction]:
-        """The likeliest label of each row and the probabilities of all."""
-        return self.to_predictions(self.compute_scores(examples, prompts, rows=rows))
+        """The predictions of the objective."""
+        return self.objective.to_predictions(self.compute_scores(examples, prompts, rows=rows))
 
-    def to_predictions(self, scores: Float[Tensor, "B C"]) -> list[Prediction]:
-        """The predictions for rows with these scores."""
-        return rank_labels(self.labels, scores)
+    @torch.no_grad()
+    def evaluate(
+        self, examples: Sequence[Example], prompt: Prompt | None
+    ) -> tuple[SummedLoss, list[Prediction]]:
+        """Loss and predictions, from one run of the backbone."""
+        scores = self.compute_scores(examples, [prompt])
+        loss = self.objective.sum_loss(scores, list_targets(examples))
+        return loss, self.objective.to_predictions(scores)
 
 
-def rank_labels(labels: Sequence[str], scores: Float[Tensor, "B C"]) -> list[Prediction]:
-    """The likeliest label of each row and the probabilities of all.
+def list_targets(examples: Sequence[Example]) -> list[TargetValue]:
+    """The targets of rows.
 
     Args:
-        labels: the labels, in the order of the scores.
-        scores: unnormalized log-probabilities of the labels.
+        examples: of which each has a target.
     """
-    predictions = []
-    for row in scores.softmax(dim=-1).tolist():
-        probabilities = dict(zip(labels, row, strict=True))
-        predictions.append(Prediction(max(labels, key=probabilities.__getitem__), probabilities))
-    return predictions
+    return [example.target for example in examples if example.target is not None]
 
 
 @dataclass(frozen=True)
@@ -219,7 +180,8 @@ class VerbalizerClassifier(Classifier):
     Args:
         backbone: the backbone to run.
         head: the backbone's language-model head.
-        words: the label words.
+        words: the label words, one or several for each score.
+        objective: what the scores of the words mean.
         renderers: one, or for a masked backbone one for each length of word, the shortest first.
         target_column: the column of the label.
     """
@@ -230,12 +192,13 @@ class VerbalizerClassifier(Classifier):
         head: LMHead,
         *,
         words: LabelWords,
+        objective: ScoreObjective,
         renderers: Sequence[Renderer],
         target_column: str,
     ) -> None:
         self.backbone = backbone
         self.words = words
-        self.labels = words.labels
+        self.objective = objective
         self._plan = self.plan_readouts(words)
         self._head = head
         self._renderers = tuple(renderers)

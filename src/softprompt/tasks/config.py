@@ -10,10 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from softprompt.decoding import Decoding
 from softprompt.tasks.classifier_head import HeadKind
 from softprompt.tasks.pooling import PoolingChoice
+from softprompt.tasks.regression import RegressionLoss
 
 Settings = TypeVar("Settings")
 LabelWeight: TypeAlias = Annotated[float, Field(gt=0)]
 Smoothing: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Temperature: TypeAlias = Annotated[float, Field(gt=0)]
 
 
 class StrictModel(BaseModel):
@@ -50,6 +53,16 @@ class Classify:
             below 1 (Szegedy et al. 2016).
         ordinal: whether the labels are in an order, that of ``labels`` or of the verbalizer, or of
             their numbers. Then ``quadratic_kappa`` is a metric, which counts far errors more.
+        multi_label: whether a row has any number of labels, also none: a list, or a text with ``|``
+            between them. A head is trained with one output for each label.
+        thresholds: of ``multi_label``, the least probability of a label that is predicted: a number
+            for each label, or one for all. ``auto``: chosen on validation rows by F1; 0.5 without
+            such rows.
+        temperature: divides the scores of labels, so that probabilities are the shares of right
+            answers (Guo et al. 2017). ``auto``: chosen on validation rows, where the loss is
+            lowest; 1 without such rows.
+        abstain_below: the least probability of a label that is predicted; below it a prediction is
+            marked as ``abstained``. None: no prediction is.
 
     Examples:
         >>> task = Classify("{text} It was{soft:5}", verbalizer={"good": " great", "bad": " dull"})
@@ -68,6 +81,10 @@ class Classify:
     class_weights: Literal["balanced"] | Mapping[str, LabelWeight] | None = None
     label_smoothing: Smoothing = 0.0
     ordinal: bool = False
+    multi_label: bool = False
+    thresholds: Share | Literal["auto"] | Mapping[str, Share] = "auto"
+    temperature: Temperature | Literal["auto"] = 1.0
+    abstain_below: Share | None = None
 
     def list_words(self) -> dict[str, tuple[str, ...]]:
         """The verbalizer with a tuple of words for each label.
@@ -75,8 +92,7 @@ class Classify:
         Returns:
             The words by label; empty without a verbalizer.
         """
-        verbalizer = self.verbalizer or {}
-        return {k: (v,) if isinstance(v, str) else tuple(v) for k, v in verbalizer.items()}
+        return _list_words(self.verbalizer)
 
 
 @dataclass(frozen=True)
@@ -120,8 +136,107 @@ class Generate:
     top_p: float = 1.0
 
 
-TaskSettings = Classify | Generate
-TASKS: dict[str, type[Classify] | type[Generate]] = {t.kind: t for t in (Classify, Generate)}
+@dataclass(frozen=True)
+class Regress:
+    """Predict one or several numbers, such as a rating, or the similarity of two texts.
+
+    Args:
+        template: what a row looks like. None: the text columns, joined.
+        target_column: the column of the numbers: of each row one, or a list of as many.
+        words: number words that the language-model head scores, by their numbers: the prediction
+            is the mean of the numbers, weighted with the probabilities of their words. None: a
+            head is trained.
+        loss: ``mse``, the squared error, or ``huber``, which grows linearly beyond one standard
+            deviation, so that outliers count less.
+        head: as in `Classify`.
+        pooling: as in `Classify`.
+        mean: what is subtracted from each number. None: its mean over the training rows.
+        scale: what it is divided by then. None: its standard deviation over the training rows.
+
+    Examples:
+        >>> task = Regress("{first} {sep} {second}", target_column="similarity")
+        >>> task.loss
+        'mse'
+    """
+
+    kind: ClassVar = "regress"
+
+    template: str | None = None
+    target_column: str = "target"
+    words: Mapping[str, str | Sequence[str]] | None = None
+    loss: RegressionLoss = "mse"
+    head: HeadKind = "linear"
+    pooling: PoolingChoice = "auto"
+    mean: Sequence[float] | None = None
+    scale: Sequence[Temperature] | None = None
+
+    def list_words(self) -> dict[str, tuple[str, ...]]:
+        """The number words with a tuple of words for each number.
+
+        Returns:
+            The words by number; empty without any.
+        """
+        return _list_words(self.words)
+
+
+def _list_words(words: Mapping[str, str | Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
+    return {k: (v,) if isinstance(v, str) else tuple(v) for k, v in (words or {}).items()}
+
+
+TaskSettings = Classify | Generate | Regress
+TASKS: dict[str, type[Classify] | type[Generate] | type[Regress]] = {
+    t.kind: t for t in (Classify, Generate, Regress)
+}
+
+
+def get_target_column(settings: TaskSettings) -> str:
+    """The column of the right answers.
+
+    Args:
+        settings: of the task.
+    """
+    return settings.label_column if isinstance(settings, Classify) else settings.target_column
+
+
+def list_flexible_columns(settings: TaskSettings) -> tuple[str, ...]:
+    """The columns whose cells the task checks itself: they may be lists, records or empty.
+
+    Args:
+        settings: of the task.
+    """
+    match settings:
+        case Classify(multi_label=True) | Regress():
+            return (get_target_column(settings),)
+        case _:
+            return ()
+
+
+def list_answer_settings(settings: TaskSettings) -> tuple[str, ...]:
+    """The settings that change how answers are read, and nothing that was trained.
+
+    Args:
+        settings: of the task.
+    """
+    match settings:
+        case Classify(multi_label=True):
+            return ("thresholds",)
+        case Classify():
+            return ("abstain_below", "temperature")
+        case _:
+            return ()
+
+
+def has_trained_head(settings: TaskSettings) -> bool:
+    """Whether a task trains a head together with the prompt.
+
+    Args:
+        settings: of the task.
+    """
+    match settings:
+        case Classify(verbalizer=None) | Regress(words=None):
+            return True
+        case _:
+            return False
 
 
 def describe_settings(settings: TaskSettings, *, template: str) -> dict[str, Any]:
@@ -132,8 +247,8 @@ def describe_settings(settings: TaskSettings, *, template: str) -> dict[str, Any
         template: of a row, the settings' own or the default one.
     """
     facts = {"kind": settings.kind, **asdict(settings), "template": template}
-    if isinstance(settings, Classify) and settings.verbalizer is not None:
-        del facts["pooling"]  # label words have no such readout
+    if "pooling" in facts and not has_trained_head(settings):
+        del facts["pooling"]  # words have no such readout
     return facts
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -22,8 +22,9 @@ from softprompt.errors import DataError, format_unknown
 from softprompt.injection.generation import generate
 from softprompt.prompt import Prompt
 from softprompt.tasks.answers import Answers
-from softprompt.tasks.base import Example, Prediction, SummedLoss, Task, gather_positions, pad_rows
+from softprompt.tasks.base import Example, Task, gather_positions, pad_rows
 from softprompt.tasks.config import Generate, make_decoding
+from softprompt.tasks.objectives import FreeText, Prediction, SummedLoss
 
 # The most logits that are in memory at once: 64 MB of fp32.
 LOGITS = 1 << 24
@@ -109,7 +110,7 @@ class TextGenerator(Task):
     ) -> None:
         decoding = make_decoding(settings)
         self.backbone = backbone
-        self.labels = tuple(choices)
+        self.objective = FreeText(tuple(choices))
         self._head = head
         self._renderer = renderer
         self.columns = renderer.template.fields
@@ -175,7 +176,7 @@ class TextGenerator(Task):
         rows: Int[Tensor, " B"] | None = None,
     ) -> SummedLoss:
         """Cross-entropy on the targets' tokens, and on no others."""
-        targets = [_get_target(e) for e in examples]
+        targets = [get_target_ids(e) for e in examples]
         states = self._compute_target_states(examples, targets, prompts=prompts, rows=rows)
         tokens = torch.tensor([token for t in targets for token in t], device=states.device)
         vocabulary = self.backbone.geometry.vocab_size
@@ -202,6 +203,12 @@ class TextGenerator(Task):
             decoding=self._decoding,
         )
         return [self.make_prediction(ids) for ids in texts]
+
+    def evaluate(
+        self, examples: Sequence[Example], prompt: Prompt | None
+    ) -> tuple[SummedLoss, list[Prediction]]:
+        """The loss of the targets' tokens, and the generated texts."""
+        return self.compute_loss(examples, [prompt]), self.predict(examples, [prompt])
 
     def make_prediction(self, ids: Sequence[int], *, text: str | None = None) -> Prediction:
         """The prediction that generated tokens are.
@@ -235,7 +242,7 @@ class TextGenerator(Task):
         """The row; on a causal backbone, followed by its target."""
         if self.backbone.geometry.architecture != "causal":
             return example.variants
-        return (_append_target(example.variants[0], _get_target(example)),)
+        return (_append_target(example.variants[0], get_target_ids(example)),)
 
     def _compute_target_states(
         self,
@@ -298,8 +305,16 @@ def _append_target(source: RenderedRow, target: Sequence[int]) -> RenderedRow:
     )
 
 
-def _get_target(example: Example) -> tuple[int, ...]:
+def get_target_ids(example: Example) -> tuple[int, ...]:
+    """The ids of a row's target text and the end token.
+
+    Args:
+        example: of text generation.
+
+    Raises:
+        DataError: it was rendered without its target.
+    """
     if not isinstance(example.target, tuple):
         msg = "an example without its target has no loss. Render it with target=True."
         raise DataError(msg)
-    return example.target
+    return cast("tuple[int, ...]", example.target)

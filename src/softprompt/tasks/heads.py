@@ -1,4 +1,4 @@
-"""Classification with a trained head on hidden states."""
+"""A trained head on hidden states: of labels, sets of labels, or numbers."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -11,9 +11,10 @@ from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import Row
 from softprompt.data.rendering import RenderedRow, Renderer
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import Example, Task, pad_rows
+from softprompt.tasks.base import Example, HeadTask, Task, pad_rows
 from softprompt.tasks.classification import Classifier
 from softprompt.tasks.classifier_head import ClassifierHead
+from softprompt.tasks.objectives import ScoreObjective
 from softprompt.tasks.pooling import (
     Pooling,
     get_conventional_pooling,
@@ -23,13 +24,13 @@ from softprompt.tasks.pooling import (
 )
 
 
-class HeadClassifier(Classifier):
+class HeadClassifier(Classifier, HeadTask):
     """A trained head on one state of each row, or on the pooled states of its words.
 
     Args:
         backbone: the backbone to run.
         head: the head to train.
-        labels: the labels, in the order of the head's scores.
+        objective: what the head's scores mean.
         renderer: the renderer of rows.
         target_column: the column of the label.
         pooling: the readout; None for that of transformers' own classifiers.
@@ -40,13 +41,13 @@ class HeadClassifier(Classifier):
         backbone: Backbone,
         head: ClassifierHead,
         *,
-        labels: Sequence[str],
+        objective: ScoreObjective,
         renderer: Renderer,
         target_column: str,
         pooling: Pooling | None = None,
     ) -> None:
         self.backbone = backbone
-        self.labels = tuple(labels)
+        self.objective = objective
         self.pooling = pooling or get_conventional_pooling(backbone.geometry.architecture)
         self._head = head.to(backbone.device)
         self._renderer = renderer

@@ -25,6 +25,7 @@ from softprompt.train.accelerator import (
     make_accelerator,
     use_gradient_checkpointing,
 )
+from softprompt.train.calibration import calibrate_task
 from softprompt.train.config import TrainingConfig
 from softprompt.train.datasets import SplitsLike, make_split_tables
 from softprompt.train.display import ProgressOption, log_event, make_callbacks
@@ -258,6 +259,7 @@ def _train_one(
     trainer, best = train_to_end(
         prepared, accelerator, callbacks=callbacks, folder=folder, resume=resume
     )
+    prepared = calibrate_task(prepared, best, trainer=trainer, callbacks=callbacks)
     model = attach(make_run_artifact(prepared, best, start=trainer.start), prepared.backbone)
     metrics = collect_metrics(trainer, best, prepared=prepared)
     if folder is not None:
@@ -279,6 +281,7 @@ def finish_run(
     best = evaluate_all_validation_rows(
         trainer.get_best(), trainer, prepared=prepared, callbacks=callbacks
     )
+    prepared = calibrate_task(prepared, best, trainer=trainer, callbacks=callbacks)
     model = attach(make_run_artifact(prepared, best, start=trainer.start), prepared.backbone)
     metrics = collect_metrics(trainer, best, prepared=prepared)
     metrics |= measure_test(model, trainer, prepared=prepared, callbacks=callbacks)

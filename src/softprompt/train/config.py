@@ -39,7 +39,8 @@ class ResolvedTraining:
             ones; None for none.
         early_stopping_patience: stop after so many validations without a better one; None for
             never.
-        best_metric: the validation metric that selects the best prompt; ``loss`` is minimized.
+        best_metric: the validation metric that selects the best prompt; ``loss`` and the errors
+            ``ece``, ``mae`` and ``rmse`` are minimized.
         keep_dropout: whether the backbone's own dropout is active in training.
         gradient_checkpointing: whether the backbone recomputes each layer in the backward pass.
         token_dropout: the share of a prefix's soft tokens that a row does not attend to in a step.

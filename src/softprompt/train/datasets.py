@@ -19,10 +19,7 @@ from softprompt.backbone.fingerprint import digest_tokenizer
 from softprompt.data import (
     Table,
     TaskColumns,
-    check_choices,
     check_columns,
-    check_labels,
-    collect_labels,
     parse_template,
 )
 from softprompt.data.disk_cache import DiskCache, StateShape, open_user_cache
@@ -30,10 +27,13 @@ from softprompt.data.duplicates import SPLITS, describe_splits
 from softprompt.data.few_rows import count_rows
 from softprompt.data.inputs import RowsLike, has_several_rows, to_table
 from softprompt.data.rendering import RenderedRow
-from softprompt.data.table import iterate_groups, to_text
+from softprompt.data.table import iterate_groups
 from softprompt.errors import DataError, RecipeError, TemplateError, format_unknown
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Example, LengthBudget, Task, TaskSettings
+from softprompt.tasks import Example, LengthBudget, Objective, Task, TaskSettings
+from softprompt.tasks.config import get_target_column
+from softprompt.tasks.objectives import TargetValue
+from softprompt.tasks.targets import has_few_targets, read_truth
 
 SplitsLike: TypeAlias = Mapping[str, RowsLike]
 
@@ -90,78 +90,6 @@ def select_rendered(rows: RenderedRows, indices: Sequence[int]) -> RenderedRows:
     return RenderedRows(examples, truth, sum(example.truncated for example in examples))
 
 
-def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
-    """The labels of a task, or the answers that generation is constrained to.
-
-    Raises:
-        DataError: there is only one label, the verbalizer has no word for one, or the order of
-            ordinal labels is not known.
-    """
-    if not isinstance(settings, Classify):
-        if settings.choices is None:
-            return ()
-        if settings.choices == "from-data":
-            return collect_labels(table, settings.target_column)
-        return tuple(settings.choices)
-    labels = collect_labels(table, settings.label_column)
-    if settings.verbalizer is None and settings.labels is not None:
-        return _order_labels(labels, settings)
-    if settings.verbalizer is None:
-        return _order_by_number(labels) if settings.ordinal else labels
-    missing = sorted(set(labels) - set(settings.verbalizer))
-    if missing:
-        msg = (
-            f"column {settings.label_column!r} of the training data has labels without a word in "
-            f"the verbalizer: {', '.join(map(repr, missing))}. The verbalizer has "
-            f"{', '.join(map(repr, settings.verbalizer))}. Add a word for each label."
-        )
-        raise DataError(msg)
-    return tuple(settings.verbalizer)
-
-
-def _order_labels(labels: Sequence[str], settings: Classify) -> tuple[str, ...]:
-    """The data's labels in the order of ``task.labels``, which must list the same ones."""
-    listed = tuple(settings.labels or ())
-    if sorted(listed) != sorted(labels):
-        msg = (
-            f"task.labels lists {', '.join(map(repr, listed))}, but column "
-            f"{settings.label_column!r} of the training data has {', '.join(map(repr, labels))}. "
-            "List each of these once, or leave task.labels out."
-        )
-        raise DataError(msg)
-    return listed
-
-
-def _order_by_number(labels: Sequence[str]) -> tuple[str, ...]:
-    """Ordinal labels in the order of their numbers: as text, 10 would come before 2."""
-    try:
-        return tuple(sorted(labels, key=float))
-    except ValueError as error:
-        msg = (
-            f"task.ordinal: the order of the labels {', '.join(map(repr, labels))} is not known, "
-            "since they are not numbers. List them in their order in task.labels."
-        )
-        raise DataError(msg) from error
-
-
-def check_tables(
-    tables: Mapping[str, Table], settings: TaskSettings, *, labels: Sequence[str]
-) -> None:
-    """Check that every split has the target column, and no unknown label or choice."""
-    column = get_target_column(settings)
-    for name, table in tables.items():
-        if isinstance(settings, Classify):
-            check_labels(table, column, known=labels, split=name)
-        else:
-            check_columns(table, [column], where=f"the {name} data")
-            check_choices(table, column, choices=labels, split=name)
-
-
-def get_target_column(settings: TaskSettings) -> str:
-    """The column of the right answers."""
-    return settings.label_column if isinstance(settings, Classify) else settings.target_column
-
-
 def get_task_columns(settings: TaskSettings) -> TaskColumns:
     """The columns that the splits depend on; without text if the template cannot be read."""
     fields = None
@@ -170,8 +98,7 @@ def get_task_columns(settings: TaskSettings) -> TaskColumns:
             fields = parse_template(settings.template).fields
         except TemplateError:  # reported when the template is checked
             fields = ()
-    has_labels = isinstance(settings, Classify) or settings.choices is not None
-    return TaskColumns(get_target_column(settings), fields, has_labels)
+    return TaskColumns(get_target_column(settings), fields, has_few_targets(settings))
 
 
 # The most labels that a warning lists.
@@ -183,7 +110,7 @@ def list_row_warnings(
     rows: Mapping[str, RenderedRows],
     *,
     fields: Sequence[str],
-    labels: Sequence[str],
+    objective: Objective,
 ) -> tuple[str, ...]:
     """Describe what makes the scores of a run say less than they seem to.
 
@@ -191,22 +118,22 @@ def list_row_warnings(
         tables: the rows by split.
         rows: the same rows, rendered.
         fields: the columns of the text.
-        labels: of the task; empty if it generates free text.
+        objective: of the task.
     """
     return (
         *describe_splits(tables, fields),
-        *_describe_absent(rows, labels),
+        *_describe_absent(rows, objective),
         *_describe_truncated(rows),
     )
 
 
-def _describe_absent(rows: Mapping[str, RenderedRows], labels: Sequence[str]) -> Iterator[str]:
+def _describe_absent(rows: Mapping[str, RenderedRows], objective: Objective) -> Iterator[str]:
     """Describe labels that a split lacks, although its scores count them."""
     for name in ("validation", "test"):
         if name not in rows:
             continue
-        present = {*rows[name].truth}
-        absent = [label for label in labels if label not in present]
+        present = objective.count_labels(rows[name].truth)
+        absent = [label for label in objective.labels if not present[label]]
         if absent:
             more = (
                 f" and {len(absent) - _MAX_LISTED_LABELS} more"
@@ -245,17 +172,20 @@ def render_table(
     Raises:
         DataError: a column is missing or has gaps.
     """
-    check_columns(table, [*task.columns, task.target_column], where=where)
+    columns = [*task.columns, task.target_column]
+    check_columns(table, columns, where=where, flexible=task.flexible_columns)
     if examples is None:
-        groups = iterate_groups(table, (*task.columns, task.target_column))
+        groups = iterate_groups(table, columns)
         with pause_garbage_collection():
             examples = [*task.iterate_examples(groups)]
-    truth = [*map(to_text, table[task.target_column][:])]
+    truth = read_truth(table, task.target_column)
     return RenderedRows(examples, truth, sum(e.truncated for e in examples))
 
 
 # Part of the cache's key. Increase it whenever the rendering of rows changes.
-_SCHEMA = "3"
+_SCHEMA = "4"
+# The forms of targets in it.
+_INDEX, _INDICES, _NUMBERS = range(3)
 # Fewer rows are rendered in less than a second, so they are not cached.
 _MIN_CACHED_ROWS = 2000
 
@@ -321,7 +251,8 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
     """Convert examples to one column of numbers.
 
     Of each example: the number of its variants; of each variant, whether it is truncated and four
-    lists; whether the target is token ids, and the target. A list is its length and its values.
+    lists; the form of the target, and the target. A list is its length and its values; a number of
+    a regression is the two halves of its 64 bits.
     """
     numbers = array("i")  # of 32 bits each; a list of as many integers takes several times that
     tails: dict[tuple[tuple[int, ...], ...], array[int]] = {}
@@ -334,10 +265,26 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
             if lists not in tails:
                 tails[lists] = array("i", [n for part in lists for n in (len(part), *part)])
             numbers.extend(tails[lists])
-        is_text = isinstance(example.target, tuple)
-        target = example.target if isinstance(example.target, tuple) else [int(example.target or 0)]
-        numbers.extend((is_text, len(target), *target))
+        numbers.extend(_pack_target(example.target))
     return torch.from_numpy(np.array(numbers, dtype=np.int32))[:, None]
+
+
+def _pack_target(target: TargetValue | None) -> Sequence[int]:
+    """The form of a target, and its list."""
+    if not isinstance(target, tuple):
+        return (_INDEX, 1, target or 0)
+    if any(isinstance(value, float) for value in target):
+        halves = np.array(target, dtype=np.float64).view(np.int32).tolist()
+        return (_NUMBERS, len(halves), *halves)
+    return (_INDICES, len(target), *map(int, target))
+
+
+def _unpack_target(form: int, values: tuple[int, ...]) -> TargetValue:
+    if form == _INDEX:
+        return values[0]
+    if form == _INDICES:
+        return values
+    return tuple(np.array(values, dtype=np.int32).view(np.float64).tolist())
 
 
 def unpack_examples(packed: Int[Tensor, "S 1"]) -> list[Example]:
@@ -353,8 +300,7 @@ def unpack_examples(packed: Int[Tensor, "S 1"]) -> list[Example]:
             truncated = bool(next(stream))
             variants.append(RenderedRow(take(), take(), take(), truncated))
             positions.append(take())
-        is_text, target = next(stream), take()
-        return Example(tuple(variants), tuple(positions), target if is_text else target[0])
+        return Example(tuple(variants), tuple(positions), _unpack_target(next(stream), take()))
 
     with pause_garbage_collection():
         return [unpack(count) for count in stream]

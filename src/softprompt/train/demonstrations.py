@@ -26,6 +26,7 @@ from softprompt.prompt import to
 from softprompt.recipe import Recipe
 from softprompt.tasks import Example, Task
 from softprompt.tasks.classification import CausalVerbalizer
+from softprompt.tasks.generation import TextGenerator, get_target_ids
 from softprompt.train.datasets import RenderedRows
 
 # As many as in the paper's experiments, if the recipe does not say.
@@ -323,9 +324,9 @@ def _render_distinct(
 
 def _get_answer(task: Task, example: Example) -> Collection[int]:
     """The tokens of a row's answer, as the task scores them."""
-    if isinstance(example.target, tuple):
-        return example.target
-    if not isinstance(task, CausalVerbalizer) or example.target is None:
+    if isinstance(task, TextGenerator):
+        return get_target_ids(example)
+    if not isinstance(task, CausalVerbalizer) or not isinstance(example.target, int):
         msg = f"{type(task).__name__} has no answer in words. Choose another initialization."
         raise PromptError(msg)
     return task.words.tokens[example.target][0]

@@ -14,6 +14,7 @@ Phase: TypeAlias = Literal[
     "searching",
     "training",
     "validating",
+    "calibrating",
     "testing",
     "judging",
 ]
@@ -63,8 +64,9 @@ class PhaseStarted:
     Args:
         phase: the work. Reading, loading, tokenizing, probing, which chooses the readout of a
             trained head, searching, which chooses the learning rate, and training, with which each
-            of several seeds begins, come before `Started`; testing comes after `Finished`, as does
-            the validation of the best prompt on all rows.
+            of several seeds begins, come before `Started`; testing comes after `Finished`, as do
+            the validation of the best prompt on all rows, and calibrating, which chooses a
+            temperature or thresholds.
         what: the files or the backbone, the readout, or the number of rows.
         rows: the number of rows; 0 where they are not known yet.
         step: the number of steps that are already done.

@@ -17,9 +17,10 @@ from softprompt.inference import predict_without_prompt
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromRandom
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Task
+from softprompt.tasks import Classifier, Classify, Regress, Task, make_objective
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.accelerator import make_accelerator, use_gradient_checkpointing
+from softprompt.train.calibration import calibrate_by_rows, has_open_answers
 from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.events import Callback
@@ -27,7 +28,6 @@ from softprompt.train.heads import can_fit_head, fit_head
 from softprompt.train.plots import draw_run
 from softprompt.train.readout import choose_task_readout
 from softprompt.train.recipe_backbone import choose_device
-from softprompt.train.results import get_loss_unit
 from softprompt.train.run_dir import RunDir
 from softprompt.train.stages import HARD_PROMPT_STAGES, Parts, render_rows, require, run_stages
 from softprompt.train.trainer import Best, Trainer
@@ -111,7 +111,7 @@ def setup_finetune(
 def _settle_head(task: Task, parts: Parts) -> Task:
     """The task with the readout and the start of its head, as a prompt's has them."""
     settings, recipe = parts.recipe.task_settings, parts.recipe
-    if not isinstance(task, HeadClassifier) or not isinstance(settings, Classify):
+    if not isinstance(task, HeadClassifier) or not isinstance(settings, Classify | Regress):
         return task
     if settings.pooling == "auto":
         choice = choose_task_readout(task, parts.rows, template=require(parts.template).text)
@@ -209,6 +209,7 @@ def finetune(recipe: Recipe, folder: Path, *, parts: FinetuneSetup, callback: Ca
         best = load_best_weights(trainer)
         is_sampled = trainer.validation is not parts.validation
         metrics = trainer.evaluate(parts.validation).metrics if is_sampled else best.metrics
+        task = _calibrate(trainer, recipe, parts.validation)
     added = parts.trained if parts.kind == "lora" else parts.trained[len(parts.weights) :]
     run.write_metrics(
         {
@@ -221,15 +222,23 @@ def finetune(recipe: Recipe, folder: Path, *, parts: FinetuneSetup, callback: Ca
             "added_parameters": sum(p.numel() for p in added),
         }
     )
-    unit = get_loss_unit(recipe.task_settings)
+    unit = make_objective(recipe.task_settings, ()).loss_unit
     with run.replace_picture() as path:
         draw_run(run.read_events(), path, title=run.path.name, unit=unit)
 
     def answer(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         with accelerator.autocast():
-            return predict_without_prompt(parts.task, rows)
+            return predict_without_prompt(task, rows)
 
     return answer
+
+
+def _calibrate(trainer: Trainer, recipe: Recipe, rows: RenderedRows) -> Task:
+    """The task with what a recipe leaves to validation rows, as a prompt has it."""
+    task = trainer.task
+    if not isinstance(task, Classifier) or not has_open_answers(recipe.task_settings):
+        return task
+    return calibrate_by_rows(task, trainer.evaluate_parts(None, rows))[0]
 
 
 def make_finetune_trainer(parts: FinetuneSetup, accelerator: Accelerator) -> Trainer:

@@ -23,24 +23,23 @@ from softprompt.tasks import Classify, Task, TaskSettings
 from softprompt.tasks.classifier_head import ClassifierHead, HeadKind
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.pooling import Pooling, find_pooling_fault, resolve_pooling
+from softprompt.tasks.regression import Numbers
 from softprompt.train.datasets import RenderedRows, sample_rows
-from softprompt.train.readout import MAX_PROBED_ROWS, ReadoutChoice
-from softprompt.train.regression import (
-    REGRESSIONS,
-    STANDARDIZED_REGRESSIONS,
-    divide_by_label,
-    fit_calibrated,
-    list_parts,
-    normalize_features,
-    weigh_regressions,
+from softprompt.train.linear_models import (
+    can_fit,
+    divide_rows,
+    fit_linear_model,
+    list_fold_parts,
 )
+from softprompt.train.readout import MAX_PROBED_ROWS, ReadoutChoice
+from softprompt.train.regression import normalize_features
 
 # The share of the regression's weights that a head starts with. It gives the same labels as the
 # whole regression, which is so sure of the rows that it was fitted on that they leave the prompt no
 # gradient: with it, deep prefixes on 960 reviews were worse than with random heads.
 _SHARE_OF_WEIGHTS = 0.2
-# The heads that a regression can be folded into.
-_REGRESSIONS: tuple[HeadKind, ...] = ("linear", "linear-normalized")
+# The heads that a linear model can be folded into.
+_LINEAR_HEADS: tuple[HeadKind, ...] = ("linear", "linear-normalized")
 _BATCH_SIZE = 32
 
 
@@ -102,21 +101,23 @@ def take_head(task: Task, artifact: Artifact, *, settings: TaskSettings) -> Head
 
 
 def can_fit_head(task: Task) -> bool:
-    """Whether a task has a head that a logistic regression can be folded into.
+    """Whether a task has a head that a linear model can be folded into.
 
     Args:
         task: bound to its backbone.
     """
-    return isinstance(task, HeadClassifier) and task.head.kind in _REGRESSIONS
+    is_linear = isinstance(task, HeadClassifier) and task.head.kind in _LINEAR_HEADS
+    return is_linear and can_fit(task.objective)
 
 
 def fit_head(
     task: HeadClassifier, rows: RenderedRows, *, prompt: Prompt | None
 ) -> ClassifierHead | None:
-    """Fit a task's head as a logistic regression, on the states that rows have with a prompt.
+    """Fit a task's head as a linear model, on the states that rows have with a prompt.
 
     The regularization is chosen by folds of the rows. The head gets a fifth of the weights, which
-    gives the same labels with less confidence, so that the rows still have a gradient.
+    gives the same labels with less confidence, so that the rows still have a gradient. A head of
+    numbers gets all of them.
 
     Args:
         task: with a head for which `can_fit_head` is true; it stays as it is.
@@ -126,23 +127,23 @@ def fit_head(
     Returns:
         The head. None if the rows are too few to fit one, or have states that are not finite.
     """
-    sample = sample_rows(rows, MAX_PROBED_ROWS)
-    truth = np.array(sample.truth)
-    parts = list_parts(truth, divide_by_label(truth, seed=0))
+    sample, objective = sample_rows(rows, MAX_PROBED_ROWS), task.objective
+    folds = divide_rows(sample.truth, objective, seed=0)
+    parts = list_fold_parts(sample.truth, folds, objective=objective)
     if not parts:
         return None
     features = _compute_states(task, sample, prompt)
     if not np.isfinite(features).all():  # the first step of the training says so
         return None
-    is_normalized, among = task.head.kind == "linear-normalized", STANDARDIZED_REGRESSIONS
+    is_normalized = task.head.kind == "linear-normalized"
     if is_normalized:
-        features, among = normalize_features(features), REGRESSIONS
-    among = weigh_regressions(among, task.class_weights)
-    found = fit_calibrated(features, truth, labels=task.labels, parts=parts, among=among)
-    weight, bias = found.fold(task.labels, is_normalized=is_normalized)
+        features = normalize_features(features)
+    found = fit_linear_model(
+        features, sample.truth, objective=objective, parts=parts, is_normalized=is_normalized
+    )
     head = deepcopy(task.head)
-    share = _SHARE_OF_WEIGHTS
-    head.load_state_dict({"output.weight": share * weight, "output.bias": share * bias})
+    share = 1.0 if isinstance(objective, Numbers) else _SHARE_OF_WEIGHTS
+    head.load_state_dict({"output.weight": share * found.weight, "output.bias": share * found.bias})
     return head
 
 

@@ -1,6 +1,6 @@
 """A head without a prompt: what a prompt has to beat, and what a run keeps where none does.
 
-The plain head is a logistic regression on the states of the bare backbone, with the readout of the
+The plain head is a linear model on the states of the bare backbone, with the readout of the
 run. Validation rows, or folds, decide between it and the trained prompt; test rows never do. As an
 artifact it is a prompt of length 0 with a linear head on normalized states, into whose weights the
 regression is folded.
@@ -18,23 +18,22 @@ from softprompt.artifact import Artifact, describe_backbone, make_artifact
 from softprompt.data import parse_template
 from softprompt.data.few_rows import count_rows
 from softprompt.prompt import InputPrompt
-from softprompt.tasks import Classify, LengthBudget, build_task
+from softprompt.tasks import Classify, LengthBudget, Regress, build_task
+from softprompt.tasks.binding import describe_objective
 from softprompt.tasks.config import describe_settings
 from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.objectives import ScoreObjective, SingleLabel
 from softprompt.tasks.pooling import Pooling, list_poolings
+from softprompt.tasks.regression import WordNumbers
 from softprompt.train.datasets import RenderedRows, render_table, sample_rows
-from softprompt.train.readout import choose_readout, compute_features, select_texts
-from softprompt.train.regression import (
-    REGRESSIONS,
-    Part,
-    RegressionSettings,
-    divide_by_label,
-    fit_calibrated,
-    list_parts,
-    normalize_features,
-    score_rows,
-    weigh_regressions,
+from softprompt.train.linear_models import (
+    divide_rows,
+    fit_linear_model,
+    list_answers,
+    list_fold_parts,
 )
+from softprompt.train.readout import choose_readout, compute_features, select_texts
+from softprompt.train.regression import Part, normalize_features
 from softprompt.train.setup import RunSetup
 
 # More training rows change a logistic regression little, and take long.
@@ -45,23 +44,30 @@ _FEW_ROWS = 32
 
 @dataclass(frozen=True, eq=False)
 class PlainHead:
-    """A logistic regression on the bare backbone's states, and its scores on unseen rows.
+    """A linear model on the bare backbone's states, and its scores on unseen rows.
 
     Args:
         pooling: the readout.
-        settings: of the regression.
-        weight: ``[C, H]`` of a ``linear-normalized`` head, one row for each label.
+        settings: of the linear model.
+        weight: ``[C, H]`` of a ``linear-normalized`` head.
         bias: ``[C]``.
-        accuracy: on the rows that judge, 0 to 1.
+        measure: the name of the score.
+        score: on the rows that judge.
         loss: on these rows.
     """
 
     pooling: Pooling
-    settings: RegressionSettings
+    settings: Mapping[str, Any]
     weight: Tensor
     bias: Tensor
-    accuracy: float
+    measure: str
+    score: float
     loss: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The score and the loss, by name."""
+        return {self.measure: self.score, "loss": self.loss}
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,12 @@ class HeadDecision:
 
     Args:
         keeps_prompt: whether the prompt was better.
-        prompt: its accuracy and loss on the rows that judge; None where there are none.
+        prompt: its score and loss on the rows that judge; None where there are none.
         head: those of the plain head.
         judge: these rows.
         name: of what is compared with the head: the prompt, or the ensemble.
         subject: what of it these rows measured.
+        measure: the name of the score.
     """
 
     keeps_prompt: bool
@@ -83,6 +90,7 @@ class HeadDecision:
     judge: str
     name: str = "prompt"
     subject: str = "it"
+    measure: str = "accuracy"
 
     def as_data(self) -> dict[str, Any]:
         """The decision as JSON has it."""
@@ -91,19 +99,25 @@ class HeadDecision:
     def __str__(self) -> str:
         if self.prompt is None:
             return f"the {self.name} is kept: there are no rows to compare it with a plain head by"
-        scores = (
-            f"{self.prompt['accuracy']:.1%} of {self.judge}, a plain head without a prompt "
-            f"{self.head['accuracy']:.1%}"
-        )
+        of_prompt, of_head = self.prompt[self.measure], self.head[self.measure]
+        verb, scores = f"has a {self.measure} of", f"{of_prompt:.3f} on {self.judge}"
+        other = f"{of_head:.3f}"
+        if self.measure == "accuracy":
+            verb, scores, other = (
+                "is right in",
+                f"{of_prompt:.1%} of {self.judge}",
+                f"{of_head:.1%}",
+            )
+        scores = f"{scores}, a plain head without a prompt {other}"
         if self.keeps_prompt:
-            return f"the {self.name} is kept: {self.subject} is right in {scores}"
+            return f"the {self.name} is kept: {self.subject} {verb} {scores}"
         best = "no prompt was better than a plain head"
-        if self.prompt["accuracy"] > self.head["accuracy"]:
+        if of_prompt > of_head:
             best = "with so few rows no prompt was clearly better than a plain head"
         subject = (
             f"the {self.name}" if self.subject == "it" else f"of the {self.name}, {self.subject}"
         )
-        return f"{best}, which is kept, with a prompt of length 0: {subject} is right in {scores}"
+        return f"{best}, which is kept, with a prompt of length 0: {subject} {verb} {scores}"
 
 
 def fit_plain_head(prepared: RunSetup) -> PlainHead:
@@ -127,26 +141,49 @@ def fit_plain_head(prepared: RunSetup) -> PlainHead:
         name: normalize_features(compute_features(backbone, part, poolings=[pooling])[pooling])
         for name, part in texts.items()
     }
-    truth = {name: np.array(part.truth) for name, part in rows.items()}
-    parts = _divide(prepared, truth["train"])
-    labels, weights = prepared.task.labels, prepared.task.class_weights
-    found = fit_calibrated(
+    objective = get_objective(prepared)
+    found = fit_linear_model(
         features["train"],
-        truth["train"],
-        labels=labels,
-        parts=parts,
-        among=weigh_regressions(REGRESSIONS, weights),
+        rows["train"].truth,
+        objective=objective,
+        parts=_divide(prepared, rows["train"].truth),
+        is_normalized=True,
     )
-    weight, bias = found.fold(labels, is_normalized=True)
-    judged = found.unseen
+    truth = [rows["train"].truth[at] for at in found.judged]
+    scores = found.unseen
     if "validation" in rows:
-        judged = score_rows(
-            found.fitted, features["validation"], truth=truth["validation"], labels=labels
-        )
-    loss = judged.compute_loss(
-        found.factor, weights=None if weights is None else [*weights.values()]
+        states = features["validation"] * features["validation"].shape[1] ** 0.5
+        truth, scores = [*rows["validation"].truth], found.score(states)
+    judged = objective.score_rows(truth, list_answers(scores, objective))
+    targets = [objective.read_target(text) for text in truth]
+    loss = float("inf")
+    if truth:
+        loss = float(objective.sum_loss(scores.double(), targets).total) / len(truth)
+    return PlainHead(
+        pooling,
+        found.settings,
+        found.weight,
+        found.bias,
+        objective.measure,
+        float(np.mean(judged)) if truth else 0.0,
+        loss,
     )
-    return PlainHead(pooling, found.settings, weight, bias, judged.accuracy, loss)
+
+
+def get_objective(prepared: RunSetup) -> ScoreObjective:
+    """The objective of a run's head, before validation rows have decided anything.
+
+    Args:
+        prepared: the parts of a run with a trained head, or with label words.
+    """
+    objective = prepared.task.objective
+    if isinstance(objective, SingleLabel):
+        return replace(objective, temperature=1.0)
+    if isinstance(objective, WordNumbers):
+        return objective.numbers
+    if not isinstance(objective, ScoreObjective):  # refused by `check_plain_head`
+        raise TypeError(objective)
+    return objective
 
 
 def decide(
@@ -173,16 +210,18 @@ def decide(
         subject = "it" if name == "prompt" else "its first seed alone"
     elif validation is not None:
         scores, judge = metrics["validation"], count_rows(len(validation.truth), "validation")
-    of_head = {"accuracy": head.accuracy, "loss": head.loss}
+    of_head, measure = head.metrics, head.measure
     if scores is None:
-        return HeadDecision(True, None, of_head, judge, name=name)  # noqa: FBT003  # a value
+        return HeadDecision(True, None, of_head, judge, name=name, measure=measure)  # noqa: FBT003  # a value
     of_prompt = {name: scores[name] for name in of_head}
-    is_better = (of_prompt["accuracy"], -of_prompt["loss"]) > (head.accuracy, -head.loss)
-    if count < _FEW_ROWS * len(prepared.task.labels):
+    is_better = (of_prompt[measure], -of_prompt["loss"]) > (head.score, -head.loss)
+    if measure == "accuracy" and count < _FEW_ROWS * len(prepared.task.labels):
         judges = count if validation is None else len(validation.truth)
-        error = (head.accuracy * (1 - head.accuracy) / judges) ** 0.5
-        is_better = of_prompt["accuracy"] > head.accuracy + error
-    return HeadDecision(is_better, of_prompt, of_head, judge, name=name, subject=subject)
+        error = (head.score * (1 - head.score) / judges) ** 0.5
+        is_better = of_prompt[measure] > head.score + error
+    return HeadDecision(
+        is_better, of_prompt, of_head, judge, name=name, subject=subject, measure=measure
+    )
 
 
 def make_plain_artifact(prepared: RunSetup, head: PlainHead, *, decision: HeadDecision) -> Artifact:
@@ -207,7 +246,7 @@ def make_plain_artifact(prepared: RunSetup, head: PlainHead, *, decision: HeadDe
         data=prepared.data_record,
         recipe=prepared.recipe.as_data(),
         metrics={
-            "validation": {"accuracy": head.accuracy, "loss": head.loss},
+            "validation": head.metrics,
             "step": 0,
             "plain_head": decision.as_data(),
         },
@@ -233,20 +272,19 @@ def render_plain_rows(prepared: RunSetup, split: str) -> RenderedRows:
     return render_table(task, prepared.tables[split], where=f"the {split} data")
 
 
-def _make_plain_settings(prepared: RunSetup) -> Classify:
+def _make_plain_settings(prepared: RunSetup) -> Classify | Regress:
     """The settings of the task with a linear head, and no soft tokens in its template."""
     settings = prepared.recipe.task_settings
-    if not isinstance(settings, Classify):  # refused by `check_plain_head`
-        raise TypeError(settings)
     template = parse_template(prepared.template).replace_soft_tokens("")
-    return replace(
-        settings,
-        template=template,
-        verbalizer=None,
-        head="linear-normalized",
-        pooling="auto",
-        class_weights=prepared.task.class_weights,
-    )
+    facts = describe_objective(get_objective(prepared))
+    common = {"template": template, "head": "linear-normalized", "pooling": "auto", **facts}
+    match settings:
+        case Classify():
+            return replace(settings, verbalizer=None, **common)
+        case Regress():
+            return replace(settings, words=None, **common)
+        case _:  # refused by `check_plain_head`
+            raise TypeError(settings)
 
 
 def _choose_pooling(prepared: RunSetup, rows: Mapping[str, RenderedRows]) -> Pooling:
@@ -257,12 +295,14 @@ def _choose_pooling(prepared: RunSetup, rows: Mapping[str, RenderedRows]) -> Poo
     poolings = list_poolings(prepared.backbone.geometry.architecture, template)
     size = prepared.backbone.geometry.vocab_size
     texts = {name: select_texts(part, size) for name, part in rows.items()}
-    return choose_readout(prepared.backbone, poolings, **texts).pooling
+    objective = get_objective(prepared)
+    return choose_readout(prepared.backbone, poolings, objective=objective, **texts).pooling
 
 
-def _divide(prepared: RunSetup, truth: np.ndarray) -> list[Part]:
+def _divide(prepared: RunSetup, truth: Sequence[str]) -> list[Part]:
     """The rows to fit on and to judge by: the folds of the run, or some of the training rows."""
     folds: Sequence[Sequence[int] | np.ndarray] = prepared.folds
+    objective = get_objective(prepared)
     if not folds or len(truth) != sum(map(len, folds)):
-        folds = divide_by_label(truth, seed=prepared.recipe.seed)
-    return list_parts(truth, folds)
+        folds = divide_rows(truth, objective, seed=prepared.recipe.seed)
+    return list_fold_parts(truth, folds, objective=objective)

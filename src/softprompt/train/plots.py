@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 _Event: TypeAlias = Mapping[str, Any]
 # Of all validation metrics, those that are drawn, and shown while a run trains.
-SHOWN_METRICS = ("accuracy", "macro_f1", "exact_match", "rougeL")
+SHOWN_METRICS = (
+    *("accuracy", "macro_f1", "micro_f1", "exact_match", "rougeL"),
+    *("pearson", "spearman", "r2"),
+)
 
 
 def draw_run(

@@ -1,4 +1,4 @@
-"""Choose the readout of a trained head: a logistic probe on the frozen backbone's states decides.
+"""Choose the readout of a trained head: a linear probe on the frozen backbone's states decides.
 
 The probe is fitted on training rows, and judged by validation rows and by training rows in folds.
 Test rows are never read.
@@ -19,21 +19,23 @@ from softprompt.data.rendering import RenderedRow
 from softprompt.injection.forward import forward
 from softprompt.tasks.base import gather_positions, pad_rows
 from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.objectives import ScoreObjective
 from softprompt.tasks.pooling import Pooling, list_poolings, locate_point, mark_words, pool_states
 from softprompt.train.datasets import RenderedRows, sample_rows
-from softprompt.train.regression import (
-    STANDARDIZED_REGRESSIONS,
-    Part,
-    choose_regression,
-    divide_by_label,
-    is_clearly_worse,
-    list_parts,
+from softprompt.train.linear_models import (
+    can_fit,
+    divide_rows,
+    fit_linear_model,
+    is_clearly_higher,
+    list_answers,
+    list_fold_parts,
 )
+from softprompt.train.regression import Part
 
 # Features `[rows, H]` of each readout.
 Features = dict[Pooling, np.ndarray]
-# Rendered rows and their labels.
-LabeledTexts = tuple[Sequence[RenderedRow], Sequence[str]]
+# Rendered rows and their targets.
+TargetedTexts = tuple[Sequence[RenderedRow], Sequence[str]]
 _BATCH_SIZE = 32
 # The most rows of a split that the choice is made from.
 MAX_PROBED_ROWS = 2000
@@ -48,16 +50,18 @@ class ReadoutChoice:
 
     Args:
         pooling: the readout.
-        scores: the accuracy of the probe with each readout that could be chosen, 0 to 1; empty if
+        scores: of the probe with each readout that could be chosen, 0 to 1; empty if
             there was nothing to choose from.
         reason: what the probe was judged by, or why there was nothing to choose.
         is_chosen: whether it was chosen by rows, not taken from an artifact.
+        measure: the name of the scores.
     """
 
     pooling: Pooling
     scores: Mapping[str, float]
     reason: str
     is_chosen: bool = True
+    measure: str = "accuracy"
 
     def as_data(self) -> dict[str, Any]:
         """The choice as JSON has it."""
@@ -66,14 +70,17 @@ class ReadoutChoice:
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> "ReadoutChoice":
         """The choice that `as_data` returned."""
-        return cls(data["pooling"], dict(data["scores"]), data["reason"], data["is_chosen"])
+        measure = data.get("measure", "accuracy")
+        scores, reason = dict(data["scores"]), data["reason"]
+        return cls(data["pooling"], scores, reason, data["is_chosen"], measure)
 
     def __str__(self) -> str:
         if not self.scores:
             return f"readout: {self.pooling}, {self.reason}"
         scores = ", ".join(f"{name} {score:.1%}" for name, score in self.scores.items())
         note = "" if self.scores[self.pooling] == max(self.scores.values()) else _NOT_CLEAR
-        return f"readout: {self.pooling}, chosen by {self.reason} (logistic probe: {scores}{note})"
+        name = "logistic probe" if self.measure == "accuracy" else f"linear probe, {self.measure}"
+        return f"readout: {self.pooling}, chosen by {self.reason} ({name}: {scores}{note})"
 
 
 @torch.no_grad()
@@ -121,10 +128,11 @@ def choose_readout(
     backbone: Backbone,
     poolings: Sequence[Pooling],
     *,
-    train: LabeledTexts,
-    validation: LabeledTexts = ((), ()),
+    objective: ScoreObjective,
+    train: TargetedTexts,
+    validation: TargetedTexts = ((), ()),
 ) -> ReadoutChoice:
-    """Choose the readout with which a logistic probe is right most often, if that is clear.
+    """Choose the readout with which a linear probe scores best, if that is clear.
 
     Of those that are not clearly worse than the best (by more than two standard errors of the
     difference on the same rows) the first is taken: few rows do not tell readouts apart.
@@ -135,17 +143,18 @@ def choose_readout(
     Args:
         backbone: without a prompt.
         poolings: to choose from, the likeliest one first.
-        train: the training rows, without soft tokens, and their labels.
+        objective: of the task.
+        train: the training rows, without soft tokens, and their targets.
         validation: the same of the validation rows, if there are any.
     """
     if len(poolings) == 1:
         return ReadoutChoice(poolings[0], {}, _ONLY)
     counts = len(train[0]), len(validation[0])
-    labels = np.array([*train[1], *validation[1]])
-    if not _list_parts(labels, *counts):
+    truth = [*train[1], *validation[1]]
+    if not _list_parts(truth, objective, *counts):
         return ReadoutChoice(poolings[0], {}, _TOO_FEW)
     features = compute_features(backbone, [*train[0], *validation[0]], poolings=poolings)
-    return _choose_by_features(features, labels, *counts)
+    return _choose_by_features(features, truth, objective, *counts)
 
 
 def choose_fold_readouts(
@@ -174,40 +183,52 @@ def choose_fold_readouts(
     texts, names = select_texts(numbered, backbone.geometry.vocab_size)
     kept = [int(name) for name in names]
     features = compute_features(backbone, texts, poolings=poolings)
-    labels = np.array([rows.truth[index] for index in kept])
     held_out = np.array([fold_of.get(index, -1) for index in kept])
     choices = []
     for number in range(len(folds)):
-        used = held_out != number
+        used = np.flatnonzero(held_out != number)
         seen = {name: values[used] for name, values in features.items()}
-        choices.append(_choose_by_features(seen, labels[used], int(used.sum()), 0))
+        truth = [rows.truth[kept[at]] for at in used]
+        choices.append(_choose_by_features(seen, truth, task.objective, len(used), 0))
     return tuple(choices)
 
 
 def _choose_by_features(
-    features: Features, labels: np.ndarray, train: int, validation: int
+    features: Features,
+    truth: Sequence[str],
+    objective: ScoreObjective,
+    train: int,
+    validation: int,
 ) -> ReadoutChoice:
     """Choose the readout by the features of training rows, and of validation rows after them."""
-    parts, names = _list_parts(labels, train, validation), [*features]
+    parts, names = _list_parts(truth, objective, train, validation), [*features]
     if not parts:
         return ReadoutChoice(names[0], {}, _TOO_FEW)
-    classes = sorted({*labels.tolist()})
-    found = {
-        name: choose_regression(
-            features[name], labels, labels=classes, parts=parts, among=STANDARDIZED_REGRESSIONS
-        )[1]
-        for name in names
-    }
-    best = max(found.values(), key=lambda unseen: unseen.accuracy)
-    chosen = next(n for n in names if not is_clearly_worse(found[n].hits, best.hits, errors=2))
-    scores = {str(name): unseen.accuracy for name, unseen in found.items()}
-    return ReadoutChoice(chosen, scores, _name_judges(train, validation))
+    found = {name: _score_probe(features[name], truth, objective, parts) for name in names}
+    best = max(found.values(), key=lambda unseen: float(unseen.mean()))
+    chosen = next(n for n in names if not is_clearly_higher(-found[n], -best, errors=2))
+    scores = {str(name): float(unseen.mean()) for name, unseen in found.items()}
+    return ReadoutChoice(chosen, scores, _name_judges(train, validation), measure=objective.measure)
 
 
-def _list_parts(labels: np.ndarray, train: int, validation: int) -> list[Part]:
+def _score_probe(
+    features: np.ndarray, truth: Sequence[str], objective: ScoreObjective, parts: Sequence[Part]
+) -> np.ndarray:
+    """The score of each judged row, by a probe that was fitted without it."""
+    model = fit_linear_model(features, truth, objective=objective, parts=parts, is_normalized=False)
+    answers = list_answers(model.unseen, objective)
+    return np.array(objective.score_rows([truth[at] for at in model.judged], answers))
+
+
+def _list_parts(
+    truth: Sequence[str], objective: ScoreObjective, train: int, validation: int
+) -> list[Part]:
     """The rows to fit on and to judge by: folds of the training rows, and the validation rows."""
-    known = labels[:train]
-    parts = list_parts(known, divide_by_label(known, seed=0))
+    if not can_fit(objective):
+        return []
+    known = truth[:train]
+    folds = divide_rows(known, objective, seed=0)
+    parts = list_fold_parts(known, folds, objective=objective)
     if validation and len({*known}) > 1:
         parts.append((np.arange(train), np.arange(train, train + validation)))
     return parts
@@ -235,7 +256,7 @@ def choose_task_readout(
     used = {name: rows[name] for name in ("train", "validation") if name in rows}
     size = backbone.geometry.vocab_size
     texts = {name: select_texts(part, size) for name, part in used.items()}
-    return choose_readout(backbone, poolings, **texts)
+    return choose_readout(backbone, poolings, objective=task.objective, **texts)
 
 
 def describe_choice(
@@ -256,8 +277,8 @@ def describe_choice(
     return f"default: {', '.join(poolings)}, chosen before the first step by a probe on {judged}"
 
 
-def select_texts(rows: RenderedRows, vocab_size: int) -> LabeledTexts:
-    """A sample of the rows, always the same one, without soft tokens, and their labels.
+def select_texts(rows: RenderedRows, vocab_size: int) -> TargetedTexts:
+    """A sample of the rows, always the same one, without soft tokens, and their targets.
 
     Rows that have no other tokens are left out.
 

@@ -18,7 +18,7 @@ from softprompt.inference.loops import EvaluationReport, make_report
 from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import Prompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classifier, Classify, TaskSettings
+from softprompt.tasks.binding import describe_objective, make_objective
 from softprompt.tasks.config import describe_settings
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.datasets import RenderedRows
@@ -95,6 +95,7 @@ def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -
                 **_describe_others(prepared),
                 "step": best.step,
                 **_describe_seed(prepared),
+                **_describe_calibration(prepared),
                 "moved": {"overall": distance.overall, "each": [*distance.each]},
             }
         ),
@@ -104,8 +105,7 @@ def make_run_artifact(prepared: RunSetup, best: Best, *, start: Prompt | None) -
 def _describe_task(prepared: RunSetup) -> dict[str, object]:
     """The settings of the task, with the readout of its head and the weights of its labels."""
     facts = describe_settings(prepared.recipe.task_settings, template=prepared.template)
-    if isinstance(prepared.task, Classifier):
-        facts["class_weights"] = prepared.task.class_weights
+    facts |= describe_objective(prepared.task.objective)
     if isinstance(prepared.task, HeadClassifier):
         facts["pooling"] = prepared.task.pooling
     return facts
@@ -139,6 +139,10 @@ def _is_infinite(value: object) -> bool:
 def _describe_cross_validation(prepared: RunSetup) -> dict[str, Any]:
     scores = prepared.cross_validation
     return {} if scores is None else {"cross_validation": dict(scores)}
+
+
+def _describe_calibration(prepared: RunSetup) -> dict[str, Any]:
+    return {} if prepared.calibration is None else {"calibration": dict(prepared.calibration)}
 
 
 def _describe_seed(prepared: RunSetup) -> dict[str, int]:
@@ -230,6 +234,7 @@ def collect_metrics(trainer: Trainer, best: Best, *, prepared: RunSetup) -> dict
         **_describe_others(prepared),
         "rows": {name: len(rows.truth) for name, rows in prepared.rows.items()},
         "warnings": warnings,
+        **_describe_calibration(prepared),
         "best_step": best.step,
         "steps": trainer.step,
         "truncated_rows": {name: rows.truncated for name, rows in prepared.rows.items()},
@@ -267,11 +272,6 @@ def measure_test(
     return {"test": to_dict(_evaluate(model, trainer, test))}
 
 
-def get_loss_unit(settings: TaskSettings) -> str:
-    """What a task's loss is a mean over."""
-    return "row" if isinstance(settings, Classify) else "scored token"
-
-
 def draw_picture(run: RunDir, recipe: Recipe) -> None:
     """Draw the learning curves of a run into its folder.
 
@@ -279,7 +279,8 @@ def draw_picture(run: RunDir, recipe: Recipe) -> None:
         run: with its events.
         recipe: of the run.
     """
-    title, unit = f"{run.path.name}: {recipe.method.name}", get_loss_unit(recipe.task_settings)
+    title = f"{run.path.name}: {recipe.method.name}"
+    unit = make_objective(recipe.task_settings, ()).loss_unit
     seeds = {each.path.name: [*each.read_events()] for each in run.list_seeds()}
     with run.replace_picture() as path:
         if seeds:

@@ -19,6 +19,7 @@ from softprompt.inference.ensemble import Ensemble, EnsembleReport
 from softprompt.inference.model import attach
 from softprompt.inference.votes import choose_vote
 from softprompt.recipe import Recipe
+from softprompt.train.calibration import calibrate_task
 from softprompt.train.events import Callback, PhaseStarted, TrainingWarning
 from softprompt.train.folds import CrossValidation, score_seed
 from softprompt.train.kept import read_kept, write_kept
@@ -140,6 +141,7 @@ def _train_seed(
     trainer, best = train_to_end(
         member, accelerator, callbacks=callbacks, folder=folder, resume=resume
     )
+    member = calibrate_task(member, best, trainer=trainer, callbacks=callbacks)
     artifact = make_run_artifact(member, best, start=trainer.start)
     metrics = collect_metrics(trainer, best, prepared=member)
     if folder is not None and accelerator.is_main_process:

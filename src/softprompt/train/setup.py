@@ -1,6 +1,5 @@
 """Set up a run: from a recipe to all its parts, for a prompt or for the hard prompt."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -21,6 +20,7 @@ from softprompt.methods import Method, PrefixTuning, PTuningV2
 from softprompt.methods.defaults import Defaults
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, Task
+from softprompt.tasks.base import HeadTask
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
@@ -78,6 +78,7 @@ class RunSetup:
         fold_readouts: of each fold, chosen without the rows that validate there; empty where they
             are all that of the run.
         init: the initialization, where it is given instead of the recipe's.
+        calibration: what validation rows decided after the training.
     """
 
     recipe: Recipe
@@ -102,6 +103,7 @@ class RunSetup:
     trained_with: tuple[str, ...] = ()
     fold_readouts: tuple[ReadoutChoice, ...] = ()
     init: InitLike | None = None
+    calibration: Mapping[str, Any] | None = None
 
     @property
     def is_first_seed(self) -> bool:
@@ -142,8 +144,8 @@ class RunSetup:
         """Messages on what is possible but rarely meant, in labels and template."""
         settings, template = self.recipe.task_settings, parse_template(self.template)
         slips = [*find_template_slips(template, settings, backbone=self.backbone)]
-        if self.task.labels:
-            slips += describe_labels(Counter(self.rows["train"].truth), self.task.target_column)
+        counts = self.task.objective.count_labels(self.rows["train"].truth)
+        slips += describe_labels(counts, self.task.target_column)
         return tuple(slips)
 
 
@@ -295,7 +297,7 @@ def with_seed(prepared: RunSetup, seed: int) -> RunSetup:
     )
     run_stages((make_method, bind_task, start_head), parts, collector=FaultCollector())
     task, fresh = prepared.task, require(parts.task)
-    if isinstance(task, HeadClassifier) and isinstance(fresh, HeadClassifier):
+    if isinstance(task, HeadTask) and isinstance(fresh, HeadTask):
         task = task.with_head(fresh.head)
     training = replace(prepared.training, seed=seed)
     return settle_head(

@@ -4,7 +4,7 @@ A stage is skipped if a part that it needs is missing. This only happens if the 
 going after a fault, and then the reason why the part is missing is already recorded.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,15 +30,14 @@ from softprompt.methods import Method, build_method
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromDemonstrations, FromPrompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, LengthBudget, Task, TaskSettings, build_task
+from softprompt.tasks import Classify, Generate, LengthBudget, Task, TaskSettings, build_task
 from softprompt.tasks.binding import read_label_words
+from softprompt.tasks.config import get_target_column, list_flexible_columns
+from softprompt.tasks.targets import check_tables, find_labels
 from softprompt.train.datasets import (
     RenderedRows,
     check_no_validation,
-    check_tables,
     check_validation_of_seeds,
-    find_labels,
-    get_target_column,
     get_task_columns,
     list_row_warnings,
     render_splits,
@@ -58,9 +57,9 @@ from softprompt.train.initialization import (
     read_candidates,
     resolve_initializer,
 )
-from softprompt.train.label_weights import weigh_labels
 from softprompt.train.readout import ReadoutChoice
 from softprompt.train.recipe_backbone import is_remote, load_recipe_backbone
+from softprompt.train.task_settings import complete_task_settings
 from softprompt.train.templates import check_soft_tokens, make_soft_template, resolve_hard_template
 
 LabelNames = tuple[str, ...]
@@ -213,7 +212,8 @@ def choose_labels(parts: Parts, collector: FaultCollector) -> None:
         parts.labels = collector.attempt(find_labels, settings, tables["train"])
     if parts.labels is None:
         others = {name: table for name, table in tables.items() if name != "train"}
-        target = _select_known([get_target_column(settings)], tables)
+        flexible = list_flexible_columns(settings)
+        target = _select_known({get_target_column(settings)}.difference(flexible), tables)
         _check_columns(others, target, collector=collector)
         return
     for name, table in tables.items():
@@ -302,7 +302,7 @@ def _start_from_demonstrations(parts: Parts, init: FromDemonstrations) -> Method
     recipe, backbone = parts.recipe, require(parts.backbone)
     check_demonstrations_fit(backbone.geometry)
     task = build_task(
-        weigh_labels(recipe.task_settings, None, labels=None),
+        complete_task_settings(recipe.task_settings, None, labels=None),
         backbone,
         template=require(parts.template).text,
         labels=require(parts.labels),
@@ -310,7 +310,8 @@ def _start_from_demonstrations(parts: Parts, init: FromDemonstrations) -> Method
         seed=recipe.seed,
     )
     table = require(parts.valid_tables.get("train"))
-    check_columns(table, [*task.columns, task.target_column], where="the train data")
+    columns, flexible = [*task.columns, task.target_column], task.flexible_columns
+    check_columns(table, columns, where="the train data", flexible=flexible)
     if parts.demonstrations is None:
         parts.demonstrations = choose_demonstrations(init, table, task=task, recipe=recipe)
         parts.notes.append(str(parts.demonstrations))
@@ -326,7 +327,7 @@ def bind_task(parts: Parts, collector: FaultCollector) -> None:
     labels, rows = parts.labels, parts.valid_tables.get("train")
 
     settings: TaskSettings | None = collector.attempt(
-        lambda: weigh_labels(recipe.task_settings, rows, labels=labels)
+        lambda: complete_task_settings(recipe.task_settings, rows, labels=labels)
     )
     if settings is None:
         raise MissingPartError
@@ -376,7 +377,7 @@ def collect_row_warnings(parts: Parts, _collector: FaultCollector) -> None:
     """Collect what makes the scores of the run say less than they seem to."""
     task, template = require(parts.task), require(parts.template)
     parts.warnings += list_row_warnings(
-        parts.valid_tables, parts.rows, fields=template.fields, labels=task.labels
+        parts.valid_tables, parts.rows, fields=template.fields, objective=task.objective
     )
 
 
@@ -450,7 +451,7 @@ def _check_fields(parts: Parts, collector: FaultCollector) -> None:
     _check_columns(tables, _select_known(template.fields, tables), collector=collector)
 
 
-def _select_known(names: Sequence[str], tables: Mapping[str, Table]) -> list[str]:
+def _select_known(names: Iterable[str], tables: Mapping[str, Table]) -> list[str]:
     """The columns that the training data has; the others are already reported."""
     return [n for n in names if "train" not in tables or n in tables["train"].column_names]
 
@@ -478,7 +479,7 @@ def _compute_budget(recipe: Recipe, method: Method) -> LengthBudget:
 
 def _render(parts: Parts, task: Task, *, split: str) -> None:
     table, columns = parts.valid_tables[split], [*task.columns, task.target_column]
-    check_columns(table, columns, where=f"the {split} data")
+    check_columns(table, columns, where=f"the {split} data", flexible=task.flexible_columns)
     parts.hashes[split] = digest_rows(table, columns)
     parts.rows |= render_splits(
         {split: table},
@@ -491,9 +492,8 @@ def _render(parts: Parts, task: Task, *, split: str) -> None:
 
 
 def _refuse_plain_head(settings: TaskSettings, backbone: Backbone) -> None:
-    reasons = []
-    if not isinstance(settings, Classify):
-        reasons.append("the task has no labels that a head could choose from")
+    no_head = "the task has no labels that a head could choose from"
+    reasons = [no_head] if isinstance(settings, Generate) else []
     if backbone.geometry.architecture == "encoder-decoder":
         reasons.append("the states of an encoder-decoder are read by its decoder")
     if reasons:

@@ -1,6 +1,5 @@
 """Describe a run before its first step: parameters, settings, rows, and what is cached."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from math import ceil
@@ -12,6 +11,7 @@ from softprompt.data import Field, SoftTokens, Template, parse_template
 from softprompt.injection.prefix_sharing import can_split, measure_common_prefix
 from softprompt.methods.defaults import Defaults
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
+from softprompt.tasks import Objective
 from softprompt.tasks.classification import CausalVerbalizer
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.config import choose_length
@@ -245,8 +245,7 @@ def summarize_run(prepared: RunSetup, *, steps: int) -> RunSummary:
         ),
         trainable=sum(p.numel() for p in trained),
         splits={
-            name: _summarize_split(rows, has_labels=bool(task.labels))
-            for name, rows in prepared.rows.items()
+            name: _summarize_split(rows, task.objective) for name, rows in prepared.rows.items()
         },
         settings=_collect_settings(prepared),
         steps=steps,
@@ -266,9 +265,9 @@ def compute_trainable_share(trained: int, backbone: int) -> str:
     return f"trainable {trained:,} of {total:,} ({100 * trained / total:.2g} %)"
 
 
-def _summarize_split(rows: RenderedRows, *, has_labels: bool) -> SplitSummary:
+def _summarize_split(rows: RenderedRows, objective: Objective) -> SplitSummary:
     lengths = [example.length for example in rows.examples]
-    counts = dict(sorted(Counter(rows.truth).items())) if has_labels else {}
+    counts = dict(sorted(objective.count_labels(rows.truth).items()))
     return SplitSummary(
         len(lengths), counts, sum(lengths) / len(lengths), max(lengths), rows.truncated
     )

@@ -12,7 +12,7 @@ from softprompt.data.tokenizer import list_special_tokens, measure_wrapping
 from softprompt.errors import TemplateError
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classify, TaskSettings
-from softprompt.train.datasets import get_target_column
+from softprompt.tasks.config import get_target_column
 
 DEFAULT_SOFT_TOKENS = 20
 

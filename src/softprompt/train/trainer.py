@@ -16,6 +16,7 @@ from softprompt.errors import RecipeError, TrainingError, format_unknown
 from softprompt.inference.loops import EvaluatedRows, EvaluationReport, evaluate_rows, make_report
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt, detach_copy, to
 from softprompt.tasks import Classifier, Task
+from softprompt.tasks.objectives import MINIMIZED
 from softprompt.train.accelerator import prepare_only
 from softprompt.train.config import ResolvedTraining, check_validation_settings
 from softprompt.train.datasets import RenderedRows, sample_rows
@@ -249,7 +250,7 @@ class Trainer:
 
     def _validate(self, rows: RenderedRows) -> Evaluation:
         prompt = self.prompt()
-        parts = self._evaluate_rows(prompt, rows)
+        parts = self.evaluate_parts(prompt, rows)
         report = make_report(self.task, parts)
         train = None if self.train_sample is None else self.evaluate(self.train_sample)
         is_best = self._keep_if_best(prompt, report.metrics)
@@ -312,9 +313,15 @@ class Trainer:
 
     def evaluate(self, rows: RenderedRows) -> EvaluationReport:
         """The loss and the metrics of the current state on some rows."""
-        return make_report(self.task, self._evaluate_rows(self.prompt(), rows))
+        return make_report(self.task, self.evaluate_parts(self.prompt(), rows))
 
-    def _evaluate_rows(self, prompt: Prompt | None, rows: RenderedRows) -> list[EvaluatedRows]:
+    def evaluate_parts(self, prompt: Prompt | None, rows: RenderedRows) -> list[EvaluatedRows]:
+        """Evaluate rows in all processes, each of which gets the parts of all of them.
+
+        Args:
+            prompt: to run them with; None where the backbone is trained.
+            rows: to evaluate.
+        """
         # A saved prompt is used without autocast. A backbone that is trained in fp32, so that small
         # updates are not lost, is used with it.
         with self.accelerator.autocast() if prompt is None else nullcontext():
@@ -394,7 +401,7 @@ def describe_untrained(best: Best, metric: str) -> str:
 
 
 def compute_selection_score(metrics: Mapping[str, float], *, select: str, step: int) -> float:
-    """The score to select by, higher is better: a metric, or the negative loss.
+    """The score to select by, higher is better: a metric, or the negative loss or error.
 
     Args:
         metrics: of a validation.
@@ -415,7 +422,7 @@ def compute_selection_score(metrics: Mapping[str, float], *, select: str, step: 
             'The precision may be too low: try backbone.dtype = "float32".'
         )
         raise TrainingError(msg)
-    return -metrics[select] if select == "loss" else metrics[select]
+    return -metrics[select] if select in MINIMIZED else metrics[select]
 
 
 def restore_best(state: Mapping[str, Any], *, like: Prompt | None) -> Best:

@@ -9,14 +9,10 @@ from accelerate import Accelerator
 
 from softprompt.backbone.model import Backbone
 from softprompt.errors import FaultCollector, RecipeError, format_unknown
-from softprompt.inference.loops import METRICS
 from softprompt.recipe import Recipe, make_recipe
-from softprompt.tasks import Classify
 from softprompt.train.api import make_trainer
 from softprompt.train.setup import RunSetup, check_setup
 from softprompt.train.summary import RunSummary, summarize_run
-
-_BINARY = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,12 +133,7 @@ def check_best_metric(prepared: RunSetup) -> None:
     Raises:
         RecipeError: it has no such metric.
     """
-    num_labels, names = len(prepared.task.labels), {"loss"}
-    if num_labels:
-        names |= {*METRICS["classify"]} - ({"f1"} if num_labels != _BINARY else set())
-        names -= set() if prepared.task.is_ordinal else {"quadratic_kappa"}
-    if not isinstance(prepared.recipe.task_settings, Classify):
-        names |= {*METRICS["generate"]}
+    names = {"loss", *prepared.task.objective.metric_names}
     metric = prepared.training.best_metric
     if metric not in names:
         raise RecipeError([f"train.best_metric: {format_unknown('metric', metric, options=names)}"])

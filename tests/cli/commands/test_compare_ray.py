@@ -36,6 +36,7 @@ from softprompt.compare.engines.ray import (
 from softprompt.compare.runner import ComparisonRunner
 from softprompt.data import read_data
 from softprompt.recipe import read_recipe
+from softprompt.tasks.objectives import SingleLabel
 
 # Set before Ray is imported: it uses the loopback only, and sends no usage statistics.
 os.environ.update(
@@ -225,7 +226,9 @@ def parts(home, backbone):
         split: read_data(str(home.path / f"{split}.jsonl")) for split in ("train", "validation")
     }
     rows = home.rows("test")
-    test_set = HeldOutTest(rows, [row["label"] for row in rows], ("negative", "positive"))
+    test_set = HeldOutTest(
+        rows, [row["label"] for row in rows], SingleLabel(("negative", "positive"))
+    )
     runner = ComparisonRunner(backbone("llama"), tables, folder=folder)
     variants = make_method_variants(recipe, ["prompt-tuning", "p-tuning-v2"])
     return Protocol(1, (1.0,), 0.1, test_set), runner, variants

@@ -286,10 +286,13 @@ def test_all_misspelt_settings_at_once(adapter, run, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("task.kind=clasify", "task.kind: unknown task 'clasify'. Options: classify, generate."),
-        ("task.kind=[1]", "task.kind: unknown task '[1]'. Options: classify, generate."),
-        ("task.template={text}", "task.kind: is missing. Add it: classify or generate."),
-        ("task.labelz=3", "task.kind: is missing. Add it: classify or generate."),
+        (
+            "task.kind=clasify",
+            "task.kind: unknown task 'clasify'. Options: classify, generate, regress.",
+        ),
+        ("task.kind=[1]", "task.kind: unknown task '[1]'. Options: classify, generate, regress."),
+        ("task.template={text}", "task.kind: is missing. Add it: classify, generate or regress."),
+        ("task.labelz=3", "task.kind: is missing. Add it: classify, generate or regress."),
         ("task=5", "task: must be a table of keys, not 5."),
         ("backbone=5", "backbone: must be a table of keys, not 5."),
         ("task.kind", "'task.kind'"),

@@ -58,4 +58,7 @@ def describe_columns(columns: "ColumnRoles") -> str:
     texts = " and ".join(map(repr, columns.texts))
     if columns.labels:
         return f"{texts} classified by {columns.label!r} ({len(columns.labels)} labels)"
-    return f"{texts} to write {columns.label!r}"
+    if columns.multi_label:
+        return f"{texts} with the labels in {columns.label!r}, any number for a row"
+    verb = "predict" if columns.kind == "regress" else "write"
+    return f"{texts} to {verb} {columns.label!r}"

@@ -9,6 +9,7 @@ import typer
 
 from softprompt.cli.console import print_progress, print_status
 from softprompt.cli.options import (
+    AnswerChanges,
     ArtifactPath,
     BatchSize,
     BestSoFar,
@@ -52,6 +53,7 @@ def predict(
     separator: CellSeparator = None,
     encoding: TextEncoding = None,
     header: HasHeader = None,
+    changes: AnswerChanges = None,
     batch_size: BatchSize = 32,
     _as_json: AlwaysJson = False,
 ) -> None:
@@ -67,7 +69,7 @@ def predict(
 
     if output is not None:
         check_writable(output, sources=[source or ""])
-    model = load_prompt(artifact, backbone=backbone, best=best)
+    model = load_prompt(artifact, backbone=backbone, best=best, changes=changes or ())
     groups = _read_groups(
         texts or [],
         source,
@@ -178,6 +180,6 @@ def _to_dict(row: InputRow, prediction: "Prediction") -> dict[str, object]:
     """A row and its prediction as plain data; the prediction replaces columns of its names."""
     own = _get_columns(row)
     if not prediction.probabilities:
-        return {**own, "answer": prediction.label}
+        return {**own, "answer": prediction.label, **prediction.details}
     rounded = {label: round(p, 6) for label, p in prediction.probabilities.items()}
-    return {**own, "label": prediction.label, "probabilities": rounded}
+    return {**own, "label": prediction.label, **prediction.details, "probabilities": rounded}

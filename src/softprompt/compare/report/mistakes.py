@@ -12,8 +12,8 @@ from softprompt.compare.results import HeldOutTest
 from softprompt.compare.statistics import Summary
 from softprompt.errors import SoftpromptError
 from softprompt.inference import ConfusionMatrix, attach
-from softprompt.inference.metrics import compute_class_scores, list_confusions
-from softprompt.tasks import Classifier
+from softprompt.tasks.metrics import compute_class_scores, list_confusions
+from softprompt.tasks.objectives import SingleLabel
 
 # The most rows of the tables of confusions and mistakes, and characters of a field of a row.
 _MAX_CONFUSIONS = 20
@@ -68,8 +68,11 @@ def _list_mistakes(
 ) -> Iterator[ReportPart]:
     """The mistakes of the first seed in which the prompt was the most confident."""
     model = attach(load_artifact(list_artifacts(best, folder)[0]), backbone)
-    if not isinstance(model.task, Classifier):
-        yield Paragraph("Generated answers have no probabilities, so no mistake is listed.")
+    if not model.task.objective.has_probabilities:
+        yield Paragraph("The predictions have no probabilities, so no mistake is listed.")
+        return
+    if not isinstance(model.task.objective, SingleLabel):
+        yield Paragraph("A row may have several labels, so no mistake is listed.")
         return
     fields = tuple(dict.fromkeys(model.task.columns))
     predictions = model.predict(test_set.rows)

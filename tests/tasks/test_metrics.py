@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_fscore_support
 
 from softprompt.errors import DataError
-from softprompt.inference.metrics import (
+from softprompt.tasks.metrics import (
     ConfusionMatrix,
     compute_class_scores,
     compute_classification_metrics,
     compute_confusion_matrix,
-    compute_generation_metrics,
     compute_majority_accuracy,
     list_confusions,
 )
+from softprompt.tasks.text_metrics import compute_generation_metrics
 
 
 def close(value: float) -> object:

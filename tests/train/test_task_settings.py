@@ -20,10 +20,10 @@ from softprompt.inference import compute_classification_metrics
 from softprompt.inference.model import attach
 from softprompt.recipe import make_recipe
 from softprompt.tasks import build_task
+from softprompt.tasks.targets import find_labels
 from softprompt.train import run_recipe, setup_run
-from softprompt.train.datasets import find_labels
-from softprompt.train.label_weights import weigh_labels
 from softprompt.train.regression import RegressionSettings, fit_regression, weigh_regressions
+from softprompt.train.task_settings import complete_task_settings
 from softprompt.train.validation import check_best_metric
 from support.recipes import make_recipe_data
 
@@ -57,10 +57,12 @@ def unequal(backbone, rows):
 def test_balanced_is_scikit_learns_and_its_mean_is_one(labels) -> None:
     names = sorted({*labels})
     table = Dataset.from_dict({"label": labels})
-    found = weigh_labels(Classify(class_weights="balanced"), table, labels=names).class_weights
+    found = complete_task_settings(
+        Classify(class_weights="balanced"), table, labels=names
+    ).class_weights
     wanted = compute_class_weight("balanced", classes=np.array(names), y=labels)
     assert [found[name] for name in names] == pytest.approx(wanted.tolist())
-    given_ = weigh_labels(
+    given_ = complete_task_settings(
         Classify(class_weights=dict(zip(names, (1.0, 2.0, 3.0), strict=False))), table, labels=names
     ).class_weights
     assert np.mean([given_[label] for label in labels]) == pytest.approx(1)
@@ -70,7 +72,7 @@ def test_balanced_is_scikit_learns_and_its_mean_is_one(labels) -> None:
 def test_a_label_without_rows_changes_nothing() -> None:
     table = Dataset.from_dict({"label": ["a", "a", "b"]})
     settings = Classify(verbalizer=dict.fromkeys("abc", "x"), class_weights="balanced")
-    found = weigh_labels(settings, table, labels="abc").class_weights
+    found = complete_task_settings(settings, table, labels="abc").class_weights
     assert found == pytest.approx({"a": 0.75, "b": 1.5, "c": 1.0})
 
 
@@ -90,7 +92,7 @@ def test_the_loss_is_that_of_the_formula(unequal, kind) -> None:
     found = task.compute_loss(examples, [prompt])
     assert found.count == 12
     assert float(found.total.detach()) == pytest.approx(float(wanted), rel=1e-5)
-    report = task.loss.sum_rows(log_p.float(), at)
+    report = task.objective.sum_loss(log_p.float(), at.tolist())
     assert float(report.total) == pytest.approx(float(plain.sum()), rel=1e-5), "not smoothed"
 
 
@@ -245,6 +247,6 @@ def test_an_ensemble_has_the_weighted_loss_of_its_mean(unequal, tmp_path) -> Non
     assert report.metrics["loss"] == pytest.approx(model.evaluate(rows).metrics["loss"], rel=1e-5)
     scores = torch.tensor([[0.3, 0.1], [0.2, 0.9]])
     targets = torch.tensor([0, 1])
-    weight = torch.tensor(model.task.loss.weights)
-    total = model.task.loss.sum_rows(scores, targets).total
+    weight = torch.tensor(model.task.objective.weights)
+    total = model.task.objective.sum_loss(scores, targets.tolist()).total
     assert torch.allclose(total, F.cross_entropy(scores, targets, weight=weight, reduction="sum"))

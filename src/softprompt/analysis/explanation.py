@@ -1,0 +1,252 @@
+"""Explanations: the words of a row with their scores, and how they are shown."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from math import exp
+from typing import Literal, TypeAlias
+
+from jinja2 import Environment, StrictUndefined
+
+ExplanationMethod: TypeAlias = Literal["integrated-gradients", "leave-one-out"]
+
+# The sum is complete within this share of the difference of scores, or within so many nats.
+_RELATIVE_GAP, _ABSOLUTE_GAP = 0.01, 0.005
+_METHODS: dict[ExplanationMethod, str] = {
+    "integrated-gradients": "integrated gradients",
+    "leave-one-out": "leave-one-out",
+}
+# The most words of the table; the text has all of them.
+_MOST_WORDS = 30
+
+
+@dataclass(frozen=True)
+class ExplainedWord:
+    """A word of a row, and how much it moved the score.
+
+    Args:
+        field: of the row.
+        start: the word's first character in the field's text.
+        end: its last character plus one.
+        text: the word.
+        score: in nats; above zero if the word made the label likelier.
+
+    Examples:
+        >>> ExplainedWord("text", 2, end=6, text="good", score=1.5).text
+        'good'
+    """
+
+    field: str
+    start: int
+    end: int
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which words of a row moved a prediction.
+
+    Args:
+        method: that the scores were computed by.
+        label: the label, or the text, whose log-probability is explained.
+        fields: the texts of the row that the template has.
+        words: those that the backbone reads, in their order.
+        score: the log-probability of the label.
+        baseline: what the row is compared with.
+        baseline_score: the log-probability of the label there.
+        steps: of integrated gradients; 0 for leave-one-out.
+        truncated: whether a field was truncated, so that words are missing at its end.
+
+    Examples:
+        >>> words = (ExplainedWord("text", 0, end=4, text="good", score=1.4),)
+        >>> facts = {"label": "positive", "fields": {"text": "good"}, "words": words}
+        >>> scores = {"score": -0.1, "baseline": "[MASK]", "baseline_score": -1.5, "steps": 16}
+        >>> explanation = Explanation("integrated-gradients", truncated=False, **facts, **scores)
+        >>> explanation.total, round(abs(explanation.gap), 6), explanation.is_complete
+        (1.4, 0.0, True)
+    """
+
+    method: ExplanationMethod
+    label: str
+    fields: Mapping[str, str]
+    words: tuple[ExplainedWord, ...]
+    score: float
+    baseline: str
+    baseline_score: float
+    steps: int
+    truncated: bool
+
+    @property
+    def total(self) -> float:
+        """The sum of the words' scores."""
+        return sum(word.score for word in self.words)
+
+    @property
+    def gap(self) -> float:
+        """What the sum lacks of the difference between the row's score and the baseline's."""
+        return self.score - self.baseline_score - self.total
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the gap is at most 1 % of the difference of scores, or at most 0.005."""
+        return is_sum_complete(self.gap, self.score - self.baseline_score)
+
+    def to_dict(self) -> dict[str, object]:
+        """The explanation as plain data, for JSON.
+
+        Returns:
+            The fields, and ``total``, ``gap`` and ``complete``.
+        """
+        return {
+            "method": self.method,
+            "label": self.label,
+            "score": self.score,
+            "baseline": self.baseline,
+            "baseline_score": self.baseline_score,
+            "total": self.total,
+            "gap": self.gap,
+            "complete": self.is_complete,
+            "steps": self.steps,
+            "truncated": self.truncated,
+            "fields": dict(self.fields),
+            "words": [dict(vars(word)) for word in self.words],
+        }
+
+    def _repr_html_(self) -> str:
+        return make_explanation_page([self])
+
+
+def is_sum_complete(gap: float, difference: float) -> bool:
+    """Whether words sum to the difference of scores, within 1 % of it or 0.005.
+
+    Args:
+        gap: what they lack.
+        difference: of the scores.
+    """
+    return abs(gap) <= max(_RELATIVE_GAP * abs(difference), _ABSOLUTE_GAP)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a field's text, which is a word or stands between words.
+
+    Args:
+        text: of the part.
+        score: of the word; None between words.
+        share: of the largest score of the row, from -1 to 1.
+        is_unread: whether it was cut off.
+    """
+
+    text: str
+    score: float | None
+    share: float
+    is_unread: bool = False
+
+
+def list_passages(explanation: Explanation, field: str) -> list[Passage]:
+    """The whole text of a field, divided at its words.
+
+    Args:
+        explanation: with the field.
+        field: its name.
+
+    Returns:
+        The parts, which joined are the text.
+
+    Examples:
+        >>> from softprompt.analysis import ExplainedWord, Explanation
+        >>> words = (ExplainedWord("text", 2, end=6, text="good", score=1.5),)
+        >>> facts = {"label": "positive", "fields": {"text": "a good film"}, "words": words}
+        >>> scores = {"score": -0.1, "baseline": "[MASK]", "baseline_score": -1.5, "steps": 16}
+        >>> explanation = Explanation("integrated-gradients", truncated=False, **facts, **scores)
+        >>> [(part.text, part.score) for part in list_passages(explanation, "text")]
+        [('a ', None), ('good', 1.5), (' film', None)]
+    """
+    return list(_iterate_passages(explanation, field))
+
+
+def _iterate_passages(explanation: Explanation, field: str) -> Iterator[Passage]:
+    text, at = explanation.fields[field], 0
+    largest = _find_largest(explanation.words)
+    for word in explanation.words:
+        if word.field != field:
+            continue
+        if at < word.start:
+            yield Passage(text[at : word.start], None, 0.0)
+        yield Passage(word.text, word.score, word.score / largest)
+        at = word.end
+    if at < len(text):
+        yield Passage(text[at:], None, 0.0, is_unread=bool(explanation.truncated))
+
+
+def _find_largest(words: Sequence[ExplainedWord]) -> float:
+    """The largest score without its sign; 1 if all are zero."""
+    return max((abs(word.score) for word in words), default=0.0) or 1.0
+
+
+def sort_words(explanation: Explanation) -> list[ExplainedWord]:
+    """The words, those that moved the score most first.
+
+    Args:
+        explanation: with the words.
+    """
+    return sorted(explanation.words, key=lambda word: -abs(word.score))
+
+
+def describe_sum(explanation: Explanation) -> str:
+    """A sentence that says what the words' scores sum to, and what they should.
+
+    Args:
+        explanation: with the words.
+
+    Returns:
+        One or two sentences.
+    """
+    difference = explanation.score - explanation.baseline_score
+    fact = (
+        f"log p = {explanation.score:.3f} (p = {exp(explanation.score):.3g}); with "
+        f"{explanation.baseline} {explanation.baseline_score:.3f}. The words sum to "
+        f"{explanation.total:+.3f} of {difference:+.3f}"
+    )
+    if explanation.is_complete:
+        return f"{fact}."
+    fact += f"; {explanation.gap:+.3f} are missing."
+    if explanation.method == "leave-one-out":
+        return f"{fact} Words that mean something together, or repeat each other, do not sum up."
+    return f"{fact} Raise the steps, now {explanation.steps}."
+
+
+def make_explanation_page(explanations: Sequence[Explanation]) -> str:
+    """Make one HTML page of explanations, without scripts and without external files.
+
+    Args:
+        explanations: of one row or several.
+
+    Returns:
+        The page.
+
+    Examples:
+        >>> from softprompt import Classify, TrainingConfig, explain_prediction, fit
+        >>> words = {"negative": " bad", "positive": " good"}
+        >>> task = Classify("{text} is{soft:2}", verbalizer=words)
+        >>> model = fit(backbone, task, rows, validation=0, config=TrainingConfig(epochs=1))
+        >>> page = make_explanation_page([explain_prediction(model, "a <good> film")])
+        >>> page.splitlines()[0], "&lt;" in page, "<good>" in page
+        ('<!doctype html>', True, False)
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = files("softprompt.analysis").joinpath("explanation.html").read_text(encoding="utf-8")
+    variables = {
+        "explanations": explanations,
+        "methods": _METHODS,
+        "list_passages": list_passages,
+        "sort_words": sort_words,
+        "describe_sum": describe_sum,
+        "find_largest": _find_largest,
+        "most_words": _MOST_WORDS,
+        "exp": exp,
+    }
+    return environment.from_string(text).render(variables) + "\n"

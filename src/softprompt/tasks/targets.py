@@ -1,0 +1,225 @@
+"""The targets of tables: the labels they have, whether they are possible, and their text."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, assert_never
+
+from softprompt.data.labels import check_choices, check_labels, collect_labels
+from softprompt.data.table import Table, check_columns, check_names, is_missing, to_text
+from softprompt.errors import DataError, format_unknown
+from softprompt.tasks.config import (
+    Classify,
+    Generate,
+    Regress,
+    TaskSettings,
+    get_target_column,
+)
+from softprompt.tasks.label_sets import parse_label_set
+from softprompt.tasks.regression import parse_numbers
+
+_Found = TypeVar("_Found")
+
+
+def has_few_targets(settings: TaskSettings) -> bool:
+    """Whether targets are single labels or choices, which every split gets the same shares of.
+
+    Args:
+        settings: of the task.
+    """
+    match settings:
+        case Classify():
+            return not settings.multi_label
+        case Generate():
+            return settings.choices is not None
+        case Regress():
+            return False
+        case _:
+            assert_never(settings)
+
+
+def read_truth(table: Table, column: str) -> list[str]:
+    """The target of each row as text; blank where a row has none.
+
+    Args:
+        table: the rows, checked.
+        column: of the targets.
+    """
+    return ["" if is_missing(cell) else to_text(cell) for cell in table[column][:]]
+
+
+def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
+    """The labels of a task, or the answers that generation is constrained to.
+
+    Args:
+        settings: of the task.
+        table: the training rows.
+
+    Raises:
+        DataError: there is only one label, the verbalizer has no word for one, or the order of
+            ordinal labels is not known.
+    """
+    match settings:
+        case Classify(multi_label=True):
+            return _collect_sets(settings, table)
+        case Classify():
+            return _find_classes(settings, table)
+        case Generate(choices="from-data"):
+            return collect_labels(table, settings.target_column)
+        case Generate(choices=choices):
+            return tuple(choices or ())
+        case Regress():
+            return ()
+        case _:
+            assert_never(settings)
+
+
+def _find_classes(settings: Classify, table: Table) -> tuple[str, ...]:
+    labels = collect_labels(table, settings.label_column)
+    if settings.verbalizer is None and settings.labels is not None:
+        return _order_labels(labels, settings)
+    if settings.verbalizer is None:
+        return _order_by_number(labels) if settings.ordinal else labels
+    missing = sorted(set(labels) - set(settings.verbalizer))
+    if missing:
+        msg = (
+            f"column {settings.label_column!r} of the training data has labels without a word in "
+            f"the verbalizer: {', '.join(map(repr, missing))}. The verbalizer has "
+            f"{', '.join(map(repr, settings.verbalizer))}. Add a word for each label."
+        )
+        raise DataError(msg)
+    return tuple(settings.verbalizer)
+
+
+def _collect_sets(settings: Classify, table: Table) -> tuple[str, ...]:
+    """All labels of rows that have any number of them."""
+    column = settings.label_column
+    rows = _read_cells(table, column, parse_label_set, split="train")
+    labels = tuple(sorted({label for of_row in rows for label in of_row}))
+    if len(labels) < 2:  # noqa: PLR2004  # a choice
+        what = f"the label {labels[0]!r} alone" if labels else "no label"
+        msg = (
+            f"column {column!r} of the training data has {what}. At least two different labels are "
+            "needed: write lists, or labels with | between them."
+        )
+        raise DataError(msg)
+    return labels if settings.labels is None else _order_labels(labels, settings)
+
+
+def _order_labels(labels: Sequence[str], settings: Classify) -> tuple[str, ...]:
+    """The data's labels in the order of ``task.labels``, which must list the same ones."""
+    listed = tuple(settings.labels or ())
+    if sorted(listed) != sorted(labels):
+        msg = (
+            f"task.labels lists {', '.join(map(repr, listed))}, but column "
+            f"{settings.label_column!r} of the training data has {', '.join(map(repr, labels))}. "
+            "List each of these once, or leave task.labels out."
+        )
+        raise DataError(msg)
+    return listed
+
+
+def _order_by_number(labels: Sequence[str]) -> tuple[str, ...]:
+    """Ordinal labels in the order of their numbers: as text, 10 would come before 2."""
+    try:
+        return tuple(sorted(labels, key=float))
+    except ValueError as error:
+        msg = (
+            f"task.ordinal: the order of the labels {', '.join(map(repr, labels))} is not known, "
+            "since they are not numbers. List them in their order in task.labels."
+        )
+        raise DataError(msg) from error
+
+
+def check_tables(
+    tables: Mapping[str, Table], settings: TaskSettings, *, labels: Sequence[str]
+) -> None:
+    """Check that every split has the target column, and no target that is not possible.
+
+    Args:
+        tables: the rows by split.
+        settings: of the task.
+        labels: of the task.
+
+    Raises:
+        DataError: a target is missing, unknown, or not of the task's form.
+    """
+    for name, table in tables.items():
+        check_targets(table, settings, labels=labels, split=name)
+
+
+def check_targets(
+    table: Table, settings: TaskSettings, *, labels: Sequence[str], split: str
+) -> None:
+    """Check that rows have the target column, and no target that is not possible.
+
+    Args:
+        table: the rows.
+        settings: of the task.
+        labels: of the task.
+        split: the name of the rows, for messages.
+
+    Raises:
+        DataError: a target is missing, unknown, or not of the task's form.
+    """
+    column = get_target_column(settings)
+    match settings:
+        case Classify(multi_label=True):
+            _check_sets(table, column, labels=labels, split=split)
+        case Classify():
+            check_labels(table, column, known=labels, split=split)
+        case Generate():
+            check_columns(table, [column], where=f"the {split} data")
+            check_choices(table, column, choices=labels, split=split)
+        case Regress():
+            _check_numbers(table, settings, split=split)
+        case _:
+            assert_never(settings)
+
+
+def _check_sets(table: Table, column: str, *, labels: Sequence[str], split: str) -> None:
+    for row in _read_cells(table, column, parse_label_set, split=split):
+        unknown = [label for label in row if label not in labels]
+        if unknown:
+            fault = format_unknown("label", unknown[0], options=labels)
+            msg = f"in column {column!r} of the {split} data: {fault}"
+            raise DataError(msg)
+
+
+def _check_numbers(table: Table, settings: Regress, *, split: str) -> None:
+    column = settings.target_column
+    rows = _read_cells(table, column, parse_numbers, split=split)
+    count = len(rows[0]) if settings.mean is None else len(settings.mean)
+    for index, values in enumerate(rows):
+        if len(values) != count:
+            msg = (
+                f"row {index} (counted from 0) of the {split} data has {len(values)} numbers in "
+                f"column {column!r}, but others have {count}. Give each row as many numbers."
+            )
+            raise DataError(msg)
+
+
+def read_numbers(table: Table, column: str) -> list[tuple[float, ...]]:
+    """The numbers of each training row.
+
+    Args:
+        table: the rows.
+        column: of the numbers.
+
+    Raises:
+        DataError: a cell has none.
+    """
+    return _read_cells(table, column, parse_numbers, split="train")
+
+
+def _read_cells(
+    table: Table, column: str, parse: Callable[[str], _Found], *, split: str
+) -> list[_Found]:
+    """What the cells of a column hold; an error names the row."""
+    check_names([column], table.column_names, where=f"the {split} data")
+    found = []
+    for index, text in enumerate(read_truth(table, column)):
+        try:
+            found.append(parse(text))
+        except DataError as error:
+            msg = f"row {index} (counted from 0) of the {split} data, column {column!r}: {error}"
+            raise DataError(msg) from error
+    return found
