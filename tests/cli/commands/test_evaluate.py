@@ -125,3 +125,24 @@ def test_data_that_has_changed_is_reported(home, run) -> None:
     result = run("evaluate", "out", "--json")
     assert (result.status, result.json["rows"]) == (0, 11)
     assert "the test data has changed" in result.err
+
+
+def test_how_answers_are_read_can_be_changed(trained, run, tmp_path: Path) -> None:
+    """Nothing is sure enough; no label changes, and another setting is refused by its name."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "good", "label": "positive"}\n{"text": "bad", "label": "negative"}\n')
+    plain = run("evaluate", trained.folder, path, "--json").json
+    careful = run("evaluate", trained.folder, path, "--json", "--set", "task.abstain_below=1").json
+    assert careful["coverage"] == 0
+    assert careful["accuracy"] == plain["accuracy"]
+    sure = run("predict", trained.folder, "good").json
+    unsure = run("predict", trained.folder, "good", "--set", "task.abstain_below=1").json
+    assert unsure == sure | {"abstained": True}
+    fixed = run("predict", trained.folder, "good", "--set", "task.template={text}")
+    assert fixed.is_mistake("task.template is part of what was trained")
+    other = run("predict", trained.folder, "good", "--set", "train.epochs=3")
+    assert other.is_mistake("train: a trained prompt keeps it")
+    several = run(
+        "evaluate", trained.folder, trained.folder, "--ensemble", "--set", "task.abstain_below=1"
+    )
+    assert several.is_mistake("--set is for a single run")

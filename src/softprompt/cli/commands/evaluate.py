@@ -57,16 +57,19 @@ PredictionsFile = Annotated[
 ]
 
 
+VoteChoice = Annotated[
+    Literal["majority", "mean"] | None,
+    typer.Option(help="With --ensemble: majority of labels, or mean of probabilities."),
+]
+
+
 def evaluate(
     artifact: ArtifactPath,
     more: OtherArguments = None,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Evaluate several artifacts as an ensemble.")
     ] = False,
-    vote: Annotated[
-        Literal["majority", "mean"] | None,
-        typer.Option(help="With --ensemble: majority of labels, or mean of probabilities."),
-    ] = None,
+    vote: VoteChoice = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -91,7 +94,7 @@ def evaluate(
     print_progress(f"loading {artifact} and its backbone …")
     how = (separator, encoding, header)
     if ensemble:
-        _check_artifacts(more or [], best=best)
+        _check_artifacts(more or [], best=best, changes=changes)
         rows, paths = _Rows(data, split, *how), [artifact, *map(Path, more or [])]
         loaded = _load_members(paths, vote, backbone=backbone)
     else:
@@ -377,11 +380,12 @@ def _choose_source(artifact: Path, others: Sequence[str], data: str | None) -> s
     return sources[0] if sources else None
 
 
-def _check_artifacts(paths: Sequence[str], *, best: bool) -> None:
+def _check_artifacts(paths: Sequence[str], *, best: bool, changes: Sequence[str] | None) -> None:
     """With ``--ensemble`` all arguments are artifacts, of finished runs."""
-    if best:
-        msg = "--best is for a single run. Leave it out, or leave out --ensemble."
-        raise typer.BadParameter(msg)
+    for option, is_given in {"--best": best, "--set": bool(changes)}.items():
+        if is_given:
+            msg = f"{option} is for a single run. Leave it out, or leave out --ensemble."
+            raise typer.BadParameter(msg)
     files = [path for path in paths if not Path(path).is_dir() and Path(path).suffix]
     if files:
         msg = (
