@@ -4,25 +4,28 @@ Fine-tuning and LoRA are baselines too, but they are trained like prompts: see
 :func:`softprompt.compare.config.make_finetune_variants`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol as Interface
 
 from softprompt.backbone.model import Backbone
-from softprompt.compare.linear_probe import FeatureReader, fit_probe
+from softprompt.compare.linear_probe import FeatureReader, fit_probe, fit_tag_probe
 from softprompt.compare.results import BaselineSkipped, Cost
 from softprompt.data import Table
 from softprompt.data.inputs import Row
 from softprompt.inference import predict_without_prompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Objective, Regress, Task
+from softprompt.tasks import Classify, Objective, Regress, Tag, Task, TaskSettings
 from softprompt.tasks.config import get_target_column, has_trained_head
 from softprompt.tasks.label_sets import LabelSets
-from softprompt.tasks.objectives import ScoreObjective, SingleLabel
+from softprompt.tasks.objectives import ScoreObjective, SingleLabel, find_commonest
 from softprompt.tasks.pooling import resolve_pooling
 from softprompt.tasks.regression import Numbers, WordNumbers
-from softprompt.tasks.targets import read_truth
+from softprompt.tasks.tag_cells import read_row_words
+from softprompt.tasks.tag_sequences import TagSequences, format_tags
+from softprompt.tasks.targets import read_targets
 from softprompt.train.setup import setup_hard_prompt
 from softprompt.train.task_settings import build_objective
 from softprompt.train.templates import resolve_hard_template
@@ -60,6 +63,30 @@ class MajorityBaseline:
         return [self.answer] * len(rows)
 
 
+@dataclass(frozen=True)
+class CommonestTagBaseline:
+    """The tag that each word has most often in the training rows.
+
+    Args:
+        tags: by word.
+        otherwise: the tag of other words: the most frequent one.
+        column: of the words.
+    """
+
+    tags: Mapping[str, str]
+    otherwise: str
+    column: str
+    cost: None = None
+
+    def __call__(self, rows: Sequence[Row]) -> list[str]:
+        """The tags of each row's words, as text."""
+        words = [read_row_words(row[self.column], self.column).list_words() for row in rows]
+        return [
+            format_tags([self.tags.get(word, self.otherwise) for word in of_row])
+            for of_row in words
+        ]
+
+
 @dataclass(frozen=True, eq=False)
 class HardPromptBaseline:
     """The backbone without a trained prompt.
@@ -76,14 +103,24 @@ class HardPromptBaseline:
         return predict_without_prompt(self.task, rows)
 
 
-def fit_majority(answers: Sequence[str], objective: Objective) -> MajorityBaseline:
-    """Make the baseline of the best answer that is the same for every row.
+def fit_majority(train: Table, settings: TaskSettings) -> MajorityBaseline | CommonestTagBaseline:
+    """Make the baseline of the best answer that is the same for every row; of tags, every word.
 
     Args:
-        answers: of the training rows.
-        objective: of the task.
+        train: the training rows.
+        settings: of the task.
     """
-    return MajorityBaseline(objective.choose_constant(answers))
+    answers, objective = read_targets(train, settings), build_objective(settings, train)
+    constant = objective.choose_constant(answers)
+    if not isinstance(settings, Tag) or not isinstance(objective, TagSequences):
+        return MajorityBaseline(constant)
+    counts: dict[str, Counter[str]] = {}
+    for cell, text in zip(train[settings.words_column][:], answers, strict=True):
+        words = read_row_words(cell, settings.words_column).list_words()
+        for word, tag in zip(words, objective.read_truth(text), strict=True):
+            counts.setdefault(word, Counter())[tag] += 1
+    tags = {word: find_commonest([*count.elements()]) for word, count in counts.items()}
+    return CommonestTagBaseline(tags, constant, settings.words_column)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +153,9 @@ class Baselines:
         available: dict[str, Callable[[], Baseline]] = {"majority": self._fit_majority}
         if not has_trained_head(settings):
             available["hard-prompt"] = self._make_hard_prompt
-        if _make_probe_objective(self._objective) is not None:
+        if isinstance(settings, Tag):
+            available["linear-probe"] = self._fit_tag_probe
+        elif _make_probe_objective(self._objective) is not None:
             available["linear-probe"] = self._fit_probe
         return available
 
@@ -129,11 +168,17 @@ class Baselines:
         return build_objective(self.base.task_settings, self.tables["train"])
 
     def _fit_majority(self) -> Baseline:
-        return fit_majority(read_truth(self.tables["train"], self._target), self._objective)
+        return fit_majority(self.tables["train"], self.base.task_settings)
 
     def _make_hard_prompt(self) -> Baseline:
         task = setup_hard_prompt(self.base, backbone=self.backbone, tables=self.tables)
         return HardPromptBaseline(task)
+
+    def _fit_tag_probe(self) -> Baseline:
+        start = perf_counter()
+        probe = fit_tag_probe(self.base, backbone=self.backbone, tables=self.tables)
+        seconds = round(perf_counter() - start, 1)
+        return replace(probe, cost=replace(probe.cost, seconds=seconds))
 
     def _fit_probe(self) -> Baseline:
         start = perf_counter()
@@ -152,7 +197,7 @@ class Baselines:
             reader,
             train=parts[0].to_list(),
             validation=parts[1].to_list(),
-            truth=[read_truth(part, self._target) for part in parts],
+            truth=[read_targets(part, settings) for part in parts],
             objective=objective,
         )
         seconds = round(perf_counter() - start, 1)

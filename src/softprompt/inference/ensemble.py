@@ -36,8 +36,10 @@ from softprompt.inference.recorded import load_recorded_backbone
 from softprompt.inference.votes import Vote, check_same_task, check_vote, combine
 from softprompt.prompt import Prompt
 from softprompt.tasks import Classifier, Example, Prediction, Task
+from softprompt.tasks.base import HeadTask
 from softprompt.tasks.classification import list_targets
-from softprompt.tasks.targets import read_truth
+from softprompt.tasks.tag_sequences import forget_shares
+from softprompt.tasks.targets import read_task_targets
 
 MemberViews = Sequence[Example]  # a row as each member renders it
 
@@ -252,7 +254,8 @@ class Ensemble:
     ) -> EvaluationReport:
         """Loss and metrics on rows with known targets.
 
-        The loss is that of the mean probabilities; for text generation, the mean of the members'.
+        The loss is that of the mean probabilities; for text generation and for tags, the mean of
+        the members'.
 
         Args:
             rows: as `PromptModel.evaluate` takes them; by default those of a split of the data
@@ -302,7 +305,7 @@ class Ensemble:
         if rows is None:
             self._check_split(where)
         labeled = table.to_list()
-        truth = read_truth(table, first.task.target_column)
+        truth = read_task_targets(table, first.task)
         views = [[m.task.make_example(row) for m in self.members] for row in labeled]
         return self.evaluate_rendered(views, truth, batch_size=batch_size)
 
@@ -336,7 +339,8 @@ class Ensemble:
             by_member, scores = self._predict_members(batch_views)
             losses, terms = self._sum_losses(batch_views, scores)
             sums, count = sums + losses, count + terms
-            rows = zip(*by_member, self._combine(by_member), strict=True)
+            combined = self._combine(by_member)
+            rows = zip(*map(forget_shares, by_member), combined, strict=True)
             predictions |= zip(batch, map(list, rows), strict=True)
         ordered = zip(*(predictions[i] for i in range(len(views))), strict=True)
         task = self.members[0].task
@@ -402,6 +406,12 @@ class Ensemble:
         examples = [view[m] for m in range(count) for view in views]
         prompt_of_row = torch.arange(count, device=self.backbone.device).repeat_interleave(rows)
         prompts, task = [m.prompt for m in self.members], self.members[0].task
+        if isinstance(task, HeadTask) and not isinstance(task, Classifier):
+            found = task.compute_row_states(examples, prompts, rows=prompt_of_row)
+            parts = [slice(m * rows, (m + 1) * rows) for m in range(count)]
+            heads = [m.task for m in self.members if isinstance(m.task, HeadTask)]
+            pairs = zip(heads, parts, strict=True)
+            return [head.read_rows(examples[part], found[part]) for head, part in pairs], None
         if not isinstance(task, Classifier):
             texts = task.predict(examples, prompts, rows=prompt_of_row)
             return [texts[m * rows : (m + 1) * rows] for m in range(count)], None

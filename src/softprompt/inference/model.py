@@ -55,7 +55,7 @@ from softprompt.tasks import (
     build_task,
 )
 from softprompt.tasks.binding import change_answer_settings
-from softprompt.tasks.targets import check_targets, has_few_targets, read_truth
+from softprompt.tasks.targets import check_targets, has_few_targets, read_task_targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +223,7 @@ class PromptModel:
         """
         table, name = self.read_labeled_rows(rows, split=split, columns=self.columns, name=name)
         labeled = table.to_list()
-        truth = read_truth(table, self.task.target_column)
+        truth = read_task_targets(table, self.task)
         return self.evaluate_rendered(
             [self.task.make_example(row) for row in labeled], truth, batch_size=batch_size
         )

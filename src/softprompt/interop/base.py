@@ -24,6 +24,7 @@ class ForeignPrompt:
         head: the tensors of a trained head, by softprompt's names; empty if there is none.
         classes: the number of classes of a trained head; 0 without one.
         note: further content of the file, which the artifact's manifest records.
+        tag_head: the tensors of a linear head that could be one of words' tags; empty without one.
     """
 
     prompt: Prompt
@@ -32,6 +33,7 @@ class ForeignPrompt:
     head: Mapping[str, Tensor] = field(default_factory=dict)
     classes: int = 0
     note: Mapping[str, object] = field(default_factory=dict)
+    tag_head: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

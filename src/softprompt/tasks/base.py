@@ -13,6 +13,7 @@ from softprompt.backbone.model import Backbone, BatchInputs
 from softprompt.data.collate import Side, collate
 from softprompt.data.inputs import Row
 from softprompt.data.rendering import RenderedRow, Renderer
+from softprompt.data.words import WordStates
 from softprompt.injection.forward import forward
 from softprompt.injection.prefix_sharing import (
     SharedPrefix,
@@ -77,12 +78,14 @@ class Example:
             None if it is not known.
         own_columns: the soft tokens of the prompt that were made of this row, first and last plus
             one, which are hidden from it in training; None if there are none.
+        words: whose states are read, of a task that tags them; None for other tasks.
     """
 
     variants: tuple[RenderedRow, ...]
     read_positions: tuple[tuple[int, ...], ...]
     target: TargetValue | None
     own_columns: tuple[int, int] | None = None
+    words: WordStates | None = None
 
     @property
     def length(self) -> int:
@@ -249,20 +252,12 @@ class Task(ABC):
         """What renders a row; most tasks have one."""
 
     @abstractmethod
-    def complete_example(
-        self, row: Row, rendered: Sequence[RenderedRow], *, target: bool = True
-    ) -> Example:
-        """Make an example of a row that each of the renderers has rendered."""
-
     def make_example(self, row: Row, *, target: bool = True) -> Example:
         """Render a row; with ``target`` also its target."""
-        rendered = [renderer.render(row) for renderer in self.renderers]
-        return self.complete_example(row, rendered, target=target)
 
+    @abstractmethod
     def make_examples(self, rows: Sequence[Row]) -> list[Example]:
         """Render many rows with their targets, which is faster than one by one."""
-        rendered = zip(*(renderer.render_all(rows) for renderer in self.renderers), strict=True)
-        return [self.complete_example(*pair) for pair in zip(rows, rendered, strict=True)]
 
     @abstractmethod
     def compute_loss(
@@ -289,6 +284,26 @@ class Task(ABC):
         self, examples: Sequence[Example], prompt: Prompt | None
     ) -> tuple[SummedLoss, list[Prediction]]:
         """The summed loss of a batch without label smoothing, and its predictions."""
+
+
+class WholeRowTask(Task):
+    """A task whose renderers each make one row of tokens of a row, and shorten what is too long."""
+
+    @abstractmethod
+    def complete_example(
+        self, row: Row, rendered: Sequence[RenderedRow], *, target: bool = True
+    ) -> Example:
+        """Make an example of a row that each of the renderers has rendered."""
+
+    def make_example(self, row: Row, *, target: bool = True) -> Example:
+        """Render a row; with ``target`` also its target."""
+        rendered = [renderer.render(row) for renderer in self.renderers]
+        return self.complete_example(row, rendered, target=target)
+
+    def make_examples(self, rows: Sequence[Row]) -> list[Example]:
+        """Render many rows with their targets, which is faster than one by one."""
+        rendered = zip(*(renderer.render_all(rows) for renderer in self.renderers), strict=True)
+        return [self.complete_example(*pair) for pair in zip(rows, rendered, strict=True)]
 
 
 class ReadoutTask(Task):

@@ -75,8 +75,9 @@ class Prediction:
     @property
     def details(self) -> dict[str, Any]:
         """What JSON has of it besides label and probabilities: the fields that its task adds."""
-        common = {f.name for f in fields(Prediction)}
-        found = {name: value for name, value in asdict(self).items() if name not in common}
+        hidden = {f.name for f in fields(Prediction)}
+        hidden |= {f.name for f in fields(self) if "hidden" in f.metadata}
+        found = {name: value for name, value in asdict(self).items() if name not in hidden}
         return found | ({"abstained": True} if self.abstained else {})
 
 

@@ -2,12 +2,12 @@
 
 import gc
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeAlias, TypeGuard
 
 import numpy as np
@@ -28,12 +28,13 @@ from softprompt.data.few_rows import count_rows
 from softprompt.data.inputs import RowsLike, has_several_rows, to_table
 from softprompt.data.rendering import RenderedRow
 from softprompt.data.table import iterate_groups
+from softprompt.data.words import WordStates
 from softprompt.errors import DataError, RecipeError, TemplateError, format_unknown
 from softprompt.recipe import Recipe
 from softprompt.tasks import Example, LengthBudget, Objective, Task, TaskSettings
 from softprompt.tasks.config import get_target_column
 from softprompt.tasks.objectives import TargetValue
-from softprompt.tasks.targets import has_few_targets, read_truth
+from softprompt.tasks.targets import has_few_targets, read_task_targets
 
 SplitsLike: TypeAlias = Mapping[str, RowsLike]
 
@@ -133,8 +134,9 @@ def _describe_absent(rows: Mapping[str, RenderedRows], objective: Objective) -> 
         if name not in rows:
             continue
         present = objective.count_labels(rows[name].truth)
+        yield from _describe_unknown(present, objective, name=name)
         absent = [label for label in objective.labels if not present[label]]
-        if absent:
+        if absent and "macro_f1" in objective.metric_names:
             more = (
                 f" and {len(absent) - _MAX_LISTED_LABELS} more"
                 if len(absent) > _MAX_LISTED_LABELS
@@ -146,6 +148,20 @@ def _describe_absent(rows: Mapping[str, RenderedRows], objective: Objective) -> 
                 f"{'it' if len(absent) == 1 else 'them'} as 0. Give rows of every label, or use "
                 "another metric."
             )
+
+
+def _describe_unknown(
+    present: Mapping[str, int], objective: Objective, *, name: str
+) -> Iterator[str]:
+    """Describe tags that a split has, but not the training data."""
+    unknown = [label for label in present if label not in objective.labels]
+    if unknown and objective.labels:
+        count = sum(present[label] for label in unknown)
+        yield (
+            f"the {name} data has {count:,} of {sum(present.values()):,} words with a tag that no "
+            f"training row has ({', '.join(map(repr, unknown[:_MAX_LISTED_LABELS]))}): they count "
+            "as errors, and have no part in the loss. Give training rows with these tags."
+        )
 
 
 def _describe_truncated(rows: Mapping[str, RenderedRows]) -> Iterator[str]:
@@ -178,7 +194,7 @@ def render_table(
         groups = iterate_groups(table, columns)
         with _pause_garbage_collection():
             examples = [example for rows in groups for example in task.make_examples(rows)]
-    truth = read_truth(table, task.target_column)
+    truth = read_task_targets(table, task)
     return RenderedRows(examples, truth, sum(e.truncated for e in examples))
 
 
@@ -195,7 +211,7 @@ def _pause_garbage_collection() -> Iterator[None]:
 
 
 # Part of the cache's key. Increase it whenever the rendering of rows changes.
-_SCHEMA = "4"
+_SCHEMA = "5"
 # The forms of targets in it.
 _INDEX, _INDICES, _NUMBERS = range(3)
 # Fewer rows are rendered in less than a second, so they are not cached.
@@ -263,8 +279,8 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
     """Convert examples to one column of numbers.
 
     Of each example: the number of its variants; of each variant, whether it is truncated and four
-    lists; the form of the target, and the target. A list is its length and its values; a number of
-    a regression is the two halves of its 64 bits.
+    lists; the form of the target, and the target; the words, if a task reads them. A list is its
+    length and its values; a number of a regression is the two halves of its 64 bits.
     """
     numbers = array("i")  # of 32 bits each; a list of as many integers takes several times that
     tails: dict[tuple[tuple[int, ...], ...], array[int]] = {}
@@ -278,6 +294,7 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
                 tails[lists] = array("i", [n for part in lists for n in (len(part), *part)])
             numbers.extend(tails[lists])
         numbers.extend(_pack_target(example.target))
+        numbers.extend(_pack_words(example.words))
     return torch.from_numpy(np.array(numbers, dtype=np.int32))[:, None]
 
 
@@ -299,6 +316,34 @@ def _unpack_target(form: int, values: tuple[int, ...]) -> TargetValue:
     return tuple(np.array(values, dtype=np.int32).view(np.float64).tolist())
 
 
+def _pack_words(words: WordStates | None) -> Iterator[int]:
+    """The number of words, 0 without any; the text, and the lists of words and tokens."""
+    if words is None:
+        yield -1
+        return
+    yield len(words.words)
+    for part in (
+        [*map(ord, words.text)],
+        [*chain.from_iterable(words.words)],
+        [*chain.from_iterable(words.tokens)],
+        *words.pieces,
+    ):
+        yield len(part)
+        yield from part
+
+
+def _unpack_words(count: int, take: Callable[[], tuple[int, ...]]) -> WordStates | None:
+    if count < 0:
+        return None
+    text, words, tokens = "".join(map(chr, take())), take(), take()
+    pieces = tuple(take() for _ in range(count))
+    return WordStates(text, _pair_up(words), pieces, _pair_up(tokens))
+
+
+def _pair_up(numbers: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
+
 def unpack_examples(packed: Int[Tensor, "S 1"]) -> list[Example]:
     """Convert packed numbers back to examples."""
     stream = iter(packed.flatten().tolist())
@@ -312,7 +357,9 @@ def unpack_examples(packed: Int[Tensor, "S 1"]) -> list[Example]:
             truncated = bool(next(stream))
             variants.append(RenderedRow(take(), take(), take(), truncated))
             positions.append(take())
-        return Example(tuple(variants), tuple(positions), _unpack_target(next(stream), take()))
+        target = _unpack_target(next(stream), take())
+        words = _unpack_words(next(stream), take)
+        return Example(tuple(variants), tuple(positions), target, words=words)
 
     with _pause_garbage_collection():
         return [unpack(count) for count in stream]

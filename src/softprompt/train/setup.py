@@ -26,7 +26,7 @@ from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.demonstrations import TOKEN_DROPOUT, Demonstrations
 from softprompt.train.events import Callback, PhaseStarted
-from softprompt.train.heads import can_fit_head, fit_head
+from softprompt.train.heads import can_fit_head, fit_any_head
 from softprompt.train.initialization import InitLike
 from softprompt.train.readout import (
     MAX_PROBED_ROWS,
@@ -248,12 +248,12 @@ def settle_head(prepared: RunSetup) -> RunSetup:
         The parts with that head; as they are where the head starts otherwise.
     """
     task = prepared.task
-    if not prepared.fits_head or not isinstance(task, HeadClassifier):
+    if not prepared.fits_head or not isinstance(task, HeadTask):
         return prepared
     method = prepared.method.to(prepared.backbone.device).eval()
     with torch.no_grad():
         prompt = method()
-    head = fit_head(task, prepared.rows["train"], prompt=prompt)
+    head = fit_any_head(task, prepared.rows["train"], prompt=prompt)
     return prepared if head is None else replace(prepared, task=task.with_head(head))
 
 

@@ -30,10 +30,10 @@ from softprompt.methods import Method, build_method
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromDemonstrations, FromPrompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Generate, LengthBudget, Task, TaskSettings, build_task
+from softprompt.tasks import Classify, Generate, LengthBudget, Tag, Task, TaskSettings, build_task
 from softprompt.tasks.binding import read_label_words
 from softprompt.tasks.config import get_target_column, list_flexible_columns
-from softprompt.tasks.targets import check_tables, find_labels
+from softprompt.tasks.targets import check_tables, find_labels, resolve_target_settings
 from softprompt.train.datasets import (
     RenderedRows,
     check_no_validation,
@@ -216,6 +216,7 @@ def choose_labels(parts: Parts, collector: FaultCollector) -> None:
         target = _select_known({get_target_column(settings)}.difference(flexible), tables)
         _check_columns(others, target, collector=collector)
         return
+    settings = resolve_target_settings(settings, tables["train"])
     for name, table in tables.items():
         if collector.check(check_tables, {name: table}, settings, labels=parts.labels):
             parts.valid_tables[name] = table
@@ -446,9 +447,11 @@ def _check_training_rows(splits: Sequence[str]) -> None:
 def _check_fields(parts: Parts, collector: FaultCollector) -> None:
     """Check that the template's fields are columns, with a value in every row."""
     template, tables = require(parts.template), require(parts.tables)
+    settings = parts.recipe.task_settings
     if "train" in tables:
         collector.check(check_fields, template, tables["train"].column_names)
-    _check_columns(tables, _select_known(template.fields, tables), collector=collector)
+    names, flexible = _select_known(template.fields, tables), list_flexible_columns(settings)
+    _check_columns(tables, names, collector=collector, flexible=flexible)
 
 
 def _select_known(names: Iterable[str], tables: Mapping[str, Table]) -> list[str]:
@@ -457,10 +460,15 @@ def _select_known(names: Iterable[str], tables: Mapping[str, Table]) -> list[str
 
 
 def _check_columns(
-    tables: Mapping[str, Table], names: Sequence[str], *, collector: FaultCollector
+    tables: Mapping[str, Table],
+    names: Sequence[str],
+    *,
+    collector: FaultCollector,
+    flexible: Sequence[str] = (),
 ) -> None:
     for split, table in tables.items():
-        collector.check(check_columns, table, names, where=f"the {split} data")
+        where = f"the {split} data"
+        collector.check(check_columns, table, names, where=where, flexible=flexible)
 
 
 def _compute_budget(recipe: Recipe, method: Method) -> LengthBudget:
@@ -494,6 +502,7 @@ def _render(parts: Parts, task: Task, *, split: str) -> None:
 def _refuse_plain_head(settings: TaskSettings, backbone: Backbone) -> None:
     no_head = "the task has no labels that a head could choose from"
     reasons = [no_head] if isinstance(settings, Generate) else []
+    reasons += ["it has no place for tags of words yet"] if isinstance(settings, Tag) else []
     if backbone.geometry.architecture == "encoder-decoder":
         reasons.append("the states of an encoder-decoder are read by its decoder")
     if reasons:

@@ -11,14 +11,14 @@ from softprompt.data.template import BeginToken
 from softprompt.data.tokenizer import list_special_tokens, measure_wrapping
 from softprompt.errors import TemplateError
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, TaskSettings
+from softprompt.tasks import Classify, Tag, TaskSettings
 from softprompt.tasks.config import get_target_column
 
 DEFAULT_SOFT_TOKENS = 20
 
 
 def make_default_template(table: Table, settings: TaskSettings, *, kind: Architecture) -> str:
-    """Join the text columns, one or two, in the data's order.
+    """Join the text columns, one or two, in the data's order; for tags, take the words alone.
 
     Args:
         table: the training rows.
@@ -31,6 +31,8 @@ def make_default_template(table: Table, settings: TaskSettings, *, kind: Archite
     Raises:
         TemplateError: there is no text column, or more than two.
     """
+    if isinstance(settings, Tag):
+        return f"{{{settings.words_column}}}"
     target = get_target_column(settings)
     texts = [name for name in list_text_columns(table) if name != target]
     if len(texts) not in {1, 2}:
@@ -134,6 +136,8 @@ def find_template_slips(
     if not (causal and isinstance(last, Literal) and last.text.endswith(" ")):
         return
     answer = "each answer"
+    if isinstance(settings, Tag):
+        return
     if isinstance(settings, Classify):
         words = chain.from_iterable(settings.list_words().values())
         spaced = next((word for word in words if word.startswith(" ")), None)
