@@ -11,6 +11,14 @@ PREDICTION, PROBABILITY, RIGHT = "prediction", "probability", "right"
 PROBABILITIES, ABSTAINED = "probabilities", "abstained"
 
 
+# Details whose names the rows' own columns usually have.
+_USUAL = ("tags", "words", "spans", "scores")
+
+
+def _rename_detail(name: str) -> str:
+    return f"predicted_{name}" if name in _USUAL else name
+
+
 def name_answer_columns(task: Task, *, flat: bool, evaluated: bool) -> list[str]:
     """The columns that `make_answer_row` adds.
 
@@ -25,7 +33,7 @@ def name_answer_columns(task: Task, *, flat: bool, evaluated: bool) -> list[str]
         names += [PROBABILITY]
         names += [ABSTAINED] if objective.abstain_below is not None else []
     if not flat:
-        names += objective.detail_names
+        names += [_rename_detail(name) for name in objective.detail_names]
     if not objective.has_probabilities:
         return names
     each = [f"{PROBABILITY}_{label}" for label in task.labels] if flat else [PROBABILITIES]
@@ -70,7 +78,8 @@ def make_answer_row(
     if prediction.label in rounded and type(prediction) is Prediction:
         answer[PROBABILITY] = rounded[prediction.label]
     if not flat:
-        return answer | prediction.details | ({PROBABILITIES: rounded} if rounded else {})
+        details = {_rename_detail(name): value for name, value in prediction.details.items()}
+        return answer | details | ({PROBABILITIES: rounded} if rounded else {})
     if prediction.abstained:
         answer[ABSTAINED] = True
     return answer | {f"{PROBABILITY}_{label}": p for label, p in rounded.items()}

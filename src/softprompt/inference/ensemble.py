@@ -224,7 +224,8 @@ class Ensemble:
         """
         if len(self.members) == 1:
             return self.members[0].predict_stream(rows, batch_size=batch_size)
-        stream = iterate_rows(rows, fields=self.fields)
+        flexible = self.members[0].task.flexible_columns
+        stream = iterate_rows(rows, fields=self.fields, lists=flexible)
         return predict_windows(stream, partial(self._predict_window, batch_size=batch_size))
 
     def predict_proba(self, rows: RowsLike, *, batch_size: int = 32) -> NDArray[np.float64]:

@@ -149,7 +149,7 @@ class PromptModel:
         """Predict rows.
 
         Args:
-            rows: in any of the shapes above.
+            rows: in any of the shapes above. A row of words may be a list of texts.
             batch_size: the most rows that are run at once.
 
         Returns:
@@ -175,7 +175,7 @@ class PromptModel:
         Raises:
             DataError: as in `predict`.
         """
-        stream = iterate_rows(rows, fields=self.task.columns)
+        stream = iterate_rows(rows, fields=self.task.columns, lists=self.task.flexible_columns)
         return predict_windows(stream, partial(self._predict_window, batch_size=batch_size))
 
     def predict_proba(self, rows: RowsLike, *, batch_size: int = 32) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from softprompt.data.inputs import Row
 from softprompt.data.table import Table, check_names, is_missing, iterate_groups, to_text
@@ -292,3 +293,50 @@ def check_tag_rows(table: Table, settings: Tag, *, split: str) -> None:
             "does."
         )
         raise DataError(msg) from error
+
+
+# Usual names of columns, the most certain first.
+_WORD_NAMES = ("words", "tokens", "word", "token", "sentence")
+_TEXT_NAMES = ("text", "sentence", "content", "document")
+_TAG_NAMES = ("tags", "ner_tags", "pos_tags", "tag", "ner", "labels", "upos", "chunk_tags", "iob")
+_SPAN_NAMES = ("spans", "entities", "annotations", "label", "labels")
+# So many rows show what a column has.
+_SHOWN = 100
+
+
+def find_tag_columns(table: Table) -> tuple[str, str] | None:
+    """The columns of words and of their tags, or of a text and its spans, by names and values.
+
+    Args:
+        table: the training data.
+
+    Returns:
+        The two columns; None if the rows have neither.
+    """
+    names = {name.strip().lower(): name for name in reversed(table.column_names)}
+    rows = [row for group in iterate_groups(table.select(range(min(_SHOWN, len(table)))),
+            table.column_names) for row in group]  # fmt: skip
+    for words, targets in ((_WORD_NAMES, _TAG_NAMES), (_TEXT_NAMES, _SPAN_NAMES)):
+        is_text = words is _TEXT_NAMES
+        for word, target in product(words, targets):
+            if word not in names or target not in names or word == target:
+                continue
+            settings = Tag(words_column=names[word], target_column=names[target], widen_spans=True)
+            if _have_tags(rows, settings, is_text=is_text):
+                return names[word], names[target]
+    return None
+
+
+def _have_tags(rows: Sequence[Row], settings: Tag, *, is_text: bool) -> bool:
+    """Whether rows are words with tags, or texts with spans, of which there is one somewhere."""
+    found = False
+    for row in rows:
+        try:
+            words = read_row_words(row[settings.words_column], settings.words_column)
+            tags = read_row_tags(row, settings, words=words)
+        except DataError:
+            return False
+        if words.is_list == is_text:
+            return False
+        found = found or any(tag != OUTSIDE for tag in tags)
+    return found

@@ -158,7 +158,7 @@ class TagSequences(Objective):
         rows = aggregate_pieces(shares, states.pieces, strategy=strategy)
         chosen = self._choose(rows)
         tags = tuple(self.labels[index] for index in chosen)
-        scores = tuple(float(row[index]) for row, index in zip(rows, chosen, strict=True))
+        scores = [float(row[index]) for row, index in zip(rows, chosen, strict=True)]
         if states.tokens and self.aggregation == "simple":
             best = shares.argmax(axis=1)
             spans = self._find_spans(
@@ -175,7 +175,7 @@ class TagSequences(Objective):
             tags=tags,
             words=states.list_words(),
             spans=spans,
-            scores=scores,
+            scores=tuple(round(score, 6) for score in scores),
             states=states,
             shares=shares,
         )
@@ -199,8 +199,8 @@ class TagSequences(Objective):
             return ()
         found = []
         for label, score, first, last in group_pieces(tags, scores, scheme=self.scheme):
-            start, end = places[first][0], places[last - 1][1]
-            found.append(TaggedSpan(label, start, end, text[start:end], score))
+            start, end = _trim(text, places[first][0], places[last - 1][1])
+            found.append(TaggedSpan(label, start, end, text[start:end], round(score, 6)))
         return tuple(found)
 
     def average(self, predictions: Sequence[TagPrediction]) -> TagPrediction:
@@ -286,6 +286,13 @@ class TagSequences(Objective):
         """Whether all tags are right."""
         (wanted,), (found,) = self._read_pairs([truth], [answer])
         return wanted == found
+
+
+def _trim(text: str, start: int, end: int) -> Characters:
+    """A range of characters without the white space at its ends, which tokens may begin with."""
+    part = text[start:end]
+    start += len(part) - len(part.lstrip())
+    return start, max(start, start + len(part.strip()))
 
 
 def forget_shares(predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -69,13 +69,15 @@ class HeadStart:
 
     Args:
         task: whose head has the artifact's tensors and readout, if it was taken.
-        readout: of the head that was taken; None without one.
+        readout: of the head that was taken; None without one, and of tags.
+        takes_head: whether the head was taken.
         warnings: about the artifact.
         notes: on what was taken.
     """
 
     task: Task
     readout: ReadoutChoice | None = None
+    takes_head: bool = False
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -92,19 +94,21 @@ def take_head(task: Task, artifact: Artifact, *, settings: TaskSettings) -> Head
     if isinstance(task, Tagger) and _has_same_tags(task, artifact):
         task.head.load_state_dict(dict(artifact.head))
         note = "the prompt and the head start as those of the artifact"
-        return HeadStart(task, None, (*warnings,), (note,))
+        return HeadStart(task, takes_head=True, warnings=(*warnings,), notes=(note,))
     if not isinstance(task, HeadClassifier):
         note = "the prompt starts as that of the artifact"
-        return HeadStart(task, None, (*warnings,), (note,))
+        return HeadStart(task, warnings=(*warnings,), notes=(note,))
     difference = _find_head_difference(task, artifact, settings)
     if difference is not None:
         note = f"the prompt starts as that of the artifact, the head at random: {difference}"
-        return HeadStart(task, None, (*warnings,), (note,))
+        return HeadStart(task, warnings=(*warnings,), notes=(note,))
     task.head.load_state_dict(dict(artifact.head))
     pooling = _read_pooling(artifact, backbone)
     note = "the prompt and the head start as those of the artifact"
     readout = ReadoutChoice(pooling, {}, "that of the artifact", is_chosen=False)
-    return HeadStart(task.with_pooling(pooling), readout, (*warnings,), (note,))
+    return HeadStart(
+        task.with_pooling(pooling), readout, takes_head=True, warnings=(*warnings,), notes=(note,)
+    )
 
 
 def _has_same_tags(task: Tagger, artifact: Artifact) -> bool:

@@ -79,6 +79,7 @@ class RunSetup:
             are all that of the run.
         init: the initialization, where it is given instead of the recipe's.
         calibration: what validation rows decided after the training.
+        takes_head: whether the head starts as that of an artifact.
     """
 
     recipe: Recipe
@@ -104,6 +105,7 @@ class RunSetup:
     fold_readouts: tuple[ReadoutChoice, ...] = ()
     init: InitLike | None = None
     calibration: Mapping[str, Any] | None = None
+    takes_head: bool = False
 
     @property
     def is_first_seed(self) -> bool:
@@ -113,9 +115,8 @@ class RunSetup:
     @property
     def fits_head(self) -> bool:
         """Whether the head starts as a logistic regression, and not at random or as another's."""
-        is_taken = self.readout is not None and not self.readout.is_chosen
         is_wanted = self.recipe.train.head_init == "regression"
-        return is_wanted and can_fit_head(self.task) and not is_taken
+        return is_wanted and can_fit_head(self.task) and not self.takes_head
 
     @property
     def has_open_readout(self) -> bool:
@@ -464,6 +465,7 @@ def _assemble(parts: Parts) -> RunSetup:
         tables=parts.valid_tables,
         candidates=parts.candidates,
         init=parts.init,
+        takes_head=parts.takes_head,
     )
 
 

@@ -99,6 +99,7 @@ class Parts:
         notes: on what the initialization took from an artifact, and on folds.
         folds: the indices of the training rows of each.
         readout: that of the artifact whose head is taken.
+        takes_head: whether it is taken.
     """
 
     recipe: Recipe
@@ -121,6 +122,7 @@ class Parts:
     notes: list[str] = field(default_factory=list)
     folds: tuple[tuple[int, ...], ...] = ()
     readout: ReadoutChoice | None = None
+    takes_head: bool = False
 
 
 Stage = Callable[[Parts, FaultCollector], None]
@@ -359,7 +361,7 @@ def start_head(parts: Parts, collector: FaultCollector) -> None:
     if not isinstance(artifact, Artifact) or parts.candidates:
         return
     start = take_head(task, artifact, settings=parts.recipe.task_settings)
-    parts.task, parts.readout = start.task, start.readout
+    parts.task, parts.readout, parts.takes_head = start.task, start.readout, start.takes_head
     parts.warnings += start.warnings
     parts.notes += start.notes
 

@@ -131,13 +131,14 @@ def find_template_slips(
         answers that begin with one.
     """
     yield from _find_added_tokens(template, backbone)
+    if isinstance(settings, Tag):
+        yield from _find_left_tags(template, settings, backbone)
+        return
     last = template.pieces[-1]
     causal = backbone.geometry.architecture == "causal"
     if not (causal and isinstance(last, Literal) and last.text.endswith(" ")):
         return
     answer = "each answer"
-    if isinstance(settings, Tag):
-        return
     if isinstance(settings, Classify):
         words = chain.from_iterable(settings.list_words().values())
         spaced = next((word for word in words if word.startswith(" ")), None)
@@ -148,6 +149,17 @@ def find_template_slips(
         f"the template ends in a space, and {answer} begins with one, so there are two. Remove the "
         "space at the end of the template."
     )
+
+
+def _find_left_tags(template: Template, settings: Tag, backbone: Backbone) -> Iterator[str]:
+    """Tags that are read where a causal backbone has not seen the words that follow."""
+    column, family = settings.words_column, backbone.geometry.model_type
+    if backbone.geometry.architecture == "causal" and template.field_places.count(column) == 1:
+        yield (
+            f"{family} is a causal backbone, so a word's tag is read where only the words before "
+            "it are known. Choose an encoder, or write the words twice in task.template, such as "
+            f"'{{{column}}}\n{{{column}}}': tags are read at the last place."
+        )
 
 
 def _find_added_tokens(template: Template, backbone: Backbone) -> Iterator[str]:
