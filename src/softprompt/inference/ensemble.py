@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,6 +21,7 @@ from softprompt.backbone.references import shorten_name
 from softprompt.data import Row, RowsLike, group_by_length, iterate_rows
 from softprompt.errors import PromptError, SoftpromptWarning
 from softprompt.inference.loops import (
+    EnsembleReport,
     EvaluatedRows,
     EvaluationReport,
     check_numbers,
@@ -42,19 +42,6 @@ from softprompt.tasks.tag_sequences import forget_shares
 from softprompt.tasks.targets import read_task_targets
 
 MemberViews = Sequence[Example]  # a row as each member renders it
-
-
-@dataclass(frozen=True)
-class EnsembleReport:
-    """Loss and metrics of an ensemble on some rows.
-
-    Args:
-        ensemble: of the combined predictions.
-        members: of each member alone, in their order.
-    """
-
-    ensemble: EvaluationReport
-    members: tuple[EvaluationReport, ...]
 
 
 class Ensemble:

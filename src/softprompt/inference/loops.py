@@ -130,6 +130,19 @@ class EvaluationReport:
         return html + make_grid("Confusion", head=head, rows=rows)
 
 
+@dataclass(frozen=True)
+class EnsembleReport:
+    """Loss and metrics of an ensemble on some rows.
+
+    Args:
+        ensemble: of the combined predictions.
+        members: of each member alone, in their order.
+    """
+
+    ensemble: EvaluationReport
+    members: tuple[EvaluationReport, ...]
+
+
 def predict_rows(
     task: Task,
     examples: Sequence[Example],

@@ -138,7 +138,7 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
     Raises:
         DataError: no column can be the label or the text, the label has faults, or no task fits.
     """
-    if (tagged := find_tag_columns(table)) is not None:
+    if tagged := find_tag_columns(table):
         return _describe_tags(table, *tagged)
     text_columns = list_text_columns(table)
     distinct = _count_values(table, [*text_columns, *_list_whole_numbers(table)])
@@ -149,9 +149,9 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
     if special is not None:
         return _describe_special(table, source, *special)
     target = label or _guess_target(fields)
-    _check_task(table, {*_CHOICE_NAMES, label} if is_named else _ANSWER_NAMES, source)
+    answers = {*_CHOICE_NAMES, label} if is_named else _ANSWER_NAMES
+    _check_task(table, answers if target is not None else table.column_names, source)
     if target is None:
-        _check_task(table, table.column_names, source)
         raise DataError(_explain_missing_label(table, distinct, source))
     texts = _guess_texts(table, [name for name in fields if name != target], source, label=target)
     gaps, gap_notes = _find_gaps(table, [*texts, target])

@@ -143,18 +143,7 @@ def draft_recipe(
         sees_both_sides = columns.kind == "tag" or (automatic and columns.has_head)
         backbone = ENCODER if sees_both_sides else DEFAULT_BACKBONE
     info, backbone_notes = _inspect_backbone(folder, backbone)
-    if info.kind == "encoder" and not columns.has_head:
-        msg = (
-            f"{columns.notes[0]}. But {backbone} is an encoder, which cannot write text. Choose "
-            "another backbone by --backbone."
-        )
-        raise DataError(msg)
-    if info.kind == "encoder-decoder" and columns.kind == "tag":
-        msg = (
-            f"{columns.notes[0]}. But {backbone} answers in words, so it has no head for tags. "
-            "Choose an encoder by --backbone."
-        )
-        raise DataError(msg)
+    _check_backbone(info.kind, backbone, columns)
     notes = [*held_out.notes, *columns.notes, *backbone_notes]
     if columns.group is not None and "validation" not in held_out.files:
         notes.append(f"rows may belong together by {columns.group!r}: see group_by in the recipe")
@@ -171,6 +160,26 @@ def draft_recipe(
     )
     check_names_writable(text)
     return RecipeDraft(text, columns, held_out, (*notes,))
+
+
+def _check_backbone(kind: Architecture, name: str, columns: ColumnRoles) -> None:
+    """Check that a backbone can do the task.
+
+    Raises:
+        DataError: it cannot write text, or has no head for tags.
+    """
+    if kind == "encoder" and not columns.has_head:
+        msg = (
+            f"{columns.notes[0]}. But {name} is an encoder, which cannot write text. Choose "
+            "another backbone by --backbone."
+        )
+        raise DataError(msg)
+    if kind == "encoder-decoder" and columns.kind == "tag":
+        msg = (
+            f"{columns.notes[0]}. But {name} answers in words, so it has no head for tags. "
+            "Choose an encoder by --backbone."
+        )
+        raise DataError(msg)
 
 
 def _make_relative(folder: Path, source: str) -> str:

@@ -28,7 +28,7 @@ _FEWEST_TAGS = 2
 
 
 @dataclass(frozen=True)
-class RowWords:
+class GivenWords:
     """The words of a row.
 
     Args:
@@ -46,7 +46,7 @@ class RowWords:
         return tuple(self.text[start:end] for start, end in self.places)
 
 
-def read_row_words(cell: object, column: str) -> RowWords:
+def read_row_words(cell: object, column: str) -> GivenWords:
     """Read the words of a cell.
 
     Args:
@@ -74,10 +74,10 @@ def read_row_words(cell: object, column: str) -> RowWords:
     items = _read_list(cell)
     if items is None:
         text = to_text(cell)
-        return RowWords(text, tuple(split_words(text)), is_list=False)
+        return GivenWords(text, tuple(split_words(text)), is_list=False)
     words = [_read_word(item, number, column) for number, item in enumerate(items)]
     text, places = join_words(words)
-    return RowWords(text, tuple(places), is_list=True)
+    return GivenWords(text, tuple(places), is_list=True)
 
 
 def _read_list(cell: object) -> Sequence[object] | None:
@@ -106,7 +106,7 @@ def _read_word(item: object, number: int, column: str) -> str:
     return word
 
 
-def read_row_tags(row: Row, settings: Tag, *, words: RowWords | None = None) -> tuple[str, ...]:
+def read_row_tags(row: Row, settings: Tag, *, words: GivenWords | None = None) -> tuple[str, ...]:
     """The tags of a row's words, as its cell says.
 
     Args:
@@ -143,7 +143,7 @@ def read_row_tags(row: Row, settings: Tag, *, words: RowWords | None = None) -> 
     return tags
 
 
-def _read_spans_as_tags(cell: object, words: RowWords, settings: Tag) -> tuple[str, ...]:
+def _read_spans_as_tags(cell: object, words: GivenWords, settings: Tag) -> tuple[str, ...]:
     column, target = settings.words_column, settings.target_column
     items = parse_list(cell) if isinstance(cell, str) else cell
     where = "the row"

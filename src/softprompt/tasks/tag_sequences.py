@@ -45,6 +45,11 @@ class TaggedSpan:
         end: one after its last character.
         text: its characters.
         score: the mean probability of the tags of its words; of its tokens with ``simple``.
+
+    Examples:
+        >>> span = TaggedSpan("LOC", 3, 7, "Rome", score=0.9)
+        >>> "In Rome"[span.start : span.end] == span.text
+        True
     """
 
     label: str

@@ -17,9 +17,9 @@ from softprompt.artifact.checks import read_task_settings
 from softprompt.backbone.model import Backbone
 from softprompt.backbone.references import is_same_model
 from softprompt.data import Template, group_by_length
-from softprompt.errors import TemplateError
+from softprompt.errors import RecipeError, TemplateError
 from softprompt.prompt import Prompt
-from softprompt.tasks import Classify, Example, Tag, Task, TaskSettings
+from softprompt.tasks import Classify, Example, Generate, Tag, Task, TaskSettings
 from softprompt.tasks.classifier_head import ClassifierHead, HeadKind
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.objectives import SingleLabel
@@ -61,6 +61,26 @@ def check_pooling(settings: Classify, *, backbone: Backbone, template: Template)
     fault = find_pooling_fault(settings.pooling, architecture=kind, template=template)
     if fault is not None:
         raise TemplateError(fault)
+
+
+def check_plain_head_fits(settings: TaskSettings, backbone: Backbone) -> None:
+    """Check that a head without a prompt can do a task.
+
+    Args:
+        settings: of the task.
+        backbone: of the run.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    no_head = "the task has no labels that a head could choose from"
+    reasons = [no_head] if isinstance(settings, Generate) else []
+    if isinstance(settings, Tag):
+        reasons.append("it is not compared with a prompt for tags of words")
+    if backbone.geometry.architecture == "encoder-decoder":
+        reasons.append("the states of an encoder-decoder are read by its decoder")
+    if reasons:
+        raise RecipeError([f"train.keep_plain_head: {' and '.join(reasons)}. Leave the key out."])
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,12 +25,12 @@ from softprompt.data.loading import (
     split_off,
 )
 from softprompt.data.splits import divide_into_folds
-from softprompt.errors import DataError, FaultCollector, RecipeError
+from softprompt.errors import DataError, FaultCollector
 from softprompt.methods import Method, build_method
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromDemonstrations, FromPrompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Generate, LengthBudget, Tag, Task, TaskSettings, build_task
+from softprompt.tasks import Classify, LengthBudget, Task, TaskSettings, build_task
 from softprompt.tasks.binding import read_label_words
 from softprompt.tasks.config import get_target_column, list_flexible_columns
 from softprompt.tasks.targets import check_tables, find_labels, resolve_target_settings
@@ -49,7 +49,12 @@ from softprompt.train.demonstrations import (
     choose_demonstrations,
 )
 from softprompt.train.events import Callback, Event, PhaseStarted
-from softprompt.train.heads import check_pooling, find_foreign_starts, take_head
+from softprompt.train.heads import (
+    check_plain_head_fits,
+    check_pooling,
+    find_foreign_starts,
+    take_head,
+)
 from softprompt.train.initialization import (
     InitLike,
     choose_run_defaults,
@@ -412,7 +417,7 @@ def check_seeds(parts: Parts, collector: FaultCollector) -> None:
 def check_plain_head(parts: Parts, collector: FaultCollector) -> None:
     """Check that a plain head can stand in for the prompt, if the recipe wants that."""
     if parts.recipe.train.keep_plain_head:
-        collector.check(_refuse_plain_head, parts.recipe.task_settings, require(parts.backbone))
+        collector.check(check_plain_head_fits, parts.recipe.task_settings, require(parts.backbone))
 
 
 # The stages that all setups share, those of a prompt, and those of the hard prompt.
@@ -499,13 +504,3 @@ def _render(parts: Parts, task: Task, *, split: str) -> None:
         template=require(parts.template).text,
         hashes=parts.hashes,
     )
-
-
-def _refuse_plain_head(settings: TaskSettings, backbone: Backbone) -> None:
-    no_head = "the task has no labels that a head could choose from"
-    reasons = [no_head] if isinstance(settings, Generate) else []
-    reasons += ["it has no place for tags of words yet"] if isinstance(settings, Tag) else []
-    if backbone.geometry.architecture == "encoder-decoder":
-        reasons.append("the states of an encoder-decoder are read by its decoder")
-    if reasons:
-        raise RecipeError([f"train.keep_plain_head: {' and '.join(reasons)}. Leave the key out."])
