@@ -158,8 +158,7 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
     table = drop_gaps(table, gaps, where=source)
     check_columns(table, [*texts, target], where=source)
     group = _guess_group(distinct, {target, *texts}, rows=len(table))
-    used = {target, *texts, group}
-    unused = tuple(name for name in table.column_names if name not in used)
+    unused = _list_unused(table, {target, *texts, group})
     if label is None:
         notes = (_describe_target(target, distinct, rows=len(table)), *gap_notes)
         return ColumnRoles(
@@ -189,7 +188,7 @@ def _describe_tags(table: Table, words: str, target: str) -> ColumnRoles:
     note = f'column {target!r} has a tag for each word of {words!r} ({what}): kind = "tag"'
     if _find_answers(table, target) == _SPANS:
         note = f'column {target!r} has spans of the text {words!r}: kind = "tag"'
-    unused = tuple(name for name in table.column_names if name not in {words, target})
+    unused = _list_unused(table, {words, target})
     return ColumnRoles(
         target,
         (),
@@ -211,8 +210,7 @@ def _describe_special(table: Table, source: str, target: str, kind: RoleKind) ->
     table = drop_gaps(table, gaps, where=source)
     distinct = _count_values(table, [n for n in names if n not in texts])
     group = _guess_group(distinct, {target, *texts}, rows=len(table))
-    used = {target, *texts, group}
-    unused = tuple(name for name in table.column_names if name not in used)
+    unused = _list_unused(table, {target, *texts, group})
     if kind == "regress":
         note = (
             f'column {target!r} has numbers, so they are to be predicted: kind = "regress". If '
@@ -307,6 +305,10 @@ def _estimate_max_tokens(table: Table, target: str) -> int:
     """The tokens of the longest texts, at two characters for each, in steps of 16."""
     longest = max(len(to_text(value)) for value in table[target][:])
     return min(256, 16 * max(1, ceil(longest / 32)))
+
+
+def _list_unused(table: Table, used: Collection[str | None]) -> tuple[str, ...]:
+    return tuple(name for name in table.column_names if name not in used)
 
 
 def _describe_unused(unused: Sequence[str]) -> list[str]:

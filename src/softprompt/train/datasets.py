@@ -442,6 +442,23 @@ def _check_fraction(validation: float) -> None:
         raise DataError(msg)
 
 
+def check_training_rows(splits: Sequence[str]) -> None:
+    """Check that there are rows to train on.
+
+    Args:
+        splits: the names of those with rows.
+
+    Raises:
+        DataError: there are none.
+    """
+    if "train" not in splits:
+        msg = (
+            f"there are no training rows: the splits are {', '.join(map(repr, splits))}. "
+            "Give some under the name 'train'."
+        )
+        raise DataError(msg)
+
+
 def check_no_validation(splits: Sequence[str]) -> None:
     """Check that rows that validate in folds are not given together with validation rows.
 

@@ -25,7 +25,7 @@ from softprompt.data.loading import (
     split_off,
 )
 from softprompt.data.splits import divide_into_folds
-from softprompt.errors import DataError, FaultCollector
+from softprompt.errors import FaultCollector
 from softprompt.methods import Method, build_method
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromDemonstrations, FromPrompt
@@ -37,6 +37,7 @@ from softprompt.tasks.targets import check_tables, find_labels, resolve_target_s
 from softprompt.train.datasets import (
     RenderedRows,
     check_no_validation,
+    check_training_rows,
     check_validation_of_seeds,
     get_task_columns,
     list_row_warnings,
@@ -193,7 +194,7 @@ def read_tables(parts: Parts, collector: FaultCollector) -> None:
     """Read the recipe's data, if no tables are in memory."""
     if parts.memory_tables is None:
         parts.tables = read_sources(parts.recipe.data, collector)
-    elif collector.check(_check_training_rows, [*parts.memory_tables]):
+    elif collector.check(check_training_rows, [*parts.memory_tables]):
         parts.tables = parts.memory_tables
 
 
@@ -440,15 +441,6 @@ HARD_PROMPT_STAGES = (*FIRST_STAGES, choose_hard_template, bind_task)
 
 def _get_train_table(parts: Parts) -> Table:
     return require(require(parts.tables).get("train"))
-
-
-def _check_training_rows(splits: Sequence[str]) -> None:
-    if "train" not in splits:
-        msg = (
-            f"there are no training rows: the splits are {', '.join(map(repr, splits))}. "
-            "Give some under the name 'train'."
-        )
-        raise DataError(msg)
 
 
 def _check_fields(parts: Parts, collector: FaultCollector) -> None:
