@@ -17,8 +17,8 @@ from softprompt.data import Table
 from softprompt.data.inputs import Row
 from softprompt.inference import predict_without_prompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Objective, Regress, Tag, Task, TaskSettings
-from softprompt.tasks.config import get_target_column, has_trained_head
+from softprompt.tasks import Classify, Objective, Regress, Tag, Task
+from softprompt.tasks.config import has_trained_head
 from softprompt.tasks.label_sets import LabelSets
 from softprompt.tasks.objectives import ScoreObjective, SingleLabel, find_commonest
 from softprompt.tasks.pooling import resolve_pooling
@@ -103,24 +103,34 @@ class HardPromptBaseline:
         return predict_without_prompt(self.task, rows)
 
 
-def fit_majority(train: Table, settings: TaskSettings) -> MajorityBaseline | CommonestTagBaseline:
-    """Make the baseline of the best answer that is the same for every row; of tags, every word.
+def fit_majority(answers: Sequence[str], objective: Objective) -> MajorityBaseline:
+    """Make the baseline of the best answer that is the same for every row.
+
+    Args:
+        answers: of the training rows.
+        objective: of the task.
+    """
+    return MajorityBaseline(objective.choose_constant(answers))
+
+
+def fit_commonest_tags(
+    train: Table, settings: Tag, *, objective: TagSequences
+) -> CommonestTagBaseline:
+    """Make the baseline of the tag that each word has most often.
 
     Args:
         train: the training rows.
         settings: of the task.
+        objective: of the task.
     """
-    answers, objective = read_targets(train, settings), build_objective(settings, train)
-    constant = objective.choose_constant(answers)
-    if not isinstance(settings, Tag) or not isinstance(objective, TagSequences):
-        return MajorityBaseline(constant)
     counts: dict[str, Counter[str]] = {}
-    for cell, text in zip(train[settings.words_column][:], answers, strict=True):
-        words = read_row_words(cell, settings.words_column).list_words()
+    truth, column = read_targets(train, settings, split="train"), settings.words_column
+    for cell, text in zip(train[column][:], truth, strict=True):
+        words = read_row_words(cell, column).list_words()
         for word, tag in zip(words, objective.read_truth(text), strict=True):
             counts.setdefault(word, Counter())[tag] += 1
     tags = {word: find_commonest([*count.elements()]) for word, count in counts.items()}
-    return CommonestTagBaseline(tags, constant, settings.words_column)
+    return CommonestTagBaseline(tags, objective.choose_constant(truth), column)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,15 +170,14 @@ class Baselines:
         return available
 
     @property
-    def _target(self) -> str:
-        return get_target_column(self.base.task_settings)
-
-    @property
     def _objective(self) -> Objective:
         return build_objective(self.base.task_settings, self.tables["train"])
 
     def _fit_majority(self) -> Baseline:
-        return fit_majority(self.tables["train"], self.base.task_settings)
+        settings, objective, train = self.base.task_settings, self._objective, self.tables["train"]
+        if isinstance(settings, Tag) and isinstance(objective, TagSequences):
+            return fit_commonest_tags(train, settings, objective=objective)
+        return fit_majority(read_targets(train, settings), objective)
 
     def _make_hard_prompt(self) -> Baseline:
         task = setup_hard_prompt(self.base, backbone=self.backbone, tables=self.tables)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,9 @@ class RunResult:
 
     def __str__(self) -> str:
         measure = "chrf" if self.confusion is None else "accuracy"
+        if self.confusion is None:  # the first metric of the same value, if there is one
+            same = (n for n, v in self.metrics.items() if isclose(v, self.score, abs_tol=1e-9))
+            measure = next(same, measure)
         if self.seed is None:
             return f"{self.variant}: {measure} {self.score:.1%}"
         seconds = 0.0 if self.cost is None else self.cost.seconds
