@@ -384,6 +384,8 @@ def _make_model(
     foreign: ForeignPrompt, backbone: Backbone, *, task: TaskSettings | None, labels: Sequence[str]
 ) -> PromptModel:
     check_prompt_fits(backbone.geometry, foreign.prompt)
+    if foreign.fault is not None and not isinstance(task, Tag):
+        raise foreign.fault
     settings = resolve_task_settings(foreign, task)
     template = settings.template or foreign.template
     if isinstance(settings, Tag):

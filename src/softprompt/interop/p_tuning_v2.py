@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from softprompt._io import to_bytes
 from softprompt.backbone import Backbone
 from softprompt.backbone.classifier_weights import read_classifier_weights
-from softprompt.errors import ArtifactError
+from softprompt.errors import ArtifactError, BackboneError
 from softprompt.interop.base import ExportRequest, ForeignPrompt
 from softprompt.interop.files import check_finite, find_file, read_tensors
 from softprompt.interop.kv_layout import pack_kv, unpack_kv
@@ -42,7 +42,6 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
 
     Raises:
         ArtifactError: tensors are missing, not of this method, or do not fit the backbone.
-        BackboneError: neither the file nor the backbone has the pooler that the classifier needs.
     """
     path = find_file(source, [FILE, "prompt.safetensors"], what="P-tuning v2 checkpoint")
     tensors = read_tensors(path)
@@ -60,8 +59,12 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
     linear = {name: tensors[foreign] for name, foreign in _HEAD.items() if foreign in tensors}
     task: dict[str, object] | None = _TAG
     head = linear
+    fault: BackboneError | None = None
     if not linear or not _is_of_words(tensors, family):
-        head = _read_head(tensors, backbone, path=path)
+        try:
+            head = _read_head(tensors, backbone, path=path)
+        except BackboneError as error:
+            fault = error
         task = {"kind": "classify", "head": "mlp-tanh", "pooling": "cls"} if head else None
     check_finite(path, {_EMBEDDING: prefix} | head)
     return {
@@ -73,6 +76,7 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
             classes=len(head[_OUTPUT]) if head else 0,
             note={"format": "p-tuning-v2"},
             tag_head=linear,
+            fault=fault,
         )
     }
 
