@@ -286,6 +286,16 @@ def test_rows_that_are_not_possible_are_named(prepare, fault) -> None:
         prepare("bert-prefix", tables={"train": rows})
 
 
+def test_the_tags_can_be_listed(prepare) -> None:
+    data = make_data("bert-prefix")
+    listed = ["B-NEW", "I-NEW", "O", "B-NEG", "I-NEG", "B-POS", "I-POS"]
+    data["task"]["labels"] = listed
+    assert prepare("bert-prefix", data=data).task.labels == tuple(listed)
+    data["task"]["labels"] = listed[:-1]
+    with pytest.raises(DataError, match=r"needs each of 'O', .* List these"):
+        prepare("bert-prefix", data=data)
+
+
 def test_a_span_inside_of_a_word_is_refused_or_widened(prepare) -> None:
     rows = make_spans(6, seed=1)
     rows[1] = {"text": "the story", "spans": [{"start": 4, "end": 6, "label": "POS"}]}

@@ -198,6 +198,8 @@ def _find_tag_faults(settings: Tag, labels: list[str]) -> Iterator[str]:
         yield f"task.scheme is {settings.scheme!r}, whose tags cannot be written as {scheme!r}."
     if not labels:
         yield "labels is empty, but tags are chosen from it."
+    if settings.labels is not None and [*settings.labels] != labels:
+        yield f"labels is {labels}, but task.labels is {[*settings.labels]}."
     try:
         make_transitions(labels, scheme=scheme)
     except DataError as error:

@@ -149,8 +149,10 @@ def _list_labels(settings: TaskSettings) -> list[str]:
             raise ArtifactError(msg)
         case Generate(choices=choices):
             return list(choices or ())
-        case Regress() | Tag():
+        case Regress():
             return []
+        case Tag(labels=labels):
+            return list(labels or ())
         case unreachable:
             assert_never(unreachable)
 

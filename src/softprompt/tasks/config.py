@@ -197,6 +197,8 @@ class Tag:
         scheme: how tags are written: ``BIO``, ``IOB1``, ``BIOES``, ``BILOU``, or ``none`` for plain
             tags such as parts of speech. ``auto``: recognized by the training rows. Spans of
             characters are written in BIO.
+        labels: all tags that can be predicted, in the order wanted. None: ``O``, and those of the
+            types that the training rows have.
         output_scheme: the scheme that is predicted, to which tags are converted. None: the same.
         repair_tags: whether tags that are not possible in their scheme are read as the script
             ``conlleval`` reads them; otherwise they are refused.
@@ -223,6 +225,7 @@ class Tag:
     words_column: str = "words"
     target_column: str = "tags"
     scheme: Literal["auto"] | TagScheme = "auto"
+    labels: Sequence[str] | None = None
     output_scheme: TagScheme | None = None
     repair_tags: bool = False
     widen_spans: bool = False

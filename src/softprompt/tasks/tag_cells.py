@@ -247,7 +247,17 @@ def find_tags(settings: Tag, table: Table) -> tuple[str, ...]:
             "tags, too."
         )
         raise DataError(msg)
-    return list_tags(sorted(kinds), scheme=settings.output_scheme or scheme)
+    found = list_tags(sorted(kinds), scheme=settings.output_scheme or scheme)
+    if settings.labels is None:
+        return found
+    missing = [tag for tag in found if tag not in settings.labels]
+    if missing or len({*settings.labels}) < len(settings.labels):
+        msg = (
+            f"task.labels lists {', '.join(map(repr, settings.labels))}, but needs each of "
+            f"{', '.join(map(repr, found))} once. List these, or leave task.labels out."
+        )
+        raise DataError(msg)
+    return tuple(settings.labels)
 
 
 def get_scheme(settings: Tag) -> TagScheme:
