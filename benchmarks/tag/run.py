@@ -26,7 +26,7 @@ def run_comparison(name: str, seeds: int) -> dict[str, Any]:
     comparison = compare_methods(
         HERE / f"{name}.toml",
         ROOT / "runs" / f"tag-{name}",
-        methods=["p-tuning-v2", "prompt-tuning"],
+        methods=["p-tuning-v2"],
         num_seeds=seeds,
         callbacks=[print_event],
     )
@@ -52,7 +52,7 @@ def main() -> None:
     """Run the comparisons and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=TASKS)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
     fetch(ROOT / "runs" / "brown")
     for name in TASKS:

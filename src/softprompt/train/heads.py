@@ -160,7 +160,7 @@ def fit_any_head(task: Task, rows: RenderedRows, *, prompt: Prompt | None) -> Cl
     """
     match task:
         case Tagger():
-            return fit_tag_head(task, rows, prompt=prompt, share=_SHARE_OF_WEIGHTS)
+            return fit_tag_head(task, rows, prompt=prompt)
         case HeadClassifier():
             return fit_head(task, rows, prompt=prompt)
         case _:
@@ -172,18 +172,18 @@ def fit_tag_head(
     rows: RenderedRows,
     *,
     prompt: Prompt | None,
-    share: float = 1.0,
     most_words: int = MAX_PROBED_ROWS,
 ) -> ClassifierHead | None:
     """Fit a head of tags as a logistic regression, on the states of words in rows with a prompt.
 
-    The regularization is chosen by folds of the rows.
+    The regularization is chosen by folds of the rows. The head gets all of the weights: it is
+    fitted to a few of the words, so the others still have a gradient. (With a fifth, deep prefixes
+    on 700 sentences of the Brown corpus found fewer names.)
 
     Args:
         task: with a linear head; it stays as it is.
         rows: to fit on: as many of them, always the same ones, as have so many words.
         prompt: to run them with, on the backbone's device; None for the bare backbone.
-        share: of the weights that the head gets, as `fit_head` has it.
         most_words: the most words.
 
     Returns:
@@ -208,7 +208,7 @@ def fit_tag_head(
         is_normalized=is_normalized,
     )
     head = deepcopy(task.head)
-    head.load_state_dict({"output.weight": share * found.weight, "output.bias": share * found.bias})
+    head.load_state_dict({"output.weight": found.weight, "output.bias": found.bias})
     return head
 
 
