@@ -84,6 +84,9 @@ if TYPE_CHECKING:
         NumberPrediction,
         Prediction,
         Regress,
+        Tag,
+        TaggedSpan,
+        TagPrediction,
     )
     from softprompt.train.api import fit, train_recipe
     from softprompt.train.automatic import fit_data
@@ -167,6 +170,9 @@ _HOMES = {
         "NumberPrediction",
         "Prediction",
         "Regress",
+        "Tag",
+        "TaggedSpan",
+        "TagPrediction",
     ),
     "softprompt.train.api": ("fit", "train_recipe"),
     "softprompt.train.automatic": ("fit_data",),
@@ -257,6 +263,9 @@ __all__ = [
     "SoftpromptWarning",
     "Started",
     "Step",
+    "Tag",
+    "TagPrediction",
+    "TaggedSpan",
     "TemplateError",
     "TrainingConfig",
     "TrainingError",

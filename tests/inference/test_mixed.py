@@ -18,7 +18,7 @@ from softprompt.inference.mixed import (
     predict_mixed,
 )
 from softprompt.prompt import InputPrompt
-from softprompt.tasks import Classify, Prediction
+from softprompt.tasks import Classify, Prediction, TagPrediction
 from support.models import ROWS
 
 ModelFactory = Callable[..., PromptModel]
@@ -44,6 +44,8 @@ def make_models(family: str, model: ModelFactory, maker) -> list[PromptModel]:
     if family != "t5":
         made.append(model((family, "head", "input")))
         made.append(model((family, "head", "kv")))
+        made.append(model((family, "tag", "input")))
+        made.append(model((family, "tag", "kv")))
         for pooling in ("mean", "max"):
             head = Classify(template="{soft:3}{text}", head="linear", pooling=pooling)
             made.append(model((family, "head", "input"), settings=head))
@@ -64,6 +66,8 @@ def assert_equal(found: Sequence[Prediction], expected: Sequence[Prediction]) ->
     for one, two in zip(found, expected, strict=True):
         assert one.label == two.label
         assert dict(one.probabilities) == pytest.approx(dict(two.probabilities), abs=2e-6)
+        if isinstance(one, TagPrediction) and isinstance(two, TagPrediction):
+            assert one.scores == pytest.approx(two.scores, abs=2e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "t5", "gpt2"])

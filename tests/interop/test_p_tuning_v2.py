@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers.cache_utils import DynamicCache
 
-from softprompt.errors import BackboneError, TemplateError
+from softprompt.errors import ArtifactError, BackboneError, TemplateError
 from softprompt.inference import PromptModel
 from softprompt.injection import load_backbone
 from softprompt.interop.convert import export_prompt, import_prompts
-from softprompt.tasks import Classify
+from softprompt.tasks import Classify, Tag
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 BODIES = {"bert": tf.BertModel, "roberta": tf.RobertaModel}
@@ -244,3 +244,89 @@ def test_no_room_for_a_row_is_refused(desk, tmp_path):
         "Make it shorter, leave method.shift_positions out, or name the backbone that it was "
         "trained for."
     )
+
+
+class PrefixForTokenClassification(PrefixForSequenceClassification):
+    """``model/token_classification.py``: the body has no pooler; the states behind the prefix."""
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        batch = len(ids)
+        tokens = torch.arange(LENGTH).expand(batch, -1)
+        past = self.prefix_encoder(tokens).view(batch, LENGTH, LAYERS * 2, HEADS, SIZE)
+        cache = DynamicCache()
+        for layer, pair in enumerate(past.permute([2, 0, 3, 1, 4]).split(2)):
+            cache.update(pair[0], pair[1], layer)
+        whole = torch.cat([torch.ones(batch, LENGTH, dtype=torch.long), mask], dim=1)
+        body = self.get_submodule(self.family)
+        output = body(input_ids=ids, attention_mask=whole, past_key_values=cache)
+        return self.classifier(output.last_hidden_state)
+
+
+@pytest.fixture
+def tagger(plain):
+    def make(family: str) -> PrefixForTokenClassification:
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            body = BODIES[family](plain(family).config, add_pooling_layer=False)
+            model = PrefixForTokenClassification(family, body, projection=False)
+            for parameter in model.prefix_encoder.parameters():
+                nn.init.normal_(parameter, std=0.7)
+            nn.init.normal_(model.classifier.weight)
+        body.load_state_dict(plain(family).base_model.state_dict(), strict=False)
+        return model.eval()
+
+    return make
+
+
+def logits_of(model: PromptModel, text: str) -> Tensor:
+    """The head's scores of the first token of each word."""
+    with torch.no_grad():
+        (states,) = model.task.compute_row_states([model.render(text)], [model.prompt])
+        return model.task.head(states.float())
+
+
+@pytest.mark.parametrize("family", BODIES)
+@pytest.mark.parametrize("part", ["whole", "trained"])
+def test_tags_of_words_have_the_logits_of_their_code(desk, tagger, tmp_path, family, part):
+    own, model = desk.backbone(family), tagger(family)
+    left_out = (f"{family}.",) if part == "trained" else ()
+    store(model, tmp_path / "model.safetensors", left_out=left_out)
+    labels = ["O", "B-A", "I-A", "X"] if part == "whole" else ["O", "B-A", "I-A", "B-C"]
+    # Without the backbone's tensors only the task tells what the head is of.
+    task = None if part == "whole" else Tag(scheme="BIO")
+    found = import_prompts("p-tuning-v2", tmp_path, backbone=own, task=task, labels=labels)[""]
+    text = "the film was great and it was fresh"
+    given = own.tokenizer([text], return_tensors="pt", return_offsets_mapping=True)
+    with torch.no_grad():
+        whole = model(given["input_ids"], given["attention_mask"])[0]
+    starts = {0, *(at + 1 for at, letter in enumerate(text) if letter == " ")}
+    offsets = [tuple(pair) for pair in given["offset_mapping"][0].tolist()]
+    first = [
+        at
+        for at, (begin, end) in enumerate(offsets)
+        if end > begin and begin + (text[begin] == " ") in starts
+    ]
+    assert_close(logits_of(found, text), whole[first], **CLOSE)
+    assert found.labels == tuple(labels)
+    assert found.artifact.manifest.task["scheme"] == ("none" if part == "whole" else "BIO")
+    again = PromptModel.from_pretrained(found.save(tmp_path / "tags"), backbone=own)
+    assert again.predict(text) == found.predict(text)
+    folder = export_prompt("p-tuning-v2", found, output=tmp_path / "out")
+    held = safetensors.torch.load_file(folder / "model.safetensors")
+    names = {"prefix_encoder.embedding.weight", "classifier.weight", "classifier.bias"}
+    assert held.keys() == names
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in held.items())
+
+
+def test_a_head_of_tags_is_not_one_of_rows(desk, tagger, tmp_path) -> None:
+    store(tagger("bert"), tmp_path / "model.safetensors")
+    with pytest.raises(ArtifactError, match=r"has a head of tags, .* or give kind 'tag'"):
+        import_prompts(
+            "p-tuning-v2", tmp_path, backbone=desk.backbone("bert"), task=Classify("{text}")
+        )
+
+
+def test_a_prefix_without_a_head_gives_no_tags(desk, tagger, tmp_path) -> None:
+    store(tagger("bert"), tmp_path / "model.safetensors", left_out=("bert.", "classifier."))
+    with pytest.raises(ArtifactError, match="has no linear classifier"):
+        import_prompts("p-tuning-v2", tmp_path, backbone=desk.backbone("bert"), task=Tag())

@@ -133,7 +133,7 @@ WORDS = [["a", "b"], ["c"], ["d", "e", "f"]]
 # Tables whose columns have no task of softprompt, and what they have.
 UNSUPPORTED = {
     "tags": (
-        {"tokens": WORDS, "ner_tags": [[0, 1], [0], [1, 1, 0]], "id": str},
+        {"text": text, "ner_tags": [[0, 1], [0], [1, 1, 0]], "id": str},
         "'ner_tags'",
         "a tag for each word",
     ),
@@ -168,6 +168,60 @@ def test_a_table_that_no_task_fits_is_refused_with_what_it_has(name: str) -> Non
     assert said.startswith(f"column {column} of a.jsonl has {what}")
     assert "no task" in said
     assert "kind = " in said
+
+
+BIO = [["B-A", "I-A"], ["O"], ["O", "B-A", "O"]]
+TAGGED = {
+    "conll": ({"words": WORDS, "column_2": WORDS, "tags": BIO}, "words", "tags", "BIO"),
+    "conll2003": ({"id": str, "tokens": WORDS, "ner_tags": BIO}, "tokens", "ner_tags", "BIO"),
+    "parts of speech": (
+        {"tokens": WORDS, "pos_tags": [["DET", "NOUN"], ["VERB"], ["DET", "ADJ", "NOUN"]]},
+        "tokens",
+        "pos_tags",
+        "none",
+    ),
+    "csv": (
+        {"words": [*map(json.dumps, WORDS)], "tags": [*map(str, BIO)]},
+        "words",
+        "tags",
+        "BIO",
+    ),
+    "spans": (
+        {"text": text, "entities": lambda i: [{"start": 0, "end": 3 + (i % 3 > 0), "label": "x"}]
+         if i % 3 != 1 else []},
+        "text",
+        "entities",
+        "BIO",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("automatic", [False, True])
+@pytest.mark.parametrize("name", TAGGED)
+def test_tags_of_words_are_a_task(name: str, automatic, tmp_path) -> None:
+    columns, words, target, scheme = TAGGED[name]
+    table = make_table(40, **columns)
+    roles = guess_columns(table, "a.jsonl")
+    assert (roles.texts, roles.label, roles.kind) == ((words,), target, "tag")
+    assert roles.scheme == scheme
+    path = write_rows(tmp_path / "train.jsonl", table.to_list())
+    draft = draft_recipe(path, directory=tmp_path, automatic=automatic)
+    recipe = make_recipe(tomllib.loads(draft.text))
+    settings = recipe.task_settings
+    assert settings.kind == "tag"
+    assert (settings.words_column, settings.target_column) == (words, target)
+    assert settings.scheme == scheme
+    assert settings.template == f"{{{words}}}"
+    assert recipe.backbone.name == "builtin:minilm"
+    assert recipe.method.name == "p-tuning-v2"
+    assert not recipe.train.keep_plain_head
+
+
+def test_a_causal_backbone_gets_the_words_twice() -> None:
+    columns, *_ = TAGGED["conll"]
+    roles = guess_columns(make_table(**columns), "a.jsonl")
+    causal = BackboneInfo("llama", "causal", has_head=True)
+    assert draft_template(roles, causal) == "{soft:10}{words}\n{words}"
 
 
 SETS = {

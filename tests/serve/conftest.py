@@ -21,6 +21,7 @@ MIXED = {
     "mood": ("llama", "words", "input"),
     "tone": ("llama", "words", "kv"),
     "rating": ("llama", "head", "input"),
+    "names": ("llama", "tag", "input"),
     "reply": ("llama", "text", "input"),
     "pick": ("llama", "choice", "kv"),
 }

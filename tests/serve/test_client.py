@@ -9,6 +9,7 @@ import pytest
 from softprompt.serve.client import AsyncClient, Client, ModelInfo
 from softprompt.serve.faults import ServingError
 from softprompt.serve.site import respond_error
+from softprompt.tasks import TagPrediction
 from support.models import ROWS
 
 TEXTS = [row["text"] for row in ROWS]
@@ -29,6 +30,13 @@ def test_answers_are_predictions(serve, models) -> None:
                     assert answer.prediction.label == expected.label
                     own = dict(expected.probabilities)
                     assert dict(answer.prediction.probabilities) == pytest.approx(own, abs=2e-6)
+                    if isinstance(expected, TagPrediction):
+                        assert answer.prediction.words == expected.words
+                        assert answer.prediction.scores == pytest.approx(expected.scores, abs=2e-6)
+                        found = [span.text for span in answer.prediction.spans]
+                        assert found == [span.text for span in expected.spans]
+        (listed,) = client.predict("names", [{"text": ["the", "film"]}])
+        assert listed.prediction.words == ("the", "film")
         first, second = client.predict("mood", [{"txet": "a"}, "dull"])
         assert (first.prediction, second.error) == (None, None)
         assert "text" in first.error

@@ -9,12 +9,13 @@ from softprompt.artifact import Artifact, describe_backbone, make_artifact
 from softprompt.backbone import Backbone
 from softprompt.inference import PromptModel, attach
 from softprompt.prompt import Prompt
-from softprompt.tasks import Classify, Generate, Task, TaskSettings, build_task
+from softprompt.tasks import Classify, Generate, Tag, Task, TaskSettings, build_task
 from softprompt.tasks.config import describe_settings
 from softprompt.tasks.heads import HeadClassifier
 from support.prompts import Maker
 
 LABELS = ("negative", "positive")
+TAGS = ("O", "B-FILM", "I-FILM", "B-MOOD", "I-MOOD")
 WORDS = {"negative": " bad", "positive": [" good", " great"]}
 ROWS = [
     {"text": "the film was good", "label": "positive", "target": "good"},
@@ -37,6 +38,7 @@ WAYS = {
     "answer words": ("t5", "words", "kv"),
     "head on [CLS]": ("bert", "head", "kv"),
     "head on the last token": ("gpt_neox", "head", "input"),
+    "head on words": ("bert", "tag", "kv"),
     "text": ("llama", "text", "kv"),
     "text of a seq2seq": ("bart", "text", "input"),
     "a choice": ("qwen3", "choice", "input"),
@@ -47,7 +49,7 @@ def make_settings(kind: str, *, family: str, shape: str) -> TaskSettings:
     """The settings of a task.
 
     Args:
-        kind: ``words``, ``head``, ``text`` or ``choice``.
+        kind: ``words``, ``head``, ``tag``, ``text`` or ``choice``.
         family: of the backbone.
         shape: of the prompt, ``input`` or ``kv``.
     """
@@ -58,6 +60,8 @@ def make_settings(kind: str, *, family: str, shape: str) -> TaskSettings:
             return Classify(template=f"{soft}{{text}} is{mask}", verbalizer=WORDS)
         case "head":
             return Classify(template=f"{soft}{{text}}", head="mlp-tanh")
+        case "tag":
+            return Tag(template=f"{soft}{{text}}", words_column="text", scheme="BIO")
         case "text":
             return Generate(template=f"{{text}} is{soft}", max_new_tokens=4)
         case _:
@@ -106,7 +110,7 @@ def make_model_factory(
         family, kind, shape = WAYS[way] if isinstance(way, str) else way
         own = own or backbone(family)
         settings = settings or make_settings(kind, family=family, shape=shape)
-        labels = () if kind == "text" else choices
+        labels = {"text": (), "tag": TAGS}.get(kind, choices)
         task = build_task(settings, own, template=settings.template, labels=labels, seed=seed)
         head = {} if task.head is None else task.head.state_dict()
         prompt = prompt or maker(family).prompt(shape)

@@ -16,17 +16,19 @@ from softprompt.artifact.manifest import (
     explain_fault,
 )
 from softprompt.data.template import parse_template
-from softprompt.errors import RecipeError, TemplateError, format_unknown
+from softprompt.errors import DataError, RecipeError, TemplateError, format_unknown
 from softprompt.tasks.classifier_head import list_head_shapes
 from softprompt.tasks.config import (
     TASKS,
     Classify,
     Generate,
     Regress,
+    Tag,
     TaskSettings,
     build_settings,
     make_decoding,
 )
+from softprompt.tasks.tag_decoding import make_transitions
 
 _REMEDY = "Train or import the prompt again."
 _NEWER = "A newer softprompt may know it: pip install -U softprompt."
@@ -157,6 +159,10 @@ def _find_task_faults(manifest: Manifest) -> Iterator[str]:
                 classes = len(settings.mean or ())
                 yield from _find_shape_faults(settings, classes, shapes, what="numbers")
                 return
+        case Tag():
+            yield from _find_tag_faults(settings, labels)
+            yield from _find_shape_faults(settings, len(labels), shapes, what="tags")
+            return
     if shapes:
         yield f"its task has no trained head, but shapes has {', '.join(shapes)}."
 
@@ -183,6 +189,23 @@ def _find_regression_faults(settings: Regress, labels: list[str]) -> Iterator[st
         yield f"task.mean is {mean} and task.scale {scale}, but both need as many numbers."
 
 
+def _find_tag_faults(settings: Tag, labels: list[str]) -> Iterator[str]:
+    if settings.scheme == "auto":
+        yield "task.scheme is 'auto', but an artifact names the scheme of its rows."
+        return
+    scheme = settings.output_scheme or settings.scheme
+    if (scheme == "none") != (settings.scheme == "none"):
+        yield f"task.scheme is {settings.scheme!r}, whose tags cannot be written as {scheme!r}."
+    if not labels:
+        yield "labels is empty, but tags are chosen from it."
+    if settings.labels is not None and [*settings.labels] != labels:
+        yield f"labels is {labels}, but task.labels is {[*settings.labels]}."
+    try:
+        make_transitions(labels, scheme=scheme)
+    except DataError as error:
+        yield f"labels: {error}"
+
+
 def _find_head_faults(
     settings: Classify, labels: list[str], shapes: Mapping[str, list[int]]
 ) -> Iterator[str]:
@@ -195,9 +218,9 @@ def _find_head_faults(
 
 
 def _find_shape_faults(
-    settings: Classify | Regress, classes: int, shapes: Mapping[str, list[int]], *, what: str
+    settings: Classify | Regress | Tag, classes: int, shapes: Mapping[str, list[int]], *, what: str
 ) -> Iterator[str]:
-    if settings.pooling == "auto":
+    if not isinstance(settings, Tag) and settings.pooling == "auto":
         yield "task.pooling is 'auto', but an artifact names the readout that its head has."
     widths = shapes.get(f"{HEAD}output.weight", [])[1:]
     width = widths[0] if widths else 1

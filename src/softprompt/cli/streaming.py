@@ -57,7 +57,11 @@ def is_table(source: str) -> bool:
 
 
 def read_table_rows(
-    source: str, fields: Sequence[str], *, text_format: "TextFormat"
+    source: str,
+    fields: Sequence[str],
+    *,
+    text_format: "TextFormat",
+    flexible: Sequence[str] = (),
 ) -> Iterator[list[InputRow]]:
     """The rows of a table with all its columns, in groups of at most ``WINDOW``.
 
@@ -67,7 +71,7 @@ def read_table_rows(
     from softprompt.data import check_columns, read_data
 
     table = read_data(source, text_format=text_format)
-    check_columns(table, fields, where=source)
+    check_columns(table, fields, where=source, flexible=flexible)
     for start in range(0, len(table), WINDOW):
         part = table.select(range(start, min(start + WINDOW, len(table)))).to_list()
         yield [InputRow(f"row {start + n}", row) for n, row in enumerate(part, 1)]

@@ -42,8 +42,8 @@ from softprompt.compare.statistics import summarize_variants
 from softprompt.data import MaxRows, Table, read_splits
 from softprompt.errors import DataError, RecipeError, TrainingError
 from softprompt.recipe import Recipe, RecipeSource, load_recipe
-from softprompt.tasks.config import get_target_column, has_trained_head
-from softprompt.tasks.targets import check_tables, find_labels, read_truth
+from softprompt.tasks.config import has_trained_head
+from softprompt.tasks.targets import check_tables, find_labels, read_targets
 from softprompt.train import RunDir
 from softprompt.train.config import ResolvedTraining
 from softprompt.train.datasets import get_task_columns
@@ -329,7 +329,7 @@ def _select_complete(events: Sequence[ResultEvent], failed: Sequence[Failed]) ->
 
 def _make_test_set(base: Recipe, tables: Mapping[str, Table]) -> HeldOutTest:
     settings, test = base.task_settings, tables["test"]
-    truth = read_truth(test, get_target_column(settings))
+    truth = read_targets(test, settings, split="test")
     return HeldOutTest(test.to_list(), truth, build_objective(settings, tables["train"]))
 
 

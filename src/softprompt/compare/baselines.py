@@ -4,25 +4,28 @@ Fine-tuning and LoRA are baselines too, but they are trained like prompts: see
 :func:`softprompt.compare.config.make_finetune_variants`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol as Interface
 
 from softprompt.backbone.model import Backbone
-from softprompt.compare.linear_probe import FeatureReader, fit_probe
+from softprompt.compare.linear_probe import FeatureReader, fit_probe, fit_tag_probe
 from softprompt.compare.results import BaselineSkipped, Cost
 from softprompt.data import Table
 from softprompt.data.inputs import Row
 from softprompt.inference import predict_without_prompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Objective, Regress, Task
-from softprompt.tasks.config import get_target_column, has_trained_head
+from softprompt.tasks import Classify, Objective, Regress, Tag, Task
+from softprompt.tasks.config import has_trained_head
 from softprompt.tasks.label_sets import LabelSets
-from softprompt.tasks.objectives import ScoreObjective, SingleLabel
+from softprompt.tasks.objectives import ScoreObjective, SingleLabel, find_commonest
 from softprompt.tasks.pooling import resolve_pooling
 from softprompt.tasks.regression import Numbers, WordNumbers
-from softprompt.tasks.targets import read_truth
+from softprompt.tasks.tag_cells import read_row_words
+from softprompt.tasks.tag_sequences import TagSequences, format_tags
+from softprompt.tasks.targets import read_targets
 from softprompt.train.setup import setup_hard_prompt
 from softprompt.train.task_settings import build_objective
 from softprompt.train.templates import resolve_hard_template
@@ -60,6 +63,30 @@ class MajorityBaseline:
         return [self.answer] * len(rows)
 
 
+@dataclass(frozen=True)
+class CommonestTagBaseline:
+    """The tag that each word has most often in the training rows.
+
+    Args:
+        tags: by word.
+        otherwise: the tag of other words: the most frequent one.
+        column: of the words.
+    """
+
+    tags: Mapping[str, str]
+    otherwise: str
+    column: str
+    cost: None = None
+
+    def __call__(self, rows: Sequence[Row]) -> list[str]:
+        """The tags of each row's words, as text."""
+        words = [read_row_words(row[self.column], self.column).list_words() for row in rows]
+        return [
+            format_tags([self.tags.get(word, self.otherwise) for word in of_row])
+            for of_row in words
+        ]
+
+
 @dataclass(frozen=True, eq=False)
 class HardPromptBaseline:
     """The backbone without a trained prompt.
@@ -84,6 +111,26 @@ def fit_majority(answers: Sequence[str], objective: Objective) -> MajorityBaseli
         objective: of the task.
     """
     return MajorityBaseline(objective.choose_constant(answers))
+
+
+def fit_commonest_tags(
+    train: Table, settings: Tag, *, objective: TagSequences
+) -> CommonestTagBaseline:
+    """Make the baseline of the tag that each word has most often.
+
+    Args:
+        train: the training rows.
+        settings: of the task.
+        objective: of the task.
+    """
+    counts: dict[str, Counter[str]] = {}
+    truth, column = read_targets(train, settings, split="train"), settings.words_column
+    for cell, text in zip(train[column][:], truth, strict=True):
+        words = read_row_words(cell, column).list_words()
+        for word, tag in zip(words, objective.read_truth(text), strict=True):
+            counts.setdefault(word, Counter())[tag] += 1
+    tags = {word: find_commonest([*count.elements()]) for word, count in counts.items()}
+    return CommonestTagBaseline(tags, objective.choose_constant(truth), column)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,24 +163,31 @@ class Baselines:
         available: dict[str, Callable[[], Baseline]] = {"majority": self._fit_majority}
         if not has_trained_head(settings):
             available["hard-prompt"] = self._make_hard_prompt
-        if _make_probe_objective(self._objective) is not None:
+        if isinstance(settings, Tag):
+            available["linear-probe"] = self._fit_tag_probe
+        elif _make_probe_objective(self._objective) is not None:
             available["linear-probe"] = self._fit_probe
         return available
-
-    @property
-    def _target(self) -> str:
-        return get_target_column(self.base.task_settings)
 
     @property
     def _objective(self) -> Objective:
         return build_objective(self.base.task_settings, self.tables["train"])
 
     def _fit_majority(self) -> Baseline:
-        return fit_majority(read_truth(self.tables["train"], self._target), self._objective)
+        settings, objective, train = self.base.task_settings, self._objective, self.tables["train"]
+        if isinstance(settings, Tag) and isinstance(objective, TagSequences):
+            return fit_commonest_tags(train, settings, objective=objective)
+        return fit_majority(read_targets(train, settings), objective)
 
     def _make_hard_prompt(self) -> Baseline:
         task = setup_hard_prompt(self.base, backbone=self.backbone, tables=self.tables)
         return HardPromptBaseline(task)
+
+    def _fit_tag_probe(self) -> Baseline:
+        start = perf_counter()
+        probe = fit_tag_probe(self.base, backbone=self.backbone, tables=self.tables)
+        seconds = round(perf_counter() - start, 1)
+        return replace(probe, cost=replace(probe.cost, seconds=seconds))
 
     def _fit_probe(self) -> Baseline:
         start = perf_counter()
@@ -152,7 +206,7 @@ class Baselines:
             reader,
             train=parts[0].to_list(),
             validation=parts[1].to_list(),
-            truth=[read_truth(part, self._target) for part in parts],
+            truth=[read_targets(part, settings) for part in parts],
             objective=objective,
         )
         seconds = round(perf_counter() - start, 1)

@@ -5,7 +5,7 @@ of the trained heads that it is compared with. Where there is no head, its reado
 validation rows, as the strength of its regularization is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -13,11 +13,16 @@ import numpy as np
 
 from softprompt.backbone.model import Backbone
 from softprompt.compare.results import Cost
-from softprompt.data import parse_template
+from softprompt.data import Table, parse_template
 from softprompt.data.inputs import Row
+from softprompt.errors import DataError, FaultCollector
+from softprompt.inference import predict_without_prompt
+from softprompt.recipe import Recipe
 from softprompt.tasks.binding import make_plain_renderer
 from softprompt.tasks.objectives import ScoreObjective, SingleLabel
 from softprompt.tasks.pooling import Pooling, list_poolings
+from softprompt.tasks.tagger import Tagger
+from softprompt.train.heads import fit_tag_head
 from softprompt.train.linear_models import (
     divide_rows,
     fit_linear_model,
@@ -32,8 +37,11 @@ from softprompt.train.regression import (
     normalize_features,
     weigh_regressions,
 )
+from softprompt.train.stages import HARD_PROMPT_STAGES, Parts, render_rows, require, run_stages
 
 _FP32_BYTES = 4
+# More words change a logistic regression little, and take long.
+_MOST_WORDS = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,3 +174,47 @@ def _fit_linear(
         return list_answers(model.score(states), objective)
 
     return reading, answer, model.weight.numel() + model.bias.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class TagProbe:
+    """A linear head of tags on the frozen backbone's states.
+
+    Args:
+        task: whose head is fitted; each word gets its likeliest tag, whatever its neighbors have.
+        cost: its parameters; the seconds are measured by the caller.
+    """
+
+    task: Tagger
+    cost: Cost
+
+    def __call__(self, rows: Sequence[Row]) -> list[str]:
+        """The answer to each row."""
+        return predict_without_prompt(self.task, rows)
+
+
+def fit_tag_probe(recipe: Recipe, *, backbone: Backbone, tables: Mapping[str, Table]) -> TagProbe:
+    """Fit a logistic regression on the states of words, of which folds choose the regularization.
+
+    Args:
+        recipe: of the task; soft tokens of its template are left out.
+        backbone: without a prompt.
+        tables: rows by split.
+
+    Raises:
+        DataError: the training rows are too few.
+    """
+    settings = {"constrained_decoding": False, "aggregation": "first", "head": "linear"}
+    task = recipe.task.model_copy(update=settings)
+    parts = Parts(recipe.model_copy(update={"task": task}), backbone, {"train": tables["train"]})
+    run_stages((*HARD_PROMPT_STAGES, render_rows), parts, collector=FaultCollector())
+    tagger = require(parts.task)
+    assert isinstance(tagger, Tagger)  # noqa: S101  # that of such a recipe
+    head = fit_tag_head(tagger, parts.rows["train"], prompt=None, most_words=_MOST_WORDS)
+    if head is None:
+        msg = "the training rows are too few for a linear probe. Give more, or leave it out."
+        raise DataError(msg)
+    trained = sum(p.numel() for p in head.parameters())
+    parameters = sum(p.numel() for p in backbone.body.parameters())
+    cost = Cost(trained, parameters, _FP32_BYTES * trained, 0.0, added=trained)
+    return TagProbe(tagger.with_head(head), cost)

@@ -7,7 +7,7 @@ library already.
 
 import math
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Never, Protocol, TypeAlias, runtime_checkable
@@ -49,7 +49,9 @@ else:
     RowsLike: TypeAlias = object
 
 
-def iterate_rows(data: RowsLike, *, fields: Iterable[str] | None = None) -> Iterator[Row]:
+def iterate_rows(
+    data: RowsLike, *, fields: Iterable[str] | None = None, lists: Collection[str] = ()
+) -> Iterator[Row]:
     """Read rows one by one, from any of the supported types.
 
     Missing values (None, NaN, ``pandas.NA``, null) become None, numpy's scalars become Python's,
@@ -62,6 +64,8 @@ def iterate_rows(data: RowsLike, *, fields: Iterable[str] | None = None) -> Iter
             with Arrow's stream interface.
         fields: the fields of the template; a text is the value of the only field. Without them
             texts are refused.
+        lists: those of the fields that may be lists: a mapping that has one is one row, and a list
+            in a list is the value of the only field.
 
     Returns:
         The rows, as mappings from field names to values.
@@ -77,7 +81,11 @@ def iterate_rows(data: RowsLike, *, fields: Iterable[str] | None = None) -> Iter
         [{'text': 'Fine.'}]
     """
     names = None if fields is None else tuple(dict.fromkeys(fields))
-    items = _read_items(data, names)  # outside the generator, so that errors are raised at the call
+    # Outside the generator, so that errors are raised at the call.
+    items = _read_items(data, names, lists)
+    only = names[0] if names is not None and len(names) == 1 and names[0] in lists else None
+    if only is not None:
+        items = ({only: item} if isinstance(item, list | tuple) else item for item in items)
     return (_convert_row(item, names, index=index) for index, item in enumerate(items))
 
 
@@ -130,11 +138,11 @@ def to_table(
     return table.select_columns(needed)
 
 
-def as_row(row: str | Row, columns: Iterable[str]) -> Row:
-    """Make a mapping of a row that may be a text.
+def as_row(row: str | Sequence[str] | Row, columns: Iterable[str]) -> Row:
+    """Make a mapping of a row that may be a text, or a list of words.
 
     Args:
-        row: a mapping of fields, or a text if there is a single field.
+        row: a mapping of fields, or a text or a list if there is a single field.
         columns: the names of the template's fields.
 
     Returns:
@@ -143,7 +151,7 @@ def as_row(row: str | Row, columns: Iterable[str]) -> Row:
     Raises:
         DataError: the row is a text, but there are several fields.
     """
-    if not isinstance(row, str):
+    if isinstance(row, Mapping):
         return row
     fields = tuple(dict.fromkeys(columns))
     if len(fields) != 1:
@@ -155,7 +163,9 @@ def as_row(row: str | Row, columns: Iterable[str]) -> Row:
     return {fields[0]: row}
 
 
-def _read_items(data: object, names: tuple[str, ...] | None) -> Iterable[object]:
+def _read_items(
+    data: object, names: tuple[str, ...] | None, lists: Collection[str]
+) -> Iterable[object]:
     """The rows before conversion; an error if the data has an unsupported type."""
     for package, classes, read in _READERS:
         if _is_instance(data, package, *classes):
@@ -164,7 +174,8 @@ def _read_items(data: object, names: tuple[str, ...] | None) -> Iterable[object]
         case str():
             return [data]
         case Mapping():
-            _check_single_row(data)
+            if not any(_is_list_of_texts(data.get(name)) for name in lists):
+                _check_single_row(data)
             return [data]
         case ArrowStream():
             return _read_arrow(data)
@@ -199,6 +210,8 @@ def _convert_value(value: object) -> object:
     """Convert a value to a plain Python value; None if it is missing."""
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, np.ndarray):  # of a list, as pandas reads it from Parquet
+        value = value.tolist()
     if isinstance(value, float | Decimal) and math.isnan(value):
         return None
     pandas = sys.modules.get("pandas")
@@ -321,6 +334,11 @@ def _check_single_row(data: Mapping[Any, object]) -> None:
             "datasets.Dataset.from_dict(rows), a data frame, or a list with one mapping per row."
         )
         raise DataError(msg)
+
+
+def _is_list_of_texts(value: object) -> bool:
+    """Whether a field's value is a list for one row, not a column of several."""
+    return isinstance(value, list | tuple) and not any(isinstance(v, list | tuple) for v in value)
 
 
 def has_several_rows(value: object) -> bool:

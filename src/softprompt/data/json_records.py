@@ -86,9 +86,12 @@ def _check_one_row(path: Path, record: Mapping[str, object]) -> None:
             "list alone, or one object per line."
         )
         raise DataError(msg)
+    # One row of words and tags is as a table of as many rows, except for its names.
+    is_tagged = any({"tags", f"{word}_tags"} & {*record} for word in ("ner", "pos", "chunk"))
+    is_tagged = is_tagged and bool({"words", "tokens"} & {*record})
     for kind in (list, dict):
         sizes = {len(value) if isinstance(value, kind) else -1 for value in values}
-        if len(values) > 1 and len(sizes) == 1 and max(sizes) > 1:
+        if len(values) > 1 and len(sizes) == 1 and max(sizes) > 1 and not is_tagged:
             msg = (
                 f"{path} is one object with a {kind.__name__} for each column "
                 f"({', '.join(record)}). Save one object per row instead, in pandas by "

@@ -272,7 +272,7 @@ def _name_triples(value: object) -> object:
 
 
 def name_classes(rows: Table, *, where: str = "the data") -> Table:
-    """Replace class labels of `datasets` by their names.
+    """Replace class labels of `datasets`, and lists of them, by their names.
 
     Args:
         rows: the data.
@@ -286,9 +286,12 @@ def name_classes(rows: Table, *, where: str = "the data") -> Table:
     """
     import datasets
 
-    for column, feature in list(rows.features.items()):
+    for column, own in list(rows.features.items()):
+        is_list = isinstance(own, datasets.List | datasets.LargeList)
+        feature = own.feature if is_list else own
         if isinstance(feature, datasets.ClassLabel):
-            ids = rows[column]
+            cells = rows[column][:]
+            ids = [i for cell in cells for i in cell or ()] if is_list else cells
             highest = max((i for i in ids if i is not None), default=-1)
             if highest >= len(feature.names):
                 msg = (
@@ -297,7 +300,12 @@ def name_classes(rows: Table, *, where: str = "the data") -> Table:
                     "labels themselves."
                 )
                 raise DataError(msg)
-            labels = [feature.names[i] if i is not None and i >= 0 else None for i in ids]
+            names = {i: feature.names[i] for i in {*ids} if i is not None and i >= 0}
+            labels = (
+                [None if cell is None else [*map(names.get, cell)] for cell in cells]
+                if is_list
+                else [*map(names.get, ids)]
+            )
             rows = rows.remove_columns(column).add_column(column, labels)
     return rows
 

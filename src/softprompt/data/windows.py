@@ -171,13 +171,13 @@ def _cut_run(ids: Sequence[int], tokens: range, window: range) -> list[int]:
     return [*ids[: tokens.start], *ids[part.start : part.stop], *ids[tokens.stop :]]
 
 
-def make_window_renderer(renderer: Renderer, *, field: str, stride: int) -> WindowRenderer:
+def make_window_renderer(renderer: Renderer, *, field: str, stride: int | None) -> WindowRenderer:
     """Make a renderer of windows, and check that its template can be divided.
 
     Args:
         renderer: renders the rows.
         field: the field whose text is divided when a row is too long.
-        stride: the tokens of the field that adjacent windows share.
+        stride: the tokens of the field that adjacent windows share. None: a quarter of a window.
 
     Returns:
         The renderer of windows.
@@ -200,6 +200,7 @@ def make_window_renderer(renderer: Renderer, *, field: str, stride: int) -> Wind
     place = names.index(field)
     free = renderer.max_length - renderer.count_tokens(renderer.encode([""] * len(names)))
     least = free if len(names) == 1 else (free + 1) // 2
+    stride = max(least, 0) // 4 if stride is None else stride
     if not 0 <= stride < least:
         raise TemplateError(
             _describe_wrong_stride(renderer, field=field, stride=stride, room=least)

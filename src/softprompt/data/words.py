@@ -42,6 +42,29 @@ class WordPiece(NamedTuple):
 
 
 @dataclass(frozen=True)
+class WordStates:
+    """The words of a row, and which of the states that are read of it are theirs.
+
+    Args:
+        text: of the row; words that were given as a list have one space between them.
+        words: the range of characters ``[start, end)`` of each word in it.
+        pieces: for each word, which of the row's states are those of its tokens, the first one
+            first.
+        tokens: the range of characters of each state's token, where tokens are grouped; else
+            empty.
+    """
+
+    text: str
+    words: tuple[Characters, ...]
+    pieces: tuple[tuple[int, ...], ...]
+    tokens: tuple[Characters, ...] = ()
+
+    def list_words(self) -> tuple[str, ...]:
+        """The words as text."""
+        return tuple(self.text[start:end] for start, end in self.words)
+
+
+@dataclass(frozen=True)
 class RenderedWords:
     """A row in windows, and the tokens of its words.
 

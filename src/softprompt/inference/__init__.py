@@ -6,9 +6,10 @@ from softprompt._lazy import gather_lazily
 
 if TYPE_CHECKING:
     from softprompt.inference.continuous import GenerationBatch
-    from softprompt.inference.ensemble import Ensemble, EnsembleReport, load_model
+    from softprompt.inference.ensemble import Ensemble, load_model
     from softprompt.inference.generated_row import GenerationEvent, GenerationRequest
     from softprompt.inference.loops import (
+        EnsembleReport,
         EvaluatedRows,
         EvaluationReport,
         evaluate_rows,
@@ -61,8 +62,9 @@ __getattr__, __dir__ = gather_lazily(
     {
         "softprompt.inference.continuous": ("GenerationBatch",),
         "softprompt.inference.generated_row": ("GenerationEvent", "GenerationRequest"),
-        "softprompt.inference.ensemble": ("Ensemble", "EnsembleReport", "load_model"),
+        "softprompt.inference.ensemble": ("Ensemble", "load_model"),
         "softprompt.inference.loops": (
+            "EnsembleReport",
             "EvaluatedRows",
             "EvaluationReport",
             "evaluate_rows",

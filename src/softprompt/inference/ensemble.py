@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,6 +21,7 @@ from softprompt.backbone.references import shorten_name
 from softprompt.data import Row, RowsLike, group_by_length, iterate_rows
 from softprompt.errors import PromptError, SoftpromptWarning
 from softprompt.inference.loops import (
+    EnsembleReport,
     EvaluatedRows,
     EvaluationReport,
     check_numbers,
@@ -36,23 +36,12 @@ from softprompt.inference.recorded import load_recorded_backbone
 from softprompt.inference.votes import Vote, check_same_task, check_vote, combine
 from softprompt.prompt import Prompt
 from softprompt.tasks import Classifier, Example, Prediction, Task
+from softprompt.tasks.base import HeadTask
 from softprompt.tasks.classification import list_targets
-from softprompt.tasks.targets import read_truth
+from softprompt.tasks.tag_sequences import forget_shares
+from softprompt.tasks.targets import read_task_targets
 
 MemberViews = Sequence[Example]  # a row as each member renders it
-
-
-@dataclass(frozen=True)
-class EnsembleReport:
-    """Loss and metrics of an ensemble on some rows.
-
-    Args:
-        ensemble: of the combined predictions.
-        members: of each member alone, in their order.
-    """
-
-    ensemble: EvaluationReport
-    members: tuple[EvaluationReport, ...]
 
 
 class Ensemble:
@@ -222,7 +211,8 @@ class Ensemble:
         """
         if len(self.members) == 1:
             return self.members[0].predict_stream(rows, batch_size=batch_size)
-        stream = iterate_rows(rows, fields=self.fields)
+        flexible = self.members[0].task.flexible_columns
+        stream = iterate_rows(rows, fields=self.fields, lists=flexible)
         return predict_windows(stream, partial(self._predict_window, batch_size=batch_size))
 
     def predict_proba(self, rows: RowsLike, *, batch_size: int = 32) -> NDArray[np.float64]:
@@ -252,7 +242,8 @@ class Ensemble:
     ) -> EvaluationReport:
         """Loss and metrics on rows with known targets.
 
-        The loss is that of the mean probabilities; for text generation, the mean of the members'.
+        The loss is that of the mean probabilities; for text generation and for tags, the mean of
+        the members'.
 
         Args:
             rows: as `PromptModel.evaluate` takes them; by default those of a split of the data
@@ -302,7 +293,7 @@ class Ensemble:
         if rows is None:
             self._check_split(where)
         labeled = table.to_list()
-        truth = read_truth(table, first.task.target_column)
+        truth = read_task_targets(table, first.task)
         views = [[m.task.make_example(row) for m in self.members] for row in labeled]
         return self.evaluate_rendered(views, truth, batch_size=batch_size)
 
@@ -336,7 +327,8 @@ class Ensemble:
             by_member, scores = self._predict_members(batch_views)
             losses, terms = self._sum_losses(batch_views, scores)
             sums, count = sums + losses, count + terms
-            rows = zip(*by_member, self._combine(by_member), strict=True)
+            combined = self._combine(by_member)
+            rows = zip(*map(forget_shares, by_member), combined, strict=True)
             predictions |= zip(batch, map(list, rows), strict=True)
         ordered = zip(*(predictions[i] for i in range(len(views))), strict=True)
         task = self.members[0].task
@@ -402,6 +394,12 @@ class Ensemble:
         examples = [view[m] for m in range(count) for view in views]
         prompt_of_row = torch.arange(count, device=self.backbone.device).repeat_interleave(rows)
         prompts, task = [m.prompt for m in self.members], self.members[0].task
+        if isinstance(task, HeadTask) and not isinstance(task, Classifier):
+            found = task.compute_row_states(examples, prompts, rows=prompt_of_row)
+            parts = [slice(m * rows, (m + 1) * rows) for m in range(count)]
+            heads = [m.task for m in self.members if isinstance(m.task, HeadTask)]
+            pairs = zip(heads, parts, strict=True)
+            return [head.read_rows(examples[part], found[part]) for head, part in pairs], None
         if not isinstance(task, Classifier):
             texts = task.predict(examples, prompts, rows=prompt_of_row)
             return [texts[m * rows : (m + 1) * rows] for m in range(count)], None

@@ -24,6 +24,7 @@ from softprompt.tasks.metrics import (
     ConfusionMatrix,
     list_confusions,
 )
+from softprompt.tasks.tagger import Tagger
 
 _WINDOW = 2048  # rows of a stream that are sorted into batches together
 _MAX_SHOWN_LABELS = 20  # of a confusion matrix in a notebook
@@ -127,6 +128,19 @@ class EvaluationReport:
         head = ["true \\ predicted", *self.confusion.predicted_labels]
         rows = ([label, *row] for label, row in counts)
         return html + make_grid("Confusion", head=head, rows=rows)
+
+
+@dataclass(frozen=True)
+class EnsembleReport:
+    """Loss and metrics of an ensemble on some rows.
+
+    Args:
+        ensemble: of the combined predictions.
+        members: of each member alone, in their order.
+    """
+
+    ensemble: EvaluationReport
+    members: tuple[EvaluationReport, ...]
 
 
 def predict_rows(
@@ -331,7 +345,13 @@ def check_probabilities(task: Task) -> None:
         PromptError: they have none.
     """
     if not task.objective.has_probabilities:
-        what = "generated text" if isinstance(task, TextGenerator) else "a number"
+        match task:
+            case TextGenerator():
+                what = "generated text"
+            case Tagger():
+                what = "a row of tags, each with its score,"
+            case _:
+                what = "a number"
         msg = (
             f"{what} has no probabilities. Use predict, or train a prompt for a task of kind "
             "'classify'."

@@ -55,7 +55,7 @@ from softprompt.tasks import (
     build_task,
 )
 from softprompt.tasks.binding import change_answer_settings
-from softprompt.tasks.targets import check_targets, has_few_targets, read_truth
+from softprompt.tasks.targets import check_targets, has_few_targets, read_task_targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +149,7 @@ class PromptModel:
         """Predict rows.
 
         Args:
-            rows: in any of the shapes above.
+            rows: in any of the shapes above. A row of words may be a list of texts.
             batch_size: the most rows that are run at once.
 
         Returns:
@@ -175,7 +175,7 @@ class PromptModel:
         Raises:
             DataError: as in `predict`.
         """
-        stream = iterate_rows(rows, fields=self.task.columns)
+        stream = iterate_rows(rows, fields=self.task.columns, lists=self.task.flexible_columns)
         return predict_windows(stream, partial(self._predict_window, batch_size=batch_size))
 
     def predict_proba(self, rows: RowsLike, *, batch_size: int = 32) -> NDArray[np.float64]:
@@ -223,7 +223,7 @@ class PromptModel:
         """
         table, name = self.read_labeled_rows(rows, split=split, columns=self.columns, name=name)
         labeled = table.to_list()
-        truth = read_truth(table, self.task.target_column)
+        truth = read_task_targets(table, self.task)
         return self.evaluate_rendered(
             [self.task.make_example(row) for row in labeled], truth, batch_size=batch_size
         )

@@ -9,10 +9,12 @@ from softprompt.artifact.checks import read_task_settings
 from softprompt.errors import PromptError, format_unknown
 from softprompt.inference.model import PromptModel
 from softprompt.tasks import Classifier, Objective, Prediction, Task
-from softprompt.tasks.config import Generate
+from softprompt.tasks.config import Generate, Tag
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.objectives import ScoreObjective, SingleLabel, average_probabilities
 from softprompt.tasks.regression import Numbers
+from softprompt.tasks.tag_sequences import TagPrediction, TagSequences
+from softprompt.tasks.tagger import Tagger
 
 Vote = Literal["majority", "mean"]
 
@@ -26,6 +28,7 @@ _MAY_DIFFER = {
     "thresholds",
     "mean",
     "scale",
+    "stride",
 }
 
 
@@ -61,6 +64,8 @@ def combine(
         case "mean":
             if isinstance(objective, ScoreObjective):
                 return objective.average(predictions)
+            if isinstance(objective, TagSequences):
+                return objective.average([p for p in predictions if isinstance(p, TagPrediction)])
             return SingleLabel((*labels,)).average(predictions)
         case _:
             assert_never(vote)
@@ -72,7 +77,7 @@ def choose_vote(task: Task) -> Vote:
     Args:
         task: of the run.
     """
-    return "mean" if isinstance(task, Classifier) else "majority"
+    return "mean" if isinstance(task, Classifier | Tagger) else "majority"
 
 
 def check_vote(vote: str, task: Task) -> None:
@@ -86,7 +91,10 @@ def check_vote(vote: str, task: Task) -> None:
     if vote == "majority" and task.objective.detail_names == Numbers.detail_names:
         msg = "numbers have no majority, since hardly two are the same. Use vote 'mean'."
         raise PromptError(msg)
-    if vote == "mean" and not isinstance(task, Classifier):
+    if vote == "majority" and isinstance(task, Tagger):
+        msg = "tags of words are averaged, so that they fit each other. Use vote 'mean'."
+        raise PromptError(msg)
+    if vote == "mean" and not isinstance(task, Classifier | Tagger):
         msg = (
             "generated texts have no probabilities, so there is no mean. Use vote 'majority', "
             "or a task of kind 'classify'."
@@ -120,7 +128,7 @@ def _describe_task(model: PromptModel) -> dict[str, object]:
     """The settings that members have in common, and the labels in their order."""
     settings = read_task_settings(model.artifact.manifest)
     facts = {name: value for name, value in asdict(settings).items() if name not in _MAY_DIFFER}
-    if not isinstance(settings, Generate):
+    if not isinstance(settings, Generate | Tag):
         facts["words"] = settings.list_words()
         # What the head reads, whatever name an older artifact has for it.
         facts["pooling"] = model.task.pooling if isinstance(model.task, HeadClassifier) else None

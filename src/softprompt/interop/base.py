@@ -8,6 +8,7 @@ from torch import Tensor
 
 from softprompt.artifact.artifact import Artifact
 from softprompt.backbone import Backbone
+from softprompt.errors import BackboneError
 from softprompt.injection import Decoding
 from softprompt.prompt import Prompt
 
@@ -24,6 +25,8 @@ class ForeignPrompt:
         head: the tensors of a trained head, by softprompt's names; empty if there is none.
         classes: the number of classes of a trained head; 0 without one.
         note: further content of the file, which the artifact's manifest records.
+        tag_head: the tensors of a linear head that could be one of words' tags; empty without one.
+        fault: why the head of rows cannot be read, where there is one; it can still be one of tags.
     """
 
     prompt: Prompt
@@ -32,6 +35,8 @@ class ForeignPrompt:
     head: Mapping[str, Tensor] = field(default_factory=dict)
     classes: int = 0
     note: Mapping[str, object] = field(default_factory=dict)
+    tag_head: Mapping[str, Tensor] = field(default_factory=dict)
+    fault: BackboneError | None = None
 
 
 @dataclass(frozen=True, eq=False)

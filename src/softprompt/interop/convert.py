@@ -1,6 +1,7 @@
 """Import prompts from the files of other libraries, and export prompts to them."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, assert_never
@@ -10,20 +11,22 @@ from torch import Tensor
 from softprompt._io import write_dir
 from softprompt.artifact import describe_backbone, make_artifact
 from softprompt.backbone.model import Backbone
+from softprompt.data.tag_schemes import TAG_SCHEMES
 from softprompt.data.template import parse_template
 from softprompt.data.tokenizer import measure_wrapping
-from softprompt.errors import ArtifactError, TemplateError, format_unknown
+from softprompt.errors import ArtifactError, DataError, TemplateError, format_unknown
 from softprompt.inference.model import PromptModel, attach
 from softprompt.injection.compatibility import check_prompt_fits
 from softprompt.injection.verify import load_backbone
 from softprompt.interop.base import ExportRequest, ForeignPrompt, Readout
 from softprompt.interop.registry import get_reader, get_writer, read_base_model
 from softprompt.prompt import InputPrompt
-from softprompt.tasks import TASKS, Classify, Generate, Regress, Task, TaskSettings
+from softprompt.tasks import TASKS, Classify, Generate, Regress, Tag, Task, TaskSettings
 from softprompt.tasks.classification import CausalVerbalizer
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.config import describe_settings
 from softprompt.tasks.generation import TextGenerator
+from softprompt.tasks.tag_decoding import make_transitions
 
 
 def resolve_task_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> TaskSettings:
@@ -37,6 +40,8 @@ def resolve_task_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> 
         ArtifactError: neither names a task, or the two contradict each other.
     """
     stored: Mapping[str, Any] = foreign.task or {}
+    if isinstance(task, Tag) or stored.get("kind") == Tag.kind:
+        return _resolve_tag_settings(foreign, task)
     if foreign.head:
         head = {key: value for key, value in stored.items() if key != "kind"}
         if task is None:
@@ -63,6 +68,34 @@ def resolve_task_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> 
             "score. Give the task a verbalizer."
         )
         raise ArtifactError(msg)
+    return settings
+
+
+def _resolve_tag_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> Tag:
+    """The task of a prompt whose file has a linear head of tags."""
+    if not foreign.tag_head:
+        msg = (
+            "the file has no linear classifier, which tags of words are read with. Give a "
+            "checkpoint that has one, or another task."
+        )
+        raise ArtifactError(msg)
+    if task is not None and not isinstance(task, Tag):
+        msg = (
+            "the file has a head of tags, which a task of another kind would not use. Leave the "
+            "task out, or give kind 'tag'."
+        )
+        raise ArtifactError(msg)
+    return replace(task or Tag(), head="linear")
+
+
+def _resolve_scheme(settings: Tag, labels: Sequence[str]) -> Tag:
+    """The settings with a scheme that has all labels; ``none`` if they are plain tags."""
+    if settings.scheme != "auto":
+        return settings
+    for scheme in TAG_SCHEMES:
+        with suppress(DataError):
+            make_transitions(labels, scheme=scheme)
+            return replace(settings, scheme=scheme)
     return settings
 
 
@@ -118,6 +151,8 @@ def _list_labels(settings: TaskSettings) -> list[str]:
             return list(choices or ())
         case Regress():
             return []
+        case Tag(labels=labels):
+            return list(labels or ())
         case unreachable:
             assert_never(unreachable)
 
@@ -130,7 +165,7 @@ def check_foreign_head(
     Raises:
         ArtifactError: its tensors are not those of the head's kind, or have another width.
     """
-    if not foreign.head or not isinstance(settings, Classify):
+    if not foreign.head or not isinstance(settings, Classify | Tag):
         return
     width = backbone.geometry.hidden_size
     expected = ClassifierHead(width, foreign.classes, kind=settings.head, seed=0).state_dict()
@@ -351,10 +386,19 @@ def _make_model(
     foreign: ForeignPrompt, backbone: Backbone, *, task: TaskSettings | None, labels: Sequence[str]
 ) -> PromptModel:
     check_prompt_fits(backbone.geometry, foreign.prompt)
+    if foreign.fault is not None and not isinstance(task, Tag):
+        raise foreign.fault
     settings = resolve_task_settings(foreign, task)
     template = settings.template or foreign.template
+    if isinstance(settings, Tag):
+        foreign = replace(
+            foreign, head=foreign.tag_head, classes=len(foreign.tag_head["output.weight"])
+        )
+        own = foreign.template.replace("{text}", f"{{{settings.words_column}}}")
+        template = settings.template or own
     check_foreign_template(foreign, template)
     names = resolve_labels(foreign, settings, labels=labels)
+    settings = _resolve_scheme(settings, names) if isinstance(settings, Tag) else settings
     check_foreign_head(foreign, settings, backbone=backbone)
     artifact = make_artifact(
         foreign.prompt,

@@ -1,5 +1,7 @@
 """The state dict of THUDM's P-tuning v2: a prefix, perhaps made by an MLP, and a classifier.
 
+The classifier is one of rows, on the pooler, or one of words' tags, on their own states.
+
 ``prefix_encoder.embedding.weight`` is ``[P, 2·L·H]``; with ``prefix_projection`` it is ``[P, H]``,
 and the MLP ``prefix_encoder.trans`` (linear, tanh, linear) maps it to ``[P, 2·L·H]``. The models
 are BERT and RoBERTa with a pooler, a linear ``classifier``, and positions shifted by P.
@@ -15,7 +17,7 @@ from torch.nn import functional as F
 from softprompt._io import to_bytes
 from softprompt.backbone import Backbone
 from softprompt.backbone.classifier_weights import read_classifier_weights
-from softprompt.errors import ArtifactError
+from softprompt.errors import ArtifactError, BackboneError
 from softprompt.interop.base import ExportRequest, ForeignPrompt
 from softprompt.interop.files import check_finite, find_file, read_tensors
 from softprompt.interop.kv_layout import pack_kv, unpack_kv
@@ -25,6 +27,8 @@ FILE = "model.safetensors"
 _EMBEDDING = "prefix_encoder.embedding.weight"
 _MLP = tuple(f"prefix_encoder.trans.{i}.{part}" for i in (0, 2) for part in ("weight", "bias"))
 _HEAD = {"output.weight": "classifier.weight", "output.bias": "classifier.bias"}
+_WITH_CLS = ', and task.pooling = "cls"'
+_TAG: dict[str, object] = {"kind": "tag", "head": "linear"}
 # Readouts of the first position, which is that of [CLS] behind a prefix.
 _FIRST = ("cls", "first")
 _OUTPUT = "output.weight"
@@ -38,7 +42,6 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
 
     Raises:
         ArtifactError: tensors are missing, not of this method, or do not fit the backbone.
-        BackboneError: neither the file nor the backbone has the pooler that the classifier needs.
     """
     path = find_file(source, [FILE, "prompt.safetensors"], what="P-tuning v2 checkpoint")
     tensors = read_tensors(path)
@@ -53,9 +56,17 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
             "does not have. It may be of another method, or of another backbone."
         )
         raise ArtifactError(msg)
-    head = _read_head(tensors, backbone, path=path)
+    linear = {name: tensors[foreign] for name, foreign in _HEAD.items() if foreign in tensors}
+    task: dict[str, object] | None = _TAG
+    head = linear
+    fault: BackboneError | None = None
+    if not linear or not _is_of_words(tensors, family):
+        try:
+            head = _read_head(tensors, backbone, path=path)
+        except BackboneError as error:
+            fault = error
+        task = {"kind": "classify", "head": "mlp-tanh", "pooling": "cls"} if head else None
     check_finite(path, {_EMBEDDING: prefix} | head)
-    task = {"kind": "classify", "head": "mlp-tanh", "pooling": "cls"} if head else None
     return {
         "": ForeignPrompt(
             unpack_kv(prefix, backbone),
@@ -64,8 +75,16 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
             head=head,
             classes=len(head[_OUTPUT]) if head else 0,
             note={"format": "p-tuning-v2"},
+            tag_head=linear,
+            fault=fault,
         )
     }
+
+
+def _is_of_words(tensors: Mapping[str, Tensor], family: str) -> bool:
+    """Whether a checkpoint is of token classification: it has the backbone without its pooler."""
+    inner = [key for key in tensors if key.startswith(f"{family}.")]
+    return bool(inner) and not any(key.startswith(f"{family}.pooler.") for key in inner)
 
 
 def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
@@ -77,10 +96,11 @@ def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
     artifact = request.artifact
     prefix, task = artifact.prompt, artifact.manifest.task
     family = artifact.manifest.backbone["model_type"]
+    wanted = "linear" if task.get("kind") == "tag" else "mlp-tanh"
     faults = {
         "is not a prefix of keys and values": not isinstance(prefix, KVPrefix),
         f"is for {family}, but that code supports BERT and RoBERTa": family not in _FAMILIES,
-        "has a head other than 'mlp-tanh'": bool(artifact.head) and task.get("head") != "mlp-tanh",
+        f"has a head other than {wanted!r}": bool(artifact.head) and task.get("head") != wanted,
         "has a head that does not read [CLS]": bool(artifact.head)
         and task.get("pooling", "cls") not in _FIRST,
     }
@@ -95,7 +115,7 @@ def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
         msg = (
             f"the artifact cannot be a P-tuning v2 checkpoint: it {', and '.join(facts)}. "
             'Train p-tuning-v2 with method.shift_positions = true, method.layers = "all", '
-            'task.head = "mlp-tanh", and task.pooling = "cls".'
+            f'task.head = "{wanted}"{"" if wanted == "linear" else _WITH_CLS}.'
         )
         raise ArtifactError(msg)
     names = _HEAD | _name_pooler(family)

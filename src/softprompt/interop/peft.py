@@ -32,7 +32,7 @@ INPUTS = {"PROMPT_TUNING", "P_TUNING", "CPT"}
 PREFIXES = {"PREFIX_TUNING", "CARTRIDGE"}
 MULTITASK = "MULTITASK_PROMPT_TUNING"
 _TYPES = {*INPUTS, *PREFIXES, MULTITASK}
-_TASKS = {"CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "FEATURE_EXTRACTION"}
+_TASKS = {"CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"}
 _PROMPT, _COLS, _ROWS = "prompt_embeddings", "prefix_task_cols", "prefix_task_rows"
 _HEAD = "base_model."
 _DEFAULT_CONFIG: dict[str, Any] = {
@@ -89,6 +89,9 @@ def read_peft(source: Path, backbone: Backbone) -> dict[str, ForeignPrompt]:
         head = _read_head(others, layout, backbone=backbone, path=path)
         pooling = _find_pooling(first, backbone)
         task = {"kind": "classify", "head": layout.kind, "pooling": pooling}
+    elif config.get("task_type") == "TOKEN_CLS":
+        head = _read_tag_head(others, backbone=backbone, path=path)
+        task = {"kind": "tag", "head": "linear"}
     elif others:
         msg = (
             f"{path} also holds {', '.join(sorted(others)[:3])}, which a soft prompt of task type "
@@ -106,6 +109,7 @@ def read_peft(source: Path, backbone: Backbone) -> dict[str, ForeignPrompt]:
             head=head,
             classes=len(head["output.weight"]) if head else 0,
             note=note | ({"task": name} if name else {}),
+            tag_head=head if task == {"kind": "tag", "head": "linear"} else {},
         )
         for name, prompt in prompts.items()
     }
@@ -253,6 +257,23 @@ def _read_head(
     return read_classifier_weights(backbone, missing) | head if missing else head
 
 
+def _read_tag_head(
+    tensors: Mapping[str, Tensor], *, backbone: Backbone, path: Path
+) -> dict[str, Tensor]:
+    """The linear head of transformers' token classifiers."""
+    family = backbone.geometry.model_type
+    module = "score" if backbone.geometry.architecture == "causal" else "classifier"
+    names = {f"{_HEAD}{module}.{part}": f"output.{part}" for part in ("weight", "bias")}
+    if {*tensors} != {*names} or tensors[f"{_HEAD}{module}.weight"].ndim != 2:  # noqa: PLR2004  # [C, H]
+        msg = (
+            f"{path} holds {', '.join(sorted(tensors)) or 'no head'}, but a head of TOKEN_CLS on "
+            f"{family} that can be imported is {' and '.join(names)}. Fetch it again, or train a "
+            "prompt for a task of kind 'tag'."
+        )
+        raise ArtifactError(msg)
+    return {names[key]: tensor for key, tensor in tensors.items()}
+
+
 def _read_task(
     config: Mapping[str, Any], backbone: Backbone, *, path: Path
 ) -> dict[str, object] | None:
@@ -276,6 +297,12 @@ def write_peft(request: ExportRequest) -> dict[str, bytes]:
     config = _make_config(artifact, backbone)
     settings, tensors = _make_prompt_part(request)
     head: dict[str, Tensor] = {}
+    if artifact.manifest.task.get("kind") == "tag":
+        msg = (
+            "PEFT cannot run prompts for tags of words: its task type TOKEN_CLS fails with soft "
+            "prompts. Use the artifact's own files, or the format p-tuning-v2."
+        )
+        raise ArtifactError(msg)
     if artifact.head:
         _check_pooling(artifact, backbone)
         layout = _choose_head_layout(artifact, backbone)

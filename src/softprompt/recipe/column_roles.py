@@ -18,8 +18,11 @@ from softprompt.data.table import (
     map_values,
     to_text,
 )
+from softprompt.data.tag_schemes import TagScheme
 from softprompt.errors import DataError
+from softprompt.tasks.config import Tag
 from softprompt.tasks.label_sets import parse_label_set
+from softprompt.tasks.tag_cells import find_tag_columns, find_tags, get_scheme, resolve_tag_scheme
 from softprompt.tasks.targets import read_truth
 
 # Usual names of columns, the most certain first.
@@ -60,17 +63,25 @@ _MIN_GROUPS = 10
 # With fewer, numbers may be labels that are not repeated yet.
 _MIN_ROWS = 10
 _FEWEST_NUMBERS = 2
-RoleKind: TypeAlias = Literal["classify", "regress", "generate"]
+RoleKind: TypeAlias = Literal["classify", "regress", "generate", "tag"]
 # Names in braces that mean something else in a template.
 _RESERVED_FIELDS = {"mask", "sep", "bos", "soft"}
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 _SETS = "several labels for a row"
+_TAGS = "a tag for each word"
+_SPANS = "spans of the text"
 _LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
 
 # What softprompt has no task for, and what can be done instead.
 _UNSUPPORTED = {
-    "a tag for each word": 'Write the tagged text into a column, for kind = "generate".',
-    "spans of the text": 'Write the words of the span into a column, for kind = "generate".',
+    _TAGS: (
+        "For kind = \"tag\", write the words into a column called 'words', a list with as many "
+        "texts as there are tags."
+    ),
+    _SPANS: (
+        'For kind = "tag", write each as {"start": 0, "end": 5, "label": "PER"} next to a column '
+        "of text."
+    ),
     "several choices for a row": (
         'Write a row for each choice, labelled right or wrong, for kind = "classify".'
     ),
@@ -92,8 +103,9 @@ class ColumnRoles:
         gaps: those of the columns that have no value in some rows, which are left out.
         notes: for the user, a sentence each.
         max_new_tokens: enough for nearly all texts to be written.
-        kind: of the task: to choose labels, to predict numbers, or to write text.
+        kind: of the task: to choose labels, to predict numbers, to write text, or to tag words.
         multi_label: whether a row has any number of labels.
+        scheme: of tags; None without any.
     """
 
     label: str
@@ -108,6 +120,7 @@ class ColumnRoles:
     max_new_tokens: int = 32
     kind: RoleKind = "classify"
     multi_label: bool = False
+    scheme: TagScheme | None = None
 
     @property
     def has_head(self) -> bool:
@@ -125,6 +138,8 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
     Raises:
         DataError: no column can be the label or the text, the label has faults, or no task fits.
     """
+    if tagged := find_tag_columns(table):
+        return _describe_tags(table, *tagged)
     text_columns = list_text_columns(table)
     distinct = _count_values(table, [*text_columns, *_list_whole_numbers(table)])
     fields = [name for name in text_columns if _can_be_field(name)]
@@ -134,17 +149,16 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
     if special is not None:
         return _describe_special(table, source, *special)
     target = label or _guess_target(fields)
-    _check_task(table, {*_CHOICE_NAMES, label} if is_named else _ANSWER_NAMES, source)
+    answers = {*_CHOICE_NAMES, label} if is_named else _ANSWER_NAMES
+    _check_task(table, answers if target is not None else table.column_names, source)
     if target is None:
-        _check_task(table, table.column_names, source)
         raise DataError(_explain_missing_label(table, distinct, source))
     texts = _guess_texts(table, [name for name in fields if name != target], source, label=target)
     gaps, gap_notes = _find_gaps(table, [*texts, target])
     table = drop_gaps(table, gaps, where=source)
     check_columns(table, [*texts, target], where=source)
     group = _guess_group(distinct, {target, *texts}, rows=len(table))
-    used = {target, *texts, group}
-    unused = tuple(name for name in table.column_names if name not in used)
+    unused = _list_unused(table, {target, *texts, group})
     if label is None:
         notes = (_describe_target(target, distinct, rows=len(table)), *gap_notes)
         return ColumnRoles(
@@ -165,6 +179,29 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
     return ColumnRoles(label, labels, texts, group, len(table), unused, value_map, gaps, notes)
 
 
+def _describe_tags(table: Table, words: str, target: str) -> ColumnRoles:
+    """The roles where words have tags, or texts have spans."""
+    settings = resolve_tag_scheme(Tag(words_column=words, target_column=target), table)
+    tags = find_tags(settings, table)
+    scheme = get_scheme(settings)
+    what = f"{len(tags)} tags, written in {scheme}" if scheme != "none" else f"{len(tags)} tags"
+    note = f'column {target!r} has a tag for each word of {words!r} ({what}): kind = "tag"'
+    if _find_answers(table, target) == _SPANS:
+        note = f'column {target!r} has spans of the text {words!r}: kind = "tag"'
+    unused = _list_unused(table, {words, target})
+    return ColumnRoles(
+        target,
+        (),
+        (words,),
+        group=None,
+        rows=len(table),
+        unused=unused,
+        notes=(note, *_describe_unused(unused)),
+        kind="tag",
+        scheme=scheme,
+    )
+
+
 def _describe_special(table: Table, source: str, target: str, kind: RoleKind) -> ColumnRoles:
     """The roles where rows have any number of labels, or numbers."""
     names = [n for n in list_text_columns(table) if _can_be_field(n) and n != target]
@@ -173,8 +210,7 @@ def _describe_special(table: Table, source: str, target: str, kind: RoleKind) ->
     table = drop_gaps(table, gaps, where=source)
     distinct = _count_values(table, [n for n in names if n not in texts])
     group = _guess_group(distinct, {target, *texts}, rows=len(table))
-    used = {target, *texts, group}
-    unused = tuple(name for name in table.column_names if name not in used)
+    unused = _list_unused(table, {target, *texts, group})
     if kind == "regress":
         note = (
             f'column {target!r} has numbers, so they are to be predicted: kind = "regress". If '
@@ -271,6 +307,10 @@ def _estimate_max_tokens(table: Table, target: str) -> int:
     return min(256, 16 * max(1, ceil(longest / 32)))
 
 
+def _list_unused(table: Table, used: Collection[str | None]) -> tuple[str, ...]:
+    return tuple(name for name in table.column_names if name not in used)
+
+
 def _describe_unused(unused: Sequence[str]) -> list[str]:
     if not unused:
         return []
@@ -349,12 +389,12 @@ def _find_answers(table: Table, name: str) -> str | None:
     """What a column has that is not one text or one number; None if it may be one."""
     kind, lower = str(table.data.schema.field(name).type), name.strip().lower()
     if "struct" in kind and ("start" in kind or "offset" in kind):
-        return "spans of the text"
+        return _SPANS
     if "list" in kind or _has_written_lists(table, name):
         if lower in _CHOICE_NAMES:
             return "several choices for a row"
         is_tags = lower in _TAG_NAMES or lower.endswith("_tags")
-        return "a tag for each word" if is_tags else _SETS
+        return _TAGS if is_tags else _SETS
     return _SETS if _has_separated_labels(table, name) else None
 
 

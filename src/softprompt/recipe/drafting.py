@@ -35,6 +35,7 @@ _METRICS = {
     ("classify", True): "micro_f1, macro_f1, samples_f1",
     ("regress", False): "pearson, spearman, r2",
     ("generate", False): "exact_match, chrf, rougeL",
+    ("tag", False): "span_f1, span_macro_f1, tag_accuracy",
 }
 
 
@@ -79,7 +80,7 @@ class RecipeDraft:
 
     def __repr__(self) -> str:
         texts = " and ".join(map(repr, self.columns.texts))
-        verb = "by" if self.columns.kind == "classify" else "to"
+        verb = "by" if self.columns.kind in ("classify", "tag") else "to"
         return f"RecipeDraft({texts} {verb} {self.columns.label!r}, {self.columns.rows:,} rows)"
 
 
@@ -102,7 +103,7 @@ def draft_recipe(
         data: the training data: a file, or a data set as a recipe names it.
         backbone: Hub id, folder, .gguf file or ``builtin:`` name. One that cannot be loaded is
             assumed to be a causal language model, which a note says. None: SmolLM2-135M, or for an
-            automatic recipe with labels MiniLM, which is an eighth of its size.
+            automatic recipe with labels, and for tags, MiniLM, which is an eighth of its size.
         directory: in which the recipe will be saved; files are named relative to it.
         text_format: how the files of text are written, which the recipe gets too.
         automatic: whether the recipe is that of ``softprompt fit``: prefixes in every layer, with
@@ -139,14 +140,10 @@ def draft_recipe(
         table, source, columns=columns, text_format=text_format, automatic=automatic
     )
     if backbone is None:
-        backbone = ENCODER if automatic and columns.has_head else DEFAULT_BACKBONE
+        sees_both_sides = columns.kind == "tag" or (automatic and columns.has_head)
+        backbone = ENCODER if sees_both_sides else DEFAULT_BACKBONE
     info, backbone_notes = _inspect_backbone(folder, backbone)
-    if info.kind == "encoder" and not columns.has_head:
-        msg = (
-            f"{columns.notes[0]}. But {backbone} is an encoder, which cannot write text. Choose "
-            "another backbone by --backbone."
-        )
-        raise DataError(msg)
+    _check_backbone(info.kind, backbone, columns)
     notes = [*held_out.notes, *columns.notes, *backbone_notes]
     if columns.group is not None and "validation" not in held_out.files:
         notes.append(f"rows may belong together by {columns.group!r}: see group_by in the recipe")
@@ -163,6 +160,26 @@ def draft_recipe(
     )
     check_names_writable(text)
     return RecipeDraft(text, columns, held_out, (*notes,))
+
+
+def _check_backbone(kind: Architecture, name: str, columns: ColumnRoles) -> None:
+    """Check that a backbone can do the task.
+
+    Raises:
+        DataError: it cannot write text, or has no head for tags.
+    """
+    if kind == "encoder" and not columns.has_head:
+        msg = (
+            f"{columns.notes[0]}. But {name} is an encoder, which cannot write text. Choose "
+            "another backbone by --backbone."
+        )
+        raise DataError(msg)
+    if kind == "encoder-decoder" and columns.kind == "tag":
+        msg = (
+            f"{columns.notes[0]}. But {name} answers in words, so it has no head for tags. "
+            "Choose an encoder by --backbone."
+        )
+        raise DataError(msg)
 
 
 def _make_relative(folder: Path, source: str) -> str:
@@ -203,7 +220,7 @@ def _write_recipe(
     """The text of a recipe; the files of all splits are named as the recipe names them."""
     source, others = files["train"], {n: path for n, path in files.items() if n != "train"}
     words = draft_verbalizer(columns.labels, backbone) if columns.labels else None
-    verb = "by" if columns.kind == "classify" else "to"
+    verb = "by" if columns.kind in ("classify", "tag") else "to"
     parts = [
         _make_comment(
             f"{source}: {columns.rows:,} rows, {' and '.join(columns.texts)} {verb} "
@@ -233,13 +250,21 @@ def _write_usual(
     columns: ColumnRoles, backbone: BackboneInfo, words: Mapping[str, str] | None
 ) -> Iterator[str]:
     """Task, method and training of a recipe to be changed."""
-    yield from _write_task(columns, draft_template(columns, backbone), words)
-    yield "\n[method]"
-    yield _format_key(
-        "name", "prompt-tuning", "or p-tuning; prefix-tuning and p-tuning-v2 without {soft:N}"
+    template = draft_template(columns, backbone)
+    is_deep = columns.kind == "tag" and backbone.takes_prefixes
+    yield from _write_task(
+        columns, template.replace("{soft:10}", "" if is_deep else "{soft:10}"), words
     )
-    yield _write_init(columns, has_label_words=words is not None)
-    yield from _write_train(_METRICS[columns.kind, columns.multi_label])
+    yield "\n[method]"
+    if is_deep:
+        yield from _write_deep_prefixes()
+    else:
+        yield _format_key(
+            "name", "prompt-tuning", "or p-tuning; prefix-tuning and p-tuning-v2 without {soft:N}"
+        )
+        yield _write_init(columns, has_label_words=words is not None)
+    metrics = _METRICS[columns.kind, columns.multi_label]
+    yield from _write_train("tag_accuracy, tag_macro_f1" if columns.scheme == "none" else metrics)
 
 
 def _write_automatic(
@@ -256,8 +281,7 @@ def _write_automatic(
     yield from _write_task(columns, template, words)
     yield "\n[method]"
     if backbone.takes_prefixes:
-        yield _format_key("name", "p-tuning-v2", "keys and values in every layer")
-        yield _format_key("length", 20, "soft tokens")
+        yield from _write_deep_prefixes()
     else:
         yield _format_key("name", "prompt-tuning", "this backbone takes no keys and values")
         yield _write_init(columns, has_label_words=words is not None)
@@ -268,12 +292,21 @@ def _write_automatic(
     else:
         yield _format_key("epochs", 20, "how often every row is seen")
     yield _format_key("batch_size", 32, "rows of one step")
-    if columns.has_head and backbone.kind != "encoder-decoder":
+    can_stand_in = columns.has_head and columns.kind != "tag"
+    if can_stand_in and backbone.kind != "encoder-decoder":
         yield _format_key("keep_plain_head", True, "where no prompt is better")  # noqa: FBT003  # a value
+
+
+def _write_deep_prefixes() -> Iterator[str]:
+    yield _format_key("name", "p-tuning-v2", "keys and values in every layer")
+    yield _format_key("length", 20, "soft tokens")
 
 
 def draft_template(columns: ColumnRoles, backbone: BackboneInfo) -> str:
     """What a row looks like to this kind of backbone."""
+    if columns.kind == "tag":
+        words = f"{{{columns.texts[0]}}}"
+        return "{soft:10}" + (f"{words}\n{words}" if backbone.kind == "causal" else words)
     match backbone.kind:
         case "encoder":
             return "{soft:10}" + "{sep}".join(f"{{{name}}}" for name in columns.texts)
@@ -320,6 +353,7 @@ def _write_task(
         "classify": "any number of labels" if columns.multi_label else "choose one label",
         "regress": "predict numbers",
         "generate": "write text",
+        "tag": "a tag for each word",
     }
     yield _format_key("kind", columns.kind, comments[columns.kind])
     yield _format_key("template", template, "{soft:N} are the trained tokens")
@@ -336,6 +370,12 @@ def _write_task(
         case "generate":
             yield _format_key("target_column", columns.label, "the text to write")
             yield _format_key("max_new_tokens", columns.max_new_tokens, "longer answers are cut")
+        case "tag":
+            yield _format_key("words_column", columns.texts[0], "lists of words, or texts")
+            yield _format_key("target_column", columns.label, "their tags, or spans of characters")
+            yield _format_key("scheme", columns.scheme, "how tags say where spans begin and end")
+            yield _format_key("head", "linear", "a trained layer on each word's hidden state")
+            yield "# aggregation = 'first'  # or average, max, simple: of words of several tokens"
         case _:
             assert_never(columns.kind)
 
@@ -384,7 +424,8 @@ def _write_init(columns: ColumnRoles, *, has_label_words: bool) -> str:
         return _add_comment('init = { from = "labels" }', "the soft tokens start as label words")
     text = f"Classify the {' and the '.join(columns.texts)} by {columns.label}."
     if columns.kind != "classify":
-        verb = "Write" if columns.kind == "generate" else "Estimate"
+        verbs = {"generate": "Write", "tag": "Find"}
+        verb = verbs.get(columns.kind, "Estimate")
         text = f"{verb} the {columns.label} of the {' and the '.join(columns.texts)}."
     value = tomli_w.dumps({"text": text}).strip()
     return _add_comment(f'init = {{ from = "text", {value} }}', "the soft tokens start as this")

@@ -15,6 +15,8 @@ from softprompt.data.sources import read_source
 from softprompt.data.table import drop_gaps, to_text
 from softprompt.errors import DataError
 from softprompt.recipe.column_roles import ColumnRoles
+from softprompt.tasks.config import Tag
+from softprompt.tasks.tag_cells import check_tag_rows
 
 _SPLIT_FILES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _SHARES = (
@@ -106,8 +108,16 @@ def choose_held_out(
 
 def _check_rows(rows: Table, columns: ColumnRoles, *, split: str, where: str) -> None:
     """Check that the rows of a file fit the training data."""
-    flexible = () if columns.labels else (columns.label,)
+    flexible = [] if columns.labels else [columns.label]
+    flexible += columns.texts if columns.kind == "tag" else ()
     check_columns(rows, [*columns.texts, columns.label], where=where, flexible=flexible)
+    if columns.kind == "tag":
+        settings = Tag(
+            words_column=columns.texts[0],
+            target_column=columns.label,
+            scheme=columns.scheme or "auto",
+        )
+        check_tag_rows(rows, settings, split=split)
     if columns.labels:
         check_labels(rows, columns.label, known=columns.labels, split=split)
 

@@ -12,7 +12,13 @@ import httpx
 import msgspec
 
 from softprompt.serve.faults import STATUS, FaultKind, ServingError
-from softprompt.tasks import LabelSetPrediction, NumberPrediction, Prediction
+from softprompt.tasks import (
+    LabelSetPrediction,
+    NumberPrediction,
+    Prediction,
+    TaggedSpan,
+    TagPrediction,
+)
 
 _RETRIED = (429, 503)
 _MAX_WAIT = 30.0
@@ -123,6 +129,15 @@ def _read_prediction(label: str, one: Mapping[str, Any]) -> Prediction:
             return LabelSetPrediction(label, shares, labels=tuple(map(str, labels)))
         case {"values": [*values]}:
             return NumberPrediction(label, shares, values=tuple(map(float, values)))
+        case {"tags": [*tags], "words": [*words], "spans": [*spans], "scores": [*scores]}:
+            return TagPrediction(
+                label,
+                shares,
+                tags=tuple(map(str, tags)),
+                words=tuple(map(str, words)),
+                spans=tuple(TaggedSpan(**span) for span in spans),
+                scores=tuple(map(float, scores)),
+            )
         case _:
             return Prediction(label, shares, abstained=abstained)
 

@@ -14,7 +14,7 @@ from msgspec import Struct, field
 
 from softprompt.serve.faults import ServingError
 
-RequestRow = str | dict[str, str | int | float | bool | None]
+RequestRow = str | dict[str, str | int | float | bool | list[str] | None]
 
 
 class Request(Struct, kw_only=True, forbid_unknown_fields=True):

@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from softprompt.tasks.base import Example, Task
     from softprompt.tasks.binding import LengthBudget, build_task, make_objective
     from softprompt.tasks.classification import Classifier
-    from softprompt.tasks.config import TASKS, Classify, Generate, Regress, TaskSettings
+    from softprompt.tasks.config import TASKS, Classify, Generate, Regress, Tag, TaskSettings
     from softprompt.tasks.label_sets import LabelSetPrediction
     from softprompt.tasks.objectives import Objective, Prediction, Scores, SummedLoss
     from softprompt.tasks.regression import NumberPrediction
+    from softprompt.tasks.tag_sequences import TaggedSpan, TagPrediction
 
 __all__ = [
     "TASKS",
@@ -27,6 +28,9 @@ __all__ = [
     "Regress",
     "Scores",
     "SummedLoss",
+    "Tag",
+    "TagPrediction",
+    "TaggedSpan",
     "Task",
     "TaskSettings",
     "build_task",
@@ -39,9 +43,17 @@ __getattr__, __dir__ = gather_lazily(
         "softprompt.tasks.base": ("Example", "Task"),
         "softprompt.tasks.binding": ("LengthBudget", "build_task", "make_objective"),
         "softprompt.tasks.classification": ("Classifier",),
-        "softprompt.tasks.config": ("TASKS", "Classify", "Generate", "Regress", "TaskSettings"),
+        "softprompt.tasks.config": (
+            "TASKS",
+            "Classify",
+            "Generate",
+            "Regress",
+            "Tag",
+            "TaskSettings",
+        ),
         "softprompt.tasks.label_sets": ("LabelSetPrediction",),
         "softprompt.tasks.objectives": ("Objective", "Prediction", "Scores", "SummedLoss"),
         "softprompt.tasks.regression": ("NumberPrediction",),
+        "softprompt.tasks.tag_sequences": ("TaggedSpan", "TagPrediction"),
     },
 )

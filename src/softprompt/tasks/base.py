@@ -14,6 +14,7 @@ from softprompt.backbone.model import Backbone, BatchInputs
 from softprompt.data.collate import Side, collate
 from softprompt.data.inputs import Row
 from softprompt.data.rendering import RenderedRow, Renderer, TokenizedRows
+from softprompt.data.words import WordStates
 from softprompt.injection.forward import forward
 from softprompt.injection.prefix_sharing import (
     SharedPrefix,
@@ -78,12 +79,14 @@ class Example:
             None if it is not known.
         own_columns: the soft tokens of the prompt that were made of this row, first and last plus
             one, which are hidden from it in training; None if there are none.
+        words: whose states are read, of a task that tags them; None for other tasks.
     """
 
     variants: tuple[RenderedRow, ...]
     read_positions: tuple[tuple[int, ...], ...]
     target: TargetValue | None
     own_columns: tuple[int, int] | None = None
+    words: WordStates | None = None
 
     @property
     def length(self) -> int:
@@ -250,6 +253,44 @@ class Task(ABC):
         """What renders a row; most tasks have one."""
 
     @abstractmethod
+    def make_example(self, row: Row, *, target: bool = True) -> Example:
+        """Render a row; with ``target`` also its target."""
+
+    @abstractmethod
+    def make_examples(self, rows: Sequence[Row], *, target: bool = True) -> list[Example]:
+        """Render many rows, which is faster than one by one."""
+
+    @abstractmethod
+    def compute_loss(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> SummedLoss:
+        """The summed loss of a batch."""
+
+    @abstractmethod
+    def predict(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> list[Prediction]:
+        """The predictions for a batch."""
+
+    @abstractmethod
+    def evaluate(
+        self, examples: Sequence[Example], prompt: Prompt | None
+    ) -> tuple[SummedLoss, list[Prediction]]:
+        """The summed loss of a batch without label smoothing, and its predictions."""
+
+
+class WholeRowTask(Task):
+    """A task whose renderers each make one row of tokens of a row, and shorten what is too long."""
+
+    @abstractmethod
     def complete_example(
         self, row: Row, rendered: Sequence[RenderedRow], *, target: bool = True
     ) -> Example:
@@ -288,32 +329,6 @@ class Task(ABC):
         parts = [r.join_all(part) for r, part in zip(self.renderers, tokenized, strict=True)]
         pairs = zip(rows, zip(*parts, strict=True), strict=True)
         return [self.complete_example(*pair, target=target) for pair in pairs]
-
-    @abstractmethod
-    def compute_loss(
-        self,
-        examples: Sequence[Example],
-        prompts: Sequence[Prompt | None],
-        *,
-        rows: Int[Tensor, " B"] | None = None,
-    ) -> SummedLoss:
-        """The summed loss of a batch."""
-
-    @abstractmethod
-    def predict(
-        self,
-        examples: Sequence[Example],
-        prompts: Sequence[Prompt | None],
-        *,
-        rows: Int[Tensor, " B"] | None = None,
-    ) -> list[Prediction]:
-        """The predictions for a batch."""
-
-    @abstractmethod
-    def evaluate(
-        self, examples: Sequence[Example], prompt: Prompt | None
-    ) -> tuple[SummedLoss, list[Prediction]]:
-        """The summed loss of a batch without label smoothing, and its predictions."""
 
 
 class ReadoutTask(Task):

@@ -11,6 +11,7 @@ from softprompt.backbone.model import Backbone
 from softprompt.data.rendering import Renderer, make_renderer
 from softprompt.data.template import Template, parse_template
 from softprompt.data.tokenizer import make_text_encoder
+from softprompt.data.windows import make_window_renderer
 from softprompt.errors import DataError, PromptError, TemplateError
 from softprompt.tasks.base import Task
 from softprompt.tasks.classification import (
@@ -23,6 +24,7 @@ from softprompt.tasks.config import (
     Classify,
     Generate,
     Regress,
+    Tag,
     TaskSettings,
     build_settings,
     get_target_column,
@@ -36,6 +38,9 @@ from softprompt.tasks.label_sets import DEFAULT_THRESHOLD, LabelSets
 from softprompt.tasks.objectives import FreeText, Objective, ScoreObjective, SingleLabel
 from softprompt.tasks.pooling import resolve_pooling
 from softprompt.tasks.regression import Numbers, WordNumbers, make_numbers
+from softprompt.tasks.tag_cells import get_scheme
+from softprompt.tasks.tag_sequences import TagSequences
+from softprompt.tasks.tagger import Tagger, mark_context
 from softprompt.tasks.verbalizer import LabelWords, tokenize_verbalizer
 
 _UNLIMITED = 1 << 20
@@ -124,6 +129,16 @@ def make_objective(settings: TaskSettings, labels: Sequence[str]) -> Objective:
             return make_numbers(mean, scale, loss=settings.loss, words=settings.list_words())
         case Generate():
             return FreeText(tuple(labels))
+        case Tag():
+            source = get_scheme(settings)
+            return TagSequences(
+                tuple(labels),
+                settings.output_scheme or source,
+                source,
+                repairs=settings.repair_tags,
+                aggregation=settings.aggregation,
+                is_constrained=settings.constrained_decoding,
+            )
         case _:
             assert_never(settings)
 
@@ -145,6 +160,8 @@ def describe_objective(objective: Objective) -> dict[str, Any]:
         case Numbers() | WordNumbers(numbers=Numbers()):
             numbers = objective if isinstance(objective, Numbers) else objective.numbers
             return {"mean": [*numbers.mean], "scale": [*numbers.scale]}
+        case TagSequences():
+            return {"scheme": objective.source}
         case _:
             return {}
 
@@ -279,6 +296,8 @@ class _TaskBuilder:
         """The task."""
         if isinstance(settings, Generate):
             return self.build_generator(settings, labels)
+        if isinstance(settings, Tag):
+            return self.build_tagger(settings, labels, seed=seed)
         if has_trained_head(settings):
             return self.build_head_classifier(settings, labels, seed=seed)
         return self.build_verbalizer(settings)
@@ -306,6 +325,27 @@ class _TaskBuilder:
             renderer=self.make_renderer(),
             target_column=get_target_column(settings),
             pooling=resolve_pooling(settings.pooling, self.architecture),
+        )
+
+    def build_tagger(self, settings: Tag, labels: Sequence[str], *, seed: int) -> Tagger:
+        """A tagger."""
+        if self.architecture == "encoder-decoder":
+            raise TemplateError(_explain_headless(settings, self.backbone.geometry.model_type))
+        objective = make_objective(settings, labels)
+        assert isinstance(objective, TagSequences)  # noqa: S101  # that of tags
+        columns = self.template.fields
+        self.template = mark_context(self.template, settings.words_column)
+        renderer = make_window_renderer(
+            self.make_renderer(), field=settings.words_column, stride=settings.stride
+        )
+        width = self.backbone.geometry.hidden_size
+        return Tagger(
+            self.backbone,
+            ClassifierHead(width, len(labels), kind=settings.head, seed=seed),
+            objective=objective,
+            renderer=renderer,
+            settings=settings,
+            columns=columns,
         )
 
     def build_verbalizer(
@@ -366,8 +406,13 @@ class _TaskBuilder:
         return self.backbone.lm_head
 
 
-def _explain_headless(settings: Classify | Regress, family: str) -> str:
+def _explain_headless(settings: Classify | Regress | Tag, family: str) -> str:
     """Why an encoder-decoder has no trained head."""
+    if isinstance(settings, Tag):
+        return (
+            f"{family} answers in words, so it has no head for tags. Choose an encoder, whose tags "
+            "see the words on both sides."
+        )
     if isinstance(settings, Regress):
         return (
             f"{family} answers in words, so it needs task.words, number words, which are missing. "

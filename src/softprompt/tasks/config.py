@@ -7,16 +7,19 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from softprompt.data.tag_schemes import TagScheme
 from softprompt.decoding import Decoding
 from softprompt.tasks.classifier_head import HeadKind
 from softprompt.tasks.pooling import PoolingChoice
 from softprompt.tasks.regression import RegressionLoss
+from softprompt.tasks.tag_decoding import PieceAggregation
 
 Settings = TypeVar("Settings")
 LabelWeight: TypeAlias = Annotated[float, Field(gt=0)]
 Smoothing: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Temperature: TypeAlias = Annotated[float, Field(gt=0)]
+Stride: TypeAlias = Annotated[int, Field(ge=0)]
 
 
 class StrictModel(BaseModel):
@@ -179,13 +182,66 @@ class Regress:
         return _list_words(self.words)
 
 
+@dataclass(frozen=True)
+class Tag:
+    """Give each word a tag: named entities, parts of speech, the arguments of a verb.
+
+    Args:
+        template: what a row looks like; it names the words' column. If it does so twice, tags are
+            read at the last place, which in a causal backbone has then seen the whole text. None:
+            the words alone.
+        words_column: the column of the words: a list of texts for each row; or a text, whose words
+            are found (letters and digits in a row, and every other sign alone).
+        target_column: the column of the tags, one for each word of a list; or, where the words'
+            column has texts, of spans of characters: ``{"start": 0, "end": 5, "label": "PER"}``.
+        scheme: how tags are written: ``BIO``, ``IOB1``, ``BIOES``, ``BILOU``, or ``none`` for plain
+            tags such as parts of speech. ``auto``: recognized by the training rows. Spans of
+            characters are written in BIO.
+        labels: all tags that can be predicted, in the order wanted. None: ``O``, and those of the
+            types that the training rows have.
+        output_scheme: the scheme that is predicted, to which tags are converted. None: the same.
+        repair_tags: whether tags that are not possible in their scheme are read as the script
+            ``conlleval`` reads them; otherwise they are refused.
+        widen_spans: whether spans of characters that end inside of a word are widened to the whole
+            word; otherwise they are refused.
+        head: as in `Classify`.
+        aggregation: how the scores of a word are taken from its tokens. ``first``: those of its
+            first token, of which the loss is taken. ``average``: their mean. ``max``: those of the
+            token that is surest. ``simple``: as ``first``, but spans are tokens that have the same
+            type, whatever the words are.
+        constrained_decoding: whether only tags that are possible in their scheme are predicted: the
+            likeliest such sequence. Otherwise each word gets its likeliest tag.
+        stride: the tokens that adjacent windows of a long text share. None: a quarter of a window.
+
+    Examples:
+        >>> task = Tag("{words}", scheme="BIO")
+        >>> task.words_column, task.target_column
+        ('words', 'tags')
+    """
+
+    kind: ClassVar = "tag"
+
+    template: str | None = None
+    words_column: str = "words"
+    target_column: str = "tags"
+    scheme: Literal["auto"] | TagScheme = "auto"
+    labels: Sequence[str] | None = None
+    output_scheme: TagScheme | None = None
+    repair_tags: bool = False
+    widen_spans: bool = False
+    head: HeadKind = "linear"
+    aggregation: PieceAggregation = "first"
+    constrained_decoding: bool = True
+    stride: Stride | None = None
+
+
 def _list_words(words: Mapping[str, str | Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
     return {k: (v,) if isinstance(v, str) else tuple(v) for k, v in (words or {}).items()}
 
 
-TaskSettings = Classify | Generate | Regress
-TASKS: dict[str, type[Classify] | type[Generate] | type[Regress]] = {
-    t.kind: t for t in (Classify, Generate, Regress)
+TaskSettings = Classify | Generate | Regress | Tag
+TASKS: dict[str, type[Classify] | type[Generate] | type[Regress] | type[Tag]] = {
+    t.kind: t for t in (Classify, Generate, Regress, Tag)
 }
 
 
@@ -207,6 +263,8 @@ def list_flexible_columns(settings: TaskSettings) -> tuple[str, ...]:
     match settings:
         case Classify(multi_label=True) | Regress():
             return (get_target_column(settings),)
+        case Tag():
+            return (settings.words_column, settings.target_column)
         case _:
             return ()
 
@@ -222,6 +280,8 @@ def list_answer_settings(settings: TaskSettings) -> tuple[str, ...]:
             return ("thresholds",)
         case Classify():
             return ("abstain_below", "temperature")
+        case Tag():
+            return ("aggregation", "constrained_decoding")
         case _:
             return ()
 
@@ -233,7 +293,7 @@ def has_trained_head(settings: TaskSettings) -> bool:
         settings: of the task.
     """
     match settings:
-        case Classify(verbalizer=None) | Regress(words=None):
+        case Classify(verbalizer=None) | Regress(words=None) | Tag():
             return True
         case _:
             return False

@@ -76,7 +76,8 @@ class Prediction:
     def details(self) -> dict[str, Any]:
         """What JSON has of it besides label and probabilities: the fields that its task adds."""
         added = fields(self)[len(fields(Prediction)) :]
-        found = {f.name: _to_data(vars(self)[f.name]) for f in added}
+        shown = [f.name for f in added if "hidden" not in f.metadata]
+        found = {name: _to_data(vars(self)[name]) for name in shown}
         return found | ({"abstained": True} if self.abstained else {})
 
 

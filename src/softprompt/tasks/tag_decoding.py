@@ -12,6 +12,8 @@ from softprompt.data.tag_schemes import TagScheme, TagSpan, can_follow, read_spa
 from softprompt.errors import DataError
 
 WordAggregation: TypeAlias = Literal["first", "average", "max"]
+# As transformers' pipeline names them; of ``simple`` spans are groups of tokens.
+PieceAggregation: TypeAlias = Literal["first", "simple", "average", "max"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,15 +6,25 @@ from typing import TypeVar, assert_never
 from softprompt.data.labels import check_choices, check_labels, collect_labels
 from softprompt.data.table import Table, check_columns, check_names, is_missing, to_text
 from softprompt.errors import DataError, format_unknown
+from softprompt.tasks.base import Task
 from softprompt.tasks.config import (
     Classify,
     Generate,
     Regress,
+    Tag,
     TaskSettings,
     get_target_column,
 )
 from softprompt.tasks.label_sets import parse_label_set
 from softprompt.tasks.regression import parse_numbers
+from softprompt.tasks.tag_cells import (
+    check_tag_rows,
+    find_tags,
+    read_tag_rows,
+    resolve_tag_scheme,
+)
+from softprompt.tasks.tag_sequences import format_tags
+from softprompt.tasks.tagger import Tagger
 
 _Found = TypeVar("_Found")
 
@@ -30,7 +40,7 @@ def has_few_targets(settings: TaskSettings) -> bool:
             return not settings.multi_label
         case Generate():
             return settings.choices is not None
-        case Regress():
+        case Regress() | Tag():
             return False
         case _:
             assert_never(settings)
@@ -44,6 +54,44 @@ def read_truth(table: Table, column: str) -> list[str]:
         column: of the targets.
     """
     return ["" if is_missing(cell) else to_text(cell) for cell in table[column][:]]
+
+
+def read_targets(table: Table, settings: TaskSettings, *, split: str = "given") -> list[str]:
+    """The target of each row as text, in the form in which a task compares it with predictions.
+
+    Args:
+        table: the rows, checked.
+        settings: of the task.
+        split: the name of the rows, for messages.
+    """
+    if isinstance(settings, Tag):
+        return [format_tags(tags) for tags in read_tag_rows(table, settings, split=split)]
+    return read_truth(table, get_target_column(settings))
+
+
+def read_task_targets(table: Table, task: Task) -> list[str]:
+    """As `read_targets`, for a task that is bound to its backbone.
+
+    Args:
+        table: the rows, checked.
+        task: of the rows.
+    """
+    if isinstance(task, Tagger):
+        return read_targets(table, task.settings)
+    return read_truth(table, task.target_column)
+
+
+def resolve_target_settings(settings: TaskSettings, train: Table) -> TaskSettings:
+    """The settings by which targets are checked, as the training rows decide them.
+
+    Args:
+        settings: of the task.
+        train: the training rows.
+
+    Raises:
+        DataError: tags are of no one scheme.
+    """
+    return resolve_tag_scheme(settings, train) if isinstance(settings, Tag) else settings
 
 
 def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
@@ -68,6 +116,8 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
             return tuple(choices or ())
         case Regress():
             return ()
+        case Tag():
+            return find_tags(settings, table)
         case _:
             assert_never(settings)
 
@@ -142,6 +192,8 @@ def check_tables(
     Raises:
         DataError: a target is missing, unknown, or not of the task's form.
     """
+    if "train" in tables:
+        settings = resolve_target_settings(settings, tables["train"])
     for name, table in tables.items():
         check_targets(table, settings, labels=labels, split=name)
 
@@ -171,6 +223,8 @@ def check_targets(
             check_choices(table, column, choices=labels, split=split)
         case Regress():
             _check_numbers(table, settings, split=split)
+        case Tag():
+            check_tag_rows(table, settings, split=split)
         case _:
             assert_never(settings)
 

@@ -1,12 +1,12 @@
 """The rows of a run: labels, checks and warnings, and rendering them, with a cache on disk."""
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeAlias, TypeGuard
 
 import numpy as np
@@ -25,15 +25,17 @@ from softprompt.data import (
 from softprompt.data.disk_cache import DiskCache, StateShape, open_user_cache
 from softprompt.data.duplicates import SPLITS, describe_splits
 from softprompt.data.few_rows import count_rows
-from softprompt.data.inputs import RowsLike, has_several_rows, to_table
+from softprompt.data.inputs import Row, RowsLike, has_several_rows, to_table
 from softprompt.data.rendering import RenderedRow
 from softprompt.data.table import iterate_groups
+from softprompt.data.words import WordStates
 from softprompt.errors import DataError, RecipeError, TemplateError, format_unknown
 from softprompt.recipe import Recipe
 from softprompt.tasks import Example, LengthBudget, Objective, Task, TaskSettings
+from softprompt.tasks.base import WholeRowTask
 from softprompt.tasks.config import get_target_column
 from softprompt.tasks.objectives import TargetValue
-from softprompt.tasks.targets import has_few_targets, read_truth
+from softprompt.tasks.targets import has_few_targets, read_task_targets
 
 SplitsLike: TypeAlias = Mapping[str, RowsLike]
 
@@ -133,8 +135,9 @@ def _describe_absent(rows: Mapping[str, RenderedRows], objective: Objective) -> 
         if name not in rows:
             continue
         present = objective.count_labels(rows[name].truth)
+        yield from _describe_unknown(present, objective, name=name)
         absent = [label for label in objective.labels if not present[label]]
-        if absent:
+        if absent and "macro_f1" in objective.metric_names:
             more = (
                 f" and {len(absent) - _MAX_LISTED_LABELS} more"
                 if len(absent) > _MAX_LISTED_LABELS
@@ -146,6 +149,20 @@ def _describe_absent(rows: Mapping[str, RenderedRows], objective: Objective) -> 
                 f"{'it' if len(absent) == 1 else 'them'} as 0. Give rows of every label, or use "
                 "another metric."
             )
+
+
+def _describe_unknown(
+    present: Mapping[str, int], objective: Objective, *, name: str
+) -> Iterator[str]:
+    """Describe tags that a split has, but not the training data."""
+    unknown = [label for label in present if label not in objective.labels]
+    if unknown and objective.labels:
+        count = sum(present[label] for label in unknown)
+        yield (
+            f"the {name} data has {count:,} of {sum(present.values()):,} words with a tag that no "
+            f"training row has ({', '.join(map(repr, unknown[:_MAX_LISTED_LABELS]))}): they count "
+            "as errors, and have no part in the loss. Give training rows with these tags."
+        )
 
 
 def _describe_truncated(rows: Mapping[str, RenderedRows]) -> Iterator[str]:
@@ -177,13 +194,22 @@ def render_table(
     if examples is None:
         groups = iterate_groups(table, columns)
         with pause_garbage_collection():
-            examples = [*task.iterate_examples(groups)]
-    truth = read_truth(table, task.target_column)
+            examples = [*_iterate_examples(task, groups)]
+    truth = read_task_targets(table, task)
     return RenderedRows(examples, truth, sum(e.truncated for e in examples))
 
 
+def _iterate_examples(task: Task, groups: Iterable[Sequence[Row]]) -> Iterator[Example]:
+    """Render groups of rows; whole rows are tokenised ahead."""
+    if isinstance(task, WholeRowTask):
+        yield from task.iterate_examples(groups)
+    else:
+        for rows in groups:
+            yield from task.make_examples(rows)
+
+
 # Part of the cache's key. Increase it whenever the rendering of rows changes.
-_SCHEMA = "4"
+_SCHEMA = "5"
 # The forms of targets in it.
 _INDEX, _INDICES, _NUMBERS = range(3)
 # Fewer rows are rendered in less than a second, so they are not cached.
@@ -251,8 +277,8 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
     """Convert examples to one column of numbers.
 
     Of each example: the number of its variants; of each variant, whether it is truncated and four
-    lists; the form of the target, and the target. A list is its length and its values; a number of
-    a regression is the two halves of its 64 bits.
+    lists; the form of the target, and the target; the words, if a task reads them. A list is its
+    length and its values; a number of a regression is the two halves of its 64 bits.
     """
     numbers = array("i")  # of 32 bits each; a list of as many integers takes several times that
     tails: dict[tuple[tuple[int, ...], ...], array[int]] = {}
@@ -266,6 +292,7 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
                 tails[lists] = array("i", [n for part in lists for n in (len(part), *part)])
             numbers.extend(tails[lists])
         numbers.extend(_pack_target(example.target))
+        numbers.extend(_pack_words(example.words))
     return torch.from_numpy(np.array(numbers, dtype=np.int32))[:, None]
 
 
@@ -287,6 +314,34 @@ def _unpack_target(form: int, values: tuple[int, ...]) -> TargetValue:
     return tuple(np.array(values, dtype=np.int32).view(np.float64).tolist())
 
 
+def _pack_words(words: WordStates | None) -> Iterator[int]:
+    """The number of words, 0 without any; the text, and the lists of words and tokens."""
+    if words is None:
+        yield -1
+        return
+    yield len(words.words)
+    for part in (
+        [*map(ord, words.text)],
+        [*chain.from_iterable(words.words)],
+        [*chain.from_iterable(words.tokens)],
+        *words.pieces,
+    ):
+        yield len(part)
+        yield from part
+
+
+def _unpack_words(count: int, take: Callable[[], tuple[int, ...]]) -> WordStates | None:
+    if count < 0:
+        return None
+    text, words, tokens = "".join(map(chr, take())), take(), take()
+    pieces = tuple(take() for _ in range(count))
+    return WordStates(text, _pair_up(words), pieces, _pair_up(tokens))
+
+
+def _pair_up(numbers: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
+
 def unpack_examples(packed: Int[Tensor, "S 1"]) -> list[Example]:
     """Convert packed numbers back to examples."""
     stream = iter(packed.flatten().tolist())
@@ -300,7 +355,9 @@ def unpack_examples(packed: Int[Tensor, "S 1"]) -> list[Example]:
             truncated = bool(next(stream))
             variants.append(RenderedRow(take(), take(), take(), truncated))
             positions.append(take())
-        return Example(tuple(variants), tuple(positions), _unpack_target(next(stream), take()))
+        target = _unpack_target(next(stream), take())
+        words = _unpack_words(next(stream), take)
+        return Example(tuple(variants), tuple(positions), target, words=words)
 
     with pause_garbage_collection():
         return [unpack(count) for count in stream]
@@ -379,6 +436,23 @@ def _check_fraction(validation: float) -> None:
         msg = (
             f"validation is {validation!r}, but a fraction of the rows is at least 0 and less than "
             "1. Give such a fraction, or the validation rows themselves."
+        )
+        raise DataError(msg)
+
+
+def check_training_rows(splits: Sequence[str]) -> None:
+    """Check that there are rows to train on.
+
+    Args:
+        splits: the names of those with rows.
+
+    Raises:
+        DataError: there are none.
+    """
+    if "train" not in splits:
+        msg = (
+            f"there are no training rows: the splits are {', '.join(map(repr, splits))}. "
+            "Give some under the name 'train'."
         )
         raise DataError(msg)
 

@@ -25,6 +25,7 @@ from softprompt.methods.initializers import FromDemonstrations, FromPrompt
 from softprompt.prompt import to
 from softprompt.recipe import Recipe
 from softprompt.tasks import Example, Task
+from softprompt.tasks.base import WholeRowTask
 from softprompt.tasks.classification import CausalVerbalizer
 from softprompt.tasks.generation import TextGenerator, get_target_ids
 from softprompt.train.datasets import RenderedRows
@@ -310,7 +311,7 @@ def _render_distinct(
     separator = next((ids for ids in written if ids and unknown not in ids), ())
     seen: set[RowKey] = set()
     for row in order:
-        if len(seen) == count:
+        if len(seen) == count or not isinstance(task, WholeRowTask):
             return
         fields = table[row]
         (rendered,) = [renderer.render(fields) for renderer in task.renderers]

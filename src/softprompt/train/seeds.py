@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from softprompt.artifact import Artifact, load_artifact
 from softprompt.data.few_rows import count_rows
 from softprompt.errors import ArtifactError
-from softprompt.inference.ensemble import Ensemble, EnsembleReport
+from softprompt.inference.ensemble import Ensemble
+from softprompt.inference.loops import EnsembleReport
 from softprompt.inference.model import attach
 from softprompt.inference.votes import choose_vote
 from softprompt.recipe import Recipe

@@ -26,7 +26,7 @@ from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.demonstrations import TOKEN_DROPOUT, Demonstrations
 from softprompt.train.events import Callback, PhaseStarted
-from softprompt.train.heads import can_fit_head, fit_head
+from softprompt.train.heads import can_fit_head, fit_any_head
 from softprompt.train.initialization import InitLike
 from softprompt.train.readout import (
     MAX_PROBED_ROWS,
@@ -79,6 +79,7 @@ class RunSetup:
             are all that of the run.
         init: the initialization, where it is given instead of the recipe's.
         calibration: what validation rows decided after the training.
+        takes_head: whether the head starts as that of an artifact.
     """
 
     recipe: Recipe
@@ -104,6 +105,7 @@ class RunSetup:
     fold_readouts: tuple[ReadoutChoice, ...] = ()
     init: InitLike | None = None
     calibration: Mapping[str, Any] | None = None
+    takes_head: bool = False
 
     @property
     def is_first_seed(self) -> bool:
@@ -113,9 +115,8 @@ class RunSetup:
     @property
     def fits_head(self) -> bool:
         """Whether the head starts as a logistic regression, and not at random or as another's."""
-        is_taken = self.readout is not None and not self.readout.is_chosen
         is_wanted = self.recipe.train.head_init == "regression"
-        return is_wanted and can_fit_head(self.task) and not is_taken
+        return is_wanted and can_fit_head(self.task) and not self.takes_head
 
     @property
     def has_open_readout(self) -> bool:
@@ -248,12 +249,12 @@ def settle_head(prepared: RunSetup) -> RunSetup:
         The parts with that head; as they are where the head starts otherwise.
     """
     task = prepared.task
-    if not prepared.fits_head or not isinstance(task, HeadClassifier):
+    if not prepared.fits_head or not isinstance(task, HeadTask):
         return prepared
     method = prepared.method.to(prepared.backbone.device).eval()
     with torch.no_grad():
         prompt = method()
-    head = fit_head(task, prepared.rows["train"], prompt=prompt)
+    head = fit_any_head(task, prepared.rows["train"], prompt=prompt)
     return prepared if head is None else replace(prepared, task=task.with_head(head))
 
 
@@ -464,6 +465,7 @@ def _assemble(parts: Parts) -> RunSetup:
         tables=parts.valid_tables,
         candidates=parts.candidates,
         init=parts.init,
+        takes_head=parts.takes_head,
     )
 
 

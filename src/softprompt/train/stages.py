@@ -25,18 +25,19 @@ from softprompt.data.loading import (
     split_off,
 )
 from softprompt.data.splits import divide_into_folds
-from softprompt.errors import DataError, FaultCollector, RecipeError
+from softprompt.errors import FaultCollector
 from softprompt.methods import Method, build_method
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromDemonstrations, FromPrompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Generate, LengthBudget, Task, TaskSettings, build_task
+from softprompt.tasks import Classify, LengthBudget, Task, TaskSettings, build_task
 from softprompt.tasks.binding import read_label_words
 from softprompt.tasks.config import get_target_column, list_flexible_columns
-from softprompt.tasks.targets import check_tables, find_labels
+from softprompt.tasks.targets import check_tables, find_labels, resolve_target_settings
 from softprompt.train.datasets import (
     RenderedRows,
     check_no_validation,
+    check_training_rows,
     check_validation_of_seeds,
     get_task_columns,
     list_row_warnings,
@@ -49,7 +50,12 @@ from softprompt.train.demonstrations import (
     choose_demonstrations,
 )
 from softprompt.train.events import Callback, Event, PhaseStarted
-from softprompt.train.heads import check_pooling, find_foreign_starts, take_head
+from softprompt.train.heads import (
+    check_plain_head_fits,
+    check_pooling,
+    find_foreign_starts,
+    take_head,
+)
 from softprompt.train.initialization import (
     InitLike,
     choose_run_defaults,
@@ -99,6 +105,7 @@ class Parts:
         notes: on what the initialization took from an artifact, and on folds.
         folds: the indices of the training rows of each.
         readout: that of the artifact whose head is taken.
+        takes_head: whether it is taken.
     """
 
     recipe: Recipe
@@ -121,6 +128,7 @@ class Parts:
     notes: list[str] = field(default_factory=list)
     folds: tuple[tuple[int, ...], ...] = ()
     readout: ReadoutChoice | None = None
+    takes_head: bool = False
 
 
 Stage = Callable[[Parts, FaultCollector], None]
@@ -186,7 +194,7 @@ def read_tables(parts: Parts, collector: FaultCollector) -> None:
     """Read the recipe's data, if no tables are in memory."""
     if parts.memory_tables is None:
         parts.tables = read_sources(parts.recipe.data, collector)
-    elif collector.check(_check_training_rows, [*parts.memory_tables]):
+    elif collector.check(check_training_rows, [*parts.memory_tables]):
         parts.tables = parts.memory_tables
 
 
@@ -216,6 +224,7 @@ def choose_labels(parts: Parts, collector: FaultCollector) -> None:
         target = _select_known({get_target_column(settings)}.difference(flexible), tables)
         _check_columns(others, target, collector=collector)
         return
+    settings = resolve_target_settings(settings, tables["train"])
     for name, table in tables.items():
         if collector.check(check_tables, {name: table}, settings, labels=parts.labels):
             parts.valid_tables[name] = table
@@ -358,7 +367,7 @@ def start_head(parts: Parts, collector: FaultCollector) -> None:
     if not isinstance(artifact, Artifact) or parts.candidates:
         return
     start = take_head(task, artifact, settings=parts.recipe.task_settings)
-    parts.task, parts.readout = start.task, start.readout
+    parts.task, parts.readout, parts.takes_head = start.task, start.readout, start.takes_head
     parts.warnings += start.warnings
     parts.notes += start.notes
 
@@ -409,7 +418,7 @@ def check_seeds(parts: Parts, collector: FaultCollector) -> None:
 def check_plain_head(parts: Parts, collector: FaultCollector) -> None:
     """Check that a plain head can stand in for the prompt, if the recipe wants that."""
     if parts.recipe.train.keep_plain_head:
-        collector.check(_refuse_plain_head, parts.recipe.task_settings, require(parts.backbone))
+        collector.check(check_plain_head_fits, parts.recipe.task_settings, require(parts.backbone))
 
 
 # The stages that all setups share, those of a prompt, and those of the hard prompt.
@@ -434,21 +443,14 @@ def _get_train_table(parts: Parts) -> Table:
     return require(require(parts.tables).get("train"))
 
 
-def _check_training_rows(splits: Sequence[str]) -> None:
-    if "train" not in splits:
-        msg = (
-            f"there are no training rows: the splits are {', '.join(map(repr, splits))}. "
-            "Give some under the name 'train'."
-        )
-        raise DataError(msg)
-
-
 def _check_fields(parts: Parts, collector: FaultCollector) -> None:
     """Check that the template's fields are columns, with a value in every row."""
     template, tables = require(parts.template), require(parts.tables)
+    settings = parts.recipe.task_settings
     if "train" in tables:
         collector.check(check_fields, template, tables["train"].column_names)
-    _check_columns(tables, _select_known(template.fields, tables), collector=collector)
+    names, flexible = _select_known(template.fields, tables), list_flexible_columns(settings)
+    _check_columns(tables, names, collector=collector, flexible=flexible)
 
 
 def _select_known(names: Iterable[str], tables: Mapping[str, Table]) -> list[str]:
@@ -457,10 +459,15 @@ def _select_known(names: Iterable[str], tables: Mapping[str, Table]) -> list[str
 
 
 def _check_columns(
-    tables: Mapping[str, Table], names: Sequence[str], *, collector: FaultCollector
+    tables: Mapping[str, Table],
+    names: Sequence[str],
+    *,
+    collector: FaultCollector,
+    flexible: Sequence[str] = (),
 ) -> None:
     for split, table in tables.items():
-        collector.check(check_columns, table, names, where=f"the {split} data")
+        where = f"the {split} data"
+        collector.check(check_columns, table, names, where=where, flexible=flexible)
 
 
 def _compute_budget(recipe: Recipe, method: Method) -> LengthBudget:
@@ -489,12 +496,3 @@ def _render(parts: Parts, task: Task, *, split: str) -> None:
         template=require(parts.template).text,
         hashes=parts.hashes,
     )
-
-
-def _refuse_plain_head(settings: TaskSettings, backbone: Backbone) -> None:
-    no_head = "the task has no labels that a head could choose from"
-    reasons = [no_head] if isinstance(settings, Generate) else []
-    if backbone.geometry.architecture == "encoder-decoder":
-        reasons.append("the states of an encoder-decoder are read by its decoder")
-    if reasons:
-        raise RecipeError([f"train.keep_plain_head: {' and '.join(reasons)}. Leave the key out."])

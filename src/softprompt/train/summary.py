@@ -12,6 +12,7 @@ from softprompt.injection.prefix_sharing import can_split, measure_common_prefix
 from softprompt.methods.defaults import Defaults
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 from softprompt.tasks import Objective
+from softprompt.tasks.base import HeadTask
 from softprompt.tasks.classification import CausalVerbalizer
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.config import choose_length
@@ -343,13 +344,15 @@ def _describe_automatic(prepared: RunSetup) -> dict[str, Setting]:
 def _describe_head(prepared: RunSetup) -> dict[str, Setting]:
     """The readout of a trained head, or how it will be chosen, and what the head starts as."""
     task, choice = prepared.task, prepared.readout
-    if not isinstance(task, HeadClassifier):
+    if not isinstance(task, HeadTask):
         return {}
     named = "head_init" in prepared.recipe.train.model_fields_set
     start = "regression" if prepared.fits_head else "random"
-    if choice is not None and not choice.is_chosen:
+    if prepared.takes_head:
         start = "artifact"
     found = {"head_init": Setting(start, "recipe" if named else "default")}
+    if not isinstance(task, HeadClassifier):
+        return found
     if choice is not None:
         pooling = Setting(choice.pooling, choice.reason)
     elif not prepared.has_open_readout:

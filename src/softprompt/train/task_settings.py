@@ -14,10 +14,12 @@ from softprompt.tasks import (
     Generate,
     Objective,
     Regress,
+    Tag,
     TaskSettings,
     make_objective,
 )
 from softprompt.tasks.label_sets import parse_label_set
+from softprompt.tasks.tag_cells import resolve_tag_scheme
 from softprompt.tasks.targets import find_labels, read_numbers, read_truth
 
 
@@ -48,6 +50,8 @@ def complete_task_settings(
             return _weigh_labels(settings, table, labels)
         case Regress():
             return settings if table is None else _scale_numbers(settings, table)
+        case Tag():
+            return settings if table is None else resolve_tag_scheme(settings, table)
         case _:
             assert_never(settings)
 

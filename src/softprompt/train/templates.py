@@ -11,14 +11,14 @@ from softprompt.data.template import BeginToken
 from softprompt.data.tokenizer import list_special_tokens, measure_wrapping
 from softprompt.errors import TemplateError
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, TaskSettings
+from softprompt.tasks import Classify, Tag, TaskSettings
 from softprompt.tasks.config import get_target_column
 
 DEFAULT_SOFT_TOKENS = 20
 
 
 def make_default_template(table: Table, settings: TaskSettings, *, kind: Architecture) -> str:
-    """Join the text columns, one or two, in the data's order.
+    """Join the text columns, one or two, in the data's order; for tags, take the words alone.
 
     Args:
         table: the training rows.
@@ -31,6 +31,8 @@ def make_default_template(table: Table, settings: TaskSettings, *, kind: Archite
     Raises:
         TemplateError: there is no text column, or more than two.
     """
+    if isinstance(settings, Tag):
+        return f"{{{settings.words_column}}}"
     target = get_target_column(settings)
     texts = [name for name in list_text_columns(table) if name != target]
     if len(texts) not in {1, 2}:
@@ -129,6 +131,9 @@ def find_template_slips(
         answers that begin with one.
     """
     yield from _find_added_tokens(template, backbone)
+    if isinstance(settings, Tag):
+        yield from _find_left_tags(template, settings, backbone)
+        return
     last = template.pieces[-1]
     causal = backbone.geometry.architecture == "causal"
     if not (causal and isinstance(last, Literal) and last.text.endswith(" ")):
@@ -144,6 +149,17 @@ def find_template_slips(
         f"the template ends in a space, and {answer} begins with one, so there are two. Remove the "
         "space at the end of the template."
     )
+
+
+def _find_left_tags(template: Template, settings: Tag, backbone: Backbone) -> Iterator[str]:
+    """Tags that are read where a causal backbone has not seen the words that follow."""
+    column, family = settings.words_column, backbone.geometry.model_type
+    if backbone.geometry.architecture == "causal" and template.field_places.count(column) == 1:
+        yield (
+            f"{family} is a causal backbone, so a word's tag is read where only the words before "
+            "it are known. Choose an encoder, or write the words twice in task.template, such as "
+            f"'{{{column}}}\n{{{column}}}': tags are read at the last place."
+        )
 
 
 def _find_added_tokens(template: Template, backbone: Backbone) -> Iterator[str]:

@@ -60,5 +60,7 @@ def describe_columns(columns: "ColumnRoles") -> str:
         return f"{texts} classified by {columns.label!r} ({len(columns.labels)} labels)"
     if columns.multi_label:
         return f"{texts} with the labels in {columns.label!r}, any number for a row"
+    if columns.kind == "tag":
+        return f"the words of {texts} with the tags in {columns.label!r}"
     verb = "predict" if columns.kind == "regress" else "write"
     return f"{texts} to {verb} {columns.label!r}"

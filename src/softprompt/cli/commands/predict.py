@@ -73,7 +73,7 @@ def predict(
     groups = _read_groups(
         texts or [],
         source,
-        model.fields,
+        model,
         text_format=TextFormat(separator, encoding, header),
     )
     predicted = (_predict(model, group, batch_size=batch_size) for group in groups)
@@ -135,7 +135,7 @@ def _write_rows(
 def _read_groups(
     texts: list[str],
     source: str | None,
-    fields: tuple[str, ...],
+    model: "PromptModel | Ensemble",
     *,
     text_format: "TextFormat",
 ) -> Iterator[list[InputRow]]:
@@ -143,7 +143,8 @@ def _read_groups(
     if source is None:
         yield [InputRow(f"text {n}", text) for n, text in enumerate(texts, 1)]
     elif is_table(source):
-        yield from read_table_rows(source, fields, text_format=text_format)
+        flexible = model.task.flexible_columns
+        yield from read_table_rows(source, model.fields, text_format=text_format, flexible=flexible)
     else:
         yield from group_rows(read_text_rows(source, text_format.encoding))
 
