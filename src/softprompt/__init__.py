@@ -16,7 +16,7 @@ model.save("sentiment")
 
 `PromptModel.from_pretrained` loads it again. `Prompt` is either of the two prompt values,
 `InputPrompt` and `KVPrefix`. A `Callback` is called with each `Event` of a run. Inspecting a prompt
-is in `softprompt.analysis`, a classifier for scikit-learn in `softprompt.sklearn`.
+is in `softprompt.analysis`, a classifier and a regressor for scikit-learn in `softprompt.sklearn`.
 
 Warnings are of the class `SoftpromptWarning`; log messages have the name ``softprompt``. Names are
 imported on first use, so that ``import softprompt`` is fast.

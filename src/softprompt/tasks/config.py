@@ -38,7 +38,8 @@ class Classify:
         verbalizer: for each label its word or words, which the language-model head scores. None: a
             head is trained.
         labels: the labels of a trained head, in the order wanted; of two, F1 is that of the second.
-            None: those of the training data, sorted.
+            With ``multi_label`` also labels that no training row has. None: those of the training
+            data, sorted.
         head: ``linear``; ``linear-normalized``, on states that are divided by their root mean
             square, so that only their direction counts; ``linear-no-bias`` (causal models);
             ``mlp-tanh``: dense, tanh, linear, as in BERT and RoBERTa; ``mlp-gelu`` (ELECTRA,

@@ -143,7 +143,10 @@ def _collect_sets(settings: Classify, table: Table) -> tuple[str, ...]:
     """All labels of rows that have any number of them."""
     column = settings.label_column
     rows = _read_cells(table, column, parse_label_set, split="train")
-    labels = tuple(sorted({label for of_row in rows for label in of_row}))
+    found = {label for of_row in rows for label in of_row}
+    # A listed label may have no row: each has a decision of its own, here always against it.
+    listed = [*settings.labels] if found and settings.labels is not None else []
+    labels = tuple(sorted(found.union(listed)))
     if len(labels) < 2:  # noqa: PLR2004  # a choice
         what = f"the label {labels[0]!r} alone" if labels else "no label"
         msg = (
@@ -155,7 +158,7 @@ def _collect_sets(settings: Classify, table: Table) -> tuple[str, ...]:
 
 
 def _order_labels(labels: Sequence[str], settings: Classify) -> tuple[str, ...]:
-    """The data's labels in the order of ``task.labels``, which must list the same ones."""
+    """Labels in the order of ``task.labels``, which must list the same ones."""
     listed = tuple(settings.labels or ())
     if sorted(listed) != sorted(labels):
         msg = (

@@ -1,41 +1,31 @@
-"""Soft prompts as a scikit-learn classifier: pipelines, cross-validation, grid search.
+"""What the estimators have in common: their settings, reading rows, and training."""
 
-``import softprompt`` does not import it: ``from softprompt.sklearn import SoftPromptClassifier``.
-"""
-
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import issparse
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_consistent_length, check_random_state
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    assert_all_finite,
-    check_is_fitted,
-    column_or_1d,
-    validate_data,
-)
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from softprompt.artifact import Artifact
 from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import Row, iterate_rows, to_table
-from softprompt.data.splits import split_rows
 from softprompt.data.table import to_text
 from softprompt.data.template import parse_template
-from softprompt.inference.loops import stack_probabilities
 from softprompt.injection.verify import load_backbone
 from softprompt.methods import MethodSettings, PrefixTuning, PTuningV2
 from softprompt.methods.defaults import Schedule
 from softprompt.methods.initializers import Initializer
 from softprompt.recipe.schema import HeadInit
-from softprompt.tasks import Classify
+from softprompt.tasks import Prediction, TaskSettings
 from softprompt.tasks.pooling import PoolingChoice
 from softprompt.train.api import (
     TrainingConfig,
@@ -50,44 +40,40 @@ from softprompt.train.setup import setup_run
 
 # Texts, mappings of fields, a data frame or an array, for which scikit-learn has no type.
 Texts: TypeAlias = Any
-ClassLabels: TypeAlias = Any
-
-__all__ = ["SoftPromptClassifier", "release_backbone"]
 
 # Soft tokens where neither length nor template sets their number.
 LENGTH = 20
-# The field of a text, and the column of its label.
-_TEXT, _LABEL = "text", "label"
+# The field of a text.
+_TEXT = "text"
 _PAIR = 2
 
 
-class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # untyped there
-    """A frozen language model with a trained soft prompt, as a classifier of scikit-learn.
+# The settings are fields: scikit-learn reads them off the signature of ``__init__``, which a
+# dataclass writes, with those of its bases. Estimators are compared and printed as elsewhere.
+@dataclass(repr=False, eq=False, match_args=False)
+class SoftPromptEstimator(BaseEstimator, ABC):  # type: ignore[misc]  # untyped there
+    """The settings that the estimators share; `SoftPromptClassifier` is one.
 
     ``X`` is a list, array or series of texts; a list of mappings of fields; a data frame, whose
-    columns are the fields; or a two-dimensional array. Numbers in it are read as texts. ``y`` holds
-    labels of any type, and predictions have the same type.
+    columns are the fields; or a two-dimensional array. Numbers in it are read as texts.
 
     A backbone named by a string or a path is loaded once per process and shared, so that
-    cross-validation does not load it again: see `release_backbone`. Copies of the classifier also
+    cross-validation does not load it again: see `release_backbone`. Copies of an estimator also
     share a backbone that is passed as an object.
 
     Args:
         backbone: a name as `load_backbone` takes it, or a loaded backbone.
         template: of a row, with its fields and soft tokens; None puts the soft tokens in front of
             the fields.
-        verbalizer: for each label its word or words, which the language-model head scores; None
-            trains a head instead.
         pooling: the readout of a trained head, as in `Classify`; ``auto`` chooses it by a probe.
-        class_weight: how much a row of each class counts: numbers by class, or ``balanced``.
         method: settings, or a name such as ``"p-tuning-v2"``.
         length: the number of soft tokens, or of keys and values per layer; None for 20, or the
             method's default. A method that trains soft tokens takes it only without a template,
             which sets their number itself.
-        init: the initialization, such as `FromText`, or an artifact to start from; None for label
-            words if there are some.
-        validation_fraction: of the rows of each class, split off to select the best prompt by; 0
-            to use the last prompt.
+        init: the initialization, such as `FromText`, or an artifact to start from; None for the
+            words of labels if there are some.
+        validation_fraction: of the rows, split off to select the best prompt by, with the same
+            share of each single label; 0 to use the last prompt.
         folds: of a cross-validation that chooses the number of steps instead; None for none.
         max_length: of a row, in tokens; None for the positions that the backbone has.
         device: as in `load_backbone`.
@@ -122,205 +108,117 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         progress: as in `fit`; False by default, since a search trains many times.
 
     Attributes:
-        classes_: the labels, sorted, with the type of ``y``.
         model_: the trained prompt, or the ensemble; ``model_.save(folder)`` saves it.
         n_features_in_: the number of columns, if ``X`` is a data frame or a two-dimensional array.
         feature_names_in_: the names of the columns, if ``X`` is a data frame.
 
     Examples:
-        ```python
-        classifier = SoftPromptClassifier("builtin:minilm", epochs=4)
-        cross_val_score(classifier, texts, labels)
-        GridSearchCV(classifier, {"learning_rate": [0.003, 0.01, 0.03]}).fit(texts, labels)
-        ```
-
-        >>> classifier = SoftPromptClassifier(epochs=3).set_params(learning_rate=0.03)
-        >>> classifier.get_params()["learning_rate"]
-        0.03
-        >>> classifier
-        SoftPromptClassifier(epochs=3, learning_rate=0.03)
+        >>> from softprompt.sklearn import SoftPromptRegressor
+        >>> SoftPromptRegressor(epochs=3).set_params(seeds=2)
+        SoftPromptRegressor(epochs=3, seeds=2)
     """
 
-    classes_: NDArray[Any]
-
-    def __init__(  # noqa: PLR0913  # scikit-learn wants every setting as an argument
-        self,
-        backbone: Backbone | str | Path = "builtin:minilm",
-        *,
-        template: str | None = None,
-        verbalizer: Mapping[Any, str | Sequence[str]] | None = None,
-        pooling: PoolingChoice = "auto",
-        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
-        method: MethodSettings | str = "prompt-tuning",
-        length: int | None = None,
-        init: Initializer | Artifact | None = None,
-        validation_fraction: float = 0.1,
-        folds: int | None = None,
-        max_length: int | None = None,
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype | None = "auto",
-        random_state: int | np.random.RandomState | None = 42,
-        epochs: int | Literal["auto"] = 5,
-        max_steps: int | None = None,
-        batch_size: int = 32,
-        max_tokens_per_batch: int | None = None,
-        gradient_accumulation_steps: int = 1,
-        optimizer: str | None = None,
-        optimizer_args: Mapping[str, Any] | None = None,
-        learning_rate: float | Literal["auto"] | None = None,
-        head_learning_rate: float | None = None,
-        head_init: HeadInit = "regression",
-        weight_decay: float | None = None,
-        lr_scheduler: Schedule | None = None,
-        warmup_ratio: float | None = None,
-        max_grad_norm: float = 1.0,
-        eval_every_steps: int | None = None,
-        max_eval_rows: int | None = None,
-        eval_train_rows: int | None = None,
-        early_stopping_patience: int | None = None,
-        best_metric: str = "loss",
-        seeds: int = 1,
-        combine_seeds: Literal["best", "ensemble"] = "best",
-        keep_plain_head: bool = False,
-        gradient_checkpointing: bool = False,
-        mixed_precision: Literal["no", "bf16", "fp16"] = "no",
-        callbacks: Sequence[Callback] = (),
-        progress: ProgressOption = False,
-    ) -> None:
-        self.backbone = backbone
-        self.template = template
-        self.verbalizer = verbalizer
-        self.pooling = pooling
-        self.class_weight = class_weight
-        self.method = method
-        self.length = length
-        self.init = init
-        self.validation_fraction = validation_fraction
-        self.folds = folds
-        self.max_length = max_length
-        self.device = device
-        self.dtype = dtype
-        self.random_state = random_state
-        self.epochs = epochs
-        self.max_steps = max_steps
-        self.batch_size = batch_size
-        self.max_tokens_per_batch = max_tokens_per_batch
-        self.gradient_accumulation_steps = gradient_accumulation_steps
-        self.optimizer = optimizer
-        self.optimizer_args = optimizer_args
-        self.learning_rate = learning_rate
-        self.head_learning_rate = head_learning_rate
-        self.head_init = head_init
-        self.weight_decay = weight_decay
-        self.lr_scheduler = lr_scheduler
-        self.warmup_ratio = warmup_ratio
-        self.max_grad_norm = max_grad_norm
-        self.eval_every_steps = eval_every_steps
-        self.max_eval_rows = max_eval_rows
-        self.eval_train_rows = eval_train_rows
-        self.early_stopping_patience = early_stopping_patience
-        self.best_metric = best_metric
-        self.seeds = seeds
-        self.combine_seeds = combine_seeds
-        self.keep_plain_head = keep_plain_head
-        self.gradient_checkpointing = gradient_checkpointing
-        self.mixed_precision = mixed_precision
-        self.callbacks = callbacks
-        self.progress = progress
+    backbone: Backbone | str | Path = "builtin:minilm"
+    _: KW_ONLY
+    template: str | None = None
+    pooling: PoolingChoice = "auto"
+    method: MethodSettings | str = "prompt-tuning"
+    length: int | None = None
+    init: Initializer | Artifact | None = None
+    validation_fraction: float = 0.1
+    folds: int | None = None
+    max_length: int | None = None
+    device: str | torch.device = "auto"
+    dtype: str | torch.dtype | None = "auto"
+    random_state: int | np.random.RandomState | None = 42
+    epochs: int | Literal["auto"] = 5
+    max_steps: int | None = None
+    batch_size: int = 32
+    max_tokens_per_batch: int | None = None
+    gradient_accumulation_steps: int = 1
+    optimizer: str | None = None
+    optimizer_args: Mapping[str, Any] | None = None
+    learning_rate: float | Literal["auto"] | None = None
+    head_learning_rate: float | None = None
+    head_init: HeadInit = "regression"
+    weight_decay: float | None = None
+    lr_scheduler: Schedule | None = None
+    warmup_ratio: float | None = None
+    max_grad_norm: float = 1.0
+    eval_every_steps: int | None = None
+    max_eval_rows: int | None = None
+    eval_train_rows: int | None = None
+    early_stopping_patience: int | None = None
+    best_metric: str = "loss"
+    seeds: int = 1
+    combine_seeds: Literal["best", "ensemble"] = "best"
+    keep_plain_head: bool = False
+    gradient_checkpointing: bool = False
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    callbacks: Sequence[Callback] = ()
+    progress: ProgressOption = False
 
     def __sklearn_tags__(self) -> Any:  # noqa: ANN401  # scikit-learn's Tags, which are untyped
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True
         return tags
 
-    def fit(self, X: Texts, y: ClassLabels) -> Self:
-        """Train a prompt, and select the best one by validation.
+    @abstractmethod
+    def predict(self, X: Texts) -> NDArray[Any]:
+        """The prediction for each row.
 
         Args:
             X: the rows.
-            y: their labels, one for each row.
 
         Returns:
-            The classifier itself.
+            Predictions, in the form of ``y``.
 
         Raises:
-            ValueError: the rows or labels are not valid, or there is only one class.
-            SoftpromptError: settings and rows do not fit; the message says what to do.
+            NotFittedError: it is not trained yet.
+            ValueError: the rows are not like those that it was trained on.
         """
-        labels = self._read_labels(y)
-        rows = self._read_rows(X, reset=True)
-        check_consistent_length(rows, labels)
-        self.classes_ = np.unique(labels)
-        _check_classes(self.classes_)
+
+    @abstractmethod
+    def _make_task(self, template: str, target: str) -> TaskSettings:
+        """The task of rows that were read, with the column of their targets."""
+
+    def _require_targets(self, y: object) -> None:
+        if y is None:
+            name = type(self).__name__
+            msg = f"{name} requires y to be passed, but the target y is None. Give targets."
+            raise ValueError(msg)
+
+    def _train(
+        self, rows: Sequence[Mapping[str, str]], cells: Sequence[object], *, target: str
+    ) -> None:
+        """Train a prompt on rows and their targets, and keep it."""
         backbone = self._load_backbone()
         method = self._read_method()
-        template = self.template or self._make_template(method, backbone)
-        target = _LABEL + "_" * (_LABEL in self._fields)
-        task = self._make_task(template, target)
-        seed = self._draw_seed()
-        table = to_table(
-            [{**row, target: str(label)} for row, label in zip(rows, labels, strict=True)]
-        )
+        while target in self._fields:
+            target += "_"
+        task = self._make_task(self.template or self._make_template(method, backbone), target)
+        pairs = zip(rows, cells, strict=True)
+        table = to_table([{**row, target: cell} for row, cell in pairs])
         # With folds, every row validates once.
         fraction = 0.0 if self.folds else self.validation_fraction
-        tables = {"train": table}
-        if fraction:
-            sizes = {"train": 1 - fraction, "validation": fraction}
-            tables = split_rows(table, seed=seed, shares=sizes, stratify=target)
         data = {"split_sizes": make_shares(fraction), "folds": self.folds}
         data |= {"max_length": self.max_length}
-        config = self._make_config(seed)
+        config = self._make_config(self._draw_seed())
         recipe = make_fit_recipe(backbone, task, method=method, config=config, data=data)
         with make_callbacks(self.callbacks, progress=self.progress) as callbacks:
             prepared = setup_run(
-                recipe, backbone=backbone, tables=tables, init=self.init, callbacks=callbacks
+                recipe,
+                backbone=backbone,
+                tables={"train": table},
+                init=self.init,
+                callbacks=callbacks,
             )
             self.model_ = run_prepared(prepared, callbacks=callbacks)
-        return self
 
-    def predict_proba(self, X: Texts) -> NDArray[np.float64]:
-        """The probability of each class.
-
-        Args:
-            X: the rows.
-
-        Returns:
-            Probabilities ``[rows, classes]``; the columns are in the order of ``classes_``.
-
-        Raises:
-            NotFittedError: it is not trained yet.
-            ValueError: the rows are not like those that it was trained on.
-        """
+    def _predict_rows(self, X: Texts) -> list[Prediction]:
         check_is_fitted(self, "model_")
         rows = self._read_rows(X, reset=False)
-        names = [str(label) for label in self.classes_]
-        return stack_probabilities(self.model_.predict(rows, batch_size=self.batch_size), names)
-
-    def predict(self, X: Texts) -> NDArray[Any]:
-        """The most probable class of each row.
-
-        Args:
-            X: the rows.
-
-        Returns:
-            The labels, with the type of ``y``.
-
-        Raises:
-            NotFittedError: it is not trained yet.
-            ValueError: the rows are not like those that it was trained on.
-        """
-        best = self.predict_proba(X).argmax(axis=1)
-        return cast("NDArray[Any]", self.classes_[best])
-
-    def _read_labels(self, y: ClassLabels) -> NDArray[Any]:
-        if y is None:
-            name = type(self).__name__
-            msg = f"{name} requires y to be passed, but the target y is None. Give labels."
-            raise ValueError(msg)
-        labels: NDArray[Any] = column_or_1d(y, warn=True)
-        assert_all_finite(labels, input_name="y")
-        check_classification_targets(labels)
-        return labels
+        return self.model_.predict(rows, batch_size=self.batch_size)
 
     def _read_rows(self, X: Texts, *, reset: bool) -> list[dict[str, str]]:
         """The rows as mappings of texts; those of training (``reset``) decide on the fields."""
@@ -395,7 +293,7 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         """Check that there is a column for each field."""
         if len(self._fields) != count:
             msg = (
-                f"X has {count} column{'' if count == 1 else 's'}, but the classifier was trained "
+                f"X has {count} column{'' if count == 1 else 's'}, but the estimator was trained "
                 f"with {', '.join(self._fields)}. Give exactly that."
             )
             raise ValueError(msg)
@@ -420,18 +318,6 @@ class SoftPromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             msg = f"length is {self.length}, but the template has one too. Leave length at None."
             raise ValueError(msg)
         return method
-
-    def _make_task(self, template: str, target: str) -> Classify:
-        words, weights = self.verbalizer, self.class_weight
-        if isinstance(weights, Mapping):
-            weights = {str(label): float(weight) for label, weight in weights.items()}
-        return Classify(
-            template,
-            label_column=target,
-            verbalizer=words and {str(label): word for label, word in words.items()},
-            pooling=self.pooling,
-            class_weights=weights,
-        )
 
     def _draw_seed(self) -> int:
         if isinstance(self.random_state, int | np.integer):
@@ -462,7 +348,7 @@ def _load_shared_backbone(
 
 
 def release_backbone() -> None:
-    """Release the backbone that classifiers of this process share, to free its memory.
+    """Release the backbone that estimators of this process share, to free its memory.
 
     Examples:
         >>> release_backbone()
@@ -492,9 +378,3 @@ def _is_column(X: Texts) -> bool:
 def _list_fields(template: str | None) -> tuple[str, ...]:
     """The fields of a template, each once, in their order."""
     return () if template is None else tuple(dict.fromkeys(parse_template(template).fields))
-
-
-def _check_classes(classes: NDArray[Any]) -> None:
-    if len(only := classes.tolist()) == 1:
-        msg = f"y has one class only, {only[0]!r}, but must have at least 2. Give rows of another."
-        raise ValueError(msg)
