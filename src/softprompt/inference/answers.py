@@ -72,6 +72,6 @@ def make_answer_row(
     if prediction.abstained:
         answer[ABSTAINED] = True
     if not flat:
-        details = {_rename_detail(n): v for n, v in prediction.details.items() if n != ABSTAINED}
+        details = {f"{PREDICTION}_{n}": v for n, v in prediction.details.items() if n != ABSTAINED}
         return answer | details | ({PROBABILITIES: rounded} if rounded else {})
     return answer | {f"{PROBABILITY}_{label}": p for label, p in rounded.items()}
