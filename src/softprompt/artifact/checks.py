@@ -17,16 +17,18 @@ from softprompt.artifact.manifest import (
 )
 from softprompt.data.template import parse_template
 from softprompt.errors import RecipeError, TemplateError, format_unknown
-from softprompt.tasks.classifier_head import list_head_shapes
+from softprompt.tasks.classifier_head import HeadKind, list_head_shapes
 from softprompt.tasks.config import (
     TASKS,
     Classify,
+    Extract,
     Generate,
     Regress,
     TaskSettings,
     build_settings,
     make_decoding,
 )
+from softprompt.tasks.extraction import SPAN_OUTPUTS
 
 _REMEDY = "Train or import the prompt again."
 _NEWER = "A newer softprompt may know it: pip install -U softprompt."
@@ -157,6 +159,11 @@ def _find_task_faults(manifest: Manifest) -> Iterator[str]:
                 classes = len(settings.mean or ())
                 yield from _find_shape_faults(settings, classes, shapes, what="numbers")
                 return
+        case Extract():
+            yield from _find_extraction_faults(settings, labels)
+            what = "the start and the end of an answer"
+            yield from _find_tensor_faults(settings.head, SPAN_OUTPUTS, shapes, what=what)
+            return
     if shapes:
         yield f"its task has no trained head, but shapes has {', '.join(shapes)}."
 
@@ -199,11 +206,24 @@ def _find_shape_faults(
 ) -> Iterator[str]:
     if settings.pooling == "auto":
         yield "task.pooling is 'auto', but an artifact names the readout that its head has."
+    yield from _find_tensor_faults(settings.head, classes, shapes, what=f"{classes} {what}")
+
+
+def _find_extraction_faults(settings: Extract, labels: list[str]) -> Iterator[str]:
+    if labels:
+        yield f"labels is {labels}, but parts of a text have none, so it must be empty."
+    if settings.null_threshold == "auto":
+        yield "task.null_threshold is 'auto', but an artifact has a number or 'never'."
+
+
+def _find_tensor_faults(
+    kind: HeadKind, classes: int, shapes: Mapping[str, list[int]], *, what: str
+) -> Iterator[str]:
     widths = shapes.get(f"{HEAD}output.weight", [])[1:]
     width = widths[0] if widths else 1
     expected = {
         f"{HEAD}{name}": shape
-        for name, shape in list_head_shapes(settings.head, width=width, classes=classes).items()
+        for name, shape in list_head_shapes(kind, width=width, classes=classes).items()
     }
     if shapes != expected:
         found, needed = (
@@ -211,7 +231,7 @@ def _find_shape_faults(
             for each in (shapes, expected)
         )
         yield (
-            f"a head of the kind {settings.head!r} for {classes} {what} has the tensors "
+            f"a head of the kind {kind!r} for {what} has the tensors "
             f"{needed}, but shapes has {found}."
         )
 

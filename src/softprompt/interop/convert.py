@@ -19,7 +19,7 @@ from softprompt.injection.verify import load_backbone
 from softprompt.interop.base import ExportRequest, ForeignPrompt, Readout
 from softprompt.interop.registry import get_reader, get_writer, read_base_model
 from softprompt.prompt import InputPrompt
-from softprompt.tasks import TASKS, Classify, Generate, Regress, Task, TaskSettings
+from softprompt.tasks import TASKS, Classify, Extract, Generate, Regress, Task, TaskSettings
 from softprompt.tasks.classification import CausalVerbalizer
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.config import describe_settings
@@ -116,7 +116,7 @@ def _list_labels(settings: TaskSettings) -> list[str]:
             raise ArtifactError(msg)
         case Generate(choices=choices):
             return list(choices or ())
-        case Regress():
+        case Regress() | Extract():
             return []
         case unreachable:
             assert_never(unreachable)

@@ -12,7 +12,8 @@ import httpx
 import msgspec
 
 from softprompt.serve.faults import STATUS, FaultKind, ServingError
-from softprompt.tasks import LabelSetPrediction, NumberPrediction, Prediction
+from softprompt.tasks import AnswerPrediction, LabelSetPrediction, NumberPrediction, Prediction
+from softprompt.tasks.answer_spans import AnswerSpan
 
 _RETRIED = (429, 503)
 _MAX_WAIT = 30.0
@@ -123,6 +124,16 @@ def _read_prediction(label: str, one: Mapping[str, Any]) -> Prediction:
             return LabelSetPrediction(label, shares, labels=tuple(map(str, labels)))
         case {"values": [*values]}:
             return NumberPrediction(label, shares, values=tuple(map(float, values)))
+        case {"candidates": [*candidates], "null_score": null_score}:
+            return AnswerPrediction(
+                label,
+                shares,
+                start=one["start"],
+                end=one["end"],
+                score=one["score"],
+                null_score=float(null_score),
+                candidates=tuple(AnswerSpan(**candidate) for candidate in candidates),
+            )
         case _:
             return Prediction(label, shares, abstained=abstained)
 

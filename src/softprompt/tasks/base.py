@@ -62,6 +62,8 @@ def gather_positions(
     return states[rows, columns]
 
 
+# The most positions of a pass without a gradient.
+_MOST_POSITIONS = 1 << 17
 # Fewer rows are one batch, within which their common prefix is run once anyway.
 _MIN_ROWS_TO_SHARE = 33
 
@@ -77,12 +79,16 @@ class Example:
             None if it is not known.
         own_columns: the soft tokens of the prompt that were made of this row, first and last plus
             one, which are hidden from it in training; None if there are none.
+        text: of the field that a prediction is a part of; empty for most tasks.
+        characters: the range in that text of each of its tokens that is read; empty for most tasks.
     """
 
     variants: tuple[RenderedRow, ...]
     read_positions: tuple[tuple[int, ...], ...]
     target: TargetValue | None
     own_columns: tuple[int, int] | None = None
+    text: str = ""
+    characters: tuple[tuple[int, int], ...] = ()
 
     @property
     def length(self) -> int:
@@ -249,20 +255,12 @@ class Task(ABC):
         """What renders a row; most tasks have one."""
 
     @abstractmethod
-    def complete_example(
-        self, row: Row, rendered: Sequence[RenderedRow], *, target: bool = True
-    ) -> Example:
-        """Make an example of a row that each of the renderers has rendered."""
-
     def make_example(self, row: Row, *, target: bool = True) -> Example:
         """Render a row; with ``target`` also its target."""
-        rendered = [renderer.render(row) for renderer in self.renderers]
-        return self.complete_example(row, rendered, target=target)
 
+    @abstractmethod
     def make_examples(self, rows: Sequence[Row]) -> list[Example]:
         """Render many rows with their targets, which is faster than one by one."""
-        rendered = zip(*(renderer.render_all(rows) for renderer in self.renderers), strict=True)
-        return [self.complete_example(*pair) for pair in zip(rows, rendered, strict=True)]
 
     @abstractmethod
     def compute_loss(
@@ -289,6 +287,26 @@ class Task(ABC):
         self, examples: Sequence[Example], prompt: Prompt | None
     ) -> tuple[SummedLoss, list[Prediction]]:
         """The summed loss of a batch without label smoothing, and its predictions."""
+
+
+class WholeRowTask(Task):
+    """A task that runs a row as its renderers render it, whole or truncated, and not in windows."""
+
+    @abstractmethod
+    def complete_example(
+        self, row: Row, rendered: Sequence[RenderedRow], *, target: bool = True
+    ) -> Example:
+        """Make an example of a row that each of the renderers has rendered."""
+
+    def make_example(self, row: Row, *, target: bool = True) -> Example:
+        """Render a row; with ``target`` also its target."""
+        rendered = [renderer.render(row) for renderer in self.renderers]
+        return self.complete_example(row, rendered, target=target)
+
+    def make_examples(self, rows: Sequence[Row]) -> list[Example]:
+        """Render many rows with their targets, which is faster than one by one."""
+        rendered = zip(*(renderer.render_all(rows) for renderer in self.renderers), strict=True)
+        return [self.complete_example(*pair) for pair in zip(rows, rendered, strict=True)]
 
 
 class ReadoutTask(Task):
@@ -324,11 +342,22 @@ class ReadoutTask(Task):
             rows: for each row the index of its prompt; None with a single prompt.
         """
         counts = torch.tensor([len(example.variants) for example in examples])
-        states = self.compute_states_at(
-            [variant for example in examples for variant in example.variants],
-            positions=[positions for e in examples for positions in e.read_positions],
-            prompts=prompts,
-            prompt_index=None if rows is None else rows.repeat_interleave(counts.to(rows.device)),
+        variants = [variant for example in examples for variant in example.variants]
+        positions = [at for example in examples for at in example.read_positions]
+        index = None if rows is None else rows.repeat_interleave(counts.to(rows.device))
+        # A long text has many windows. The gradient needs those of a row in one graph anyway.
+        longest = max(example.length for example in examples)
+        size = len(variants) if torch.is_grad_enabled() else max(1, _MOST_POSITIONS // longest)
+        states = torch.cat(
+            [
+                self.compute_states_at(
+                    variants[begin : begin + size],
+                    positions=positions[begin : begin + size],
+                    prompts=prompts,
+                    prompt_index=None if index is None else index[begin : begin + size],
+                )
+                for begin in range(0, len(variants), size)
+            ]
         )
         return list(states.split([sum(map(len, e.read_positions)) for e in examples]))
 

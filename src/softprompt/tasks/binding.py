@@ -11,6 +11,7 @@ from softprompt.backbone.model import Backbone
 from softprompt.data.rendering import Renderer, make_renderer
 from softprompt.data.template import Template, parse_template
 from softprompt.data.tokenizer import make_text_encoder
+from softprompt.data.windows import make_window_renderer
 from softprompt.errors import DataError, PromptError, TemplateError
 from softprompt.tasks.base import Task
 from softprompt.tasks.classification import (
@@ -21,6 +22,7 @@ from softprompt.tasks.classification import (
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.config import (
     Classify,
+    Extract,
     Generate,
     Regress,
     TaskSettings,
@@ -30,6 +32,13 @@ from softprompt.tasks.config import (
     list_answer_settings,
     list_flexible_columns,
 )
+from softprompt.tasks.extraction import (
+    DEFAULT_NULL_THRESHOLD,
+    NEVER,
+    SPAN_OUTPUTS,
+    ContextAnswers,
+)
+from softprompt.tasks.extractor import Extractor, check_order
 from softprompt.tasks.generation import TextGenerator
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.label_sets import DEFAULT_THRESHOLD, LabelSets
@@ -39,6 +48,8 @@ from softprompt.tasks.regression import Numbers, WordNumbers, make_numbers
 from softprompt.tasks.verbalizer import LabelWords, tokenize_verbalizer
 
 _UNLIMITED = 1 << 20
+# The tokens that adjacent windows share, as in the code of Devlin et al. 2019 for SQuAD.
+_STRIDE = 128
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,13 @@ def make_objective(settings: TaskSettings, labels: Sequence[str]) -> Objective:
             return make_numbers(mean, scale, loss=settings.loss, words=settings.list_words())
         case Generate():
             return FreeText(tuple(labels))
+        case Extract(null_threshold=threshold):
+            value = DEFAULT_NULL_THRESHOLD if threshold == "auto" else threshold
+            return ContextAnswers(
+                None if value == NEVER else float(value),
+                n_best=settings.n_best,
+                max_answer_tokens=settings.max_answer_tokens,
+            )
         case _:
             assert_never(settings)
 
@@ -145,6 +163,8 @@ def describe_objective(objective: Objective) -> dict[str, Any]:
         case Numbers() | WordNumbers(numbers=Numbers()):
             numbers = objective if isinstance(objective, Numbers) else objective.numbers
             return {"mean": [*numbers.mean], "scale": [*numbers.scale]}
+        case ContextAnswers(null_threshold=threshold):
+            return {"null_threshold": NEVER if threshold is None else threshold}
         case _:
             return {}
 
@@ -279,6 +299,8 @@ class _TaskBuilder:
         """The task."""
         if isinstance(settings, Generate):
             return self.build_generator(settings, labels)
+        if isinstance(settings, Extract):
+            return self.build_extractor(settings, seed=seed)
         if has_trained_head(settings):
             return self.build_head_classifier(settings, labels, seed=seed)
         return self.build_verbalizer(settings)
@@ -306,6 +328,22 @@ class _TaskBuilder:
             renderer=self.make_renderer(),
             target_column=get_target_column(settings),
             pooling=resolve_pooling(settings.pooling, self.architecture),
+        )
+
+    def build_extractor(self, settings: Extract, *, seed: int) -> Extractor:
+        """A head on the tokens of a context."""
+        objective = make_objective(settings, ())
+        assert isinstance(objective, ContextAnswers)  # noqa: S101  # that of the settings
+        renderer, field = self.make_renderer(), settings.context_column
+        windows = make_window_renderer(renderer, field=field, stride=0)
+        stride = min(_STRIDE, windows.least // 4) if settings.stride is None else settings.stride
+        width = self.backbone.geometry.hidden_size
+        return Extractor(
+            self.backbone,
+            ClassifierHead(width, SPAN_OUTPUTS, kind=settings.head, seed=seed),
+            objective=objective,
+            windows=make_window_renderer(renderer, field=field, stride=stride),
+            target_column=settings.target_column,
         )
 
     def build_verbalizer(
@@ -410,6 +448,14 @@ def _check_compatibility(settings: TaskSettings, backbone: Backbone, template: T
                 "causal or encoder-decoder backbone."
             )
             raise TemplateError(msg)
+        case Extract() if architecture == "encoder-decoder":
+            msg = (
+                f"{family} answers in words, so it has no head on the tokens of a context. Use "
+                "task kind 'generate' for the answer's text, or an encoder or a causal backbone."
+            )
+            raise TemplateError(msg)
+        case Extract() if architecture == "causal":
+            check_order(template, settings.context_column, family=family)
         case Classify() | Regress() if not has_trained_head(settings) and architecture == "encoder":
             if template.masks != 1:
                 key = "verbalizer" if isinstance(settings, Classify) else "words"

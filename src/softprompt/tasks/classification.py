@@ -25,12 +25,12 @@ from softprompt.data.rendering import RenderedRow, Renderer
 from softprompt.data.table import is_missing, to_text
 from softprompt.errors import DataError, format_unknown
 from softprompt.prompt import Prompt
-from softprompt.tasks.base import Example, ReadoutTask, gather_positions
+from softprompt.tasks.base import Example, ReadoutTask, WholeRowTask, gather_positions
 from softprompt.tasks.objectives import Prediction, ScoreObjective, SummedLoss, TargetValue
 from softprompt.tasks.verbalizer import LabelWords, score_labels
 
 
-class Classifier(ReadoutTask):
+class Classifier(ReadoutTask, WholeRowTask):
     """A task whose predictions are read from scores: labels, sets of labels, or numbers.
 
     Attributes:

@@ -22,7 +22,7 @@ from softprompt.errors import DataError, format_unknown
 from softprompt.injection.generation import generate
 from softprompt.prompt import Prompt
 from softprompt.tasks.answers import Answers
-from softprompt.tasks.base import Example, Task, gather_positions, pad_rows
+from softprompt.tasks.base import Example, WholeRowTask, gather_positions, pad_rows
 from softprompt.tasks.config import Generate, make_decoding
 from softprompt.tasks.objectives import FreeText, Prediction, SummedLoss
 
@@ -85,7 +85,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return None, gradients * grad
 
 
-class TextGenerator(Task):
+class TextGenerator(WholeRowTask):
     """Text generation, free-form or constrained to a list of answers.
 
     Args:

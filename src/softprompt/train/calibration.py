@@ -1,7 +1,8 @@
 """After the training: what validation rows decide about probabilities.
 
 A temperature divides the scores of labels so that probabilities are the shares of right answers;
-thresholds choose among any number of labels. Neither moves the prompt, and test rows see neither.
+thresholds choose among any number of labels, and questions that get no answer. None of them moves
+the prompt, and test rows see none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,23 @@ from numpy.typing import NDArray
 from softprompt.data.few_rows import count_rows
 from softprompt.inference.loops import stack_probabilities
 from softprompt.inference.model import attach
-from softprompt.tasks import Classifier, Classify, Objective, Prediction
+from softprompt.tasks import (
+    AnswerPrediction,
+    Classifier,
+    Classify,
+    Extract,
+    Objective,
+    Prediction,
+)
+from softprompt.tasks.extraction import (
+    DEFAULT_NULL_THRESHOLD,
+    ContextAnswers,
+    list_answer_texts,
+)
+from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.label_sets import DEFAULT_THRESHOLD, LabelSets
 from softprompt.tasks.objectives import SingleLabel
+from softprompt.tasks.squad_scores import choose_null_threshold
 from softprompt.train.events import Callback, PhaseStarted
 from softprompt.train.results import make_run_artifact
 from softprompt.train.setup import RunSetup
@@ -73,7 +88,7 @@ def calibrate_task(
         no validation rows.
     """
     rows, task = prepared.rows.get("validation"), prepared.task
-    if rows is None or not isinstance(task, Classifier) or not _is_open(prepared):
+    if rows is None or not isinstance(task, Classifier | Extractor) or not _is_open(prepared):
         return prepared
     count = count_rows(len(rows.examples))
     notify(callbacks, PhaseStarted("calibrating", count, len(rows.examples), trainer.step))
@@ -98,6 +113,9 @@ def _is_open(prepared: RunSetup) -> bool:
             return True
         case Classify(multi_label=False, temperature="auto"):
             return True
+        case Extract(null_threshold="auto"):
+            objective = prepared.task.objective
+            return isinstance(objective, ContextAnswers) and objective.null_threshold is not None
         case _:
             return False
 
@@ -105,7 +123,7 @@ def _is_open(prepared: RunSetup) -> bool:
 def calibrate(
     objective: Objective, truth: Sequence[str], *, predictions: Sequence[Prediction]
 ) -> tuple[Any, Calibration]:
-    """Choose the temperature of labels, or the thresholds of sets of labels.
+    """Choose the temperature of labels, or the thresholds of sets of labels or of no answer.
 
     Args:
         objective: at a temperature of 1, or with any thresholds.
@@ -115,15 +133,16 @@ def calibrate(
     Returns:
         The objective with what was chosen, and a record of it.
     """
-    probabilities = stack_probabilities(predictions, objective.labels)
     match objective:
         case SingleLabel():
+            probabilities = stack_probabilities(predictions, objective.labels)
             targets = [objective.read_target(text) for text in truth]
             temperature = fit_temperature(probabilities, targets)
             found: Any = replace(objective, temperature=temperature)
             chosen: dict[str, Any] = {"temperature": temperature}
             again = [_with_temperature(row, objective.labels, temperature) for row in probabilities]
         case LabelSets(labels):
+            probabilities = stack_probabilities(predictions, labels)
             marks = np.zeros(probabilities.shape, dtype=bool)
             for row, text in enumerate(truth):
                 marks[row, [*objective.read_target(text)]] = True
@@ -131,6 +150,12 @@ def calibrate(
             found = replace(objective, thresholds=thresholds)
             chosen = {"thresholds": dict(zip(labels, thresholds, strict=True))}
             again = [found.average([prediction]) for prediction in predictions]
+        case ContextAnswers():
+            answers = [found for found in predictions if isinstance(found, AnswerPrediction)]
+            threshold = fit_null_threshold(answers, [list_answer_texts(text) for text in truth])
+            found = replace(objective, null_threshold=threshold)
+            chosen = {"null_threshold": threshold}
+            again = [found.choose(one.candidates, one.null_score) for one in answers]
         case _:
             return objective, Calibration(len(truth))
     before, after = (objective.score(truth, each).metrics for each in (predictions, again))
@@ -145,6 +170,33 @@ def _with_temperature(
     shares /= shares.sum()
     probabilities = dict(zip(labels, shares.tolist(), strict=True))
     return Prediction(max(probabilities, key=probabilities.__getitem__), probabilities)
+
+
+def fit_null_threshold(
+    predictions: Sequence[AnswerPrediction], references: Sequence[Sequence[str]]
+) -> float:
+    """The threshold of no answer with the highest mean F1, as SQuAD's script for 2.0 chooses it.
+
+    It lies halfway between the differences of two rows, so that rounding does not move a row over
+    it. Of equally good ones the lowest is taken.
+
+    Args:
+        predictions: for the rows.
+        references: the right answers of each row; none if it has no answer.
+    """
+    pairs = zip(predictions, references, strict=True)
+    # A context without tokens has no answer whatever the threshold.
+    triples = [
+        (one.null_score - one.score, one.candidates[0].text, texts)
+        for one, texts in pairs
+        if one.score is not None
+    ]
+    if not triples:
+        return DEFAULT_NULL_THRESHOLD
+    differences, texts, wanted = (list(column) for column in zip(*triples, strict=True))
+    threshold = choose_null_threshold(differences, texts, references=wanted).value
+    higher = [difference for difference in differences if difference > threshold]
+    return (threshold + min(higher)) / 2 if higher else threshold + 1.0
 
 
 def fit_temperature(probabilities: NDArray[np.float64], targets: Sequence[int]) -> float:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeAlias, TypeGuard
 
 import numpy as np
@@ -195,7 +195,7 @@ def _pause_garbage_collection() -> Iterator[None]:
 
 
 # Part of the cache's key. Increase it whenever the rendering of rows changes.
-_SCHEMA = "4"
+_SCHEMA = "5"
 # The forms of targets in it.
 _INDEX, _INDICES, _NUMBERS = range(3)
 # Fewer rows are rendered in less than a second, so they are not cached.
@@ -264,7 +264,8 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
 
     Of each example: the number of its variants; of each variant, whether it is truncated and four
     lists; the form of the target, and the target. A list is its length and its values; a number of
-    a regression is the two halves of its 64 bits.
+    a regression is the two halves of its 64 bits. Last the text that a prediction is a part of, as
+    the number of its bytes and these in groups of four, and the characters of its tokens.
     """
     numbers = array("i")  # of 32 bits each; a list of as many integers takes several times that
     tails: dict[tuple[tuple[int, ...], ...], array[int]] = {}
@@ -278,6 +279,9 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
                 tails[lists] = array("i", [n for part in lists for n in (len(part), *part)])
             numbers.extend(tails[lists])
         numbers.extend(_pack_target(example.target))
+        numbers.extend(_pack_text(example.text))
+        numbers.append(2 * len(example.characters))
+        numbers.extend(chain.from_iterable(example.characters))
     return torch.from_numpy(np.array(numbers, dtype=np.int32))[:, None]
 
 
@@ -289,6 +293,17 @@ def _pack_target(target: TargetValue | None) -> Sequence[int]:
         halves = np.array(target, dtype=np.float64).view(np.int32).tolist()
         return (_NUMBERS, len(halves), *halves)
     return (_INDICES, len(target), *map(int, target))
+
+
+def _pack_text(text: str) -> Sequence[int]:
+    """The number of its bytes, and the list of these in groups of four."""
+    content = text.encode()
+    groups = np.frombuffer(content + b"\0" * (-len(content) % 4), dtype=np.int32).tolist()
+    return (len(content), len(groups), *groups)
+
+
+def _unpack_text(length: int, groups: tuple[int, ...]) -> str:
+    return np.array(groups, dtype=np.int32).tobytes()[:length].decode()
 
 
 def _unpack_target(form: int, values: tuple[int, ...]) -> TargetValue:
@@ -312,7 +327,15 @@ def unpack_examples(packed: Int[Tensor, "S 1"]) -> list[Example]:
             truncated = bool(next(stream))
             variants.append(RenderedRow(take(), take(), take(), truncated))
             positions.append(take())
-        return Example(tuple(variants), tuple(positions), _unpack_target(next(stream), take()))
+        target, text = _unpack_target(next(stream), take()), _unpack_text(next(stream), take())
+        ends = iter(take())
+        return Example(
+            tuple(variants),
+            tuple(positions),
+            target,
+            text=text,
+            characters=tuple(zip(ends, ends, strict=True)),
+        )
 
     with _pause_garbage_collection():
         return [unpack(count) for count in stream]

@@ -30,7 +30,7 @@ from softprompt.methods import Method, build_method
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromDemonstrations, FromPrompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Generate, LengthBudget, Task, TaskSettings, build_task
+from softprompt.tasks import Classify, LengthBudget, Regress, Task, TaskSettings, build_task
 from softprompt.tasks.binding import read_label_words
 from softprompt.tasks.config import get_target_column, list_flexible_columns
 from softprompt.tasks.targets import check_tables, find_labels
@@ -493,7 +493,7 @@ def _render(parts: Parts, task: Task, *, split: str) -> None:
 
 def _refuse_plain_head(settings: TaskSettings, backbone: Backbone) -> None:
     no_head = "the task has no labels that a head could choose from"
-    reasons = [no_head] if isinstance(settings, Generate) else []
+    reasons = [] if isinstance(settings, Classify | Regress) else [no_head]
     if backbone.geometry.architecture == "encoder-decoder":
         reasons.append("the states of an encoder-decoder are read by its decoder")
     if reasons:
