@@ -404,7 +404,7 @@ class Ensemble:
         prompts, task = [m.prompt for m in self.members], self.members[0].task
         if not isinstance(task, Classifier):
             members = [m.task for m in self.members]
-            return predict_each(members, examples, prompts, rows=prompt_of_row), None
+            return predict_each(members, examples, prompts=prompts, rows=prompt_of_row), None
         states = task.compute_states(examples, prompts, rows=prompt_of_row).split(rows)
         tasks = [m.task for m in self.members if isinstance(m.task, Classifier)]
         scores = [task.read(part) for task, part in zip(tasks, states, strict=True)]

@@ -80,8 +80,8 @@ def combine(
 def predict_each(
     tasks: Sequence[Task],
     examples: Sequence[Example],
-    prompts: Sequence[Prompt],
     *,
+    prompts: Sequence[Prompt],
     rows: Int[Tensor, " B"],
 ) -> list[list[Prediction]]:
     """The predictions of each member of an ensemble, in one run of the backbone.

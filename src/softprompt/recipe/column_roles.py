@@ -19,6 +19,7 @@ from softprompt.data.table import (
     to_text,
 )
 from softprompt.errors import DataError
+from softprompt.recipe.question_columns import QuestionColumns, find_question_columns
 from softprompt.tasks.label_sets import parse_label_set
 from softprompt.tasks.targets import read_truth
 
@@ -60,7 +61,7 @@ _MIN_GROUPS = 10
 # With fewer, numbers may be labels that are not repeated yet.
 _MIN_ROWS = 10
 _FEWEST_NUMBERS = 2
-RoleKind: TypeAlias = Literal["classify", "regress", "generate"]
+RoleKind: TypeAlias = Literal["classify", "regress", "generate", "extract"]
 # Names in braces that mean something else in a template.
 _RESERVED_FIELDS = {"mask", "sep", "bos", "soft"}
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
@@ -92,7 +93,8 @@ class ColumnRoles:
         gaps: those of the columns that have no value in some rows, which are left out.
         notes: for the user, a sentence each.
         max_new_tokens: enough for nearly all texts to be written.
-        kind: of the task: to choose labels, to predict numbers, or to write text.
+        kind: of the task: to choose labels, to predict numbers, to write text, or to answer by a
+            part of a text, which then is the second of ``texts``.
         multi_label: whether a row has any number of labels.
     """
 
@@ -125,6 +127,9 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
     Raises:
         DataError: no column can be the label or the text, the label has faults, or no task fits.
     """
+    questions = find_question_columns(table, source)
+    if questions is not None:
+        return _describe_questions(table, source, questions)
     text_columns = list_text_columns(table)
     distinct = _count_values(table, [*text_columns, *_list_whole_numbers(table)])
     fields = [name for name in text_columns if _can_be_field(name)]
@@ -198,6 +203,32 @@ def _describe_special(table: Table, source: str, target: str, kind: RoleKind) ->
         notes=(note, *gap_notes, *_describe_unused(unused)),
         kind=kind,
         multi_label=kind == "classify",
+    )
+
+
+def _describe_questions(table: Table, source: str, found: QuestionColumns) -> ColumnRoles:
+    """The roles where answers are parts of a text."""
+    texts = (found.question, found.context)
+    gaps, gap_notes = _find_gaps(table, [*texts, found.answers])
+    table = drop_gaps(table, gaps, where=source)
+    names = [name for name in ("title", found.context) if name in table.column_names]
+    distinct = _count_values(table, names)
+    group = next((n for n in names if _MIN_GROUPS <= distinct[n] <= 0.8 * len(table)), None)
+    unused = tuple(n for n in table.column_names if n not in {*texts, found.answers, group})
+    note = (
+        f"column {found.answers!r} has answers that are parts of {found.context!r}, so kind = "
+        f'"extract"; {found.unanswerable:,} of {len(table):,} questions have none'
+    )
+    return ColumnRoles(
+        found.answers,
+        (),
+        texts,
+        group,
+        len(table),
+        unused,
+        gaps=gaps,
+        notes=(note, *gap_notes, *_describe_unused(unused)),
+        kind="extract",
     )
 
 

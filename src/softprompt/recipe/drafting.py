@@ -35,6 +35,7 @@ _METRICS = {
     ("classify", True): "micro_f1, macro_f1, samples_f1",
     ("regress", False): "pearson, spearman, r2",
     ("generate", False): "exact_match, chrf, rougeL",
+    ("extract", False): "f1, exact_match",
 }
 
 
@@ -102,7 +103,8 @@ def draft_recipe(
         data: the training data: a file, or a data set as a recipe names it.
         backbone: Hub id, folder, .gguf file or ``builtin:`` name. One that cannot be loaded is
             assumed to be a causal language model, which a note says. None: SmolLM2-135M, or for an
-            automatic recipe with labels MiniLM, which is an eighth of its size.
+            automatic recipe with labels, or for answers that are parts of a text, MiniLM, which is
+            an eighth of its size.
         directory: in which the recipe will be saved; files are named relative to it.
         text_format: how the files of text are written, which the recipe gets too.
         automatic: whether the recipe is that of ``softprompt fit``: prefixes in every layer, with
@@ -139,7 +141,8 @@ def draft_recipe(
         table, source, columns=columns, text_format=text_format, automatic=automatic
     )
     if backbone is None:
-        backbone = ENCODER if automatic and columns.has_head else DEFAULT_BACKBONE
+        is_small = columns.kind == "extract" or (automatic and columns.has_head)
+        backbone = ENCODER if is_small else DEFAULT_BACKBONE
     info, backbone_notes = _inspect_backbone(folder, backbone)
     if info.kind == "encoder" and not columns.has_head:
         msg = (
@@ -218,7 +221,13 @@ def _write_recipe(
         _format_key("train", source, "files are named relative to this one"),
         *_write_text_format(text_format),
         *_write_splits(columns, held_out, others),
-        _format_key("max_length", 512, "tokens of a row; text beyond is cut"),
+        _format_key(
+            "max_length",
+            512,
+            "tokens of a row; longer contexts are divided into windows"
+            if columns.kind == "extract"
+            else "tokens of a row; text beyond is cut",
+        ),
         "\n[task]",
         *(
             _write_automatic(columns, backbone, words, validates=held_out.validates)
@@ -268,7 +277,7 @@ def _write_automatic(
     else:
         yield _format_key("epochs", 20, "how often every row is seen")
     yield _format_key("batch_size", 32, "rows of one step")
-    if columns.has_head and backbone.kind != "encoder-decoder":
+    if columns.kind in {"classify", "regress"} and backbone.kind != "encoder-decoder":
         yield _format_key("keep_plain_head", True, "where no prompt is better")  # noqa: FBT003  # a value
 
 
@@ -278,6 +287,9 @@ def draft_template(columns: ColumnRoles, backbone: BackboneInfo) -> str:
         case "encoder":
             return "{soft:10}" + "{sep}".join(f"{{{name}}}" for name in columns.texts)
         case "causal" | "encoder-decoder":
+            if columns.kind == "extract":
+                question, context = columns.texts
+                return f"{{soft:10}}Question: {{{question}}}\nText: {{{context}}}\nAnswer:"
             lines = [f"{_make_title(name, 'Text')}: {{{name}}}" for name in columns.texts]
             return "\n".join([*lines, f"{_make_title(columns.label, 'Label')}:{{soft:10}}"])
         case _:
@@ -320,6 +332,7 @@ def _write_task(
         "classify": "any number of labels" if columns.multi_label else "choose one label",
         "regress": "predict numbers",
         "generate": "write text",
+        "extract": "answer by a part of a text",
     }
     yield _format_key("kind", columns.kind, comments[columns.kind])
     yield _format_key("template", template, "{soft:N} are the trained tokens")
@@ -336,6 +349,11 @@ def _write_task(
         case "generate":
             yield _format_key("target_column", columns.label, "the text to write")
             yield _format_key("max_new_tokens", columns.max_new_tokens, "longer answers are cut")
+        case "extract":
+            yield _format_key("context_column", columns.texts[1], "the text that has the answer")
+            yield _format_key("target_column", columns.label, "the answers, with their places")
+            yield _format_key("null_threshold", "auto", "validation rows choose it")
+            yield _format_key("head", "linear", "a trained layer on the tokens of the context")
         case _:
             assert_never(columns.kind)
 
@@ -384,8 +402,10 @@ def _write_init(columns: ColumnRoles, *, has_label_words: bool) -> str:
         return _add_comment('init = { from = "labels" }', "the soft tokens start as label words")
     text = f"Classify the {' and the '.join(columns.texts)} by {columns.label}."
     if columns.kind != "classify":
-        verb = "Write" if columns.kind == "generate" else "Estimate"
-        text = f"{verb} the {columns.label} of the {' and the '.join(columns.texts)}."
+        verbs = {"generate": "Write", "regress": "Estimate", "extract": "Find"}
+        text = (
+            f"{verbs[columns.kind]} the {columns.label} of the {' and the '.join(columns.texts)}."
+        )
     value = tomli_w.dumps({"text": text}).strip()
     return _add_comment(f'init = {{ from = "text", {value} }}', "the soft tokens start as this")
 

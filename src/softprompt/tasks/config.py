@@ -17,7 +17,7 @@ LabelWeight: TypeAlias = Annotated[float, Field(gt=0)]
 Smoothing: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Temperature: TypeAlias = Annotated[float, Field(gt=0)]
-Count: TypeAlias = Annotated[int, Field(ge=1)]
+Number: TypeAlias = Annotated[int, Field(ge=1)]
 Overlap: TypeAlias = Annotated[int, Field(ge=0)]
 
 
@@ -216,8 +216,8 @@ class Extract:
     context_column: str = "context"
     target_column: str = "answers"
     stride: Overlap | None = None
-    max_answer_tokens: Count = 30
-    n_best: Count = 5
+    max_answer_tokens: Number = 30
+    n_best: Number = 5
     null_threshold: float | Literal["auto", "never"] = "auto"
     head: HeadKind = "linear"
 

@@ -187,7 +187,7 @@ def _describe_form(value: object) -> str:
     )
 
 
-def read_answers(text: str, context: str, *, where: str) -> tuple[ContextAnswer, ...]:
+def read_context_answers(text: str, context: str, *, where: str) -> tuple[ContextAnswer, ...]:
     """The answers of a row, each at its place in the context.
 
     Args:

@@ -35,12 +35,12 @@ from softprompt.prompt import Prompt
 from softprompt.tasks.answer_spans import WindowScores, find_best_spans
 from softprompt.tasks.base import Example, HeadTask
 from softprompt.tasks.classifier_head import ClassifierHead
-from softprompt.tasks.extraction import ContextAnswers, read_answers
+from softprompt.tasks.extraction import ContextAnswers, read_context_answers
 from softprompt.tasks.objectives import Prediction, SummedLoss
 
 
 @dataclass(frozen=True, eq=False)
-class SpanScores:
+class StartEndScores:
     """The scores of a row: of no answer, and of the tokens of its context.
 
     Args:
@@ -146,14 +146,14 @@ class Extractor(HeadTask):
             raise DataError(format_unknown("column", self.target_column, options=row))
         cell = row[self.target_column]
         text = "" if is_missing(cell) else to_text(cell)
-        answers = read_answers(text, context, where="the row")
+        answers = read_context_answers(text, context, where="the row")
         if not answers:
             return 0, 0
         return find_tokens(answers[0], [(token.start, token.end) for token in tokens])
 
     def score_states(
         self, examples: Sequence[Example], states: Sequence[Float[Tensor, "_ H"]]
-    ) -> list[SpanScores]:
+    ) -> list[StartEndScores]:
         """The head's scores of rows, in fp32.
 
         Args:
@@ -171,7 +171,7 @@ class Extractor(HeadTask):
         prompts: Sequence[Prompt | None],
         *,
         rows: Int[Tensor, " B"] | None = None,
-    ) -> list[SpanScores]:
+    ) -> list[StartEndScores]:
         """The scores of rows, from one run of the backbone over all their windows.
 
         Args:
@@ -217,7 +217,7 @@ class Extractor(HeadTask):
         return sum_span_loss(scores, examples), self.choose_answers(examples, scores)
 
     def choose_answers(
-        self, examples: Sequence[Example], scores: Sequence[SpanScores]
+        self, examples: Sequence[Example], scores: Sequence[StartEndScores]
     ) -> list[Prediction]:
         """The predictions of rows.
 
@@ -228,14 +228,14 @@ class Extractor(HeadTask):
         return choose_answers(examples, scores, objective=self.objective)
 
 
-def _divide_scores(example: Example, scores: Float[Tensor, "K 2"]) -> SpanScores:
+def _divide_scores(example: Example, scores: Float[Tensor, "K 2"]) -> StartEndScores:
     """The scores of a row's windows as those of one text."""
     lengths = [len(positions) for positions in example.read_positions]
     firsts = [0, *accumulate(lengths)][:-1]
     nulls = scores[firsts]
     is_token = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
     is_token[firsts] = False
-    return SpanScores(nulls[nulls.sum(dim=1).argmin()], scores[is_token])
+    return StartEndScores(nulls[nulls.sum(dim=1).argmin()], scores[is_token])
 
 
 def find_tokens(answer: ContextAnswer, characters: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -261,7 +261,7 @@ def find_tokens(answer: ContextAnswer, characters: Sequence[tuple[int, int]]) ->
     return found[0], found[-1]
 
 
-def sum_span_loss(scores: Sequence[SpanScores], examples: Sequence[Example]) -> SummedLoss:
+def sum_span_loss(scores: Sequence[StartEndScores], examples: Sequence[Example]) -> SummedLoss:
     """The mean cross-entropy of start and end, summed over rows.
 
     Args:
@@ -280,7 +280,7 @@ def sum_span_loss(scores: Sequence[SpanScores], examples: Sequence[Example]) -> 
 
 
 def choose_answers(
-    examples: Sequence[Example], scores: Sequence[SpanScores], *, objective: ContextAnswers
+    examples: Sequence[Example], scores: Sequence[StartEndScores], *, objective: ContextAnswers
 ) -> list[Prediction]:
     """The predictions of rows.
 

@@ -14,7 +14,7 @@ from softprompt.tasks.config import (
     TaskSettings,
     get_target_column,
 )
-from softprompt.tasks.extraction import read_answers
+from softprompt.tasks.extraction import read_context_answers
 from softprompt.tasks.label_sets import parse_label_set
 from softprompt.tasks.regression import parse_numbers
 
@@ -208,7 +208,7 @@ def _check_answers(table: Table, settings: Extract, *, split: str) -> None:
     for index, text in enumerate(read_truth(table, settings.target_column)):
         where = f"row {index} (counted from 0) of the {split} data"
         try:
-            read_answers(text, contexts[index], where=where)
+            read_context_answers(text, contexts[index], where=where)
         except DataError as error:
             if where in str(error):
                 raise

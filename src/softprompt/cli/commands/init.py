@@ -60,5 +60,6 @@ def describe_columns(columns: "ColumnRoles") -> str:
         return f"{texts} classified by {columns.label!r} ({len(columns.labels)} labels)"
     if columns.multi_label:
         return f"{texts} with the labels in {columns.label!r}, any number for a row"
-    verb = "predict" if columns.kind == "regress" else "write"
+    verbs = {"regress": "predict", "extract": "find"}
+    verb = verbs.get(columns.kind, "write")
     return f"{texts} to {verb} {columns.label!r}"
