@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +35,14 @@ PromptBackbone = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change a setting; may be repeated."),
+]
+AnswerChanges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="task.KEY=VALUE",
+        help="Change how answers are read, such as task.thresholds=0.3; may be repeated.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 BestSoFar = Annotated[
@@ -128,7 +137,9 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-def load_prompt(path: Path, *, backbone: str | None, best: bool) -> "PromptModel | Ensemble":
+def load_prompt(
+    path: Path, *, backbone: str | None, best: bool, changes: Sequence[str] = ()
+) -> "PromptModel | Ensemble":
     """The prompt of an artifact or a run, or the ensemble that it holds.
 
     With ``--best`` also of a run that is not finished.
@@ -137,14 +148,36 @@ def load_prompt(path: Path, *, backbone: str | None, best: bool) -> "PromptModel
         path: of the artifact or the run.
         backbone: of ``--backbone``; None for the recorded place.
         best: whether ``--best`` is given. Only then training is imported, which takes a second.
+        changes: of ``--set``.
     """
+    model: PromptModel | Ensemble
     if best:
         from softprompt.train.best import load_best_prompt
 
-        return load_best_prompt(path, backbone=backbone)
-    from softprompt.inference import load_model
+        model = load_best_prompt(path, backbone=backbone)
+    else:
+        from softprompt.inference import load_model
 
-    return load_model(path, backbone=backbone)
+        model = load_model(path, backbone=backbone)
+    return _change_answers(model, changes) if changes else model
+
+
+def _change_answers(
+    model: "PromptModel | Ensemble", changes: Sequence[str]
+) -> "PromptModel | Ensemble":
+    """The prompt with the settings of ``--set``.
+
+    Raises:
+        PromptError: it is an ensemble, or a setting cannot be changed.
+    """
+    from softprompt.errors import PromptError
+    from softprompt.inference import PromptModel
+    from softprompt.recipe.loading import read_answer_settings
+
+    if not isinstance(model, PromptModel):
+        msg = "--set changes the settings of one prompt, and this is an ensemble. Name a member."
+        raise PromptError(msg)
+    return model.with_task(**read_answer_settings(changes))
 
 
 def parse_multipliers(text: str) -> tuple[float, ...]:

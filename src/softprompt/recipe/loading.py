@@ -432,6 +432,26 @@ def read_overrides(
     return section, task
 
 
+def read_answer_settings(changes: Sequence[str]) -> dict[str, Any]:
+    """Settings of how answers are read, for `PromptModel.with_task`.
+
+    Args:
+        changes: ``task.key=value`` with the value in TOML.
+
+    Returns:
+        The values by key.
+
+    Raises:
+        RecipeError: a change is not of this form.
+    """
+    data = apply_overrides({}, changes)
+    others = [name for name in data if name != "task"]
+    if others:
+        fault = f"{others[0]}: a trained prompt keeps it. Only settings of task can be changed."
+        raise RecipeError([fault])
+    return dict(data.get("task", {}))
+
+
 def _join_options(names: Sequence[str]) -> str:
     return " or ".join([", ".join(names[:-1]), names[-1]])
 

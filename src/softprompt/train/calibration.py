@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softprompt.data.few_rows import count_rows
-from softprompt.inference.loops import stack_probabilities
+from softprompt.inference.loops import EvaluatedRows, stack_probabilities
 from softprompt.inference.model import attach
 from softprompt.tasks import (
     AnswerPrediction,
@@ -22,6 +22,7 @@ from softprompt.tasks import (
     Extract,
     Objective,
     Prediction,
+    TaskSettings,
 )
 from softprompt.tasks.extraction import (
     DEFAULT_NULL_THRESHOLD,
@@ -88,7 +89,9 @@ def calibrate_task(
         no validation rows.
     """
     rows, task = prepared.rows.get("validation"), prepared.task
-    if rows is None or not isinstance(task, Classifier | Extractor) or not _is_open(prepared):
+    if rows is None or not isinstance(task, Classifier | Extractor):
+        return prepared
+    if not has_open_answers(prepared.recipe.task_settings, task.objective):
         return prepared
     count = count_rows(len(rows.examples))
     notify(callbacks, PhaseStarted("calibrating", count, len(rows.examples), trainer.step))
@@ -100,21 +103,38 @@ def calibrate_task(
         batch_size=prepared.training.batch_size,
         accelerator=trainer.accelerator,
     )
+    calibrated, calibration = calibrate_by_rows(task, parts)
+    return replace(prepared, task=calibrated, calibration=calibration.as_data())
+
+
+def calibrate_by_rows(
+    task: Classifier | Extractor, parts: Sequence[EvaluatedRows]
+) -> tuple[Classifier | Extractor, Calibration]:
+    """The task with what evaluated rows decide, and a record of it.
+
+    Args:
+        task: that was trained.
+        parts: the evaluated rows, which it was not trained on.
+    """
     truth = [text for part in parts for text in part.truth]
     predictions = [found for part in parts for found in part.predictions]
     objective, calibration = calibrate(task.objective, truth, predictions=predictions)
-    return replace(prepared, task=task.with_objective(objective), calibration=calibration.as_data())
+    return task.with_objective(objective), calibration
 
 
-def _is_open(prepared: RunSetup) -> bool:
-    """Whether validation rows decide a setting of the task."""
-    match prepared.recipe.task_settings:
+def has_open_answers(settings: TaskSettings, objective: Objective) -> bool:
+    """Whether validation rows decide how answers are read.
+
+    Args:
+        settings: of the task.
+        objective: with what training rows decided.
+    """
+    match settings:
         case Classify(multi_label=True, thresholds="auto"):
             return True
         case Classify(multi_label=False, temperature="auto"):
             return True
         case Extract(null_threshold="auto"):
-            objective = prepared.task.objective
             return isinstance(objective, ContextAnswers) and objective.null_threshold is not None
         case _:
             return False

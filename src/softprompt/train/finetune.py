@@ -17,9 +17,11 @@ from softprompt.inference import predict_without_prompt
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromRandom
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Regress, Task, make_objective
+from softprompt.tasks import Classifier, Classify, Regress, Task, make_objective
+from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.accelerator import make_accelerator, use_gradient_checkpointing
+from softprompt.train.calibration import calibrate_by_rows, has_open_answers
 from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.events import Callback
@@ -208,6 +210,7 @@ def finetune(recipe: Recipe, folder: Path, *, parts: FinetuneSetup, callback: Ca
         best = load_best_weights(trainer)
         is_sampled = trainer.validation is not parts.validation
         metrics = trainer.evaluate(parts.validation).metrics if is_sampled else best.metrics
+        task = _calibrate(trainer, recipe, parts.validation)
     added = parts.trained if parts.kind == "lora" else parts.trained[len(parts.weights) :]
     run.write_metrics(
         {
@@ -226,9 +229,19 @@ def finetune(recipe: Recipe, folder: Path, *, parts: FinetuneSetup, callback: Ca
 
     def answer(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         with accelerator.autocast():
-            return predict_without_prompt(parts.task, rows)
+            return predict_without_prompt(task, rows)
 
     return answer
+
+
+def _calibrate(trainer: Trainer, recipe: Recipe, rows: RenderedRows) -> Task:
+    """The task with what a recipe leaves to validation rows, as a prompt has it."""
+    task = trainer.task
+    if not isinstance(task, Classifier | Extractor):
+        return task
+    if not has_open_answers(recipe.task_settings, task.objective):
+        return task
+    return calibrate_by_rows(task, trainer.evaluate_parts(None, rows))[0]
 
 
 def make_finetune_trainer(parts: FinetuneSetup, accelerator: Accelerator) -> Trainer:

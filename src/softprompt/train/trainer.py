@@ -250,7 +250,7 @@ class Trainer:
 
     def _validate(self, rows: RenderedRows) -> Evaluation:
         prompt = self.prompt()
-        parts = self._evaluate_rows(prompt, rows)
+        parts = self.evaluate_parts(prompt, rows)
         report = make_report(self.task, parts)
         train = None if self.train_sample is None else self.evaluate(self.train_sample)
         is_best = self._keep_if_best(prompt, report.metrics)
@@ -313,9 +313,15 @@ class Trainer:
 
     def evaluate(self, rows: RenderedRows) -> EvaluationReport:
         """The loss and the metrics of the current state on some rows."""
-        return make_report(self.task, self._evaluate_rows(self.prompt(), rows))
+        return make_report(self.task, self.evaluate_parts(self.prompt(), rows))
 
-    def _evaluate_rows(self, prompt: Prompt | None, rows: RenderedRows) -> list[EvaluatedRows]:
+    def evaluate_parts(self, prompt: Prompt | None, rows: RenderedRows) -> list[EvaluatedRows]:
+        """Evaluate rows in all processes, each of which gets the parts of all of them.
+
+        Args:
+            prompt: to run them with; None where the backbone is trained.
+            rows: to evaluate.
+        """
         # A saved prompt is used without autocast. A backbone that is trained in fp32, so that small
         # updates are not lost, is used with it.
         with self.accelerator.autocast() if prompt is None else nullcontext():

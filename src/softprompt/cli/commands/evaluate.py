@@ -17,6 +17,7 @@ from softprompt.cli.console import (
     print_status,
 )
 from softprompt.cli.options import (
+    AnswerChanges,
     ArtifactPath,
     AsJson,
     BatchSize,
@@ -82,6 +83,7 @@ def evaluate(
     separator: CellSeparator = None,
     encoding: TextEncoding = None,
     header: HasHeader = None,
+    changes: AnswerChanges = None,
     batch_size: BatchSize = 32,
     as_json: AsJson = False,
 ) -> None:
@@ -95,7 +97,8 @@ def evaluate(
     else:
         _check_vote(vote, artifact)
         rows = _Rows(_choose_source(artifact, more or [], data), split, *how)
-        loaded = _load(artifact, vote, backbone=backbone, best=best)
+        model = load_prompt(artifact, backbone=backbone, best=best, changes=changes or ())
+        loaded = _name_members(model, artifact, vote)
     _evaluate_model(loaded, rows, _Options(backbone, batch_size, predictions, as_json=as_json))
 
 
@@ -227,7 +230,7 @@ def _write_predictions(
 
 def _describe_classes(report: "EvaluationReport") -> dict[str, Any]:
     """The scores of each label, and the labels that are confused; nothing for free text."""
-    if report.confusion is None:
+    if not report.classes:
         return {}
     return {
         "classes": [asdict(scores) for scores in report.classes],
@@ -258,12 +261,13 @@ def _format_classes(described: dict[str, Any]) -> str:
     return f"{text}\n… and {rest:,} more: see --json" if rest else text
 
 
-def _load(artifact: Path, vote: "Vote | None", *, backbone: str | None, best: bool) -> "_Loaded":
-    """Load a prompt; or an ensemble, with the names of its members."""
+def _name_members(
+    model: "PromptModel | Ensemble", artifact: Path, vote: "Vote | None"
+) -> "_Loaded":
+    """A prompt, or an ensemble with the names of its members."""
     from softprompt.artifact.ensembles import is_ensemble, list_members
     from softprompt.inference import Ensemble, PromptModel
 
-    model = load_prompt(artifact, backbone=backbone, best=best)
     if isinstance(model, PromptModel):
         return model, [str(artifact)]
     names = [f"member {number}" for number in range(1, len(model.members) + 1)]

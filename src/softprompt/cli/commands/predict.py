@@ -9,6 +9,7 @@ import typer
 
 from softprompt.cli.console import print_progress, print_status
 from softprompt.cli.options import (
+    AnswerChanges,
     ArtifactPath,
     BatchSize,
     BestSoFar,
@@ -52,6 +53,7 @@ def predict(
     separator: CellSeparator = None,
     encoding: TextEncoding = None,
     header: HasHeader = None,
+    changes: AnswerChanges = None,
     batch_size: BatchSize = 32,
     _as_json: AlwaysJson = False,
 ) -> None:
@@ -67,7 +69,7 @@ def predict(
 
     if output is not None:
         check_writable(output, sources=[source or ""])
-    model = load_prompt(artifact, backbone=backbone, best=best)
+    model = load_prompt(artifact, backbone=backbone, best=best, changes=changes or ())
     groups = _read_groups(
         texts or [],
         source,

