@@ -6,9 +6,13 @@ No data set of these kinds installs from the package registry, so rows are put t
   splits.
 * ``mood``: four reviews of one film in a row, and the share of positive ones among them. No film
   is in two splits.
+* ``questions``: a headline without one of its names, and the beginning of its article, in which the
+  name is the answer (a cloze question, as in Hermann et al. 2015). For a third of the rows it is
+  another article of the topic, without the name. No headline and no article is in two splits.
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +23,9 @@ from softprompt.data import read_data
 ROWS = {"train": 960, "validation": 300, "test": 1000}
 _PER_FILM = 4
 _MOST_HEADLINES = 3
+_NAMES = re.compile(r"(?:[A-Z][\w'-]+)(?: [A-Z][\w'-]+)*")
+_MOST_WORDS = 100
+_BLANK = "…"
 
 
 def write_topics(folder: Path) -> None:
@@ -75,6 +82,49 @@ def _join_reviews(
         chosen = random.sample(films[number % len(films)], _PER_FILM)
         share = sum(row["label"] == "fresh" for row in chosen) / _PER_FILM
         yield {"text": "\n".join(row["text"] for row in chosen), "share": share}
+
+
+def write_questions(folder: Path) -> None:
+    """Write the splits of ``questions``.
+
+    Args:
+        folder: to write into.
+    """
+    random = Random(0)  # noqa: S311  # a draw, not a key
+    rows = read_data("builtin:bbc-news").to_list()
+    random.shuffle(rows)
+    total, start = sum(ROWS.values()), 0
+    for name, count in ROWS.items():
+        end = start + len(rows) * count // total
+        found = [*_ask(rows[start:end], random)]
+        _write(folder / "questions" / f"{name}.jsonl", iter(found[:count]))
+        start = end
+
+
+def _ask(rows: Sequence[Mapping[str, str]], random: Random) -> Iterator[dict[str, object]]:
+    """The questions of headlines that have a name which their article has too."""
+    for row in rows:
+        context = " ".join(row["article"].split()[:_MOST_WORDS])
+        names = [found for found in _NAMES.finditer(row["text"]) if _find(found[0], context)]
+        if not names:
+            continue
+        name = random.choice(names)
+        question = f"{row['text'][: name.start()]}{_BLANK}{row['text'][name.end() :]}"
+        starts = _find(name[0], context)
+        if random.random() < 1 / 3:
+            others = [
+                " ".join(other["article"].split()[:_MOST_WORDS])
+                for other in rows
+                if other["label"] == row["label"] and name[0] not in other["article"]
+            ]
+            context, starts = random.choice(others), []
+        answers = {"text": [name[0]] * len(starts), "answer_start": starts}
+        yield {"question": question, "context": context, "answers": answers}
+
+
+def _find(name: str, context: str) -> list[int]:
+    """Where a name stands in a text as whole words."""
+    return [at.start() for at in re.finditer(rf"\b{re.escape(name)}\b", context)]
 
 
 def _write(path: Path, rows: Iterator[dict[str, object]]) -> None:

@@ -261,6 +261,19 @@ def find_tokens(answer: ContextAnswer, characters: Sequence[tuple[int, int]]) ->
     return found[0], found[-1]
 
 
+def count_answer_tokens(example: Example) -> int:
+    """The number of tokens of a row's first answer; 0 if it has none.
+
+    Args:
+        example: with its target.
+    """
+    match example.target:
+        case (int() as first, int() as last) if first:
+            return last - first + 1
+        case _:
+            return 0
+
+
 def sum_span_loss(scores: Sequence[StartEndScores], examples: Sequence[Example]) -> SummedLoss:
     """The mean cross-entropy of start and end, summed over rows.
 

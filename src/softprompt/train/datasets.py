@@ -32,6 +32,8 @@ from softprompt.errors import DataError, RecipeError, TemplateError, format_unkn
 from softprompt.recipe import Recipe
 from softprompt.tasks import Example, LengthBudget, Objective, Task, TaskSettings
 from softprompt.tasks.config import get_target_column
+from softprompt.tasks.extraction import ContextAnswers
+from softprompt.tasks.extractor import count_answer_tokens
 from softprompt.tasks.objectives import TargetValue
 from softprompt.tasks.targets import has_few_targets, read_truth
 
@@ -124,6 +126,7 @@ def list_row_warnings(
         *describe_splits(tables, fields),
         *_describe_absent(rows, objective),
         *_describe_truncated(rows),
+        *_describe_long_answers(rows, objective),
     )
 
 
@@ -145,6 +148,23 @@ def _describe_absent(rows: Mapping[str, RenderedRows], objective: Objective) -> 
                 f"{', '.join(map(repr, absent[:_MAX_LISTED_LABELS]))}{more}: its macro_f1 counts "
                 f"{'it' if len(absent) == 1 else 'them'} as 0. Give rows of every label, or use "
                 "another metric."
+            )
+
+
+def _describe_long_answers(rows: Mapping[str, RenderedRows], objective: Objective) -> Iterator[str]:
+    """Describe parts of a text that are longer than any that is predicted."""
+    if not isinstance(objective, ContextAnswers):
+        return
+    most = objective.max_answer_tokens
+    for name, part in rows.items():
+        lengths = [count_answer_tokens(example) for example in part.examples]
+        longer = [index for index, length in enumerate(lengths) if length > most]
+        if longer:
+            count = "1 answer" if len(longer) == 1 else f"{len(longer):,} answers"
+            yield (
+                f"{count} of the {name} data, the first in row {longer[0]} (counted from 0), can "
+                f"never be predicted whole: task.max_answer_tokens is {most}, and the longest has "
+                f"{max(lengths)}"
             )
 
 
