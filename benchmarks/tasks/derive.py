@@ -6,9 +6,9 @@ No data set of these kinds installs from the package registry, so rows are put t
   splits.
 * ``mood``: four reviews of one film in a row, and the share of positive ones among them. No film
   is in two splits.
-* ``questions``: a headline without one of its names, and the beginning of its article, in which the
-  name is the answer (a cloze question, as in Hermann et al. 2015). For a third of the rows it is
-  another article of the topic, without the name. No headline and no article is in two splits.
+* ``questions``: the beginning of an article, and a question for a sum of money, a percentage, a
+  year, a month or a day, of which a pattern finds the answers; the articles of some have none. No
+  article is in two splits.
 """
 
 import json
@@ -23,9 +23,16 @@ from softprompt.data import read_data
 ROWS = {"train": 960, "validation": 300, "test": 1000}
 _PER_FILM = 4
 _MOST_HEADLINES = 3
-_NAMES = re.compile(r"(?:[A-Z][\w'-]+)(?: [A-Z][\w'-]+)*")
 _MOST_WORDS = 100
-_BLANK = "…"
+_MONTHS = "January|February|March|April|June|July|August|September|October|November|December"
+_QUESTIONS = {
+    "How much money?": r"[£$€]\d[\d,.]*\d(?:bn|m)?|[£$€]\d(?:bn|m)?",
+    "What percentage?": r"\d[\d.]*%",
+    "Which year?": r"\b(?:19|20)\d\d\b",
+    "Which month?": rf"\b(?:{_MONTHS})\b",
+    "Which day of the week?": r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b",
+}
+_LEAST_UNANSWERABLE = 0.1
 
 
 def write_topics(folder: Path) -> None:
@@ -102,29 +109,18 @@ def write_questions(folder: Path) -> None:
 
 
 def _ask(rows: Sequence[Mapping[str, str]], random: Random) -> Iterator[dict[str, object]]:
-    """The questions of headlines that have a name which their article has too."""
+    """One question for each article, some of them without an answer."""
     for row in rows:
         context = " ".join(row["article"].split()[:_MOST_WORDS])
-        names = [found for found in _NAMES.finditer(row["text"]) if _find(found[0], context)]
-        if not names:
-            continue
-        name = random.choice(names)
-        question = f"{row['text'][: name.start()]}{_BLANK}{row['text'][name.end() :]}"
-        starts = _find(name[0], context)
-        if random.random() < 1 / 3:
-            others = [
-                " ".join(other["article"].split()[:_MOST_WORDS])
-                for other in rows
-                if other["label"] == row["label"] and name[0] not in other["article"]
-            ]
-            context, starts = random.choice(others), []
-        answers = {"text": [name[0]] * len(starts), "answer_start": starts}
+        found = {asked: [*re.finditer(rule, context)] for asked, rule in _QUESTIONS.items()}
+        wants_none = random.random() < _LEAST_UNANSWERABLE
+        fitting = [asked for asked, places in found.items() if bool(places) != wants_none]
+        question = random.choice(fitting or [*found])
+        answers = {
+            "text": [place[0] for place in found[question]],
+            "answer_start": [place.start() for place in found[question]],
+        }
         yield {"question": question, "context": context, "answers": answers}
-
-
-def _find(name: str, context: str) -> list[int]:
-    """Where a name stands in a text as whole words."""
-    return [at.start() for at in re.finditer(rf"\b{re.escape(name)}\b", context)]
 
 
 def _write(path: Path, rows: Iterator[dict[str, object]]) -> None:

@@ -1,8 +1,9 @@
-"""The state dict of THUDM's P-tuning v2: a prefix, perhaps made by an MLP, and a classifier.
+"""The state dict of THUDM's P-tuning v2: a prefix, perhaps made by an MLP, and a head.
 
 ``prefix_encoder.embedding.weight`` is ``[P, 2·L·H]``; with ``prefix_projection`` it is ``[P, H]``,
 and the MLP ``prefix_encoder.trans`` (linear, tanh, linear) maps it to ``[P, 2·L·H]``. The models
-are BERT and RoBERTa with a pooler, a linear ``classifier``, and positions shifted by P.
+are BERT and RoBERTa, with positions shifted by P, and with a pooler and a linear ``classifier``, or
+with ``qa_outputs`` on every token, for answers that are parts of a text.
 """
 
 from collections.abc import Mapping
@@ -20,11 +21,13 @@ from softprompt.interop.base import ExportRequest, ForeignPrompt
 from softprompt.interop.files import check_finite, find_file, read_tensors
 from softprompt.interop.kv_layout import pack_kv, unpack_kv
 from softprompt.prompt import KVPrefix
+from softprompt.tasks.extraction import DEFAULT_NULL_THRESHOLD
 
 FILE = "model.safetensors"
 _EMBEDDING = "prefix_encoder.embedding.weight"
 _MLP = tuple(f"prefix_encoder.trans.{i}.{part}" for i in (0, 2) for part in ("weight", "bias"))
 _HEAD = {"output.weight": "classifier.weight", "output.bias": "classifier.bias"}
+_SPAN_HEAD = {"output.weight": "qa_outputs.weight", "output.bias": "qa_outputs.bias"}
 # Readouts of the first position, which is that of [CLS] behind a prefix.
 _FIRST = ("cls", "first")
 _OUTPUT = "output.weight"
@@ -32,7 +35,7 @@ _FAMILIES = ("bert", "roberta")
 
 
 def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPrompt]:
-    """The prefix of a checkpoint and its classifier, if it has one.
+    """The prefix of a checkpoint and its head, if it has one.
 
     It may contain the weights of the backbone too; of these, only the pooler is read.
 
@@ -45,7 +48,10 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
     family = backbone.geometry.model_type
     prefix = _read_prefix(tensors, path)
     others = [
-        k for k in tensors if not k.startswith((f"{family}.", "prefix_encoder.", "classifier."))
+        k
+        for k in tensors
+        if not k.startswith((f"{family}.", "prefix_encoder.", "classifier."))
+        and k not in _SPAN_HEAD.values()
     ]
     if others:
         msg = (
@@ -53,23 +59,28 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
             "does not have. It may be of another method, or of another backbone."
         )
         raise ArtifactError(msg)
-    head = _read_head(tensors, backbone, path=path)
+    head, template = _read_head(tensors, backbone, path=path), "{text}"
+    task: dict[str, object] | None = None
+    if head:
+        task = {"kind": "classify", "head": "mlp-tanh", "pooling": "cls"}
+    elif spans := {n: tensors[foreign] for n, foreign in _SPAN_HEAD.items() if foreign in tensors}:
+        head, template = spans, "{question}{sep}{context}"
+        task = {"kind": "extract", "head": "linear", "null_threshold": DEFAULT_NULL_THRESHOLD}
     check_finite(path, {_EMBEDDING: prefix} | head)
-    task = {"kind": "classify", "head": "mlp-tanh", "pooling": "cls"} if head else None
     return {
         "": ForeignPrompt(
             unpack_kv(prefix, backbone),
-            template="{text}",
+            template=template,
             task=task,
             head=head,
-            classes=len(head[_OUTPUT]) if head else 0,
+            classes=len(head[_OUTPUT]) if _OUTPUT in head else 0,
             note={"format": "p-tuning-v2"},
         )
     }
 
 
 def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
-    """Make such a state dict of the trained tensors and the pooler.
+    """Make such a state dict of the trained tensors, and the pooler of a classifier.
 
     Raises:
         ArtifactError: P-tuning v2's code could not load it; the message says why.
@@ -77,11 +88,14 @@ def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
     artifact = request.artifact
     prefix, task = artifact.prompt, artifact.manifest.task
     family = artifact.manifest.backbone["model_type"]
+    is_extract = task.get("kind") == "extract"
+    kind = "linear" if is_extract else "mlp-tanh"
     faults = {
         "is not a prefix of keys and values": not isinstance(prefix, KVPrefix),
         f"is for {family}, but that code supports BERT and RoBERTa": family not in _FAMILIES,
-        "has a head other than 'mlp-tanh'": bool(artifact.head) and task.get("head") != "mlp-tanh",
+        f"has a head other than {kind!r}": bool(artifact.head) and task.get("head") != kind,
         "has a head that does not read [CLS]": bool(artifact.head)
+        and not is_extract
         and task.get("pooling", "cls") not in _FIRST,
     }
     if isinstance(prefix, KVPrefix):
@@ -91,14 +105,15 @@ def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
             "leaves layers out": partial,
         }
     facts = [fact for fact, is_fault in faults.items() if is_fault]
+    pooling = "" if is_extract else ', and task.pooling = "cls"'
     if facts or not isinstance(prefix, KVPrefix):
         msg = (
             f"the artifact cannot be a P-tuning v2 checkpoint: it {', and '.join(facts)}. "
             'Train p-tuning-v2 with method.shift_positions = true, method.layers = "all", '
-            'task.head = "mlp-tanh", and task.pooling = "cls".'
+            f'task.head = "{kind}"{pooling}.'
         )
         raise ArtifactError(msg)
-    names = _HEAD | _name_pooler(family)
+    names = _SPAN_HEAD if is_extract else _HEAD | _name_pooler(family)
     tensors = {_EMBEDDING: pack_kv(prefix, request.backbone)} | {
         names[key]: t for key, t in artifact.head.items()
     }
