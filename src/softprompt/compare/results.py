@@ -23,11 +23,13 @@ class ScoredAnswers:
         scores: of each row, 0 to 1.
         metrics: over all rows.
         confusion: true labels against answers; None for free text.
+        measure: the name of the score of a row.
     """
 
     scores: tuple[float, ...]
     metrics: Mapping[str, float]
     confusion: ConfusionMatrix | None
+    measure: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class HeldOutTest:
         """
         found = self.objective.score(self.truth, [Prediction(text, {}) for text in answers])
         scores = self.objective.score_rows(self.truth, answers)
-        return ScoredAnswers(scores, found.metrics, found.confusion)
+        return ScoredAnswers(scores, found.metrics, found.confusion, self.measure)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class RunResult:
         rate: the learning rate; None without one.
         cost: None where nothing was trained.
         run: the name of the run's folder in the comparison's folder; empty without one.
+        measure: the name of the score; empty in files of earlier versions.
     """
 
     variant: str
@@ -117,6 +120,7 @@ class RunResult:
     rate: float | None = None
     cost: Cost | None = None
     run: str = ""
+    measure: str = ""
 
     @property
     def score(self) -> float:
@@ -124,7 +128,7 @@ class RunResult:
         return sum(self.scores) / len(self.scores)
 
     def __str__(self) -> str:
-        measure = "chrf" if self.confusion is None else "accuracy"
+        measure = self.measure or ("chrf" if self.confusion is None else "accuracy")
         if self.seed is None:
             return f"{self.variant}: {measure} {self.score:.1%}"
         seconds = 0.0 if self.cost is None else self.cost.seconds

@@ -130,6 +130,11 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
     questions = find_question_columns(table, source)
     if questions is not None:
         return _describe_questions(table, source, questions)
+    return _guess_labels(table, source)
+
+
+def _guess_labels(table: Table, source: str) -> ColumnRoles:
+    """The roles where a row has a label, labels, numbers, or a text to be written."""
     text_columns = list_text_columns(table)
     distinct = _count_values(table, [*text_columns, *_list_whole_numbers(table)])
     fields = [name for name in text_columns if _can_be_field(name)]

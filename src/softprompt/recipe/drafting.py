@@ -39,6 +39,10 @@ _METRICS = {
 }
 
 
+# What becomes of longer rows, and of longer contexts.
+_BEYOND = ("text beyond is cut", "longer contexts are divided into windows")
+
+
 @dataclass(frozen=True)
 class BackboneInfo:
     """The facts about a backbone that a recipe depends on.
@@ -141,8 +145,7 @@ def draft_recipe(
         table, source, columns=columns, text_format=text_format, automatic=automatic
     )
     if backbone is None:
-        is_small = columns.kind == "extract" or (automatic and columns.has_head)
-        backbone = ENCODER if is_small else DEFAULT_BACKBONE
+        backbone = _choose_backbone(columns, automatic=automatic)
     info, backbone_notes = _inspect_backbone(folder, backbone)
     if info.kind == "encoder" and not columns.has_head:
         msg = (
@@ -166,6 +169,12 @@ def draft_recipe(
     )
     check_names_writable(text)
     return RecipeDraft(text, columns, held_out, (*notes,))
+
+
+def _choose_backbone(columns: ColumnRoles, *, automatic: bool) -> str:
+    """An encoder where a head is trained without being asked for, and for parts of a text."""
+    is_small = columns.kind == "extract" or (automatic and columns.has_head)
+    return ENCODER if is_small else DEFAULT_BACKBONE
 
 
 def _make_relative(folder: Path, source: str) -> str:
@@ -221,13 +230,7 @@ def _write_recipe(
         _format_key("train", source, "files are named relative to this one"),
         *_write_text_format(text_format),
         *_write_splits(columns, held_out, others),
-        _format_key(
-            "max_length",
-            512,
-            "tokens of a row; longer contexts are divided into windows"
-            if columns.kind == "extract"
-            else "tokens of a row; text beyond is cut",
-        ),
+        _format_key("max_length", 512, f"tokens of a row; {_BEYOND[columns.kind == 'extract']}"),
         "\n[task]",
         *(
             _write_automatic(columns, backbone, words, validates=held_out.validates)
