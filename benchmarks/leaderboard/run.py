@@ -58,9 +58,11 @@ from softprompt.compare.runner import ComparisonRunner
 from softprompt.data import Table, read_splits
 from softprompt.data.table import to_text
 from softprompt.errors import MissingPackageError, SoftpromptError, TrainingError
+from softprompt.tasks.config import get_target_column
 from softprompt.train import RunDir
-from softprompt.train.datasets import find_labels, get_target_column, get_task_columns
+from softprompt.train.datasets import get_task_columns
 from softprompt.train.recipe_backbone import load_recipe_backbone
+from softprompt.train.task_settings import build_objective
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -155,8 +157,8 @@ def read_rows(plan: ComparisonPlan) -> tuple[dict[str, Table], HeldOutTest]:
     settings = base.task_settings
     tables = read_splits(base.data, seed=base.seed, columns=get_task_columns(settings))
     test, target = tables.pop("test").to_list(), get_target_column(settings)
-    labels = find_labels(settings, tables["train"])
-    return tables, HeldOutTest(test, [to_text(row[target]) for row in test], labels)
+    objective = build_objective(settings, tables["train"])
+    return tables, HeldOutTest(test, [to_text(row[target]) for row in test], objective)
 
 
 def run_plan(

@@ -158,7 +158,7 @@ def test_of_a_bag_of_embeddings_each_word_has_its_share(model) -> None:
     bag = BagOfEmbeddings(
         task.backbone,
         task.head,
-        labels=task.labels,
+        objective=task.objective,
         renderer=task.renderers[0],
         target_column="label",
     )

@@ -5,9 +5,16 @@ import pytest
 import torch
 
 from softprompt.compare import FeatureReader, fit_probe
+from softprompt.tasks.objectives import SingleLabel
 
+OBJECTIVE = SingleLabel(("n", "p"))
 TEXTS = ["good film", "a bad movie and a bad film", "the great movie was good", "it was bad"] * 3
 ROWS = [{"text": t, "label": "n" if "bad" in t else "p"} for t in TEXTS]
+
+
+def fit(reader, train, validation):
+    truth = [[row["label"] for row in rows] for rows in (train, validation)]
+    return fit_probe(reader, train=train, validation=validation, truth=truth, objective=OBJECTIVE)
 
 
 def compute_features(model, tokenizer, text, family):
@@ -34,9 +41,10 @@ def test_features_are_those_of_a_row_alone(backbone, plain, family):
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_it_answers_as_its_regression_and_counts_its_parameters(backbone, family):
     reader = FeatureReader(backbone(family), "{text}")
-    probe = fit_probe(reader, train=ROWS, validation=ROWS[:4], target="label")
+    probe = fit(reader, ROWS, ROWS[:4])
     features = probe.reader.read(ROWS)[probe.reading]
-    scale, regression = probe.fitted[0], probe.fitted[1]
+    (fitted,) = (cell.cell_contents for cell in probe.answer.__closure__)
+    scale, regression = fitted[0], fitted[1]
     plane = features / np.linalg.norm(features, axis=1, keepdims=True)
     if scale != "passthrough":
         plane = (plane - scale.mean_) / scale.scale_
@@ -49,7 +57,7 @@ def test_it_answers_as_its_regression_and_counts_its_parameters(backbone, family
 def test_it_learns_separable_rows(backbone):
     """Four different texts, each three times: a linear rule of 32 features exists."""
     reader = FeatureReader(backbone("llama"), "{text}")
-    probe = fit_probe(reader, train=ROWS, validation=ROWS, target="label")
+    probe = fit(reader, ROWS, ROWS)
     assert probe(ROWS) == [row["label"] for row in ROWS]
 
 
@@ -57,8 +65,8 @@ def test_validation_rows_decide(backbone):
     """With inverted labels of the validation rows, the worst fit to the training rows wins."""
     reader = FeatureReader(backbone("llama"), "{text}")
     inverted = [row | {"label": "n" if row["label"] == "p" else "p"} for row in ROWS]
-    probe = fit_probe(reader, train=ROWS, validation=ROWS, target="label")
-    other = fit_probe(reader, train=ROWS, validation=inverted, target="label")
+    probe = fit(reader, ROWS, ROWS)
+    other = fit(reader, ROWS, inverted)
     right = [
         sum(a == row["label"] for a, row in zip(p(ROWS), ROWS, strict=True)) for p in (probe, other)
     ]

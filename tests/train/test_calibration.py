@@ -38,26 +38,46 @@ def test_no_temperature_of_a_grid_is_better(seed) -> None:
     assert all(loss(found) <= loss(t) + 1e-6 for t in np.geomspace(0.06, 19, 200))
 
 
+SHARES = st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9])
+
+
 @settings(deadline=None)
 @given(st.data())
-def test_no_threshold_is_better(data) -> None:
+def test_no_common_threshold_is_better_and_a_label_moves_for_a_reason(data) -> None:
     rows = data.draw(st.integers(1, 12))
-    shares = np.array(data.draw(st.lists(st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]),
-                                         min_size=rows, max_size=rows)))[:, None]  # fmt: skip
-    marks = np.array(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows)))[:, None]
-    (threshold,) = choose_thresholds(shares, marks)
+    draw = lambda of: data.draw(st.lists(st.tuples(of, of), min_size=rows, max_size=rows))  # noqa: E731
+    shares, marks = np.array(draw(SHARES)), np.array(draw(st.booleans()))
+    found = choose_thresholds(shares, marks)
 
-    def f1(least):
-        found = shares >= least
-        return 2 * (found & marks).sum() / max(1, found.sum() + marks.sum())
+    def f1(least, shares, marks):
+        chosen = shares >= least
+        return 2 * (chosen & marks).sum() / max(1, chosen.sum() + marks.sum())
 
     grid = np.linspace(0, 1, 101)
-    if not marks.any():
-        assert threshold == 0.5
-        return
-    assert f1(threshold) == pytest.approx(max(map(f1, grid)))
-    if f1(0.5) == pytest.approx(f1(threshold)):
-        assert threshold == 0.5, "of equally good ones that nearest to a half"
+    (common,) = choose_thresholds(shares.reshape(-1, 1), marks.reshape(-1, 1))
+    if marks.any():
+        best = max(f1(least, shares, marks) for least in grid)
+        error = (best * (1 - best) / marks.sum()) ** 0.5
+        assert f1(common, shares, marks) >= best - error - 1e-9
+    for threshold, of_label, wanted in zip(found, shares.T, marks.T, strict=True):
+        if wanted.any():
+            best = max(f1(least, of_label, wanted) for least in grid)
+            error = (best * (1 - best) / wanted.sum()) ** 0.5
+            assert f1(threshold, of_label, wanted) >= best - error - 1e-9
+
+
+def test_a_label_with_few_rows_keeps_the_common_threshold() -> None:
+    """Two rows of a rare label are no reason, two hundred are."""
+    shares = np.array([[0.3, 0.8]] * 100 + [[0.1, 0.6]] * 100)
+    marks = np.zeros((200, 2), dtype=bool)
+    marks[:100, 0] = True
+    marks[:2, 1] = True
+    first, second = choose_thresholds(shares, marks)
+    assert first == pytest.approx(0.2)
+    assert second == pytest.approx(0.2), "two rows do not tell"
+    marks[:100, 1] = True
+    assert choose_thresholds(shares, marks)[1] == pytest.approx(0.7)
+    assert choose_thresholds(shares, np.zeros((200, 2), dtype=bool)) == (0.5, 0.5)
 
 
 def test_a_record_says_what_was_chosen_and_what_it_gained() -> None:
@@ -76,7 +96,7 @@ def test_a_record_says_what_was_chosen_and_what_it_gained() -> None:
     found, record = calibrate(
         sets, [format_label_set(row) for row in rows], predictions=predictions
     )
-    assert found.thresholds == (pytest.approx(0.2), 0.5)
+    assert found.thresholds == (pytest.approx(0.2), pytest.approx(0.2)), "b has no row"
     assert record.before["micro_f1"] == 0
     assert record.after["micro_f1"] == 1
 

@@ -22,14 +22,14 @@ class ScoredAnswers:
     Args:
         scores: of each row, 0 to 1.
         metrics: over all rows.
-        confusion: true labels against answers; None for free text.
-        measure: the name of the score of a row.
+        confusion: true labels against answers; None where rows have no single label.
+        measure: the name of the scores.
     """
 
     scores: tuple[float, ...]
     metrics: Mapping[str, float]
     confusion: ConfusionMatrix | None
-    measure: str = ""
+    measure: str
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class RunResult:
     Args:
         variant: its name.
         seed: of the training; None where nothing is random.
-        scores: of each test row: 1 or 0 for right or wrong, or the similarity of a text, 0 to 1.
+        scores: of each test row: 1 or 0 for right or wrong, the similarity of a text, and so on.
         metrics: on the test rows.
         is_baseline: whether prompts are compared with it.
         confusion: true labels against answers; None for free text.
@@ -107,7 +107,7 @@ class RunResult:
         rate: the learning rate; None without one.
         cost: None where nothing was trained.
         run: the name of the run's folder in the comparison's folder; empty without one.
-        measure: the name of the score; empty in files of earlier versions.
+        measure: the name of the scores; of earlier results empty.
     """
 
     variant: str

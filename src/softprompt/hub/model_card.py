@@ -17,6 +17,7 @@ CARD = "README.md"
 MEMORY = "memory"  # the source in a recipe for rows that were passed from Python
 PIPELINES = {
     "classify": "text-classification",
+    "regress": "text-classification",  # as transformers has regressions
     "generate": "text-generation",
     "extract": "question-answering",
 }
@@ -185,8 +186,13 @@ def _format_summary(manifest: Manifest) -> str:
 def _format_task(manifest: Manifest) -> Iterator[str]:
     kind = manifest.task.get("kind")
     match kind:
+        case "classify" if manifest.task.get("multi_label"):
+            yield "It labels text: a row gets every label whose probability reaches its threshold."
+            yield format_table(("label", "threshold"), [*_list_thresholds(manifest)])
         case "classify":
             yield "It classifies text: it gives a probability for each label."
+        case "regress":
+            yield "It predicts numbers, in the unit of the training rows."
         case "generate":
             yield (
                 "It generates text." if not manifest.labels else "It generates one of these texts."
@@ -203,7 +209,7 @@ def _format_task(manifest: Manifest) -> Iterator[str]:
     if isinstance(words, Mapping):
         rows = [(format_code(label), _format_words(words.get(label))) for label in manifest.labels]
         yield format_table(("label", "words that the language model scores"), rows)
-    elif manifest.labels:
+    elif manifest.labels and not manifest.task.get("multi_label"):
         yield "\n".join(f"- {format_code(label)}" for label in manifest.labels)
         if any(name.startswith(HEAD) for name in manifest.shapes):
             readout = format_code(str(manifest.task.get("pooling", "cls")))
@@ -213,6 +219,13 @@ def _format_task(manifest: Manifest) -> Iterator[str]:
     yield format_block(manifest.template)
     if manifest.max_length is not None and kind != "extract":
         yield f"The text of rows of more than {manifest.max_length:,} tokens is truncated."
+
+
+def _list_thresholds(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    thresholds = manifest.task.get("thresholds")
+    by_label = thresholds if isinstance(thresholds, Mapping) else {}
+    for label in manifest.labels:
+        yield format_code(label), str(by_label.get(label, thresholds))
 
 
 def _format_words(words: object) -> str:

@@ -25,7 +25,7 @@ def name_answer_columns(task: Task, *, flat: bool, evaluated: bool) -> list[str]
         names += [PROBABILITY]
         names += [ABSTAINED] if objective.abstain_below is not None else []
     if not flat:
-        names += objective.detail_names
+        names += [f"{PREDICTION}_{name}" for name in objective.detail_names]
     if not objective.has_probabilities:
         return names
     each = [f"{PROBABILITY}_{label}" for label in task.labels] if flat else [PROBABILITIES]
@@ -69,8 +69,9 @@ def make_answer_row(
     rounded = {label: round(p, 6) for label, p in prediction.probabilities.items()}
     if prediction.label in rounded and type(prediction) is Prediction:
         answer[PROBABILITY] = rounded[prediction.label]
-    if not flat:
-        return answer | prediction.details | ({PROBABILITIES: rounded} if rounded else {})
     if prediction.abstained:
         answer[ABSTAINED] = True
+    if not flat:
+        own = {f"{PREDICTION}_{n}": v for n, v in prediction.details.items() if n != ABSTAINED}
+        return answer | own | ({PROBABILITIES: rounded} if rounded else {})
     return answer | {f"{PROBABILITY}_{label}": p for label, p in rounded.items()}

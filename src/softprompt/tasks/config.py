@@ -58,8 +58,8 @@ class Classify:
         multi_label: whether a row has any number of labels, also none: a list, or a text with ``|``
             between them. A head is trained with one output for each label.
         thresholds: of ``multi_label``, the least probability of a label that is predicted: a number
-            for each label, or one for all. ``auto``: chosen on validation rows, for each label
-            where its F1 is highest; 0.5 without such rows.
+            for each label, or one for all. ``auto``: chosen on validation rows by F1; 0.5 without
+            such rows.
         temperature: divides the scores of labels, so that probabilities are the shares of right
             answers (Guo et al. 2017). ``auto``: chosen on validation rows, where the loss is
             lowest; 1 without such rows.

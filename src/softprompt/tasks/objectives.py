@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -75,9 +75,16 @@ class Prediction:
     @property
     def details(self) -> dict[str, Any]:
         """What JSON has of it besides label and probabilities: the fields that its task adds."""
-        common = {f.name for f in fields(Prediction)}
-        found = {name: value for name, value in asdict(self).items() if name not in common}
+        added = fields(self)[len(fields(Prediction)) :]
+        found = {f.name: _to_data(vars(self)[f.name]) for f in added}
         return found | ({"abstained": True} if self.abstained else {})
+
+
+def _to_data(value: object) -> object:
+    """A value as JSON has it; a record becomes a mapping."""
+    if isinstance(value, tuple):
+        return tuple(map(_to_data, value))
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 @dataclass(frozen=True)

@@ -249,26 +249,39 @@ def fit_temperature(probabilities: NDArray[np.float64], targets: Sequence[int]) 
 def choose_thresholds(
     probabilities: NDArray[np.float64], marks: NDArray[np.bool_]
 ) -> tuple[float, ...]:
-    """The threshold of each label at which its F1 over rows is highest.
+    """The threshold of each label by its F1 over rows.
 
-    Of equally good ones that nearest to 0.5 is taken. It lies halfway between two probabilities. A
-    label that no row has keeps 0.5.
+    A single threshold for all labels is chosen first, by F1 over all decisions. A label moves away
+    from it only as far as its rows tell: of the thresholds whose F1 is within one standard error of
+    the label's best, that nearest to the common one is taken. Few rows do not tell labels apart,
+    and a label that no row has keeps the common threshold.
 
     Args:
         probabilities: of each row and label.
         marks: which row has which label.
+
+    Returns:
+        The thresholds; each lies halfway between two probabilities, or is 0.5.
     """
+    common = _choose_threshold(probabilities.ravel(), marks.ravel(), near=DEFAULT_THRESHOLD)
     columns = zip(probabilities.T, marks.T, strict=True)
-    return tuple(_choose_threshold(shares, wanted) for shares, wanted in columns)
+    return tuple(
+        _choose_threshold(shares, wanted, near=common, errors=1.0) for shares, wanted in columns
+    )
 
 
-def _choose_threshold(shares: NDArray[np.float64], wanted: NDArray[np.bool_]) -> float:
+def _choose_threshold(
+    shares: NDArray[np.float64], wanted: NDArray[np.bool_], *, near: float, errors: float = 0.0
+) -> float:
+    """The threshold nearest to another one whose F1 is within some standard errors of the best."""
     if not wanted.any():
-        return DEFAULT_THRESHOLD
+        return near
     values = np.unique(shares)
-    candidates = np.concatenate(([DEFAULT_THRESHOLD], (values[1:] + values[:-1]) / 2, [values[0]]))
+    candidates = np.concatenate(([near], (values[1:] + values[:-1]) / 2, [values[0]]))
     found = shares[None] >= candidates[:, None]
     right = (found & wanted).sum(axis=1)
     scores = 2 * right / (found.sum(axis=1) + wanted.sum())
-    best = candidates[scores >= scores.max() - 1e-12]
-    return float(best[np.abs(best - DEFAULT_THRESHOLD).argmin()])
+    best = float(scores.max())
+    error = errors * (best * (1 - best) / wanted.sum()) ** 0.5
+    good = candidates[scores >= best - error - 1e-12]
+    return float(good[np.abs(good - near).argmin()])

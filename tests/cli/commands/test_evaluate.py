@@ -8,6 +8,7 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 
 from softprompt.cli.commands.evaluate import _describe_classes, _format_classes
 from softprompt.inference import EvaluationReport, PromptModel, compute_confusion_matrix
+from softprompt.tasks.metrics import compute_class_scores
 
 
 def compute_scores(rows: list[dict], model: PromptModel) -> dict[str, object]:
@@ -85,7 +86,9 @@ def test_two_hundred_labels_have_a_table_too() -> None:
     # Every third row of a label is predicted as the next label.
     predicted = [labels[(n // 3 + (n % 3 == 2)) % 200] for n in range(600)]
     confusion = compute_confusion_matrix(truth, predicted, labels=labels)
-    described = _describe_classes(EvaluationReport(600, {"loss": 1.0}, confusion))
+    classes = compute_class_scores(confusion)
+    report = EvaluationReport(600, {"loss": 1.0}, confusion, classes=classes)
+    described = _describe_classes(report)
     lines = [line.split() for line in _format_classes(described).splitlines()]
     assert all([label, "0.6667", "0.6667", "0.6667", "3", "3"] in lines for label in labels)
     assert ["l0", "→", "l1", "1", "33.3%"] in lines

@@ -151,12 +151,14 @@ def test_free_text_is_written(home, run, backbones, family: str, kind: str) -> N
     assert done.status == 0, done.err
 
 
-def test_a_column_of_lists_names_the_kinds_of_tasks(home, run) -> None:
+def test_a_column_of_lists_is_several_labels_for_a_row(home, run, backbones) -> None:
     rows = [row | {"label": [row["label"], "film"]} for row in home.rows()]
     home.write("rows", rows)
-    result = run("init", "rows.jsonl")
-    assert result.is_mistake("several labels for a row", 'kind = "classify"', 'kind = "generate"')
-    assert not Path("recipe.toml").exists()
+    result = run("init", "rows.jsonl", "--backbone", backbones["bert"])
+    assert result.status == 0, result.err
+    assert "any number for a row" in result.out
+    assert read_toml()["task"]["multi_label"] is True
+    assert run("check", "recipe.toml").status == 0
 
 
 def test_the_options_of_a_file_come_into_the_recipe(home, run, backbones) -> None:
