@@ -6,9 +6,13 @@ No data set of these kinds installs from the package registry, so rows are put t
   splits.
 * ``mood``: four reviews of one film in a row, and the share of positive ones among them. No film
   is in two splits.
+* ``questions``: the beginning of an article, and a question for a sum of money, a percentage, a
+  year, a month or a day, of which a pattern finds the answers; the articles of some have none. No
+  article is in two splits.
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +23,16 @@ from softprompt.data import read_data
 ROWS = {"train": 960, "validation": 300, "test": 1000}
 _PER_FILM = 4
 _MOST_HEADLINES = 3
+_MOST_WORDS = 50
+_MONTHS = "January|February|March|April|June|July|August|September|October|November|December"
+_QUESTIONS = {
+    "How much money?": r"[£$€]\d[\d,.]*\d(?:bn|m)?|[£$€]\d(?:bn|m)?",
+    "What percentage?": r"\d[\d.]*%",
+    "Which year?": r"\b(?:19|20)\d\d\b",
+    "Which month?": rf"\b(?:{_MONTHS})\b",
+    "Which day of the week?": r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b",
+}
+_UNANSWERABLE = 0.2
 
 
 def write_topics(folder: Path) -> None:
@@ -75,6 +89,40 @@ def _join_reviews(
         chosen = random.sample(films[number % len(films)], _PER_FILM)
         share = sum(row["label"] == "fresh" for row in chosen) / _PER_FILM
         yield {"text": "\n".join(row["text"] for row in chosen), "share": share}
+
+
+def write_questions(folder: Path) -> None:
+    """Write the splits of ``questions``.
+
+    Args:
+        folder: to write into.
+    """
+    random = Random(0)  # noqa: S311  # a draw, not a key
+    rows = read_data("builtin:bbc-news").to_list()
+    random.shuffle(rows)
+    total, start = sum(ROWS.values()), 0
+    for name, count in ROWS.items():
+        end = start + len(rows) * count // total
+        found = [*_ask(rows[start:end], random)]
+        _write(folder / "questions" / f"{name}.jsonl", iter(found[:count]))
+        start = end
+
+
+def _ask(rows: Sequence[Mapping[str, str]], random: Random) -> Iterator[dict[str, object]]:
+    """One question for each article, some of them without an answer."""
+    for row in rows:
+        context = " ".join(row["article"].split()[:_MOST_WORDS])
+        found = {asked: [*re.finditer(rule, context)] for asked, rule in _QUESTIONS.items()}
+        wants_none = random.random() < _UNANSWERABLE
+        fitting = [asked for asked, places in found.items() if bool(places) != wants_none]
+        if not fitting:
+            continue
+        question = random.choice(fitting)
+        answers = {
+            "text": [place[0] for place in found[question]],
+            "answer_start": [place.start() for place in found[question]],
+        }
+        yield {"question": question, "context": context, "answers": answers}
 
 
 def _write(path: Path, rows: Iterator[dict[str, object]]) -> None:

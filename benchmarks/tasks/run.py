@@ -1,6 +1,6 @@
-"""Several labels and numbers: deep prefixes, the probe, fine-tuning and LoRA on derived rows.
+"""Several labels, numbers and answers: prefixes, probe, fine-tuning and LoRA on derived rows.
 
-scripts/bench tasks [--only topics|mood] [--seeds N]
+scripts/bench tasks [--only topics|mood|questions] [--seeds N]
 """
 
 import argparse
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from derive import ROWS, write_mood, write_topics
+from derive import ROWS, write_mood, write_questions, write_topics
 
 from softprompt import compare_methods
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FOLDER = ROOT / "runs" / "tasks"
-TASKS = {"topics": write_topics, "mood": write_mood}
+TASKS = {"topics": write_topics, "mood": write_mood, "questions": write_questions}
 SEEDS = 3
 
 

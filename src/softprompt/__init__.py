@@ -78,7 +78,9 @@ if TYPE_CHECKING:
     )
     from softprompt.serve.client import AsyncClient, Client
     from softprompt.tasks import (
+        AnswerPrediction,
         Classify,
+        Extract,
         Generate,
         LabelSetPrediction,
         NumberPrediction,
@@ -164,7 +166,9 @@ _HOMES = {
     ),
     "softprompt.serve.client": ("AsyncClient", "Client"),
     "softprompt.tasks": (
+        "AnswerPrediction",
         "Classify",
+        "Extract",
         "Generate",
         "LabelSetPrediction",
         "NumberPrediction",
@@ -203,6 +207,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 logging.getLogger("bitsandbytes").addHandler(logging.NullHandler())
 
 __all__ = [
+    "AnswerPrediction",
     "ArtifactError",
     "AsyncClient",
     "Backbone",
@@ -220,6 +225,7 @@ __all__ = [
     "EvaluationReport",
     "Event",
     "Explanation",
+    "Extract",
     "Finished",
     "FoldProgress",
     "FromDemonstrations",

@@ -18,8 +18,9 @@ from softprompt.inference.mixed import (
     predict_mixed,
 )
 from softprompt.prompt import InputPrompt
-from softprompt.tasks import Classify, Prediction, TagPrediction
+from softprompt.tasks import Classify, Extract, Prediction, TagPrediction
 from support.models import ROWS
+from support.questions import make_questions
 
 ModelFactory = Callable[..., PromptModel]
 TEXTS = [row["text"] for row in ROWS]
@@ -146,3 +147,32 @@ def test_words_behind_the_soft_tokens_are_baked_too(model: ModelFactory) -> None
     rows = [front.render(text) for text in TEXTS]
     short = [PromptedRow(front.task, baked.cut(row), baked.prefix) for row in rows]
     assert_equal(predict_mixed(short), front.predict(TEXTS))
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_answers_from_contexts_share_a_pass_with_labels(
+    model: ModelFactory, monkeypatch, family: str
+) -> None:
+    question = "{question}{soft:3}{context} is" if family == "llama" else "{soft:3}{question}{sep}"
+    template = question if family == "llama" else question + "{context}"
+    task = Extract(template, null_threshold=0.0, stride=1)
+    asked = model((family, "head", "input"), settings=task, max_length=14)
+    labeled = model((family, "head", "kv"))
+    questions = make_questions(5, seed=1, length=20)
+    rows = [
+        *(PromptedRow(asked.task, asked.render(row), asked.prompt) for row in questions),
+        *(PromptedRow(labeled.task, labeled.render(row), labeled.prompt) for row in ROWS),
+    ]
+    assert any(len(row.example.variants) > 1 for row in rows)
+    passes = []
+    compute = mixed_module._compute_at_positions
+    monkeypatch.setattr(
+        mixed_module, "_compute_at_positions", lambda rows: passes.append(1) or compute(rows)
+    )
+    found = predict_mixed(rows)
+    assert len(passes) == 1
+    assert_equal(found[5:], labeled.predict(ROWS))
+    for one, two in zip(found, asked.predict(questions), strict=False):
+        assert one.label == two.label
+        assert one.null_score == pytest.approx(two.null_score, abs=1e-5)
+        assert one.score == pytest.approx(two.score, abs=1e-5)

@@ -14,7 +14,7 @@ from softprompt.errors import ArtifactError, BackboneError, TemplateError
 from softprompt.inference import PromptModel
 from softprompt.injection import load_backbone
 from softprompt.interop.convert import export_prompt, import_prompts
-from softprompt.tasks import Classify, Tag
+from softprompt.tasks import Classify, Extract, Tag
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 BODIES = {"bert": tf.BertModel, "roberta": tf.RobertaModel}
@@ -64,6 +64,24 @@ class PrefixForSequenceClassification(nn.Module):
         # With a cache of P, the positions of the row begin at P.
         output = body(input_ids=ids, attention_mask=whole, past_key_values=cache)
         return self.classifier(output.pooler_output)
+
+
+class PrefixForQuestionAnswering(PrefixForSequenceClassification):
+    """``model/question_answering.py``, in evaluation."""
+
+    def __init__(self, family: str, body: nn.Module, *, projection: bool) -> None:
+        super().__init__(family, body, projection=projection)
+        del self.classifier
+        self.qa_outputs = nn.Linear(WIDTH, 2)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        self.classifier = nn.Identity()
+        states = []
+        body = self.get_submodule(self.family)
+        hook = body.encoder.register_forward_hook(lambda *found: states.append(found[-1]))
+        super().forward(ids, mask)
+        hook.remove()
+        return self.qa_outputs(states[0].last_hidden_state)
 
 
 @pytest.fixture
@@ -330,3 +348,48 @@ def test_a_prefix_without_a_head_gives_no_tags(desk, tagger, tmp_path) -> None:
     store(tagger("bert"), tmp_path / "model.safetensors", left_out=("bert.", "classifier."))
     with pytest.raises(ArtifactError, match="has no linear classifier"):
         import_prompts("p-tuning-v2", tmp_path, backbone=desk.backbone("bert"), task=Tag())
+
+
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("family", BODIES)
+def test_a_head_of_starts_and_ends_scores_as_their_code(desk, plain, tmp_path, family, projection):
+    own, body = desk.backbone(family), BODIES[family](plain(family).config)
+    body.load_state_dict(plain(family).base_model.state_dict(), strict=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = PrefixForQuestionAnswering(family, body, projection=projection).eval()
+        for parameter in [*model.prefix_encoder.parameters(), *model.qa_outputs.parameters()]:
+            nn.init.normal_(parameter, std=0.7)
+    store(model, tmp_path / "model.safetensors")
+    found = import_prompts("p-tuning-v2", tmp_path, backbone=own)[""]
+    assert found.artifact.manifest.template == "{question}{sep}{context}"
+    row = {"question": "good movie", "context": "the film was great and it was fresh"}
+    given = own.tokenizer(row["question"], row["context"], return_tensors="pt")
+    if "token_type_ids" in given:  # their code has them too
+        body.register_forward_pre_hook(
+            lambda _module, _args, given_: (
+                (),
+                {**given_, "token_type_ids": given["token_type_ids"]},
+            ),
+            with_kwargs=True,
+        )
+    with torch.no_grad():
+        wanted = model(given["input_ids"], given["attention_mask"])[0]
+        example = found.render(row)
+        (scores,) = found.task.compute_scores([example], [found.prompt])
+    assert [*example.variants[0].input_ids] == given["input_ids"][0].tolist()
+    places = list(example.read_positions[0])
+    assert_close(scores.join(), wanted[places], **CLOSE)
+    folder = export_prompt("p-tuning-v2", found, output=tmp_path / "out")
+    held = safetensors.torch.load_file(folder / "model.safetensors")
+    assert {*held} == {"prefix_encoder.embedding.weight", "qa_outputs.weight", "qa_outputs.bias"}
+    again = import_prompts(
+        "p-tuning-v2", folder, backbone=own, task=Extract(null_threshold=2.0, n_best=3)
+    )[""]
+    assert again.artifact.manifest.task["null_threshold"] == 2.0
+    (same,) = again.task.compute_scores([example], [again.prompt])
+    assert_close(same.join(), scores.join(), **CLOSE)
+    with pytest.raises(ArtifactError, match="only a task of kind 'extract' uses"):
+        import_prompts("p-tuning-v2", folder, backbone=own, task=Classify())
+    with pytest.raises(ArtifactError, match="for which PEFT has QUESTION_ANS"):
+        export_prompt("peft", found, output=tmp_path / "peft")

@@ -1,7 +1,9 @@
 """The roles of a table's columns, the held-out rows, and the template for a backbone."""
 
+import csv
 import json
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +14,14 @@ from softprompt.errors import DataError
 from softprompt.recipe import make_recipe, read_recipe
 from softprompt.recipe.column_roles import ColumnRoles, guess_columns
 from softprompt.recipe.drafting import (
+    ENCODER,
     BackboneInfo,
     choose_held_out,
     draft_recipe,
     draft_template,
     draft_verbalizer,
 )
+from support.questions import make_questions
 from support.reviews import write_rows
 
 LONG = [
@@ -137,15 +141,6 @@ UNSUPPORTED = {
         "'ner_tags'",
         "a tag for each word",
     ),
-    "spans": (
-        {
-            "question": short,
-            "context": text,
-            "answers": lambda i: {"text": ["a"], "answer_start": [i]},
-        },
-        "'answers'",
-        "spans of the text",
-    ),
     "entities": (
         {"text": text, "entities": lambda i: [{"start": i, "end": i + 1, "label": "x"}]},
         "'entities'",
@@ -222,6 +217,69 @@ def test_a_causal_backbone_gets_the_words_twice() -> None:
     roles = guess_columns(make_table(**columns), "a.jsonl")
     causal = BackboneInfo("llama", "causal", has_head=True)
     assert draft_template(roles, causal) == "{soft:10}{words}\n{words}"
+
+
+def write_squad(folder: Path, *, form: str, **names: str) -> Path:
+    """Questions in a file of a form; ``names`` are other names of columns."""
+    rows = [
+        {names.get(name, name): value for name, value in row.items()}
+        for row in make_questions(30, seed=0)
+    ]
+    path = folder / f"train.{form}"
+    match form:
+        case "json":
+            questions = [
+                {"id": row["id"], "question": row["question"], "answers": [
+                    {"text": text, "answer_start": start}
+                    for text, start in zip(*row["answers"].values(), strict=True)
+                ], "is_impossible": not row["answers"]["text"]}
+                for row in rows
+            ]  # fmt: skip
+            paragraphs = [
+                {"context": row["context"], "qas": [question]}
+                for row, question in zip(rows, questions, strict=True)
+            ]
+            data = [{"title": "words", "paragraphs": paragraphs}]
+            path.write_text(json.dumps({"version": "v2.0", "data": data}), encoding="utf-8")
+        case "csv":
+            with path.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                key = names.get("answers", "answers")
+                writer.writerows(row | {key: json.dumps(row[key])} for row in rows)
+        case _:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+def test_questions_with_answers_in_a_context_are_recognised(tmp_path: Path, form: str) -> None:
+    path = write_squad(tmp_path, form=form)
+    draft = draft_recipe(path, directory=tmp_path)
+    assert draft.columns.kind == "extract"
+    assert draft.columns.texts == ("question", "context")
+    assert draft.columns.label == "answers"
+    assert "10 of 30 questions have none" in " ".join(draft.notes)
+    for line in ('kind = "extract"', 'target_column = "answers"', 'null_threshold = "auto"'):
+        assert line in draft.text
+    recipe = make_recipe(tomllib.loads(draft.text))
+    assert recipe.task_settings.template == "{soft:10}{question}{sep}{context}"
+    automatic = draft_recipe(path, directory=tmp_path, automatic=True).text
+    assert "keep_plain_head" not in automatic
+    assert 'template = "{question}{sep}{context}"' in automatic
+    assert ENCODER in automatic
+
+
+def test_the_context_is_where_the_answers_stand(tmp_path: Path) -> None:
+    path = write_squad(tmp_path, form="jsonl", context="passage", question="asked", answers="gold")
+    columns = draft_recipe(path, directory=tmp_path).columns
+    assert (columns.texts, columns.label) == (("asked", "passage"), "gold")
+    rows = {"answers": lambda i: {"text": ["no"], "answer_start": [i]}, "a": text, "b": text}
+    with pytest.raises(DataError, match=r"no column looks like the text .* Call .* 'context'"):
+        guess_columns(make_table(**rows), "a.jsonl")
+    rows = {"answers": lambda _: {"text": [], "answer_start": []}, "context": text}
+    with pytest.raises(DataError, match=r"no column looks like the question"):
+        guess_columns(make_table(**rows), "a.jsonl")
 
 
 SETS = {

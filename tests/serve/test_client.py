@@ -8,9 +8,11 @@ import pytest
 
 from softprompt.serve.client import AsyncClient, Client, ModelInfo
 from softprompt.serve.faults import ServingError
+from softprompt.serve.prompts import FolderSource
 from softprompt.serve.site import respond_error
-from softprompt.tasks import TagPrediction
+from softprompt.tasks import AnswerPrediction, Extract, TagPrediction
 from support.models import ROWS
+from support.questions import make_questions
 
 TEXTS = [row["text"] for row in ROWS]
 
@@ -43,6 +45,24 @@ def test_answers_are_predictions(serve, models) -> None:
         with pytest.raises(ServingError, match="unknown prompt 'nobody'") as error:
             client.predict("nobody", "dull")
         assert (error.value.kind, error.value.param) == ("unknown", "model")
+
+
+def test_answers_from_contexts_have_their_places(serve, model, tmp_path) -> None:
+    task = Extract("{question}{soft:3}{context} is", null_threshold=0.0, n_best=3)
+    own = model(("llama", "head", "input"), settings=task)
+    url = serve(source=FolderSource([own.save(tmp_path / "asked")])).url
+    rows = make_questions(4, seed=1)
+    with Client(url) as client:
+        answers = client.predict("asked", [{**row, "answers": "unused"} for row in rows])
+    for answer, expected in zip(answers, own.predict(rows), strict=True):
+        found = answer.prediction
+        assert isinstance(found, AnswerPrediction)
+        assert (found.text, found.start, found.end) == (
+            expected.text, expected.start, expected.end,
+        )  # fmt: skip
+        assert found.score == pytest.approx(expected.score, abs=1e-5)
+        places = [(span.start, span.end, span.text) for span in expected.candidates]
+        assert [(span.start, span.end, span.text) for span in found.candidates] == places
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])

@@ -27,6 +27,7 @@ from softprompt.errors import DataError, PromptError, format_unknown
 from softprompt.inference.ensemble import Ensemble
 from softprompt.inference.model import PromptModel
 from softprompt.tasks import Classifier, Example, Task
+from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.generation import TextGenerator, get_target_ids
 from softprompt.tasks.label_sets import LabelSets
 from softprompt.tasks.objectives import ScoreObjective, SingleLabel
@@ -164,6 +165,13 @@ def _choose_score(
         chosen, column = _choose_column(model, tasks[0].objective, row, label=label)
         compute = partial(_compute_label_scores, members, column=column)
         return _Target(chosen, compute, lambda views: compute(views).sum())
+    if isinstance(tasks[0], Extractor):
+        msg = (
+            "the answer is a part of the row's own text, whose first and last token have a score "
+            "each, so it cannot be explained by one score. Look at its candidates, which predict "
+            "gives, with their scores."
+        )
+        raise PromptError(msg)
     (member, *others), task = members, tasks[0]
     if others or not isinstance(task, TextGenerator):
         msg = (

@@ -17,17 +17,20 @@ from softprompt.artifact.manifest import (
 )
 from softprompt.data.template import parse_template
 from softprompt.errors import DataError, RecipeError, TemplateError, format_unknown
-from softprompt.tasks.classifier_head import list_head_shapes
+from softprompt.tasks.classifier_head import HeadKind, list_head_shapes
 from softprompt.tasks.config import (
     TASKS,
     Classify,
+    Extract,
     Generate,
     Regress,
     Tag,
     TaskSettings,
     build_settings,
+    has_trained_head,
     make_decoding,
 )
+from softprompt.tasks.extraction import SPAN_OUTPUTS
 from softprompt.tasks.tag_decoding import make_transitions
 
 _REMEDY = "Train or import the prompt again."
@@ -143,28 +146,46 @@ def _find_task_faults(manifest: Manifest) -> Iterator[str]:
         twice = sorted({label for label in labels if labels.count(label) > 1})
         yield f"labels has {', '.join(map(repr, twice))} more than once."
     shapes = {n: shape for n, shape in manifest.shapes.items() if n.startswith(HEAD)}
+    yield from _find_setting_faults(settings, labels)
+    if has_trained_head(settings):
+        yield from _find_trained_head_faults(settings, labels, shapes)
+    elif shapes:
+        yield f"its task has no trained head, but shapes has {', '.join(shapes)}."
+
+
+def _find_setting_faults(settings: TaskSettings, labels: list[str]) -> Iterator[str]:
+    """Faults of the settings, whatever reads the answers."""
     match settings:
-        case Classify(verbalizer=None):
-            yield from _find_label_number_faults(settings, labels)
-            yield from _find_head_faults(settings, labels, shapes)
-            return
         case Classify():
             yield from _find_label_number_faults(settings, labels)
-            yield from _find_verbalizer_faults(settings, labels)
+            if settings.verbalizer is not None:
+                yield from _find_verbalizer_faults(settings, labels)
         case Generate():
             yield from _find_generation_faults(settings, labels)
         case Regress():
             yield from _find_regression_faults(settings, labels)
-            if settings.words is None:
-                classes = len(settings.mean or ())
-                yield from _find_shape_faults(settings, classes, shapes, what="numbers")
-                return
         case Tag():
             yield from _find_tag_faults(settings, labels)
+        case Extract():
+            yield from _find_extraction_faults(settings, labels)
+
+
+def _find_trained_head_faults(
+    settings: TaskSettings, labels: list[str], shapes: Mapping[str, list[int]]
+) -> Iterator[str]:
+    match settings:
+        case Classify():
+            yield from _find_head_faults(settings, labels, shapes)
+        case Regress():
+            classes = len(settings.mean or ())
+            yield from _find_shape_faults(settings, classes, shapes, what="numbers")
+        case Tag():
             yield from _find_shape_faults(settings, len(labels), shapes, what="tags")
-            return
-    if shapes:
-        yield f"its task has no trained head, but shapes has {', '.join(shapes)}."
+        case Extract():
+            what = "the start and the end of an answer"
+            yield from _find_tensor_faults(settings.head, SPAN_OUTPUTS, shapes, what=what)
+        case Generate():
+            pass
 
 
 def _find_label_number_faults(settings: Classify, labels: list[str]) -> Iterator[str]:
@@ -222,11 +243,24 @@ def _find_shape_faults(
 ) -> Iterator[str]:
     if not isinstance(settings, Tag) and settings.pooling == "auto":
         yield "task.pooling is 'auto', but an artifact names the readout that its head has."
+    yield from _find_tensor_faults(settings.head, classes, shapes, what=f"{classes} {what}")
+
+
+def _find_extraction_faults(settings: Extract, labels: list[str]) -> Iterator[str]:
+    if labels:
+        yield f"labels is {labels}, but parts of a text have none, so it must be empty."
+    if settings.null_threshold == "auto":
+        yield "task.null_threshold is 'auto', but an artifact has a number or 'never'."
+
+
+def _find_tensor_faults(
+    kind: HeadKind, classes: int, shapes: Mapping[str, list[int]], *, what: str
+) -> Iterator[str]:
     widths = shapes.get(f"{HEAD}output.weight", [])[1:]
     width = widths[0] if widths else 1
     expected = {
         f"{HEAD}{name}": shape
-        for name, shape in list_head_shapes(settings.head, width=width, classes=classes).items()
+        for name, shape in list_head_shapes(kind, width=width, classes=classes).items()
     }
     if shapes != expected:
         found, needed = (
@@ -234,7 +268,7 @@ def _find_shape_faults(
             for each in (shapes, expected)
         )
         yield (
-            f"a head of the kind {settings.head!r} for {classes} {what} has the tensors "
+            f"a head of the kind {kind!r} for {what} has the tensors "
             f"{needed}, but shapes has {found}."
         )
 

@@ -46,3 +46,13 @@ def read_distances(manifest: Mapping[str, Any]) -> tuple[float, ...] | None:
             return tuple(each)
         case _:
             return None
+
+
+def describe_no_labels(task: Mapping[str, object]) -> str:
+    """What a task without labels predicts, in parentheses.
+
+    Args:
+        task: its settings, as a manifest has them.
+    """
+    kinds = {"regress": "numbers", "extract": "parts of a text"}
+    return f"none ({kinds.get(str(task.get('kind')), 'free text')})"

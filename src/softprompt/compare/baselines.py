@@ -13,12 +13,15 @@ from typing import Protocol as Interface
 from softprompt.backbone.model import Backbone
 from softprompt.compare.linear_probe import FeatureReader, fit_probe, fit_tag_probe
 from softprompt.compare.results import BaselineSkipped, Cost
+from softprompt.compare.span_probe import fit_span_probe
 from softprompt.data import Table
 from softprompt.data.inputs import Row
+from softprompt.errors import FaultCollector
 from softprompt.inference import predict_without_prompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Objective, Regress, Tag, Task
+from softprompt.tasks import Classify, Extract, Objective, Regress, Tag, Task
 from softprompt.tasks.config import has_trained_head
+from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.label_sets import LabelSets
 from softprompt.tasks.objectives import ScoreObjective, SingleLabel, find_commonest
 from softprompt.tasks.pooling import resolve_pooling
@@ -27,6 +30,7 @@ from softprompt.tasks.tag_cells import read_row_words
 from softprompt.tasks.tag_sequences import TagSequences, format_tags
 from softprompt.tasks.targets import read_targets
 from softprompt.train.setup import setup_hard_prompt
+from softprompt.train.stages import HARD_PROMPT_STAGES, Parts, render_rows, run_stages
 from softprompt.train.task_settings import build_objective
 from softprompt.train.templates import resolve_hard_template
 
@@ -165,6 +169,8 @@ class Baselines:
             available["hard-prompt"] = self._make_hard_prompt
         if isinstance(settings, Tag):
             available["linear-probe"] = self._fit_tag_probe
+        elif isinstance(settings, Extract):
+            available["linear-probe"] = self._fit_span_probe
         elif _make_probe_objective(self._objective) is not None:
             available["linear-probe"] = self._fit_probe
         return available
@@ -208,6 +214,22 @@ class Baselines:
             validation=parts[1].to_list(),
             truth=[read_targets(part, settings) for part in parts],
             objective=objective,
+        )
+        seconds = round(perf_counter() - start, 1)
+        return replace(probe, cost=replace(probe.cost, seconds=seconds))
+
+    def _fit_span_probe(self) -> Baseline:
+        start = perf_counter()
+        parts = Parts(self.base, self.backbone, self.tables)
+        run_stages((*HARD_PROMPT_STAGES, render_rows), parts, collector=FaultCollector())
+        task = parts.task
+        assert isinstance(task, Extractor)  # noqa: S101  # that of the settings
+        validation = parts.rows["validation"]
+        probe = fit_span_probe(
+            task,
+            train=parts.rows["train"].examples,
+            validation=validation.examples,
+            truth=validation.truth,
         )
         seconds = round(perf_counter() - start, 1)
         return replace(probe, cost=replace(probe.cost, seconds=seconds))

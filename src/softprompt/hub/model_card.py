@@ -19,6 +19,7 @@ PIPELINES = {
     "classify": "text-classification",
     "regress": "text-classification",  # as transformers has regressions
     "generate": "text-generation",
+    "extract": "question-answering",
 }
 _KINDS = {"input": "input-prompt", "kv": "key-value-prefix"}
 # The Hub's names of metrics that have another name in softprompt.
@@ -196,6 +197,12 @@ def _format_task(manifest: Manifest) -> Iterator[str]:
             yield (
                 "It generates text." if not manifest.labels else "It generates one of these texts."
             )
+        case "extract":
+            yield (
+                "It answers questions by a part of their context, the field "
+                f"{format_code(str(manifest.task.get('context_column')))}, which may be of any "
+                "length. A trained head scores the context's tokens."
+            )
         case _:
             yield f"Its task is {format_code(str(kind))}."
     words = manifest.task.get("verbalizer")
@@ -210,7 +217,7 @@ def _format_task(manifest: Manifest) -> Iterator[str]:
     places = ", with the soft tokens in their places" if manifest.kind == "input" else ""
     yield f"The template of a row{places}:"
     yield format_block(manifest.template)
-    if manifest.max_length is not None:
+    if manifest.max_length is not None and kind != "extract":
         yield f"The text of rows of more than {manifest.max_length:,} tokens is truncated."
 
 
@@ -245,6 +252,8 @@ def _format_usage(manifest: Manifest, repo: str) -> Iterator[str]:
         lines.append(f"echo '{quoted}' | softprompt predict {folder} --input -")
     yield format_block("\n".join(lines), "sh")
     shown = "answer.label, answer.probabilities" if manifest.labels else "answer.label"
+    if manifest.task.get("kind") == "extract":
+        shown = "answer.text, answer.start, answer.end"
     python = [
         "import softprompt",
         "",

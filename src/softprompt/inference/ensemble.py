@@ -33,7 +33,7 @@ from softprompt.inference.loops import (
 from softprompt.inference.model import PromptModel, attach
 from softprompt.inference.notebook import make_fact_table, make_grid
 from softprompt.inference.recorded import load_recorded_backbone
-from softprompt.inference.votes import Vote, check_same_task, check_vote, combine
+from softprompt.inference.votes import Vote, check_same_task, check_vote, combine, predict_each
 from softprompt.prompt import Prompt
 from softprompt.tasks import Classifier, Example, Prediction, Task
 from softprompt.tasks.base import HeadTask
@@ -401,8 +401,8 @@ class Ensemble:
             pairs = zip(heads, parts, strict=True)
             return [head.read_rows(examples[part], found[part]) for head, part in pairs], None
         if not isinstance(task, Classifier):
-            texts = task.predict(examples, prompts, rows=prompt_of_row)
-            return [texts[m * rows : (m + 1) * rows] for m in range(count)], None
+            members = [m.task for m in self.members]
+            return predict_each(members, examples, prompts=prompts, rows=prompt_of_row), None
         states = task.compute_states(examples, prompts, rows=prompt_of_row).split(rows)
         tasks = [m.task for m in self.members if isinstance(m.task, Classifier)]
         scores = [task.read(part) for task, part in zip(tasks, states, strict=True)]

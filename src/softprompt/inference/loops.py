@@ -16,7 +16,8 @@ from softprompt.errors import DataError, PromptError
 from softprompt.inference.notebook import make_fact_table, make_grid
 from softprompt.injection.generation import NOT_NUMBERS
 from softprompt.prompt import Prompt
-from softprompt.tasks import Example, Prediction, Task
+from softprompt.tasks import AnswerPrediction, Example, Prediction, Task
+from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.generation import TextGenerator
 from softprompt.tasks.metrics import (
     ClassScores,
@@ -173,12 +174,14 @@ def predict_rows(
 
 
 def check_numbers(predictions: Sequence[Prediction]) -> None:
-    """Check that probabilities are numbers: of those that are not, any label is the likeliest.
+    """Check that probabilities and scores are numbers: of others, any label is the likeliest.
 
     Raises:
         PromptError: some are NaN.
     """
-    if any(math.isnan(share) for one in predictions for share in one.probabilities.values()):
+    shares = [share for one in predictions for share in one.probabilities.values()]
+    shares += [one.null_score for one in predictions if isinstance(one, AnswerPrediction)]
+    if any(map(math.isnan, shares)):
         raise PromptError(NOT_NUMBERS)
 
 
@@ -348,12 +351,14 @@ def check_probabilities(task: Task) -> None:
         match task:
             case TextGenerator():
                 what = "generated text"
+            case Extractor():
+                what = "a part of a text"
             case Tagger():
                 what = "a row of tags, each with its score,"
             case _:
                 what = "a number"
         msg = (
-            f"{what} has no probabilities. Use predict, or train a prompt for a task of kind "
-            "'classify'."
+            f"{what} has no probabilities of labels. Use predict, or train a prompt for a task of "
+            "kind 'classify'."
         )
         raise PromptError(msg)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from softprompt._paths import expand_user, is_present
 from softprompt.artifact import Artifact, Manifest, check_backbone, load_artifact, save_artifact
 from softprompt.artifact.checks import check_artifact, read_task_settings
+from softprompt.artifact.describe import describe_no_labels
 from softprompt.artifact.store import find_artifact
 from softprompt.backbone.model import Backbone
 from softprompt.backbone.references import shorten_name
@@ -411,7 +412,7 @@ class PromptModel:
         manifest = self.artifact.manifest
         facts = {
             "task": manifest.task.get("kind"),
-            "labels": ", ".join(self.labels) or "none (free text)",
+            "labels": ", ".join(self.labels) or describe_no_labels(manifest.task),
             "template": manifest.template,
             "prompt": repr(self.prompt),
             "backbone": manifest.backbone["name"],

@@ -5,11 +5,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Literal, assert_never, get_args
 
+from jaxtyping import Int
+from torch import Tensor
+
 from softprompt.artifact.checks import read_task_settings
 from softprompt.errors import PromptError, format_unknown
+from softprompt.inference.loops import check_numbers
 from softprompt.inference.model import PromptModel
-from softprompt.tasks import Classifier, Objective, Prediction, Task
-from softprompt.tasks.config import Generate, Tag
+from softprompt.prompt import Prompt
+from softprompt.tasks import Classifier, Example, Objective, Prediction, Task
+from softprompt.tasks.base import ReadoutTask
+from softprompt.tasks.config import Classify, Regress
+from softprompt.tasks.generation import TextGenerator
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.objectives import ScoreObjective, SingleLabel, average_probabilities
 from softprompt.tasks.regression import Numbers
@@ -28,6 +35,9 @@ _MAY_DIFFER = {
     "thresholds",
     "mean",
     "scale",
+    "null_threshold",
+    "n_best",
+    "max_answer_tokens",
     "stride",
 }
 
@@ -71,6 +81,33 @@ def combine(
             assert_never(vote)
 
 
+def predict_each(
+    tasks: Sequence[Task],
+    examples: Sequence[Example],
+    *,
+    prompts: Sequence[Prompt],
+    rows: Int[Tensor, " B"],
+) -> list[list[Prediction]]:
+    """The predictions of each member of an ensemble, in one run of the backbone.
+
+    Args:
+        tasks: of the members, the same but for their heads.
+        examples: the rows of the first member, then those of the next, as many for each.
+        prompts: of the members.
+        rows: for each row the number of its member.
+    """
+    first, size = tasks[0], len(examples) // len(tasks)
+    parts = [slice(begin, begin + size) for begin in range(0, len(examples), size)]
+    if not isinstance(first, ReadoutTask):
+        texts = first.predict(examples, prompts, rows=rows)
+        return [texts[part] for part in parts]
+    states = first.compute_row_states(examples, prompts, rows=rows)
+    pairs = zip([task for task in tasks if isinstance(task, ReadoutTask)], parts, strict=True)
+    found = [task.read_rows(examples[part], states[part]) for task, part in pairs]
+    check_numbers([prediction for of_member in found for prediction in of_member])
+    return found
+
+
 def choose_vote(task: Task) -> Vote:
     """How the seeds of a run vote: by their mean probabilities; by majority where there are none.
 
@@ -95,8 +132,9 @@ def check_vote(vote: str, task: Task) -> None:
         msg = "tags of words are averaged, so that they fit each other. Use vote 'mean'."
         raise PromptError(msg)
     if vote == "mean" and not isinstance(task, Classifier | Tagger):
+        what = "generated texts" if isinstance(task, TextGenerator) else "parts of a text"
         msg = (
-            "generated texts have no probabilities, so there is no mean. Use vote 'majority', "
+            f"{what} have no probabilities, so there is no mean. Use vote 'majority', "
             "or a task of kind 'classify'."
         )
         raise PromptError(msg)
@@ -128,7 +166,7 @@ def _describe_task(model: PromptModel) -> dict[str, object]:
     """The settings that members have in common, and the labels in their order."""
     settings = read_task_settings(model.artifact.manifest)
     facts = {name: value for name, value in asdict(settings).items() if name not in _MAY_DIFFER}
-    if not isinstance(settings, Generate | Tag):
+    if isinstance(settings, Classify | Regress):
         facts["words"] = settings.list_words()
         # What the head reads, whatever name an older artifact has for it.
         facts["pooling"] = model.task.pooling if isinstance(model.task, HeadClassifier) else None

@@ -21,7 +21,7 @@ from softprompt.injection.verify import load_backbone
 from softprompt.interop.base import ExportRequest, ForeignPrompt, Readout
 from softprompt.interop.registry import get_reader, get_writer, read_base_model
 from softprompt.prompt import InputPrompt
-from softprompt.tasks import TASKS, Classify, Generate, Regress, Tag, Task, TaskSettings
+from softprompt.tasks import TASKS, Classify, Extract, Generate, Regress, Tag, Task, TaskSettings
 from softprompt.tasks.classification import CausalVerbalizer
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.config import describe_settings
@@ -44,6 +44,8 @@ def resolve_task_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> 
         return _resolve_tag_settings(foreign, task)
     if foreign.head:
         head = {key: value for key, value in stored.items() if key != "kind"}
+        if stored.get("kind") == Extract.kind:
+            return _resolve_extraction(task, head)
         if task is None:
             return Classify(**head)
         if not isinstance(task, Classify) or task.verbalizer is not None:
@@ -99,6 +101,20 @@ def _resolve_scheme(settings: Tag, labels: Sequence[str]) -> Tag:
     return settings
 
 
+def _resolve_extraction(task: TaskSettings | None, head: Mapping[str, Any]) -> Extract:
+    """The settings of a head on the tokens of a context."""
+    if task is None:
+        return Extract(**head)
+    if not isinstance(task, Extract):
+        msg = (
+            "the file has a head on the tokens of a context, which only a task of kind 'extract' "
+            "uses. Leave the task out, or give one of that kind."
+        )
+        raise ArtifactError(msg)
+    known = {} if task.null_threshold == "auto" else {"null_threshold": task.null_threshold}
+    return replace(task, **{**head, **known})
+
+
 def _build_task_settings(stored: Mapping[str, object]) -> TaskSettings:
     values: dict[str, Any] = dict(stored)
     return TASKS[values.pop("kind")](**values)
@@ -118,7 +134,7 @@ def resolve_labels(
         ArtifactError: there are not as many as the head has classes, or they depend on data.
     """
     names = list(labels) or _list_labels(settings)
-    if not foreign.head:
+    if not foreign.head or isinstance(settings, Extract):
         return names
     if foreign.classes < 2:  # noqa: PLR2004  # a choice
         msg = (
@@ -149,7 +165,7 @@ def _list_labels(settings: TaskSettings) -> list[str]:
             raise ArtifactError(msg)
         case Generate(choices=choices):
             return list(choices or ())
-        case Regress():
+        case Regress() | Extract():
             return []
         case Tag(labels=labels):
             return list(labels or ())
@@ -165,7 +181,7 @@ def check_foreign_head(
     Raises:
         ArtifactError: its tensors are not those of the head's kind, or have another width.
     """
-    if not foreign.head or not isinstance(settings, Classify | Tag):
+    if not foreign.head or not isinstance(settings, Classify | Extract | Tag):
         return
     width = backbone.geometry.hidden_size
     expected = ClassifierHead(width, foreign.classes, kind=settings.head, seed=0).state_dict()

@@ -1,10 +1,11 @@
-"""The state dict of THUDM's P-tuning v2: a prefix, perhaps made by an MLP, and a classifier.
+"""The state dict of THUDM's P-tuning v2: a prefix, perhaps made by an MLP, and a head.
 
 The classifier is one of rows, on the pooler, or one of words' tags, on their own states.
 
 ``prefix_encoder.embedding.weight`` is ``[P, 2·L·H]``; with ``prefix_projection`` it is ``[P, H]``,
 and the MLP ``prefix_encoder.trans`` (linear, tanh, linear) maps it to ``[P, 2·L·H]``. The models
-are BERT and RoBERTa with a pooler, a linear ``classifier``, and positions shifted by P.
+are BERT and RoBERTa, with positions shifted by P, and with a pooler and a linear ``classifier``, or
+with ``qa_outputs`` on every token, for answers that are parts of a text.
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from softprompt.interop.base import ExportRequest, ForeignPrompt
 from softprompt.interop.files import check_finite, find_file, read_tensors
 from softprompt.interop.kv_layout import pack_kv, unpack_kv
 from softprompt.prompt import KVPrefix
+from softprompt.tasks.extraction import DEFAULT_NULL_THRESHOLD
 
 FILE = "model.safetensors"
 _EMBEDDING = "prefix_encoder.embedding.weight"
@@ -29,6 +31,7 @@ _MLP = tuple(f"prefix_encoder.trans.{i}.{part}" for i in (0, 2) for part in ("we
 _HEAD = {"output.weight": "classifier.weight", "output.bias": "classifier.bias"}
 _WITH_CLS = ', and task.pooling = "cls"'
 _TAG: dict[str, object] = {"kind": "tag", "head": "linear"}
+_SPAN_HEAD = {"output.weight": "qa_outputs.weight", "output.bias": "qa_outputs.bias"}
 # Readouts of the first position, which is that of [CLS] behind a prefix.
 _FIRST = ("cls", "first")
 _OUTPUT = "output.weight"
@@ -36,7 +39,7 @@ _FAMILIES = ("bert", "roberta")
 
 
 def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPrompt]:
-    """The prefix of a checkpoint and its classifier, if it has one.
+    """The prefix of a checkpoint and its head, if it has one.
 
     It may contain the weights of the backbone too; of these, only the pooler is read.
 
@@ -48,7 +51,10 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
     family = backbone.geometry.model_type
     prefix = _read_prefix(tensors, path)
     others = [
-        k for k in tensors if not k.startswith((f"{family}.", "prefix_encoder.", "classifier."))
+        k
+        for k in tensors
+        if not k.startswith((f"{family}.", "prefix_encoder.", "classifier."))
+        and k not in _SPAN_HEAD.values()
     ]
     if others:
         msg = (
@@ -57,10 +63,14 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
         )
         raise ArtifactError(msg)
     linear = {name: tensors[foreign] for name, foreign in _HEAD.items() if foreign in tensors}
+    spans = {n: tensors[foreign] for n, foreign in _SPAN_HEAD.items() if foreign in tensors}
+    template, head = "{text}", linear
     task: dict[str, object] | None = _TAG
-    head = linear
     fault: BackboneError | None = None
-    if not linear or not _is_of_words(tensors, family):
+    if spans and not linear:
+        head, template = spans, "{question}{sep}{context}"
+        task = {"kind": "extract", "head": "linear", "null_threshold": DEFAULT_NULL_THRESHOLD}
+    elif not linear or not _is_of_words(tensors, family):
         try:
             head = _read_head(tensors, backbone, path=path)
         except BackboneError as error:
@@ -70,10 +80,10 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
     return {
         "": ForeignPrompt(
             unpack_kv(prefix, backbone),
-            template="{text}",
+            template=template,
             task=task,
             head=head,
-            classes=len(head[_OUTPUT]) if head else 0,
+            classes=len(head[_OUTPUT]) if _OUTPUT in head else 0,
             note={"format": "p-tuning-v2"},
             tag_head=linear,
             fault=fault,
@@ -88,7 +98,7 @@ def _is_of_words(tensors: Mapping[str, Tensor], family: str) -> bool:
 
 
 def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
-    """Make such a state dict of the trained tensors and the pooler.
+    """Make such a state dict of the trained tensors, and the pooler of a classifier.
 
     Raises:
         ArtifactError: P-tuning v2's code could not load it; the message says why.
@@ -96,12 +106,15 @@ def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
     artifact = request.artifact
     prefix, task = artifact.prompt, artifact.manifest.task
     family = artifact.manifest.backbone["model_type"]
-    wanted = "linear" if task.get("kind") == "tag" else "mlp-tanh"
+    is_extract = task.get("kind") == "extract"
+    is_of_tokens = is_extract or task.get("kind") == "tag"
+    kind = "linear" if is_of_tokens else "mlp-tanh"
     faults = {
         "is not a prefix of keys and values": not isinstance(prefix, KVPrefix),
         f"is for {family}, but that code supports BERT and RoBERTa": family not in _FAMILIES,
-        f"has a head other than {wanted!r}": bool(artifact.head) and task.get("head") != wanted,
+        f"has a head other than {kind!r}": bool(artifact.head) and task.get("head") != kind,
         "has a head that does not read [CLS]": bool(artifact.head)
+        and not is_extract
         and task.get("pooling", "cls") not in _FIRST,
     }
     if isinstance(prefix, KVPrefix):
@@ -115,10 +128,10 @@ def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
         msg = (
             f"the artifact cannot be a P-tuning v2 checkpoint: it {', and '.join(facts)}. "
             'Train p-tuning-v2 with method.shift_positions = true, method.layers = "all", '
-            f'task.head = "{wanted}"{"" if wanted == "linear" else _WITH_CLS}.'
+            f'task.head = "{kind}"{"" if is_of_tokens else _WITH_CLS}.'
         )
         raise ArtifactError(msg)
-    names = _HEAD | _name_pooler(family)
+    names = _SPAN_HEAD if is_extract else _HEAD | _name_pooler(family)
     tensors = {_EMBEDDING: pack_kv(prefix, request.backbone)} | {
         names[key]: t for key, t in artifact.head.items()
     }

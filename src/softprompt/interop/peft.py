@@ -138,6 +138,13 @@ def _read_config(source: Path) -> dict[str, Any]:
         )
         raise ArtifactError(msg)
     task = config.get("task_type")
+    if task == "QUESTION_ANS":
+        msg = (
+            f"{path}: task_type is {task!r}, whose start and end PEFT trains at the positions of "
+            "the row without those of the prompt, so that its head means other tokens. Train the "
+            "prompt again, with task kind 'extract'."
+        )
+        raise ArtifactError(msg)
     if task is not None and (not isinstance(task, str) or task not in _TASKS):
         msg = (
             f"{path}: task_type is {task!r}, which softprompt has no task for. It has "
@@ -345,6 +352,13 @@ def _get_imported_config(artifact: Artifact) -> dict[str, Any]:
 
 
 def _choose_task_type(artifact: Artifact, kind: str) -> str:
+    if artifact.manifest.task.get("kind") == "extract":
+        msg = (
+            "the artifact answers by a part of a text, for which PEFT has QUESTION_ANS; but that "
+            "reads start and end at other positions with a prompt, so its answers would be wrong. "
+            'Export it as "p-tuning-v2", or use the artifact itself.'
+        )
+        raise ArtifactError(msg)
     if artifact.head:
         return "SEQ_CLS"
     match kind:

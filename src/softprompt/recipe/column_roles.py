@@ -20,6 +20,7 @@ from softprompt.data.table import (
 )
 from softprompt.data.tag_schemes import TagScheme
 from softprompt.errors import DataError
+from softprompt.recipe.question_columns import QuestionColumns, find_question_columns
 from softprompt.tasks.config import Tag
 from softprompt.tasks.label_sets import parse_label_set
 from softprompt.tasks.tag_cells import find_tag_columns, find_tags, get_scheme, resolve_tag_scheme
@@ -63,7 +64,7 @@ _MIN_GROUPS = 10
 # With fewer, numbers may be labels that are not repeated yet.
 _MIN_ROWS = 10
 _FEWEST_NUMBERS = 2
-RoleKind: TypeAlias = Literal["classify", "regress", "generate", "tag"]
+RoleKind: TypeAlias = Literal["classify", "regress", "generate", "tag", "extract"]
 # Names in braces that mean something else in a template.
 _RESERVED_FIELDS = {"mask", "sep", "bos", "soft"}
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
@@ -103,7 +104,8 @@ class ColumnRoles:
         gaps: those of the columns that have no value in some rows, which are left out.
         notes: for the user, a sentence each.
         max_new_tokens: enough for nearly all texts to be written.
-        kind: of the task: to choose labels, to predict numbers, to write text, or to tag words.
+        kind: of the task: to choose labels, to predict numbers, to write text, to tag words, or to
+            answer by a part of a text, which then is the second of ``texts``.
         multi_label: whether a row has any number of labels.
         scheme: of tags; None without any.
     """
@@ -140,6 +142,14 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
     """
     if tagged := find_tag_columns(table):
         return _describe_tags(table, *tagged)
+    questions = find_question_columns(table, source)
+    if questions is not None:
+        return _describe_questions(table, source, questions)
+    return _guess_labels(table, source)
+
+
+def _guess_labels(table: Table, source: str) -> ColumnRoles:
+    """The roles where a row has a label, labels, numbers, or a text to be written."""
     text_columns = list_text_columns(table)
     distinct = _count_values(table, [*text_columns, *_list_whole_numbers(table)])
     fields = [name for name in text_columns if _can_be_field(name)]
@@ -234,6 +244,32 @@ def _describe_special(table: Table, source: str, target: str, kind: RoleKind) ->
         notes=(note, *gap_notes, *_describe_unused(unused)),
         kind=kind,
         multi_label=kind == "classify",
+    )
+
+
+def _describe_questions(table: Table, source: str, found: QuestionColumns) -> ColumnRoles:
+    """The roles where answers are parts of a text."""
+    texts = (found.question, found.context)
+    gaps, gap_notes = _find_gaps(table, [*texts, found.answers])
+    table = drop_gaps(table, gaps, where=source)
+    names = [name for name in ("title", found.context) if name in table.column_names]
+    distinct = _count_values(table, names)
+    group = next((n for n in names if _MIN_GROUPS <= distinct[n] <= 0.8 * len(table)), None)
+    unused = tuple(n for n in table.column_names if n not in {*texts, found.answers, group})
+    note = (
+        f"column {found.answers!r} has answers that are parts of {found.context!r}, so kind = "
+        f'"extract"; {found.unanswerable:,} of {len(table):,} questions have none'
+    )
+    return ColumnRoles(
+        found.answers,
+        (),
+        texts,
+        group,
+        len(table),
+        unused,
+        gaps=gaps,
+        notes=(note, *gap_notes, *_describe_unused(unused)),
+        kind="extract",
     )
 
 

@@ -36,7 +36,12 @@ _METRICS = {
     ("regress", False): "pearson, spearman, r2",
     ("generate", False): "exact_match, chrf, rougeL",
     ("tag", False): "span_f1, span_macro_f1, tag_accuracy",
+    ("extract", False): "f1, exact_match",
 }
+
+
+# What becomes of longer rows, and of longer contexts.
+_BEYOND = ("text beyond is cut", "longer contexts are divided into windows")
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,8 @@ def draft_recipe(
         data: the training data: a file, or a data set as a recipe names it.
         backbone: Hub id, folder, .gguf file or ``builtin:`` name. One that cannot be loaded is
             assumed to be a causal language model, which a note says. None: SmolLM2-135M, or for an
-            automatic recipe with labels, and for tags, MiniLM, which is an eighth of its size.
+            automatic recipe with labels, and for tags and answers that are parts of a text, MiniLM,
+            which is an eighth of its size.
         directory: in which the recipe will be saved; files are named relative to it.
         text_format: how the files of text are written, which the recipe gets too.
         automatic: whether the recipe is that of ``softprompt fit``: prefixes in every layer, with
@@ -140,8 +146,7 @@ def draft_recipe(
         table, source, columns=columns, text_format=text_format, automatic=automatic
     )
     if backbone is None:
-        sees_both_sides = columns.kind == "tag" or (automatic and columns.has_head)
-        backbone = ENCODER if sees_both_sides else DEFAULT_BACKBONE
+        backbone = _choose_backbone(columns, automatic=automatic)
     info, backbone_notes = _inspect_backbone(folder, backbone)
     _check_backbone(info.kind, backbone, columns)
     notes = [*held_out.notes, *columns.notes, *backbone_notes]
@@ -180,6 +185,12 @@ def _check_backbone(kind: Architecture, name: str, columns: ColumnRoles) -> None
             "Choose an encoder by --backbone."
         )
         raise DataError(msg)
+
+
+def _choose_backbone(columns: ColumnRoles, *, automatic: bool) -> str:
+    """An encoder where a head is trained without being asked for, and for parts of a text."""
+    sees_both_sides = columns.kind in {"tag", "extract"} or (automatic and columns.has_head)
+    return ENCODER if sees_both_sides else DEFAULT_BACKBONE
 
 
 def _make_relative(folder: Path, source: str) -> str:
@@ -235,7 +246,7 @@ def _write_recipe(
         _format_key("train", source, "files are named relative to this one"),
         *_write_text_format(text_format),
         *_write_splits(columns, held_out, others),
-        _format_key("max_length", 512, "tokens of a row; text beyond is cut"),
+        _format_key("max_length", 512, f"tokens of a row; {_BEYOND[columns.kind == 'extract']}"),
         "\n[task]",
         *(
             _write_automatic(columns, backbone, words, validates=held_out.validates)
@@ -292,8 +303,7 @@ def _write_automatic(
     else:
         yield _format_key("epochs", 20, "how often every row is seen")
     yield _format_key("batch_size", 32, "rows of one step")
-    can_stand_in = columns.has_head and columns.kind != "tag"
-    if can_stand_in and backbone.kind != "encoder-decoder":
+    if columns.kind in {"classify", "regress"} and backbone.kind != "encoder-decoder":
         yield _format_key("keep_plain_head", True, "where no prompt is better")  # noqa: FBT003  # a value
 
 
@@ -311,6 +321,9 @@ def draft_template(columns: ColumnRoles, backbone: BackboneInfo) -> str:
         case "encoder":
             return "{soft:10}" + "{sep}".join(f"{{{name}}}" for name in columns.texts)
         case "causal" | "encoder-decoder":
+            if columns.kind == "extract":
+                question, context = columns.texts
+                return f"{{soft:10}}Question: {{{question}}}\nText: {{{context}}}\nAnswer:"
             lines = [f"{_make_title(name, 'Text')}: {{{name}}}" for name in columns.texts]
             return "\n".join([*lines, f"{_make_title(columns.label, 'Label')}:{{soft:10}}"])
         case _:
@@ -354,6 +367,7 @@ def _write_task(
         "regress": "predict numbers",
         "generate": "write text",
         "tag": "a tag for each word",
+        "extract": "answer by a part of a text",
     }
     yield _format_key("kind", columns.kind, comments[columns.kind])
     yield _format_key("template", template, "{soft:N} are the trained tokens")
@@ -376,6 +390,11 @@ def _write_task(
             yield _format_key("scheme", columns.scheme, "how tags say where spans begin and end")
             yield _format_key("head", "linear", "a trained layer on each word's hidden state")
             yield "# aggregation = 'first'  # or average, max, simple: of words of several tokens"
+        case "extract":
+            yield _format_key("context_column", columns.texts[1], "the text that has the answer")
+            yield _format_key("target_column", columns.label, "the answers, with their places")
+            yield _format_key("null_threshold", "auto", "validation rows choose it")
+            yield _format_key("head", "linear", "a trained layer on the tokens of the context")
         case _:
             assert_never(columns.kind)
 
@@ -424,9 +443,10 @@ def _write_init(columns: ColumnRoles, *, has_label_words: bool) -> str:
         return _add_comment('init = { from = "labels" }', "the soft tokens start as label words")
     text = f"Classify the {' and the '.join(columns.texts)} by {columns.label}."
     if columns.kind != "classify":
-        verbs = {"generate": "Write", "tag": "Find"}
-        verb = verbs.get(columns.kind, "Estimate")
-        text = f"{verb} the {columns.label} of the {' and the '.join(columns.texts)}."
+        verbs = {"generate": "Write", "regress": "Estimate", "extract": "Find", "tag": "Find"}
+        text = (
+            f"{verbs[columns.kind]} the {columns.label} of the {' and the '.join(columns.texts)}."
+        )
     value = tomli_w.dumps({"text": text}).strip()
     return _add_comment(f'init = {{ from = "text", {value} }}', "the soft tokens start as this")
 

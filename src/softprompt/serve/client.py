@@ -13,12 +13,14 @@ import msgspec
 
 from softprompt.serve.faults import STATUS, FaultKind, ServingError
 from softprompt.tasks import (
+    AnswerPrediction,
     LabelSetPrediction,
     NumberPrediction,
     Prediction,
     TaggedSpan,
     TagPrediction,
 )
+from softprompt.tasks.answer_spans import AnswerSpan
 
 _RETRIED = (429, 503)
 _MAX_WAIT = 30.0
@@ -137,6 +139,16 @@ def _read_prediction(label: str, one: Mapping[str, Any]) -> Prediction:
                 words=tuple(map(str, words)),
                 spans=tuple(TaggedSpan(**span) for span in spans),
                 scores=tuple(map(float, scores)),
+            )
+        case {"candidates": [*candidates], "null_score": null_score}:
+            return AnswerPrediction(
+                label,
+                shares,
+                start=one["start"],
+                end=one["end"],
+                score=one["score"],
+                null_score=float(null_score),
+                candidates=tuple(AnswerSpan(**candidate) for candidate in candidates),
             )
         case _:
             return Prediction(label, shares, abstained=abstained)

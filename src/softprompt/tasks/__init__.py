@@ -8,7 +8,16 @@ if TYPE_CHECKING:
     from softprompt.tasks.base import Example, Task
     from softprompt.tasks.binding import LengthBudget, build_task, make_objective
     from softprompt.tasks.classification import Classifier
-    from softprompt.tasks.config import TASKS, Classify, Generate, Regress, Tag, TaskSettings
+    from softprompt.tasks.config import (
+        TASKS,
+        Classify,
+        Extract,
+        Generate,
+        Regress,
+        Tag,
+        TaskSettings,
+    )
+    from softprompt.tasks.extraction import AnswerPrediction
     from softprompt.tasks.label_sets import LabelSetPrediction
     from softprompt.tasks.objectives import Objective, Prediction, Scores, SummedLoss
     from softprompt.tasks.regression import NumberPrediction
@@ -16,9 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TASKS",
+    "AnswerPrediction",
     "Classifier",
     "Classify",
     "Example",
+    "Extract",
     "Generate",
     "LabelSetPrediction",
     "LengthBudget",
@@ -46,11 +57,13 @@ __getattr__, __dir__ = gather_lazily(
         "softprompt.tasks.config": (
             "TASKS",
             "Classify",
+            "Extract",
             "Generate",
             "Regress",
             "Tag",
             "TaskSettings",
         ),
+        "softprompt.tasks.extraction": ("AnswerPrediction",),
         "softprompt.tasks.label_sets": ("LabelSetPrediction",),
         "softprompt.tasks.objectives": ("Objective", "Prediction", "Scores", "SummedLoss"),
         "softprompt.tasks.regression": ("NumberPrediction",),

@@ -64,6 +64,8 @@ def gather_positions(
     return states[rows, columns]
 
 
+# The most positions of a pass without a gradient.
+_MOST_POSITIONS = 1 << 17
 # Fewer rows are one batch, within which their common prefix is run once anyway.
 _MIN_ROWS_TO_SHARE = 33
 
@@ -80,6 +82,8 @@ class Example:
         own_columns: the soft tokens of the prompt that were made of this row, first and last plus
             one, which are hidden from it in training; None if there are none.
         words: whose states are read, of a task that tags them; None for other tasks.
+        text: of the field that a prediction is a part of; empty for most tasks.
+        characters: the range in that text of each of its tokens that is read; empty for most tasks.
     """
 
     variants: tuple[RenderedRow, ...]
@@ -87,6 +91,8 @@ class Example:
     target: TargetValue | None
     own_columns: tuple[int, int] | None = None
     words: WordStates | None = None
+    text: str = ""
+    characters: tuple[tuple[int, int], ...] = ()
 
     @property
     def length(self) -> int:
@@ -364,11 +370,22 @@ class ReadoutTask(Task):
             rows: for each row the index of its prompt; None with a single prompt.
         """
         counts = torch.tensor([len(example.variants) for example in examples])
-        states = self.compute_states_at(
-            [variant for example in examples for variant in example.variants],
-            positions=[positions for e in examples for positions in e.read_positions],
-            prompts=prompts,
-            prompt_index=None if rows is None else rows.repeat_interleave(counts.to(rows.device)),
+        variants = [variant for example in examples for variant in example.variants]
+        positions = [at for example in examples for at in example.read_positions]
+        index = None if rows is None else rows.repeat_interleave(counts.to(rows.device))
+        # A long text has many windows. The gradient needs those of a row in one graph anyway.
+        longest = max(example.length for example in examples)
+        size = len(variants) if torch.is_grad_enabled() else max(1, _MOST_POSITIONS // longest)
+        states = torch.cat(
+            [
+                self.compute_states_at(
+                    variants[begin : begin + size],
+                    positions=positions[begin : begin + size],
+                    prompts=prompts,
+                    prompt_index=None if index is None else index[begin : begin + size],
+                )
+                for begin in range(0, len(variants), size)
+            ]
         )
         return list(states.split([sum(map(len, e.read_positions)) for e in examples]))
 

@@ -22,6 +22,7 @@ from softprompt.tasks.classification import (
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.config import (
     Classify,
+    Extract,
     Generate,
     Regress,
     Tag,
@@ -32,6 +33,13 @@ from softprompt.tasks.config import (
     list_answer_settings,
     list_flexible_columns,
 )
+from softprompt.tasks.extraction import (
+    DEFAULT_NULL_THRESHOLD,
+    NEVER,
+    SPAN_OUTPUTS,
+    ContextAnswers,
+)
+from softprompt.tasks.extractor import Extractor, check_order
 from softprompt.tasks.generation import TextGenerator
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.label_sets import DEFAULT_THRESHOLD, LabelSets
@@ -44,6 +52,8 @@ from softprompt.tasks.tagger import Tagger, mark_context
 from softprompt.tasks.verbalizer import LabelWords, tokenize_verbalizer
 
 _UNLIMITED = 1 << 20
+# The tokens that adjacent windows share, as in the code of Devlin et al. 2019 for SQuAD.
+_STRIDE = 128
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,13 @@ def make_objective(settings: TaskSettings, labels: Sequence[str]) -> Objective:
                 aggregation=settings.aggregation,
                 is_constrained=settings.constrained_decoding,
             )
+        case Extract(null_threshold=threshold):
+            value = DEFAULT_NULL_THRESHOLD if threshold == "auto" else threshold
+            return ContextAnswers(
+                None if value == NEVER else float(value),
+                n_best=settings.n_best,
+                max_answer_tokens=settings.max_answer_tokens,
+            )
         case _:
             assert_never(settings)
 
@@ -162,6 +179,8 @@ def describe_objective(objective: Objective) -> dict[str, Any]:
             return {"mean": [*numbers.mean], "scale": [*numbers.scale]}
         case TagSequences():
             return {"scheme": objective.source}
+        case ContextAnswers(null_threshold=threshold):
+            return {"null_threshold": NEVER if threshold is None else threshold}
         case _:
             return {}
 
@@ -298,6 +317,8 @@ class _TaskBuilder:
             return self.build_generator(settings, labels)
         if isinstance(settings, Tag):
             return self.build_tagger(settings, labels, seed=seed)
+        if isinstance(settings, Extract):
+            return self.build_extractor(settings, seed=seed)
         if has_trained_head(settings):
             return self.build_head_classifier(settings, labels, seed=seed)
         return self.build_verbalizer(settings)
@@ -346,6 +367,22 @@ class _TaskBuilder:
             renderer=renderer,
             settings=settings,
             columns=columns,
+        )
+
+    def build_extractor(self, settings: Extract, *, seed: int) -> Extractor:
+        """A head on the tokens of a context."""
+        objective = make_objective(settings, ())
+        assert isinstance(objective, ContextAnswers)  # noqa: S101  # that of the settings
+        renderer, field = self.make_renderer(), settings.context_column
+        windows = make_window_renderer(renderer, field=field, stride=0)
+        stride = min(_STRIDE, windows.least // 4) if settings.stride is None else settings.stride
+        width = self.backbone.geometry.hidden_size
+        return Extractor(
+            self.backbone,
+            ClassifierHead(width, SPAN_OUTPUTS, kind=settings.head, seed=seed),
+            objective=objective,
+            windows=make_window_renderer(renderer, field=field, stride=stride),
+            target_column=settings.target_column,
         )
 
     def build_verbalizer(
@@ -455,6 +492,14 @@ def _check_compatibility(settings: TaskSettings, backbone: Backbone, template: T
                 "causal or encoder-decoder backbone."
             )
             raise TemplateError(msg)
+        case Extract() if architecture == "encoder-decoder":
+            msg = (
+                f"{family} answers in words, so it has no head on the tokens of a context. Use "
+                "task kind 'generate' for the answer's text, or an encoder or a causal backbone."
+            )
+            raise TemplateError(msg)
+        case Extract() if architecture == "causal":
+            check_order(template, settings.context_column, family=family)
         case Classify() | Regress() if not has_trained_head(settings) and architecture == "encoder":
             if template.masks != 1:
                 key = "verbalizer" if isinstance(settings, Classify) else "words"

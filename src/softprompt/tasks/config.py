@@ -19,7 +19,8 @@ LabelWeight: TypeAlias = Annotated[float, Field(gt=0)]
 Smoothing: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Temperature: TypeAlias = Annotated[float, Field(gt=0)]
-Stride: TypeAlias = Annotated[int, Field(ge=0)]
+Number: TypeAlias = Annotated[int, Field(ge=1)]
+Overlap: TypeAlias = Annotated[int, Field(ge=0)]
 
 
 class StrictModel(BaseModel):
@@ -233,16 +234,57 @@ class Tag:
     head: HeadKind = "linear"
     aggregation: PieceAggregation = "first"
     constrained_decoding: bool = True
-    stride: Stride | None = None
+    stride: Overlap | None = None
+
+
+@dataclass(frozen=True)
+class Extract:
+    """Answer questions by a part of a text, their context, or say that it has no answer.
+
+    Args:
+        template: what a row looks like, with the context once. On a causal backbone the question
+            comes before it, and something after it. None: the question, then the context.
+        context_column: the column of the text that answers are parts of. If it is too long for the
+            backbone, it is divided into windows.
+        target_column: the column of the answers, as SQuAD has them: ``{"text": ["Rome"],
+            "answer_start": [17]}``, with empty lists for a question without an answer. Training
+            reads the first, the metrics all.
+        stride: the tokens of the context that adjacent windows share. None: 128, or a quarter of a
+            window where that is less.
+        max_answer_tokens: the most tokens of an answer.
+        n_best: the most candidates of a prediction.
+        null_threshold: a question has no answer if the score of that exceeds the score of the best
+            part of the context by more than this. ``auto``: chosen on validation rows, where F1 is
+            highest; 0 without such rows; ``never`` if all training rows have an answer. ``never``:
+            each question has an answer.
+        head: of two outputs for each token of the context, how likely it begins and ends the
+            answer; the kinds are those of `Classify`.
+
+    Examples:
+        >>> task = Extract("{question}{sep}{context}", max_answer_tokens=20)
+        >>> task.null_threshold
+        'auto'
+    """
+
+    kind: ClassVar = "extract"
+
+    template: str | None = None
+    context_column: str = "context"
+    target_column: str = "answers"
+    stride: Overlap | None = None
+    max_answer_tokens: Number = 30
+    n_best: Number = 5
+    null_threshold: float | Literal["auto", "never"] = "auto"
+    head: HeadKind = "linear"
 
 
 def _list_words(words: Mapping[str, str | Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
     return {k: (v,) if isinstance(v, str) else tuple(v) for k, v in (words or {}).items()}
 
 
-TaskSettings = Classify | Generate | Regress | Tag
-TASKS: dict[str, type[Classify] | type[Generate] | type[Regress] | type[Tag]] = {
-    t.kind: t for t in (Classify, Generate, Regress, Tag)
+TaskSettings = Classify | Generate | Regress | Tag | Extract
+TASKS: dict[str, type[Classify] | type[Generate] | type[Regress] | type[Tag] | type[Extract]] = {
+    t.kind: t for t in (Classify, Generate, Regress, Tag, Extract)
 }
 
 
@@ -262,7 +304,7 @@ def list_flexible_columns(settings: TaskSettings) -> tuple[str, ...]:
         settings: of the task.
     """
     match settings:
-        case Classify(multi_label=True) | Regress():
+        case Classify(multi_label=True) | Regress() | Extract():
             return (get_target_column(settings),)
         case Tag():
             return (settings.words_column, settings.target_column)
@@ -283,6 +325,8 @@ def list_answer_settings(settings: TaskSettings) -> tuple[str, ...]:
             return ("abstain_below", "temperature")
         case Tag():
             return ("aggregation", "constrained_decoding")
+        case Extract():
+            return ("null_threshold", "n_best", "max_answer_tokens")
         case _:
             return ()
 
@@ -294,7 +338,7 @@ def has_trained_head(settings: TaskSettings) -> bool:
         settings: of the task.
     """
     match settings:
-        case Classify(verbalizer=None) | Regress(words=None) | Tag():
+        case Classify(verbalizer=None) | Regress(words=None) | Tag() | Extract():
             return True
         case _:
             return False

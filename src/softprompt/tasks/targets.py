@@ -9,12 +9,14 @@ from softprompt.errors import DataError, format_unknown
 from softprompt.tasks.base import Task
 from softprompt.tasks.config import (
     Classify,
+    Extract,
     Generate,
     Regress,
     Tag,
     TaskSettings,
     get_target_column,
 )
+from softprompt.tasks.extraction import read_context_answers
 from softprompt.tasks.label_sets import parse_label_set
 from softprompt.tasks.regression import parse_numbers
 from softprompt.tasks.tag_cells import (
@@ -40,7 +42,7 @@ def has_few_targets(settings: TaskSettings) -> bool:
             return not settings.multi_label
         case Generate():
             return settings.choices is not None
-        case Regress() | Tag():
+        case Regress() | Tag() | Extract():
             return False
         case _:
             assert_never(settings)
@@ -114,7 +116,7 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
             return collect_labels(table, settings.target_column)
         case Generate(choices=choices):
             return tuple(choices or ())
-        case Regress():
+        case Regress() | Extract():
             return ()
         case Tag():
             return find_tags(settings, table)
@@ -228,6 +230,8 @@ def check_targets(
             _check_numbers(table, settings, split=split)
         case Tag():
             check_tag_rows(table, settings, split=split)
+        case Extract():
+            _check_answers(table, settings, split=split)
         case _:
             assert_never(settings)
 
@@ -252,6 +256,21 @@ def _check_numbers(table: Table, settings: Regress, *, split: str) -> None:
                 f"column {column!r}, but others have {count}. Give each row as many numbers."
             )
             raise DataError(msg)
+
+
+def _check_answers(table: Table, settings: Extract, *, split: str) -> None:
+    names = (settings.context_column, settings.target_column)
+    check_names(names, table.column_names, where=f"the {split} data")
+    contexts = read_truth(table, settings.context_column)
+    for index, text in enumerate(read_truth(table, settings.target_column)):
+        where = f"row {index} (counted from 0) of the {split} data"
+        try:
+            read_context_answers(text, contexts[index], where=where)
+        except DataError as error:
+            if where in str(error):
+                raise
+            msg = f"{where}, column {settings.target_column!r}: {error}"
+            raise DataError(msg) from error
 
 
 def read_numbers(table: Table, column: str) -> list[tuple[float, ...]]:

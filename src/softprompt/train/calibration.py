@@ -1,7 +1,8 @@
 """After the training: what validation rows decide about probabilities.
 
 A temperature divides the scores of labels so that probabilities are the shares of right answers;
-thresholds choose among any number of labels. Neither moves the prompt, and test rows see neither.
+thresholds choose among any number of labels, and questions that get no answer. None of them moves
+the prompt, and test rows see none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,24 @@ from numpy.typing import NDArray
 from softprompt.data.few_rows import count_rows
 from softprompt.inference.loops import EvaluatedRows, stack_probabilities
 from softprompt.inference.model import attach
-from softprompt.tasks import Classifier, Classify, Objective, Prediction, TaskSettings
+from softprompt.tasks import (
+    AnswerPrediction,
+    Classifier,
+    Classify,
+    Extract,
+    Objective,
+    Prediction,
+    TaskSettings,
+)
+from softprompt.tasks.extraction import (
+    DEFAULT_NULL_THRESHOLD,
+    ContextAnswers,
+    list_answer_texts,
+)
+from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.label_sets import DEFAULT_THRESHOLD, LabelSets
 from softprompt.tasks.objectives import SingleLabel
+from softprompt.tasks.squad_scores import choose_null_threshold
 from softprompt.train.events import Callback, PhaseStarted
 from softprompt.train.results import make_run_artifact
 from softprompt.train.setup import RunSetup
@@ -73,8 +89,9 @@ def calibrate_task(
         no validation rows.
     """
     rows, task = prepared.rows.get("validation"), prepared.task
-    is_open = has_open_answers(prepared.recipe.task_settings)
-    if rows is None or not isinstance(task, Classifier) or not is_open:
+    if rows is None or not isinstance(task, Classifier | Extractor):
+        return prepared
+    if not has_open_answers(prepared.recipe.task_settings, task.objective):
         return prepared
     count = count_rows(len(rows.examples))
     notify(callbacks, PhaseStarted("calibrating", count, len(rows.examples), trainer.step))
@@ -91,8 +108,8 @@ def calibrate_task(
 
 
 def calibrate_by_rows(
-    task: Classifier, parts: Sequence[EvaluatedRows]
-) -> tuple[Classifier, Calibration]:
+    task: Classifier | Extractor, parts: Sequence[EvaluatedRows]
+) -> tuple[Classifier | Extractor, Calibration]:
     """The task with what evaluated rows decide, and a record of it.
 
     Args:
@@ -105,17 +122,20 @@ def calibrate_by_rows(
     return task.with_objective(objective), calibration
 
 
-def has_open_answers(settings: TaskSettings) -> bool:
+def has_open_answers(settings: TaskSettings, objective: Objective) -> bool:
     """Whether validation rows decide how answers are read.
 
     Args:
         settings: of the task.
+        objective: with what training rows decided.
     """
     match settings:
         case Classify(multi_label=True, thresholds="auto"):
             return True
         case Classify(multi_label=False, temperature="auto"):
             return True
+        case Extract(null_threshold="auto"):
+            return isinstance(objective, ContextAnswers) and objective.null_threshold is not None
         case _:
             return False
 
@@ -123,7 +143,7 @@ def has_open_answers(settings: TaskSettings) -> bool:
 def calibrate(
     objective: Objective, truth: Sequence[str], *, predictions: Sequence[Prediction]
 ) -> tuple[Any, Calibration]:
-    """Choose the temperature of labels, or the thresholds of sets of labels.
+    """Choose the temperature of labels, or the thresholds of sets of labels or of no answer.
 
     Args:
         objective: at a temperature of 1, or with any thresholds.
@@ -133,15 +153,16 @@ def calibrate(
     Returns:
         The objective with what was chosen, and a record of it.
     """
-    probabilities = stack_probabilities(predictions, objective.labels)
     match objective:
         case SingleLabel():
+            probabilities = stack_probabilities(predictions, objective.labels)
             targets = [objective.read_target(text) for text in truth]
             temperature = fit_temperature(probabilities, targets)
             found: Any = replace(objective, temperature=temperature)
             chosen: dict[str, Any] = {"temperature": temperature}
             again = [_with_temperature(row, objective.labels, temperature) for row in probabilities]
         case LabelSets(labels):
+            probabilities = stack_probabilities(predictions, labels)
             marks = np.zeros(probabilities.shape, dtype=bool)
             for row, text in enumerate(truth):
                 marks[row, [*objective.read_target(text)]] = True
@@ -149,6 +170,12 @@ def calibrate(
             found = replace(objective, thresholds=thresholds)
             chosen = {"thresholds": dict(zip(labels, thresholds, strict=True))}
             again = [found.average([prediction]) for prediction in predictions]
+        case ContextAnswers():
+            answers = [found for found in predictions if isinstance(found, AnswerPrediction)]
+            threshold = fit_null_threshold(answers, [list_answer_texts(text) for text in truth])
+            found = replace(objective, null_threshold=threshold)
+            chosen = {"null_threshold": threshold}
+            again = [found.choose(one.candidates, one.null_score) for one in answers]
         case _:
             return objective, Calibration(len(truth))
     before, after = (objective.score(truth, each).metrics for each in (predictions, again))
@@ -163,6 +190,33 @@ def _with_temperature(
     shares /= shares.sum()
     probabilities = dict(zip(labels, shares.tolist(), strict=True))
     return Prediction(max(probabilities, key=probabilities.__getitem__), probabilities)
+
+
+def fit_null_threshold(
+    predictions: Sequence[AnswerPrediction], references: Sequence[Sequence[str]]
+) -> float:
+    """The threshold of no answer with the highest mean F1, as SQuAD's script for 2.0 chooses it.
+
+    It lies halfway between the differences of two rows, so that rounding does not move a row over
+    it. Of equally good ones the lowest is taken.
+
+    Args:
+        predictions: for the rows.
+        references: the right answers of each row; none if it has no answer.
+    """
+    pairs = zip(predictions, references, strict=True)
+    # A context without tokens has no answer whatever the threshold.
+    triples = [
+        (one.null_score - one.score, one.candidates[0].text, texts)
+        for one, texts in pairs
+        if one.score is not None
+    ]
+    if not triples:
+        return DEFAULT_NULL_THRESHOLD
+    differences, texts, wanted = (list(column) for column in zip(*triples, strict=True))
+    threshold = choose_null_threshold(differences, texts, references=wanted).value
+    higher = [difference for difference in differences if difference > threshold]
+    return (threshold + min(higher)) / 2 if higher else threshold + 1.0
 
 
 def fit_temperature(probabilities: NDArray[np.float64], targets: Sequence[int]) -> float:

@@ -34,6 +34,8 @@ from softprompt.recipe import Recipe
 from softprompt.tasks import Example, LengthBudget, Objective, Task, TaskSettings
 from softprompt.tasks.base import WholeRowTask
 from softprompt.tasks.config import get_target_column
+from softprompt.tasks.extraction import ContextAnswers
+from softprompt.tasks.extractor import count_answer_tokens
 from softprompt.tasks.objectives import TargetValue
 from softprompt.tasks.targets import has_few_targets, read_task_targets
 
@@ -126,6 +128,7 @@ def list_row_warnings(
         *describe_splits(tables, fields),
         *_describe_absent(rows, objective),
         *_describe_truncated(rows),
+        *_describe_long_answers(rows, objective),
     )
 
 
@@ -163,6 +166,23 @@ def _describe_unknown(
             f"training row has ({', '.join(map(repr, unknown[:_MAX_LISTED_LABELS]))}): they count "
             "as errors, and have no part in the loss. Give training rows with these tags."
         )
+
+
+def _describe_long_answers(rows: Mapping[str, RenderedRows], objective: Objective) -> Iterator[str]:
+    """Describe parts of a text that are longer than any that is predicted."""
+    if not isinstance(objective, ContextAnswers):
+        return
+    most = objective.max_answer_tokens
+    for name, part in rows.items():
+        lengths = [count_answer_tokens(example) for example in part.examples]
+        longer = [index for index, length in enumerate(lengths) if length > most]
+        if longer:
+            count = "1 answer" if len(longer) == 1 else f"{len(longer):,} answers"
+            yield (
+                f"{count} of the {name} data, the first in row {longer[0]} (counted from 0), can "
+                f"never be predicted whole: task.max_answer_tokens is {most}, and the longest has "
+                f"{max(lengths)}"
+            )
 
 
 def _describe_truncated(rows: Mapping[str, RenderedRows]) -> Iterator[str]:
@@ -278,7 +298,9 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
 
     Of each example: the number of its variants; of each variant, whether it is truncated and four
     lists; the form of the target, and the target; the words, if a task reads them. A list is its
-    length and its values; a number of a regression is the two halves of its 64 bits.
+    length and its values; a number of a regression is the two halves of its 64 bits. Last the text
+    that a prediction is a part of, as the number of its bytes and these in groups of four, and the
+    characters of its tokens.
     """
     numbers = array("i")  # of 32 bits each; a list of as many integers takes several times that
     tails: dict[tuple[tuple[int, ...], ...], array[int]] = {}
@@ -293,6 +315,9 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
             numbers.extend(tails[lists])
         numbers.extend(_pack_target(example.target))
         numbers.extend(_pack_words(example.words))
+        numbers.extend(_pack_text(example.text))
+        numbers.append(2 * len(example.characters))
+        numbers.extend(chain.from_iterable(example.characters))
     return torch.from_numpy(np.array(numbers, dtype=np.int32))[:, None]
 
 
@@ -304,6 +329,17 @@ def _pack_target(target: TargetValue | None) -> Sequence[int]:
         halves = np.array(target, dtype=np.float64).view(np.int32).tolist()
         return (_NUMBERS, len(halves), *halves)
     return (_INDICES, len(target), *map(int, target))
+
+
+def _pack_text(text: str) -> Sequence[int]:
+    """The number of its bytes, and the list of these in groups of four."""
+    content = text.encode()
+    groups = np.frombuffer(content + b"\0" * (-len(content) % 4), dtype=np.int32).tolist()
+    return (len(content), len(groups), *groups)
+
+
+def _unpack_text(length: int, groups: tuple[int, ...]) -> str:
+    return np.array(groups, dtype=np.int32).tobytes()[:length].decode()
 
 
 def _unpack_target(form: int, values: tuple[int, ...]) -> TargetValue:
@@ -355,9 +391,16 @@ def unpack_examples(packed: Int[Tensor, "S 1"]) -> list[Example]:
             truncated = bool(next(stream))
             variants.append(RenderedRow(take(), take(), take(), truncated))
             positions.append(take())
-        target = _unpack_target(next(stream), take())
-        words = _unpack_words(next(stream), take)
-        return Example(tuple(variants), tuple(positions), target, words=words)
+        target, words = _unpack_target(next(stream), take()), _unpack_words(next(stream), take)
+        text, ends = _unpack_text(next(stream), take()), iter(take())
+        return Example(
+            tuple(variants),
+            tuple(positions),
+            target,
+            words=words,
+            text=text,
+            characters=tuple(zip(ends, ends, strict=True)),
+        )
 
     with pause_garbage_collection():
         return [unpack(count) for count in stream]

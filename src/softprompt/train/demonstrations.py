@@ -315,7 +315,7 @@ def _render_distinct(
             return
         fields = table[row]
         (rendered,) = [renderer.render(fields) for renderer in task.renderers]
-        example = task.complete_example(fields, [rendered])
+        example = task.make_example(fields)
         key = make_row_key(example)
         if key not in seen:
             seen.add(key)

@@ -19,6 +19,7 @@ from softprompt.methods.initializers import FromRandom
 from softprompt.recipe import Recipe
 from softprompt.tasks import Classifier, Classify, Regress, Task, make_objective
 from softprompt.tasks.base import HeadTask
+from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.train.accelerator import make_accelerator, use_gradient_checkpointing
 from softprompt.train.calibration import calibrate_by_rows, has_open_answers
@@ -238,7 +239,9 @@ def finetune(recipe: Recipe, folder: Path, *, parts: FinetuneSetup, callback: Ca
 def _calibrate(trainer: Trainer, recipe: Recipe, rows: RenderedRows) -> Task:
     """The task with what a recipe leaves to validation rows, as a prompt has it."""
     task = trainer.task
-    if not isinstance(task, Classifier) or not has_open_answers(recipe.task_settings):
+    if not isinstance(task, Classifier | Extractor):
+        return task
+    if not has_open_answers(recipe.task_settings, task.objective):
         return task
     return calibrate_by_rows(task, trainer.evaluate_parts(None, rows))[0]
 

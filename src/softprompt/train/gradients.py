@@ -15,6 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from softprompt.errors import TrainingError
 from softprompt.prompt import KVPrefix, Prompt
 from softprompt.tasks import Example, Task
+from softprompt.tasks.objectives import FreeText
 from softprompt.train.config import ResolvedTraining
 
 # Far more processes than a run has, so that no two steps share a seed.
@@ -49,7 +50,7 @@ def accumulate_gradients(
     Returns:
         The mean loss, and the number of scored tokens.
     """
-    count = sum(_count_scored_tokens(example) for example in batch)
+    count = sum(_count_scored(example, task) for example in batch)
     total = torch.zeros((), device=accelerator.device)
     for part in _split_batch(range(len(batch)), parts, accelerator=accelerator):
         if not part and not task.backbone.sharded:
@@ -172,8 +173,10 @@ def _sum_over_processes(
     return total
 
 
-def _count_scored_tokens(example: Example) -> int:
-    return len(example.target) if isinstance(example.target, tuple) else 1
+def _count_scored(example: Example, task: Task) -> int:
+    """What the loss of a row is a sum over: its tokens, or the row itself."""
+    is_text = task.objective.loss_unit == FreeText.loss_unit
+    return len(example.target) if is_text and isinstance(example.target, tuple) else 1
 
 
 def _split_batch(

@@ -11,6 +11,7 @@ from softprompt.data import Table
 from softprompt.errors import DataError
 from softprompt.tasks import (
     Classify,
+    Extract,
     Generate,
     Objective,
     Regress,
@@ -18,6 +19,7 @@ from softprompt.tasks import (
     TaskSettings,
     make_objective,
 )
+from softprompt.tasks.extraction import NEVER, list_answer_texts
 from softprompt.tasks.label_sets import parse_label_set
 from softprompt.tasks.tag_cells import resolve_tag_scheme
 from softprompt.tasks.targets import find_labels, read_numbers, read_truth
@@ -32,6 +34,7 @@ def complete_task_settings(
     the same sum over its rows, as in scikit-learn, and where rows have any number of labels, those
     with a label the same sum as those without it. A label without rows gets 1, which nothing is
     multiplied by. The numbers of a regression get the mean and the standard deviation of the rows.
+    Questions that all have an answer are always given one.
 
     Args:
         settings: of the task.
@@ -52,6 +55,8 @@ def complete_task_settings(
             return settings if table is None else _scale_numbers(settings, table)
         case Tag():
             return settings if table is None else resolve_tag_scheme(settings, table)
+        case Extract():
+            return settings if table is None else _choose_null(settings, table)
         case _:
             assert_never(settings)
 
@@ -112,6 +117,14 @@ def _scale_numbers(settings: Regress, table: Table) -> Regress:
         )
         raise DataError(msg)
     return replace(settings, mean=chosen, scale=unit)
+
+
+def _choose_null(settings: Extract, table: Table) -> Extract:
+    """Without a question that has no answer, none is left without one."""
+    truth = read_truth(table, settings.target_column)
+    if settings.null_threshold != "auto" or not all(list_answer_texts(text) for text in truth):
+        return settings
+    return replace(settings, null_threshold=NEVER)
 
 
 def _check_names(weights: dict[str, float], labels: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """The template of a run: the recipe's or the default one, with soft tokens or with words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from softprompt.backbone.model import Backbone
@@ -11,7 +11,7 @@ from softprompt.data.template import BeginToken
 from softprompt.data.tokenizer import list_special_tokens, measure_wrapping
 from softprompt.errors import TemplateError
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Tag, TaskSettings
+from softprompt.tasks import Classify, Extract, Tag, TaskSettings
 from softprompt.tasks.config import get_target_column
 
 DEFAULT_SOFT_TOKENS = 20
@@ -35,6 +35,8 @@ def make_default_template(table: Table, settings: TaskSettings, *, kind: Archite
         return f"{{{settings.words_column}}}"
     target = get_target_column(settings)
     texts = [name for name in list_text_columns(table) if name != target]
+    if isinstance(settings, Extract):
+        return _make_question_template(settings, texts, kind=kind)
     if len(texts) not in {1, 2}:
         example = f"{{{(texts or ['text'])[0]}}}"
         msg = (
@@ -44,6 +46,23 @@ def make_default_template(table: Table, settings: TaskSettings, *, kind: Archite
         raise TemplateError(msg)
     separator = "{sep}" if kind == "encoder" else "\n"
     return separator.join(f"{{{name}}}" for name in texts)
+
+
+def _make_question_template(settings: Extract, texts: Sequence[str], *, kind: Architecture) -> str:
+    """The question, then the context; on a causal backbone, something after it."""
+    context = settings.context_column
+    others = [name for name in texts if name != context]
+    question = "question" if "question" in others else others[0] if len(others) == 1 else None
+    if question is None or context not in texts:
+        msg = (
+            f"without a template there must be the text columns {context!r} "
+            f"(task.context_column) and 'question', or one other, but there are {texts}. Write "
+            f"task.template, such as '{{question}}{{sep}}{{{context}}}'."
+        )
+        raise TemplateError(msg)
+    if kind == "encoder":
+        return f"{{{question}}}{{sep}}{{{context}}}"
+    return f"Question: {{{question}}}\nText: {{{context}}}\nAnswer:"
 
 
 def make_soft_template(recipe: Recipe, table: Table, *, kind: Architecture) -> Template:

@@ -62,5 +62,6 @@ def describe_columns(columns: "ColumnRoles") -> str:
         return f"{texts} with the labels in {columns.label!r}, any number for a row"
     if columns.kind == "tag":
         return f"the words of {texts} with the tags in {columns.label!r}"
-    verb = "predict" if columns.kind == "regress" else "write"
+    verbs = {"regress": "predict", "extract": "find"}
+    verb = verbs.get(columns.kind, "write")
     return f"{texts} to {verb} {columns.label!r}"

@@ -204,6 +204,8 @@ def _name_facts(facts: dict[str, Any]) -> dict[str, str]:
         kind = f"keys and values on {len(facts['layers'])} layers"
     elif facts["layers"]:
         kind = f"vectors among the hidden states at layer {facts['layers'][0]}"
+    from softprompt.artifact.describe import describe_no_labels
+
     revision = f", revision {backbone['revision']}" if backbone["revision"] else ""
     data = "\n".join(
         f"{name}: {split['rows']:,} rows, sha256 {split['sha256'][:16]}…"
@@ -219,7 +221,7 @@ def _name_facts(facts: dict[str, Any]) -> dict[str, str]:
         "method": _format_method(recipe),
         "task": _format_task(facts["task"], shapes),
         "template": repr(facts["template"]),
-        "labels": ", ".join(facts["labels"]) or "none (free text)",
+        "labels": ", ".join(facts["labels"]) or describe_no_labels(facts["task"]),
         "backbone": f"{backbone['name']} ({backbone['model_type']}{revision})",
         "fingerprint": backbone["fingerprint"],
         "data": data or "unknown",
@@ -235,7 +237,8 @@ def _format_task(task: dict[str, Any], shapes: dict[str, Any]) -> str:
     kind = str(task.get("kind", "unknown"))
     if not any(name.startswith("head.") for name in shapes):
         return kind
-    return f"{kind}, by a trained head that reads: {task.get('pooling', 'cls')}"
+    reads = "the tokens of the context" if kind == "extract" else task.get("pooling", "cls")
+    return f"{kind}, by a trained head that reads: {reads}"
 
 
 def _format_method(recipe: object) -> str:
