@@ -18,6 +18,7 @@ def main() -> None:
         "quality": _quality_page(),
         "speed": _speed_page(),
         "comparison": _comparison_page(),
+        "tag": _tag_page(),
         "vllm": _vllm_page(),
         "serve": serve.make_page(),
     }
@@ -203,6 +204,38 @@ def _comparison_page() -> str:
             ),
             "",
             *_comparison_table(name),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+TAGS = {"names": "Names (spans, strict F1)", "pos": "Parts of speech (accuracy over words)"}
+
+
+def _tag_page() -> str:
+    lines = [
+        "# Tags of words",
+        "",
+        (
+            "Made by `scripts/bench tag` from [the results](results); no number is typed in. The "
+            "Brown corpus, MiniLM (uncased), the same rows, steps and search for a learning rate "
+            "for all variants. *majority* is the tag that each word has most often in the training "
+            "rows, *linear-probe* a logistic regression on the frozen states. Few sentences and "
+            "one seed: a small run, which shows the order and not the last point."
+        ),
+        "",
+    ]
+    for name, title in TAGS.items():
+        if not (HERE / "tag" / "results" / f"{name}.json").is_file():
+            continue
+        result = _read(f"tag/results/{name}.json")
+        rows = ", ".join(f"{count:,} {split}" for split, count in result["rows"].items())
+        lines += [
+            f"## {title}",
+            "",
+            f"Sentences: {rows}. Recipe: [{name}.toml]({name}.toml).",
+            "",
+            result["table"],
             "",
         ]
     return "\n".join(lines)
