@@ -173,7 +173,7 @@ def explain_validation_error(
 
 def _is_key(part: str) -> bool:
     """Whether part of a path is a key, not an alternative such as ``list[str]``."""
-    is_type = part in {"str", "int"} or part.startswith("constrained-")
+    is_type = part in {"str", "int", "float"} or part.startswith("constrained-")
     return not is_type and not {*"[({"} & {*part}
 
 
