@@ -21,7 +21,7 @@ from softprompt.tasks.answer_spans import AnswerSpan
 from softprompt.tasks.squad_scores import compute_squad_metrics
 from softprompt.train import run_recipe, setup_run
 from softprompt.train.calibration import fit_null_threshold
-from softprompt.train.datasets import pack_examples, unpack_examples
+from softprompt.train.packing import pack_examples, unpack_examples
 from softprompt.train.validation import check_recipe
 from support.questions import make_questions
 from support.recipes import make_recipe_data, read_numbers

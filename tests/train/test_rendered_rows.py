@@ -9,7 +9,7 @@ from softprompt.data.disk_cache import open_user_cache
 from softprompt.data.rendering import RenderedRow
 from softprompt.tasks import Example
 from softprompt.train import datasets as module
-from softprompt.train.datasets import pack_examples, unpack_examples
+from softprompt.train.packing import pack_examples, unpack_examples
 
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
 variants = st.tuples(ids, ids, ids, st.booleans(), ids)

@@ -17,7 +17,7 @@ from softprompt.inference.loops import stack_probabilities
 from softprompt.recipe import make_recipe
 from softprompt.tasks import LabelSetPrediction, LengthBudget, NumberPrediction
 from softprompt.train import run_recipe, setup_run
-from softprompt.train.datasets import pack_examples, unpack_examples
+from softprompt.train.packing import pack_examples, unpack_examples
 from softprompt.train.validation import check_recipe
 from support.recipes import make_recipe_data, read_numbers
 from support.reviews import BAD, GOOD, make_reviews, write_rows

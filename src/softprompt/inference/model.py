@@ -55,7 +55,7 @@ from softprompt.tasks import (
     Task,
     build_task,
 )
-from softprompt.tasks.binding import change_answer_settings
+from softprompt.tasks.objective_settings import change_answer_settings
 from softprompt.tasks.targets import check_targets, has_few_targets, read_task_targets
 
 

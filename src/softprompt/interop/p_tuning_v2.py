@@ -50,20 +50,11 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
     tensors = read_tensors(path)
     family = backbone.geometry.model_type
     prefix = _read_prefix(tensors, path)
-    others = [
-        k
-        for k in tensors
-        if not k.startswith((f"{family}.", "prefix_encoder.", "classifier."))
-        and k not in _SPAN_HEAD.values()
-    ]
-    if others:
-        msg = (
-            f"{path} also holds {', '.join(sorted(others)[:3])}, which P-tuning v2 of {family} "
-            "does not have. It may be of another method, or of another backbone."
-        )
-        raise ArtifactError(msg)
-    linear = {name: tensors[foreign] for name, foreign in _HEAD.items() if foreign in tensors}
-    spans = {n: tensors[foreign] for n, foreign in _SPAN_HEAD.items() if foreign in tensors}
+    _check_names(tensors, family, path=path)
+    linear, spans = (
+        {name: tensors[foreign] for name, foreign in names.items() if foreign in tensors}
+        for names in (_HEAD, _SPAN_HEAD)
+    )
     template, head = "{text}", linear
     task: dict[str, object] | None = _TAG
     fault: BackboneError | None = None
@@ -89,6 +80,22 @@ def read_p_tuning_v2(source: Path, backbone: Backbone) -> dict[str, ForeignPromp
             fault=fault,
         )
     }
+
+
+def _check_names(tensors: Mapping[str, Tensor], family: str, *, path: Path) -> None:
+    """Check that a checkpoint has no tensors but those of this method and the backbone.
+
+    Raises:
+        ArtifactError: it has others.
+    """
+    known = (f"{family}.", "prefix_encoder.", "classifier.", *_SPAN_HEAD.values())
+    others = [name for name in tensors if not name.startswith(known)]
+    if others:
+        msg = (
+            f"{path} also holds {', '.join(sorted(others)[:3])}, which P-tuning v2 of {family} "
+            "does not have. It may be of another method, or of another backbone."
+        )
+        raise ArtifactError(msg)
 
 
 def _is_of_words(tensors: Mapping[str, Tensor], family: str) -> bool:

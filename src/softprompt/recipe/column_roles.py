@@ -12,7 +12,6 @@ from softprompt.data import Table, check_columns, collect_labels
 from softprompt.data.labels import describe_labels, join_labels
 from softprompt.data.table import (
     drop_gaps,
-    has_numbers_only,
     is_missing,
     list_text_columns,
     map_values,
@@ -20,6 +19,11 @@ from softprompt.data.table import (
 )
 from softprompt.data.tag_schemes import TagScheme
 from softprompt.errors import DataError
+from softprompt.recipe.number_columns import (
+    count_values,
+    find_number_column,
+    list_whole_numbers,
+)
 from softprompt.recipe.question_columns import QuestionColumns, find_question_columns
 from softprompt.tasks.config import Tag
 from softprompt.tasks.label_sets import parse_label_set
@@ -61,13 +65,9 @@ _SPAN_NAMES = ("answers", "spans", "entities", "annotations")
 _ANSWER_NAMES = {*_LABEL_NAMES, *_TAG_NAMES, *_CHOICE_NAMES, *_SPAN_NAMES}
 _MAX_LABELS = 50
 _MIN_GROUPS = 10
-# With fewer, numbers may be labels that are not repeated yet.
-_MIN_ROWS = 10
-_FEWEST_NUMBERS = 2
 RoleKind: TypeAlias = Literal["classify", "regress", "generate", "tag", "extract"]
 # Names in braces that mean something else in a template.
 _RESERVED_FIELDS = {"mask", "sep", "bos", "soft"}
-_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 _SETS = "several labels for a row"
 _TAGS = "a tag for each word"
 _SPANS = "spans of the text"
@@ -151,7 +151,7 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
 def _guess_labels(table: Table, source: str) -> ColumnRoles:
     """The roles where a row has a label, labels, numbers, or a text to be written."""
     text_columns = list_text_columns(table)
-    distinct = _count_values(table, [*text_columns, *_list_whole_numbers(table)])
+    distinct = count_values(table, [*text_columns, *list_whole_numbers(table)])
     fields = [name for name in text_columns if _can_be_field(name)]
     label = _guess_label(distinct, fields, rows=len(table))
     is_named = label is not None and label.strip().lower() in _LABEL_NAMES
@@ -218,7 +218,7 @@ def _describe_special(table: Table, source: str, target: str, kind: RoleKind) ->
     texts = _guess_texts(table, names, source, label=target)
     gaps, gap_notes = _find_gaps(table, [*texts, *([target] if kind == "regress" else [])])
     table = drop_gaps(table, gaps, where=source)
-    distinct = _count_values(table, [n for n in names if n not in texts])
+    distinct = count_values(table, [n for n in names if n not in texts])
     group = _guess_group(distinct, {target, *texts}, rows=len(table))
     unused = _list_unused(table, {target, *texts, group})
     if kind == "regress":
@@ -253,7 +253,7 @@ def _describe_questions(table: Table, source: str, found: QuestionColumns) -> Co
     gaps, gap_notes = _find_gaps(table, [*texts, found.answers])
     table = drop_gaps(table, gaps, where=source)
     names = [name for name in ("title", found.context) if name in table.column_names]
-    distinct = _count_values(table, names)
+    distinct = count_values(table, names)
     group = next((n for n in names if _MIN_GROUPS <= distinct[n] <= 0.8 * len(table)), None)
     unused = tuple(n for n in table.column_names if n not in {*texts, found.answers, group})
     note = (
@@ -292,17 +292,8 @@ def _find_sets(table: Table, source: str) -> tuple[str, RoleKind] | None:
 
 def _find_numbers(table: Table) -> tuple[str, RoleKind] | None:
     """The column of numbers that are too many to be labels."""
-    for name in table.column_names:
-        if _has_numbers_to_estimate(table, name) and _has_fractions_or_many(table, name):
-            return name, "regress"
-    return None
-
-
-def _has_fractions_or_many(table: Table, name: str) -> bool:
-    """Whether numbers are not whole, or hardly repeated: stars from 1 to 5 are labels."""
-    distinct = _count_values(table, [name])[name]
-    is_varied = distinct > _FEWEST_NUMBERS
-    return is_varied and (distinct > len(table) // 2 or _has_fractions(table, name))
+    name = find_number_column(table, _LABEL_NAMES)
+    return None if name is None else (name, "regress")
 
 
 def _find_gaps(table: Table, names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -352,32 +343,6 @@ def _describe_unused(unused: Sequence[str]) -> list[str]:
         return []
     noun = "column" if len(unused) == 1 else "columns"
     return [f"the recipe does not use the {noun} {', '.join(map(repr, unused))}"]
-
-
-def _count_values(table: Table, names: Sequence[str]) -> dict[str, int]:
-    """The number of different values of columns."""
-    return {n: len({value for value in table[n][:] if not is_missing(value)}) for n in names}
-
-
-def _list_whole_numbers(table: Table) -> list[str]:
-    """The columns of whole numbers, as text too, and of truth values."""
-    kinds = {name: str(table.data.schema.field(name).type) for name in table.column_names}
-    return [
-        name
-        for name, kind in kinds.items()
-        if kind.startswith(("int", "uint", "bool"))
-        or (_is_number(table, name, kind) and not _has_fractions(table, name))
-    ]
-
-
-def _is_number(table: Table, name: str, kind: str) -> bool:
-    is_text = kind in {"string", "large_string"}
-    return kind in {"float", "double"} or (is_text and has_numbers_only(table, name))
-
-
-def _has_fractions(table: Table, name: str) -> bool:
-    cells = (value for value in table[name][:] if not is_missing(value))
-    return not all(_WHOLE.fullmatch(to_text(value)) for value in cells)
 
 
 def _can_be_field(name: str) -> bool:
@@ -444,12 +409,6 @@ def _has_separated_labels(table: Table, name: str) -> bool:
     return is_divided and len(count) <= max(2, len(cells) // 2)
 
 
-def _has_numbers_to_estimate(table: Table, name: str) -> bool:
-    kind = str(table.data.schema.field(name).type)
-    is_number = kind.startswith("int") or _is_number(table, name, kind)
-    return is_number and name.strip().lower() in _LABEL_NAMES and len(table) >= _MIN_ROWS
-
-
 def _has_written_lists(table: Table, name: str) -> bool:
     """Whether all cells are texts that look like lists, some of them of several things."""
     cells = [value for value in table[name][:] if not is_missing(value)]
@@ -478,7 +437,7 @@ def _guess_texts(table: Table, names: Sequence[str], source: str, *, label: str)
     for other in others:
         pair = tuple(name for name in table.column_names if name in {first, other})
         is_similar = length[other] >= max(20, 0.4 * length[first])  # 20 characters: a sentence
-        is_varied = _count_values(table, [other])[other] > len(table) // 2
+        is_varied = count_values(table, [other])[other] > len(table) // 2
         if _is_pair(*pair) or (is_similar and is_varied):
             return pair
     return (first,)

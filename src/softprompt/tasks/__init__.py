@@ -6,7 +6,7 @@ from softprompt._lazy import gather_lazily
 
 if TYPE_CHECKING:
     from softprompt.tasks.base import Example, Task
-    from softprompt.tasks.binding import LengthBudget, build_task, make_objective
+    from softprompt.tasks.binding import LengthBudget, build_task
     from softprompt.tasks.classification import Classifier
     from softprompt.tasks.config import (
         TASKS,
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from softprompt.tasks.extraction import AnswerPrediction
     from softprompt.tasks.label_sets import LabelSetPrediction
+    from softprompt.tasks.objective_settings import make_objective
     from softprompt.tasks.objectives import Objective, Prediction, Scores, SummedLoss
     from softprompt.tasks.regression import NumberPrediction
     from softprompt.tasks.tag_sequences import TaggedSpan, TagPrediction
@@ -52,7 +53,8 @@ __getattr__, __dir__ = gather_lazily(
     __name__,
     {
         "softprompt.tasks.base": ("Example", "Task"),
-        "softprompt.tasks.binding": ("LengthBudget", "build_task", "make_objective"),
+        "softprompt.tasks.binding": ("LengthBudget", "build_task"),
+        "softprompt.tasks.objective_settings": ("make_objective",),
         "softprompt.tasks.classification": ("Classifier",),
         "softprompt.tasks.config": (
             "TASKS",

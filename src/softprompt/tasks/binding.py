@@ -1,10 +1,7 @@
 """Bind a task to a backbone: check that they fit, and choose how predictions are read."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, assert_never
-
-from pydantic import ValidationError
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from softprompt.backbone.lm_head import LMHead
 from softprompt.backbone.model import Backbone
@@ -12,7 +9,7 @@ from softprompt.data.rendering import Renderer, make_renderer
 from softprompt.data.template import Template, parse_template
 from softprompt.data.tokenizer import make_text_encoder
 from softprompt.data.windows import make_window_renderer
-from softprompt.errors import DataError, PromptError, TemplateError
+from softprompt.errors import DataError, TemplateError
 from softprompt.tasks.base import Task
 from softprompt.tasks.classification import (
     CausalVerbalizer,
@@ -27,26 +24,20 @@ from softprompt.tasks.config import (
     Regress,
     Tag,
     TaskSettings,
-    build_settings,
     get_target_column,
     has_trained_head,
-    list_answer_settings,
     list_flexible_columns,
 )
 from softprompt.tasks.extraction import (
-    DEFAULT_NULL_THRESHOLD,
-    NEVER,
     SPAN_OUTPUTS,
     ContextAnswers,
 )
 from softprompt.tasks.extractor import Extractor, check_order
 from softprompt.tasks.generation import TextGenerator
 from softprompt.tasks.heads import HeadClassifier
-from softprompt.tasks.label_sets import DEFAULT_THRESHOLD, LabelSets
-from softprompt.tasks.objectives import FreeText, Objective, ScoreObjective, SingleLabel
+from softprompt.tasks.objective_settings import make_objective
+from softprompt.tasks.objectives import ScoreObjective
 from softprompt.tasks.pooling import resolve_pooling
-from softprompt.tasks.regression import Numbers, WordNumbers, make_numbers
-from softprompt.tasks.tag_cells import get_scheme
 from softprompt.tasks.tag_sequences import TagSequences
 from softprompt.tasks.tagger import Tagger, mark_context
 from softprompt.tasks.verbalizer import LabelWords, tokenize_verbalizer
@@ -105,149 +96,6 @@ def build_task(
     task = builder.build(settings, labels, seed=seed)
     task.kind, task.flexible_columns = settings.kind, list_flexible_columns(settings)
     return task
-
-
-def make_objective(settings: TaskSettings, labels: Sequence[str]) -> Objective:
-    """What a task is asked for, apart from a backbone.
-
-    Automatic settings that only rows can decide are at their defaults.
-
-    Args:
-        settings: of the task.
-        labels: the classes, or the choices of a generator.
-
-    Raises:
-        DataError: weights or thresholds are not those of the labels.
-    """
-    match settings:
-        case Classify(multi_label=True):
-            return _make_label_sets(settings, tuple(labels))
-        case Classify():
-            weights = _match_labels(settings.class_weights, labels, key="class_weights")
-            temperature = settings.temperature
-            return SingleLabel(
-                tuple(labels),
-                weights=weights,
-                smoothing=settings.label_smoothing,
-                is_ordinal=settings.ordinal,
-                temperature=1.0 if temperature == "auto" else temperature,
-                abstain_below=settings.abstain_below,
-            )
-        case Regress():
-            mean = tuple(settings.mean or (0.0,))
-            scale = tuple(settings.scale or (1.0,) * len(mean))
-            return make_numbers(mean, scale, loss=settings.loss, words=settings.list_words())
-        case Generate():
-            return FreeText(tuple(labels))
-        case Tag():
-            source = get_scheme(settings)
-            return TagSequences(
-                tuple(labels),
-                settings.output_scheme or source,
-                source,
-                repairs=settings.repair_tags,
-                aggregation=settings.aggregation,
-                is_constrained=settings.constrained_decoding,
-            )
-        case Extract(null_threshold=threshold):
-            value = DEFAULT_NULL_THRESHOLD if threshold == "auto" else threshold
-            return ContextAnswers(
-                None if value == NEVER else float(value),
-                n_best=settings.n_best,
-                max_answer_tokens=settings.max_answer_tokens,
-            )
-        case _:
-            assert_never(settings)
-
-
-def describe_objective(objective: Objective) -> dict[str, Any]:
-    """The settings that rows have decided, as an artifact records them.
-
-    Args:
-        objective: of a task.
-    """
-    match objective:
-        case SingleLabel(labels, weights):
-            by_label = None if weights is None else dict(zip(labels, weights, strict=True))
-            return {"class_weights": by_label, "temperature": objective.temperature}
-        case LabelSets(labels, thresholds, weights):
-            by_label = None if weights is None else dict(zip(labels, weights, strict=True))
-            chosen = dict(zip(labels, thresholds, strict=True))
-            return {"class_weights": by_label, "thresholds": chosen}
-        case Numbers() | WordNumbers(numbers=Numbers()):
-            numbers = objective if isinstance(objective, Numbers) else objective.numbers
-            return {"mean": [*numbers.mean], "scale": [*numbers.scale]}
-        case TagSequences():
-            return {"scheme": objective.source}
-        case ContextAnswers(null_threshold=threshold):
-            return {"null_threshold": NEVER if threshold is None else threshold}
-        case _:
-            return {}
-
-
-def change_answer_settings(
-    settings: TaskSettings, changes: Mapping[str, Any], *, labels: Sequence[str]
-) -> dict[str, Any]:
-    """Change how the answers of a trained prompt are read.
-
-    Args:
-        settings: of its task.
-        changes: of the settings that `list_answer_settings` lists.
-        labels: of the task.
-
-    Returns:
-        The settings that are changed, as an artifact records them.
-
-    Raises:
-        PromptError: a setting cannot be changed, or its value is not possible.
-        DataError: thresholds are not those of the labels.
-    """
-    allowed = list_answer_settings(settings)
-    fixed = [name for name in changes if name not in allowed]
-    if fixed:
-        options = f"only {', '.join(allowed)} can" if allowed else "nothing can"
-        msg = f"task.{fixed[0]} is part of what was trained: of this task {options} be changed."
-        raise PromptError(msg)
-    values = {f.name: vars(settings)[f.name] for f in fields(settings)} | dict(changes)
-    try:
-        changed = build_settings(type(settings), values)
-    except ValidationError as error:
-        first, *_ = error.errors()
-        where = ".".join(str(part) for part in first["loc"] if part in values or part in changes)
-        msg = f"task.{where} is {first['input']!r}: {first['msg']}."
-        raise PromptError(msg) from error
-    return {**changes, **describe_objective(make_objective(changed, labels))}
-
-
-def _make_label_sets(settings: Classify, labels: tuple[str, ...]) -> LabelSets:
-    match settings.thresholds:
-        case "auto":
-            thresholds = (DEFAULT_THRESHOLD,) * len(labels)
-        case float() as threshold:
-            thresholds = (threshold,) * len(labels)
-        case by_label:
-            thresholds = _match_labels(by_label, labels, key="thresholds") or ()
-    weights = _match_labels(settings.class_weights, labels, key="class_weights")
-    return LabelSets(labels, thresholds, weights=weights, smoothing=settings.label_smoothing)
-
-
-def _match_labels(
-    numbers: str | Mapping[str, float] | None, labels: Sequence[str], *, key: str
-) -> tuple[float, ...] | None:
-    """The numbers in the order of the labels; None if there are none, or only rows tell them.
-
-    Raises:
-        DataError: they are not those of the labels.
-    """
-    if not isinstance(numbers, Mapping):
-        return None
-    if {*numbers} != {*labels}:
-        msg = (
-            f"task.{key} has the labels {', '.join(map(repr, numbers))}, but the task has "
-            f"{', '.join(map(repr, labels))}. Give each of these a number."
-        )
-        raise DataError(msg)
-    return tuple(numbers[label] for label in labels)
 
 
 def read_label_words(settings: Classify | Regress, backbone: Backbone) -> LabelWords:

@@ -19,9 +19,9 @@ from softprompt.data import parse_template
 from softprompt.data.few_rows import count_rows
 from softprompt.prompt import InputPrompt
 from softprompt.tasks import Classify, LengthBudget, Regress, build_task
-from softprompt.tasks.binding import describe_objective
 from softprompt.tasks.config import describe_settings
 from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.objective_settings import describe_objective
 from softprompt.tasks.objectives import ScoreObjective, SingleLabel
 from softprompt.tasks.pooling import Pooling, list_poolings
 from softprompt.tasks.regression import WordNumbers

@@ -18,9 +18,9 @@ from softprompt.inference.loops import EvaluationReport, make_report
 from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import Prompt
 from softprompt.recipe import Recipe
-from softprompt.tasks.binding import describe_objective, make_objective
 from softprompt.tasks.config import describe_settings
 from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.objective_settings import describe_objective, make_objective
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.demonstrations import describe_demonstrations
 from softprompt.train.events import Callback, PhaseStarted
