@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from softprompt.errors import DataError, TemplateError
-from softprompt.tasks import TASKS, Classify, Generate, LengthBudget, Regress, build_task
+from softprompt.tasks import TASKS, Classify, Generate, LengthBudget, Regress, Tag, build_task
 from softprompt.tasks.classification import CausalVerbalizer, MaskedVerbalizer, Seq2SeqVerbalizer
 from softprompt.tasks.generation import TextGenerator
 from softprompt.tasks.heads import HeadClassifier
@@ -170,4 +170,4 @@ def test_words_may_be_one_or_several():
 
 
 def test_the_list_of_tasks_is_by_kind():
-    assert {"classify": Classify, "generate": Generate, "regress": Regress} == TASKS
+    assert {"classify": Classify, "generate": Generate, "regress": Regress, "tag": Tag} == TASKS
