@@ -135,7 +135,7 @@ def test_a_fold_is_fitted_without_the_rows_that_validate(parts, monkeypatch):
     prepared = replace(prepared, folds=((0, 3, 6, 9), (1, 4, 7, 10), (2, 5, 8, 11)))
     seen, fit = [], module.fit_head
     monkeypatch.setattr(
-        "softprompt.train.setup.fit_head",
+        "softprompt.train.setup.fit_any_head",
         lambda task, rows, **k: seen.append(rows) or fit(task, rows, **k),
     )
     for number, held_out in enumerate(prepared.folds, start=1):
