@@ -56,6 +56,11 @@ PredictionsFile = Annotated[
     ),
 ]
 
+VoteOfMembers = Annotated[
+    Literal["majority", "mean"] | None,
+    typer.Option(help="With --ensemble: majority of labels, or mean of probabilities."),
+]
+
 
 def evaluate(
     artifact: ArtifactPath,
@@ -63,10 +68,7 @@ def evaluate(
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Evaluate several artifacts as an ensemble.")
     ] = False,
-    vote: Annotated[
-        Literal["majority", "mean"] | None,
-        typer.Option(help="With --ensemble: majority of labels, or mean of probabilities."),
-    ] = None,
+    vote: VoteOfMembers = None,
     data: Annotated[
         str | None,
         typer.Option(
