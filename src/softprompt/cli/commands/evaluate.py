@@ -56,8 +56,7 @@ PredictionsFile = Annotated[
     ),
 ]
 
-
-VoteChoice = Annotated[
+VoteOfMembers = Annotated[
     Literal["majority", "mean"] | None,
     typer.Option(help="With --ensemble: majority of labels, or mean of probabilities."),
 ]
@@ -69,7 +68,7 @@ def evaluate(
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Evaluate several artifacts as an ensemble.")
     ] = False,
-    vote: VoteChoice = None,
+    vote: VoteOfMembers = None,
     data: Annotated[
         str | None,
         typer.Option(
