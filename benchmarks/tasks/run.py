@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from derive import ROWS, write_mood, write_questions, write_topics
+from derive import write_mood, write_questions, write_topics
 
 from softprompt import compare_methods
 
@@ -43,7 +43,10 @@ def run_comparison(name: str, seeds: int) -> dict[str, Any]:
         "table": comparison.report.read_text(encoding="utf-8").strip(),
         "measure": comparison.measure,
         "variants": comparison.to_dict()["variants"],
-        "rows": ROWS,
+        "rows": {
+            split: len((FOLDER / name / f"{split}.jsonl").read_text(encoding="utf-8").splitlines())
+            for split in ("train", "validation", "test")
+        },
         "seeds": seeds,
         "commit": subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip(),
         "machine": {"threads": torch.get_num_threads(), "python": platform.python_version()},
@@ -66,6 +69,8 @@ def main() -> None:
         if args.only in (None, name):
             result = run_comparison(name, args.seeds)
             target = HERE / "results" / f"{name}.json"
+            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(exist_ok=True)
             target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -19,6 +19,7 @@ PIPELINES = {
     "classify": "text-classification",
     "regress": "text-classification",  # as transformers has regressions
     "generate": "text-generation",
+    "tag": "token-classification",
     "extract": "question-answering",
 }
 _KINDS = {"input": "input-prompt", "kv": "key-value-prefix"}
@@ -193,6 +194,11 @@ def _format_task(manifest: Manifest) -> Iterator[str]:
             yield "It classifies text: it gives a probability for each label."
         case "regress":
             yield "It predicts numbers, in the unit of the training rows."
+        case "tag":
+            scheme = format_code(str(manifest.task.get("scheme")))
+            yield f"It gives each word of a text a tag, in the scheme {scheme}."
+        case "extract":
+            yield "It answers questions by a part of a text, or says that it has no answer."
         case "generate":
             yield (
                 "It generates text." if not manifest.labels else "It generates one of these texts."
