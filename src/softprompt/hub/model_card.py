@@ -184,33 +184,31 @@ def _format_summary(manifest: Manifest) -> str:
     )
 
 
-def _format_task(manifest: Manifest) -> Iterator[str]:
-    kind = manifest.task.get("kind")
-    match kind:
-        case "classify" if manifest.task.get("multi_label"):
-            yield "It labels text: a row gets every label whose probability reaches its threshold."
-            yield format_table(("label", "threshold"), [*_list_thresholds(manifest)])
+def _describe_kind(manifest: Manifest) -> str:
+    """What the task does with a row, in a sentence."""
+    task = manifest.task
+    match task.get("kind"):
+        case "classify" if task.get("multi_label"):
+            return "It labels text: a row gets every label whose probability reaches its threshold."
         case "classify":
-            yield "It classifies text: it gives a probability for each label."
+            return "It classifies text: it gives a probability for each label."
         case "regress":
-            yield "It predicts numbers, in the unit of the training rows."
+            return "It predicts numbers, in the unit of the training rows."
         case "tag":
-            scheme = format_code(str(manifest.task.get("scheme")))
-            yield f"It gives each word of a text a tag, in the scheme {scheme}."
+            scheme = format_code(str(task.get("scheme")))
+            return f"It gives each word of a text a tag, in the scheme {scheme}."
         case "extract":
-            yield "It answers questions by a part of a text, or says that it has no answer."
+            return "It answers questions by a part of a text, or says that it has no answer."
         case "generate":
-            yield (
-                "It generates text." if not manifest.labels else "It generates one of these texts."
-            )
-        case "extract":
-            yield (
-                "It answers questions by a part of their context, the field "
-                f"{format_code(str(manifest.task.get('context_column')))}, which may be of any "
-                "length. A trained head scores the context's tokens."
-            )
-        case _:
-            yield f"Its task is {format_code(str(kind))}."
+            return "It generates one of these texts." if manifest.labels else "It generates text."
+        case kind:
+            return f"Its task is {format_code(str(kind))}."
+
+
+def _format_task(manifest: Manifest) -> Iterator[str]:
+    yield _describe_kind(manifest)
+    if manifest.task.get("multi_label"):
+        yield format_table(("label", "threshold"), [*_list_thresholds(manifest)])
     words = manifest.task.get("verbalizer")
     if isinstance(words, Mapping):
         rows = [(format_code(label), _format_words(words.get(label))) for label in manifest.labels]
