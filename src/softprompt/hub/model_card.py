@@ -184,25 +184,24 @@ def _format_summary(manifest: Manifest) -> str:
     )
 
 
+_SENTENCES = {
+    "classify": "It classifies text: it gives a probability for each label.",
+    "regress": "It predicts numbers, in the unit of the training rows.",
+    "tag": "It gives each word of a text a tag, in the scheme {scheme}.",
+    "extract": "It answers questions by a part of a text, or says that it has no answer.",
+    "generate": "It generates text.",
+}
+
+
 def _describe_kind(manifest: Manifest) -> str:
     """What the task does with a row, in a sentence."""
-    task = manifest.task
-    match task.get("kind"):
-        case "classify" if task.get("multi_label"):
-            return "It labels text: a row gets every label whose probability reaches its threshold."
-        case "classify":
-            return "It classifies text: it gives a probability for each label."
-        case "regress":
-            return "It predicts numbers, in the unit of the training rows."
-        case "tag":
-            scheme = format_code(str(task.get("scheme")))
-            return f"It gives each word of a text a tag, in the scheme {scheme}."
-        case "extract":
-            return "It answers questions by a part of a text, or says that it has no answer."
-        case "generate":
-            return "It generates one of these texts." if manifest.labels else "It generates text."
-        case kind:
-            return f"Its task is {format_code(str(kind))}."
+    task, kind = manifest.task, str(manifest.task.get("kind"))
+    if kind == "classify" and task.get("multi_label"):
+        return "It labels text: a row gets every label whose probability reaches its threshold."
+    if kind == "generate" and manifest.labels:
+        return "It generates one of these texts."
+    sentence = _SENTENCES.get(kind, f"Its task is {format_code(kind)}.")
+    return sentence.replace("{scheme}", format_code(str(task.get("scheme"))))
 
 
 def _format_task(manifest: Manifest) -> Iterator[str]:
@@ -221,7 +220,8 @@ def _format_task(manifest: Manifest) -> Iterator[str]:
     places = ", with the soft tokens in their places" if manifest.kind == "input" else ""
     yield f"The template of a row{places}:"
     yield format_block(manifest.template)
-    if manifest.max_length is not None and kind != "extract":
+    in_windows = manifest.task.get("kind") in {"tag", "extract"}
+    if manifest.max_length is not None and not in_windows:
         yield f"The text of rows of more than {manifest.max_length:,} tokens is truncated."
 
 
