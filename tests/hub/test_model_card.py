@@ -138,7 +138,7 @@ def test_nothing_is_made_up(new) -> None:
     assert not {"model-index", "datasets", "eval_results", "model_name"} & {*front}
     assert "It was not evaluated." in body
     assert "| method | not stated |" in body
-    unknown, _ = card(replace(manifest, task={"kind": "tag"}))
+    unknown, _ = card(replace(manifest, task={"kind": "rank"}))
     assert "pipeline_tag" not in unknown
 
 
