@@ -32,6 +32,7 @@ from softprompt.tasks.generation import TextGenerator, get_target_ids
 from softprompt.tasks.label_sets import LabelSets
 from softprompt.tasks.objectives import ScoreObjective, SingleLabel
 from softprompt.tasks.regression import Numbers, WordNumbers
+from softprompt.tasks.tagger import Tagger
 
 # Rows that are run at once.
 _ROWS_AT_ONCE = 8
@@ -165,13 +166,7 @@ def _choose_score(
         chosen, column = _choose_column(model, tasks[0].objective, row, label=label)
         compute = partial(_compute_label_scores, members, column=column)
         return _Target(chosen, compute, lambda views: compute(views).sum())
-    if isinstance(tasks[0], Extractor):
-        msg = (
-            "the answer is a part of the row's own text, whose first and last token have a score "
-            "each, so it cannot be explained by one score. Look at its candidates, which predict "
-            "gives, with their scores."
-        )
-        raise PromptError(msg)
+    _refuse_parts(tasks[0])
     (member, *others), task = members, tasks[0]
     if others or not isinstance(task, TextGenerator):
         msg = (
@@ -183,6 +178,29 @@ def _choose_score(
     text, tokens = _choose_text(member, task, row, label=label)
     sum_up = partial(_sum_text_scores, member, tokens=tokens)
     return _Target(text, lambda views: torch.stack([sum_up([view]) for view in views]), sum_up)
+
+
+def _refuse_parts(task: Task) -> None:
+    """Refuse tasks whose predictions have a score for each part.
+
+    Raises:
+        PromptError: it is one.
+    """
+    match task:
+        case Extractor():
+            msg = (
+                "the answer is a part of the row's own text, whose first and last token have a "
+                "score each, so it cannot be explained by one score. Look at its candidates, which "
+                "predict gives, with their scores."
+            )
+        case Tagger():
+            msg = (
+                "a row of tags has a score for each word, so it cannot be explained by one score. "
+                "Look at the scores of its words, which predict gives."
+            )
+        case _:
+            return
+    raise PromptError(msg)
 
 
 def _choose_column(
