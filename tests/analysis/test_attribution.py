@@ -44,7 +44,7 @@ def log_probability(model: PromptModel | Ensemble, row, label: str) -> float:
 
 
 @pytest.mark.parametrize("method", ["integrated-gradients", "leave-one-out"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*SCORED, *WRITTEN])
 def test_the_words_and_their_places(model, way: str, method: str) -> None:
     found = explain_prediction(model(way), {"text": TEXT, "year": 3}, method=method)
     assert [word.text for word in found.words] == [*WITHOUT]
@@ -129,7 +129,7 @@ def test_the_scores_sum_to_the_difference(model, backbone, maker, shape: str, fa
     assert found.score == pytest.approx(log_probability(made, "a dull story", "positive"), abs=1e-4)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*SCORED, *WRITTEN])
 def test_more_steps_come_closer(model, monkeypatch, way: str) -> None:
     """Far beyond the tolerance, so that no part of a word is forgotten or counted twice."""
     monkeypatch.setattr(explanation, "_RELATIVE_GAP", 0.0)

@@ -102,7 +102,7 @@ def test_probabilities_of_an_ensemble_are_the_members_mean(pair: Ensemble, rows)
 @pytest.mark.parametrize("way", ["text", "a choice"])
 def test_written_text_has_no_probabilities(model: ModelFactory, way: str) -> None:
     for trained in (model(way), Ensemble([model(way)])):
-        with pytest.raises(PromptError, match=r"no probabilities\. Use predict, or train a prompt"):
+        with pytest.raises(PromptError, match=r"no probabilities of labels\. Use predict, or"):
             trained.predict_proba(["a"])
 
 

@@ -62,18 +62,18 @@ LIES = {
             "'PROMPT_TUNING'? Only soft prompts can be imported."
         ),
     ),
-    "tagging": (
-        {"task_type": "TOKEN_CLS"},
+    "another task": (
+        {"task_type": "QUESTION_ANSWERS"},
         (
-            "task_type is 'TOKEN_CLS', which softprompt has no task for. It has CAUSAL_LM, "
-            "FEATURE_EXTRACTION, SEQ_2_SEQ_LM, SEQ_CLS."
+            "task_type is 'QUESTION_ANSWERS', which softprompt has no task for. It has CAUSAL_LM, "
+            "FEATURE_EXTRACTION, SEQ_2_SEQ_LM, SEQ_CLS, TOKEN_CLS."
         ),
     ),
     "a table": (
         {"task_type": {"a": 1}},
         (
             "task_type is {'a': 1}, which softprompt has no task for. It has CAUSAL_LM, "
-            "FEATURE_EXTRACTION, SEQ_2_SEQ_LM, SEQ_CLS."
+            "FEATURE_EXTRACTION, SEQ_2_SEQ_LM, SEQ_CLS, TOKEN_CLS."
         ),
     ),
 } | {

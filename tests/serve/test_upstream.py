@@ -166,7 +166,7 @@ def test_scores_of_tokens_pass_through(gateway, models) -> None:
 def test_what_cannot_go_there_is_named(gateway) -> None:
     live = gateway()
     faults = check_prompts(live.site.service.store)
-    assert {*faults} == {"tone", "rating", "pick"}
+    assert {*faults} == {"names", "tone", "rating", "pick"}
     assert "keys and values" in faults["tone"]
     assert "trained head" in faults["rating"]
     answer = httpx.post(f"{live.url}/v1/predict", json={"model": "tone", "rows": ["a"]})

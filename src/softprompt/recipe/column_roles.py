@@ -404,9 +404,11 @@ def _has_separated_labels(table: Table, name: str) -> bool:
     cells = [value for value in table[name][:] if not is_missing(value)]
     if not cells or not all(isinstance(value, str) for value in cells):
         return False
-    count = Counter(label for value in cells for label in parse_label_set(value))
     is_divided = any("|" in value for value in cells)
-    return is_divided and len(count) <= max(2, len(cells) // 2)
+    if not is_divided or any(value.lstrip().startswith("[") for value in cells):
+        return False
+    count = Counter(label for value in cells for label in parse_label_set(value))
+    return len(count) <= max(2, len(cells) // 2)
 
 
 def _has_written_lists(table: Table, name: str) -> bool:

@@ -18,7 +18,7 @@ from softprompt.recipe.init_faults import find_init_faults
 from softprompt.recipe.renamed import explain_renamed_value, explain_unknown_key, find_new_key
 from softprompt.recipe.schema import BackboneConfig, Recipe
 from softprompt.recipe.values import check_extent, find_seed_faults, find_value_faults
-from softprompt.tasks import TASKS, TaskSettings
+from softprompt.tasks import TASKS, Classify, TaskSettings
 from softprompt.tasks.config import build_settings
 
 RecipeSource: TypeAlias = str | Path | Recipe | Mapping[str, Any]
@@ -457,10 +457,15 @@ def _join_options(names: Sequence[str]) -> str:
 
 
 def _infer_kind(keys: Iterable[str]) -> str | None:
-    """The only kind of task that has one of these keys and does not share it with all others."""
+    """The kind of task that has these keys, some of them unlike others; if in doubt, `Classify`."""
     keys_by_kind = {kind: {field.name for field in fields(task)} for kind, task in TASKS.items()}
     common = set.intersection(*keys_by_kind.values())
-    kinds = [kind for kind, names in keys_by_kind.items() if (names - common) & {*keys}]
+    given = {*keys} - common
+    kinds = [kind for kind, names in keys_by_kind.items() if given & names]
+    if len(kinds) > 1:
+        kinds = [kind for kind in kinds if given <= keys_by_kind[kind]]
+    if Classify.kind in kinds:
+        return Classify.kind
     return kinds[0] if len(kinds) == 1 else None
 
 

@@ -19,7 +19,15 @@ from softprompt.backbone.references import is_same_model
 from softprompt.data import Template, group_by_length
 from softprompt.errors import RecipeError, TemplateError
 from softprompt.prompt import Prompt
-from softprompt.tasks import Classify, Example, Generate, Tag, Task, TaskSettings
+from softprompt.tasks import (
+    Classify,
+    Example,
+    Extract,
+    Generate,
+    Tag,
+    Task,
+    TaskSettings,
+)
 from softprompt.tasks.classifier_head import ClassifierHead, HeadKind
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.objectives import SingleLabel
@@ -74,7 +82,7 @@ def check_plain_head_fits(settings: TaskSettings, backbone: Backbone) -> None:
         RecipeError: it cannot.
     """
     no_head = "the task has no labels that a head could choose from"
-    reasons = [no_head] if isinstance(settings, Generate) else []
+    reasons = [no_head] if isinstance(settings, Extract | Generate) else []
     if isinstance(settings, Tag):
         reasons.append("it is not compared with a prompt for tags of words")
     if backbone.geometry.architecture == "encoder-decoder":
