@@ -18,7 +18,7 @@ def test_an_unknown_name_gets_near_ones_and_that_of_the_backbone(serve, backbone
     assert "unknown prompt 'moood'. Near names: mood" in message
     assert "GET /v1/models lists all 6." in message
     assert f"The backbone itself is {base!r}." in message
-    assert "Prompts: mood, names, pick, rating, reply, tone." in ask(url, "zzzzzzzz")
+    assert "Prompts: mood, names, pick, rating, reply." in ask(url, "zzzzzzzz")
     assert len(ask(url, "a" * 10_000)) < 500
 
 
