@@ -125,7 +125,7 @@ def prune(
     split = "validation" if rows is None else None
     table, _ = model.read_labeled_rows(rows, split=split, columns=model.columns)
     labeled = table.to_list()
-    truth = [to_text(row[model.task.target_column]) for row in labeled]
+    truth = read_task_targets(table, model.task)
     importance = compute_importance(model, [model.task.make_example(row) for row in labeled])
     order = importance.argsort(descending=True, stable=True).tolist()
     models, evaluated = dict[int, PromptModel](), list[PrunedLength]()

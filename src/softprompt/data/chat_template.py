@@ -8,6 +8,8 @@ into its own text and places, and once with the texts, to see whether it writes 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -45,7 +47,7 @@ class ChatTemplate:
             DataError: the template refuses the messages.
         """
         plain = [{"role": m.role, "content": m.content} for m in messages]
-        options: dict[str, object] = dict(self.options)
+        options: dict[str, Any] = dict(self.options)
         try:
             text = self.tokenizer.apply_chat_template(
                 plain, tokenize=False, add_generation_prompt=continues, **options
@@ -116,7 +118,12 @@ class ChatTemplate:
         return changed
 
     def _read_content(
-        self, messages: Sequence[Message], number: int, parts: Sequence[ChatPart], *, continues: bool
+        self,
+        messages: Sequence[Message],
+        number: int,
+        parts: Sequence[ChatPart],
+        *,
+        continues: bool,
     ) -> str:
         """The text of one message as the template writes it, found between marks of the others."""
         marked = [
@@ -233,13 +240,24 @@ def make_chat_template(
         The template.
 
     Raises:
-        TemplateError: the tokenizer has none.
+        TemplateError: the tokenizer has none, or an option is not a variable of templates.
     """
     if not tokenizer.chat_template:
         msg = (
             "the backbone has no chat template, so it was not trained on conversations "
             "(task.messages_column). Choose one that was, such as "
             "builtin:smollm2-135m-instruct, or write rows of text with a template of their own."
+        )
+        raise TemplateError(msg)
+    own = [
+        name
+        for name in options or {}
+        if name in signature(tokenizer.apply_chat_template).parameters
+    ]
+    if own:
+        msg = (
+            f"task.chat_template_kwargs has {own[0]!r}, an argument of transformers and no variable "
+            "of a chat template. Leave it out."
         )
         raise TemplateError(msg)
     return ChatTemplate(tokenizer, dict(options or {}))

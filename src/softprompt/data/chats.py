@@ -7,6 +7,7 @@ turns, in the system turn, before the last user turn's text, or where the answer
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,7 +15,6 @@ from softprompt.data.chat_template import (
     ChatPart,
     ChatTemplate,
     fill_parts,
-    make_chat_template,
     make_marks,
 )
 from softprompt.data.layout import FixedTokens, lay_out
@@ -75,6 +75,11 @@ class ChatPlaces:
     system_end: tuple[Piece, ...] = ()
     user: tuple[Piece, ...] = ()
     answer: tuple[Piece, ...] = ()
+
+    @property
+    def has_loose_text(self) -> bool:
+        """Whether there is text before all turns."""
+        return not all(isinstance(piece, SoftTokens) for piece in self.start)
 
     @property
     def has_system(self) -> bool:
@@ -405,36 +410,37 @@ class ChatRenderer:
         return f"{self.column}[{number}]"
 
 
+# What renders the rows of a task.
+RowRenderer: TypeAlias = Renderer | ChatRenderer
+
+
 def make_chat_renderer(
     template: Template,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatTemplate,
     *,
     column: str,
     vocab_size: int,
     max_length: int,
     writes_answer: bool,
-    options: Mapping[str, object] | None = None,
 ) -> ChatRenderer:
     """Make a renderer of conversations, and check that the template fits the tokenizer.
 
     Args:
         template: what a row looks like; it names the messages once.
-        tokenizer: the backbone's tokenizer; it is not changed.
+        chat: the backbone's chat template.
         column: of the messages.
         vocab_size: V, the rows of the backbone's embedding table; soft token k becomes V + k.
         max_length: the most tokens of a row, without those of its answer.
         writes_answer: whether the assistant's last turn is to be written.
-        options: further variables of the chat template.
 
     Returns:
         The renderer.
 
     Raises:
-        TemplateError: the tokenizer has no chat template, or is not a fast one; the template does
-            not name the messages once, or has text where there is no turn.
+        TemplateError: the tokenizer is not a fast one; the template does not name the messages
+            once; or the chat template is of no use for answers.
     """
-    places = find_chat_places(template, column)
-    chat, safe = make_chat_template(tokenizer, options), make_safe_tokenizer(tokenizer)
+    places, safe = find_chat_places(template, column), make_safe_tokenizer(chat.tokenizer)
     return ChatRenderer(
         template,
         column,
@@ -459,7 +465,7 @@ def find_chat_places(template: Template, column: str) -> ChatPlaces:
         The pieces, by place.
 
     Raises:
-        TemplateError: it does not name the messages once, or has text where there is no turn.
+        TemplateError: it does not name the messages once, or names turns in another order.
     """
     pieces, where = template.pieces, f"the template {template.text!r}"
     named = [at for at, piece in enumerate(pieces) if piece == Field(column)]
@@ -485,13 +491,6 @@ def find_chat_places(template: Template, column: str) -> ChatPlaces:
     answer = pieces[at + 1 :] if user is None else pieces[end + 1 :]
     if system is not None:
         return ChatPlaces((), pieces[:system], pieces[system + 1 : at], behind, answer)
-    if not all(isinstance(piece, SoftTokens) for piece in pieces[:at]):
-        msg = (
-            f"{where} has text before {{{column}}}, where there is no turn. Write "
-            f"{{{column}:system}} behind that text for the system turn, or move it behind "
-            f"{{{column}}}."
-        )
-        raise TemplateError(msg)
     return ChatPlaces(pieces[:at], (), (), behind, answer)
 
 

@@ -58,8 +58,8 @@ def read_messages(cell: object) -> tuple[Message, ...]:
     for number, message in enumerate(messages):
         if message.role == SYSTEM and number:
             msg = (
-                f"message {number} (counted from 0) has the role 'system', but a system turn is the "
-                "first of a conversation. Move its text there."
+                f"message {number} (counted from 0) has the role 'system', but a system turn is "
+                "the first of a conversation. Move its text there."
             )
             raise DataError(msg)
     if not any(message.role == USER for message in messages):

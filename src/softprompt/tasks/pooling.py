@@ -63,7 +63,7 @@ def list_poolings(architecture: Architecture, template: Template) -> tuple[Pooli
         return ("mean", "cls", "max", "last")
     pieces = template.pieces
     soft = [at for at, piece in enumerate(pieces) if isinstance(piece, SoftTokens)]
-    text = [at for at, piece in enumerate(pieces) if isinstance(piece, Field)]
+    text = [at for at, piece in enumerate(pieces) if isinstance(piece, Field | TurnText)]
     is_text_first = bool(soft and text and text[0] < soft[0])
     if architecture == "causal" and is_text_first:
         return ("last",)

@@ -281,7 +281,7 @@ def _describe_placement(prompt: Prompt, template: Template, *, num_sites: int) -
         case InputPrompt():
             pass
     soft = [at for at, piece in enumerate(template.pieces) if isinstance(piece, SoftTokens)]
-    text = [at for at, piece in enumerate(template.pieces) if isinstance(piece, Field)]
+    text = [at for at, piece in enumerate(template.pieces) if isinstance(piece, Field | TurnText)]
     layers = f", from layer {prompt.start_layer} on" if prompt.start_layer else ""
     if max(soft) < min(text):
         return f"in front of the row's text{layers}"
