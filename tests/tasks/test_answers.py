@@ -203,7 +203,7 @@ def test_generated_tokens_of_the_target_are_an_exact_match(target):
     own = make_lossy_backbone()
     task = build_task(Generate(), own, template="{text}")
     *ids, _end = task.make_example({"text": "a film", "target": target}).target
-    text = decode_text(own.tokenizer, ids)
+    text = spell_tokens(own.tokenizer, ids).strip()
     right, wrong = answer_of(task, ids, text=text), answer_of(task, [3, 4, 5], text=text)
     assert (
         make_report(task, [EvaluatedRows(1.0, 1, (target,), (right,))]).metrics["exact_match"] == 1

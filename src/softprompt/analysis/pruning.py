@@ -13,12 +13,12 @@ from softprompt.artifact import Artifact, make_artifact
 from softprompt.artifact.checks import read_task_settings
 from softprompt.data import parse_template
 from softprompt.data.inputs import RowsLike
-from softprompt.data.table import to_text
 from softprompt.errors import DataError, PromptError, format_unknown
 from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 from softprompt.tasks import Example
 from softprompt.tasks.config import describe_settings
+from softprompt.tasks.targets import read_task_targets
 
 # Rows whose gradients are computed at once; each has a prompt of its own.
 _ROWS_AT_ONCE = 8

@@ -19,6 +19,7 @@ from softprompt.errors import DataError, FaultCollector
 from softprompt.inference import predict_without_prompt
 from softprompt.recipe import Recipe
 from softprompt.tasks.binding import make_plain_renderer
+from softprompt.tasks.config import TaskSettings
 from softprompt.tasks.objectives import ScoreObjective, SingleLabel
 from softprompt.tasks.pooling import Pooling, list_poolings
 from softprompt.tasks.tagger import Tagger

@@ -1,4 +1,4 @@
-"""A backbone's own chat template: what stands around the texts of messages.
+"""A backbone's own chat template: the text around that of messages.
 
 The template is a program, which may change texts, leave turns out, or add some. So it is never
 searched for words: it is filled once with marks in place of the texts, which divides what it writes
@@ -111,8 +111,8 @@ class ChatTemplate:
         if fill_parts(parts, changed) != whole:
             msg = (
                 "the backbone's chat template writes the text of one message by that of another, "
-                "so that it cannot be told from the template's own. Leave the row out, or choose "
-                "another backbone."
+                "so that it cannot be distinguished from the template's own. Leave the row out, or "
+                "choose another backbone."
             )
             raise DataError(msg)
         return changed
@@ -156,6 +156,12 @@ class ChatTemplate:
         names = list_special_tokens(self.tokenizer)
         if any(found.count(name) > content.count(name) for name in names):
             raise DataError(_explain_changed(role, number))
+
+    def find_begin_token(self) -> str:
+        """The token that begins every text; empty if there is none, or if it begins every turn."""
+        token = str(self.tokenizer.bos_token or "")
+        text = self.write([Message(USER, make_marks(1)[0])], continues=True)
+        return token if token and text.startswith(token) and text.count(token) == 1 else ""
 
     def find_default_turn(self) -> str:
         """The text of the system turn that the template adds where there is none; often empty."""
@@ -256,8 +262,8 @@ def make_chat_template(
     ]
     if own:
         msg = (
-            f"task.chat_template_kwargs has {own[0]!r}, an argument of transformers and no variable "
-            "of a chat template. Leave it out."
+            f"task.chat_template_kwargs has {own[0]!r}, an argument of transformers and no "
+            "variable of a chat template. Leave it out."
         )
         raise TemplateError(msg)
     return ChatTemplate(tokenizer, dict(options or {}))
@@ -266,6 +272,6 @@ def make_chat_template(
 def _explain_changed(role: str, number: int) -> str:
     return (
         f"the backbone's chat template writes message {number} (counted from 0, of the role "
-        f"{role!r}) in another form because of its text, so that the text cannot be told from the "
-        "template's own. Change that text, or leave the row out."
+        f"{role!r}) in another form because of its text, so that the text cannot be distinguished "
+        "from the template's own. Change that text, or leave the row out."
     )

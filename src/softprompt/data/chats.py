@@ -11,10 +11,11 @@ from typing import TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.data.answer_frames import AnswerFrame, explain_other_beginning, find_frame
+from softprompt.data.chat_places import ChatPlaces, find_chat_places
 from softprompt.data.chat_template import (
     ChatPart,
     ChatTemplate,
-    fill_parts,
     make_marks,
 )
 from softprompt.data.layout import FixedTokens, lay_out
@@ -34,21 +35,15 @@ from softprompt.data.rendering import (
     TokenizedRows,
     check_fixed_tokens,
 )
+from softprompt.data.shortening import is_long
 from softprompt.data.template import (
-    SYSTEM_TURN,
-    BeginToken,
     Field,
     Literal,
-    MaskToken,
     Piece,
-    Separator,
-    SoftTokens,
     Template,
-    TurnText,
 )
-from softprompt.data.shortening import is_long
 from softprompt.data.tokenizer import SafeTokenizer, Wrapping, make_safe_tokenizer
-from softprompt.errors import DataError, TemplateError, format_unknown
+from softprompt.errors import DataError, format_unknown
 
 # No special tokens are added: a chat template writes them itself.
 _NO_WRAPPING = Wrapping(((), ()), ((), ()), (0,))
@@ -58,60 +53,12 @@ _MOST_LAYOUTS = 4096
 _ANSWER = "answer"
 
 
-@dataclass(frozen=True)
-class ChatPlaces:
-    """What a template puts into a conversation, by place.
-
-    Args:
-        start: before all turns.
-        system: at the beginning of the system turn's text, which is added where a row has none.
-        system_end: at the end of that text.
-        user: before the last user turn's text.
-        answer: behind everything, where the answer begins.
-    """
-
-    start: tuple[Piece, ...] = ()
-    system: tuple[Piece, ...] = ()
-    system_end: tuple[Piece, ...] = ()
-    user: tuple[Piece, ...] = ()
-    answer: tuple[Piece, ...] = ()
-
-    @property
-    def has_loose_text(self) -> bool:
-        """Whether there is text before all turns."""
-        return not all(isinstance(piece, SoftTokens) for piece in self.start)
-
-    @property
-    def has_system(self) -> bool:
-        """Whether there is something in the system turn."""
-        return bool(self.system or self.system_end)
-
-
 @dataclass(frozen=True, eq=False)
 class _Layout:
     """The conversations of some roles: the template's own text and the renderer of the rows."""
 
     parts: tuple[ChatPart, ...]
     renderer: Renderer
-
-
-@dataclass(frozen=True)
-class AnswerFrame:
-    """What a chat template writes around an answer.
-
-    Args:
-        prompt: how the text before it ends, from its last special token on.
-        between: behind the beginning of the assistant's turn, before the answer.
-        tail: behind the answer, up to its first special token, which ends the turn.
-        end: that token; None if there is none.
-        rest: all that is behind the answer.
-    """
-
-    prompt: str
-    between: str
-    tail: str
-    end: int | None
-    rest: str
 
 
 @dataclass(frozen=True)
@@ -139,9 +86,9 @@ class ChatRenderer:
         vocab_size: V, the rows of the backbone's embedding table.
         max_length: the most tokens of a row.
         safe_tokenizer: the tokenizer, for which no text becomes a special token.
-        writes_answer: whether the assistant's last turn is to be written: then it is left out, and
-            a row ends where it begins. Otherwise it is a part of the row.
-        frame: what the chat template writes around an answer.
+        frame: what the chat template writes around an answer, if the assistant's last turn is to
+            be written: then it is left out, and a row ends where it begins. None: it is a part of
+            the row.
         layouts: by roles, filled as rows are rendered.
     """
 
@@ -152,8 +99,7 @@ class ChatRenderer:
     vocab_size: int
     max_length: int
     safe_tokenizer: SafeTokenizer
-    writes_answer: bool
-    frame: AnswerFrame
+    frame: AnswerFrame | None
     layouts: dict[tuple[object, ...], _Layout] = field(default_factory=dict, repr=False)
 
     @property
@@ -164,7 +110,8 @@ class ChatRenderer:
     @property
     def end_token_ids(self) -> tuple[int, ...]:
         """The token that ends the assistant's turn; empty if the chat template has none."""
-        return () if self.frame.end is None else (self.frame.end,)
+        end = None if self.frame is None else self.frame.end
+        return () if end is None else (end,)
 
     def read(self, row: Mapping[str, object]) -> tuple[Message, ...]:
         """The messages of a row, with an answer.
@@ -195,7 +142,7 @@ class ChatRenderer:
             TemplateError: the tokenizer makes an id that the embedding table does not have.
         """
         messages = self.read(row)
-        kept = drop_answer(messages) if self.writes_answer else messages
+        kept = messages if self.frame is None else drop_answer(messages)
         return self.render_messages(kept, row, continues=kept[-1].role != ASSISTANT)
 
     def render_all(self, rows: Sequence[Mapping[str, object]]) -> list[RenderedRow]:
@@ -294,7 +241,8 @@ class ChatRenderer:
             DataError: the text has half a character.
             TemplateError: the tokenizer makes an id that the embedding table does not have.
         """
-        return self._encode(text, before=self.frame.between)
+        frame = self._get_frame()
+        return self._encode(text, frame, before=frame.between)
 
     def strip_frame(self, text: str) -> str:
         """The text of an answer without what the chat template writes before it.
@@ -302,40 +250,45 @@ class ChatRenderer:
         Args:
             text: that was generated.
         """
-        between = self.frame.between
+        between = self._get_frame().between
         for name in self.safe_tokenizer.specials:
             between = between.replace(name, "")
         return text.strip().removeprefix(between.strip()).strip()
 
     def _read_answer(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The ids of the last message as the chat template writes it behind the others."""
-        number, frame = len(messages) - 1, self.frame
+        number, frame = len(messages) - 1, self._get_frame()
         before = self.chat.write(messages[:number], continues=True)
         whole = self.chat.write(messages, continues=False)
         rest = whole.removeprefix(before)
         if not (whole.startswith(before) and rest.endswith(frame.rest)):
-            raise DataError(_explain_other_beginning(before, whole))
+            raise DataError(explain_other_beginning(before, whole))
         text = rest[: len(rest) - len(frame.rest)]
         is_framed = text.startswith(frame.between)
         text = text.removeprefix(frame.between)
         last = messages[number]
         self.chat.check_no_own_tokens(text, last.content, number=number, role=last.role)
-        return self._encode(text, before=frame.between if is_framed else "")
+        return self._encode(text, frame, before=frame.between if is_framed else "")
 
-    def _encode(self, text: str, *, before: str) -> tuple[int, ...]:
+    def _get_frame(self) -> AnswerFrame:
+        """What is around an answer that is to be written."""
+        assert self.frame is not None  # noqa: S101  # else no answer is written
+        return self.frame
+
+    def _encode(self, text: str, frame: AnswerFrame, *, before: str) -> tuple[int, ...]:
         """The ids of a text behind the beginning of the assistant's turn.
 
         It is tokenised together with the text before it, as transformers does. Where the two share
         a token, it is tokenised alone, since the row before it is what a prediction is made of.
         """
-        context = (Literal(self.frame.prompt), *self.places.answer)
+        context = (Literal(frame.prompt), *self.places.answer)
         context = tuple(Literal("a") if isinstance(p, Field) else p for p in context)
-        own = (Literal(before), Field(_ANSWER), Literal(self.frame.tail))
+        own = (Literal(before), Field(_ANSWER), Literal(frame.tail))
         head = self._get_renderer(context).render({}).input_ids
         ids = self._get_renderer((*context, *own)).render({_ANSWER: text}).input_ids
         if ids[: len(head)] != head:
             head, ids = (), self._get_renderer(own).render({_ANSWER: text}).input_ids
-        return ids[len(head) : len(ids) - (self.frame.end is not None)]
+        return ids[len(head) : len(ids) - (frame.end is not None)]
 
     def _get_renderer(self, pieces: tuple[Piece, ...]) -> Renderer:
         """The renderer of a part of a row, of any length."""
@@ -381,11 +334,10 @@ class ChatRenderer:
 
     def _insert_start(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The pieces with those of the start, behind the token that begins every text."""
-        begin, start = self.tokenizer.bos_token, self.places.start
+        begin, start = self.chat.find_begin_token(), self.places.start
         match pieces:
-            case [Literal(text), *others] if begin and text.startswith(str(begin)):
-                rest = Literal(text.removeprefix(str(begin)))
-                return [Literal(str(begin)), *start, rest, *others]
+            case [Literal(text), *others] if begin and text.startswith(begin):
+                return [Literal(begin), *start, Literal(text.removeprefix(begin)), *others]
             case _:
                 return [*start, *pieces]
 
@@ -449,118 +401,5 @@ def make_chat_renderer(
         vocab_size,
         max_length,
         safe,
-        writes_answer,
-        find_frame(chat, safe),
-    )
-
-
-def find_chat_places(template: Template, column: str) -> ChatPlaces:
-    """Find what a template puts into a conversation.
-
-    Args:
-        template: such as ``{soft:10}{messages:system}{messages}``.
-        column: of the messages.
-
-    Returns:
-        The pieces, by place.
-
-    Raises:
-        TemplateError: it does not name the messages once, or names turns in another order.
-    """
-    pieces, where = template.pieces, f"the template {template.text!r}"
-    named = [at for at, piece in enumerate(pieces) if piece == Field(column)]
-    if len(named) != 1:
-        count = f"{len(named)} times" if named else "not at all"
-        msg = (
-            f"{where} names the conversation {{{column}}} (task.messages_column) {count}. Name it "
-            f"once, such as {{{column}}}{{soft:10}}."
-        )
-        raise TemplateError(msg)
-    (at,) = named
-    _check_chat_pieces(template, column)
-    turns = {piece.turn: n for n, piece in enumerate(pieces) if isinstance(piece, TurnText)}
-    system, user = turns.get(SYSTEM_TURN), turns.get("user")
-    if (system or 0) > at or (user is not None and user < at):
-        msg = (
-            f"{where} has its places in another order than a conversation: {{{column}:system}} "
-            f"comes before {{{column}}}, and {{{column}:user}}, the last user turn, behind it."
-        )
-        raise TemplateError(msg)
-    end = len(pieces) if user is None else user
-    behind = pieces[at + 1 : end] if user is not None else ()
-    answer = pieces[at + 1 :] if user is None else pieces[end + 1 :]
-    if system is not None:
-        return ChatPlaces((), pieces[:system], pieces[system + 1 : at], behind, answer)
-    return ChatPlaces(pieces[:at], (), (), behind, answer)
-
-
-def _check_chat_pieces(template: Template, column: str) -> None:
-    turns = [piece for piece in template.pieces if isinstance(piece, TurnText)]
-    foreign = next((piece.name for piece in turns if piece.name != column), None)
-    if foreign is not None:
-        fault = f"names a turn of {foreign!r}, but task.messages_column is {column!r}"
-    elif len({piece.turn for piece in turns}) < len(turns):
-        fault = "names a turn twice"
-    elif any(isinstance(p, MaskToken | Separator | BeginToken) for p in template.pieces):
-        fault = "has {mask}, {sep} or {bos}, which a conversation has no place for"
-    else:
-        return
-    msg = f"the template {template.text!r} {fault}. Correct it."
-    raise TemplateError(msg)
-
-
-def find_frame(chat: ChatTemplate, tokenizer: SafeTokenizer) -> AnswerFrame:
-    """Find what a chat template writes around an answer.
-
-    Args:
-        chat: the template.
-        tokenizer: the backbone's.
-
-    Returns:
-        The texts, and the token that ends the turn.
-
-    Raises:
-        TemplateError: the template does not begin an answer as it ends a row to be answered, or
-            does not take a user turn with an answer.
-    """
-    try:
-        prompt = chat.divide((USER,), continues=True)
-        whole = chat.divide((USER, ASSISTANT), continues=False)
-    except DataError as error:
-        raise TemplateError(str(error)) from error
-    marks = make_marks(2)
-    before, text = fill_parts(prompt, marks), fill_parts(whole, marks)
-    if not text.startswith(before):
-        raise TemplateError(_explain_other_beginning(before, text))
-    between, _, rest = text.removeprefix(before).partition(marks[1])
-    tail, end = _cut_behind_special(rest, tokenizer)
-    last = prompt[-1] if prompt and isinstance(prompt[-1], str) else ""
-    return AnswerFrame(_cut_before_special(last, tokenizer), between, tail, end, rest)
-
-
-def _cut_behind_special(text: str, tokenizer: SafeTokenizer) -> tuple[str, int | None]:
-    """A text up to its first special token, and that token."""
-    found = [(text.find(name), -len(name), name) for name in tokenizer.specials if name in text]
-    if not found:
-        return "", None
-    at, _, name = min(found)
-    return text[: at + len(name)], tokenizer.specials[name].id
-
-
-def _cut_before_special(text: str, tokenizer: SafeTokenizer) -> str:
-    """A text from its last special token on; all of it if there is none."""
-    found = [(text.rfind(name), len(name)) for name in tokenizer.specials if name in text]
-    return text[max(found)[0] :] if found else text
-
-
-def _explain_other_beginning(before: str, whole: str) -> str:
-    """Why an answer cannot be told from what comes before it."""
-    pairs = enumerate(zip(before, whole, strict=False))
-    same = next((at for at, (a, b) in pairs if a != b), min(len(before), len(whole)))
-    start = max(0, same - 20)
-    return (
-        f"the backbone's chat template ends a row to be answered with {before[start:][:60]!r}, but "
-        f"writes {whole[start:][:60]!r} where it has the answer, so what is trained would not be "
-        "what is predicted. Set task.chat_template_kwargs, such as { enable_thinking = false }, "
-        "or choose another backbone."
+        find_frame(chat, safe) if writes_answer else None,
     )

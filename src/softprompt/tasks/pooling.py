@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from softprompt.backbone.references import Architecture
-from softprompt.data.template import Field, SoftTokens, Template
+from softprompt.data.template import Field, SoftTokens, Template, TurnText
 
 Pooling = Literal["cls", "first", "mean", "max", "last"]
 # What a recipe may name: one of these, or the choice of the best one.

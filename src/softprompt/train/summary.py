@@ -8,6 +8,7 @@ import torch
 
 from softprompt.backbone.model import Geometry
 from softprompt.data import Field, SoftTokens, Template, parse_template
+from softprompt.data.template import TurnText
 from softprompt.injection.prefix_sharing import can_split, measure_common_prefix
 from softprompt.methods.defaults import Defaults
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt

@@ -6,14 +6,14 @@ from itertools import chain
 from softprompt.backbone.model import Backbone
 from softprompt.backbone.references import Architecture
 from softprompt.data import Literal, SoftTokens, Table, Template, parse_template
+from softprompt.data.chat_places import find_chat_places
 from softprompt.data.chat_template import make_chat_template
-from softprompt.data.chats import find_chat_places
 from softprompt.data.table import list_text_columns
 from softprompt.data.template import BeginToken
 from softprompt.data.tokenizer import list_special_tokens, measure_wrapping
 from softprompt.errors import TemplateError
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Extract, Tag, TaskSettings
+from softprompt.tasks import Classify, Extract, Generate, Tag, TaskSettings
 from softprompt.tasks.config import get_messages_column, get_target_column
 
 DEFAULT_SOFT_TOKENS = 20
