@@ -182,14 +182,24 @@ class ChatTemplate:
             return ""
         return without[len(before) : len(without) - len(after)]
 
-    def describe(self) -> Iterator[str]:
-        """What the template adds by itself, and what it lacks, a sentence each."""
-        default = self.find_default_turn()
-        if default:
+    def describe(self, *, column: str, has_system: bool) -> Iterator[str]:
+        """What the template adds by itself, and what it lacks, a sentence each.
+
+        Args:
+            column: of the messages, as rows name it.
+            has_system: whether every conversation has a system turn.
+        """
+        default = self.find_default_turn().strip()
+        if default and has_system:
+            yield (
+                f"the backbone's chat template has a system turn of its own, {default!r}. No row "
+                f"has it, since task.template writes one by {{{column}:system}}."
+            )
+        elif default:
             yield (
                 "the backbone's chat template adds a system turn where a conversation has none: "
-                f"{default.strip()!r}. Give conversations one of their own, or write one before "
-                "{messages:system} in task.template, if it is not meant."
+                f"{default!r}. Give conversations one of their own, or write its text before "
+                f"{{{column}:system}} in task.template, if it is not meant."
             )
         if not self.has_answer_beginning:
             yield (

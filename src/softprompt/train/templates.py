@@ -183,8 +183,10 @@ def _find_chat_slips(
 ) -> Iterator[str]:
     """What the chat template adds or lacks, and text that is in no turn."""
     column = settings.messages_column or ""
-    yield from make_chat_template(backbone.tokenizer, settings.chat_template_kwargs).describe()
-    if find_chat_places(template, column).has_loose_text:
+    places = find_chat_places(template, column)
+    chat = make_chat_template(backbone.tokenizer, settings.chat_template_kwargs)
+    yield from chat.describe(column=column, has_system=places.has_system)
+    if places.has_loose_text:
         yield (
             f"the template has text before {{{column}}}, which is in no turn of the conversation. "
             f"Write {{{column}:system}} behind that text, and it is in the system turn."
