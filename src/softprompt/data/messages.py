@@ -41,7 +41,8 @@ def read_messages(cell: object) -> tuple[Message, ...]:
 
     Raises:
         DataError: it is not such a list, a role is not known, a message has something else than a
-            text, a system turn is not the first, or there is no user turn.
+            text, one of the user or the assistant is empty, a system turn is not the first, or
+            there is no user turn.
 
     Examples:
         >>> read_messages([{"role": "user", "content": "Is it good?"}])
@@ -148,6 +149,12 @@ def _read_message(item: object, number: int) -> Message:
         msg = (
             f"{where} has {_shorten(content)} as its content, but only text can be read. Give it a "
             "text, or leave the row out."
+        )
+        raise DataError(msg)
+    if role != SYSTEM and not content.strip():
+        msg = (
+            f"{where} has the role {role!r}, but its content is empty. Give it a text, or leave "
+            "the row out."
         )
         raise DataError(msg)
     others = [key for key, value in known.items() if value and key not in _IGNORED_KEYS]
