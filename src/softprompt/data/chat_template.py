@@ -190,12 +190,7 @@ class ChatTemplate:
             has_system: whether every conversation has a system turn.
         """
         default = self.find_default_turn().strip()
-        if default and has_system:
-            yield (
-                f"the backbone's chat template has a system turn of its own, {default!r}. No row "
-                f"has it, since task.template writes one by {{{column}:system}}."
-            )
-        elif default:
+        if default and not has_system:
             yield (
                 "the backbone's chat template adds a system turn where a conversation has none: "
                 f"{default!r}. Give conversations one of their own, or write its text before "

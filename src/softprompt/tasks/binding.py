@@ -13,6 +13,7 @@ from softprompt.data.tokenizer import make_text_encoder
 from softprompt.data.windows import make_window_renderer
 from softprompt.errors import DataError, TemplateError
 from softprompt.tasks.base import Task
+from softprompt.tasks.chat_settings import check_chat_settings
 from softprompt.tasks.classification import (
     CausalVerbalizer,
     MaskedVerbalizer,
@@ -93,6 +94,7 @@ def build_task(
         RecipeError: the settings of generation are not possible.
     """
     parsed = parse_template(template)
+    check_chat_settings(settings)
     _check_compatibility(settings, backbone, parsed)
     builder = _TaskBuilder(backbone, parsed, budget=budget or LengthBudget(), settings=settings)
     task = builder.build(settings, labels, seed=seed)

@@ -1,11 +1,10 @@
 """The settings of tasks: ``[task]`` of a recipe, which an artifact records too."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
-from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field
 
 from softprompt.data.tag_schemes import TagScheme
 from softprompt.decoding import Decoding
@@ -14,7 +13,6 @@ from softprompt.tasks.pooling import PoolingChoice
 from softprompt.tasks.regression import RegressionLoss
 from softprompt.tasks.tag_decoding import PieceAggregation
 
-Settings = TypeVar("Settings")
 LabelWeight: TypeAlias = Annotated[float, Field(gt=0)]
 Smoothing: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
@@ -407,26 +405,3 @@ def make_decoding(settings: Generate) -> Decoding:
         top_k=settings.top_k,
         top_p=settings.top_p,
     )
-
-
-def build_settings(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """A settings dataclass from plain data, checked as strictly as a table of the recipe.
-
-    Args:
-        settings: the class.
-        values: of its fields.
-
-    Raises:
-        pydantic.ValidationError: a key is unknown, missing or of the wrong type.
-    """
-    model = _make_model(settings)  # type: ignore[arg-type]  # a class is hashable
-    return settings(**dict(model.model_validate(dict(values))))
-
-
-@cache
-def _make_model(settings: type[Any]) -> type[StrictModel]:
-    """The strict model of a settings dataclass; making one takes milliseconds."""
-    keys: Any = {
-        f.name: (f.type, ... if f.default is MISSING else f.default) for f in fields(settings)
-    }
-    return create_model(settings.__name__, __base__=StrictModel, **keys)
