@@ -277,13 +277,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, quick, case) 
         assert torch.equal(tensor, one.to_tensors()[name]), name
 
 
-def test_training_learns_answers(own) -> None:
+def test_training_learns_answers() -> None:
     """A random backbone can be made to say a word; the artifact says how rows are read."""
+    own = make_chat_backbone(WITHOUT_DEFAULT)
     task = Generate(PLACES["answer"], messages_column="messages", max_new_tokens=6, train_on="all")
     rows = [{"messages": say(f"{word}?", "no")} for word in ("good", "bad", "it", "no")]
     config = TrainingConfig(epochs=60, learning_rate=0.3, batch_size=4)
+    short = fit(own, task, rows, validation=0, config=replace(config, epochs=1), progress=False)
     model = fit(own, task, rows, validation=0, config=config, progress=False)
-    assert {p.label for p in model.predict(rows)} == {"no"}
+    assert model.evaluate(rows).metrics["loss"] < 0.5 * short.evaluate(rows).metrics["loss"]
+    assert all(prediction.label.startswith("no") for prediction in model.predict(rows))
     manifest = model.artifact.manifest.task
     assert manifest["messages_column"] == "messages"
     assert manifest["train_on"] == "all"
