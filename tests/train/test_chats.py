@@ -282,9 +282,10 @@ def test_training_learns_answers() -> None:
     own = make_chat_backbone(WITHOUT_DEFAULT)
     task = Generate(PLACES["answer"], messages_column="messages", max_new_tokens=6, train_on="all")
     rows = [{"messages": say(f"{word}?", "no")} for word in ("good", "bad", "it", "no")]
-    config = TrainingConfig(epochs=60, learning_rate=0.3, batch_size=4)
-    short = fit(own, task, rows, validation=0, config=replace(config, epochs=1), progress=False)
-    model = fit(own, task, rows, validation=0, config=config, progress=False)
+    short, model = (
+        fit(own, task, rows, validation=0, config=TrainingConfig(epochs=epochs, learning_rate=0.3))
+        for epochs in (1, 60)
+    )
     assert model.evaluate(rows).metrics["loss"] < 0.5 * short.evaluate(rows).metrics["loss"]
     assert all(prediction.label.startswith("no") for prediction in model.predict(rows))
     manifest = model.artifact.manifest.task
