@@ -1,6 +1,7 @@
 """Conversations from rows to answers: what is learned, batches, stored prompts, refused data."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,11 @@ from torch.testing import assert_close
 from softprompt import Classify, Generate, TrainingConfig, fit
 from softprompt.analysis import explain_prediction
 from softprompt.artifact import load_artifact
-from softprompt.errors import DataError, PromptError, TemplateError
+from softprompt.errors import ArtifactError, DataError, PromptError, TemplateError
+from softprompt.hub.model_card import make_model_card
 from softprompt.inference import PromptModel
 from softprompt.inference.mixed import find_head
+from softprompt.interop import export_prompt
 from softprompt.prompt import InputPrompt
 from softprompt.recipe import make_recipe
 from softprompt.tasks import LengthBudget, base, build_task
@@ -424,3 +427,29 @@ def test_words_of_conversations_are_not_explained(own) -> None:
     model = fit(own, task, ROWS, validation=0, config=config, progress=False)
     with pytest.raises(PromptError, match=r"words of conversations .* Explain a prompt whose rows"):
         explain_prediction(model, ROWS[0])
+
+
+@pytest.fixture(scope="module")
+def trained(own):
+    """A prompt of vectors, and one of keys and values."""
+    config, more = TrainingConfig(epochs=1), {"validation": 0, "progress": False}
+    found = {}
+    for method, text in (("prompt-tuning", PLACES["system"]), ("p-tuning-v2", "{messages}")):
+        task = Generate(text, messages_column="messages", max_new_tokens=4)
+        with pytest.warns() if method == "p-tuning-v2" else nullcontext():
+            found[method] = fit(own, task, ROWS, method=method, config=config, **more)
+    return found
+
+
+def test_exports_that_would_put_soft_tokens_elsewhere_are_refused(trained, tmp_path) -> None:
+    for form, message in (("peft", "Train keys and values"), ("vllm", "Serve the prompt by")):
+        with pytest.raises(ArtifactError, match=message):
+            export_prompt(form, trained["prompt-tuning"], output=tmp_path / form)
+    export_prompt("peft", trained["p-tuning-v2"], output=tmp_path / "prefix")
+
+
+def test_the_model_card_shows_a_conversation(trained) -> None:
+    card = make_model_card(trained["prompt-tuning"].artifact.manifest, repo="a/b", size=1)
+    assert "It answers conversations" in card
+    assert '[{"messages": [{"role": "user", "content": "A text to answer."}]}]' in card
+    assert "messages:system\\"" not in card

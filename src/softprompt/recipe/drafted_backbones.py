@@ -34,7 +34,7 @@ class BackboneInfo:
     turns: tuple[str, ...] = (SYSTEM, USER)
 
 
-def make_relative(folder: Path, source: str) -> str:
+def name_file(folder: Path, source: str) -> str:
     """How a recipe in a folder names a file; a data set's or model's name stays as it is.
 
     Args:
@@ -57,7 +57,7 @@ def inspect_backbone(folder: Path, name: str) -> tuple[BackboneInfo, list[str]]:
         folder: of the recipe.
         name: of the backbone.
     """
-    source = make_relative(folder, name)
+    source = name_file(folder, name)
     if name == DEFAULT_BACKBONE:  # known, and slow to load
         return BackboneInfo(source, "causal", has_head=True), []
     try:

@@ -20,7 +20,7 @@ from softprompt.recipe.drafted_backbones import (
     DEFAULT_BACKBONE,
     BackboneInfo,
     inspect_backbone,
-    make_relative,
+    name_file,
 )
 from softprompt.recipe.held_out import HeldOut, choose_held_out, prepare_rows
 from softprompt.recipe.message_columns import (
@@ -150,7 +150,7 @@ def draft_recipe(
         columns,
         held_out,
         files={
-            name: make_relative(folder, path)
+            name: name_file(folder, path)
             for name, path in {"train": source, **held_out.files}.items()
         },
         backbone=info,

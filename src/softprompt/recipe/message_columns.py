@@ -1,4 +1,4 @@
-"""Find the column of conversations in a table, and draft what a recipe says of them."""
+"""Find the column of conversations in a table, and draft the keys of their task."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
