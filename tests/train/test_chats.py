@@ -1,7 +1,6 @@
 """Conversations from rows to answers: what is learned, batches, stored prompts, refused data."""
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -430,14 +429,13 @@ def test_words_of_conversations_are_not_explained(own) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(own):
+def trained():
     """A prompt of vectors, and one of keys and values."""
-    config, more = TrainingConfig(epochs=1), {"validation": 0, "progress": False}
-    found = {}
+    own, found = make_chat_backbone(WITHOUT_DEFAULT), {}
+    more = {"config": TrainingConfig(epochs=1), "validation": 0, "progress": False}
     for method, text in (("prompt-tuning", PLACES["system"]), ("p-tuning-v2", "{messages}")):
         task = Generate(text, messages_column="messages", max_new_tokens=4)
-        with pytest.warns() if method == "p-tuning-v2" else nullcontext():
-            found[method] = fit(own, task, ROWS, method=method, config=config, **more)
+        found[method] = fit(own, task, ROWS, method=method, **more)
     return found
 
 
@@ -452,4 +450,3 @@ def test_the_model_card_shows_a_conversation(trained) -> None:
     card = make_model_card(trained["prompt-tuning"].artifact.manifest, repo="a/b", size=1)
     assert "It answers conversations" in card
     assert '[{"messages": [{"role": "user", "content": "A text to answer."}]}]' in card
-    assert "messages:system\\"" not in card
