@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch.testing import assert_close
 
-from softprompt import Classify, Generate, TrainingConfig, fit
+from softprompt import Classify, Generate, PTuningV2, TrainingConfig, fit
 from softprompt.analysis import explain_prediction
 from softprompt.artifact import load_artifact
 from softprompt.errors import ArtifactError, DataError, PromptError, TemplateError
@@ -433,20 +433,21 @@ def trained():
     """A prompt of vectors, and one of keys and values."""
     own, found = make_chat_backbone(WITHOUT_DEFAULT), {}
     more = {"config": TrainingConfig(epochs=1), "validation": 0, "progress": False}
-    for method, text in (("prompt-tuning", PLACES["system"]), ("p-tuning-v2", "{messages}")):
+    methods = ("prompt-tuning", PTuningV2(length=3, shift_positions=True))
+    for method, text in zip(methods, (PLACES["system"], "{messages}"), strict=True):
         task = Generate(text, messages_column="messages", max_new_tokens=4)
-        found[method] = fit(own, task, ROWS, method=method, **more)
+        found[str(method)[:3]] = fit(own, task, ROWS, method=method, **more)
     return found
 
 
 def test_exports_that_would_put_soft_tokens_elsewhere_are_refused(trained, tmp_path) -> None:
     for form, message in (("peft", "Train keys and values"), ("vllm", "Serve the prompt by")):
         with pytest.raises(ArtifactError, match=message):
-            export_prompt(form, trained["prompt-tuning"], output=tmp_path / form)
-    export_prompt("peft", trained["p-tuning-v2"], output=tmp_path / "prefix")
+            export_prompt(form, trained["pro"], output=tmp_path / form)
+    export_prompt("peft", trained["PTu"], output=tmp_path / "prefix")
 
 
 def test_the_model_card_shows_a_conversation(trained) -> None:
-    card = make_model_card(trained["prompt-tuning"].artifact.manifest, repo="a/b", size=1)
+    card = make_model_card(trained["pro"].artifact.manifest, repo="a/b", size=1)
     assert "It answers conversations" in card
     assert '[{"messages": [{"role": "user", "content": "A text to answer."}]}]' in card
