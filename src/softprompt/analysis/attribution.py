@@ -21,6 +21,7 @@ from softprompt.analysis.explanation import (
 from softprompt.backbone.hooks import FreeVectors, use_free_vectors
 from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import Row, as_row
+from softprompt.data.rendering import Renderer
 from softprompt.data.row_words import FieldSpan, RowWords, place_tokens, remove_word
 from softprompt.data.table import get_text
 from softprompt.errors import DataError, PromptError, format_unknown
@@ -99,6 +100,8 @@ def explain_prediction(
         msg = f"integrated gradients with steps = {steps} are not possible. Give at least 1."
         raise PromptError(msg)
     members = model.members if isinstance(model, Ensemble) else (model,)
+    for member in members:
+        _list_renderers(member)
     row = as_row(row, model.fields)
     scored = _choose_score(model, members, row, label=label)
     reading = _read(members, row)
@@ -282,6 +285,23 @@ def _sum_text_scores(
     return -model.task.compute_loss(examples, [model.prompt], rows=rows).total
 
 
+def _list_renderers(member: PromptModel) -> list[Renderer]:
+    """What renders the texts of rows.
+
+    Raises:
+        PromptError: rows are conversations.
+    """
+    renderers = member.task.renderers
+    texts = [renderer for renderer in renderers if isinstance(renderer, Renderer)]
+    if len(texts) < len(renderers):
+        msg = (
+            "the words of conversations (task.messages_column) cannot be explained. Explain a "
+            "prompt whose rows are texts."
+        )
+        raise PromptError(msg)
+    return texts
+
+
 def _read(members: Sequence[PromptModel], row: Row) -> _Reading:
     """Find the words of a row.
 
@@ -290,7 +310,7 @@ def _read(members: Sequence[PromptModel], row: Row) -> _Reading:
     """
     names = dict.fromkeys(name for member in members for name in member.fields)
     texts = {name: get_text(row, name) for name in names}
-    renderers = [renderer for member in members for renderer in member.task.renderers]
+    renderers = [renderer for member in members for renderer in _list_renderers(member)]
     tokens = [token for renderer in renderers for token in place_tokens(renderer, row)]
     words = RowWords(texts, tokens)
     if not words.spans:
@@ -432,7 +452,7 @@ def _make_path(reading: _Reading, *, begin: Float[Tensor, " E"]) -> _Path:
     tokens, words, view = list[int](), list[int](), list[Example]()
     for member in reading.members:
         example, numbered = member.render(reading.row), list[dict[int, int]]()
-        for renderer in member.task.renderers:
+        for renderer in _list_renderers(member):
             numbers: dict[int, int] = {}
             for placed in place_tokens(renderer, reading.row):
                 word = reading.words.find(placed.span)

@@ -26,11 +26,11 @@ from softprompt.tasks.config import (
     Regress,
     Tag,
     TaskSettings,
-    build_settings,
     has_trained_head,
     make_decoding,
 )
 from softprompt.tasks.extraction import SPAN_OUTPUTS
+from softprompt.tasks.strict_settings import build_settings
 from softprompt.tasks.tag_decoding import make_transitions
 
 _REMEDY = "Train or import the prompt again."

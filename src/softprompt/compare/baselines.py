@@ -204,7 +204,9 @@ class Baselines:
             pooling = (
                 None if settings.pooling == "auto" else resolve_pooling(settings.pooling, kind)
             )
-        reader = FeatureReader(self.backbone, template, self.base.data.max_length, pooling)
+        reader = FeatureReader(
+            self.backbone, template, self.base.data.max_length, pooling, self.base.task_settings
+        )
         objective = _make_probe_objective(self._objective)
         assert objective is not None  # noqa: S101  # else it is not available
         parts = [self.tables[name] for name in ("train", "validation")]

@@ -200,6 +200,8 @@ def _describe_kind(manifest: Manifest) -> str:
         return "It labels text: a row gets every label whose probability reaches its threshold."
     if kind == "generate" and manifest.labels:
         return "It generates one of these texts."
+    if kind == "generate" and task.get("messages_column"):
+        return "It answers conversations, which the chat template of the model writes."
     sentence = _SENTENCES.get(kind, f"Its task is {format_code(kind)}.")
     return sentence.replace("{scheme}", format_code(str(task.get("scheme"))))
 
@@ -240,8 +242,13 @@ def _format_words(words: object) -> str:
 def _format_usage(manifest: Manifest, repo: str) -> Iterator[str]:
     folder = repo.partition("/")[2]
     fields = [*dict.fromkeys(name for name in _FIELD.findall(manifest.template) if name)]
-    single = len(fields) == 1
+    messages = manifest.task.get("messages_column")
+    single = len(fields) == 1 and not messages
     row: Any = _EXAMPLE if single else dict.fromkeys(fields, "…")
+    if messages:
+        names = [name for name in fields if name.partition(":")[0] != messages]
+        row = dict.fromkeys(names, "…")
+        row |= {messages: [{"role": "user", "content": _EXAMPLE}]}
     lines = ["pip install softprompt"]
     base = manifest.backbone["name"].removeprefix(PREFIX)
     if base != manifest.backbone["name"] and base in BUILTIN:

@@ -1,6 +1,7 @@
 """Rows of any tasks with a readout and any prompts, in as few forward passes as possible."""
 
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.backbone.model import Backbone
+from softprompt.data.chats import ChatRenderer, RowRenderer
+from softprompt.data.messages import SYSTEM, USER, Message
+from softprompt.errors import DataError
 from softprompt.injection.capture import to_kv_prefixes
 from softprompt.injection.compatibility import explain_unsplittable
 from softprompt.injection.prefix_sharing import measure_common_prefix
@@ -104,11 +108,22 @@ def find_head(task: Task) -> tuple[int, ...] | None:
     ):
         return None
     renderer = task.renderers[0]
-    fields = renderer.template.fields
-    rows = [renderer.render(dict.fromkeys(fields, text)).input_ids for text in _PROBES]
+    rows = [ids for text in _PROBES for ids in _render_probe(renderer, text)]
     common = rows[0][: measure_common_prefix(rows)]
     soft = [at for at, token in enumerate(rows[0]) if token >= geometry.vocab_size]
     return common if soft and soft[-1] < len(common) else None
+
+
+def _render_probe(renderer: RowRenderer, text: str) -> list[tuple[int, ...]]:
+    """The rows of a text: of a conversation, with a system turn and without one."""
+    fields = dict.fromkeys(renderer.template.fields, text)
+    if not isinstance(renderer, ChatRenderer):
+        return [renderer.render(fields).input_ids]
+    rows = [renderer.render_messages([Message(USER, text)], fields, continues=True).input_ids]
+    with suppress(DataError):  # some take no system turn
+        both = [Message(SYSTEM, text), Message(USER, text)]
+        rows.append(renderer.render_messages(both, fields, continues=True).input_ids)
+    return rows
 
 
 # Texts whose first tokens differ, also where a tokenizer joins them with the text before.

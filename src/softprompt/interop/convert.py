@@ -370,10 +370,13 @@ def make_export_request(model: PromptModel) -> ExportRequest:
         raise ArtifactError(msg)
     template = parse_template(model.artifact.manifest.template)
     first, *_ = measure_wrapping(model.backbone.tokenizer, pair=template.pair).ids
+    leading = template.soft_before_bos if first else template.leading_soft_tokens
+    is_chat = model.artifact.manifest.task.get("messages_column") is not None
     return ExportRequest(
         model.artifact,
         model.backbone,
-        leading_soft=template.soft_before_bos if first else template.leading_soft_tokens,
+        # The text of a chat template is before all soft tokens, or may be.
+        leading_soft=0 if is_chat else leading,
         hard_template=template.hard_text,
         readout=_get_readout(model.task),
     )

@@ -407,6 +407,13 @@ def _check_position(request: ExportRequest, prompt: InputPrompt) -> None:
             'Train with method.layers = "all".'
         )
         raise ArtifactError(msg)
+    if manifest.task.get("messages_column") is not None:
+        msg = (
+            f"the template {manifest.template!r} has soft tokens in conversations, but PEFT puts "
+            "all of them before the chat template's own text. Train keys and values, such as those "
+            "of p-tuning-v2, which PEFT has too."
+        )
+        raise ArtifactError(msg)
     if request.leading_soft != prompt.length:
         msg = (
             f"the template {manifest.template!r} has soft tokens after another token ([CLS] and "

@@ -65,6 +65,12 @@ def make_vllm_spec(request: ExportRequest) -> VLLMSpec:
         ArtifactError: a stock vLLM could not make the same predictions.
     """
     manifest, geometry = request.artifact.manifest, request.backbone.geometry
+    if manifest.task.get("messages_column") is not None:
+        msg = (
+            "rows are conversations (task.messages_column), which a client of vLLM's completions "
+            "does not render. Serve the prompt by softprompt serve, without --upstream."
+        )
+        raise ArtifactError(msg)
     prompt = _get_input_prompt(request)
     _check_backbone(request.backbone)
     readout = _get_readout(request)

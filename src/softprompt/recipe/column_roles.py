@@ -129,6 +129,11 @@ class ColumnRoles:
         """Whether the task can be done with a trained head."""
         return self.kind != "generate"
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether rows are conversations, whose answer is a part of them."""
+        return self.label in self.texts
+
 
 def guess_columns(table: Table, source: str) -> ColumnRoles:
     """Guess the roles of columns from their names and values.

@@ -1,6 +1,5 @@
 """Draft a commented recipe for a table; columns, splits and template depend on the data."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -9,19 +8,29 @@ from typing import assert_never
 
 import tomli_w
 
-from softprompt._paths import expand_user, is_present
-from softprompt.backbone import Architecture, load_unverified
+from softprompt.backbone import Architecture
 from softprompt.data import (
     parse_template,
 )
 from softprompt.data.readers import AS_IT_SEEMS, TextFormat
 from softprompt.data.sources import read_source
-from softprompt.errors import DataError, SoftpromptError
+from softprompt.errors import DataError
 from softprompt.recipe.column_roles import ColumnRoles, guess_columns
+from softprompt.recipe.drafted_backbones import (
+    DEFAULT_BACKBONE,
+    BackboneInfo,
+    inspect_backbone,
+    name_file,
+)
 from softprompt.recipe.held_out import HeldOut, choose_held_out, prepare_rows
+from softprompt.recipe.message_columns import (
+    check_chat,
+    describe_conversations,
+    draft_chat_template,
+    list_chat_keys,
+)
 from softprompt.recipe.values import check_names_writable
 
-DEFAULT_BACKBONE = "builtin:smollm2-135m-instruct"
 ENCODER = "builtin:minilm"
 
 _MAX_LABEL_WORDS = 20
@@ -42,23 +51,6 @@ _METRICS = {
 
 # What becomes of longer rows, and of longer contexts.
 _BEYOND = ("text beyond is cut", "longer contexts are divided into windows")
-
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    """The facts about a backbone that a recipe depends on.
-
-    Args:
-        name: as the recipe names it.
-        kind: its architecture.
-        has_head: whether it has a language-model head.
-        takes_prefixes: whether keys and values may be trained on it.
-    """
-
-    name: str
-    kind: Architecture
-    has_head: bool
-    takes_prefixes: bool = True
 
 
 @dataclass(frozen=True)
@@ -140,15 +132,17 @@ def draft_recipe(
     """
     source, folder = str(data), Path(directory).resolve()
     table = read_source(source, text_format=text_format)
-    columns = guess_columns(table, source)
+    columns = describe_conversations(table, source) or guess_columns(table, source)
     table = prepare_rows(table, columns, where=source)
     held_out = choose_held_out(
         table, source, columns=columns, text_format=text_format, automatic=automatic
     )
     if backbone is None:
         backbone = _choose_backbone(columns, automatic=automatic)
-    info, backbone_notes = _inspect_backbone(folder, backbone)
+    info, backbone_notes = inspect_backbone(folder, backbone)
     _check_backbone(info.kind, backbone, columns)
+    if columns.is_chat:
+        check_chat(info, backbone)
     notes = [*held_out.notes, *columns.notes, *backbone_notes]
     if columns.group is not None and "validation" not in held_out.files:
         notes.append(f"rows may belong together by {columns.group!r}: see group_by in the recipe")
@@ -156,7 +150,7 @@ def draft_recipe(
         columns,
         held_out,
         files={
-            name: _make_relative(folder, path)
+            name: name_file(folder, path)
             for name, path in {"train": source, **held_out.files}.items()
         },
         backbone=info,
@@ -191,32 +185,6 @@ def _choose_backbone(columns: ColumnRoles, *, automatic: bool) -> str:
     """An encoder where a head is trained without being asked for, and for parts of a text."""
     sees_both_sides = columns.kind in {"tag", "extract"} or (automatic and columns.has_head)
     return ENCODER if sees_both_sides else DEFAULT_BACKBONE
-
-
-def _make_relative(folder: Path, source: str) -> str:
-    """How a recipe in a folder names a file; a data set's or model's name stays as it is."""
-    path = expand_user(source)
-    if not is_present(path):
-        return source
-    try:
-        return Path(os.path.relpath(path.resolve(), folder)).as_posix()
-    except ValueError:  # another drive
-        return str(path.resolve())
-
-
-def _inspect_backbone(folder: Path, name: str) -> tuple[BackboneInfo, list[str]]:
-    """The facts about a backbone that a recipe depends on, and notes for the user."""
-    source = _make_relative(folder, name)
-    if name == DEFAULT_BACKBONE:  # known, and slow to load
-        return BackboneInfo(source, "causal", has_head=True), []
-    try:
-        backbone = load_unverified(name)
-    except SoftpromptError as error:
-        note = f"could not load the backbone; assuming a causal language model: {error}"
-        return BackboneInfo(source, "causal", has_head=True), [note]
-    geometry, has_head = backbone.geometry, backbone.lm_head is not None
-    takes_prefixes = geometry.limits.prefix is None
-    return BackboneInfo(source, geometry.architecture, has_head, takes_prefixes), []
 
 
 def _write_recipe(
@@ -331,6 +299,8 @@ def _write_deep_prefixes() -> Iterator[str]:
 
 def draft_template(columns: ColumnRoles, backbone: BackboneInfo) -> str:
     """What a row looks like to this kind of backbone."""
+    if columns.is_chat:
+        return draft_chat_template(columns.label, backbone)
     if columns.kind == "tag":
         words = f"{{{columns.texts[0]}}}"
         return "{soft:10}" + (f"{words}\n{words}" if backbone.kind == "causal" else words)
@@ -398,6 +368,8 @@ def _write_task(
         case "regress":
             yield _format_key("target_column", columns.label, "the number to predict")
             yield from _write_readout(words, template)
+        case "generate" if columns.is_chat:
+            yield from (_format_key(*key) for key in list_chat_keys(columns))
         case "generate":
             yield _format_key("target_column", columns.label, "the text to write")
             yield _format_key("max_new_tokens", columns.max_new_tokens, "longer answers are cut")
@@ -458,6 +430,9 @@ def _write_readout(words: Mapping[str, str] | None, template: str) -> Iterator[s
 def _write_init(columns: ColumnRoles, *, has_label_words: bool) -> str:
     if has_label_words:
         return _add_comment('init = { from = "labels" }', "the soft tokens start as label words")
+    if columns.is_chat:
+        init = 'init = { from = "text", text = "You are a helpful assistant." }'
+        return _add_comment(init, "the soft tokens start as this")
     text = f"Classify the {' and the '.join(columns.texts)} by {columns.label}."
     if columns.kind != "classify":
         verbs = {"generate": "Write", "regress": "Estimate", "extract": "Find", "tag": "Find"}

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softprompt.backbone.model import Backbone, BatchInputs
+from softprompt.data.chats import RowRenderer
 from softprompt.data.collate import Side, collate
 from softprompt.data.inputs import Row
-from softprompt.data.rendering import RenderedRow, Renderer, TokenizedRows
+from softprompt.data.rendering import RenderedRow, TokenizedRows
 from softprompt.data.words import WordStates
 from softprompt.injection.forward import forward
 from softprompt.injection.prefix_sharing import (
@@ -255,7 +256,7 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def renderers(self) -> tuple[Renderer, ...]:
+    def renderers(self) -> tuple[RowRenderer, ...]:
         """What renders a row; most tasks have one."""
 
     @abstractmethod

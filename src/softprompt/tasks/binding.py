@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 from softprompt.backbone.lm_head import LMHead
 from softprompt.backbone.model import Backbone
+from softprompt.data.chat_template import make_chat_template
+from softprompt.data.chats import RowRenderer, make_chat_renderer
 from softprompt.data.rendering import Renderer, make_renderer
 from softprompt.data.template import Template, parse_template
 from softprompt.data.tokenizer import make_text_encoder
 from softprompt.data.windows import make_window_renderer
 from softprompt.errors import DataError, TemplateError
 from softprompt.tasks.base import Task
+from softprompt.tasks.chat_settings import check_chat_settings
 from softprompt.tasks.classification import (
     CausalVerbalizer,
     MaskedVerbalizer,
@@ -91,8 +94,9 @@ def build_task(
         RecipeError: the settings of generation are not possible.
     """
     parsed = parse_template(template)
+    check_chat_settings(settings)
     _check_compatibility(settings, backbone, parsed)
-    builder = _TaskBuilder(backbone, parsed, budget=budget or LengthBudget())
+    builder = _TaskBuilder(backbone, parsed, budget=budget or LengthBudget(), settings=settings)
     task = builder.build(settings, labels, seed=seed)
     task.kind, task.flexible_columns = settings.kind, list_flexible_columns(settings)
     return task
@@ -119,23 +123,41 @@ def read_label_words(settings: Classify | Regress, backbone: Backbone) -> LabelW
     )
 
 
-def make_plain_renderer(backbone: Backbone, template: str, *, max_length: int | None) -> Renderer:
+def make_plain_renderer(
+    backbone: Backbone,
+    template: str,
+    *,
+    max_length: int | None,
+    settings: TaskSettings | None = None,
+) -> RowRenderer:
     """Make a renderer of rows for a backbone that is run without a task.
 
     Args:
         backbone: the backbone that the rows are for.
         template: the template of a row.
         max_length: the most tokens of a row; None for all positions that the backbone has.
+        settings: of the task whose rows they are, which may be conversations; None for texts.
+
+    Raises:
+        TemplateError: the template does not fit the backbone.
     """
-    builder = _TaskBuilder(backbone, parse_template(template), budget=LengthBudget(max_length))
-    return builder.make_renderer()
+    budget = LengthBudget(max_length)
+    builder = _TaskBuilder(backbone, parse_template(template), budget=budget, settings=settings)
+    return builder.make_row_renderer()
 
 
 class _TaskBuilder:
     """Builds tasks on a backbone with a template."""
 
-    def __init__(self, backbone: Backbone, template: Template, *, budget: LengthBudget) -> None:
-        self.backbone = backbone
+    def __init__(
+        self,
+        backbone: Backbone,
+        template: Template,
+        *,
+        budget: LengthBudget,
+        settings: TaskSettings | None,
+    ) -> None:
+        self.backbone, self.settings = backbone, settings
         self.architecture = backbone.geometry.architecture
         self.template = template
         self.free_positions = _count_free_positions(backbone, budget)
@@ -157,6 +179,27 @@ class _TaskBuilder:
             max_length=self.limit - (reserve if self.architecture == "causal" else 0),
             masks=masks,
             closed=self.architecture != "causal",
+        )
+
+    def make_row_renderer(self, *, reserve: int = 0, masks: int = 1) -> RowRenderer:
+        """As `make_renderer`; of conversations if the task's rows are some."""
+        settings = self.settings
+        if not isinstance(settings, Classify | Generate) or settings.messages_column is None:
+            return self.make_renderer(reserve=reserve, masks=masks)
+        if self.architecture != "causal":
+            msg = (
+                f"{self.backbone.geometry.model_type} is not a causal backbone, so it has no chat "
+                "template for conversations (task.messages_column). Choose one that was trained on "
+                "conversations, such as builtin:smollm2-135m-instruct."
+            )
+            raise TemplateError(msg)
+        return make_chat_renderer(
+            self.template,
+            make_chat_template(self.backbone.tokenizer, settings.chat_template_kwargs),
+            column=settings.messages_column,
+            vocab_size=self.backbone.geometry.vocab_size,
+            max_length=self.limit - reserve,
+            writes_answer=isinstance(settings, Generate),
         )
 
     def build(self, settings: TaskSettings, labels: Sequence[str], *, seed: int) -> Task:
@@ -191,7 +234,7 @@ class _TaskBuilder:
             self.backbone,
             head,
             objective=objective,
-            renderer=self.make_renderer(),
+            renderer=self.make_row_renderer(),
             target_column=get_target_column(settings),
             pooling=resolve_pooling(settings.pooling, self.architecture),
         )
@@ -252,13 +295,13 @@ class _TaskBuilder:
         match self.architecture:
             case "causal":
                 classifier = CausalVerbalizer
-                renderers = [self.make_renderer(reserve=words.lengths[-1] - 1)]
+                renderers = [self.make_row_renderer(reserve=words.lengths[-1] - 1)]
             case "encoder":
                 classifier = MaskedVerbalizer
-                renderers = [self.make_renderer(masks=k) for k in words.lengths]
+                renderers = [self.make_row_renderer(masks=k) for k in words.lengths]
             case "encoder-decoder":
                 classifier = Seq2SeqVerbalizer
-                renderers = [self.make_renderer()]
+                renderers = [self.make_row_renderer()]
         objective = make_objective(settings, words.labels)
         assert isinstance(objective, ScoreObjective)  # noqa: S101  # that of words
         return classifier(
@@ -275,7 +318,7 @@ class _TaskBuilder:
         return TextGenerator(
             self.backbone,
             self._get_lm_head("write text", remedy="Choose another backbone."),
-            renderer=self.make_renderer(reserve=settings.max_new_tokens),
+            renderer=self.make_row_renderer(reserve=settings.max_new_tokens),
             settings=settings,
             positions=self.free_positions,
             choices=choices,

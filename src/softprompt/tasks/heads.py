@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from softprompt.backbone.model import Backbone
+from softprompt.data.chats import RowRenderer
 from softprompt.data.inputs import Row
-from softprompt.data.rendering import RenderedRow, Renderer
+from softprompt.data.rendering import RenderedRow
 from softprompt.prompt import Prompt
 from softprompt.tasks.base import Example, HeadTask, Task, pad_rows
 from softprompt.tasks.classification import Classifier
@@ -42,7 +43,7 @@ class HeadClassifier(Classifier, HeadTask):
         head: ClassifierHead,
         *,
         objective: ScoreObjective,
-        renderer: Renderer,
+        renderer: RowRenderer,
         target_column: str,
         pooling: Pooling | None = None,
     ) -> None:
@@ -79,7 +80,7 @@ class HeadClassifier(Classifier, HeadTask):
         return self.pooling in ("mean", "max")
 
     @property
-    def renderers(self) -> tuple[Renderer, ...]:
+    def renderers(self) -> tuple[RowRenderer, ...]:
         """The only renderer."""
         return (self._renderer,)
 

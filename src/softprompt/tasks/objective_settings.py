@@ -14,7 +14,6 @@ from softprompt.tasks.config import (
     Regress,
     Tag,
     TaskSettings,
-    build_settings,
     list_answer_settings,
 )
 from softprompt.tasks.extraction import (
@@ -25,6 +24,7 @@ from softprompt.tasks.extraction import (
 from softprompt.tasks.label_sets import DEFAULT_THRESHOLD, LabelSets
 from softprompt.tasks.objectives import FreeText, Objective, SingleLabel
 from softprompt.tasks.regression import Numbers, WordNumbers, make_numbers
+from softprompt.tasks.strict_settings import build_settings
 from softprompt.tasks.tag_cells import get_scheme
 from softprompt.tasks.tag_sequences import TagSequences
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, assert_never
 
-from softprompt.data.labels import check_choices, check_labels, collect_labels
+from softprompt.data.labels import check_answers, check_choices, check_labels, collect_labels
+from softprompt.data.messages import read_answer, read_messages
 from softprompt.data.table import Table, check_columns, check_names, is_missing, to_text
 from softprompt.errors import DataError, format_unknown
 from softprompt.tasks.base import Task
@@ -14,9 +15,11 @@ from softprompt.tasks.config import (
     Regress,
     Tag,
     TaskSettings,
+    get_messages_column,
     get_target_column,
 )
 from softprompt.tasks.extraction import read_context_answers
+from softprompt.tasks.generation import TextGenerator
 from softprompt.tasks.label_sets import parse_label_set
 from softprompt.tasks.regression import parse_numbers
 from softprompt.tasks.tag_cells import (
@@ -41,7 +44,7 @@ def has_few_targets(settings: TaskSettings) -> bool:
         case Classify():
             return not settings.multi_label
         case Generate():
-            return settings.choices is not None
+            return settings.choices is not None and settings.messages_column is None
         case Regress() | Tag() | Extract():
             return False
         case _:
@@ -68,6 +71,8 @@ def read_targets(table: Table, settings: TaskSettings, *, split: str = "given") 
     """
     if isinstance(settings, Tag):
         return [format_tags(tags) for tags in read_tag_rows(table, settings, split=split)]
+    if isinstance(settings, Generate) and settings.messages_column is not None:
+        return _read_messages(table, settings.messages_column, read_answer, split=split)
     return read_truth(table, get_target_column(settings))
 
 
@@ -80,6 +85,8 @@ def read_task_targets(table: Table, task: Task) -> list[str]:
     """
     if isinstance(task, Tagger):
         return read_targets(table, task.settings)
+    if isinstance(task, TextGenerator) and task.is_chat:
+        return _read_messages(table, task.target_column, read_answer, split="given")
     return read_truth(table, task.target_column)
 
 
@@ -113,7 +120,7 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
         case Classify():
             return _find_classes(settings, table)
         case Generate(choices="from-data"):
-            return collect_labels(table, settings.target_column)
+            return _collect_answers(settings, table)
         case Generate(choices=choices):
             return tuple(choices or ())
         case Regress() | Extract():
@@ -122,6 +129,13 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
             return find_tags(settings, table)
         case _:
             assert_never(settings)
+
+
+def _collect_answers(settings: Generate, table: Table) -> tuple[str, ...]:
+    """The different answers of the training rows."""
+    if settings.messages_column is None:
+        return collect_labels(table, settings.target_column)
+    return tuple(sorted({*read_targets(table, settings, split="train")}))
 
 
 def _find_classes(settings: Classify, table: Table) -> tuple[str, ...]:
@@ -217,12 +231,18 @@ def check_targets(
     Raises:
         DataError: a target is missing, unknown, or not of the task's form.
     """
-    column = get_target_column(settings)
+    column, messages = get_target_column(settings), get_messages_column(settings)
+    if messages is not None:
+        check_names([messages], table.column_names, where=f"the {split} data")
+        _read_messages(table, messages, read_messages, split=split)
     match settings:
         case Classify(multi_label=True):
             _check_sets(table, column, labels=labels, split=split)
         case Classify():
             check_labels(table, column, known=labels, split=split)
+        case Generate(messages_column=str()):
+            answers = read_targets(table, settings, split=split)
+            check_answers(answers, column, choices=labels, split=split)
         case Generate():
             check_columns(table, [column], where=f"the {split} data")
             check_choices(table, column, choices=labels, split=split)
@@ -271,6 +291,20 @@ def _check_answers(table: Table, settings: Extract, *, split: str) -> None:
                 raise
             msg = f"{where}, column {settings.target_column!r}: {error}"
             raise DataError(msg) from error
+
+
+def _read_messages(
+    table: Table, column: str, read: Callable[[object], _Found], *, split: str
+) -> list[_Found]:
+    """What the conversations of a table hold; an error names the row."""
+    found = []
+    for index, cell in enumerate(table[column][:]):
+        try:
+            found.append(read(cell))
+        except DataError as error:
+            msg = f"row {index} (counted from 0) of the {split} data, column {column!r}: {error}"
+            raise DataError(msg) from error
+    return found
 
 
 def read_numbers(table: Table, column: str) -> list[tuple[float, ...]]:

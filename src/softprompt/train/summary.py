@@ -8,6 +8,7 @@ import torch
 
 from softprompt.backbone.model import Geometry
 from softprompt.data import Field, SoftTokens, Template, parse_template
+from softprompt.data.template import TurnText
 from softprompt.injection.prefix_sharing import can_split, measure_common_prefix
 from softprompt.methods.defaults import Defaults
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
@@ -281,7 +282,7 @@ def _describe_placement(prompt: Prompt, template: Template, *, num_sites: int) -
         case InputPrompt():
             pass
     soft = [at for at, piece in enumerate(template.pieces) if isinstance(piece, SoftTokens)]
-    text = [at for at, piece in enumerate(template.pieces) if isinstance(piece, Field)]
+    text = [at for at, piece in enumerate(template.pieces) if isinstance(piece, Field | TurnText)]
     layers = f", from layer {prompt.start_layer} on" if prompt.start_layer else ""
     if max(soft) < min(text):
         return f"in front of the row's text{layers}"
