@@ -21,6 +21,7 @@ PIPELINES = {
     "generate": "text-generation",
     "tag": "token-classification",
     "extract": "question-answering",
+    "choose": "multiple-choice",
 }
 _KINDS = {"input": "input-prompt", "kv": "key-value-prefix"}
 # The Hub's names of metrics that have another name in softprompt.
@@ -189,6 +190,7 @@ _SENTENCES = {
     "regress": "It predicts numbers, in the unit of the training rows.",
     "tag": "It gives each word of a text a tag, in the scheme {scheme}.",
     "extract": "It answers questions by a part of a text, or says that it has no answer.",
+    "choose": "It chooses one of a row's own options, {scorer}.",
     "generate": "It generates text.",
 }
 
@@ -201,7 +203,18 @@ def _describe_kind(manifest: Manifest) -> str:
     if kind == "generate" and manifest.labels:
         return "It generates one of these texts."
     sentence = _SENTENCES.get(kind, f"Its task is {format_code(kind)}.")
+    if kind == "choose":
+        return sentence.replace("{scorer}", _describe_scorer(task))
     return sentence.replace("{scheme}", format_code(str(task.get("scheme"))))
+
+
+def _describe_scorer(task: Mapping[str, Any]) -> str:
+    """What scores the options of a choice."""
+    if task.get("head") is not None:
+        return f"which a trained head scores; it reads {format_code(str(task.get('pooling')))}"
+    length = {"tokens": ", divided by their number", "characters": ", divided by its length"}
+    divisor = length.get(str(task.get("length_normalization")), "")
+    return f"by the log-probabilities of each option's tokens{divisor}"
 
 
 def _format_task(manifest: Manifest) -> Iterator[str]:

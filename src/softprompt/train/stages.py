@@ -30,9 +30,14 @@ from softprompt.methods import Method, build_method
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromDemonstrations, FromPrompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, LengthBudget, Task, TaskSettings, build_task
+from softprompt.tasks import Choose, Classify, LengthBudget, Task, TaskSettings, build_task
 from softprompt.tasks.binding import read_label_words
-from softprompt.tasks.config import get_target_column, list_flexible_columns
+from softprompt.tasks.config import (
+    OPTION_FIELD,
+    get_target_column,
+    list_flexible_columns,
+    list_row_columns,
+)
 from softprompt.tasks.targets import check_tables, find_labels, resolve_target_settings
 from softprompt.train.datasets import (
     RenderedRows,
@@ -340,7 +345,9 @@ def bind_task(parts: Parts, collector: FaultCollector) -> None:
     )
     if settings is None:
         raise MissingPartError
-    if isinstance(settings, Classify) and settings.verbalizer is None:
+    if isinstance(settings, Choose) or (
+        isinstance(settings, Classify) and settings.verbalizer is None
+    ):
         collector.check(check_pooling, settings, backbone=backbone, template=template)
     parts.task = collector.attempt(
         build_task,
@@ -375,8 +382,9 @@ def start_head(parts: Parts, collector: FaultCollector) -> None:
 def render_rows(parts: Parts, collector: FaultCollector) -> None:
     """Render the rows of every table that agrees with labels and template."""
     template, task = require(parts.template), require(parts.task)
+    columns = list_row_columns(parts.recipe.task_settings, template.fields)
     for name, table in parts.valid_tables.items():
-        if {*template.fields} <= {*table.column_names}:
+        if {*columns} <= {*table.column_names}:
             collector.attempt(_render, parts, task, split=name)
     if parts.demonstrations is not None and "train" in parts.rows:
         parts.rows["train"] = parts.demonstrations.mark(parts.rows["train"])
@@ -385,8 +393,9 @@ def render_rows(parts: Parts, collector: FaultCollector) -> None:
 def collect_row_warnings(parts: Parts, _collector: FaultCollector) -> None:
     """Collect what makes the scores of the run say less than they seem to."""
     task, template = require(parts.task), require(parts.template)
+    fields = list_row_columns(parts.recipe.task_settings, template.fields)
     parts.warnings += list_row_warnings(
-        parts.valid_tables, parts.rows, fields=template.fields, objective=task.objective
+        parts.valid_tables, parts.rows, fields=fields, objective=task.objective
     )
 
 
@@ -448,8 +457,11 @@ def _check_fields(parts: Parts, collector: FaultCollector) -> None:
     template, tables = require(parts.template), require(parts.tables)
     settings = parts.recipe.task_settings
     if "train" in tables:
-        collector.check(check_fields, template, tables["train"].column_names)
-    names, flexible = _select_known(template.fields, tables), list_flexible_columns(settings)
+        options = [OPTION_FIELD] if isinstance(settings, Choose) else []
+        known = [*tables["train"].column_names, *options]
+        collector.check(check_fields, template, known)
+    names = _select_known(list_row_columns(settings, template.fields), tables)
+    flexible = list_flexible_columns(settings)
     _check_columns(tables, names, collector=collector, flexible=flexible)
 
 

@@ -11,8 +11,8 @@ from softprompt.data.template import BeginToken
 from softprompt.data.tokenizer import list_special_tokens, measure_wrapping
 from softprompt.errors import TemplateError
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Extract, Tag, TaskSettings
-from softprompt.tasks.config import get_target_column
+from softprompt.tasks import Choose, Classify, Extract, Tag, TaskSettings
+from softprompt.tasks.config import OPTION_FIELD, get_target_column, list_row_columns
 
 DEFAULT_SOFT_TOKENS = 20
 
@@ -34,7 +34,8 @@ def make_default_template(table: Table, settings: TaskSettings, *, kind: Archite
     if isinstance(settings, Tag):
         return f"{{{settings.words_column}}}"
     target = get_target_column(settings)
-    texts = [name for name in list_text_columns(table) if name != target]
+    taken = {target, *list_row_columns(settings, ())}
+    texts = [name for name in list_text_columns(table) if name not in taken]
     if isinstance(settings, Extract):
         return _make_question_template(settings, texts, kind=kind)
     if len(texts) not in {1, 2}:
@@ -45,6 +46,10 @@ def make_default_template(table: Table, settings: TaskSettings, *, kind: Archite
         )
         raise TemplateError(msg)
     separator = "{sep}" if kind == "encoder" else "\n"
+    if isinstance(settings, Choose) and settings.head is not None:
+        # Of a pair of texts and an option, the texts are one.
+        text = (" " if kind == "encoder" else "\n").join(f"{{{name}}}" for name in texts)
+        return f"{text}{separator}{{{OPTION_FIELD}}}"
     return separator.join(f"{{{name}}}" for name in texts)
 
 
