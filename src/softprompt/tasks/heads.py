@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Self, assert_never
+from typing import assert_never
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -36,13 +36,13 @@ class PooledHeadTask(HeadTask):
     _renderer: Renderer
     _cls: int
 
-    def with_pooling(self, pooling: Pooling) -> Self:
+    def with_pooling(self, pooling: Pooling) -> "PooledHeadTask":
         """A copy of the task with the same head and another readout."""
         task = copy(self)
         task.pooling = pooling
         return task
 
-    def with_head(self, head: ClassifierHead) -> Self:
+    def with_head(self, head: ClassifierHead) -> "PooledHeadTask":
         """A copy of the task with the same readout and another head."""
         task = copy(self)
         task._head = head.to(self.backbone.device)  # noqa: SLF001  # a copy of this one
