@@ -298,7 +298,7 @@ def test_a_long_row_leaves_room_for_its_longest_option(backbone) -> None:
     for words in (1, 4, 9):
         row = {"question": question, "options": ["bad", "plot " * (words - 1) + "good"]}
         example = task.make_example(row, target=False)
-        assert example.length == 20
+        assert 18 <= example.length <= 20, "cut between words"
         assert example.truncated
     with pytest.raises(DataError, match=r"an option has \d+ tokens, but .* there is room for \d+"):
         task.make_example({"question": "it", "options": ["bad", "plot " * 30]}, target=False)

@@ -14,8 +14,9 @@ from softprompt.injection.prefix_sharing import measure_common_prefix
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt, to
 from softprompt.tasks import Classifier, Example, Prediction, Task
 from softprompt.tasks.base import ReadoutTask
-from softprompt.tasks.chooser import Chooser, ContinuationChooser
+from softprompt.tasks.chooser import Chooser
 from softprompt.tasks.classification import Seq2SeqVerbalizer
+from softprompt.tasks.continuations import ContinuationChooser
 from softprompt.tasks.heads import PooledHeadTask
 
 _States = list[Float[Tensor, "K H"]]

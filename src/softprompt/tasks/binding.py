@@ -13,7 +13,7 @@ from softprompt.data.windows import make_window_renderer
 from softprompt.errors import DataError, TemplateError
 from softprompt.tasks.base import Task
 from softprompt.tasks.choices import make_choices
-from softprompt.tasks.chooser import Chooser, ContinuationChooser, HeadChooser
+from softprompt.tasks.chooser import Chooser, HeadChooser
 from softprompt.tasks.classification import (
     CausalVerbalizer,
     MaskedVerbalizer,
@@ -33,6 +33,7 @@ from softprompt.tasks.config import (
     has_trained_head,
     list_flexible_columns,
 )
+from softprompt.tasks.continuations import ContinuationChooser
 from softprompt.tasks.extraction import (
     SPAN_OUTPUTS,
     ContextAnswers,

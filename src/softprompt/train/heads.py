@@ -31,6 +31,7 @@ from softprompt.tasks import (
 )
 from softprompt.tasks.chooser import HeadChooser
 from softprompt.tasks.classifier_head import ClassifierHead, HeadKind
+from softprompt.tasks.config import has_trained_head
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.objectives import SingleLabel
 from softprompt.tasks.pooling import Pooling, find_pooling_fault, resolve_pooling
@@ -61,14 +62,14 @@ def check_pooling(settings: Choose | Classify, *, backbone: Backbone, template: 
     """Check that a head with a readout can be trained.
 
     Args:
-        settings: of the task; of a choice without a head nothing is checked.
+        settings: of the task; without a head nothing is checked.
         backbone: of the run.
         template: of a row.
 
     Raises:
         TemplateError: the readout does not see the row, or not the prompt.
     """
-    if isinstance(settings, Choose) and settings.head is None:
+    if not has_trained_head(settings):
         return
     kind = backbone.geometry.architecture
     fault = find_pooling_fault(settings.pooling, architecture=kind, template=template)
