@@ -11,15 +11,15 @@ import tomli_w
 
 from softprompt._paths import expand_user, is_present
 from softprompt.backbone import Architecture, load_unverified
-from softprompt.data import (
-    parse_template,
-)
+from softprompt.data import parse_template
 from softprompt.data.readers import AS_IT_SEEMS, TextFormat
 from softprompt.data.sources import read_source
 from softprompt.errors import DataError, SoftpromptError
 from softprompt.recipe.column_roles import ColumnRoles, guess_columns
 from softprompt.recipe.held_out import HeldOut, choose_held_out, prepare_rows
+from softprompt.recipe.option_columns import draft_option_template, list_option_keys
 from softprompt.recipe.values import check_names_writable
+from softprompt.tasks.config import OPTION_FIELD
 
 DEFAULT_BACKBONE = "builtin:smollm2-135m-instruct"
 ENCODER = "builtin:minilm"
@@ -37,8 +37,12 @@ _METRICS = {
     ("generate", False): "exact_match, chrf, rougeL",
     ("tag", False): "span_f1, span_macro_f1, tag_accuracy",
     ("extract", False): "f1, exact_match",
+    ("choose", False): "accuracy",
 }
 
+
+# Texts are classified by their labels, and turned to answers.
+_BY = ("classify", "tag", "choose")
 
 # What becomes of longer rows, and of longer contexts.
 _BEYOND = ("text beyond is cut", "longer contexts are divided into windows")
@@ -85,7 +89,7 @@ class RecipeDraft:
 
     def __repr__(self) -> str:
         texts = " and ".join(map(repr, self.columns.texts))
-        verb = "by" if self.columns.kind in ("classify", "tag") else "to"
+        verb = "by" if self.columns.kind in _BY else "to"
         return f"RecipeDraft({texts} {verb} {self.columns.label!r}, {self.columns.rows:,} rows)"
 
 
@@ -188,8 +192,12 @@ def _check_backbone(kind: Architecture, name: str, columns: ColumnRoles) -> None
 
 
 def _choose_backbone(columns: ColumnRoles, *, automatic: bool) -> str:
-    """An encoder where a head is trained without being asked for, and for parts of a text."""
-    sees_both_sides = columns.kind in {"tag", "extract"} or (automatic and columns.has_head)
+    """An encoder where a head is trained without being asked for, and for parts of a text.
+
+    Options are scored by what a language model knows already.
+    """
+    is_read = automatic and columns.has_head and columns.kind != "choose"
+    sees_both_sides = columns.kind in {"tag", "extract"} or is_read
     return ENCODER if sees_both_sides else DEFAULT_BACKBONE
 
 
@@ -231,7 +239,7 @@ def _write_recipe(
     """The text of a recipe; the files of all splits are named as the recipe names them."""
     source, others = files["train"], {n: path for n, path in files.items() if n != "train"}
     words = draft_verbalizer(columns.labels, backbone) if columns.labels else None
-    verb = "by" if columns.kind in ("classify", "tag") else "to"
+    verb = "by" if columns.kind in _BY else "to"
     parts = [
         _make_comment(
             f"{source}: {columns.rows:,} rows, {' and '.join(columns.texts)} {verb} "
@@ -314,6 +322,9 @@ def _write_deep_prefixes() -> Iterator[str]:
 
 def draft_template(columns: ColumnRoles, backbone: BackboneInfo) -> str:
     """What a row looks like to this kind of backbone."""
+    if columns.options is not None:
+        has_head = backbone.kind == "encoder"
+        return draft_option_template(columns.texts, columns.options, has_head=has_head)
     if columns.kind == "tag":
         words = f"{{{columns.texts[0]}}}"
         return "{soft:10}" + (f"{words}\n{words}" if backbone.kind == "causal" else words)
@@ -368,6 +379,7 @@ def _write_task(
         "generate": "write text",
         "tag": "a tag for each word",
         "extract": "answer by a part of a text",
+        "choose": "choose one of a row's own options",
     }
     yield _format_key("kind", columns.kind, comments[columns.kind])
     yield _format_key("template", template, "{soft:N} are the trained tokens")
@@ -395,6 +407,10 @@ def _write_task(
             yield _format_key("target_column", columns.label, "the answers, with their places")
             yield _format_key("null_threshold", "auto", "validation rows choose it")
             yield _format_key("head", "linear", "a trained layer on the tokens of the context")
+        case "choose":
+            has_head = OPTION_FIELD in parse_template(template).fields
+            keys = columns.options and list_option_keys(columns.options, has_head=has_head)
+            yield from (_format_key(*key) for key in keys or ())
         case _:
             assert_never(columns.kind)
 
@@ -443,10 +459,9 @@ def _write_init(columns: ColumnRoles, *, has_label_words: bool) -> str:
         return _add_comment('init = { from = "labels" }', "the soft tokens start as label words")
     text = f"Classify the {' and the '.join(columns.texts)} by {columns.label}."
     if columns.kind != "classify":
-        verbs = {"generate": "Write", "regress": "Estimate", "extract": "Find", "tag": "Find"}
-        text = (
-            f"{verbs[columns.kind]} the {columns.label} of the {' and the '.join(columns.texts)}."
-        )
+        verbs = {"generate": "Write", "regress": "Estimate", "choose": "Choose"}
+        verb = verbs.get(columns.kind, "Find")
+        text = f"{verb} the {columns.label} of the {' and the '.join(columns.texts)}."
     value = tomli_w.dumps({"text": text}).strip()
     return _add_comment(f'init = {{ from = "text", {value} }}', "the soft tokens start as this")
 

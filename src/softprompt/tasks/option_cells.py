@@ -192,7 +192,7 @@ def _explain_unknown(target: str, options: Options, *, form: str) -> str:
     }
     if options.labels is not None:
         del forms["index"]
-    wanted = forms.get(form, " or ".join(forms.values()))
+    wanted = forms.get(form, ", or ".join(forms.values()))
     shown = f"target {target[:60]!r} is not" if target.strip() else "target has no value, so not"
     remedy = "Correct the target or the options, or leave the row out."
     if target.strip() == str(count) and "index" in forms:
