@@ -28,7 +28,6 @@ _MAX_LABEL_WORDS = 20
 _WORD = re.compile(r"[^\W\d_][\w' -]{0,39}")
 _COMMENT_COLUMN = 44
 
-
 # What may choose the best prompt, by kind of task and whether a row has any number of labels.
 _METRICS = {
     ("classify", False): "accuracy, macro_f1",
@@ -41,9 +40,9 @@ _METRICS = {
 }
 
 
-# Texts are classified by their labels, and turned to answers.
 _BY = ("classify", "tag", "choose")
-
+# What new names of labels are for, and those of options.
+_MAPS = ("joins labels that differ in spaces only", "options are counted from 0")
 # What becomes of longer rows, and of longer contexts.
 _BEYOND = ("text beyond is cut", "longer contexts are divided into windows")
 
@@ -192,10 +191,8 @@ def _check_backbone(kind: Architecture, name: str, columns: ColumnRoles) -> None
 
 
 def _choose_backbone(columns: ColumnRoles, *, automatic: bool) -> str:
-    """An encoder where a head is trained without being asked for, and for parts of a text.
-
-    Options are scored by what a language model knows already.
-    """
+    """An encoder where a head is trained without being asked for, and for parts of a text."""
+    # A language model knows much of which option fits before it is trained.
     is_read = automatic and columns.has_head and columns.kind != "choose"
     sees_both_sides = columns.kind in {"tag", "extract"} or is_read
     return ENCODER if sees_both_sides else DEFAULT_BACKBONE
@@ -425,7 +422,7 @@ def _write_splits(
         yield _format_key("drop_missing", [*columns.gaps], "rows without a value are left out")
     if columns.value_map:
         value_map = {columns.label: dict(columns.value_map)}
-        yield _format_inline("value_map", value_map, "joins labels that differ in spaces only")
+        yield _format_inline("value_map", value_map, _MAPS[columns.kind == "choose"])
     if held_out.folds is not None:
         yield _format_key("folds", held_out.folds, "each row validates once")
     if "validation" not in files:

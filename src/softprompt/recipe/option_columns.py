@@ -1,15 +1,20 @@
 """Find the options and the right one among a table's columns, and draft the keys of their task."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from string import ascii_lowercase
 
 from softprompt.data import Table
-from softprompt.data.table import drop_gaps, is_missing
+from softprompt.data.table import drop_gaps, is_missing, map_values, to_text
 from softprompt.errors import DataError
 from softprompt.tasks.config import OPTION_FIELD, Choose, TargetForm
-from softprompt.tasks.option_cells import FEWEST_OPTIONS, read_choice_rows, resolve_target_form
+from softprompt.tasks.option_cells import (
+    FEWEST_OPTIONS,
+    iterate_options,
+    read_choice_rows,
+    resolve_target_form,
+)
 
 # Usual names of the column of all options, and of columns that have one option each.
 OPTION_NAMES = ("choices", "options", "endings", "candidates", "alternatives")
@@ -35,6 +40,7 @@ class OptionColumns:
         target_form: how it names the option.
         fewest: the number of options of the row that has the fewest.
         most: that of the row that has the most.
+        value_map: targets that count options from 1, and what they are counted from 0.
     """
 
     options: str | tuple[str, ...]
@@ -42,6 +48,7 @@ class OptionColumns:
     target_form: TargetForm
     fewest: int
     most: int
+    value_map: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self) -> str:
         """What was found, in a sentence for the user."""
@@ -49,9 +56,10 @@ class OptionColumns:
         verb = "has" if isinstance(self.options, str) else "have"
         noun = "column" if isinstance(self.options, str) else "columns"
         count = f"{self.fewest}" if self.fewest == self.most else f"{self.fewest} to {self.most}"
+        form = "its index, from 1" if self.value_map else _FORMS[self.target_form]
         return (
             f"{noun} {', '.join(map(repr, names))} {verb} {count} options for a row, of which "
-            f'{self.target!r} names the right one by {_FORMS[self.target_form]}: kind = "choose"'
+            f'{self.target!r} names the right one by {form}: kind = "choose"'
         )
 
 
@@ -128,9 +136,29 @@ def _read_columns(
     table: Table, options: str | tuple[str, ...], target: str, *, source: str
 ) -> OptionColumns:
     rows = drop_gaps(table, [target], where=source)
-    settings = resolve_target_form(Choose(options_column=options, target_column=target), rows)
-    counts = [len(of_row.texts) for of_row, _ in read_choice_rows(rows, settings, split="train")]
-    return OptionColumns(options, target, settings.target_form, min(counts), max(counts))
+    settings = Choose(options_column=options, target_column=target)
+    counts = [len(found.texts) for _, found in iterate_options(rows, settings, split="train")]
+    value_map: dict[str, str] = {}
+    try:
+        form = resolve_target_form(settings, rows).target_form
+    except DataError:
+        value_map = _count_from_zero(rows, target, counts)
+        if not value_map:
+            raise
+        rows = map_values(rows, {target: value_map}, where=source)
+        form = resolve_target_form(settings, rows).target_form
+    return OptionColumns(options, target, form, min(counts), max(counts), value_map)
+
+
+def _count_from_zero(table: Table, target: str, counts: Sequence[int]) -> dict[str, str]:
+    """The new targets where all count options from 1."""
+    cells = [to_text(value) for value in table[target][:]]
+    if not all(cell.isdecimal() and cell.isascii() for cell in cells):
+        return {}
+    pairs = zip(map(int, cells), counts, strict=True)
+    are_from_one = all(1 <= number <= count for number, count in pairs)
+    numbers = range(1, max(counts) + 1)
+    return {str(number): str(number - 1) for number in numbers} if are_from_one else {}
 
 
 def draft_option_template(texts: Sequence[str], found: OptionColumns, *, has_head: bool) -> str:
