@@ -93,3 +93,20 @@ def test_explain_is_refused_by_name(call, run, backbones, tmp_path) -> None:
     result = run("explain", out, "--row", row)
     assert result.status == 2
     assert "each row has its own options" in result.err
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_comparison_has_all_baselines(call, backbones, tmp_path, family) -> None:
+    for seed, (name, count) in enumerate({"train": 24, "validation": 10, "test": 8}.items()):
+        write_rows(tmp_path / f"{name}.jsonl", make_options(count, seed=seed, form="index"))
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "compared"
+    call("init", tmp_path / "train.jsonl", "--backbone", backbones[family], "--output", recipe)
+    names = ["majority", "linear-probe", "fine-tuning", "lora"]
+    names += ["hard-prompt"] if family == "llama" else []
+    said = call("compare", recipe, "--methods", "prompt-tuning,p-tuning-v2", "--seeds", 1,
+                "--lr-multipliers", "1", "--baselines", ",".join(names), "--output", out,
+                *SMALL)  # fmt: skip
+    lines = said.splitlines()
+    for name in ["prompt-tuning", "p-tuning-v2", *names]:
+        assert any(name in line for line in lines), name
+    assert "accuracy" in said
