@@ -126,10 +126,13 @@ class Choices(Objective):
         """The accuracy, by the other rule of length too, and the calibration error."""
         right = [t == p.label for t, p in zip(truth, predictions, strict=True)]
         metrics = {"accuracy": sum(right) / len(right)}
-        chosen = [p for p in predictions if isinstance(p, ChoicePrediction)]
-        if self.has_twin and all(p.twin_choice is not None for p in chosen):
-            pairs = zip(truth, chosen, strict=False)
-            hits = [t == [*p.probabilities][p.twin_choice or 0] for t, p in pairs]
+        twins = [
+            [*p.probabilities][p.twin_choice]
+            for p in predictions
+            if isinstance(p, ChoicePrediction) and p.twin_choice is not None
+        ]
+        if self.has_twin and len(twins) == len(right):
+            hits = [t == twin for t, twin in zip(truth, twins, strict=True)]
             metrics[self.twin_name] = sum(hits) / len(right)
         if all(p.probabilities for p in predictions):
             shares = [p.probabilities[p.label] for p in predictions]

@@ -109,7 +109,7 @@ def _parse_record(text: str) -> Options:
                 msg = f"the options {text[:80]!r} have a label twice. Give each a label of its own."
                 raise DataError(msg)
             return Options(_read_texts(texts, text), names)
-        case {"text": [*texts]}:
+        case {"text": [*texts], **others} if "label" not in others:
             return Options(_read_texts(texts, text))
         case _:
             msg = (

@@ -29,7 +29,7 @@ def call(run):
 
 
 SMALL = ["--set", "backbone.device=cpu", "--set", "backbone.dtype=float32",
-         "--set", "train.epochs=1", "--set", "data.max_length=48"]  # fmt: skip
+         "--set", "train.epochs=1", "--set", "data.max_length=90"]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "bert"])
