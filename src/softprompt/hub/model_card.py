@@ -250,11 +250,29 @@ def _format_words(words: object) -> str:
     return ", ".join(format_code(str(word)) for word in listed)
 
 
+def _make_row(manifest: Manifest) -> Any:
+    """A text or a row that the prompt can answer."""
+    fields = [*dict.fromkeys(name for name in _FIELD.findall(manifest.template) if name)]
+    if manifest.task.get("kind") != "choose":
+        return _EXAMPLE if len(fields) == 1 else dict.fromkeys(fields, "…")
+    row: dict[str, Any] = dict.fromkeys((name for name in fields if name != "option"), "…")
+    columns = manifest.task.get("options_column", "options")
+    if isinstance(columns, str):
+        return row | {columns: ["one", "two"]}
+    return row | {name: f"option {at}" for at, name in enumerate(columns)}
+
+
+# What the example prints of an answer that is not one of some labels.
+_SHOWN = {
+    "extract": "answer.text, answer.start, answer.end",
+    "choose": "answer.label, answer.choice, answer.probabilities",
+}
+
+
 def _format_usage(manifest: Manifest, repo: str) -> Iterator[str]:
     folder = repo.partition("/")[2]
-    fields = [*dict.fromkeys(name for name in _FIELD.findall(manifest.template) if name)]
-    single = len(fields) == 1
-    row: Any = _EXAMPLE if single else dict.fromkeys(fields, "…")
+    row = _make_row(manifest)
+    single = isinstance(row, str)
     lines = ["pip install softprompt"]
     base = manifest.backbone["name"].removeprefix(PREFIX)
     if base != manifest.backbone["name"] and base in BUILTIN:
@@ -269,8 +287,7 @@ def _format_usage(manifest: Manifest, repo: str) -> Iterator[str]:
         lines.append(f"echo '{quoted}' | softprompt predict {folder} --input -")
     yield format_block("\n".join(lines), "sh")
     shown = "answer.label, answer.probabilities" if manifest.labels else "answer.label"
-    if manifest.task.get("kind") == "extract":
-        shown = "answer.text, answer.start, answer.end"
+    shown = _SHOWN.get(str(manifest.task.get("kind")), shown)
     python = [
         "import softprompt",
         "",

@@ -74,12 +74,8 @@ def resolve_task_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> 
         )
         raise ArtifactError(msg)
     settings = task or _build_task_settings(stored)
-    if isinstance(settings, Choose) and settings.head is not None:
-        msg = (
-            "the file has no head that scores options. Leave task.head out, so that the "
-            "language-model head scores their tokens."
-        )
-        raise ArtifactError(msg)
+    if isinstance(settings, Choose):
+        _check_choice(settings)
     if isinstance(settings, Classify) and settings.verbalizer is None:
         msg = (
             "the file has no trained head, so labels need words that the language-model head can "
@@ -87,6 +83,23 @@ def resolve_task_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> 
         )
         raise ArtifactError(msg)
     return settings
+
+
+def _check_choice(settings: Choose) -> None:
+    """Make sure that options can be scored and targets be read without a head and without rows."""
+    fault = None
+    if settings.head is not None:
+        fault = (
+            "the file has no head that scores options. Leave task.head out, so that the "
+            "language-model head scores their tokens."
+        )
+    elif settings.target_form == "auto":
+        fault = (
+            "a prompt is imported without data, so it is not known how targets name an option. Set "
+            "task.target_form to 'text', 'index' or 'label'."
+        )
+    if fault is not None:
+        raise ArtifactError(fault)
 
 
 def _resolve_tag_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> Tag:

@@ -41,6 +41,14 @@ _METRICS = {
 
 
 _BY = ("classify", "tag", "choose")
+_KINDS = {
+    "classify": "choose one label",
+    "regress": "predict numbers",
+    "generate": "write text",
+    "tag": "a tag for each word",
+    "extract": "answer by a part of a text",
+    "choose": "choose one of a row's own options",
+}
 # What new names of labels are for, and those of options.
 _MAPS = ("joins labels that differ in spaces only", "options are counted from 0")
 # What becomes of longer rows, and of longer contexts.
@@ -370,15 +378,8 @@ def _write_text_format(text_format: TextFormat) -> Iterator[str]:
 def _write_task(
     columns: ColumnRoles, template: str, words: Mapping[str, str] | None
 ) -> Iterator[str]:
-    comments = {
-        "classify": "any number of labels" if columns.multi_label else "choose one label",
-        "regress": "predict numbers",
-        "generate": "write text",
-        "tag": "a tag for each word",
-        "extract": "answer by a part of a text",
-        "choose": "choose one of a row's own options",
-    }
-    yield _format_key("kind", columns.kind, comments[columns.kind])
+    comment = "any number of labels" if columns.multi_label else _KINDS[columns.kind]
+    yield _format_key("kind", columns.kind, comment)
     yield _format_key("template", template, "{soft:N} are the trained tokens")
     match columns.kind:
         case "classify":

@@ -91,7 +91,7 @@ def find_option_columns(table: Table, source: str) -> OptionColumns | None:
     told = next((f" {name!r} does not: {error}" for name, error in faults.items()), "")
     msg = (
         f"column {whole!r} of {source} has options, but no column says which one is right.{told} "
-        f"Call that column 'target'; or, if they are no options, give {whole!r} another name."
+        f"Call that column 'target'; or, if it has something else, give {whole!r} another name."
     )
     raise DataError(msg)
 
