@@ -250,16 +250,20 @@ def _format_words(words: object) -> str:
     return ", ".join(format_code(str(word)) for word in listed)
 
 
-def _make_row(manifest: Manifest) -> Any:
+def _make_row(manifest: Manifest) -> str | dict[str, Any]:
     """A text or a row that the prompt can answer."""
     fields = [*dict.fromkeys(name for name in _FIELD.findall(manifest.template) if name)]
     if manifest.task.get("kind") != "choose":
         return _EXAMPLE if len(fields) == 1 else dict.fromkeys(fields, "…")
     row: dict[str, Any] = dict.fromkeys((name for name in fields if name != "option"), "…")
-    columns = manifest.task.get("options_column", "options")
-    if isinstance(columns, str):
-        return row | {columns: ["one", "two"]}
-    return row | {name: f"option {at}" for at, name in enumerate(columns)}
+    match manifest.task.get("options_column", "options"):
+        case str(column):
+            row[column] = ["one", "two"]
+        case [*columns]:
+            row |= {str(name): f"option {at}" for at, name in enumerate(columns)}
+        case _:
+            pass
+    return row
 
 
 # What the example prints of an answer that is not one of some labels.
