@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch.nn import functional as F
 
 from softprompt import ChoicePrediction, Choose, Ensemble, TrainingConfig, fit
+from softprompt.analysis import compute_attention_shares
 from softprompt.artifact import load_artifact
 from softprompt.artifact.checks import check_artifact
 from softprompt.backbone.model import BatchInputs
@@ -439,3 +440,15 @@ def test_options_with_the_same_tokens_are_refused(backbone) -> None:
     task = build_task(Choose("{question}"), backbone("llama"), template="{question}")
     with pytest.raises(DataError, match="have the same tokens"):
         task.make_example({"question": "it", "options": ["good", " good"]}, target=False)
+
+
+@pytest.mark.parametrize("name", ["llama-input", "bert-mean"])
+def test_the_attention_to_soft_tokens_is_shown(prepare, tmp_path, quick, name) -> None:
+    """Rows have lists, which no template has."""
+    prepared = prepare(name, epochs=1)
+    model = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
+    shares = [*compute_attention_shares(model, make_options(3, seed=2))]
+    assert len(shares) == model.backbone.geometry.num_layers
+    alone = [*compute_attention_shares(model, make_options(1, seed=2))]
+    for layer in (*shares, *alone):
+        assert 0 < layer.share < 1
