@@ -146,11 +146,6 @@ UNSUPPORTED = {
         "'entities'",
         "spans of the text",
     ),
-    "choices": (
-        {"question": text, "choices": WORDS, "answer": ["A", "B"]},
-        "'choices'",
-        "several choices for a row",
-    ),
 }
 
 

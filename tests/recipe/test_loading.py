@@ -159,8 +159,8 @@ def test_the_message_lists_them():
         (
             changed("task", "kind", value="clasify"),
             (
-                "task.kind: unknown task 'clasify'. Options: classify, extract, generate, regress, "
-                "tag. Did you mean 'classify'?"
+                "task.kind: unknown task 'clasify'. Options: choose, classify, extract, generate, "
+                "regress, tag. Did you mean 'classify'?"
             ),
         ),
         (

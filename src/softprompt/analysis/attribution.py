@@ -28,6 +28,7 @@ from softprompt.errors import DataError, PromptError, format_unknown
 from softprompt.inference.ensemble import Ensemble
 from softprompt.inference.model import PromptModel
 from softprompt.tasks import Classifier, Example, Task
+from softprompt.tasks.chooser import Chooser
 from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.generation import TextGenerator, get_target_ids
 from softprompt.tasks.label_sets import LabelSets
@@ -195,6 +196,11 @@ def _refuse_parts(task: Task) -> None:
                 "the answer is a part of the row's own text, whose first and last token have a "
                 "score each, so it cannot be explained by one score. Look at its candidates, which "
                 "predict gives, with their scores."
+            )
+        case Chooser():
+            msg = (
+                "each row has its own options, each with a score of its own, so a choice cannot be "
+                "explained by one score. Look at the probabilities, which predict gives."
             )
         case Tagger():
             msg = (

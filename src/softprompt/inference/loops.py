@@ -18,6 +18,7 @@ from softprompt.inference.notebook import make_fact_table, make_grid
 from softprompt.injection.generation import NOT_NUMBERS
 from softprompt.prompt import Prompt
 from softprompt.tasks import AnswerPrediction, Example, Prediction, Task
+from softprompt.tasks.chooser import Chooser
 from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.generation import TextGenerator
 from softprompt.tasks.metrics import (
@@ -360,6 +361,8 @@ def check_probabilities(task: Task) -> None:
                 what = "a part of a text"
             case Tagger():
                 what = "a row of tags, each with its score,"
+            case Chooser():
+                what = "an option of a row, whose options are its own,"
             case _:
                 what = "a number"
         msg = (

@@ -18,8 +18,10 @@ from softprompt.injection.prefix_sharing import measure_common_prefix
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt, to
 from softprompt.tasks import Classifier, Example, Prediction, Task
 from softprompt.tasks.base import ReadoutTask
+from softprompt.tasks.chooser import Chooser
 from softprompt.tasks.classification import Seq2SeqVerbalizer
-from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.continuations import ContinuationChooser
+from softprompt.tasks.heads import PooledHeadTask
 
 _States = list[Float[Tensor, "K H"]]
 
@@ -166,8 +168,9 @@ def predict_mixed(rows: Sequence[PromptedRow]) -> list[Prediction]:
     """Predict rows of any tasks with a readout, and of any prompts.
 
     Rows share a forward pass if their states are read in the same way: at positions of the row
-    (label words in it, and heads on one state), pooled by the mean, pooled by the maximum, or in a
-    decoder that gets the same beginnings of label words.
+    (label words in it, options that continue it, and heads on one state), pooled by the mean,
+    pooled by the maximum, in a decoder that gets the same beginnings of label words, or in one that
+    gets options.
 
     Args:
         rows: at least one, all on one backbone.
@@ -189,11 +192,15 @@ def predict_mixed(rows: Sequence[PromptedRow]) -> list[Prediction]:
 
 def _find_readout(task: ReadoutTask) -> Hashable:
     """What must be equal for rows to share a forward pass."""
-    if isinstance(task, Seq2SeqVerbalizer):
-        return task.plan.continuations, task.plan.offsets
-    return (
-        task.pooling if isinstance(task, HeadClassifier) and task.reads_whole_rows else "positions"
-    )
+    match task:
+        case Seq2SeqVerbalizer():
+            return task.plan.continuations, task.plan.offsets
+        case ContinuationChooser() if task.is_decoder:
+            return "options"
+        case PooledHeadTask() if task.reads_whole_rows:
+            return task.pooling, isinstance(task, Chooser)
+        case _:
+            return "positions"
 
 
 def _assign_prompts(
@@ -222,9 +229,11 @@ def _compute_at_positions(rows: Sequence[PromptedRow]) -> _States:
 def _compute_together(rows: Sequence[PromptedRow]) -> _States:
     """Run rows whose tasks read states in the same way."""
     task = rows[0].task
+    prompts, index = _assign_prompts(rows, task.backbone)
+    if isinstance(task, Chooser):
+        return task.compute_option_states([row.example for row in rows], prompts, rows=index)
     if not isinstance(task, Classifier):
         raise TypeError(task)
-    prompts, index = _assign_prompts(rows, task.backbone)
     return list(task.compute_states([row.example for row in rows], prompts, rows=index))
 
 

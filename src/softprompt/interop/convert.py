@@ -21,7 +21,17 @@ from softprompt.injection.verify import load_backbone
 from softprompt.interop.base import ExportRequest, ForeignPrompt, Readout
 from softprompt.interop.registry import get_reader, get_writer, read_base_model
 from softprompt.prompt import InputPrompt
-from softprompt.tasks import TASKS, Classify, Extract, Generate, Regress, Tag, Task, TaskSettings
+from softprompt.tasks import (
+    TASKS,
+    Choose,
+    Classify,
+    Extract,
+    Generate,
+    Regress,
+    Tag,
+    Task,
+    TaskSettings,
+)
 from softprompt.tasks.classification import CausalVerbalizer
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.config import describe_settings
@@ -64,6 +74,8 @@ def resolve_task_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> 
         )
         raise ArtifactError(msg)
     settings = task or _build_task_settings(stored)
+    if isinstance(settings, Choose):
+        _check_choice(settings)
     if isinstance(settings, Classify) and settings.verbalizer is None:
         msg = (
             "the file has no trained head, so labels need words that the language-model head can "
@@ -71,6 +83,23 @@ def resolve_task_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> 
         )
         raise ArtifactError(msg)
     return settings
+
+
+def _check_choice(settings: Choose) -> None:
+    """Make sure that options can be scored and targets be read without a head and without rows."""
+    fault = None
+    if settings.head is not None:
+        fault = (
+            "the file has no head that scores options. Leave task.head out, so that the "
+            "language-model head scores their tokens."
+        )
+    elif settings.target_form == "auto":
+        fault = (
+            "a prompt is imported without data, so it is not known how targets name an option. Set "
+            "task.target_form to 'text', 'index' or 'label'."
+        )
+    if fault is not None:
+        raise ArtifactError(fault)
 
 
 def _resolve_tag_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> Tag:
@@ -165,7 +194,7 @@ def _list_labels(settings: TaskSettings) -> list[str]:
             raise ArtifactError(msg)
         case Generate(choices=choices):
             return list(choices or ())
-        case Regress() | Extract():
+        case Regress() | Extract() | Choose():
             return []
         case Tag(labels=labels):
             return list(labels or ())

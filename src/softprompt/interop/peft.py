@@ -359,6 +359,13 @@ def _choose_task_type(artifact: Artifact, kind: str) -> str:
             'Export it as "p-tuning-v2", or use the artifact itself.'
         )
         raise ArtifactError(msg)
+    if artifact.head and artifact.manifest.task.get("kind") == "choose":
+        msg = (
+            "the artifact scores each of a row's options by a head, for which PEFT has no type of "
+            "task. Use the artifact itself; without task.head options are scored by the language "
+            "model, and such a prompt is exported as any other of a language model."
+        )
+        raise ArtifactError(msg)
     if artifact.head:
         return "SEQ_CLS"
     match kind:

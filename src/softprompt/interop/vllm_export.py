@@ -160,6 +160,11 @@ def _get_readout(request: ExportRequest) -> Readout:
             f"the task {kind!r} does not use the language-model head, but vLLM has no other. Use "
             "label words or text generation."
         )
+        if kind == "choose":
+            msg = (
+                "the task 'choose' scores whole options, but one request to vLLM scores one token. "
+                "Use label words or text generation."
+            )
         raise ArtifactError(msg)
     for label, words in readout.label_tokens.items():
         longest = max(map(len, words), default=0)

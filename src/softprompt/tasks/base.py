@@ -85,6 +85,8 @@ class Example:
         words: whose states are read, of a task that tags them; None for other tasks.
         text: of the field that a prediction is a part of; empty for most tasks.
         characters: the range in that text of each of its tokens that is read; empty for most tasks.
+        options: the texts to choose from; empty for most tasks.
+        option_ids: the tokens of each option, where these are scored.
     """
 
     variants: tuple[RenderedRow, ...]
@@ -94,6 +96,8 @@ class Example:
     words: WordStates | None = None
     text: str = ""
     characters: tuple[tuple[int, int], ...] = ()
+    options: tuple[str, ...] = ()
+    option_ids: tuple[tuple[int, ...], ...] = ()
 
     @property
     def length(self) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from softprompt.backbone.lm_head import LMHead
 from softprompt.backbone.model import Backbone
+from softprompt.backbone.references import Architecture
 from softprompt.data.chat_template import make_chat_template
 from softprompt.data.chats import RowRenderer, make_chat_renderer
 from softprompt.data.rendering import Renderer, make_renderer
@@ -14,6 +15,8 @@ from softprompt.data.windows import make_window_renderer
 from softprompt.errors import DataError, TemplateError
 from softprompt.tasks.base import Task
 from softprompt.tasks.chat_settings import check_chat_settings
+from softprompt.tasks.choices import make_choices
+from softprompt.tasks.chooser import Chooser, HeadChooser
 from softprompt.tasks.classification import (
     CausalVerbalizer,
     MaskedVerbalizer,
@@ -21,6 +24,8 @@ from softprompt.tasks.classification import (
 )
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.config import (
+    OPTION_FIELD,
+    Choose,
     Classify,
     Extract,
     Generate,
@@ -31,6 +36,7 @@ from softprompt.tasks.config import (
     has_trained_head,
     list_flexible_columns,
 )
+from softprompt.tasks.continuations import ContinuationChooser
 from softprompt.tasks.extraction import (
     SPAN_OUTPUTS,
     ContextAnswers,
@@ -48,6 +54,7 @@ from softprompt.tasks.verbalizer import LabelWords, tokenize_verbalizer
 _UNLIMITED = 1 << 20
 # The tokens that adjacent windows share, as in the code of Devlin et al. 2019 for SQuAD.
 _STRIDE = 128
+_ADD_HEAD = 'Train a head, task.head = "linear", or choose another backbone.'
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,8 @@ class _TaskBuilder:
             return self.build_tagger(settings, labels, seed=seed)
         if isinstance(settings, Extract):
             return self.build_extractor(settings, seed=seed)
+        if isinstance(settings, Choose):
+            return self.build_chooser(settings, seed=seed)
         if has_trained_head(settings):
             return self.build_head_classifier(settings, labels, seed=seed)
         return self.build_verbalizer(settings)
@@ -274,6 +283,28 @@ class _TaskBuilder:
             objective=objective,
             windows=make_window_renderer(renderer, field=field, stride=stride),
             target_column=settings.target_column,
+        )
+
+    def build_chooser(self, settings: Choose, *, seed: int) -> Chooser:
+        """A choice of options, by their tokens or by a head."""
+        objective, is_decoder = make_choices(settings), self.architecture == "encoder-decoder"
+        if settings.head is None:
+            return ContinuationChooser(
+                self.backbone,
+                self._get_lm_head("score the tokens of options", remedy=_ADD_HEAD),
+                objective=objective,
+                renderer=self.make_renderer(),
+                settings=settings,
+                positions=self.free_positions if is_decoder else None,
+            )
+        width = self.backbone.geometry.hidden_size
+        return HeadChooser(
+            self.backbone,
+            ClassifierHead(width, 1, kind=settings.head, seed=seed),
+            objective=objective,
+            renderer=self.make_renderer(),
+            settings=settings,
+            pooling=resolve_pooling(settings.pooling, self.architecture),
         )
 
     def build_verbalizer(
@@ -389,6 +420,8 @@ def _check_compatibility(settings: TaskSettings, backbone: Backbone, template: T
                 "task kind 'generate' for the answer's text, or an encoder or a causal backbone."
             )
             raise TemplateError(msg)
+        case Choose():
+            _check_choice(settings, template, architecture=architecture, family=family)
         case Extract() if architecture == "causal":
             check_order(template, settings.context_column, family=family)
         case Classify() | Regress() if not has_trained_head(settings) and architecture == "encoder":
@@ -409,3 +442,41 @@ def _check_compatibility(settings: TaskSettings, backbone: Backbone, template: T
             raise TemplateError(msg)
         case _:
             pass
+
+
+def _check_choice(
+    settings: Choose, template: Template, *, architecture: Architecture, family: str
+) -> None:
+    """Check that options can be scored, and that the template has them where a head reads it."""
+    has_option = OPTION_FIELD in template.fields
+    fault = None
+    if settings.head is None:
+        if architecture == "encoder":
+            fault = (
+                f"{family} is an encoder, which does not continue text by an option. {_ADD_HEAD}"
+            )
+        elif has_option:
+            fault = (
+                f"the template {template.text!r} has {{option}}, but options continue it, so that "
+                "it would have them twice. Take {option} out; or train a head that reads it, "
+                'task.head = "linear".'
+            )
+    elif architecture == "encoder-decoder":
+        fault = (
+            f"{family} answers in words, so it has no head for options. Leave task.head out: its "
+            "language-model head scores the tokens of options."
+        )
+    elif not has_option:
+        fault = (
+            f"the template {template.text!r} has no {{option}}, but a head scores each row with "
+            "each of its options. Write {option} where the option would stand."
+        )
+    elif settings.length_normalization != "none" or settings.likelihood_weight:
+        key = "likelihood_weight" if settings.likelihood_weight else "length_normalization"
+        fault = (
+            f"task.{key} is about the tokens of options, which a head does not score. Leave it out."
+        )
+    if fault is None and template.masks:
+        fault = "the template has a {mask}, which options are not scored at. Take {mask} out."
+    if fault is not None:
+        raise TemplateError(fault)

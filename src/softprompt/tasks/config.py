@@ -21,6 +21,9 @@ Number: TypeAlias = Annotated[int, Field(ge=1)]
 Overlap: TypeAlias = Annotated[int, Field(ge=0)]
 TrainedTurns: TypeAlias = Literal["last", "all"]
 ChatOption: TypeAlias = bool | int | float | str
+Weight: TypeAlias = Annotated[float, Field(ge=0)]
+TargetForm: TypeAlias = Literal["auto", "text", "index", "label"]
+LengthNormalization: TypeAlias = Literal["none", "tokens", "characters"]
 
 
 class StrictModel(BaseModel):
@@ -295,13 +298,69 @@ class Extract:
     head: HeadKind = "linear"
 
 
+@dataclass(frozen=True)
+class Choose:
+    r"""Choose one of a row's own options, of which each row may have another number.
+
+    Args:
+        template: what a row looks like. Its text is continued by each option; with a head it has
+            the option itself, as the field ``{option}``. None: the text columns, joined.
+        options_column: the column of the options: lists of texts, texts with ``|`` between options,
+            or records ``{"text": [...], "label": [...]}``. Several columns have one option each, of
+            which the last ones may be empty.
+        target_column: the column of the right option.
+        target_form: how targets name an option. ``text``: by its text; ``index``: by its place,
+            counted from 0; ``label``: by its label, which is A, B, C where options have none of
+            their own. ``auto``: the form that fits all training rows.
+        head: a trained layer that scores each row with each option. None: the language-model head
+            scores the tokens of each option, which causal models and encoder-decoders can do.
+        pooling: the readout of a head, as in `Classify`.
+        length_normalization: what the sum of the log-probabilities of an option's tokens is divided
+            by: ``none``; ``tokens``, their number; ``characters``, that of its text, as the metric
+            acc_norm of lm-evaluation-harness has it.
+        likelihood_weight: how much the likelihood of the right option's tokens counts in training,
+            for each token, in addition to its share among the options (Liu et al. 2022, "Few-shot
+            parameter-efficient fine-tuning", section 3.2, have both). 0: not at all.
+
+    Examples:
+        >>> template = "Question: {question}\nAnswer:{soft:10}"
+        >>> task = Choose(template, length_normalization="characters")
+        >>> task.options_column, task.target_form
+        ('options', 'auto')
+    """
+
+    kind: ClassVar = "choose"
+
+    template: str | None = None
+    options_column: str | Sequence[str] = "options"
+    target_column: str = "target"
+    target_form: TargetForm = "auto"
+    head: HeadKind | None = None
+    pooling: PoolingChoice = "auto"
+    length_normalization: LengthNormalization = "none"
+    likelihood_weight: Weight = 0.0
+
+    def list_columns(self) -> tuple[str, ...]:
+        """The columns of the options: one of lists, or one for each option.
+
+        Returns:
+            Their names.
+        """
+        columns = self.options_column
+        return (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+# The field of a template that has one of the options.
+OPTION_FIELD = "option"
+
+
 def _list_words(words: Mapping[str, str | Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
     return {k: (v,) if isinstance(v, str) else tuple(v) for k, v in (words or {}).items()}
 
 
-TaskSettings = Classify | Generate | Regress | Tag | Extract
-TASKS: dict[str, type[Classify] | type[Generate] | type[Regress] | type[Tag] | type[Extract]] = {
-    t.kind: t for t in (Classify, Generate, Regress, Tag, Extract)
+TaskSettings = Classify | Generate | Regress | Tag | Extract | Choose
+TASKS: dict[str, type[TaskSettings]] = {
+    t.kind: t for t in (Classify, Generate, Regress, Tag, Extract, Choose)
 }
 
 
@@ -342,8 +401,23 @@ def list_flexible_columns(settings: TaskSettings) -> tuple[str, ...]:
             return (get_target_column(settings),)
         case Tag():
             return (settings.words_column, settings.target_column)
+        case Choose():
+            return (*settings.list_columns(), settings.target_column)
         case _:
             return ()
+
+
+def list_row_columns(settings: TaskSettings, fields: Sequence[str]) -> tuple[str, ...]:
+    """The columns that a row must have to be answered.
+
+    Args:
+        settings: of the task.
+        fields: of its template, of which ``{option}`` is not a column.
+    """
+    if not isinstance(settings, Choose):
+        return tuple(fields)
+    columns = [name for name in fields if name != OPTION_FIELD]
+    return tuple(dict.fromkeys([*columns, *settings.list_columns()]))
 
 
 def list_answer_settings(settings: TaskSettings) -> tuple[str, ...]:
@@ -361,6 +435,8 @@ def list_answer_settings(settings: TaskSettings) -> tuple[str, ...]:
             return ("aggregation", "constrained_decoding")
         case Extract():
             return ("null_threshold", "n_best", "max_answer_tokens")
+        case Choose(head=None):
+            return ("length_normalization",)
         case _:
             return ()
 
@@ -374,6 +450,8 @@ def has_trained_head(settings: TaskSettings) -> bool:
     match settings:
         case Classify(verbalizer=None) | Regress(words=None) | Tag() | Extract():
             return True
+        case Choose(head=head):
+            return head is not None
         case _:
             return False
 

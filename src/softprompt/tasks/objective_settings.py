@@ -7,7 +7,9 @@ from typing import Any, assert_never
 from pydantic import ValidationError
 
 from softprompt.errors import DataError, PromptError
+from softprompt.tasks.choices import Choices, make_choices
 from softprompt.tasks.config import (
+    Choose,
     Classify,
     Extract,
     Generate,
@@ -61,10 +63,19 @@ def make_objective(settings: TaskSettings, labels: Sequence[str]) -> Objective:
             return make_numbers(mean, scale, loss=settings.loss, words=settings.list_words())
         case Generate():
             return FreeText(tuple(labels))
+        case Tag() | Extract() | Choose():
+            return _make_structured(settings, tuple(labels))
+        case _:
+            assert_never(settings)
+
+
+def _make_structured(settings: Tag | Extract | Choose, labels: tuple[str, ...]) -> Objective:
+    """What is asked where answers have parts, or depend on the row."""
+    match settings:
         case Tag():
             source = get_scheme(settings)
             return TagSequences(
-                tuple(labels),
+                labels,
                 settings.output_scheme or source,
                 source,
                 repairs=settings.repair_tags,
@@ -78,6 +89,8 @@ def make_objective(settings: TaskSettings, labels: Sequence[str]) -> Objective:
                 n_best=settings.n_best,
                 max_answer_tokens=settings.max_answer_tokens,
             )
+        case Choose():
+            return make_choices(settings)
         case _:
             assert_never(settings)
 
@@ -88,23 +101,27 @@ def describe_objective(objective: Objective) -> dict[str, Any]:
     Args:
         objective: of a task.
     """
+    found: dict[str, Any] = {}
     match objective:
         case SingleLabel(labels, weights):
             by_label = None if weights is None else dict(zip(labels, weights, strict=True))
-            return {"class_weights": by_label, "temperature": objective.temperature}
+            found = {"class_weights": by_label, "temperature": objective.temperature}
         case LabelSets(labels, thresholds, weights):
             by_label = None if weights is None else dict(zip(labels, weights, strict=True))
             chosen = dict(zip(labels, thresholds, strict=True))
-            return {"class_weights": by_label, "thresholds": chosen}
+            found = {"class_weights": by_label, "thresholds": chosen}
         case Numbers() | WordNumbers(numbers=Numbers()):
             numbers = objective if isinstance(objective, Numbers) else objective.numbers
-            return {"mean": [*numbers.mean], "scale": [*numbers.scale]}
+            found = {"mean": [*numbers.mean], "scale": [*numbers.scale]}
         case TagSequences():
-            return {"scheme": objective.source}
+            found = {"scheme": objective.source}
         case ContextAnswers(null_threshold=threshold):
-            return {"null_threshold": NEVER if threshold is None else threshold}
+            found = {"null_threshold": NEVER if threshold is None else threshold}
+        case Choices():
+            found = {"target_form": objective.target_form}
         case _:
-            return {}
+            pass
+    return found
 
 
 def change_answer_settings(

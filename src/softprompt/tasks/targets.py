@@ -8,7 +8,9 @@ from softprompt.data.messages import read_answer, read_messages
 from softprompt.data.table import Table, check_columns, check_names, is_missing, to_text
 from softprompt.errors import DataError, format_unknown
 from softprompt.tasks.base import Task
+from softprompt.tasks.chooser import Chooser
 from softprompt.tasks.config import (
+    Choose,
     Classify,
     Extract,
     Generate,
@@ -21,6 +23,7 @@ from softprompt.tasks.config import (
 from softprompt.tasks.extraction import read_context_answers
 from softprompt.tasks.generation import TextGenerator
 from softprompt.tasks.label_sets import parse_label_set
+from softprompt.tasks.option_cells import read_choice_rows, resolve_target_form
 from softprompt.tasks.regression import parse_numbers
 from softprompt.tasks.tag_cells import (
     check_tag_rows,
@@ -45,7 +48,7 @@ def has_few_targets(settings: TaskSettings) -> bool:
             return not settings.multi_label
         case Generate():
             return settings.choices is not None and settings.messages_column is None
-        case Regress() | Tag() | Extract():
+        case Regress() | Tag() | Extract() | Choose():
             return False
         case _:
             assert_never(settings)
@@ -73,6 +76,9 @@ def read_targets(table: Table, settings: TaskSettings, *, split: str = "given") 
         return [format_tags(tags) for tags in read_tag_rows(table, settings, split=split)]
     if isinstance(settings, Generate) and settings.messages_column is not None:
         return _read_messages(table, settings.messages_column, read_answer, split=split)
+    if isinstance(settings, Choose):
+        rows = read_choice_rows(table, settings, split=split)
+        return [options.texts[choice] for options, choice in rows]
     return read_truth(table, get_target_column(settings))
 
 
@@ -83,7 +89,7 @@ def read_task_targets(table: Table, task: Task) -> list[str]:
         table: the rows, checked.
         task: of the rows.
     """
-    if isinstance(task, Tagger):
+    if isinstance(task, Tagger | Chooser):
         return read_targets(table, task.settings)
     if isinstance(task, TextGenerator) and task.is_chat:
         return _read_messages(table, task.target_column, read_answer, split="given")
@@ -98,9 +104,15 @@ def resolve_target_settings(settings: TaskSettings, train: Table) -> TaskSetting
         train: the training rows.
 
     Raises:
-        DataError: tags are of no one scheme.
+        DataError: tags are of no one scheme, or the options' targets of no one form.
     """
-    return resolve_tag_scheme(settings, train) if isinstance(settings, Tag) else settings
+    match settings:
+        case Tag():
+            return resolve_tag_scheme(settings, train)
+        case Choose():
+            return resolve_target_form(settings, train)
+        case _:
+            return settings
 
 
 def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
@@ -111,8 +123,8 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
         table: the training rows.
 
     Raises:
-        DataError: there is only one label, the verbalizer has no word for one, or the order of
-            ordinal labels is not known.
+        DataError: there is only one label, the verbalizer has no word for one, the order of
+            ordinal labels is not known, or targets name options in no one form.
     """
     match settings:
         case Classify(multi_label=True):
@@ -123,7 +135,8 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
             return _collect_answers(settings, table)
         case Generate(choices=choices):
             return tuple(choices or ())
-        case Regress() | Extract():
+        case Regress() | Extract() | Choose():
+            resolve_target_settings(settings, table)  # which refuses targets of no one form
             return ()
         case Tag():
             return find_tags(settings, table)
@@ -252,6 +265,8 @@ def check_targets(
             check_tag_rows(table, settings, split=split)
         case Extract():
             _check_answers(table, settings, split=split)
+        case Choose():
+            read_choice_rows(table, settings, split=split)
         case _:
             assert_never(settings)
 

@@ -30,7 +30,7 @@ from softprompt.errors import DataError, RecipeError, TemplateError, format_unkn
 from softprompt.recipe import Recipe
 from softprompt.tasks import Example, LengthBudget, Objective, Task, TaskSettings
 from softprompt.tasks.base import WholeRowTask
-from softprompt.tasks.config import get_target_column
+from softprompt.tasks.config import get_target_column, list_row_columns
 from softprompt.tasks.extraction import ContextAnswers
 from softprompt.tasks.extractor import count_answer_tokens
 from softprompt.tasks.targets import has_few_targets, read_task_targets
@@ -96,7 +96,7 @@ def get_task_columns(settings: TaskSettings) -> TaskColumns:
     fields = None
     if settings.template is not None:
         try:
-            fields = parse_template(settings.template).fields
+            fields = list_row_columns(settings, parse_template(settings.template).fields)
         except TemplateError:  # reported when the template is checked
             fields = ()
     return TaskColumns(get_target_column(settings), fields, has_few_targets(settings))

@@ -15,7 +15,7 @@ from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 from softprompt.tasks import Objective
 from softprompt.tasks.base import HeadTask
 from softprompt.tasks.classification import CausalVerbalizer
-from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.heads import PooledHeadTask
 from softprompt.train.config import choose_length
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.events import PrecomputePlanned, PrecomputeProgress, Started, TrainingWarning
@@ -352,7 +352,7 @@ def _describe_head(prepared: RunSetup) -> dict[str, Setting]:
     if prepared.takes_head:
         start = "artifact"
     found = {"head_init": Setting(start, "recipe" if named else "default")}
-    if not isinstance(task, HeadClassifier):
+    if not isinstance(task, PooledHeadTask):
         return found
     if choice is not None:
         pooling = Setting(choice.pooling, choice.reason)

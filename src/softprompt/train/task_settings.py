@@ -10,6 +10,7 @@ import numpy as np
 from softprompt.data import Table
 from softprompt.errors import DataError
 from softprompt.tasks import (
+    Choose,
     Classify,
     Extract,
     Generate,
@@ -21,8 +22,12 @@ from softprompt.tasks import (
 )
 from softprompt.tasks.extraction import NEVER, list_answer_texts
 from softprompt.tasks.label_sets import parse_label_set
-from softprompt.tasks.tag_cells import resolve_tag_scheme
-from softprompt.tasks.targets import find_labels, read_numbers, read_truth
+from softprompt.tasks.targets import (
+    find_labels,
+    read_numbers,
+    read_truth,
+    resolve_target_settings,
+)
 
 
 def complete_task_settings(
@@ -34,7 +39,8 @@ def complete_task_settings(
     the same sum over its rows, as in scikit-learn, and where rows have any number of labels, those
     with a label the same sum as those without it. A label without rows gets 1, which nothing is
     multiplied by. The numbers of a regression get the mean and the standard deviation of the rows.
-    Questions that all have an answer are always given one.
+    Questions that all have an answer are always given one. How tags are written and targets name
+    options is as the rows have it.
 
     Args:
         settings: of the task.
@@ -53,8 +59,8 @@ def complete_task_settings(
             return _weigh_labels(settings, table, labels)
         case Regress():
             return settings if table is None else _scale_numbers(settings, table)
-        case Tag():
-            return settings if table is None else resolve_tag_scheme(settings, table)
+        case Tag() | Choose():
+            return settings if table is None else resolve_target_settings(settings, table)
         case Extract():
             return settings if table is None else _choose_null(settings, table)
         case _:

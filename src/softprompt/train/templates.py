@@ -13,8 +13,13 @@ from softprompt.data.template import BeginToken
 from softprompt.data.tokenizer import list_special_tokens, measure_wrapping
 from softprompt.errors import TemplateError
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Extract, Generate, Tag, TaskSettings
-from softprompt.tasks.config import get_messages_column, get_target_column
+from softprompt.tasks import Choose, Classify, Extract, Generate, Tag, TaskSettings
+from softprompt.tasks.config import (
+    OPTION_FIELD,
+    get_messages_column,
+    get_target_column,
+    list_row_columns,
+)
 
 DEFAULT_SOFT_TOKENS = 20
 
@@ -39,7 +44,8 @@ def make_default_template(table: Table, settings: TaskSettings, *, kind: Archite
     if messages is not None:
         return f"{{{messages}}}"
     target = get_target_column(settings)
-    texts = [name for name in list_text_columns(table) if name != target]
+    taken = {target, *list_row_columns(settings, ())}
+    texts = [name for name in list_text_columns(table) if name not in taken]
     if isinstance(settings, Extract):
         return _make_question_template(settings, texts, kind=kind)
     if len(texts) not in {1, 2}:
@@ -50,6 +56,10 @@ def make_default_template(table: Table, settings: TaskSettings, *, kind: Archite
         )
         raise TemplateError(msg)
     separator = "{sep}" if kind == "encoder" else "\n"
+    if isinstance(settings, Choose) and settings.head is not None:
+        # Of a pair of texts and an option, the texts are one.
+        text = (" " if kind == "encoder" else "\n").join(f"{{{name}}}" for name in texts)
+        return f"{text}{separator}{{{OPTION_FIELD}}}"
     return separator.join(f"{{{name}}}" for name in texts)
 
 

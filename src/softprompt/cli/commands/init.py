@@ -64,6 +64,6 @@ def describe_columns(columns: "ColumnRoles") -> str:
         return f"the words of {texts} with the tags in {columns.label!r}"
     if columns.is_chat:
         return f"the conversations in {texts}, whose last answer is to be written"
-    verbs = {"regress": "predict", "extract": "find"}
+    verbs = {"regress": "predict", "extract": "find", "choose": "choose"}
     verb = verbs.get(columns.kind, "write")
     return f"{texts} to {verb} {columns.label!r}"
