@@ -13,9 +13,9 @@ from softprompt.data import check_labels, read_splits, split_rows
 from softprompt.errors import DataError
 from softprompt.recipe import make_recipe, read_recipe
 from softprompt.recipe.column_roles import ColumnRoles, guess_columns
+from softprompt.recipe.drafted_backbones import BackboneInfo
 from softprompt.recipe.drafting import (
     ENCODER,
-    BackboneInfo,
     choose_held_out,
     draft_recipe,
     draft_template,
@@ -540,7 +540,7 @@ def test_a_draft_says_what_it_assumes(tmp_path) -> None:
 )
 def test_a_draft_with_a_head_says_what_chooses_its_readout(tmp_path, monkeypatch, kind, comment):
     info = BackboneInfo("m", kind, has_head=True)
-    monkeypatch.setattr("softprompt.recipe.drafting._inspect_backbone", lambda *_a: (info, []))
+    monkeypatch.setattr("softprompt.recipe.drafting.inspect_backbone", lambda *_a: (info, []))
     path = tmp_path / "stars.csv"
     path.write_text("review,stars\n" + "A triumph of a film.,5\nA bore of a film.,1\n" * 20)
     text = draft_recipe(path, directory=tmp_path, backbone="m").text

@@ -1,6 +1,5 @@
 """Draft a commented recipe for a table; columns, splits and template depend on the data."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -9,19 +8,23 @@ from typing import assert_never
 
 import tomli_w
 
-from softprompt._paths import expand_user, is_present
-from softprompt.backbone import Architecture, load_unverified
+from softprompt.backbone import Architecture
 from softprompt.data import parse_template
 from softprompt.data.readers import AS_IT_SEEMS, TextFormat
 from softprompt.data.sources import read_source
-from softprompt.errors import DataError, SoftpromptError
+from softprompt.errors import DataError
 from softprompt.recipe.column_roles import ColumnRoles, guess_columns
+from softprompt.recipe.drafted_backbones import (
+    DEFAULT_BACKBONE,
+    BackboneInfo,
+    inspect_backbone,
+    name_file,
+)
 from softprompt.recipe.held_out import HeldOut, choose_held_out, prepare_rows
 from softprompt.recipe.option_columns import draft_option_template, list_option_keys
 from softprompt.recipe.values import check_names_writable
 from softprompt.tasks.config import OPTION_FIELD
 
-DEFAULT_BACKBONE = "builtin:smollm2-135m-instruct"
 ENCODER = "builtin:minilm"
 
 _MAX_LABEL_WORDS = 20
@@ -53,23 +56,6 @@ _KINDS = {
 _MAPS = ("joins labels that differ in spaces only", "options are counted from 0")
 # What becomes of longer rows, and of longer contexts.
 _BEYOND = ("text beyond is cut", "longer contexts are divided into windows")
-
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    """The facts about a backbone that a recipe depends on.
-
-    Args:
-        name: as the recipe names it.
-        kind: its architecture.
-        has_head: whether it has a language-model head.
-        takes_prefixes: whether keys and values may be trained on it.
-    """
-
-    name: str
-    kind: Architecture
-    has_head: bool
-    takes_prefixes: bool = True
 
 
 @dataclass(frozen=True)
@@ -158,7 +144,7 @@ def draft_recipe(
     )
     if backbone is None:
         backbone = _choose_backbone(columns, automatic=automatic)
-    info, backbone_notes = _inspect_backbone(folder, backbone)
+    info, backbone_notes = inspect_backbone(folder, backbone)
     _check_backbone(info.kind, backbone, columns)
     notes = [*held_out.notes, *columns.notes, *backbone_notes]
     if columns.group is not None and "validation" not in held_out.files:
@@ -167,7 +153,7 @@ def draft_recipe(
         columns,
         held_out,
         files={
-            name: _make_relative(folder, path)
+            name: name_file(folder, path)
             for name, path in {"train": source, **held_out.files}.items()
         },
         backbone=info,
@@ -204,32 +190,6 @@ def _choose_backbone(columns: ColumnRoles, *, automatic: bool) -> str:
     is_read = automatic and columns.has_head and columns.kind != "choose"
     sees_both_sides = columns.kind in {"tag", "extract"} or is_read
     return ENCODER if sees_both_sides else DEFAULT_BACKBONE
-
-
-def _make_relative(folder: Path, source: str) -> str:
-    """How a recipe in a folder names a file; a data set's or model's name stays as it is."""
-    path = expand_user(source)
-    if not is_present(path):
-        return source
-    try:
-        return Path(os.path.relpath(path.resolve(), folder)).as_posix()
-    except ValueError:  # another drive
-        return str(path.resolve())
-
-
-def _inspect_backbone(folder: Path, name: str) -> tuple[BackboneInfo, list[str]]:
-    """The facts about a backbone that a recipe depends on, and notes for the user."""
-    source = _make_relative(folder, name)
-    if name == DEFAULT_BACKBONE:  # known, and slow to load
-        return BackboneInfo(source, "causal", has_head=True), []
-    try:
-        backbone = load_unverified(name)
-    except SoftpromptError as error:
-        note = f"could not load the backbone; assuming a causal language model: {error}"
-        return BackboneInfo(source, "causal", has_head=True), [note]
-    geometry, has_head = backbone.geometry, backbone.lm_head is not None
-    takes_prefixes = geometry.limits.prefix is None
-    return BackboneInfo(source, geometry.architecture, has_head, takes_prefixes), []
 
 
 def _write_recipe(
