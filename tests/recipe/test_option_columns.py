@@ -12,7 +12,8 @@ from datasets import Dataset
 from softprompt.errors import DataError
 from softprompt.recipe import make_recipe
 from softprompt.recipe.column_roles import guess_columns
-from softprompt.recipe.drafting import ENCODER, BackboneInfo, draft_recipe, draft_template
+from softprompt.recipe.drafted_backbones import BackboneInfo
+from softprompt.recipe.drafting import ENCODER, draft_recipe, draft_template
 from softprompt.tasks import Choose
 from softprompt.tasks.targets import read_targets
 

@@ -82,6 +82,11 @@ def test_choices_have_the_scores_of_all_options(serve, model, tmp_path, way: str
         again = client.predict("chosen", written)
         faulty = [{"question": "good", "options": ["film"]}, {"question": "good"}, rows[0]]
         fault, lacking, right = client.predict("chosen", faulty)
+    asked = {"model": "chosen", "rows": rows[:2], "explain": True}
+    shown = httpx.post(f"{url}/v1/predict", json=asked).json()["data"]
+    for row, one in zip(rows, shown, strict=False):  # as the playground asks
+        assert [*one["probabilities"]] == row["options"]
+        assert row["question"] in "".join(part.get("text", "") for part in one["rendered"])
     for found, same, expected in zip(answers, again, chooser.predict(rows), strict=True):
         assert isinstance(found.prediction, ChoicePrediction)
         assert found.prediction.label == same.prediction.label == expected.label

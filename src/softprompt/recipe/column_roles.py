@@ -37,15 +37,7 @@ _LABEL_NAMES = (
     *("rating", "score", "answer", "y", "polarity", "emotion", "gold"),
 )
 _GROUP_NAMES = (
-    "group",
-    "film",
-    "movie",
-    "user",
-    "author",
-    "speaker",
-    "patient",
-    "document",
-    "product",
+    *("group", "film", "movie", "user", "author", "speaker", "patient", "document", "product"),
 )
 _PAIR_NAMES = (
     ("premise", "hypothesis"),
