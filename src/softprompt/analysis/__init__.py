@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         ExplainedWord,
         Explanation,
         ExplanationMethod,
+        ScoreKind,
         make_explanation_page,
     )
     from softprompt.analysis.nearest import SoftToken, find_nearest_words
@@ -38,6 +39,7 @@ __all__ = [
     "LayerNorms",
     "PrunedLength",
     "PruningResult",
+    "ScoreKind",
     "Similarity",
     "SoftToken",
     "compute_attention_shares",
@@ -65,6 +67,7 @@ __getattr__, __dir__ = gather_lazily(
             "ExplainedWord",
             "Explanation",
             "ExplanationMethod",
+            "ScoreKind",
             "make_explanation_page",
         ),
         "softprompt.analysis.nearest": ("SoftToken", "find_nearest_words"),

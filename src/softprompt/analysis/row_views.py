@@ -1,0 +1,181 @@
+"""Rows as an explanation changes them: without a word, or with nothing but what is explained."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from softprompt.data.inputs import Row
+from softprompt.data.row_words import FieldSpan, PlacedToken, place_tokens, remove_word
+from softprompt.data.squad import ContextAnswer
+from softprompt.data.table import get_text
+from softprompt.data.words import Characters
+from softprompt.tasks import Example, Task
+from softprompt.tasks.extractor import Extractor, find_tokens
+from softprompt.tasks.tag_cells import GivenWords, read_row_words
+from softprompt.tasks.tagger import Tagger
+
+
+class _Cut(NamedTuple):
+    """Characters that were taken out of a text.
+
+    Args:
+        start: the first of the word.
+        end: its last plus one.
+        missing: the number of characters that are gone, a space among them perhaps.
+    """
+
+    start: int
+    end: int
+    missing: int
+
+    def move(self, place: Characters) -> Characters:
+        """Where a part of the text is now that does not overlap the word."""
+        start, end = place
+        return place if end <= self.start else (start - self.missing, end - self.missing)
+
+
+@dataclass(frozen=True, eq=False)
+class RowView:
+    """A row, and the part of it that is explained.
+
+    Args:
+        row: the fields of the template; the words of a row that is tagged are `GivenWords`.
+        subject: the word whose tag is explained, or the answer; None where the score is that of the
+            whole row, or of no answer.
+    """
+
+    row: Row
+    subject: FieldSpan | None = None
+
+    def get_text(self, field: str) -> str:
+        """The text of a field.
+
+        Args:
+            field: its name.
+        """
+        cell = self.row.get(field)
+        return cell.text if isinstance(cell, GivenWords) else get_text(self.row, field)
+
+    def remove(self, word: FieldSpan) -> "RowView":
+        """The row without a word, which may not be a part of the subject.
+
+        Args:
+            word: to be left out.
+        """
+        text, cell = self.get_text(word.field), self.row[word.field]
+        rest = remove_word(text, start=word.start, end=word.end)
+        cut = _Cut(word.start, word.end, len(text) - len(rest))
+        changed: object = rest
+        if isinstance(cell, GivenWords):
+            places = [p for p in cell.places if p[1] <= word.start or p[0] >= word.end]
+            changed = replace(cell, text=rest, places=tuple(map(cut.move, places)))
+        subject = self.subject
+        if subject is not None and subject.field == word.field:
+            subject = FieldSpan(word.field, *cut.move(subject[1:]))
+        return RowView({**self.row, word.field: changed}, subject)
+
+    def strip(self, fields: tuple[str, ...]) -> "RowView":
+        """The row without any text but the subject.
+
+        Args:
+            fields: those that have text.
+        """
+        empty: dict[str, object] = {
+            name: GivenWords("", (), is_list=True) if isinstance(cell, GivenWords) else ""
+            for name, cell in self.row.items()
+            if name in fields
+        }
+        if self.subject is None:
+            return RowView({**self.row, **empty})
+        field, start, end = self.subject
+        text = self.get_text(field)[start:end]
+        whole = (0, len(text))
+        is_word = isinstance(self.row[field], GivenWords)
+        empty[field] = GivenWords(text, (whole,), is_list=True) if is_word else text
+        return RowView({**self.row, **empty}, FieldSpan(field, *whole))
+
+    def overlaps(self, word: FieldSpan) -> bool:
+        """Whether a word is the subject, or a part of it.
+
+        Args:
+            word: of the row.
+        """
+        one = self.subject
+        return (
+            one is not None
+            and one.field == word.field
+            and one.start < word.end
+            and word.start < one.end
+        )
+
+    def render(self, task: Task) -> Example:
+        """The row as a task renders it; of a tagger with the words' states of the subject alone.
+
+        Args:
+            task: of the template.
+        """
+        example = task.make_example(self.row, target=False)
+        match task:
+            case Tagger():
+                return self._focus(example)
+            case Extractor():
+                return replace(example, target=self._locate(example))
+            case _:
+                return example
+
+    def _focus(self, example: Example) -> Example:
+        words, subject = example.words, self.subject
+        if words is None or subject is None:
+            return example
+        place = (subject.start, subject.end)
+        pieces = words.pieces[words.words.index(place)]
+        return replace(example, words=replace(words, words=(place,), pieces=(pieces,), tokens=()))
+
+    def _locate(self, example: Example) -> tuple[int, int]:
+        """The first and the last token of the answer, counted from 1; 0 for no answer."""
+        if self.subject is None:
+            return 0, 0
+        _, start, end = self.subject
+        return find_tokens(ContextAnswer(example.text[start:end], start), example.characters)
+
+
+def view_row(task: Task, row: Row) -> RowView:
+    """The row as it was given, without a subject.
+
+    Args:
+        task: of the template.
+        row: its fields.
+
+    Raises:
+        DataError: the words of a row to be tagged cannot be read.
+    """
+    if not isinstance(task, Tagger):
+        return RowView(row)
+    column = task.settings.words_column
+    return RowView({**row, column: read_row_words(row.get(column), column)})
+
+
+def place_row(task: Task, view: RowView) -> list[list[PlacedToken]]:
+    """The tokens that have characters of a row's fields, in each way that it is rendered.
+
+    Args:
+        task: that renders it.
+        view: the row.
+
+    Returns:
+        Those of each renderer; of a row in windows, those of each window.
+    """
+    match task:
+        case Tagger() | Extractor():
+            return task.place_tokens(view.row)
+        case _:
+            return [place_tokens(renderer, view.row) for renderer in task.renderers]
+
+
+def list_given_words(view: RowView) -> dict[str, tuple[Characters, ...]]:
+    """The words of the fields that were given as words.
+
+    Args:
+        view: the row.
+    """
+    cells = view.row.items()
+    return {name: cell.places for name, cell in cells if isinstance(cell, GivenWords)}
