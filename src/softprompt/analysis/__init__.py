@@ -10,7 +10,7 @@ if TYPE_CHECKING:
         AttentionShare,
         compute_attention_shares,
     )
-    from softprompt.analysis.attribution import explain_prediction
+    from softprompt.analysis.attribution import explain_prediction, explain_row
     from softprompt.analysis.explanation import (
         ExplainedWord,
         Explanation,
@@ -48,6 +48,7 @@ __all__ = [
     "draw_attention",
     "draw_similarity",
     "explain_prediction",
+    "explain_row",
     "find_nearest_words",
     "make_explanation_page",
     "measure_distance_from_init",
@@ -62,7 +63,7 @@ __getattr__, __dir__ = gather_lazily(
             "AttentionShare",
             "compute_attention_shares",
         ),
-        "softprompt.analysis.attribution": ("explain_prediction",),
+        "softprompt.analysis.attribution": ("explain_prediction", "explain_row"),
         "softprompt.analysis.explanation": (
             "ExplainedWord",
             "Explanation",

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softprompt.analysis.explained_scores import ExplainedScore, Views, choose_score
+from softprompt.analysis.explained_scores import ExplainedScore, Views, choose_scores
 from softprompt.analysis.explanation import (
     ExplainedWord,
     Explanation,
     ExplanationMethod,
+    ScoreKind,
     is_sum_complete,
 )
 from softprompt.analysis.row_views import RowView, list_given_words, place_row, view_row
@@ -26,6 +27,10 @@ from softprompt.inference.ensemble import Ensemble
 from softprompt.inference.model import PromptModel
 from softprompt.tasks import Example
 
+# What is left of a row without the other words.
+_ALONE: Mapping[ScoreKind, str] = {
+    "tag": "the word alone", "span": "the span alone", "answer": "the answer alone",
+}  # fmt: skip
 # Rows that are run at once.
 _ROWS_AT_ONCE = 8
 # Integrated gradients start with so many steps, and double them.
@@ -60,9 +65,10 @@ def explain_prediction(
 
     The score of a label is the log of the probability that `PromptModel.predict_proba` gives it; of
     an ensemble, that of its mean probabilities. That of a text is the log-probability of all its
-    tokens and of the end token. That of a word's tag is the log of the probability that the word's
-    ``scores`` have; that of an answer the log-probability of its first token as the start and of
-    its last as the end, as its ``score``. These words themselves are never left out.
+    tokens and of the end token. That of a span is the sum over its words, each the log of the
+    probability of its tag, which ``scores`` has; that of an answer the log-probability of its first
+    token as the start and of its last as the end, as its ``score``, which however may begin or end
+    with a token of white space. These words themselves are never left out.
 
     Args:
         model: the trained prompt with its backbone; or an ensemble of classifiers or taggers.
@@ -71,7 +77,7 @@ def explain_prediction(
         label: whose score is explained; for text generation any text, for answers any part of the
             context, or an empty text for no answer. By default the prediction.
         word: of tags, the number of the word whose tag is explained, counted from 0. By default the
-            first word with a tag other than ``O``; if there is none, the first word.
+            first span; if there are none, the tag of the first word. `explain_row` explains all.
         steps: the most steps of integrated gradients. It starts with 16.
 
     Returns:
@@ -92,14 +98,79 @@ def explain_prediction(
         >>> [word.text for word in explanation.words], explanation.is_complete
         (['a', 'good', 'film'], True)
     """
+    (first, *_), members = _choose(model, row, method=method, label=label, word=word, steps=steps)
+    return _explain(first, members, as_row(row, model.fields), method=method, steps=steps)
+
+
+def explain_row(
+    model: PromptModel | Ensemble,
+    row: str | Sequence[str] | Row,
+    *,
+    method: ExplanationMethod = "integrated-gradients",
+    label: str | None = None,
+    word: int | None = None,
+    steps: int = 256,
+) -> tuple[Explanation, ...]:
+    """Explain all that was predicted for a row: of tags, every span that was found.
+
+    Args:
+        model: as for `explain_prediction`.
+        row: as for `explain_prediction`.
+        method: one of the two.
+        label: whose score is explained. Of tags it is that of a single word.
+        word: of tags, the number of a word; then its tag alone is explained.
+        steps: the most steps of integrated gradients.
+
+    Returns:
+        One explanation; of tags, one for each span in the order of the text. Without any span the
+        tag of the first word is explained.
+
+    Raises:
+        DataError: as `explain_prediction`.
+        PromptError: as `explain_prediction`.
+
+    Examples:
+        >>> from softprompt import Classify, TrainingConfig, fit
+        >>> words = {"negative": " bad", "positive": " good"}
+        >>> task = Classify("{text} is{soft:2}", verbalizer=words)
+        >>> model = fit(backbone, task, rows, validation=0, config=TrainingConfig(epochs=1))
+        >>> [one.is_complete for one in explain_row(model, "a good film")]
+        [True]
+    """
+    scores, members = _choose(model, row, method=method, label=label, word=word, steps=steps)
+    fields = as_row(row, model.fields)
+    return tuple(_explain(one, members, fields, method=method, steps=steps) for one in scores)
+
+
+def _choose(
+    model: PromptModel | Ensemble,
+    row: str | Sequence[str] | Row,
+    *,
+    method: ExplanationMethod,
+    label: str | None,
+    word: int | None,
+    steps: int,
+) -> tuple[tuple[ExplainedScore, ...], tuple[PromptModel, ...]]:
+    """The scores to explain, and the members of an ensemble or the model itself."""
     if method not in get_args(ExplanationMethod):
-        raise PromptError(format_unknown("method", method, options=get_args(ExplanationMethod)))
+        msg = format_unknown("method", method, options=get_args(ExplanationMethod))
+        raise PromptError(msg)
     if steps < 1:
         msg = f"integrated gradients with steps = {steps} are not possible. Give at least 1."
         raise PromptError(msg)
     members = model.members if isinstance(model, Ensemble) else (model,)
-    row = as_row(row, model.fields)
-    scored = choose_score(model, members, row, label=label, word=word)
+    fields = as_row(row, model.fields)
+    return choose_scores(model, members, fields, label=label, word=word), members
+
+
+def _explain(
+    scored: ExplainedScore,
+    members: Sequence[PromptModel],
+    row: Row,
+    *,
+    method: ExplanationMethod,
+    steps: int,
+) -> Explanation:
     reading = _read(members, replace(view_row(members[0].task, row), subject=scored.subject))
     match method:
         case "integrated-gradients":
@@ -180,12 +251,13 @@ def _assemble(
 def _leave_out(target: ExplainedScore, reading: _Reading) -> _Result:
     """Run the row, the row without text, and the row without each word.
 
-    The word whose tag is explained, and those of the answer, stay: without them there is no score.
+    The words whose tags are explained, and those of the answer, stay: without them there is no
+    score.
     """
     words = [word for word in reading.words.spans if not reading.view.overlaps(word)]
     if not words:
         msg = (
-            "the row has no word that can be left out, since its tag or its answer is all of it. "
+            "no word of the row can be left out, since what is explained is all of it. "
             'Give a longer row, or use the method "integrated-gradients".'
         )
         raise DataError(msg)
@@ -199,15 +271,8 @@ def _leave_out(target: ExplainedScore, reading: _Reading) -> _Result:
         )
         raise DataError(msg)
     score, baseline, *others = _run(target, views)
-    alone = {"tag": "the word alone", "answer": "the answer alone"}
-    name = alone.get(target.kind) if target.subject is not None else None
-    return _Result(
-        words,
-        [score - other for other in others],
-        score,
-        name or "a row without text",
-        baseline,
-    )
+    alone = "a row without text" if target.subject is None else _ALONE[target.kind]
+    return _Result(words, [score - other for other in others], score, alone, baseline)
 
 
 @torch.no_grad()

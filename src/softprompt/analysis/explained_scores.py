@@ -7,7 +7,7 @@ from math import log
 from typing import NamedTuple, TypeAlias, TypeVar, assert_never
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +15,7 @@ from softprompt.analysis.explanation import ScoreKind
 from softprompt.data.inputs import Row
 from softprompt.data.row_words import FieldSpan
 from softprompt.data.table import get_text
+from softprompt.data.tag_schemes import TagSpan, read_spans_leniently
 from softprompt.errors import DataError, PromptError, format_unknown
 from softprompt.inference.ensemble import Ensemble
 from softprompt.inference.model import PromptModel
@@ -23,14 +24,16 @@ from softprompt.tasks.extraction import AnswerPrediction
 from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.generation import TextGenerator, get_target_ids
 from softprompt.tasks.label_sets import LabelSets
-from softprompt.tasks.objectives import ScoreObjective, SingleLabel
+from softprompt.tasks.objectives import ScoreObjective, SingleLabel, list_target
 from softprompt.tasks.regression import Numbers, WordNumbers
 from softprompt.tasks.tag_cells import read_row_words
+from softprompt.tasks.tag_decoding import PieceAggregation
 from softprompt.tasks.tag_sequences import TagPrediction
 from softprompt.tasks.tagger import Tagger
 
 Views: TypeAlias = Sequence[Sequence[Example]]  # rows, each as every member renders it
-_OUTSIDE = "O"
+_LABEL: ScoreKind = "label"
+_NUMBER: ScoreKind = "number"
 _Found = TypeVar("_Found", bound=Prediction)
 
 
@@ -39,7 +42,7 @@ class ExplainedScore(NamedTuple):
 
     Args:
         kind: of the score.
-        label: the label, the tag, the answer or the text.
+        label: the label, the tag, the type of the span, the answer, the text or the number.
         compute: the score, of rows as each member renders them.
         sum_up: the sum of these, in one run.
         subject: the part of the row that the score is of; None for the whole row.
@@ -52,14 +55,14 @@ class ExplainedScore(NamedTuple):
     subject: FieldSpan | None = None
 
 
-def choose_score(
+def choose_scores(
     model: PromptModel | Ensemble,
     members: Sequence[PromptModel],
     row: Row,
     *,
     label: str | None,
     word: int | None,
-) -> ExplainedScore:
+) -> tuple[ExplainedScore, ...]:
     """Choose what is explained of a row.
 
     Args:
@@ -67,8 +70,10 @@ def choose_score(
         members: the model itself, or those of the ensemble.
         row: the fields of the template.
         label: whose score is explained; None for the prediction.
-        word: the number of the word whose tag is explained; None for the first one with a tag other
-            than ``O``.
+        word: the number of the word whose tag is explained; None for the spans that were found.
+
+    Returns:
+        One score; of a row with tags, one for each span.
 
     Raises:
         DataError: the row has no words, or not so many.
@@ -82,21 +87,13 @@ def choose_score(
         raise PromptError(msg)
     match task:
         case Classifier():
-            chosen, column = _choose_column(model, task.objective, row, label=label)
-            compute = partial(_compute_label_scores, members, column=column)
-            kind: ScoreKind = "label" if task.objective.labels else "number"
-            return ExplainedScore(kind, chosen, compute, lambda views: compute(views).sum())
+            return (_choose_label(model, members, task.objective, row=row, label=label),)
         case Tagger():
-            return _choose_tag(model, members, row, label=label, word=word)
+            return _choose_tags(model, members, task, row=row, wanted=(word, label))
         case Extractor():
-            return _choose_answer(_take_only(members), task, row, label=label)
+            return (_choose_answer(_take_only(members), task, row, label=label),)
         case TextGenerator():
-            member = _take_only(members)
-            text, tokens = _choose_text(member, task, row, label=label)
-            sum_up = partial(_sum_text_scores, member, tokens=tokens)
-            return ExplainedScore(
-                "text", text, lambda views: torch.stack([sum_up([view]) for view in views]), sum_up
-            )
+            return (_choose_text(_take_only(members), task, row, label=label),)
         case _:
             raise TypeError(task)
 
@@ -114,34 +111,52 @@ def _take_only(members: Sequence[PromptModel]) -> PromptModel:
     raise PromptError(msg)
 
 
-def _choose_tag(
+def _choose_tags(
     model: PromptModel | Ensemble,
     members: Sequence[PromptModel],
-    row: Row,
+    task: Tagger,
     *,
-    label: str | None,
-    word: int | None,
-) -> ExplainedScore:
-    """A word, and the tag that it is given, or another one."""
+    row: Row,
+    wanted: tuple[int | None, str | None],
+) -> tuple[ExplainedScore, ...]:
+    """The tags of each span that was found; or that of a word, or another one in its place."""
+    number, label = wanted
     tags = _get_prediction(model.predict([row])[0], TagPrediction).tags
     if not tags:
         msg = "the row has no words, so there is nothing to explain. Give it some text."
         raise DataError(msg)
-    if word is not None and not 0 <= word < len(tags):
+    if number is not None and not 0 <= number < len(tags):
         msg = (
-            f"word = {word}, but the row has {len(tags)} words. Give a number from 0 to "
+            f"word = {number}, but the row has {len(tags)} words. Give a number from 0 to "
             f"{len(tags) - 1} (--word)."
         )
         raise DataError(msg)
-    named = (at for at, tag in enumerate(tags) if tag != _OUTSIDE)
-    number = next(named, 0) if word is None else word
-    tag = tags[number] if label is None else label
-    task = members[0].task
-    column = task.settings.words_column if isinstance(task, Tagger) else ""
-    place = read_row_words(row[column], column).places[number]
-    compute = partial(_compute_tag_scores, members, column=model.labels.index(tag))
-    subject = FieldSpan(column, *place)
-    return ExplainedScore("tag", tag, compute, lambda views: compute(views).sum(), subject)
+    scheme = task.objective.scheme
+    spans = () if scheme == "none" else read_spans_leniently(tags, scheme=scheme)
+    make = partial(_make_tag_score, members, task, row=row)
+    if number is None and label is None and spans:
+        return tuple(make("span", span, tags=tags[span.start : span.end]) for span in spans)
+    at = number if number is not None else spans[0].start if spans else 0
+    tag = tags[at] if label is None else label
+    return (make("tag", TagSpan(tag, at, at + 1), tags=(tag,)),)
+
+
+def _make_tag_score(
+    members: Sequence[PromptModel],
+    task: Tagger,
+    kind: ScoreKind,
+    span: TagSpan,
+    *,
+    row: Row,
+    tags: Sequence[str],
+) -> ExplainedScore:
+    """The score of the tags of some words in a row."""
+    field = task.settings.words_column
+    places = read_row_words(row[field], field).places[span.start : span.end]
+    columns = torch.tensor([task.labels.index(tag) for tag in tags])
+    compute = partial(_compute_tag_scores, members, task.objective.aggregation, columns=columns)
+    subject = FieldSpan(field, places[0][0], places[-1][1])
+    return ExplainedScore(kind, span.label, compute, lambda views: compute(views).sum(), subject)
 
 
 def _choose_answer(
@@ -173,9 +188,13 @@ def _get_prediction(found: Prediction, kind: type[_Found]) -> _Found:
 
 
 def _compute_tag_scores(
-    members: Sequence[PromptModel], views: Views, *, column: int
+    members: Sequence[PromptModel],
+    aggregation: PieceAggregation,
+    views: Views,
+    *,
+    columns: Int[Tensor, " W"],
 ) -> Float[Tensor, " B"]:
-    """The log of the mean probability of a tag, each of the only word that a row has left."""
+    """The log of the mean probability of each word's tag, summed over the words of the subject."""
     of_members = []
     for model, examples in zip(members, zip(*views, strict=True), strict=True):
         task = model.task
@@ -183,16 +202,27 @@ def _compute_tag_scores(
             states = task.compute_row_states(
                 examples, [model.prompt], rows=_number_rows(model, examples)
             )
-            pairs = zip(examples, states, strict=True)
-            of_members.append(torch.stack([_score_word(task, *pair)[column] for pair in pairs]))
-    return torch.stack(of_members).logsumexp(dim=0) - log(len(of_members))
+            rows = [
+                _score_words(task, aggregation, *pair)
+                for pair in zip(examples, states, strict=True)
+            ]
+            of_members.append(torch.stack(rows))
+    logs = torch.stack(of_members).logsumexp(dim=0) - log(len(of_members))  # [B, W, C]
+    wanted = columns.to(logs.device)[:, None].expand(len(logs), -1, 1)
+    return logs.gather(2, wanted).sum(dim=(1, 2))
 
 
-def _score_word(task: Tagger, example: Example, states: Float[Tensor, "_ H"]) -> Tensor:
-    """The log-probabilities of a word's tags, by those of its tokens."""
-    pieces = () if example.words is None else example.words.pieces[0]
-    logs: Tensor = task.head(states[list(pieces)].float()).log_softmax(dim=-1)
-    match task.objective.aggregation:
+def _score_words(
+    task: Tagger, aggregation: PieceAggregation, example: Example, states: Float[Tensor, "_ H"]
+) -> Float[Tensor, "W C"]:
+    """The log-probabilities of the tags of a row's words, by those of their tokens."""
+    logs: Tensor = task.head(states.float()).log_softmax(dim=-1)
+    pieces = () if example.words is None else example.words.pieces
+    return torch.stack([_join_pieces(logs[list(own)], aggregation) for own in pieces])
+
+
+def _join_pieces(logs: Float[Tensor, "_ C"], aggregation: PieceAggregation) -> Float[Tensor, " C"]:
+    match aggregation:
         case "first" | "simple":
             return logs[0]
         case "average":
@@ -213,8 +243,8 @@ def _compute_answer_scores(
     scores = task.compute_scores(examples, [member.prompt], rows=rows)
     for example, of_row in zip(examples, scores, strict=True):
         logs = of_row.join().log_softmax(dim=0)
-        first, last = example.target if isinstance(example.target, tuple) else (0, 0)
-        found.append(logs[int(first), 0] + logs[int(last), 1])
+        first, last = map(int, list_target(example.target or ()))
+        found.append(logs[first, 0] + logs[last, 1])
     return torch.stack(found)
 
 
@@ -223,41 +253,55 @@ def _number_rows(model: PromptModel, examples: Sequence[Example]) -> Tensor:
     return torch.zeros(len(examples), dtype=torch.long, device=model.backbone.device)
 
 
-def _choose_column(
-    model: PromptModel | Ensemble, objective: ScoreObjective, row: Row, *, label: str | None
-) -> tuple[str, int]:
-    """What is explained: a label, or the number of a row, and its place among the outputs.
+def _choose_label(
+    model: PromptModel | Ensemble,
+    members: Sequence[PromptModel],
+    objective: ScoreObjective,
+    *,
+    row: Row,
+    label: str | None,
+) -> ExplainedScore:
+    """A label, or the number of a row.
 
     Raises:
         PromptError: a label is given, but there are none; or there are several numbers.
     """
+    column, kind = 0, _NUMBER
     if objective.labels:
-        probabilities = model.predict([row])[0].probabilities
-        chosen = max(probabilities, key=probabilities.__getitem__) if label is None else label
-        return chosen, objective.labels.index(chosen)
-    if label is not None:
+        if label is None:
+            probabilities = model.predict([row])[0].probabilities
+            label = max(probabilities, key=probabilities.__getitem__)
+        column, kind = objective.labels.index(label), _LABEL
+    elif label is not None:
         msg = f"the task predicts numbers, so there is no label {label!r}. Leave the label out."
         raise PromptError(msg)
-    if isinstance(objective, Numbers) and objective.num_outputs > 1:
+    elif isinstance(objective, Numbers) and objective.num_outputs > 1:
         msg = (
             f"a row has {objective.num_outputs} numbers, and one score is explained. Train a "
             "prompt for each of them."
         )
         raise PromptError(msg)
-    return model.predict([row])[0].label, 0
+    else:
+        label = model.predict([row])[0].label
+    compute = partial(_compute_label_scores, members, column=column)
+    return ExplainedScore(kind, label, compute, lambda views: compute(views).sum())
 
 
 def _choose_text(
     model: PromptModel, task: TextGenerator, row: Row, *, label: str | None
-) -> tuple[str, tuple[int, ...]]:
-    """The text that is explained, and its tokens with the end token, if it was reached."""
+) -> ExplainedScore:
+    """A text with its tokens and the end token, if it was reached."""
     if label is None:
         prediction = model.predict([row])[0]
-        tokens = prediction.token_ids or ()
-        is_cut = len(tokens) >= task.decoding.max_new_tokens
-        return prediction.label, (*tokens, *(() if is_cut else model.backbone.eos_token_ids[:1]))
-    example = task.make_example({**row, task.target_column: label})
-    return label, get_target_ids(example)
+        label, tokens = prediction.label, prediction.token_ids or ()
+        if len(tokens) < task.decoding.max_new_tokens:
+            tokens = (*tokens, *model.backbone.eos_token_ids[:1])
+    else:
+        tokens = get_target_ids(task.make_example({**row, task.target_column: label}))
+    sum_up = partial(_sum_text_scores, model, tokens=tokens)
+    return ExplainedScore(
+        "text", label, lambda views: torch.stack([sum_up([view]) for view in views]), sum_up
+    )
 
 
 def _compute_label_scores(

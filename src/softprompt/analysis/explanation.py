@@ -12,10 +12,14 @@ from softprompt.data.row_words import FieldSpan
 
 ExplanationMethod: TypeAlias = Literal["integrated-gradients", "leave-one-out"]
 # Whose score is explained; all but a number's are log-probabilities.
-ScoreKind: TypeAlias = Literal["label", "tag", "answer", "text", "number"]
+ScoreKind: TypeAlias = Literal["label", "tag", "span", "answer", "text", "number"]
 
 # The sum is complete within this share of the difference of scores, or within so many nats.
 _RELATIVE_GAP, _ABSOLUTE_GAP = 0.01, 0.005
+# The legend of the words whose score is explained.
+_SUBJECTS: dict[ScoreKind, str] = {
+    "tag": "has this tag", "span": "is this span", "answer": "the answer",
+}  # fmt: skip
 _METHODS: dict[ExplanationMethod, str] = {
     "integrated-gradients": "integrated gradients",
     "leave-one-out": "leave-one-out",
@@ -53,8 +57,8 @@ class Explanation:
 
     Args:
         method: that the scores were computed by.
-        label: the label, the tag, the answer, the text or the number that is explained; empty for
-            no answer.
+        label: the label, the tag, the type of the span, the answer, the text or the number that is
+            explained; empty for no answer.
         fields: the texts of the row that the template has.
         words: those that the backbone reads, in their order.
         score: the log-probability of the label.
@@ -63,8 +67,8 @@ class Explanation:
         steps: of integrated gradients; 0 for leave-one-out.
         truncated: whether a field was truncated, so that words are missing at its end.
         kind: of what is explained; the score of a ``number`` is the number itself.
-        subject: the word that has the tag, or the answer; None where the score is that of the whole
-            row, or of no answer.
+        subject: the word that has the tag, the span, or the answer; None where the score is that of
+            the whole row, or of no answer.
 
     Examples:
         >>> words = (ExplainedWord("text", 0, end=4, text="good", score=1.4),)
@@ -90,8 +94,8 @@ class Explanation:
     @property
     def title(self) -> str:
         """What is explained, in a few words."""
-        if self.subject is None or self.kind != "tag":
-            return self.label or "(no answer)"
+        if self.subject is None or self.kind == "answer":
+            return self.label or ("(no answer)" if self.kind == "answer" else "(no text)")
         field, start, end = self.subject
         return f"{self.label} of \u201c{self.fields[field][start:end]}\u201d"
 
@@ -162,7 +166,7 @@ class Passage:
         score: of the word; None between words.
         share: of the largest score of the row, from -1 to 1.
         is_unread: whether it was cut off.
-        is_subject: whether it is the word whose tag is explained, or of the answer.
+        is_subject: whether it is of the word, the span or the answer that is explained.
     """
 
     text: str
@@ -259,8 +263,8 @@ def describe_score(explanation: Explanation) -> str:
     """
     if explanation.kind == "number":
         return f"the number is {explanation.score:.3f}"
-    start_and_end = " of start and end" if explanation.kind == "answer" else ""
-    return f"log p{start_and_end} = {explanation.score:.3f} (p = {exp(explanation.score):.3g})"
+    of_what = {"answer": " of start and end", "span": " of its tags"}.get(explanation.kind, "")
+    return f"log p{of_what} = {explanation.score:.3f} (p = {exp(explanation.score):.3g})"
 
 
 def describe_sum(explanation: Explanation) -> str:
@@ -311,6 +315,7 @@ def make_explanation_page(explanations: Sequence[Explanation]) -> str:
     variables = {
         "explanations": explanations,
         "methods": _METHODS,
+        "subjects": _SUBJECTS,
         "list_passages": list_passages,
         "sort_words": sort_words,
         "describe_sum": describe_sum,

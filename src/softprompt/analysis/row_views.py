@@ -39,8 +39,8 @@ class RowView:
 
     Args:
         row: the fields of the template; the words of a row that is tagged are `GivenWords`.
-        subject: the word whose tag is explained, or the answer; None where the score is that of the
-            whole row, or of no answer.
+        subject: the words whose tags are explained, or the answer; None where the score is that of
+            the whole row, or of no answer.
     """
 
     row: Row
@@ -87,14 +87,15 @@ class RowView:
         if self.subject is None:
             return RowView({**self.row, **empty})
         field, start, end = self.subject
-        text = self.get_text(field)[start:end]
-        whole = (0, len(text))
-        is_word = isinstance(self.row[field], GivenWords)
-        empty[field] = GivenWords(text, (whole,), is_list=True) if is_word else text
-        return RowView({**self.row, **empty}, FieldSpan(field, *whole))
+        text, cell = self.get_text(field)[start:end], self.row[field]
+        kept: object = text
+        if isinstance(cell, GivenWords):
+            places = [(p[0] - start, p[1] - start) for p in cell.places if start <= p[0] < end]
+            kept = replace(cell, text=text, places=tuple(places))
+        return RowView({**self.row, **empty, field: kept}, FieldSpan(field, 0, len(text)))
 
     def overlaps(self, word: FieldSpan) -> bool:
-        """Whether a word is the subject, or a part of it.
+        """Whether a word is a part of the subject, or has one.
 
         Args:
             word: of the row.
@@ -108,7 +109,7 @@ class RowView:
         )
 
     def render(self, task: Task) -> Example:
-        """The row as a task renders it; of a tagger with the words' states of the subject alone.
+        """The row as a task renders it, with the states of the subject's words or its tokens alone.
 
         Args:
             task: of the template.
@@ -126,9 +127,10 @@ class RowView:
         words, subject = example.words, self.subject
         if words is None or subject is None:
             return example
-        place = (subject.start, subject.end)
-        pieces = words.pieces[words.words.index(place)]
-        return replace(example, words=replace(words, words=(place,), pieces=(pieces,), tokens=()))
+        pairs = zip(words.words, words.pieces, strict=True)
+        own = [pair for pair in pairs if subject.start <= pair[0][0] < subject.end]
+        places, pieces = zip(*own, strict=True)
+        return replace(example, words=replace(words, words=places, pieces=pieces, tokens=()))
 
     def _locate(self, example: Example) -> tuple[int, int]:
         """The first and the last token of the answer, counted from 1; 0 for no answer."""

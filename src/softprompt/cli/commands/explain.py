@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class _Options(TypedDict):
-    """The options of `explain_prediction`."""
+    """The options of `explain_row`."""
 
     method: "ExplanationMethod"
     label: str | None
@@ -62,7 +62,7 @@ LabelName = Annotated[
 ]
 WordNumber = Annotated[
     int | None,
-    typer.Option("--word", min=0, help="Of tags: the word, from 0 (default: the first name)."),
+    typer.Option("--word", min=0, help="Of tags: explain this word, from 0 (default: every span)."),
 ]
 MostSteps = Annotated[int, typer.Option(min=1, help="The most steps of integrated gradients.")]
 FormatName = Annotated[
@@ -151,12 +151,12 @@ def _explain_rows(
     model: "PromptModel | Ensemble", rows: Iterable[InputRow], options: _Options
 ) -> "Iterator[Explanation]":
     """Explain rows one by one; an error names the row."""
-    from softprompt.analysis import explain_prediction
+    from softprompt.analysis import explain_row
     from softprompt.errors import DataError
 
     for row in rows:
         try:
-            yield explain_prediction(model, row.read_content(), **options)
+            yield from explain_row(model, row.read_content(), **options)
         except DataError as error:
             msg = f"{row.place}: {error}"
             raise DataError(msg) from error
