@@ -280,7 +280,7 @@ def test_the_subject_is_marked(tagger, finder) -> None:
     page = make_explanation_page([found, *explain_row(tagger("encoder"), WORDS, steps=16)])
     assert f'<span class="subject">{ANSWER}</span>' in page
     assert "log p of start and end = " in page
-    assert "is this span" in page
+    assert ">this span</span>" in page
     gradients = explain_prediction(finder("encoder"), row, label=ANSWER)
     own = [part for part in list_passages(gradients, "context") if part.is_subject]
     assert [part.text for part in own] == ["wonderful", " ", "greatly"]

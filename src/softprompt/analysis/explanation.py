@@ -18,7 +18,7 @@ ScoreKind: TypeAlias = Literal["label", "tag", "span", "answer", "text", "number
 _RELATIVE_GAP, _ABSOLUTE_GAP = 0.01, 0.005
 # The legend of the words whose score is explained.
 _SUBJECTS: dict[ScoreKind, str] = {
-    "tag": "has this tag", "span": "is this span", "answer": "the answer",
+    "tag": "this word", "span": "this span", "answer": "the answer",
 }  # fmt: skip
 _METHODS: dict[ExplanationMethod, str] = {
     "integrated-gradients": "integrated gradients",
