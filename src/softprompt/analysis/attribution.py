@@ -254,7 +254,7 @@ def _leave_out(target: ExplainedScore, reading: _Reading) -> _Result:
     The words whose tags are explained, and those of the answer, stay: without them there is no
     score.
     """
-    words = [word for word in reading.words.spans if not reading.view.overlaps(word)]
+    words = [word for word in reading.words.spans if not reading.view.has_part_of(word)]
     if not words:
         msg = (
             "no word of the row can be left out, since what is explained is all of it. "

@@ -94,7 +94,7 @@ class RowView:
             kept = replace(cell, text=text, places=tuple(places))
         return RowView({**self.row, **empty, field: kept}, FieldSpan(field, 0, len(text)))
 
-    def overlaps(self, word: FieldSpan) -> bool:
+    def has_part_of(self, word: FieldSpan) -> bool:
         """Whether a word is a part of the subject, or has one.
 
         Args:
