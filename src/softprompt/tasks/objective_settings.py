@@ -70,6 +70,8 @@ def make_objective(settings: TaskSettings, labels: Sequence[str]) -> Objective:
                 repairs=settings.repair_tags,
                 aggregation=settings.aggregation,
                 is_constrained=settings.constrained_decoding,
+                weights=_match_labels(settings.class_weights, labels, key="class_weights"),
+                smoothing=settings.label_smoothing,
             )
         case Extract(null_threshold=threshold):
             value = DEFAULT_NULL_THRESHOLD if threshold == "auto" else threshold
@@ -78,6 +80,23 @@ def make_objective(settings: TaskSettings, labels: Sequence[str]) -> Objective:
                 n_best=settings.n_best,
                 max_answer_tokens=settings.max_answer_tokens,
             )
+        case _:
+            assert_never(settings)
+
+
+def get_loss_unit(settings: TaskSettings) -> str:
+    """What the loss of a task is a mean over.
+
+    Args:
+        settings: of the task.
+    """
+    match settings:
+        case Classify() | Regress() | Extract():
+            return Objective.loss_unit
+        case Generate():
+            return FreeText.loss_unit
+        case Tag():
+            return TagSequences.loss_unit
         case _:
             assert_never(settings)
 
@@ -99,8 +118,9 @@ def describe_objective(objective: Objective) -> dict[str, Any]:
         case Numbers() | WordNumbers(numbers=Numbers()):
             numbers = objective if isinstance(objective, Numbers) else objective.numbers
             return {"mean": [*numbers.mean], "scale": [*numbers.scale]}
-        case TagSequences():
-            return {"scheme": objective.source}
+        case TagSequences(labels=labels, weights=weights):
+            by_label = None if weights is None else dict(zip(labels, weights, strict=True))
+            return {"class_weights": by_label, "scheme": objective.source}
         case ContextAnswers(null_threshold=threshold):
             return {"null_threshold": NEVER if threshold is None else threshold}
         case _:

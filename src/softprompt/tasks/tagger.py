@@ -186,7 +186,8 @@ class Tagger(HeadTask):
         rows: Int[Tensor, " B"] | None = None,
     ) -> SummedLoss:
         """Cross-entropy at the first token of every word."""
-        return self._sum_loss(examples, self.compute_row_states(examples, prompts, rows=rows))
+        states = self.compute_row_states(examples, prompts, rows=rows)
+        return self._sum_loss(examples, states, training=True)
 
     def compute_word_states(
         self, examples: Sequence[Example], prompts: Sequence[Prompt | None]
@@ -201,13 +202,26 @@ class Tagger(HeadTask):
         return [_take_first(*pair) for pair in zip(examples, states, strict=True)]
 
     def _sum_loss(
-        self, examples: Sequence[Example], states: Sequence[Float[Tensor, "_ H"]]
+        self,
+        examples: Sequence[Example],
+        states: Sequence[Float[Tensor, "_ H"]],
+        *,
+        training: bool = False,
     ) -> SummedLoss:
+        """Cross-entropy of words, each times the weight of its tag; smoothed in training."""
         first = [_take_first(*pair) for pair in zip(examples, states, strict=True)]
         scores: Tensor = self._head(torch.cat(first).float())
         targets = [index for example in examples for index in list_tag_indices(example)]
         wanted = torch.tensor(targets, dtype=torch.long, device=scores.device)
-        total = F.cross_entropy(scores, wanted, ignore_index=_NO_TARGET, reduction="sum")
+        weights = self.objective.weights
+        total = F.cross_entropy(
+            scores,
+            wanted,
+            weight=None if weights is None else scores.new_tensor(weights),
+            ignore_index=_NO_TARGET,
+            label_smoothing=self.objective.smoothing if training else 0.0,
+            reduction="sum",
+        )
         return SummedLoss(total, int((wanted != _NO_TARGET).sum()))
 
     @torch.no_grad()
