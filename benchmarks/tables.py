@@ -230,8 +230,9 @@ def _tag_page() -> str:
             "Made by `scripts/bench tag` from [the results](results); no number is typed in. The "
             "first two are of the Brown corpus. MiniLM (uncased), the same rows, steps and search "
             "for a learning rate for all variants. *majority* is the tag that each word has most "
-            "often in the training rows, *linear-probe* a logistic regression on the frozen states. Few sentences and "
-            "one seed: a small run, which shows the order and not the last point."
+            "often in the training rows, *linear-probe* a logistic regression on the frozen "
+            "states. Few sentences and one seed: a small run, which shows the order and not the "
+            "last point."
         ),
         "",
     ]

@@ -160,7 +160,7 @@ def _choose(
         raise PromptError(msg)
     members = model.members if isinstance(model, Ensemble) else (model,)
     fields = as_row(row, model.fields)
-    return choose_scores(model, members, fields, label=label, word=word), members
+    return choose_scores(model, fields, members=members, label=label, word=word), members
 
 
 def _explain(
@@ -216,7 +216,7 @@ def _read(members: Sequence[PromptModel], view: RowView) -> _Reading:
     texts = {name: view.get_text(name) for name in names}
     placed = [one for member in members for one in place_row(member.task, view)]
     tokens = [token for of_variant in placed for token in of_variant]
-    words = RowWords(texts, tokens, list_given_words(view))
+    words = RowWords(texts, tokens, words=list_given_words(view))
     if not words.spans:
         msg = "the row has no words, so there is nothing to explain. Give it some text."
         raise DataError(msg)

@@ -57,9 +57,9 @@ class ExplainedScore(NamedTuple):
 
 def choose_scores(
     model: PromptModel | Ensemble,
-    members: Sequence[PromptModel],
     row: Row,
     *,
+    members: Sequence[PromptModel],
     label: str | None,
     word: int | None,
 ) -> tuple[ExplainedScore, ...]:
@@ -67,8 +67,8 @@ def choose_scores(
 
     Args:
         model: that predicts.
-        members: the model itself, or those of the ensemble.
         row: the fields of the template.
+        members: the model itself, or those of the ensemble.
         label: whose score is explained; None for the prediction.
         word: the number of the word whose tag is explained; None for the spans that were found.
 

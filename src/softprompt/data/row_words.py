@@ -163,6 +163,7 @@ class RowWords:
         self,
         texts: Mapping[str, str],
         tokens: Iterable[PlacedToken],
+        *,
         words: Mapping[str, Sequence[Characters]] | None = None,
     ) -> None:
         given = words or {}

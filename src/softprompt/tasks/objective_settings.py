@@ -62,17 +62,7 @@ def make_objective(settings: TaskSettings, labels: Sequence[str]) -> Objective:
         case Generate():
             return FreeText(tuple(labels))
         case Tag():
-            source = get_scheme(settings)
-            return TagSequences(
-                tuple(labels),
-                settings.output_scheme or source,
-                source,
-                repairs=settings.repair_tags,
-                aggregation=settings.aggregation,
-                is_constrained=settings.constrained_decoding,
-                weights=_match_labels(settings.class_weights, labels, key="class_weights"),
-                smoothing=settings.label_smoothing,
-            )
+            return _make_tag_sequences(settings, tuple(labels))
         case Extract(null_threshold=threshold):
             value = DEFAULT_NULL_THRESHOLD if threshold == "auto" else threshold
             return ContextAnswers(
@@ -171,6 +161,20 @@ def _make_label_sets(settings: Classify, labels: tuple[str, ...]) -> LabelSets:
             thresholds = _match_labels(by_label, labels, key="thresholds") or ()
     weights = _match_labels(settings.class_weights, labels, key="class_weights")
     return LabelSets(labels, thresholds, weights=weights, smoothing=settings.label_smoothing)
+
+
+def _make_tag_sequences(settings: Tag, labels: tuple[str, ...]) -> TagSequences:
+    source = get_scheme(settings)
+    return TagSequences(
+        labels,
+        settings.output_scheme or source,
+        source,
+        repairs=settings.repair_tags,
+        aggregation=settings.aggregation,
+        is_constrained=settings.constrained_decoding,
+        weights=_match_labels(settings.class_weights, labels, key="class_weights"),
+        smoothing=settings.label_smoothing,
+    )
 
 
 def _match_labels(
