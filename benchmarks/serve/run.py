@@ -23,14 +23,17 @@ import mixing
 import over_http
 import peers
 import torch
+import vllm_peer
 from settings import CUDA, SETTINGS
 
 HERE = Path(__file__).parent
-PARTS: dict[str, Callable[..., dict[str, Any]]] = {
+# A part without what it needs returns None.
+PARTS: dict[str, Callable[..., dict[str, Any] | None]] = {
     **{f"mixing-{name}": partial(mixing.measure_setting, name) for name in SETTINGS},
     "bare": peers.measure_over_bare,
     "peft": peers.measure_over_peft,
     "static": peers.measure_over_static,
+    "vllm": vllm_peer.measure_over_vllm,
     "offline": over_http.measure_over_offline,
     "latency": over_http.measure_latency,
     "overload": over_http.measure_overload,
@@ -50,6 +53,9 @@ def main() -> int:
         for name in args.only or PARTS:
             start = perf_counter()
             result = PARTS[name](quick=args.quick)
+            if result is None:
+                print(f"{name}: left out; scripts/bench vllm makes what it needs", file=sys.stderr)
+                continue
             results[name] = result
             facts = {"seconds": round(perf_counter() - start, 1), **describe_machine()}
             target = HERE / "results" / f"{name}-{device}{suffix}.json"

@@ -1,6 +1,6 @@
 """Deep prefixes, fine-tuning, LoRA and a linear probe on parts of speech and names.
 
-scripts/bench tag [--only pos|names] [--seeds N]
+scripts/bench tag [--only names|pos|japanese] [--seeds N]
 """
 
 import argparse
@@ -11,14 +11,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import corpus
+import japanese
 import torch
-from corpus import SIZES, fetch
 
 from softprompt import compare_methods
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-TASKS = ("names", "pos")
+# Of each task the sentences of each split.
+TASKS = {"names": corpus.SIZES, "pos": corpus.SIZES, "japanese": japanese.SIZES}
 
 
 def run_comparison(name: str, seeds: int) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def run_comparison(name: str, seeds: int) -> dict[str, Any]:
         "table": comparison.report.read_text(encoding="utf-8").strip(),
         "measure": comparison.measure,
         "variants": comparison.to_dict()["variants"],
-        "rows": SIZES,
+        "rows": TASKS[name],
         "seeds": seeds,
         "machine": {"threads": torch.get_num_threads(), "python": platform.python_version()},
         "versions": {n: version(n) for n in ("softprompt", "torch", "transformers", "peft")},
@@ -54,9 +56,12 @@ def main() -> None:
     parser.add_argument("--only", choices=TASKS)
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
-    fetch(ROOT / "runs" / "brown")
     for name in TASKS:
         if args.only in (None, name):
+            if name == "japanese":
+                japanese.fetch(ROOT / "runs" / "hironsan")
+            else:
+                corpus.fetch(ROOT / "runs" / "brown")
             result = run_comparison(name, args.seeds)
             target = HERE / "results" / f"{name}.json"
             target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -15,15 +15,26 @@ _REQUIRES = (
 )
 
 
+def find_environment(folder: Path) -> Path | None:
+    """The interpreter of an environment with vLLM; None if it is not complete.
+
+    Args:
+        folder: of the environment.
+    """
+    stamp = folder / "complete"
+    is_complete = stamp.exists() and stamp.read_text(encoding="utf-8") == VLLM
+    return folder / "bin" / "python" if is_complete else None
+
+
 def ensure_environment(folder: Path) -> Path:
     """The interpreter of an environment with vLLM, which is installed if it is not complete.
 
     Args:
         folder: of the environment.
     """
+    if found := find_environment(folder):
+        return found
     python, stamp = folder / "bin" / "python", folder / "complete"
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == VLLM:
-        return python
     print(f"making an environment with {VLLM} in {folder} (minutes, once)", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     constraints = folder / "constraints.txt"
@@ -45,6 +56,15 @@ def ensure_environment(folder: Path) -> Path:
     _install(python, "-c", str(constraints), *selected)
     stamp.write_text(VLLM, encoding="utf-8")
     return python
+
+
+def read_versions(python: Path, *names: str) -> dict[str, str]:
+    """The versions of packages in another environment."""
+    code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+    done = subprocess.run(
+        [python, "-c", code, *names], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return dict(zip(names, done.stdout.split(), strict=True))
 
 
 def _install(python: Path, *arguments: str) -> None:

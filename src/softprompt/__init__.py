@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from softprompt._lazy import gather_lazily
 
 if TYPE_CHECKING:
-    from softprompt.analysis.attribution import explain_prediction
+    from softprompt.analysis.attribution import explain_prediction, explain_row
     from softprompt.analysis.explanation import Explanation
     from softprompt.analysis.pruning import PruningResult, prune
     from softprompt.backbone.model import Backbone, BatchInputs
@@ -136,7 +136,7 @@ _HOMES = {
         "TrainingError",
         "UnreachableError",
     ),
-    "softprompt.analysis.attribution": ("explain_prediction",),
+    "softprompt.analysis.attribution": ("explain_prediction", "explain_row"),
     "softprompt.analysis.explanation": ("Explanation",),
     "softprompt.analysis.pruning": ("PruningResult", "prune"),
     "softprompt.hub.repository": ("PullResult", "PushResult", "pull", "push"),
@@ -290,6 +290,7 @@ __all__ = [
     "draft_recipe",
     "evaluate_hard_prompt",
     "explain_prediction",
+    "explain_row",
     "export_prompt",
     "find_learning_rate",
     "fit",

@@ -15,7 +15,7 @@ from softprompt.data.rendering import RenderedRow
 from softprompt.inference.generated_row import GenerationRequest
 from softprompt.inference.mixed import PromptedRow, predict_mixed
 from softprompt.serve.admission import EngineLimits
-from softprompt.serve.engine import divide_by_length
+from softprompt.serve.batches import divide_by_length
 from softprompt.serve.fair_queue import FairQueue
 from softprompt.serve.faults import ServingError
 from softprompt.tasks import Example, Prediction

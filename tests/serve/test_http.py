@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from softprompt.errors import DataError
+from softprompt.inference import Ensemble
 from softprompt.serve.admission import EngineLimits
 from softprompt.serve.faults import ServingError
 from softprompt.serve.keys import ApiKey, KeyRing, load_keys, make_key
@@ -415,9 +416,71 @@ def test_a_deadline_is_kept(serve, monkeypatch) -> None:
         assert answer.status_code == 504
 
 
+def read_file(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
 def read_upload(folder: Path) -> dict[str, str]:
     names = {"manifest": "manifest.json", "tensors": "prompt.safetensors"}
-    return {key: base64.b64encode((folder / n).read_bytes()).decode() for key, n in names.items()}
+    return {key: read_file(folder / name) for key, name in names.items()}
+
+
+def test_an_ensemble_is_published_over_http(serve, folders, model, models, tmp_path) -> None:
+    registry = Registry(tmp_path / "registry")
+    registry.publish(folders["mood"], "mood")
+    live = serve(source=RegistrySource(registry), keys=make_keys(), can_publish=True)
+    prompt = models["mood"].prompt.map_tensors(torch.neg)
+    both = Ensemble([models["mood"], model(("llama", "words", "input"), prompt=prompt)])
+    folder = both.save(tmp_path / "both")
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    members = {name: read_upload(folder / name) for name in names}
+    upload = {"ensemble": read_file(folder / "ensemble.json"), "members": members}
+    first = members[names[0]]
+    elsewhere = json.loads((folder / "ensemble.json").read_text())
+    elsewhere["members"]["../../aside"] = "0" * 64
+    outside = base64.b64encode(json.dumps(elsewhere).encode()).decode()
+    wrong = {
+        "Send one of the two pairs": {**upload, **first},
+        "one of the two pairs": {"ensemble": upload["ensemble"]},
+        "the upload has none": {**upload, "members": {}},
+        f"the upload has {names[0]}, {names[1]}, more": (
+            {**upload, "members": {**members, "more": first}}
+        ),
+        "was changed, or belongs to another": {**upload, "members": dict.fromkeys(names, first)},
+        "not the name of a folder": {
+            "ensemble": outside, "members": {**members, "../../aside": first},
+        },
+    }  # fmt: skip
+    with httpx.Client(base_url=live.url, headers={"authorization": f"Bearer {ADMIN}"}) as client:
+        for fact, content in wrong.items():
+            refused = client.put("/v1/prompts/both", json=content)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid")
+            assert fact in refused.json()["error"]["message"]
+            assert str(tmp_path) not in refused.text
+        assert [*registry.read_state().numbers] == ["mood"]
+        made = client.put("/v1/prompts/both", json=upload).json()
+        assert (made["prompt"], made["members"]) == ("both@1", 2)
+        # As the command publishes it, byte for byte.
+        kept = registry.locate(registry.resolve("both"))
+        assert {p.relative_to(kept): p.read_bytes() for p in kept.rglob("*.*")} == {
+            p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.*")
+        }
+        answer = client.post("/v1/predict", json={"model": "both", "rows": TEXTS}).json()
+    for one, expected in zip(answer["data"], both.predict(TEXTS), strict=True):
+        assert one["probabilities"] == pytest.approx(dict(expected.probabilities), abs=2e-6)
+
+
+def test_an_upload_that_is_too_large_names_the_command(serve, folders, tmp_path) -> None:
+    registry = Registry(tmp_path / "registry")
+    registry.publish(folders["mood"], "mood")
+    live = serve(
+        source=RegistrySource(registry), keys=make_keys(), can_publish=True, max_body_bytes=2000
+    )
+    headers = {"authorization": f"Bearer {ADMIN}"}
+    upload = read_upload(folders["mood"])
+    refused = httpx.put(f"{live.url}/v1/prompts/mood", json=upload, headers=headers)
+    assert refused.status_code == 413
+    assert "softprompt publish" in refused.json()["error"]["message"]
 
 
 def test_prompts_are_published_pinned_and_withdrawn_over_http(

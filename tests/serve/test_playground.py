@@ -1,15 +1,21 @@
 """The playground: one page from this host alone, and what it shows in a real browser."""
 
 import html
+import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 import pytest
 
+from softprompt.inference import PromptModel
+from softprompt.serve.prompts import FolderSource
+from softprompt.tasks import Classify, Extract, Regress
 from support.models import ROWS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -67,3 +73,97 @@ def test_it_shows_text_as_it_streams(serve, models, tmp_path: Path) -> None:
     [expected] = models["reply"].predict(TEXTS[:1])
     assert expected.label.startswith(html.unescape(written[1]).strip())
     assert 'class="fault"' not in page.partition('id="answers"')[2].partition("<script")[0]
+
+
+def read_answers(page: str) -> str:
+    """The answers as HTML, whose text has no entities."""
+    return html.unescape(page.partition('id="answers"')[2].partition("<script")[0])
+
+
+@pytest.fixture
+def parts(model, tmp_path: Path) -> tuple[dict[str, PromptModel], FolderSource]:
+    """Models whose predictions are more than a class, and where they are."""
+    sets = Classify("{soft:3}{text}", label_column="labels", multi_label=True, thresholds=0.5)
+    numbers = Regress("{soft:3}{text}", mean=(3.0, 20.0), scale=(1.0, 5.0))
+    find = Extract("{soft:3}{question} {context} is", null_threshold=0.0)
+    made = {
+        "names": model(("llama", "tag", "input"), seed=5),
+        "sets": model(("llama", "sets", "input"), settings=sets),
+        "numbers": model(("llama", "numbers", "input"), settings=numbers, choices=()),
+        "always": model(
+            ("llama", "extract", "input"),
+            settings=replace(find, null_threshold="never"),
+            choices=(),
+        ),
+        "never": model(
+            ("llama", "extract", "input"),
+            settings=replace(find, null_threshold=-1000.0),
+            choices=(),
+        ),
+    }
+    return made, FolderSource([one.save(tmp_path / name) for name, one in made.items()])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_spans_are_marked_in_the_text(serve, parts, tmp_path: Path) -> None:
+    """Offsets count characters of Unicode; the emoji has two of JavaScript's units."""
+    made, source = parts
+    texts = ["\U0001f389 a good film, <i>dull</i>  music!", '["a","good","film"]']
+    address = f"{serve(source=source).url}/?prompts=names&run=1&rows={quote(chr(10).join(texts))}"
+    answers = read_answers(read_page(address, tmp_path / "profile", width=1200))
+    lines = re.findall(r'<p class="marked">(.*?)</p>', answers, re.DOTALL)
+    for text, line, found in zip(
+        [texts[0], "a good film"], lines, made["names"].predict(texts), strict=True
+    ):
+        marks = re.findall(
+            r'<mark style="--hue: (\d+);">(.*?)<span class="type">(.*?)</span></mark>', line
+        )
+        wanted = [(span.text, f"{span.label} {span.score * 100:.1f} %") for span in found.spans]
+        assert wanted
+        assert [(part, said) for _, part, said in marks] == wanted
+        hues = {said.split()[0]: hue for hue, _, said in marks}
+        assert len({*hues.values()}) == len(hues)
+        bare = re.sub(r'<span class="type">.*?</span>|</?mark[^>]*>', "", line)
+        assert bare == text
+    assert 'class="fault"' not in answers
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_answers_sets_and_numbers_are_shown(serve, parts, tmp_path: Path) -> None:
+    made, source = parts
+    row = {"text": "good film", "question": "who", "context": "\U0001f389 a dull story, a film"}
+    rows = quote(json.dumps(row))
+    url, shown = serve(source=source).url, {}
+    for name in ("always", "never", "sets", "numbers"):
+        page = read_page(
+            f"{url}/?prompts={name}&run=1&rows={rows}", tmp_path / name / "profile", width=1200
+        )
+        shown[name] = read_answers(page)
+        assert 'class="fault"' not in shown[name]
+    [found] = made["always"].predict([row])
+    context, answer = row["context"], found.text
+    before, behind = context[: found.start], context[found.end :]
+    mark = f'<mark style="--hue: 215;">{answer}</mark>'
+    assert f'<p class="marked">{before}{mark}{behind}</p>' in shown["always"]
+    assert f'<dt class="is-best">{answer}</dt>' in shown["always"]
+    assert "question: who" in shown["always"]
+    assert "context: " not in shown["always"]
+    for one in found.candidates:
+        assert f"{np.exp(one.score) * 100:.1f} %" in shown["always"]
+    [none] = made["never"].predict([row])
+    assert none.text == ""
+    assert f'<p class="marked">{context}</p>' in shown["never"]
+    assert "The text has no answer." in shown["never"]
+    assert '<dt class="is-best">(no answer)</dt>' in shown["never"]
+    assert f"{np.exp(none.null_score) * 100:.1f} %" in shown["never"]
+    [labels] = made["sets"].predict([row])
+    chips = re.findall(r'<span class="chip">(.*?)</span>', shown["sets"])
+    assert chips == [*labels.labels]
+    assert bool(chips) != ("No label is likely enough." in shown["sets"])
+    for share in labels.probabilities.values():
+        assert f"{share * 100:.1f} %" in shown["sets"]
+    [numbers] = made["numbers"].predict([row])
+    said = re.search(r'<p class="number">(.*?)</p>', shown["numbers"])
+    assert said is not None
+    values = [float(part) for part in said[1].split(", ")]
+    assert values == pytest.approx([*numbers.values], rel=1e-4)

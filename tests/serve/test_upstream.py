@@ -1,6 +1,8 @@
 """A gateway to vLLM: what is sent is compared bit for bit, and answers with those of `predict`."""
 
+import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -136,16 +138,84 @@ def test_a_stream_passes_through_as_it_comes(gateway, stand_in) -> None:
     assert came[-1] - came[0] > 0.15
 
 
-def test_a_client_that_leaves_ends_the_upstream_stream(gateway, stand_in) -> None:
-    stand_in.pause = 0.1
-    url = gateway().url
-    body = {"model": "reply", "prompt": TEXTS[0], "stream": True, "max_tokens": 30}
-    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30) as answer:
-        next(answer.iter_lines())
-    end = time.monotonic() + 10
-    while not stand_in.left and time.monotonic() < end:
-        time.sleep(0.05)
+# Requests whose answer takes until the stand-in lets it go.
+SLOW = {
+    "a stream": ("/v1/completions", {"model": "reply", "prompt": TEXTS[0], "stream": True}),
+    "a text": ("/v1/completions", {"model": "reply", "prompt": TEXTS[0]}),
+    "a chat": ("/v1/chat/completions",
+               {"model": "reply", "messages": [{"role": "user", "content": TEXTS[0]}]}),
+    "texts of rows": ("/v1/predict", {"model": "reply", "rows": TEXTS[:1]}),
+    "a label": ("/v1/predict", {"model": "mood", "rows": TEXTS[:1]}),
+    "a class": ("/classify", {"model": "mood", "input": TEXTS[0]}),
+    "a label as text": ("/v1/completions", {"model": "mood", "prompt": TEXTS[0], "stream": True}),
+}  # fmt: skip
+
+
+def wait_until(has_happened, *, seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not has_happened() and time.monotonic() < end:
+        time.sleep(0.01)
+    return has_happened()
+
+
+def ask_and_leave(url: str, way: str, has_arrived) -> None:
+    """Send a request, and leave when it is there."""
+    path, body = SLOW[way]
+
+    async def run() -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            asking = asyncio.create_task(client.post(f"{url}{path}", json=body))
+            assert await asyncio.to_thread(wait_until, has_arrived)
+            assert not asking.done()
+            asking.cancel()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("way", SLOW)
+def test_a_client_that_leaves_ends_the_upstream_request(gateway, stand_in, way: str) -> None:
+    live = gateway(timeout=60)
+    stand_in.is_held, stand_in.pause = True, 0.3
+    ask_and_leave(live.url, way, lambda: len(stand_in.bodies) > 0)
+    assert wait_until(lambda: stand_in.left == 1)
+    assert wait_until(lambda: live.site.service.engine.queued_rows == 0)
+    assert live.site.service.store._shelf.uses == {}
+    assert live.site.service.engine.counts.cancelled == 1
+    stand_in.is_held = False
+
+
+def test_others_are_answered_when_a_client_leaves(gateway, models, stand_in) -> None:
+    """And texts are written while a label is awaited."""
+    live = gateway(timeout=60)
+    stand_in.is_held = True
+    with ThreadPoolExecutor() as pool:
+        body = {"model": "mood", "rows": TEXTS[:2]}
+        staying = pool.submit(httpx.post, f"{live.url}/v1/predict", json=body, timeout=60)
+        assert wait_until(lambda: len(stand_in.bodies) == 2)
+        ask_and_leave(live.url, "a label", lambda: len(stand_in.bodies) == 3)
+        assert wait_until(lambda: stand_in.left == 1)
+        written = httpx.post(f"{live.url}/v1/predict", json=SLOW["texts of rows"][1], timeout=30)
+        [expected] = models["reply"].predict(TEXTS[:1])
+        assert written.json()["data"][0]["text"] == expected.label
+        assert not staying.done()
+        stand_in.is_held = False
+        data = staying.result().json()["data"]
+    assert [one["label"] for one in data] == [
+        one.label for one in models["mood"].predict(TEXTS[:2])
+    ]
     assert stand_in.left == 1
+
+
+def test_what_a_stopping_server_has_sent_is_refused(gateway, stand_in) -> None:
+    live = gateway(timeout=60)
+    stand_in.is_held = True
+    with ThreadPoolExecutor() as pool:
+        path, body = SLOW["a label"]
+        asking = pool.submit(httpx.post, f"{live.url}{path}", json=body, timeout=30)
+        assert wait_until(lambda: len(stand_in.bodies) == 1)
+        live.site.service.engine.stop(timeout=0.0)
+        assert asking.result().json()["error"]["code"] == "stopping"
+    stand_in.is_held = False
 
 
 def test_scores_of_tokens_pass_through(gateway, models) -> None:
@@ -234,8 +304,6 @@ def test_a_row_that_fails_leaves_its_mates_alone(gateway, models, stand_in) -> N
 
 
 def test_silence_upstream_is_a_timeout(gateway, stand_in) -> None:
-    import asyncio
-
     async def wait() -> None:
         await asyncio.sleep(3)
 

@@ -29,9 +29,10 @@ class StandIn:
     Attributes:
         bodies: of the requests that came.
         vectors: that they had, decoded.
-        left: the number of streams whose client went away.
+        left: the number of requests whose client went away before their answer was whole.
         fault: is called with each body, and may answer in place of the model.
         pause: in seconds, before each token of a stream.
+        is_held: whether answers that are not streams wait.
     """
 
     def __init__(self, plain: Any, name: str = "org/base") -> None:
@@ -41,6 +42,7 @@ class StandIn:
         self.left = 0
         self.fault: Any = lambda _: None
         self.pause = 0.0
+        self.is_held = False
         self.headers: list[dict[str, str]] = []
 
     async def list_models(self, _request: Request) -> Response:
@@ -57,6 +59,11 @@ class StandIn:
         steps = self._generate(body)
         if body.get("stream"):
             return StreamingResponse(self._stream(steps), media_type="text/event-stream")
+        while self.is_held:
+            if await request.is_disconnected():
+                self.left += 1
+                break
+            await asyncio.sleep(0.01)
         *_, last = list(steps)
         return JSONResponse({"choices": [last]})
 

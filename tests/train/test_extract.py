@@ -306,14 +306,10 @@ def test_a_stride_that_is_no_part_of_a_window_is_refused(prepare) -> None:
 
 
 def test_what_has_no_answer_of_its_own_is_refused(prepare, tmp_path, quick) -> None:
-    from softprompt.analysis.attribution import explain_prediction
-
     with pytest.raises(RecipeError, match=r"train.keep_plain_head: the task has no labels"):
         prepare("bert-prefix", keep_plain_head=True)
     prepared = prepare("bert-prefix", epochs=1)
     model = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
-    with pytest.raises(PromptError, match="the answer is a part of the row's own text"):
-        explain_prediction(model, make_questions(1, seed=0)[0])
     with pytest.raises(PromptError, match="a part of a text has no probabilities of labels"):
         model.predict_proba(make_questions(1, seed=0))
     manifest = replace(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
-from softprompt import Ensemble, Tag, TrainingConfig, explain_prediction, fit
+from softprompt import Ensemble, Tag, TrainingConfig, fit
 from softprompt.artifact import load_artifact
 from softprompt.artifact.checks import check_artifact
 from softprompt.errors import ArtifactError, DataError, PromptError, RecipeError, TemplateError
@@ -205,8 +206,6 @@ def test_an_ensemble_is_the_mean_of_its_members(prepare, tmp_path, quick) -> Non
         models.append(run_recipe(prepared.recipe, tmp_path / str(seed), prepared=prepared))
     with pytest.raises(PromptError, match="tags of words are averaged"):
         Ensemble(models, vote="majority")
-    with pytest.raises(PromptError, match="a score for each word, so it cannot be explained"):
-        explain_prediction(models[0], make_sentences(1, seed=9)[0])
     ensemble, rows = Ensemble(models, vote="mean"), make_sentences(7, seed=9)
     task = models[0].task
     examples = [task.make_example(row) for row in rows]
@@ -334,6 +333,81 @@ def test_a_tag_that_no_training_row_has_counts_as_an_error(prepare) -> None:
     assert metrics["span_recall"] == 0
     (warning,) = [text for text in prepared.warnings if "that no training row has" in text]
     assert "1 of 2 words" in warning
+
+
+@pytest.mark.parametrize("name", ["bert-prefix", "bert-bioes", "llama-twice", "bert-average"])
+def test_weights_and_smoothing_are_in_the_loss_of_words(prepare, name) -> None:
+    """Of each word w_y ((1 - ε) (-log p_y)) + ε mean_c(w_c (-log p_c)); w as in scikit-learn."""
+    data = make_data(name)
+    data["task"] |= {"class_weights": "balanced", "label_smoothing": 0.2}
+    prepared = prepare(name, data=data)
+    task, prompt, rows = prepared.task, prepared.method(), prepared.rows["train"]
+    words = [task.labels[index] for example in rows.examples for index in example.target]
+    known = sorted({*words})
+    wanted = compute_class_weight("balanced", classes=np.array(known), y=words)
+    by_tag = dict(zip(known, wanted, strict=True))
+    weights = {tag: task.class_weights[tag] for tag in known}
+    assert weights == pytest.approx(by_tag)
+    assert np.mean([task.class_weights[tag] for tag in words]) == pytest.approx(1)
+    assert all(task.class_weights[tag] == 1 for tag in {*task.labels} - {*known})
+    weight = torch.tensor([task.class_weights[tag] for tag in task.labels]).double()
+    with torch.no_grad():
+        states = task.compute_row_states(rows.examples, [prompt])
+        plain = spread = 0.0
+        for example, of_row in zip(rows.examples, states, strict=True):
+            for pieces, target in zip(example.words.pieces, example.target, strict=True):
+                logs = task.head(of_row[pieces[0]][None].float()).double().log_softmax(-1)[0]
+                plain -= float(logs[target] * weight[target])
+                spread -= float((logs * weight).mean())
+        found = task.compute_loss(rows.examples, [prompt])
+        report, _ = task.evaluate(rows.examples, prompt)
+    assert found.count == report.count == len(words)
+    assert float(found.total) == pytest.approx(0.8 * plain + 0.2 * spread, rel=1e-4)
+    assert float(report.total) == pytest.approx(plain, rel=1e-4), "not smoothed"
+
+
+def test_weights_of_tags_are_kept_and_checked(prepare, tmp_path, quick) -> None:
+    weights = {"O": 1.0, "B-POS": 3.0, "I-POS": 3.0, "B-NEG": 2.0, "I-NEG": 2.0}
+    data = make_data("bert-prefix", epochs=1)
+    data["task"] |= {"class_weights": weights}
+    prepared = prepare("bert-prefix", data=data)
+    model = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
+    artifact = load_artifact(tmp_path / "run" / "artifact")
+    kept = artifact.manifest.task["class_weights"]
+    assert kept["B-POS"] / kept["O"] == pytest.approx(3)
+    rows = make_sentences(9, seed=5)
+    again = PromptModel.from_pretrained(tmp_path / "run", backbone=prepared.backbone)
+    assert again.evaluate(rows).metrics["loss"] == model.evaluate(rows).metrics["loss"]
+    for other, message in (
+        ("balanced", "an artifact has a number for each label"),
+        ({"O": 1.0}, "task.class_weights has O, but labels is"),
+    ):
+        manifest = artifact.manifest
+        manifest = replace(manifest, task=manifest.task | {"class_weights": other})
+        with pytest.raises(ArtifactError, match=message):
+            check_artifact(replace(artifact, manifest=manifest))
+    data["task"]["class_weights"] = {"O": 1.0, "B-PSO": 2.0}
+    with pytest.raises(DataError, match=r"no number for .*'B-POS'.* and the unknown 'B-PSO'"):
+        prepare("bert-prefix", data=data)
+    data["task"]["class_weights"] = {"O": 0.0}
+    with pytest.raises(RecipeError, match=r"task.class_weights"):
+        make_recipe(data)
+
+
+def test_heavier_words_draw_the_regression_of_the_head(prepare) -> None:
+    """That starts the head, and that is the linear probe."""
+    counts = {}
+    for weight in (1.0, 1000.0):
+        data = make_data("bert-prefix")
+        tags = ("O", "B-POS", "I-POS", "B-NEG", "I-NEG")
+        data["task"] |= {"class_weights": dict.fromkeys(tags, 1.0) | {"B-POS": weight}}
+        prepared = prepare("bert-prefix", rows=(20, 6, 5), data=data)
+        head = fit_tag_head(prepared.task, prepared.rows["train"], prompt=None)
+        assert head is not None
+        found = prepared.task.with_head(head).predict(prepared.rows["validation"].examples, [None])
+        counts[weight] = sum(tag == "B-POS" for one in found for tag in one.tags)
+    assert counts[1000.0] >= counts[1.0]
+    assert counts[1000.0] > 0
 
 
 def test_the_head_starts_as_a_regression_on_words(prepare) -> None:

@@ -123,6 +123,15 @@ def test_an_artifact_has_the_numbers_and_the_same_loss(unequal, tmp_path, kind) 
     assert loss == pytest.approx(validation, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_a_run_takes_weights_that_are_given(unequal, tmp_path, kind) -> None:
+    """To its end, at which the learning curves are drawn."""
+    prepared = unequal(*kind, class_weights={"negative": 1.0, "positive": 4.0})
+    run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
+    kept = load_artifact(tmp_path / "run" / "artifact").manifest.task["class_weights"]
+    assert kept["positive"] / kept["negative"] == pytest.approx(4)
+
+
 def test_an_artifact_with_other_labels_is_refused(unequal, tmp_path) -> None:
     prepared = unequal("bert", "p-tuning-v2", "head", class_weights="balanced")
     run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)

@@ -10,11 +10,12 @@ if TYPE_CHECKING:
         AttentionShare,
         compute_attention_shares,
     )
-    from softprompt.analysis.attribution import explain_prediction
+    from softprompt.analysis.attribution import explain_prediction, explain_row
     from softprompt.analysis.explanation import (
         ExplainedWord,
         Explanation,
         ExplanationMethod,
+        ScoreKind,
         make_explanation_page,
     )
     from softprompt.analysis.nearest import SoftToken, find_nearest_words
@@ -38,6 +39,7 @@ __all__ = [
     "LayerNorms",
     "PrunedLength",
     "PruningResult",
+    "ScoreKind",
     "Similarity",
     "SoftToken",
     "compute_attention_shares",
@@ -46,6 +48,7 @@ __all__ = [
     "draw_attention",
     "draw_similarity",
     "explain_prediction",
+    "explain_row",
     "find_nearest_words",
     "make_explanation_page",
     "measure_distance_from_init",
@@ -60,11 +63,12 @@ __getattr__, __dir__ = gather_lazily(
             "AttentionShare",
             "compute_attention_shares",
         ),
-        "softprompt.analysis.attribution": ("explain_prediction",),
+        "softprompt.analysis.attribution": ("explain_prediction", "explain_row"),
         "softprompt.analysis.explanation": (
             "ExplainedWord",
             "Explanation",
             "ExplanationMethod",
+            "ScoreKind",
             "make_explanation_page",
         ),
         "softprompt.analysis.nearest": ("SoftToken", "find_nearest_words"),

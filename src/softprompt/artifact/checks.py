@@ -158,15 +158,16 @@ def _find_setting_faults(settings: TaskSettings, labels: list[str]) -> Iterator[
     """Faults of the settings, whatever reads the answers."""
     match settings:
         case Classify():
-            yield from _find_label_number_faults(settings, labels)
+            yield from _find_score_faults(settings, labels)
             if settings.verbalizer is not None:
                 yield from _find_verbalizer_faults(settings, labels)
         case Generate():
             yield from _find_generation_faults(settings, labels)
         case Regress():
             yield from _find_regression_faults(settings, labels)
-        case Tag():
+        case Tag(class_weights=weights):
             yield from _find_tag_faults(settings, labels)
+            yield from _find_label_number_faults({"class_weights": weights}, labels)
         case Extract():
             yield from _find_extraction_faults(settings, labels)
         case Choose():
@@ -195,14 +196,19 @@ def _find_trained_head_faults(
             pass
 
 
-def _find_label_number_faults(settings: Classify, labels: list[str]) -> Iterator[str]:
-    """Faults of the settings that have a number for each label."""
+def _find_score_faults(settings: Classify, labels: list[str]) -> Iterator[str]:
+    """Faults of the settings that have a number, or one for each label."""
     if settings.temperature == "auto":
         yield "task.temperature is 'auto', but an artifact has a number."
-    for key, numbers in (
-        ("class_weights", settings.class_weights),
-        ("thresholds", settings.thresholds if settings.multi_label else None),
-    ):
+    thresholds = settings.thresholds if settings.multi_label else None
+    yield from _find_label_number_faults(
+        {"class_weights": settings.class_weights, "thresholds": thresholds}, labels
+    )
+
+
+def _find_label_number_faults(settings: Mapping[str, object], labels: list[str]) -> Iterator[str]:
+    """Faults of settings that have a number for each label."""
+    for key, numbers in settings.items():
         if isinstance(numbers, str):
             yield f"task.{key} is {numbers!r}, but an artifact has a number for each label."
         elif isinstance(numbers, Mapping) and {*numbers} != {*labels}:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from softprompt.data.layout import FixedTokens
 from softprompt.data.rendering import Renderer
+from softprompt.data.shortening import TokenizedRun
+from softprompt.data.windows import WindowRenderer
 from softprompt.data.words import Characters, split_words
 
 # Apostrophes and hyphens, which belong to the word between letters.
@@ -84,12 +86,55 @@ def place_tokens(renderer: Renderer, row: Mapping[str, object]) -> list[PlacedTo
         DataError: a field is missing, or neither a text nor a number.
     """
     runs, _ = renderer.fit(row)
+    return _place(renderer, runs)
+
+
+def place_window_tokens(
+    windows: WindowRenderer, row: Mapping[str, object]
+) -> list[list[PlacedToken]]:
+    """The tokens of each window of a row that have characters of its fields.
+
+    Args:
+        windows: the renderer of windows.
+        row: as for `place_tokens`.
+
+    Returns:
+        Those of each window, in the order of the windows.
+
+    Raises:
+        DataError: as `place_tokens` does.
+    """
+    divided = windows.divide(row)
+    return [
+        _place(
+            windows.renderer,
+            divided.runs,
+            left_out={
+                windows.segment: frozenset(divided.tokens) - {*_take(divided.tokens, window)}
+            },
+        )
+        for window in divided.windows
+    ]
+
+
+def _take(tokens: range, window: range) -> range:
+    return tokens[window.start : window.stop]
+
+
+def _place(
+    renderer: Renderer,
+    runs: Mapping[int, TokenizedRun],
+    *,
+    left_out: Mapping[int, frozenset[int]] | None = None,
+) -> list[PlacedToken]:
+    """The tokens of runs, without some of them by their index in a run."""
     names, placed, position = renderer.template.field_places, list[PlacedToken](), 0
     for index, part in enumerate(renderer.segments):
         if isinstance(part, FixedTokens):
             position += len(part.ids)
             continue
-        for token in runs[index].tokens:
+        absent = (left_out or {}).get(index, frozenset())
+        for token in (t for at, t in enumerate(runs[index].tokens) if at not in absent):
             for number, (begin, end) in runs[index].spans.items():
                 start, stop = max(token.start, begin), min(token.end, end)
                 if start < stop:
@@ -106,20 +151,29 @@ class RowWords:
     Args:
         texts: of the fields, by their names.
         tokens: of the row; of a row that is rendered in several ways, those of all of them.
+        words: of fields whose words were given, the range of characters of each; those of other
+            fields are found by `divide_text`.
 
     Attributes:
         spans: the words, field by field; words that a token joins are one, and words that were cut
             off are left out.
     """
 
-    def __init__(self, texts: Mapping[str, str], tokens: Iterable[PlacedToken]) -> None:
+    def __init__(
+        self,
+        texts: Mapping[str, str],
+        tokens: Iterable[PlacedToken],
+        *,
+        words: Mapping[str, Sequence[Characters]] | None = None,
+    ) -> None:
+        given = words or {}
         by_field: dict[str, list[FieldSpan]] = {name: [] for name in texts}
         for token in tokens:
             by_field[token.span.field].append(token.span)
         self.spans = tuple(
             FieldSpan(name, *bounds)
             for name, spans in by_field.items()
-            for bounds in _join_words(divide_text(texts[name]), spans)
+            for bounds in _join_words(given.get(name) or divide_text(texts[name]), spans)
         )
         self._first = {
             name: next((at for at, span in enumerate(self.spans) if span.field == name), None)

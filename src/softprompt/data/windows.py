@@ -50,6 +50,23 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
+class DividedRow:
+    """A tokenized row, one field of which is divided.
+
+    Args:
+        runs: of the row, by their index in the renderer's segments.
+        tokens: the indices of the field's tokens in its run.
+        windows: those that each window has, counted from the field's first.
+        truncated: whether another field was shortened.
+    """
+
+    runs: Mapping[int, TokenizedRun]
+    tokens: range
+    windows: Sequence[range]
+    truncated: bool
+
+
+@dataclass(frozen=True, eq=False)
 class WindowRenderer:
     """Renders rows to windows; made by :func:`make_window_renderer`, which checks the template.
 
@@ -91,6 +108,36 @@ class WindowRenderer:
                 no room.
             TemplateError: the tokenizer makes an id that the embedding table does not have.
         """
+        divided = self.divide(row)
+        runs, tokens, windows = divided.runs, divided.tokens, divided.windows
+        ids = {index: [token.id for token in run.tokens] for index, run in runs.items()}
+        first = self._count_before(ids) + tokens.start
+        begin, end = runs[self.segment].spans[self.place]
+        found = runs[self.segment].tokens[tokens.start : tokens.stop]
+        characters = [(max(0, t.start - begin), min(end, t.end) - begin) for t in found]
+        return tuple(
+            Window(
+                self.renderer.join(
+                    ids | {self.segment: _cut_run(ids[self.segment], tokens, window)},
+                    truncated=divided.truncated,
+                ),
+                tuple(
+                    FieldToken(first + at, *characters[index], index in owned)
+                    for at, index in enumerate(window)
+                ),
+            )
+            for window, owned in zip(windows, divide_ownership(windows), strict=True)
+        )
+
+    def divide(self, row: Mapping[str, object]) -> DividedRow:
+        """Tokenize one row, and divide the tokens of its field.
+
+        Args:
+            row: as for `render`.
+
+        Raises:
+            DataError: as `render` does.
+        """
         texts = self.renderer.read_texts(row)
         values, runs = self._fit(texts)
         tokens = self._find_tokens(runs)
@@ -103,24 +150,7 @@ class WindowRenderer:
             )
             raise DataError(msg)
         windows = cut_windows(len(tokens), room=room, stride=self.stride)
-        ids = {index: [token.id for token in run.tokens] for index, run in runs.items()}
-        first = self._count_before(ids) + tokens.start
-        begin, end = runs[self.segment].spans[self.place]
-        found = runs[self.segment].tokens[tokens.start : tokens.stop]
-        characters = [(max(0, t.start - begin), min(end, t.end) - begin) for t in found]
-        return tuple(
-            Window(
-                self.renderer.join(
-                    ids | {self.segment: _cut_run(ids[self.segment], tokens, window)},
-                    truncated=values != texts,
-                ),
-                tuple(
-                    FieldToken(first + at, *characters[index], index in owned)
-                    for at, index in enumerate(window)
-                ),
-            )
-            for window, owned in zip(windows, divide_ownership(windows), strict=True)
-        )
+        return DividedRow(runs, tokens, windows, truncated=values != texts)
 
     def _fit(self, texts: Sequence[str]) -> tuple[list[str], dict[int, TokenizedRun]]:
         """Shorten the fields other than the divided one until it has its least room."""

@@ -1,7 +1,7 @@
 """The words of a text: where they are, and which tokens of its windows stand for them."""
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -180,6 +180,19 @@ def locate_words(
     ]
 
 
+def put_stand_ins(text: str, words: Iterable[Characters]) -> str:
+    """A text in which ``*`` stands for each character of some words.
+
+    Args:
+        text: any text.
+        words: the range of characters of each.
+    """
+    letters = list(text)
+    for start, end in words:
+        letters[start:end] = _STAND_IN * (end - start)
+    return "".join(letters)
+
+
 def render_words(
     renderer: WindowRenderer,
     row: Mapping[str, object],
@@ -211,10 +224,8 @@ def render_words(
     pieces = locate_words(windows, words)
     replaced = tuple(number for number, found in enumerate(pieces) if not found)
     if replaced:
-        letters = list(text)
-        for start, end in (words[number] for number in replaced):
-            letters[start:end] = _STAND_IN * (end - start)
-        windows = renderer.render({**row, renderer.field: "".join(letters)})
+        with_stand_ins = put_stand_ins(text, [words[number] for number in replaced])
+        windows = renderer.render({**row, renderer.field: with_stand_ins})
         pieces = locate_words(windows, words)
     for (start, end), found in zip(words, pieces, strict=True):
         if not found:

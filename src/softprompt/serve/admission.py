@@ -30,6 +30,29 @@ class EngineLimits:
     prompt_share: float = 0.5
 
 
+@dataclass
+class EngineCounts:
+    """What the engine has done, for metrics.
+
+    Args:
+        batches: of classification.
+        rows: in them.
+        tokens: in them, without padding.
+        steps: of generation.
+        failed: rows that raised an error.
+        expired: rows whose deadline passed.
+        cancelled: rows that nobody waited for.
+    """
+
+    batches: int = 0
+    rows: int = 0
+    tokens: int = 0
+    steps: int = 0
+    failed: int = 0
+    expired: int = 0
+    cancelled: int = 0
+
+
 class Ticket:
     """A request that was handed in.
 

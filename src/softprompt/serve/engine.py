@@ -6,23 +6,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
-from softprompt.errors import SoftpromptError, summarize_error
+from softprompt.errors import SoftpromptError
 from softprompt.inference.generated_row import GenerationEvent, GenerationRequest, TextBatch
 from softprompt.inference.loops import check_numbers
 from softprompt.inference.mixed import PromptedRow, predict_mixed
-from softprompt.serve.admission import EngineLimits, QueueLoad, RowOutcome, Ticket
+from softprompt.serve.admission import (
+    EngineCounts,
+    EngineLimits,
+    QueueLoad,
+    RowOutcome,
+    Ticket,
+)
+from softprompt.serve.batches import PASS_TOKENS, RemoteBatch, divide_by_length
 from softprompt.serve.fair_queue import FairQueue
-from softprompt.serve.faults import ServingError
+from softprompt.serve.faults import ServingError, describe_failure
 
 Predict = Callable[[Sequence[PromptedRow]], Sequence[RowOutcome]]
 # How long a step may take before the server is no longer ready, in seconds.
 STALL_SECONDS = 60.0
-# The tokens that take as long as what every pass takes in any case, by the kind of device. Measured
-# on CPUs with SmolLM2-135M and MiniLM, 50 and 75; on GPUs an estimate, which only has to be large.
-PASS_TOKENS = {"cpu": 64, "cuda": 4096}
 # A batch is chosen among so many times the rows that it may have.
 _LOOKAHEAD = 2
 # How often rows that no one waits for any more are looked for in the whole queue, in seconds.
@@ -48,34 +49,12 @@ class _TextJob:
     on_event: Callable[[GenerationEvent], None]
 
 
-@dataclass
-class EngineCounts:
-    """What the engine has done, for metrics.
-
-    Args:
-        batches: of classification.
-        rows: in them.
-        tokens: in them, without padding.
-        steps: of generation.
-        failed: rows that raised an error.
-        expired: rows whose deadline passed.
-        cancelled: rows that nobody waited for.
-    """
-
-    batches: int = 0
-    rows: int = 0
-    tokens: int = 0
-    steps: int = 0
-    failed: int = 0
-    expired: int = 0
-    cancelled: int = 0
-
-
 class ServingEngine:
     """Runs rows of any prompts together, in a thread of its own.
 
     Args:
-        generator: makes the running batch of generation; None if the backbone cannot write.
+        generator: makes the running batch of generation; None if the backbone cannot write. A
+            `RemoteBatch` runs the other rows too, in place of ``predict``.
         limits: of the queue and of a batch.
         maintain: called in the thread of the engine after `wake`, when a batch has ended or none
             waits.
@@ -102,6 +81,7 @@ class ServingEngine:
         self._maintain, self._pass_tokens = maintain, pass_tokens
         self._is_woken = False
         self._running: dict[Ticket, _TextJob] = {}
+        self._sent: set[_Job] = set()
         self._changed = threading.Condition()
         self._rows: FairQueue[_Job] = FairQueue()
         # The next rows, in turn by prompt, among which batches are chosen. Of the thread alone.
@@ -110,7 +90,7 @@ class ServingEngine:
         self._load = QueueLoad(self.limits)
         self._is_stopping = False
         self._step_started: float | None = None
-        self._swept = self._clock()
+        self._swept = self._began = self._clock()
         self._thread = threading.Thread(target=self._loop, name="softprompt-engine", daemon=True)
 
     @property
@@ -130,6 +110,11 @@ class ServingEngine:
         is_stalled = started is not None and self._clock() - started > STALL_SECONDS
         return self._thread.is_alive() and not is_stalled
 
+    @property
+    def _remote(self) -> RemoteBatch | None:
+        """The other server that runs all rows; None if they run here."""
+        return self._generator if isinstance(self._generator, RemoteBatch) else None
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
@@ -145,7 +130,7 @@ class ServingEngine:
             self._changed.notify()
         self._thread.join(timeout)
         with self._changed:
-            waiting = (*self._rows, *self._next_rows, *self._texts)
+            waiting = (*self._rows, *self._next_rows, *self._texts, *self._sent)
             left = {job.ticket for job in waiting} | {*self._running}
         for ticket in left:
             self._refuse(
@@ -235,7 +220,8 @@ class ServingEngine:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._rows or self._next_rows or self._texts or self._running)
+        waiting = self._rows or self._next_rows or self._texts
+        return bool(waiting or self._running or self._sent)
 
     def _loop(self) -> None:
         while True:
@@ -256,11 +242,19 @@ class ServingEngine:
 
     def _step(self, texts: Sequence[_TextJob]) -> None:
         """Run one batch of rows, and one step of the texts."""
-        started = self._clock()
+        if not self._sent:
+            self._began = self._clock()
+        before = self.counts.tokens
         jobs = self._keep_wanted(self._choose_batch())
-        self._run(jobs)
+        remote = self._remote
+        if remote is None:
+            self._run(jobs)
+        else:
+            self._send(jobs, remote)
         self._run_texts(texts)
-        self._load.measure(sum(job.row.cost for job in jobs), self._clock() - started)
+        if done := self.counts.tokens - before:
+            self._load.measure(done, self._clock() - self._began)
+            self._began = self._clock()
 
     def _run_maintenance(self, maintain: Callable[[], None]) -> None:
         try:
@@ -284,6 +278,11 @@ class ServingEngine:
                 self._settle(job, self._explain(job.ticket))
             for text in self._texts.remove(self._is_unwanted):
                 self._settle_text(text, self._explain(text.ticket))
+        for job in [*filter(self._is_unwanted, self._sent)]:
+            self._sent.remove(job)
+            if self._generator is not None:
+                self._generator.remove(job)
+            self._settle(job, self._explain(job.ticket))
         for ticket, text in list(self._running.items()):
             if self._is_unwanted(text) and self._generator is not None:
                 self._generator.remove(ticket)
@@ -318,7 +317,7 @@ class ServingEngine:
         while this one runs.
         """
         jobs = self._next_rows
-        if not jobs:
+        if not jobs or len(self._sent) >= self.limits.batch_rows:
             return []
         batches = divide_by_length(
             [job.row.width for job in jobs],
@@ -340,17 +339,27 @@ class ServingEngine:
         except Exception as error:  # noqa: BLE001  # its mates are answered all the same
             if len(jobs) == 1:
                 self.counts.failed += 1
-                self._settle(jobs[0], _describe_failure(error))
+                self._settle(jobs[0], describe_failure(error))
                 return
             middle = len(jobs) // 2
             self._run(jobs[:middle])
             self._run(jobs[middle:])
             return
         self.counts.batches += 1
-        self.counts.rows += len(jobs)
-        self.counts.tokens += sum(job.row.cost for job in jobs)
         for job, prediction in zip(jobs, predictions, strict=True):
-            self._settle(job, _check(prediction))
+            self._answer(job, prediction)
+
+    def _answer(self, job: _Job, prediction: RowOutcome) -> None:
+        self.counts.rows += 1
+        self.counts.tokens += job.row.cost
+        self._settle(job, _check(prediction))
+
+    def _send(self, jobs: Sequence[_Job], remote: RemoteBatch) -> None:
+        """Let another server run rows; texts go on meanwhile."""
+        self.counts.batches += bool(jobs)
+        for job in jobs:
+            self._sent.add(job)
+            remote.add_row(job, job.row)
 
     def _take_texts(self) -> list[_TextJob]:
         """The rows that join the running batch, in turn by prompt."""
@@ -365,14 +374,14 @@ class ServingEngine:
         return joining
 
     def _run_texts(self, joining: Sequence[_TextJob]) -> None:
-        if self._generator is None or not self._running:
+        if self._generator is None or not (self._running or self._sent):
             return
         for text in joining:
             try:
                 self._generator.add(text.ticket, text.request)
             except Exception as error:  # noqa: BLE001  # the rows that run are not touched
                 self.counts.failed += 1
-                self._settle_text(text, _describe_failure(error))
+                self._settle_text(text, describe_failure(error))
         try:
             events = self._generator.step()
         except Exception as error:  # noqa: BLE001  # the batch cannot be used any more
@@ -386,11 +395,14 @@ class ServingEngine:
         """A step that failed as a whole ends its rows, and the next ones get a new batch."""
         self.counts.failed += len(self._running)
         for text in list(self._running.values()):
-            self._settle_text(text, _describe_failure(error))
+            self._settle_text(text, describe_failure(error))
         if self._make_generator is not None:
             self._generator = self._make_generator()
 
     def _pass_on(self, event: GenerationEvent) -> None:
+        if isinstance(event.key, _Job):
+            self._finish_sent(event.key, event)
+            return
         ticket = event.key
         text = self._running.get(ticket) if isinstance(ticket, Ticket) else None
         if text is None:
@@ -401,9 +413,19 @@ class ServingEngine:
             text.ticket.cancel()
         if event.error is not None:
             self.counts.failed += 1
-            self._settle_text(text, _describe_failure(event.error))
+            self._settle_text(text, describe_failure(event.error))
         elif event.prediction is not None:
             self._settle_text(text, event.prediction)
+
+    def _finish_sent(self, job: _Job, event: GenerationEvent) -> None:
+        if job not in self._sent:  # nobody waited for it any more
+            return
+        self._sent.remove(job)
+        if event.prediction is not None:
+            self._answer(job, event.prediction)
+        elif event.error is not None:
+            self.counts.failed += 1
+            self._settle(job, describe_failure(event.error))
 
     def _settle(self, job: _Job, outcome: RowOutcome) -> None:
         if job.ticket.settle(job.index, outcome):
@@ -421,52 +443,6 @@ class ServingEngine:
             ticket.settle(index, error)
 
 
-def divide_by_length(
-    lengths: Sequence[int],
-    *,
-    counts: Sequence[int],
-    max_rows: int,
-    max_tokens: int,
-    pass_tokens: int,
-) -> list[list[int]]:
-    """Divide rows into batches that take the least time in all, with padding to the longest.
-
-    Args:
-        lengths: of the rows.
-        counts: how often each row is in its batch.
-        max_rows: the most rows of a batch.
-        max_tokens: the most positions of a batch, unless a row has more alone.
-        pass_tokens: the tokens that take as long as a pass takes in any case.
-
-    Returns:
-        The indices of the rows of each batch.
-
-    Examples:
-        >>> limits = {"counts": [1] * 4, "max_rows": 4, "max_tokens": 999}
-        >>> divide_by_length([9, 30, 10, 31], pass_tokens=5, **limits)
-        [[0, 2], [1, 3]]
-        >>> divide_by_length([9, 30, 10, 31], pass_tokens=500, **limits)
-        [[0, 2, 1, 3]]
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    total = np.cumsum([0, *(counts[index] for index in order)])
-    least, begins = np.zeros(len(order) + 1), [0] * (len(order) + 1)
-    # The best division of the shortest rows, and where its last batch begins.
-    for end in range(1, len(order) + 1):
-        first = max(0, end - max_rows)
-        tokens = (total[end] - total[first:end]) * lengths[order[end - 1]]
-        fits = np.append(tokens[:-1] <= max_tokens, [True])
-        costs = np.where(fits, least[first:end] + tokens, np.inf)
-        begins[end] = first + int(costs.argmin())
-        least[end] = costs[begins[end] - first] + pass_tokens
-    batches: list[list[int]] = []
-    end = len(order)
-    while end:
-        batches.append(order[begins[end] : end])
-        end = begins[end]
-    return batches[::-1]
-
-
 def _check(prediction: RowOutcome) -> RowOutcome:
     """The prediction, unless its scores are not numbers."""
     if isinstance(prediction, ServingError):
@@ -476,15 +452,3 @@ def _check(prediction: RowOutcome) -> RowOutcome:
     except SoftpromptError as error:
         return ServingError(str(error), kind="failed")
     return prediction
-
-
-def _describe_failure(error: Exception) -> ServingError:
-    """The message of an error, for the sender."""
-    if isinstance(error, torch.OutOfMemoryError):
-        msg = "there is not enough memory for this row alone. Shorten it."
-        return ServingError(msg, kind="failed")
-    if isinstance(error, ServingError):
-        return error
-    if isinstance(error, SoftpromptError):
-        return ServingError(str(error), kind="invalid")
-    return ServingError(f"the row could not be run: {summarize_error(error)}.", kind="failed")

@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-from softprompt.errors import SoftpromptError
+import torch
+
+from softprompt.errors import SoftpromptError, summarize_error
 
 FaultKind = Literal[
     "invalid", "unauthorized", "forbidden", "unknown", "too_large", "limited", "failed", "full",
@@ -61,3 +63,22 @@ class ServingError(SoftpromptError):
     def type(self) -> str:
         """The type of the error in OpenAI's form."""
         return STATUS[self.kind][1]
+
+
+def describe_failure(error: Exception) -> ServingError:
+    """The answer to the sender of a row that raised an error.
+
+    Args:
+        error: that was raised.
+
+    Returns:
+        The error to send.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        msg = "there is not enough memory for this row alone. Shorten it."
+        return ServingError(msg, kind="failed")
+    if isinstance(error, ServingError):
+        return error
+    if isinstance(error, SoftpromptError):
+        return ServingError(str(error), kind="invalid")
+    return ServingError(f"the row could not be run: {summarize_error(error)}.", kind="failed")

@@ -202,8 +202,8 @@ class ScoreRequest(Request, kw_only=True):
     priority: int = 0
 
 
-class UploadRequest(Struct, kw_only=True, forbid_unknown_fields=True):
-    """An artifact to publish; the two files in base64.
+class UploadedPrompt(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The files of one artifact, in base64.
 
     Args:
         manifest: of ``manifest.json``.
@@ -212,6 +212,22 @@ class UploadRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 
     manifest: bytes
     tensors: bytes
+
+
+class UploadRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """An artifact to publish, or an ensemble of several; the files in base64.
+
+    Args:
+        manifest: of an artifact, ``manifest.json``.
+        tensors: of an artifact, ``prompt.safetensors``.
+        ensemble: of an ensemble, ``ensemble.json``.
+        members: of an ensemble, the artifacts by the names of their folders.
+    """
+
+    manifest: bytes | None = None
+    tensors: bytes | None = None
+    ensemble: bytes | None = None
+    members: dict[str, UploadedPrompt] | None = None
 
 
 class PinRequest(Struct, kw_only=True, forbid_unknown_fields=True):

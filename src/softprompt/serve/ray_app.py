@@ -28,6 +28,7 @@ from softprompt.serve.faults import ServingError
 from softprompt.serve.keys import ApiKey
 from softprompt.serve.server import (
     ServerSettings,
+    freeze_objects,
     load_first_backbone,
     make_app,
     make_site,
@@ -157,6 +158,7 @@ class PromptReplica:
         show_access_log()
         self._app = make_app(self._site)
         self._living: asyncio.Task[None] | None = None
+        freeze_objects()
 
     async def answer(
         self, scope: dict[str, Any], body: bytes

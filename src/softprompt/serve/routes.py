@@ -16,7 +16,8 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from softprompt.artifact.store import MANIFEST, TENSORS
+from softprompt.artifact.ensembles import list_members
+from softprompt.artifact.store import ENSEMBLE, MANIFEST, TENSORS
 from softprompt.errors import ArtifactError
 from softprompt.serve.admission import RowOutcome
 from softprompt.serve.faults import ServingError
@@ -28,6 +29,7 @@ from softprompt.serve.messages import (
     PredictRequest,
     RequestRow,
     ScoreRequest,
+    UploadedPrompt,
     UploadRequest,
     Usage,
     make_error_body,
@@ -179,7 +181,7 @@ class Routes:
         return respond({"object": "list", "data": data})
 
     async def publish(self, http: HttpRequest) -> Response:
-        """Publish an artifact as the newest version of a name."""
+        """Publish an artifact or an ensemble as the newest version of a name."""
         registry, name = self._get_registry(), http.path_params["name"]
         upload = await read_body(http, UploadRequest)
         published = await asyncio.to_thread(_publish, registry, name, upload)
@@ -299,14 +301,44 @@ async def _attempt(function: Any, *arguments: Any) -> Any:  # noqa: ANN401  # of
 def _publish(registry: Registry, name: str, upload: UploadRequest) -> PublishedPrompt:
     with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder) / "artifact"
-        artifact.mkdir()
-        (artifact / MANIFEST).write_bytes(upload.manifest)
-        (artifact / TENSORS).write_bytes(upload.tensors)
         try:
+            _unpack(upload, artifact)
             return registry.publish(artifact, name)
         except ArtifactError as error:
             message = str(error).replace(str(artifact), "the artifact")
             raise ServingError(message, kind="invalid") from error
+
+
+def _unpack(upload: UploadRequest, folder: Path) -> None:
+    """Write the files of an upload as `softprompt.Ensemble.save` or `PromptModel.save` does."""
+    folder.mkdir()
+    match upload:
+        case UploadRequest(manifest=bytes(one), tensors=bytes(two), ensemble=None, members=None):
+            _write(UploadedPrompt(manifest=one, tensors=two), folder)
+        case UploadRequest(manifest=None, tensors=None, ensemble=bytes(own), members=dict(members)):
+            (folder / ENSEMBLE).write_bytes(own)
+            # The description names the folders, and none that lies elsewhere.
+            named = {path.name for path in list_members(folder)}
+            if named != {*members}:
+                msg = (
+                    f"{ENSEMBLE} names the members {', '.join(sorted(named))}, but the upload has "
+                    f"{', '.join(sorted(members)) or 'none'}. Send the files of each of them."
+                )
+                raise ServingError(msg, kind="invalid", param="members")
+            for name in named:
+                (folder / name).mkdir()
+                _write(members[name], folder / name)
+        case _:
+            msg = (
+                "an upload has manifest and tensors, the files of one artifact, or ensemble and "
+                "members, those of an ensemble. Send one of the two pairs."
+            )
+            raise ServingError(msg, kind="invalid")
+
+
+def _write(prompt: UploadedPrompt, folder: Path) -> None:
+    (folder / MANIFEST).write_bytes(prompt.manifest)
+    (folder / TENSORS).write_bytes(prompt.tensors)
 
 
 _BODIES: dict[str, tuple[str, type]] = {
@@ -339,7 +371,7 @@ def make_openapi() -> dict[str, Any]:
     prompt, pin = "/v1/prompts/{name}", "/v1/prompts/{name}/pin"
     paths[prompt] = {
         "get": _describe_route("The card of a prompt", prompt),
-        "put": _describe_route("Publish an artifact", prompt, body=UploadRequest),
+        "put": _describe_route("Publish an artifact or an ensemble", prompt, body=UploadRequest),
         "delete": _describe_route("Withdraw a version, or all of them", prompt),
     }
     about = "Say which version a name means"

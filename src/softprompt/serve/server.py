@@ -27,7 +27,8 @@ from softprompt.errors import ArtifactError, DataError, SoftpromptError
 from softprompt.inference.continuous import GenerationBatch
 from softprompt.inference.recorded import load_recorded_backbone
 from softprompt.serve.admission import EngineLimits
-from softprompt.serve.engine import PASS_TOKENS, ServingEngine
+from softprompt.serve.batches import PASS_TOKENS
+from softprompt.serve.engine import ServingEngine
 from softprompt.serve.faults import STATUS, FaultKind, ServingError
 from softprompt.serve.keys import ApiKey, KeyRing
 from softprompt.serve.metrics import Metrics
@@ -220,7 +221,6 @@ def make_site(
         engine = ServingEngine(
             upstream.make_batch,
             limits=limits,
-            predict=upstream.predict,
             pass_tokens=limits.batch_tokens,  # vLLM makes its own batches of all rows
         )
     else:
@@ -399,7 +399,7 @@ def run_server(
     server = DrainingServer(
         config, site=site, drain_seconds=settings.drain_seconds, on_started=on_started
     )
-    with contextlib.suppress(KeyboardInterrupt), _restore_signals(), _freeze_objects():
+    with contextlib.suppress(KeyboardInterrupt), _restore_signals(), _keep_frozen():
         server.run(sockets=[listening])
 
 
@@ -419,15 +419,19 @@ def _listen(settings: ServerSettings) -> socket.socket:
         raise DataError(msg) from error
 
 
-@contextlib.contextmanager
-def _freeze_objects() -> Iterator[None]:
-    """Leave what is in memory now out of the search for cycles.
+def freeze_objects() -> None:
+    """Leave what is in memory now out of the search for cycles, until `gc.unfreeze`.
 
     It is half a million objects, all of which stay, and each search of them stops all threads for a
     third of a second, every few thousand requests.
     """
     gc.collect()
     gc.freeze()
+
+
+@contextlib.contextmanager
+def _keep_frozen() -> Iterator[None]:
+    freeze_objects()
     try:
         yield
     finally:

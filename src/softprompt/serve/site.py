@@ -382,7 +382,10 @@ class _Passage:
 
     def _explain_size(self) -> ServingError:
         most = self.site.settings.max_body_bytes
-        msg = f"the body has more than {most:,} bytes. Divide the request (or --max-body-bytes)."
+        remedy = "Divide the request (or --max-body-bytes)."
+        if choose_scope(self.scope["path"]) == "admin":
+            remedy = "Publish it where the registry is (softprompt publish), or --max-body-bytes."
+        msg = f"the body has more than {most:,} bytes. {remedy}"
         return ServingError(msg, kind="too_large")
 
     async def _read(self) -> Message:

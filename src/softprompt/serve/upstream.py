@@ -36,6 +36,7 @@ from softprompt.interop.vllm_client import (
 from softprompt.interop.vllm_export import make_vllm_spec
 from softprompt.prompt import InputPrompt, Prompt
 from softprompt.serve.admission import RowOutcome
+from softprompt.serve.batches import RemoteBatch
 from softprompt.serve.faults import ServingError
 from softprompt.tasks.classification import CausalVerbalizer
 
@@ -122,23 +123,8 @@ class Upstream:
         self._thread.join()
         self._loop.close()
 
-    def predict(self, rows: Sequence[PromptedRow]) -> list[RowOutcome]:
-        """Classify rows by their label words, all at the same time.
-
-        Args:
-            rows: at least one.
-
-        Returns:
-            The outcome of each row; a failure of one is not that of the others.
-        """
-
-        async def predict() -> list[RowOutcome]:
-            return await asyncio.gather(*map(self._classify, rows))
-
-        return self.run(predict()).result()
-
     def make_batch(self) -> "UpstreamBatch":
-        """A running batch of texts that the server writes."""
+        """A running batch of rows that the server runs."""
         return UpstreamBatch(self)
 
     def make_body(self, ids: Sequence[int], prompt: Prompt | None) -> dict[str, Any]:
@@ -197,7 +183,15 @@ class Upstream:
                     for choice in event.get("choices", []):
                         yield choice
 
-    async def _classify(self, row: PromptedRow) -> RowOutcome:
+    async def classify(self, row: PromptedRow) -> RowOutcome:
+        """Classify a row by its label words.
+
+        Args:
+            row: rendered.
+
+        Returns:
+            Its prediction, or why there is none.
+        """
         try:
             return await self._ask_label(row)
         except ServingError as error:
@@ -285,8 +279,8 @@ def check_upstream(model: PromptModel) -> None:
     make_vllm_spec(make_export_request(model))
 
 
-class UpstreamBatch:
-    """Texts that a vLLM server writes, as `ServingEngine` runs them.
+class UpstreamBatch(RemoteBatch):
+    """Rows that a vLLM server runs, as `ServingEngine` asks for them.
 
     Args:
         upstream: the connection.
@@ -316,8 +310,17 @@ class UpstreamBatch:
         row = GeneratedRow(key, request, is_separate=False)
         self._running[key] = self._upstream.run(self._write(row))
 
+    def add_row(self, key: Hashable, row: PromptedRow) -> None:
+        """Send a row to be classified by its label words.
+
+        Args:
+            key: the name of the row in its only event.
+            row: the row.
+        """
+        self._running[key] = self._upstream.run(self._classify(key, row))
+
     def remove(self, key: Hashable) -> None:
-        """Leave a row, which ends it on the server.
+        """Leave a row: its connection is closed, which ends it on the server.
 
         Args:
             key: of the row; one that has ended already is ignored.
@@ -342,6 +345,14 @@ class UpstreamBatch:
             if event.finish_reason is not None:
                 self._running.pop(event.key, None)
         return known
+
+    async def _classify(self, key: Hashable, row: PromptedRow) -> None:
+        outcome = await self._upstream.classify(row)
+        if isinstance(outcome, ServingError):
+            event = GenerationEvent(key, "", (), "error", error=outcome)
+        else:
+            event = GenerationEvent(key, "", (), "stop", prediction=outcome)
+        self._events.put(event)
 
     async def _write(self, row: GeneratedRow) -> None:
         try:

@@ -33,6 +33,7 @@ from softprompt.prompt import Prompt
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.label_sets import LabelSets
 from softprompt.tasks.objectives import Objective, Prediction, SingleLabel, SummedLoss, TargetValue
+from softprompt.tasks.tag_sequences import TagSequences
 
 
 def pad_rows(
@@ -237,7 +238,11 @@ class Task(ABC):
     def class_weights(self) -> dict[str, float] | None:
         """How much a row of each label counts in the loss; None if all count the same."""
         match self.objective:
-            case SingleLabel(labels, tuple(weights)) | LabelSets(labels, weights=tuple(weights)):
+            case (
+                SingleLabel(labels, tuple(weights))
+                | LabelSets(labels, weights=tuple(weights))
+                | TagSequences(labels, weights=tuple(weights))
+            ):
                 return dict(zip(labels, weights, strict=True))
             case _:
                 return None

@@ -227,6 +227,9 @@ class Tag:
         widen_spans: whether spans of characters that end inside of a word are widened to the whole
             word; otherwise they are refused.
         head: as in `Classify`.
+        class_weights: as in `Classify`: how much a word with each predicted tag counts in the loss.
+            ``balanced`` makes words outside of spans count far less than the others.
+        label_smoothing: as in `Classify`, over all tags.
         aggregation: how the scores of a word are taken from its tokens. ``first``: those of its
             first token, of which the loss is taken. ``average``: their mean. ``max``: those of the
             token that is surest. ``simple``: as ``first``, but spans are tokens that have the same
@@ -252,6 +255,8 @@ class Tag:
     repair_tags: bool = False
     widen_spans: bool = False
     head: HeadKind = "linear"
+    class_weights: Literal["balanced"] | Mapping[str, LabelWeight] | None = None
+    label_smoothing: Smoothing = 0.0
     aggregation: PieceAggregation = "first"
     constrained_decoding: bool = True
     stride: Overlap | None = None

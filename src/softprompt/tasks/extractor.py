@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import Row
 from softprompt.data.rendering import Renderer
+from softprompt.data.row_words import PlacedToken, place_window_tokens
 from softprompt.data.squad import ContextAnswer
 from softprompt.data.table import get_text, is_missing, to_text
 from softprompt.data.template import Field, SoftTokens, Template
@@ -127,6 +128,14 @@ class Extractor(HeadTask):
             text=context,
             characters=tuple((token.start, token.end) for token in tokens),
         )
+
+    def place_tokens(self, row: Row) -> list[list[PlacedToken]]:
+        """The tokens of each window of a row that have characters of its fields.
+
+        Args:
+            row: as for `make_example`.
+        """
+        return place_window_tokens(self.windows, row)
 
     def make_examples(self, rows: Sequence[Row], *, target: bool = True) -> list[Example]:
         """The windows of many rows."""

@@ -73,15 +73,7 @@ def _make_structured(settings: Tag | Extract | Choose, labels: tuple[str, ...]) 
     """What is asked where answers have parts, or depend on the row."""
     match settings:
         case Tag():
-            source = get_scheme(settings)
-            return TagSequences(
-                labels,
-                settings.output_scheme or source,
-                source,
-                repairs=settings.repair_tags,
-                aggregation=settings.aggregation,
-                is_constrained=settings.constrained_decoding,
-            )
+            return _make_tag_sequences(settings, labels)
         case Extract(null_threshold=threshold):
             value = DEFAULT_NULL_THRESHOLD if threshold == "auto" else threshold
             return ContextAnswers(
@@ -91,6 +83,23 @@ def _make_structured(settings: Tag | Extract | Choose, labels: tuple[str, ...]) 
             )
         case Choose():
             return make_choices(settings)
+        case _:
+            assert_never(settings)
+
+
+def get_loss_unit(settings: TaskSettings) -> str:
+    """What the loss of a task is a mean over.
+
+    Args:
+        settings: of the task.
+    """
+    match settings:
+        case Classify() | Regress() | Extract() | Choose():
+            return Objective.loss_unit
+        case Generate():
+            return FreeText.loss_unit
+        case Tag():
+            return TagSequences.loss_unit
         case _:
             assert_never(settings)
 
@@ -113,8 +122,9 @@ def describe_objective(objective: Objective) -> dict[str, Any]:
         case Numbers() | WordNumbers(numbers=Numbers()):
             numbers = objective if isinstance(objective, Numbers) else objective.numbers
             found = {"mean": [*numbers.mean], "scale": [*numbers.scale]}
-        case TagSequences():
-            found = {"scheme": objective.source}
+        case TagSequences(labels=labels, weights=weights):
+            by_label = None if weights is None else dict(zip(labels, weights, strict=True))
+            found = {"class_weights": by_label, "scheme": objective.source}
         case ContextAnswers(null_threshold=threshold):
             found = {"null_threshold": NEVER if threshold is None else threshold}
         case Choices():
@@ -168,6 +178,20 @@ def _make_label_sets(settings: Classify, labels: tuple[str, ...]) -> LabelSets:
             thresholds = _match_labels(by_label, labels, key="thresholds") or ()
     weights = _match_labels(settings.class_weights, labels, key="class_weights")
     return LabelSets(labels, thresholds, weights=weights, smoothing=settings.label_smoothing)
+
+
+def _make_tag_sequences(settings: Tag, labels: tuple[str, ...]) -> TagSequences:
+    source = get_scheme(settings)
+    return TagSequences(
+        labels,
+        settings.output_scheme or source,
+        source,
+        repairs=settings.repair_tags,
+        aggregation=settings.aggregation,
+        is_constrained=settings.constrained_decoding,
+        weights=_match_labels(settings.class_weights, labels, key="class_weights"),
+        smoothing=settings.label_smoothing,
+    )
 
 
 def _match_labels(

@@ -50,7 +50,8 @@ def read_row_words(cell: object, column: str) -> GivenWords:
     """Read the words of a cell.
 
     Args:
-        cell: a list of texts, the same as JSON or as Python writes it, or a text.
+        cell: a list of texts, the same as JSON or as Python writes it, or a text; or words that
+            were read already.
         column: its name, for messages.
 
     Returns:
@@ -65,6 +66,8 @@ def read_row_words(cell: object, column: str) -> GivenWords:
         >>> read_row_words("New York.", "words").places
         ((0, 3), (4, 8), (8, 9))
     """
+    if isinstance(cell, GivenWords):
+        return cell
     if cell is None or (isinstance(cell, float) and is_missing(cell)):
         msg = (
             f"the field {column!r} has no value. Give it a list of words, or a text (it may be "

@@ -102,6 +102,8 @@ class TagSequences(Objective):
         repairs: whether rows' tags that are not possible are read as ``conlleval`` reads them.
         aggregation: how a word's scores are taken from its tokens.
         is_constrained: whether only tags that are possible in the scheme are predicted.
+        weights: how much a word with each tag counts in the loss; None: all count the same.
+        smoothing: the share of each target that is spread over all tags in training.
     """
 
     labels: tuple[str, ...]
@@ -110,6 +112,8 @@ class TagSequences(Objective):
     repairs: bool = False
     aggregation: PieceAggregation = "first"
     is_constrained: bool = True
+    weights: tuple[float, ...] | None = None
+    smoothing: float = 0.0
 
     loss_unit: ClassVar[str] = "word"
     detail_names: ClassVar[tuple[str, ...]] = ("tags", "words", "spans", "scores")

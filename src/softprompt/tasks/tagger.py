@@ -16,9 +16,16 @@ from torch.nn import functional as F
 from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import Row
 from softprompt.data.rendering import Renderer
+from softprompt.data.row_words import PlacedToken, place_window_tokens
 from softprompt.data.template import Field, Template
 from softprompt.data.windows import Window, WindowRenderer
-from softprompt.data.words import RenderedWords, WordPiece, WordStates, render_words
+from softprompt.data.words import (
+    RenderedWords,
+    WordPiece,
+    WordStates,
+    put_stand_ins,
+    render_words,
+)
 from softprompt.errors import DataError, PromptError, TemplateError, format_unknown
 from softprompt.injection.generation import NOT_NUMBERS
 from softprompt.prompt import Prompt
@@ -26,7 +33,7 @@ from softprompt.tasks.base import Example, HeadTask
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.config import Tag
 from softprompt.tasks.objectives import Prediction, SummedLoss, list_target
-from softprompt.tasks.tag_cells import read_row_tags, read_row_words
+from softprompt.tasks.tag_cells import GivenWords, read_row_tags, read_row_words
 from softprompt.tasks.tag_sequences import TagSequences, forget_shares, format_tags
 
 # Added to the name of the words' field where a template has it for context alone. No column has it.
@@ -116,8 +123,7 @@ class Tagger(HeadTask):
         if column not in row:
             raise DataError(format_unknown("column", column, options=row))
         words = read_row_words(row[column], column)
-        fields = {**row, f"{column}{_CONTEXT}": words.text}
-        rendered = render_words(self._renderer, fields, text=words.text, words=words.places)
+        rendered = self._render(row, words)
         positions, states = self._list_states(rendered, text=words.text, places=words.places)
         tags = read_row_tags(row, self.settings, words=words) if target else None
         return Example(
@@ -126,6 +132,31 @@ class Tagger(HeadTask):
             None if tags is None else self.objective.index_tags(format_tags(tags)),
             words=states,
         )
+
+    def _render(self, row: Row, words: GivenWords) -> RenderedWords:
+        fields = {**row, f"{self.settings.words_column}{_CONTEXT}": words.text}
+        return render_words(self._renderer, fields, text=words.text, words=words.places)
+
+    def place_tokens(self, row: Row) -> list[list[PlacedToken]]:
+        """The tokens of each window of a row that have characters of its fields.
+
+        Args:
+            row: as for `make_example`.
+        """
+        column = self.settings.words_column
+        words = read_row_words(row[column], column)
+        absent = [words.places[number] for number in self._render(row, words).replaced]
+        text = put_stand_ins(words.text, absent)
+        fields = {**row, column: text, f"{column}{_CONTEXT}": words.text}
+        return [
+            [
+                token._replace(
+                    span=token.span._replace(field=token.span.field.removesuffix(_CONTEXT))
+                )
+                for token in of_window
+            ]
+            for of_window in place_window_tokens(self._renderer, fields)
+        ]
 
     def make_examples(self, rows: Sequence[Row], *, target: bool = True) -> list[Example]:
         """The windows of each row."""
@@ -155,7 +186,8 @@ class Tagger(HeadTask):
         rows: Int[Tensor, " B"] | None = None,
     ) -> SummedLoss:
         """Cross-entropy at the first token of every word."""
-        return self._sum_loss(examples, self.compute_row_states(examples, prompts, rows=rows))
+        states = self.compute_row_states(examples, prompts, rows=rows)
+        return self._sum_loss(examples, states, training=True)
 
     def compute_word_states(
         self, examples: Sequence[Example], prompts: Sequence[Prompt | None]
@@ -170,13 +202,26 @@ class Tagger(HeadTask):
         return [_take_first(*pair) for pair in zip(examples, states, strict=True)]
 
     def _sum_loss(
-        self, examples: Sequence[Example], states: Sequence[Float[Tensor, "_ H"]]
+        self,
+        examples: Sequence[Example],
+        states: Sequence[Float[Tensor, "_ H"]],
+        *,
+        training: bool = False,
     ) -> SummedLoss:
+        """Cross-entropy of words, each times the weight of its tag; smoothed in training."""
         first = [_take_first(*pair) for pair in zip(examples, states, strict=True)]
         scores: Tensor = self._head(torch.cat(first).float())
         targets = [index for example in examples for index in list_tag_indices(example)]
         wanted = torch.tensor(targets, dtype=torch.long, device=scores.device)
-        total = F.cross_entropy(scores, wanted, ignore_index=_NO_TARGET, reduction="sum")
+        weights = self.objective.weights
+        total = F.cross_entropy(
+            scores,
+            wanted,
+            weight=None if weights is None else scores.new_tensor(weights),
+            ignore_index=_NO_TARGET,
+            label_smoothing=self.objective.smoothing if training else 0.0,
+            reduction="sum",
+        )
         return SummedLoss(total, int((wanted != _NO_TARGET).sum()))
 
     @torch.no_grad()

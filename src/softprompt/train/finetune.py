@@ -17,10 +17,11 @@ from softprompt.inference import predict_without_prompt
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromRandom
 from softprompt.recipe import Recipe
-from softprompt.tasks import Choose, Classifier, Classify, Regress, Task, make_objective
+from softprompt.tasks import Choose, Classifier, Classify, Regress, Task
 from softprompt.tasks.base import HeadTask
 from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.heads import PooledHeadTask
+from softprompt.tasks.objective_settings import get_loss_unit
 from softprompt.train.accelerator import make_accelerator, use_gradient_checkpointing
 from softprompt.train.calibration import calibrate_by_rows, has_open_answers
 from softprompt.train.config import ResolvedTraining, resolve_training
@@ -225,7 +226,7 @@ def finetune(recipe: Recipe, folder: Path, *, parts: FinetuneSetup, callback: Ca
             "added_parameters": sum(p.numel() for p in added),
         }
     )
-    unit = make_objective(recipe.task_settings, ()).loss_unit
+    unit = get_loss_unit(recipe.task_settings)
     with run.replace_picture() as path:
         draw_run(run.read_events(), path, title=run.path.name, unit=unit)
 

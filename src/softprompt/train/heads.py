@@ -212,7 +212,7 @@ def fit_tag_head(
     labels = [task.labels[index] for of_row in known for index in of_row]
     number = np.repeat(np.arange(len(known)), [len(of_row) for of_row in known])
     folds = [np.flatnonzero(number % _FOLDS == fold) for fold in range(_FOLDS)]
-    objective = SingleLabel(task.labels)
+    objective = SingleLabel(task.labels, weights=task.objective.weights)
     parts = list_fold_parts(labels, [f for f in folds if len(f)], objective=objective)
     features = _compute_word_states(task, chosen, prompt)
     if not parts or not np.isfinite(features).all():

@@ -20,7 +20,7 @@ from softprompt.prompt import Prompt
 from softprompt.recipe import Recipe
 from softprompt.tasks.config import describe_settings
 from softprompt.tasks.heads import PooledHeadTask
-from softprompt.tasks.objective_settings import describe_objective, make_objective
+from softprompt.tasks.objective_settings import describe_objective, get_loss_unit
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.demonstrations import describe_demonstrations
 from softprompt.train.events import Callback, PhaseStarted
@@ -280,7 +280,7 @@ def draw_picture(run: RunDir, recipe: Recipe) -> None:
         recipe: of the run.
     """
     title = f"{run.path.name}: {recipe.method.name}"
-    unit = make_objective(recipe.task_settings, ()).loss_unit
+    unit = get_loss_unit(recipe.task_settings)
     seeds = {each.path.name: [*each.read_events()] for each in run.list_seeds()}
     with run.replace_picture() as path:
         if seeds:

@@ -1,7 +1,7 @@
 """The settings of a task that rows decide: weights of labels, and the scaling of numbers."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -22,9 +22,11 @@ from softprompt.tasks import (
 )
 from softprompt.tasks.extraction import NEVER, list_answer_texts
 from softprompt.tasks.label_sets import parse_label_set
+from softprompt.tasks.tag_cells import resolve_tag_scheme
 from softprompt.tasks.targets import (
     find_labels,
     read_numbers,
+    read_targets,
     read_truth,
     resolve_target_settings,
 )
@@ -37,10 +39,10 @@ def complete_task_settings(
 
     Weights of labels become numbers whose mean over the rows is 1; ``balanced`` gives each label
     the same sum over its rows, as in scikit-learn, and where rows have any number of labels, those
-    with a label the same sum as those without it. A label without rows gets 1, which nothing is
-    multiplied by. The numbers of a regression get the mean and the standard deviation of the rows.
-    Questions that all have an answer are always given one. How tags are written and targets name
-    options is as the rows have it.
+    with a label the same sum as those without it. Of tags it is words that are weighted. A label
+    without rows gets 1, which nothing is multiplied by. The numbers of a regression get the mean
+    and the standard deviation of the rows. Questions that all have an answer are always given one.
+    How targets name options is as the rows have it.
 
     Args:
         settings: of the task.
@@ -57,12 +59,22 @@ def complete_task_settings(
             if table is None or labels is None:
                 return replace(settings, class_weights=None)
             return _weigh_labels(settings, table, labels)
+        case Tag():
+            return _complete_tags(settings, table, labels)
+        case Regress() | Choose() | Extract():
+            return settings if table is None else _read_rows(settings, table)
+        case _:
+            assert_never(settings)
+
+
+def _read_rows(settings: Regress | Choose | Extract, table: Table) -> TaskSettings:
+    match settings:
         case Regress():
-            return settings if table is None else _scale_numbers(settings, table)
-        case Tag() | Choose():
-            return settings if table is None else resolve_target_settings(settings, table)
+            return _scale_numbers(settings, table)
+        case Choose():
+            return resolve_target_settings(settings, table)
         case Extract():
-            return settings if table is None else _choose_null(settings, table)
+            return _choose_null(settings, table)
         case _:
             assert_never(settings)
 
@@ -81,20 +93,38 @@ def build_objective(settings: TaskSettings, train: Table) -> Objective:
     return make_objective(complete_task_settings(settings, train, labels=labels), labels)
 
 
+def _complete_tags(settings: Tag, table: "Table | None", labels: Sequence[str] | None) -> Tag:
+    if table is None:
+        return replace(settings, class_weights=None)
+    settings = resolve_tag_scheme(settings, table)
+    weights = settings.class_weights
+    settings = replace(settings, class_weights=None)
+    if weights is None or labels is None:
+        return settings
+    counts = make_objective(settings, labels).count_labels(read_targets(table, settings))
+    return replace(settings, class_weights=_scale_weights(weights, counts, labels))
+
+
 def _weigh_labels(settings: Classify, table: Table, labels: Sequence[str]) -> Classify:
     truth = read_truth(table, settings.label_column)
     if settings.multi_label:
         return _weigh_sets(settings, [parse_label_set(text) for text in truth], labels)
-    counts = Counter(truth)
-    if settings.class_weights == "balanced":
-        weights = {label: 1 / max(1, counts[label]) for label in labels}
-    else:
-        weights = dict(settings.class_weights or {})
+    weights = _scale_weights(settings.class_weights or {}, Counter(truth), labels)
+    return replace(settings, class_weights=weights)
+
+
+def _scale_weights(
+    given: str | Mapping[str, float], counts: Counter[str], labels: Sequence[str]
+) -> dict[str, float]:
+    """Weights whose mean over all that have a label is 1."""
+    if isinstance(given, Mapping):
+        weights = dict(given)
         _check_names(weights, labels)
-    rows = sum(counts[label] for label in labels)
+    else:  # balanced
+        weights = {label: 1 / max(1, counts[label]) for label in labels}
+    rows = max(1, sum(counts[label] for label in labels))
     mean = sum(counts[label] * weights[label] for label in labels) / rows
-    numbers = {label: weights[label] / mean if counts[label] else 1.0 for label in labels}
-    return replace(settings, class_weights=numbers)
+    return {label: weights[label] / mean if counts[label] else 1.0 for label in labels}
 
 
 def _weigh_sets(

@@ -14,6 +14,8 @@ import pytest
 from softprompt.analysis import ExplainedWord, Explanation, explain_prediction
 from softprompt.analysis.explanation import make_explanation_page
 from softprompt.cli.commands.explain import _choose_style
+from softprompt.inference import PromptModel
+from support.models import make_model_factory
 
 TEXT = "a good film, and <b>dull</b> & bad"
 
@@ -253,6 +255,47 @@ def test_coloured_words_can_be_read_on_a_page() -> None:
 def test_mistakes(trained, run, arguments, fragment: str) -> None:
     result = run("explain", trained.folder, *arguments, given="")
     assert result.is_mistake(fragment)
+
+
+@pytest.fixture
+def tagger(backbones, backbone, maker, tmp_path: Path) -> tuple[Path, PromptModel]:
+    """A saved model of tags, and the model."""
+    model = make_model_factory(backbone, maker)(("llama", "tag", "input"))
+    return model.save(tmp_path / "tagger"), model
+
+
+def test_every_span_of_tags_is_explained(tagger, backbones, run, tmp_path) -> None:
+    folder, model = tagger
+    given = ("explain", folder, TEXT, "--method", "leave-one-out", "--backbone", backbones["llama"])
+    [predicted] = model.predict([TEXT])
+    lines = run(*given, "--format", "json").lines
+    spans = [(one["label"], one["subject"]["text"], one["kind"]) for one in lines]
+    assert spans == [(span.label, span.text, "span") for span in predicted.spans]
+    assert len(spans) > 1
+    text = run(*given).out
+    for label, part, _ in spans:
+        assert f"{label} of \u201c{part}\u201d  (leave one out)" in text
+    page = Page(run(*given, "--format", "html").out)
+    assert page.open == []
+    marked = [attrs for tag, attrs in page.tags if attrs.get("class") == "subject"]
+    assert len(marked) >= 2 * len(spans)  # in the text and in the legend
+    (line,) = run(*given, "--format", "json", "--word", "2", "--label", "O").lines
+    assert (line["kind"], line["label"], line["subject"]["text"]) == ("tag", "O", "film")
+    assert run(*given, "--word", "99").is_mistake("Give a number from 0 to")
+
+
+def test_a_number_is_raised_and_lowered() -> None:
+    words = (ExplainedWord("text", 0, end=4, text="good", score=2.0),)
+    facts = {"label": "4.5", "fields": {"text": "good"}, "words": words, "kind": "number"}
+    scores = {"score": 4.5, "baseline": "[MASK]", "baseline_score": 2.5, "steps": 16}
+    page = make_explanation_page([
+        Explanation("integrated-gradients", truncated=False, **facts, **scores)
+    ])  # fmt: skip
+    said = Page(page).text
+    assert "the number is 4.500; with [MASK] 2.500. The words sum to +2.000 of +2.000." in said
+    assert "raised it" in said
+    assert "Scores are changes of the number." in said
+    assert "likel" not in said
 
 
 def test_the_input_is_not_overwritten(trained, run, tmp_path: Path) -> None:

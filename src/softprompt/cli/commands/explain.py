@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 
 class _Options(TypedDict):
-    """The options of `explain_prediction`."""
+    """The options of `explain_row`."""
 
     method: "ExplanationMethod"
     label: str | None
+    word: int | None
     steps: int
 
 
@@ -59,6 +60,10 @@ MethodName = Annotated[str, typer.Option("--method", help="integrated-gradients 
 LabelName = Annotated[
     str | None, typer.Option("--label", help="The label to explain (default: the prediction).")
 ]
+WordNumber = Annotated[
+    int | None,
+    typer.Option("--word", min=0, help="Of tags: explain this word, from 0 (default: every span)."),
+]
 MostSteps = Annotated[int, typer.Option(min=1, help="The most steps of integrated gradients.")]
 FormatName = Annotated[
     str | None, typer.Option("--format", help="text, json or html (default: by the file, or text).")
@@ -75,6 +80,7 @@ def explain(
     source: RowsFile = None,
     method: MethodName = "integrated-gradients",
     label: LabelName = None,
+    word: WordNumber = None,
     steps: MostSteps = 256,
     form: FormatName = None,
     output: ResultFile = None,
@@ -95,7 +101,8 @@ def explain(
     print_progress(f"loading {artifact} and its backbone …")
     model = load_prompt(artifact, backbone=backbone, best=best)
     rows = _read_rows(source or "", model.fields) if single is None else [single]
-    options = _Options(method=cast("ExplanationMethod", method), label=label, steps=steps)
+    name = cast("ExplanationMethod", method)
+    options = _Options(method=name, label=label, word=word, steps=steps)
     explained = _explain_rows(model, rows, options)
     count = _print(explained, chosen) if output is None else _write(explained, chosen, output)
     if not count:
@@ -144,12 +151,12 @@ def _explain_rows(
     model: "PromptModel | Ensemble", rows: Iterable[InputRow], options: _Options
 ) -> "Iterator[Explanation]":
     """Explain rows one by one; an error names the row."""
-    from softprompt.analysis import explain_prediction
+    from softprompt.analysis import explain_row
     from softprompt.errors import DataError
 
     for row in rows:
         try:
-            yield explain_prediction(model, row.read_content(), **options)
+            yield from explain_row(model, row.read_content(), **options)
         except DataError as error:
             msg = f"{row.place}: {error}"
             raise DataError(msg) from error
@@ -204,7 +211,7 @@ def _to_json(explanation: "Explanation") -> str:
 
 def _format_head(explanation: "Explanation") -> str:
     steps = f", {explanation.steps} steps" if explanation.steps else ""
-    return f"{explanation.label}  ({explanation.method.replace('-', ' ')}{steps})"
+    return f"{explanation.title}  ({explanation.method.replace('-', ' ')}{steps})"
 
 
 def _format_table(explanation: "Explanation") -> str:
@@ -235,7 +242,8 @@ def _style_words(explanation: "Explanation") -> Iterator[tuple[str, str]]:
         yield "\n" if number else "", ""
         yield f"{field}: " if several else "", "bold"
         for part in list_passages(explanation, field):
-            yield part.text, "dim" if part.is_unread else _choose_style(part.share)
+            style = "dim" if part.is_unread else _choose_style(part.share)
+            yield part.text, f"{style} underline".lstrip() if part.is_subject else style
 
 
 def _choose_style(share: float) -> str:
