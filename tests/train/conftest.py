@@ -20,7 +20,8 @@ Make = Callable[..., RunSetup]
 @pytest.fixture
 def quick(monkeypatch) -> None:
     """Drawing and syncing take most of the time, and are tested elsewhere."""
-    monkeypatch.setattr("softprompt.train.plots.draw_run", lambda *_args, **_kwargs: None)
+    for name in ("draw_run", "draw_seeds"):
+        monkeypatch.setattr(f"softprompt.train.results.{name}", lambda *_args, **_kwargs: None)
     monkeypatch.setattr("os.fsync", lambda _descriptor: None)
 
 

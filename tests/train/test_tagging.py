@@ -321,6 +321,26 @@ def test_tags_that_are_not_possible_can_be_repaired(prepare) -> None:
     assert [labels[index] for index in target] == ["B-POS", "I-POS"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("bert-prefix", {"widen_spans": True}, r"task.widen_spans: means nothing for lists"),
+        ("bert-spans", {"repair_tags": True}, r"task.repair_tags: means nothing for spans of char"),
+        ("plain", {"constrained_decoding": False}, r'with task.scheme = "none": any tag may follo'),
+    ],
+)
+def test_a_setting_for_other_rows_is_refused(prepare, kind, settings, message) -> None:
+    """That tags are plain is recognized by the rows."""
+    rows = make_spans(6, seed=1) if kind == "bert-spans" else make_sentences(6, seed=1)
+    if kind == "plain":
+        rows = [row | {"tags": ["X" if tag == "O" else "Y" for tag in row["tags"]]} for row in rows]
+        kind = "bert-prefix"
+    data = make_data(kind)
+    data["task"] |= settings
+    with pytest.raises(DataError, match=message):
+        prepare(kind, tables={"train": rows}, data=data)
+
+
 def test_a_tag_that_no_training_row_has_counts_as_an_error(prepare) -> None:
     rows = make_sentences(8, seed=1)
     odd = [{"words": ["good", "film"], "tags": ["B-NEW", "O"]}]
