@@ -6,11 +6,14 @@ from there; ``@for_each("family")`` of ``support.parametrize`` runs a test for e
 """
 # ruff: noqa: E402  # the hook must be installed before the modules that it changes are imported
 
+import gc
 import os
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+gc.disable()  # until all is imported, of which nothing is thrown away
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
 from jaxtyping import install_import_hook
@@ -39,6 +42,34 @@ from support.tiny_models import (
     make_tokenizer,
     save_checkpoint,
 )
+
+# One transparent pixel.
+_PICTURE = b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries have made stays: a search of it for cycles takes a second each time."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing learning curves and syncing files take half of a small run.
+
+    A test with the marker ``draws`` draws, and so do all commands in processes of their own.
+    """
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+    if request.node.get_closest_marker("draws"):
+        return
+    for name in ("results.draw_run", "results.draw_seeds", "finetune.draw_run"):
+        monkeypatch.setattr(f"softprompt.train.{name}", _draw_nothing)
+
+
+def _draw_nothing(_events: object, path: Path, **_options: object) -> None:
+    path.write_bytes(_PICTURE)
 
 
 @pytest.fixture(scope="session")

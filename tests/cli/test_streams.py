@@ -134,6 +134,7 @@ def test_a_run_does_not_depend_on_what_reads_its_messages(trained, tmp_path, std
     assert "artifact" in done.stdout
 
 
+@pytest.mark.draws
 def test_a_picture_that_is_missing_is_drawn_again(trained, tmp_path: Path, run):
     folder = Path(shutil.copytree(trained.folder, tmp_path / "run"))
     before = (folder / "curve.png").read_bytes()

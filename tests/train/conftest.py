@@ -18,14 +18,6 @@ Make = Callable[..., RunSetup]
 
 
 @pytest.fixture
-def quick(monkeypatch) -> None:
-    """Drawing and syncing take most of the time, and are tested elsewhere."""
-    for name in ("draw_run", "draw_seeds"):
-        monkeypatch.setattr(f"softprompt.train.results.{name}", lambda *_args, **_kwargs: None)
-    monkeypatch.setattr("os.fsync", lambda _descriptor: None)
-
-
-@pytest.fixture
 def recipe() -> Callable[..., Recipe]:
     """Recipes by family, method and task."""
     return lambda *args, **changes: make_recipe(make_recipe_data(*args, **changes))
