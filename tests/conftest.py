@@ -31,6 +31,7 @@ pytest.register_assert_rewrite("support")
 from softprompt._paths import cache_folder
 from softprompt.backbone import Architecture, Backbone
 from softprompt.methods import MethodSettings
+from softprompt.train import plots
 from support.prompts import Maker
 from support.tiny_models import (
     FAMILIES,
@@ -55,21 +56,31 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-@pytest.fixture(autouse=True)
-def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+_DRAWERS = ("results.draw_run", "results.draw_seeds", "finetune.draw_run")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick() -> Iterator[None]:
     """Drawing learning curves and syncing files take half of a small run.
 
-    A test with the marker ``draws`` draws, and so do all commands in processes of their own.
+    A test with the fixture ``draws`` draws, and so do all commands in processes of their own.
     """
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
-    if request.node.get_closest_marker("draws"):
-        return
-    for name in ("results.draw_run", "results.draw_seeds", "finetune.draw_run"):
-        monkeypatch.setattr(f"softprompt.train.{name}", _draw_nothing)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _descriptor: None)
+        for name in _DRAWERS:
+            patch.setattr(f"softprompt.train.{name}", _draw_nothing)
+        yield
 
 
 def _draw_nothing(_events: object, path: Path, **_options: object) -> None:
     path.write_bytes(_PICTURE)
+
+
+@pytest.fixture
+def draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning curves are drawn."""
+    for name in _DRAWERS:
+        monkeypatch.setattr(f"softprompt.train.{name}", vars(plots)[name.partition(".")[2]])
 
 
 @pytest.fixture(scope="session")
