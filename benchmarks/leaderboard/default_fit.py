@@ -17,6 +17,7 @@ from softprompt.train.setup import setup_run
 _AUTOMATIC = {
     "learning_rate": "auto",
     "epochs": "auto",
+    "best_metric": "accuracy",
     "batch_size": 32,
     "keep_plain_head": True,
 }

@@ -156,7 +156,7 @@ def test_the_rate_of_a_head_that_the_recipe_names_stays(parts, tmp_path) -> None
 
 @pytest.mark.parametrize(("kind", "stop"), [(SearchProgress, 5), (Step, 5), (Step, 25)])
 def test_a_stopped_run_resumes_to_the_same_numbers(parts, tmp_path, kind, stop) -> None:
-    """Stopped in the search, soon after it, and while training by the plateau's schedule."""
+    """Stopped in the search, soon after it, and while training."""
     settings = {"learning_rate": "auto", "epochs": "auto", "max_steps": 40, "lr_scheduler": None}
 
     def make():
@@ -188,9 +188,10 @@ def test_on_a_plateau_the_rate_falls_to_a_third_and_then_the_run_ends(parts, tra
         "p-tuning-v2",
         task="head",
         sizes=(12, 6),
-        epochs="auto",
+        epochs=600,
         optimizer="sgd",
-        lr_scheduler=None,
+        lr_scheduler="plateau",
+        early_stopping_patience=6,
     )
     training = replace(prepared.training, learning_rate=1e-30, head_learning_rate=1e-30)
     trainer = trainer_of(replace(prepared, training=training))
@@ -208,14 +209,16 @@ def test_on_a_plateau_the_rate_falls_to_a_third_and_then_the_run_ends(parts, tra
 @pytest.mark.parametrize(
     ("rows", "folds", "expected"),
     [
-        (16, None, {"epochs": 600, "eval_every_steps": 10, "early_stopping_patience": 6}),
-        (960, None, {"epochs": 20, "eval_every_steps": 30, "lr_scheduler": "plateau"}),
-        (12_000, None, {"epochs": 20, "eval_every_steps": 100}),
+        (16, None, {"epochs": 120, "max_steps": 120, "eval_every_steps": 15}),
+        (961, None, {"epochs": 8, "max_steps": 248, "lr_scheduler": "linear"}),
+        (1920, None, {"epochs": 8, "max_steps": 480, "eval_every_steps": 60}),
+        (6400, None, {"epochs": 5, "max_steps": 1000, "early_stopping_patience": None}),
+        (12_000, None, {"epochs": 3, "max_steps": 1125, "eval_every_steps": 141}),
         (16, 4, {"epochs": 100, "max_steps": 100, "lr_scheduler": "linear"}),
         (320, 4, {"epochs": 10, "max_steps": 100, "early_stopping_patience": None}),
     ],
 )
-def test_the_longest_run_depends_on_the_rows(parts, rows, folds, expected) -> None:
+def test_the_length_of_a_run_depends_on_its_rows(parts, rows, folds, expected) -> None:
     data = make_recipe_data(
         "bert", "p-tuning-v2", task="head", epochs="auto", batch_size=32, lr_scheduler=None
     )
@@ -231,15 +234,14 @@ def test_what_the_recipe_names_takes_precedence(parts) -> None:
     )
     training = prepared.training
     assert (training.lr_scheduler, training.eval_every_steps) == ("cosine", 7)
-    assert training.early_stopping_patience == 6
+    prepared = parts("bert", "p-tuning-v2", task="head", epochs="auto", max_steps=20)
+    assert (prepared.training.max_steps, prepared.training.eval_every_steps) == (20, 3)
 
 
 def test_a_plateau_needs_validation_rows(parts, trainer_of) -> None:
-    prepared = parts(
-        "bert", "p-tuning-v2", task="head", sizes=(12,), epochs="auto", lr_scheduler=None
-    )
+    prepared = parts("bert", "p-tuning-v2", task="head", sizes=(12,), lr_scheduler="plateau")
     rows = {"train": prepared.rows["train"]}
-    with pytest.raises(RecipeError, match=r"follows the validation loss, but there are no"):
+    with pytest.raises(RecipeError, match=r"follows the validations, but there are no"):
         trainer_of(replace(prepared, rows=rows))
 
 
@@ -255,8 +257,8 @@ def test_the_plan_says_what_will_be_chosen(saved, rows, tmp_path) -> None:
     settings = check_recipe(data).plan.settings
     assert settings["learning_rate"].value == "0.00078 to 0.063"
     assert "before the first step" in settings["learning_rate"].source
-    assert settings["epochs"].value.startswith("at most ")
-    assert settings["lr_scheduler"].source == 'epochs = "auto"'
+    assert settings["epochs"].value * 3 == settings["max_steps"].value == 120
+    assert settings["max_steps"].source == 'epochs = "auto"'
 
 
 @pytest.mark.filterwarnings("ignore::softprompt.errors.SoftpromptWarning")

@@ -271,9 +271,9 @@ def check_budget(recipe: Recipe) -> None:
     """
     keys = ("epochs", "auto"), ("lr_scheduler", "plateau")
     faults = [
-        f'train.{key} = "{value}": the length of each run would depend on its own validations, but '
-        "a comparison gives all variants the same steps. Give a number of epochs, and another "
-        "schedule."
+        f'train.{key} = "{value}": the steps of each run would depend on its own rows or '
+        "validations, but a comparison gives all variants the same. Give a number of epochs, and "
+        "another schedule."
         for key, value in keys
         if dict(recipe.train)[key] == value
     ]

@@ -249,7 +249,7 @@ def _write_recipe(
         _format_key("max_length", 512, f"tokens of a row; {_BEYOND[columns.kind == 'extract']}"),
         "\n[task]",
         *(
-            _write_automatic(columns, backbone, words, validates=held_out.validates)
+            _write_automatic(columns, backbone, words, held_out=held_out)
             if automatic
             else _write_usual(columns, backbone, words)
         ),
@@ -283,13 +283,16 @@ def _write_automatic(
     backbone: BackboneInfo,
     words: Mapping[str, str] | None,
     *,
-    validates: bool,
+    held_out: HeldOut,
 ) -> Iterator[str]:
     """Task, method and training of a recipe in which the run chooses."""
     template = draft_template(columns, backbone)
     if backbone.takes_prefixes:
         template = template.replace("{soft:10}", "")
     yield from _write_task(columns, template, words)
+    has_one_label = columns.kind == "classify" and not columns.multi_label
+    if has_one_label and held_out.has_validation_rows:
+        yield _format_key("temperature", "auto", "of probabilities; validation rows choose it")
     yield "\n[method]"
     if backbone.takes_prefixes:
         yield from _write_deep_prefixes()
@@ -298,13 +301,27 @@ def _write_automatic(
         yield _write_init(columns, has_label_words=words is not None)
     yield "\n[train]"
     yield _format_key("learning_rate", "auto", "short runs choose it before the first step")
-    if validates:
-        yield _format_key("epochs", "auto", "until it no longer helps")
-    else:
-        yield _format_key("epochs", 20, "how often every row is seen")
+    yield _format_key("epochs", "auto", "by the number of rows")
+    if (metric := _choose_metric(columns)) != "loss":
+        yield _format_key("best_metric", metric, "what chooses the best step")
     yield _format_key("batch_size", 32, "rows of one step")
     if columns.kind in {"classify", "regress"} and backbone.kind != "encoder-decoder":
         yield _format_key("keep_plain_head", True, "where no prompt is better")  # noqa: FBT003  # a value
+
+
+def _choose_metric(columns: ColumnRoles) -> str:
+    """What chooses the best step: where one answer is right, how often it is given.
+
+    The loss would choose an earlier one: it grows with the confidence of wrong answers, which a
+    temperature repairs afterwards (docs/decisions/0015).
+    """
+    match columns.kind:
+        case "classify" if not columns.multi_label:
+            return "accuracy"
+        case "tag":
+            return "tag_accuracy" if columns.scheme == "none" else "span_f1"
+        case _:
+            return "loss"
 
 
 def _write_deep_prefixes() -> Iterator[str]:

@@ -52,10 +52,9 @@ class HeldOut:
     folds: int | None = None
 
     @property
-    def validates(self) -> bool:
-        """Whether there are rows to choose by."""
-        has_share = self.shares.get("validation", 0) > 0
-        return self.folds is not None or has_share or "validation" in self.files
+    def has_validation_rows(self) -> bool:
+        """Whether some rows, or a file, are for validation only."""
+        return self.shares.get("validation", 0) > 0 or "validation" in self.files
 
 
 def choose_held_out(

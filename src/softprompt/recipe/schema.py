@@ -135,8 +135,8 @@ class TrainConfig(StrictModel):
     epochs: Annotated[PositiveInt, Field(le=_MOST_EPOCHS)] | Auto = Field(
         5,
         description="Passes over the training rows; the run ends at `max_steps` if that is less. "
-        '`"auto"`: until the validation loss stays on a plateau at ever lower learning rates; with '
-        "`data.folds`, 100 steps of which the folds choose how many are made.",
+        '`"auto"`: eight, but from 120 to 1,000 steps and no fewer than three epochs, with eight '
+        "validations; with `data.folds`, 100 steps of which the folds choose how many are made.",
     )
     max_steps: PositiveInt | None = Field(
         None, description="The most optimizer steps. Left out: those of all epochs."

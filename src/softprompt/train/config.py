@@ -78,14 +78,14 @@ class ResolvedTraining:
         return self.keep_dropout or self.gradient_checkpointing
 
 
-# ``epochs = "auto"``: a run ends after so many epochs or steps, whichever are more, ...
-_AUTO_EPOCHS, _AUTO_STEPS = 20, 600
-# ... or after so many validations without a better one, in which the rate falls three times.
-_AUTO_PATIENCE = 6
-# It validates after each epoch, but not after fewer or more steps than these.
-_AUTO_INTERVAL = (10, 100)
-# Each fold of a cross-validation trains for so many steps, and its mean chooses among them.
-_AUTO_FOLD_STEPS = 100
+# ``epochs = "auto"``: a run has so many epochs, within these limits of its steps, but never fewer
+# epochs than these (docs/decisions/0015).
+_AUTO_EPOCHS, _AUTO_STEPS, _AUTO_FEWEST_EPOCHS = 8, (120, 1000), 3
+# It validates so many times.
+_AUTO_VALIDATIONS = 8
+# Each fold of a cross-validation trains for so many steps, validates after every few of them, and
+# the mean of the folds chooses among them.
+_AUTO_FOLD_STEPS, _AUTO_FOLD_INTERVAL = 100, 10
 
 
 def resolve_training(recipe: Recipe, defaults: Defaults, *, rows: int) -> ResolvedTraining:
@@ -94,7 +94,7 @@ def resolve_training(recipe: Recipe, defaults: Defaults, *, rows: int) -> Resolv
     Args:
         recipe: of the run.
         defaults: of the method.
-        rows: the number of training rows, by which ``epochs = "auto"`` sets the longest run.
+        rows: the number of training rows, by which ``epochs = "auto"`` sets the length of the run.
     """
     settings: dict[str, Any] = {
         "optimizer": defaults.optimizer,
@@ -126,20 +126,14 @@ def choose_length(recipe: Recipe, rows: int) -> dict[str, Any]:
         rows: the number of training rows.
     """
     steps = max(1, ceil(rows / recipe.train.batch_size))  # of an epoch
-    interval = min(max(steps, _AUTO_INTERVAL[0]), _AUTO_INTERVAL[1])
     if recipe.data.folds is not None:
-        epochs = ceil(_AUTO_FOLD_STEPS / steps)
-        return {
-            "epochs": epochs,
-            "max_steps": _AUTO_FOLD_STEPS,
-            "eval_every_steps": _AUTO_INTERVAL[0],
-        }
-    return {
-        "epochs": max(_AUTO_EPOCHS, ceil(_AUTO_STEPS / steps)),
-        "eval_every_steps": interval,
-        "early_stopping_patience": _AUTO_PATIENCE,
-        "lr_scheduler": "plateau",
-    }
+        total, interval = _AUTO_FOLD_STEPS, _AUTO_FOLD_INTERVAL
+    else:
+        fewest, most = _AUTO_STEPS
+        total = min(max(_AUTO_EPOCHS * steps, fewest), most)
+        total = max(total, _AUTO_FEWEST_EPOCHS * steps)
+        interval = ceil(min(total, recipe.train.max_steps or total) / _AUTO_VALIDATIONS)
+    return {"epochs": ceil(total / steps), "max_steps": total, "eval_every_steps": interval}
 
 
 def check_validation_settings(training: ResolvedTraining, *, has_validation: bool) -> None:
@@ -155,9 +149,9 @@ def check_validation_settings(training: ResolvedTraining, *, has_validation: boo
     names = [n for n in ("max_eval_rows", "eval_train_rows") if vars(training)[n] is not None]
     if training.lr_scheduler == "plateau" and not has_validation:
         fault = (
-            'train.lr_scheduler: "plateau", which epochs = "auto" sets, follows the validation '
-            "loss, but there are no validation rows. Give some (data.validation or "
-            "data.split_sizes in a recipe), or name another schedule and the number of epochs."
+            'train.lr_scheduler: "plateau" follows the validations, but there are no validation '
+            "rows. Give some (data.validation or data.split_sizes in a recipe), or name another "
+            "schedule."
         )
         raise RecipeError([fault])
     if names and not has_validation:

@@ -331,7 +331,7 @@ def _describe_automatic(prepared: RunSetup) -> dict[str, Setting]:
         settings = {
             name: Setting(vars(training)[name], 'epochs = "auto"') for name in chosen.keys() - named
         }
-        settings["epochs"] = Setting(f"at most {training.epochs}", 'epochs = "auto"')
+        settings["epochs"] = Setting(training.epochs, 'epochs = "auto"')
     if recipe.train.learning_rate == "auto":
         low, high = (
             training.learning_rate * factor for factor in (min(MULTIPLIERS), max(MULTIPLIERS))
