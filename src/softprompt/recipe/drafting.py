@@ -215,8 +215,12 @@ def _write_recipe(
     verb = "by" if columns.kind in _BY else "to"
     parts = [
         _make_comment(
-            f"{source}: {columns.rows:,} rows, {' and '.join(columns.texts)} {verb} "
-            f"{columns.label}."
+            f"{source}: {columns.rows:,} rows, "
+            + (
+                f"conversations in {columns.label}."
+                if columns.is_chat
+                else f"{' and '.join(columns.texts)} {verb} {columns.label}."
+            )
         ),
         f"# Written by softprompt {'fit' if automatic else 'init'}; every line may be changed.\n",
         _format_key("seed", held_out.seed, "decides everything random"),
