@@ -9,6 +9,8 @@ No data set of these kinds installs from the package registry, so rows are put t
 * ``questions``: the beginning of an article, and a question for a sum of money, a percentage, a
   year, a month or a day, of which a pattern finds the answers; the articles of some have none. No
   article is in two splits.
+* ``headlines``: the beginning of an article, and two to five headlines of its topic, of which one
+  is its own. No article and no headline is in two splits.
 """
 
 import json
@@ -33,6 +35,7 @@ _QUESTIONS = {
     "Which day of the week?": r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b",
 }
 _UNANSWERABLE = 0.2
+_MOST_OPTIONS = 5
 
 
 def write_topics(folder: Path) -> None:
@@ -123,6 +126,40 @@ def _ask(rows: Sequence[Mapping[str, str]], random: Random) -> Iterator[dict[str
             "answer_start": [place.start() for place in found[question]],
         }
         yield {"question": question, "context": context, "answers": answers}
+
+
+def write_headlines(folder: Path) -> None:
+    """Write the splits of ``headlines``.
+
+    Args:
+        folder: to write into.
+    """
+    random = Random(0)  # noqa: S311  # a draw, not a key
+    rows = [row for row in read_data("builtin:bbc-news").to_list() if row["text"].strip()]
+    rows = [*{row["text"].strip(): row for row in rows}.values()]
+    random.shuffle(rows)
+    total, start = sum(ROWS.values()), 0
+    for name, count in ROWS.items():
+        end = start + len(rows) * count // total
+        made = _offer_headlines(rows[start:end], count, random)
+        _write(folder / "headlines" / f"{name}.jsonl", made)
+        start = end
+
+
+def _offer_headlines(
+    rows: Sequence[Mapping[str, str]], count: int, random: Random
+) -> Iterator[dict[str, object]]:
+    """An article's beginning, with its headline among others of its topic."""
+    by_topic: defaultdict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        by_topic[row["label"]].append(row["text"].strip())
+    for row in rows[:count]:
+        own = row["text"].strip()
+        others = [headline for headline in by_topic[row["label"]] if headline != own]
+        wrong = random.sample(others, random.randint(1, _MOST_OPTIONS - 1))
+        options = random.sample([own, *wrong], len(wrong) + 1)
+        text = " ".join(row["article"].split()[:_MOST_WORDS])
+        yield {"article": text, "options": options, "target": options.index(own)}
 
 
 def _write(path: Path, rows: Iterator[dict[str, object]]) -> None:

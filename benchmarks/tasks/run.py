@@ -1,6 +1,6 @@
-"""Several labels, numbers and answers: prefixes, probe, fine-tuning and LoRA on derived rows.
+"""Several labels, numbers, answers, options: prefixes, probe, fine-tuning and LoRA on derived rows.
 
-scripts/bench tasks [--only topics|mood|questions] [--seeds N]
+scripts/bench tasks [--only topics|mood|questions|headlines] [--seeds N]
 """
 
 import argparse
@@ -14,14 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from derive import write_mood, write_questions, write_topics
+from derive import write_headlines, write_mood, write_questions, write_topics
 
 from softprompt import compare_methods
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FOLDER = ROOT / "runs" / "tasks"
-TASKS = {"topics": write_topics, "mood": write_mood, "questions": write_questions}
+TASKS = {
+    "topics": write_topics,
+    "mood": write_mood,
+    "questions": write_questions,
+    "headlines": write_headlines,
+}
 SEEDS = 3
 
 

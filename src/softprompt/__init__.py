@@ -79,6 +79,8 @@ if TYPE_CHECKING:
     from softprompt.serve.client import AsyncClient, Client
     from softprompt.tasks import (
         AnswerPrediction,
+        ChoicePrediction,
+        Choose,
         Classify,
         Extract,
         Generate,
@@ -167,6 +169,8 @@ _HOMES = {
     "softprompt.serve.client": ("AsyncClient", "Client"),
     "softprompt.tasks": (
         "AnswerPrediction",
+        "ChoicePrediction",
+        "Choose",
         "Classify",
         "Extract",
         "Generate",
@@ -215,6 +219,8 @@ __all__ = [
     "BatchInputs",
     "Callback",
     "CheckResult",
+    "ChoicePrediction",
+    "Choose",
     "Classify",
     "Client",
     "Comparison",

@@ -28,6 +28,7 @@ class Decoding:
             rows of the batch.
         cache: transformers' kind of cache: ``dynamic``, ``static``, or ``none``.
         allowed_answers: the token ids of all allowed answers; None for any text.
+        stop_token_ids: tokens that end a text as the backbone's end tokens do.
 
     Raises:
         RecipeError: values that are not possible, or not in combination; all of them at once.
@@ -51,6 +52,7 @@ class Decoding:
     seed: int = 0
     cache: CacheKind = "dynamic"
     allowed_answers: Sequence[Sequence[int]] | None = None
+    stop_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.cache not in get_args(CacheKind):

@@ -168,9 +168,9 @@ TASKS = {
     "an unknown task": (
         {"task": {"kind": "classfy"}},
         (
-            "task.kind in manifest.json is an unknown task 'classfy'. Options: classify, extract, "
-            "generate, regress, tag. Did you mean 'classify'? A newer softprompt may know it: pip "
-            "install -U softprompt."
+            "task.kind in manifest.json is an unknown task 'classfy'. Options: choose, classify, "
+            "extract, generate, regress, tag. Did you mean 'classify'? A newer softprompt may know "
+            "it: pip install -U softprompt."
         ),
     ),
     "no task": ({"task": {}}, "is an unknown task 'None'"),

@@ -187,3 +187,24 @@ def test_pieces_of_markdown_hold_any_text() -> None:
         format_table(("a", "b"), [("1", format_code("x|y"))])
         == "| a | b |\n| --- | --- |\n| 1 | `x\\|y` |"
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        ({"head": None, "length_normalization": "none"},
+         "one of a row's own options, by the log-probabilities of each option's tokens."),
+        ({"head": None, "length_normalization": "tokens"}, "tokens, divided by their number."),
+        ({"head": None, "length_normalization": "characters"}, "tokens, divided by its length."),
+        ({"head": "linear", "pooling": "mean"}, "which a trained head scores; it reads `mean`."),
+    ],
+)  # fmt: skip
+def test_it_says_what_scores_the_options_of_a_choice(new, task, sentence: str) -> None:
+    manifest = manifest_of(new, sort="text", task={"kind": "choose", **task})
+    front, body = card(manifest)
+    assert front["pipeline_tag"] == "multiple-choice"
+    assert sentence in said(body)
+    assert "answer.label, answer.choice" in body
+    assert '"options": ["one", "two"]}' in body
+    _, body = card(replace(manifest, task=manifest.task | {"options_column": ["a", "b"]}))
+    assert '"a": "option 0", "b": "option 1"}' in body

@@ -18,8 +18,9 @@ from softprompt.inference.mixed import (
     predict_mixed,
 )
 from softprompt.prompt import InputPrompt
-from softprompt.tasks import Classify, Extract, Prediction, TagPrediction
+from softprompt.tasks import ChoicePrediction, Choose, Classify, Extract, Prediction, TagPrediction
 from support.models import ROWS
+from support.options import make_options
 from support.questions import make_questions
 
 ModelFactory = Callable[..., PromptModel]
@@ -69,6 +70,9 @@ def assert_equal(found: Sequence[Prediction], expected: Sequence[Prediction]) ->
         assert dict(one.probabilities) == pytest.approx(dict(two.probabilities), abs=2e-6)
         if isinstance(one, TagPrediction) and isinstance(two, TagPrediction):
             assert one.scores == pytest.approx(two.scores, abs=2e-6)
+        if isinstance(one, ChoicePrediction) and isinstance(two, ChoicePrediction):
+            assert one.scores == pytest.approx(two.scores, abs=1e-4)
+            assert (one.choice, one.twin_choice) == (two.choice, two.twin_choice)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "t5", "gpt2"])
@@ -176,3 +180,65 @@ def test_answers_from_contexts_share_a_pass_with_labels(
         assert one.label == two.label
         assert one.null_score == pytest.approx(two.null_score, abs=1e-5)
         assert one.score == pytest.approx(two.score, abs=1e-5)
+
+
+CHOICES = {
+    "llama": [
+        ("input", {"template": "{soft:3}{question} is"}),
+        ("kv", {"template": "{question} is", "length_normalization": "characters"}),
+        ("input", {"template": "{question} is{soft:3}", "length_normalization": "tokens"}),
+        ("kv", {"template": "{question} {option}", "head": "linear", "pooling": "last"}),
+    ],
+    "t5": [
+        ("input", {"template": "{soft:3}{question}"}),
+        ("kv", {"template": "{question}", "length_normalization": "tokens"}),
+    ],
+    "bert": [
+        ("kv", {"template": "{question}{sep}{option}", "head": "linear", "pooling": "cls"}),
+        ("input", {"template": "{soft:3}{question}{sep}{option}", "head": "mlp-tanh",
+                   "pooling": "cls"}),
+        ("kv", {"template": "{question}{option}", "head": "linear", "pooling": "mean"}),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_baked", [False, True])
+@pytest.mark.parametrize("family", CHOICES)
+def test_options_of_rows_are_scored_next_to_other_tasks(
+    model: ModelFactory, monkeypatch, family: str, is_baked
+) -> None:
+    """Options, labels by words and by heads, in one batch: each row is answered as alone."""
+    choosers = [
+        model(
+            (family, "head", shape),
+            settings=Choose(target_form="text", **own),
+            choices=(),
+            seed=n,
+        )
+        for n, (shape, own) in enumerate(CHOICES[family])
+    ]
+    others = [model((family, "words", "kv"))]
+    if family != "t5":
+        others.append(model((family, "head", "input")))
+    models = choosers + others
+    short = bake(models) if is_baked else [None] * len(models)
+    pairs = [(n, row) for row in make_options(5, seed=1) for n in range(len(choosers))]
+    pairs += [(len(choosers) + n, row) for row in ROWS for n in range(len(others))]
+    pairs = pairs[::2] + pairs[1::2]
+    rows = []
+    for n, row in pairs:
+        example, prompt, baked = models[n].render(row), models[n].prompt, short[n]
+        cut = None if baked is None else baked.cut(example)
+        if baked is not None and cut is not None:
+            example, prompt = cut, baked.prefix
+        rows.append(PromptedRow(models[n].task, example, prompt))
+    assert not is_baked or family != "llama" or any(b is not None for b in short[:4])
+    passes = []
+    for name in ("_compute_at_positions", "_compute_together"):
+        compute = getattr(mixed_module, name)
+        monkeypatch.setattr(
+            mixed_module, name, lambda rows, of=compute: passes.append(len(rows)) or of(rows)
+        )
+    assert_equal(predict_mixed(rows), [models[n].predict([row])[0] for n, row in pairs])
+    # Heads on the mean have a pass of their own; label words of a decoder too.
+    assert len(passes) == {"llama": 1, "t5": 2, "bert": 2}[family]

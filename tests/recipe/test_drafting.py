@@ -13,9 +13,9 @@ from softprompt.data import check_labels, read_splits, split_rows
 from softprompt.errors import DataError
 from softprompt.recipe import make_recipe, read_recipe
 from softprompt.recipe.column_roles import ColumnRoles, guess_columns
+from softprompt.recipe.drafted_backbones import BackboneInfo
 from softprompt.recipe.drafting import (
     ENCODER,
-    BackboneInfo,
     choose_held_out,
     draft_recipe,
     draft_template,
@@ -145,11 +145,6 @@ UNSUPPORTED = {
         {"text": text, "entities": lambda i: [{"start": i, "end": i + 1, "label": "x"}]},
         "'entities'",
         "spans of the text",
-    ),
-    "choices": (
-        {"question": text, "choices": WORDS, "answer": ["A", "B"]},
-        "'choices'",
-        "several choices for a row",
     ),
 }
 
@@ -545,7 +540,7 @@ def test_a_draft_says_what_it_assumes(tmp_path) -> None:
 )
 def test_a_draft_with_a_head_says_what_chooses_its_readout(tmp_path, monkeypatch, kind, comment):
     info = BackboneInfo("m", kind, has_head=True)
-    monkeypatch.setattr("softprompt.recipe.drafting._inspect_backbone", lambda *_a: (info, []))
+    monkeypatch.setattr("softprompt.recipe.drafting.inspect_backbone", lambda *_a: (info, []))
     path = tmp_path / "stars.csv"
     path.write_text("review,stars\n" + "A triumph of a film.,5\nA bore of a film.,1\n" * 20)
     text = draft_recipe(path, directory=tmp_path, backbone="m").text
@@ -553,3 +548,46 @@ def test_a_draft_with_a_head_says_what_chooses_its_readout(tmp_path, monkeypatch
     assert line.startswith('pooling = "auto"')
     assert comment in line
     assert make_recipe(tomllib.loads(text)).task_settings.pooling == "auto"
+
+
+def test_conversations_are_recognised(tmp_path) -> None:
+    rows = []
+    for n in range(40):
+        asked = {"role": "user", "content": f"Add {n}."}
+        said = [asked, {"role": "assistant", "content": "A" * n or "no"}]
+        rows.append({"id": n, "messages": said * (1 + n % 2)})
+    path = write_rows(tmp_path / "train.jsonl", rows)
+    draft = draft_recipe(path, directory=tmp_path)
+    recipe = make_recipe(tomllib.loads(draft.text))
+    assert recipe.task_settings.messages_column == "messages"
+    assert recipe.task_settings.template == "{soft:10}{messages:system}{messages}"
+    assert recipe.task_settings.max_new_tokens == 32
+    assert any("20 of 40 conversations have several answers" in note for note in draft.notes)
+    automatic = make_recipe(tomllib.loads(draft_recipe(path, automatic=True).text))
+    assert automatic.method.name == "p-tuning-v2"
+    assert "soft" not in automatic.task_settings.template
+    rows[3]["messages"] = rows[3]["messages"][:1]
+    write_rows(path, rows)
+    with pytest.raises(DataError, match=r"row 3 .*the last message has the role 'user'"):
+        draft_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("turns", "template"),
+    [
+        (("system", "user"), "{soft:10}{messages:system}{messages}"),
+        (("user",), "{messages}{soft:10}"),
+        ((), None),
+    ],
+)
+def test_a_draft_of_conversations_fits_the_chat_template(tmp_path, monkeypatch, turns, template):
+    info = BackboneInfo("m", "causal", has_head=True, turns=turns)
+    monkeypatch.setattr("softprompt.recipe.drafting.inspect_backbone", lambda *_a: (info, []))
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = write_rows(tmp_path / "train.jsonl", [{"messages": said}] * 20)
+    if template is None:
+        with pytest.raises(DataError, match=r"m has no chat template.*by --backbone"):
+            draft_recipe(path, backbone="m")
+        return
+    text = draft_recipe(path, backbone="m").text
+    assert tomllib.loads(text)["task"]["template"] == template

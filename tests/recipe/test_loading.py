@@ -117,9 +117,9 @@ def test_all_faults_at_once():
         "data.split_sizes.validation: input should be greater than or equal to 0, not -1.0.",
         (
             "task.lable_column: unknown key 'lable_column'. Options: abstain_below, "
-            "class_weights, head, kind, label_column, label_smoothing, labels, multi_label, "
-            "ordinal, pooling, temperature, template, thresholds, verbalizer. Did you mean "
-            "'label_column'?"
+            "chat_template_kwargs, class_weights, head, kind, label_column, label_smoothing, "
+            "labels, messages_column, multi_label, ordinal, pooling, temperature, template, "
+            "thresholds, verbalizer. Did you mean 'label_column'?"
         ),
         (
             "task.head: input should be 'linear', 'linear-normalized', 'linear-no-bias', "
@@ -159,8 +159,8 @@ def test_the_message_lists_them():
         (
             changed("task", "kind", value="clasify"),
             (
-                "task.kind: unknown task 'clasify'. Options: classify, extract, generate, regress, "
-                "tag. Did you mean 'classify'?"
+                "task.kind: unknown task 'clasify'. Options: choose, classify, extract, generate, "
+                "regress, tag. Did you mean 'classify'?"
             ),
         ),
         (

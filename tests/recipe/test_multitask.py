@@ -121,14 +121,14 @@ def test_files_are_named_relative_to_the_recipe(tmp_path: Path) -> None:
         (
             changed(train={"epochs": "auto"}),
             (
-                'train.epochs: "auto" follows the validations of one task, but the tasks train '
+                'train.epochs: "auto" depends on a single task, but the tasks train '
                 "together. Give another value."
             ),
         ),
         (
             changed(train={"keep_plain_head": True}),
             (
-                "train.keep_plain_head: true follows the validations of one task, but the tasks "
+                "train.keep_plain_head: true depends on a single task, but the tasks "
                 "train together. Give another value."
             ),
         ),

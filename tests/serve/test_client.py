@@ -10,8 +10,9 @@ from softprompt.serve.client import AsyncClient, Client, ModelInfo
 from softprompt.serve.faults import ServingError
 from softprompt.serve.prompts import FolderSource
 from softprompt.serve.site import respond_error
-from softprompt.tasks import AnswerPrediction, Extract, TagPrediction
+from softprompt.tasks import AnswerPrediction, ChoicePrediction, Choose, Extract, TagPrediction
 from support.models import ROWS
+from support.options import make_options
 from support.questions import make_questions
 
 TEXTS = [row["text"] for row in ROWS]
@@ -63,6 +64,38 @@ def test_answers_from_contexts_have_their_places(serve, model, tmp_path) -> None
         assert found.score == pytest.approx(expected.score, abs=1e-5)
         places = [(span.start, span.end, span.text) for span in expected.candidates]
         assert [(span.start, span.end, span.text) for span in found.candidates] == places
+
+
+@pytest.mark.parametrize("way", ["tokens", "head"])
+def test_choices_have_the_scores_of_all_options(serve, model, tmp_path, way: str) -> None:
+    own = {"template": "{question}{soft:3} is"}
+    if way == "head":
+        own = {"template": "{soft:3}{question} {option}", "head": "linear", "pooling": "last"}
+    chooser = model(
+        ("llama", "head", "input"), settings=Choose(target_form="index", **own), choices=()
+    )
+    url = serve(source=FolderSource([chooser.save(tmp_path / "chosen")])).url
+    rows = [{n: row[n] for n in ("question", "options")} for row in make_options(6, seed=1)]
+    with Client(url) as client:
+        answers = client.predict("chosen", rows)
+        written = [{**row, "options": "|".join(row["options"])} for row in rows]
+        again = client.predict("chosen", written)
+        faulty = [{"question": "good", "options": ["film"]}, {"question": "good"}, rows[0]]
+        fault, lacking, right = client.predict("chosen", faulty)
+    asked = {"model": "chosen", "rows": rows[:2], "explain": True}
+    shown = httpx.post(f"{url}/v1/predict", json=asked).json()["data"]
+    for row, one in zip(rows, shown, strict=False):  # as the playground asks
+        assert [*one["probabilities"]] == row["options"]
+        assert row["question"] in "".join(part.get("text", "") for part in one["rendered"])
+    for found, same, expected in zip(answers, again, chooser.predict(rows), strict=True):
+        assert isinstance(found.prediction, ChoicePrediction)
+        assert found.prediction.label == same.prediction.label == expected.label
+        assert found.prediction.choice == expected.choice
+        assert found.prediction.twin_choice == expected.twin_choice
+        assert found.prediction.scores == pytest.approx(expected.scores, abs=1e-4)
+    assert "a choice needs at least 2" in fault.error
+    assert "options" in lacking.error
+    assert right.prediction.label == answers[0].prediction.label
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])

@@ -11,7 +11,7 @@ from softprompt.inference import PromptModel, attach
 from softprompt.prompt import Prompt
 from softprompt.tasks import Classify, Generate, Tag, Task, TaskSettings, build_task
 from softprompt.tasks.config import describe_settings
-from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.heads import PooledHeadTask
 from support.prompts import Maker
 
 LABELS = ("negative", "positive")
@@ -78,7 +78,7 @@ def assemble_artifact(
     **changes: Any,
 ) -> Artifact:
     """The artifact of a prompt for a task; ``changes`` replace fields of its manifest."""
-    readout = {"pooling": task.pooling} if isinstance(task, HeadClassifier) else {}
+    readout = {"pooling": task.pooling} if isinstance(task, PooledHeadTask) else {}
     fields: dict[str, Any] = {
         "template": settings.template,
         "max_length": None,

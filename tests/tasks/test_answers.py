@@ -14,7 +14,7 @@ from softprompt.inference import EvaluatedRows, make_report, predict_without_pro
 from softprompt.inference.ensemble import combine
 from softprompt.injection import generate
 from softprompt.tasks import Generate, Prediction, build_task
-from softprompt.tasks.answers import Answers, decode_text
+from softprompt.tasks.answers import Answers, spell_tokens
 from support.tiny_models import make_model
 from support.tokenizers import (
     set_special_tokens,
@@ -100,7 +100,7 @@ def test_no_answer_has_a_special_token(name, choice):
 def test_byte_level_tokens_spell_the_text(text):
     """Nothing is lost, and nothing is tidied up."""
     ids = Answers(make_encoder("byte-level"), continue_rows=True).encode(text)
-    assert decode_text(load_tokenizer("byte-level"), ids) == text
+    assert spell_tokens(load_tokenizer("byte-level"), ids).strip() == text
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -171,7 +171,7 @@ def test_a_text_that_several_choices_have_is_none_of_them():
 
 def test_nothing_is_not_a_choice_that_has_no_text():
     answers = Answers(make_encoder("T5's"), continue_rows=False, choices=("{}", "a word"))
-    assert decode_text(load_tokenizer("T5's"), answers.choice_ids[0]) == ""
+    assert spell_tokens(load_tokenizer("T5's"), answers.choice_ids[0]).strip() == ""
     assert answers.decode([]) == ""
 
 
@@ -203,7 +203,7 @@ def test_generated_tokens_of_the_target_are_an_exact_match(target):
     own = make_lossy_backbone()
     task = build_task(Generate(), own, template="{text}")
     *ids, _end = task.make_example({"text": "a film", "target": target}).target
-    text = decode_text(own.tokenizer, ids)
+    text = spell_tokens(own.tokenizer, ids).strip()
     right, wrong = answer_of(task, ids, text=text), answer_of(task, [3, 4, 5], text=text)
     assert (
         make_report(task, [EvaluatedRows(1.0, 1, (target,), (right,))]).metrics["exact_match"] == 1

@@ -80,7 +80,9 @@ def compute_attention_shares(
         >>> print(*(layer.site for layer in shares))
         0 1
     """
-    examples = [model.render(row) for row in iterate_rows(rows, fields=model.task.columns)]
+    lists = model.task.flexible_columns
+    stream = iterate_rows(rows, fields=model.task.columns, lists=lists)
+    examples = [model.render(row) for row in stream]
     if not examples:
         msg = "there are no rows to compute attention for. Give at least one."
         raise DataError(msg)

@@ -20,6 +20,7 @@ from softprompt.errors import DataError, PromptError, format_unknown
 from softprompt.inference.ensemble import Ensemble
 from softprompt.inference.model import PromptModel
 from softprompt.tasks import Classifier, Example, Prediction
+from softprompt.tasks.chooser import Chooser
 from softprompt.tasks.extraction import AnswerPrediction
 from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.generation import TextGenerator, get_target_ids
@@ -94,6 +95,12 @@ def choose_scores(
             return (_choose_answer(_take_only(members), task, row, label=label),)
         case TextGenerator():
             return (_choose_text(_take_only(members), task, row, label=label),)
+        case Chooser():
+            msg = (
+                "each row has its own options, each with a score of its own, so a choice cannot be "
+                "explained by one score. Look at the probabilities, which predict gives."
+            )
+            raise PromptError(msg)
         case _:
             raise TypeError(task)
 

@@ -100,7 +100,8 @@ def add_attention(
     extended = []
     for inspection, prompt_model in zip(inspections, models, strict=True):
         table = prompt_model.read_split(name) if data is None else read_source(data)
-        table = to_table(table, columns=prompt_model.task.columns, where=f"the {name} data")
+        task, where = prompt_model.task, f"the {name} data"
+        table = to_table(table, columns=task.columns, where=where, flexible=task.flexible_columns)
         rows = table.select(range(min(_MAX_ROWS, len(table))))
         shares = tuple(compute_attention_shares(prompt_model, rows))
         extended.append(replace(inspection, attention=shares, rows=f"{len(rows)} rows of {name}"))

@@ -13,12 +13,12 @@ from softprompt.artifact import Artifact, make_artifact
 from softprompt.artifact.checks import read_task_settings
 from softprompt.data import parse_template
 from softprompt.data.inputs import RowsLike
-from softprompt.data.table import to_text
 from softprompt.errors import DataError, PromptError, format_unknown
 from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 from softprompt.tasks import Example
 from softprompt.tasks.config import describe_settings
+from softprompt.tasks.targets import read_task_targets
 
 # Rows whose gradients are computed at once; each has a prompt of its own.
 _ROWS_AT_ONCE = 8
@@ -125,7 +125,7 @@ def prune(
     split = "validation" if rows is None else None
     table, _ = model.read_labeled_rows(rows, split=split, columns=model.columns)
     labeled = table.to_list()
-    truth = [to_text(row[model.task.target_column]) for row in labeled]
+    truth = read_task_targets(table, model.task)
     importance = compute_importance(model, [model.task.make_example(row) for row in labeled])
     order = importance.argsort(descending=True, stable=True).tolist()
     models, evaluated = dict[int, PromptModel](), list[PrunedLength]()

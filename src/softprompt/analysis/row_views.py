@@ -4,10 +4,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from softprompt.data.inputs import Row
+from softprompt.data.rendering import Renderer
 from softprompt.data.row_words import FieldSpan, PlacedToken, place_tokens, remove_word
 from softprompt.data.squad import ContextAnswer
 from softprompt.data.table import get_text
 from softprompt.data.words import Characters
+from softprompt.errors import PromptError
 from softprompt.tasks import Example, Task
 from softprompt.tasks.extractor import Extractor, find_tokens
 from softprompt.tasks.tag_cells import GivenWords, read_row_words
@@ -170,7 +172,26 @@ def place_row(task: Task, view: RowView) -> list[list[PlacedToken]]:
         case Tagger() | Extractor():
             return task.place_tokens(view.row)
         case _:
-            return [place_tokens(renderer, view.row) for renderer in task.renderers]
+            return [place_tokens(one, view.row) for one in list_text_renderers(task)]
+
+
+def list_text_renderers(task: Task) -> list[Renderer]:
+    """What renders the texts of rows.
+
+    Args:
+        task: of a prompt.
+
+    Raises:
+        PromptError: rows are conversations.
+    """
+    texts = [renderer for renderer in task.renderers if isinstance(renderer, Renderer)]
+    if len(texts) < len(task.renderers):
+        msg = (
+            "the words of conversations (task.messages_column) cannot be explained. Explain a "
+            "prompt whose rows are texts."
+        )
+        raise PromptError(msg)
+    return texts
 
 
 def list_given_words(view: RowView) -> dict[str, tuple[Characters, ...]]:

@@ -20,17 +20,18 @@ from softprompt.errors import DataError, RecipeError, TemplateError, format_unkn
 from softprompt.tasks.classifier_head import HeadKind, list_head_shapes
 from softprompt.tasks.config import (
     TASKS,
+    Choose,
     Classify,
     Extract,
     Generate,
     Regress,
     Tag,
     TaskSettings,
-    build_settings,
     has_trained_head,
     make_decoding,
 )
 from softprompt.tasks.extraction import SPAN_OUTPUTS
+from softprompt.tasks.strict_settings import build_settings
 from softprompt.tasks.tag_decoding import make_transitions
 
 _REMEDY = "Train or import the prompt again."
@@ -169,6 +170,8 @@ def _find_setting_faults(settings: TaskSettings, labels: list[str]) -> Iterator[
             yield from _find_label_number_faults({"class_weights": weights}, labels)
         case Extract():
             yield from _find_extraction_faults(settings, labels)
+        case Choose():
+            yield from _find_choice_faults(settings, labels)
 
 
 def _find_trained_head_faults(
@@ -185,7 +188,11 @@ def _find_trained_head_faults(
         case Extract():
             what = "the start and the end of an answer"
             yield from _find_tensor_faults(settings.head, SPAN_OUTPUTS, shapes, what=what)
-        case Generate():
+        case Choose(head=head) if head is not None:
+            if settings.pooling == "auto":
+                yield "task.pooling is 'auto', but an artifact names the readout that its head has."
+            yield from _find_tensor_faults(head, 1, shapes, what="the score of an option")
+        case Choose() | Generate():
             pass
 
 
@@ -257,6 +264,16 @@ def _find_extraction_faults(settings: Extract, labels: list[str]) -> Iterator[st
         yield f"labels is {labels}, but parts of a text have none, so it must be empty."
     if settings.null_threshold == "auto":
         yield "task.null_threshold is 'auto', but an artifact has a number or 'never'."
+
+
+def _find_choice_faults(settings: Choose, labels: list[str]) -> Iterator[str]:
+    if labels:
+        yield f"labels is {labels}, but each row has its own options, so it must be empty."
+    if settings.target_form == "auto":
+        yield "task.target_form is 'auto', but an artifact names the form of its rows' targets."
+    tokens = settings.length_normalization != "none" or settings.likelihood_weight > 0
+    if settings.head is not None and tokens:
+        yield "task has a head, which scores no tokens, and settings of these."
 
 
 def _find_tensor_faults(

@@ -54,5 +54,5 @@ def describe_no_labels(task: Mapping[str, object]) -> str:
     Args:
         task: its settings, as a manifest has them.
     """
-    kinds = {"regress": "numbers", "extract": "parts of a text"}
+    kinds = {"regress": "numbers", "extract": "parts of a text", "choose": "options of each row"}
     return f"none ({kinds.get(str(task.get('kind')), 'free text')})"

@@ -12,6 +12,7 @@ from typing import Protocol as Interface
 
 from softprompt.backbone.model import Backbone
 from softprompt.compare.linear_probe import FeatureReader, fit_probe, fit_tag_probe
+from softprompt.compare.option_probe import fit_option_probe
 from softprompt.compare.results import BaselineSkipped, Cost
 from softprompt.compare.span_probe import fit_span_probe
 from softprompt.data import Table
@@ -19,16 +20,18 @@ from softprompt.data.inputs import Row
 from softprompt.errors import FaultCollector
 from softprompt.inference import predict_without_prompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Extract, Objective, Regress, Tag, Task
+from softprompt.tasks import Choose, Classify, Extract, Objective, Regress, Tag, Task
+from softprompt.tasks.choices import choose_by_place
 from softprompt.tasks.config import has_trained_head
 from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.label_sets import LabelSets
 from softprompt.tasks.objectives import ScoreObjective, SingleLabel, find_commonest
+from softprompt.tasks.option_cells import read_choice_rows, read_options
 from softprompt.tasks.pooling import resolve_pooling
 from softprompt.tasks.regression import Numbers, WordNumbers
 from softprompt.tasks.tag_cells import read_row_words
 from softprompt.tasks.tag_sequences import TagSequences, format_tags
-from softprompt.tasks.targets import read_targets
+from softprompt.tasks.targets import read_targets, resolve_target_settings
 from softprompt.train.setup import setup_hard_prompt
 from softprompt.train.stages import HARD_PROMPT_STAGES, Parts, render_rows, run_stages
 from softprompt.train.task_settings import build_objective
@@ -91,6 +94,28 @@ class CommonestTagBaseline:
         ]
 
 
+@dataclass(frozen=True)
+class CommonestPlaceBaseline:
+    """The option at the place where the right one stands most often in the training rows.
+
+    Where options are in no order it is right as often as chance, the mean of 1 / their number.
+
+    Args:
+        places: of the right options of the training rows.
+        settings: of the task.
+    """
+
+    places: tuple[int, ...]
+    settings: Choose
+    cost: None = None
+
+    def __call__(self, rows: Sequence[Row]) -> list[str]:
+        """The option of each row at that place, or at the commonest that it has."""
+        options = [read_options(row, self.settings).texts for row in rows]
+        chosen = choose_by_place(self.places, [len(texts) for texts in options])
+        return [texts[at] for texts, at in zip(options, chosen, strict=True)]
+
+
 @dataclass(frozen=True, eq=False)
 class HardPromptBaseline:
     """The backbone without a trained prompt.
@@ -137,6 +162,19 @@ def fit_commonest_tags(
     return CommonestTagBaseline(tags, objective.choose_constant(truth), column)
 
 
+def fit_commonest_place(train: Table, settings: Choose) -> CommonestPlaceBaseline:
+    """Make the baseline of the place where the right option stands most often.
+
+    Args:
+        train: the training rows.
+        settings: of the task.
+    """
+    known = resolve_target_settings(settings, train)
+    assert isinstance(known, Choose)  # noqa: S101  # of the same kind
+    rows = read_choice_rows(train, known, split="train")
+    return CommonestPlaceBaseline(tuple(choice for _, choice in rows), known)
+
+
 @dataclass(frozen=True, eq=False)
 class Baselines:
     """The baselines that take no training steps.
@@ -171,6 +209,8 @@ class Baselines:
             available["linear-probe"] = self._fit_tag_probe
         elif isinstance(settings, Extract):
             available["linear-probe"] = self._fit_span_probe
+        elif isinstance(settings, Choose):
+            available["linear-probe"] = self._fit_option_probe
         elif _make_probe_objective(self._objective) is not None:
             available["linear-probe"] = self._fit_probe
         return available
@@ -183,6 +223,8 @@ class Baselines:
         settings, objective, train = self.base.task_settings, self._objective, self.tables["train"]
         if isinstance(settings, Tag) and isinstance(objective, TagSequences):
             return fit_commonest_tags(train, settings, objective=objective)
+        if isinstance(settings, Choose):
+            return fit_commonest_place(train, settings)
         return fit_majority(read_targets(train, settings), objective)
 
     def _make_hard_prompt(self) -> Baseline:
@@ -195,6 +237,12 @@ class Baselines:
         seconds = round(perf_counter() - start, 1)
         return replace(probe, cost=replace(probe.cost, seconds=seconds))
 
+    def _fit_option_probe(self) -> Baseline:
+        start = perf_counter()
+        probe = fit_option_probe(self.base, backbone=self.backbone, tables=self.tables)
+        seconds = round(perf_counter() - start, 1)
+        return replace(probe, cost=replace(probe.cost, seconds=seconds))
+
     def _fit_probe(self) -> Baseline:
         start = perf_counter()
         kind = self.backbone.geometry.architecture
@@ -204,7 +252,9 @@ class Baselines:
             pooling = (
                 None if settings.pooling == "auto" else resolve_pooling(settings.pooling, kind)
             )
-        reader = FeatureReader(self.backbone, template, self.base.data.max_length, pooling)
+        reader = FeatureReader(
+            self.backbone, template, self.base.data.max_length, pooling, self.base.task_settings
+        )
         objective = _make_probe_objective(self._objective)
         assert objective is not None  # noqa: S101  # else it is not available
         parts = [self.tables[name] for name in ("train", "validation")]

@@ -132,7 +132,9 @@ def _get_template(recipe: Recipe, train: Table, backbone: Backbone) -> Template:
 def _render(base: Recipe, template: Template, *, backbone: Backbone, table: Table) -> TargetedTexts:
     """A sample of a split's rows, and their labels."""
     length, target = base.data.max_length, get_target_column(base.task_settings)
-    renderer = make_plain_renderer(backbone, template.text, max_length=length)
+    renderer = make_plain_renderer(
+        backbone, template.text, max_length=length, settings=base.task_settings
+    )
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(0)).tolist()
     chosen = table.select(sorted(order[:MAX_PROBED_ROWS]))
     rows, truth = chosen.to_list(), read_truth(chosen, target)

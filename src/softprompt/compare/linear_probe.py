@@ -19,6 +19,7 @@ from softprompt.errors import DataError, FaultCollector
 from softprompt.inference import predict_without_prompt
 from softprompt.recipe import Recipe
 from softprompt.tasks.binding import make_plain_renderer
+from softprompt.tasks.config import TaskSettings
 from softprompt.tasks.objectives import ScoreObjective, SingleLabel
 from softprompt.tasks.pooling import Pooling, list_poolings
 from softprompt.tasks.tagger import Tagger
@@ -53,12 +54,14 @@ class FeatureReader:
         template: of a row, without soft tokens.
         max_length: of a row in tokens; None for all positions that the backbone has.
         pooling: the only readout; None for all that the backbone can have.
+        settings: of the task whose rows may be conversations; None for texts.
     """
 
     backbone: Backbone
     template: str
     max_length: int | None = None
     pooling: Pooling | None = None
+    settings: TaskSettings | None = None
 
     @property
     def poolings(self) -> tuple[Pooling, ...]:
@@ -69,7 +72,9 @@ class FeatureReader:
 
     def read(self, rows: Sequence[Row]) -> Features:
         """The features ``[rows, H]`` of each readout, in fp32."""
-        renderer = make_plain_renderer(self.backbone, self.template, max_length=self.max_length)
+        renderer = make_plain_renderer(
+            self.backbone, self.template, max_length=self.max_length, settings=self.settings
+        )
         texts = [renderer.render(row) for row in rows]
         return compute_features(self.backbone, texts, poolings=self.poolings)
 

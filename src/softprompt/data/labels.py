@@ -72,7 +72,25 @@ def check_choices(rows: Table, column: str, *, choices: Sequence[str], split: st
     Raises:
         DataError: an answer is not one of them.
     """
-    unknown = sorted({str(answer) for answer in rows[column][:]} - {*choices}) if choices else []
+    answers = [str(answer) for answer in rows[column][:]] if choices else []
+    check_answers(answers, column, choices=choices, split=split)
+
+
+def check_answers(
+    answers: Iterable[str], column: str, *, choices: Sequence[str], split: str
+) -> None:
+    """As `check_choices`, of answers that are read already.
+
+    Args:
+        answers: of the rows.
+        column: that they are of.
+        choices: the possible answers; empty for any text.
+        split: the name of the split, for messages.
+
+    Raises:
+        DataError: an answer is not one of them.
+    """
+    unknown = sorted({*answers} - {*choices}) if choices else []
     if unknown:
         msg = (
             f"column {column!r} of the {split} data has {', '.join(map(repr, unknown[:5]))}, but "

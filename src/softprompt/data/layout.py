@@ -15,8 +15,10 @@ from softprompt.data.template import (
     Separator,
     SoftTokens,
     Template,
+    TurnText,
 )
 from softprompt.data.tokenizer import SafeTokenizer, Special, Wrapping
+from softprompt.errors import TemplateError
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,12 @@ def _split_atoms(
                 yield piece
             case BeginToken():  # only marks a place
                 pass
+            case TurnText(name, turn):
+                msg = (
+                    f"the template {template.text!r} has {{{name}:{turn}}}, a turn of a "
+                    f'conversation. Set task.messages_column = "{name}", or name a column.'
+                )
+                raise TemplateError(msg)
             case _:
                 assert_never(piece)
 

@@ -295,7 +295,7 @@ def make_renderer(
         closed=closed,
     )
     renderer = Renderer(template, tokenizer, vocab_size, max_length, safe, parts)
-    _check_fixed_tokens(renderer)
+    check_fixed_tokens(renderer)
     return renderer
 
 
@@ -314,8 +314,15 @@ def _make_mask(template: Template, tokenizer: SafeTokenizer, *, count: int) -> F
     return make_fixed_tokens(tokenizer.specials[word], count=count, mask=True)
 
 
-def _check_fixed_tokens(renderer: Renderer) -> None:
-    """Check that a row of empty fields fits, and that its ids are in the embedding table."""
+def check_fixed_tokens(renderer: Renderer) -> None:
+    """Check that a row of empty fields fits, and that its ids are in the embedding table.
+
+    Args:
+        renderer: of the rows.
+
+    Raises:
+        TemplateError: they do not.
+    """
     for part in renderer.segments:
         if isinstance(part, FixedTokens) and not part.soft:
             check_ids(part.ids, vocab_size=renderer.vocab_size)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import dropwhile, groupby
+from typing import Final
 
 from softprompt.errors import TemplateError, format_unknown
 
@@ -44,7 +45,24 @@ class BeginToken:
     """The place of the special tokens before a text, after soft tokens."""
 
 
-Piece = Literal | Field | SoftTokens | MaskToken | Separator | BeginToken
+@dataclass(frozen=True)
+class TurnText:
+    """The place of the text of one turn of a conversation.
+
+    Args:
+        name: the column of the messages.
+        turn: ``system``, or ``user`` for the last turn of the user.
+    """
+
+    name: str
+    turn: str
+
+
+Piece = Literal | Field | SoftTokens | MaskToken | Separator | BeginToken | TurnText
+
+# The turns whose text a template can name.
+SYSTEM_TURN: Final = "system"
+USER_TURN: Final = "user"
 
 
 # Far more than attention can take, and few enough to be laid out before it is asked.
@@ -69,7 +87,8 @@ class Template:
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of its fields, in order of first appearance, without duplicates."""
-        return tuple(dict.fromkeys(self.field_places))
+        named = (p.name for p in self.pieces if isinstance(p, Field | TurnText))
+        return tuple(dict.fromkeys(named))
 
     @property
     def field_places(self) -> tuple[str, ...]:
@@ -123,7 +142,8 @@ class Template:
     def starts_with_soft(self) -> bool:
         """Whether the first soft token comes before the first field."""
         return isinstance(
-            next(p for p in self.pieces if isinstance(p, SoftTokens | Field)), SoftTokens
+            next(p for p in self.pieces if isinstance(p, SoftTokens | Field | TurnText)),
+            SoftTokens,
         )
 
     @property
@@ -268,6 +288,8 @@ def _parse_placeholder(inside: str, text: str, *, at: int) -> Piece:
         raise TemplateError(msg)
     if name == "soft":
         return _parse_soft_tokens(inside, count, where=where)
+    if colon and count in (SYSTEM_TURN, USER_TURN) and name.strip():
+        return TurnText(name, count)
     if colon:
         msg = (
             f"{{{inside}}} {where}: only soft tokens take a number. Write {{soft:N}} or {{{name}}}."

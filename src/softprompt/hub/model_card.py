@@ -21,6 +21,7 @@ PIPELINES = {
     "generate": "text-generation",
     "tag": "token-classification",
     "extract": "question-answering",
+    "choose": "multiple-choice",
 }
 _KINDS = {"input": "input-prompt", "kv": "key-value-prefix"}
 # The Hub's names of metrics that have another name in softprompt.
@@ -189,6 +190,7 @@ _SENTENCES = {
     "regress": "It predicts numbers, in the unit of the training rows.",
     "tag": "It gives each word of a text a tag, in the scheme {scheme}.",
     "extract": "It answers questions by a part of a text, or says that it has no answer.",
+    "choose": "It chooses one of a row's own options, {scorer}.",
     "generate": "It generates text.",
 }
 
@@ -200,8 +202,21 @@ def _describe_kind(manifest: Manifest) -> str:
         return "It labels text: a row gets every label whose probability reaches its threshold."
     if kind == "generate" and manifest.labels:
         return "It generates one of these texts."
+    if kind == "generate" and task.get("messages_column"):
+        return "It answers conversations, which the chat template of the model writes."
     sentence = _SENTENCES.get(kind, f"Its task is {format_code(kind)}.")
+    if kind == "choose":
+        return sentence.replace("{scorer}", _describe_scorer(task))
     return sentence.replace("{scheme}", format_code(str(task.get("scheme"))))
+
+
+def _describe_scorer(task: Mapping[str, Any]) -> str:
+    """What scores the options of a choice."""
+    if task.get("head") is not None:
+        return f"which a trained head scores; it reads {format_code(str(task.get('pooling')))}"
+    length = {"tokens": ", divided by their number", "characters": ", divided by its length"}
+    divisor = length.get(str(task.get("length_normalization")), "")
+    return f"by the log-probabilities of each option's tokens{divisor}"
 
 
 def _format_task(manifest: Manifest) -> Iterator[str]:
@@ -237,11 +252,38 @@ def _format_words(words: object) -> str:
     return ", ".join(format_code(str(word)) for word in listed)
 
 
+def _make_row(manifest: Manifest) -> str | dict[str, Any]:
+    """A text or a row that the prompt can answer."""
+    fields = [*dict.fromkeys(name for name in _FIELD.findall(manifest.template) if name)]
+    messages = manifest.task.get("messages_column")
+    if messages:
+        names = [name for name in fields if name.partition(":")[0] != messages]
+        conversation = [{"role": "user", "content": _EXAMPLE}]
+        return dict.fromkeys(names, "…") | {str(messages): conversation}
+    if manifest.task.get("kind") != "choose":
+        return _EXAMPLE if len(fields) == 1 else dict.fromkeys(fields, "…")
+    row: dict[str, Any] = dict.fromkeys((name for name in fields if name != "option"), "…")
+    match manifest.task.get("options_column", "options"):
+        case str(column):
+            row[column] = ["one", "two"]
+        case [*columns]:
+            row |= {str(name): f"option {at}" for at, name in enumerate(columns)}
+        case _:
+            pass
+    return row
+
+
+# What the example prints of an answer that is not one of some labels.
+_SHOWN = {
+    "extract": "answer.text, answer.start, answer.end",
+    "choose": "answer.label, answer.choice, answer.probabilities",
+}
+
+
 def _format_usage(manifest: Manifest, repo: str) -> Iterator[str]:
     folder = repo.partition("/")[2]
-    fields = [*dict.fromkeys(name for name in _FIELD.findall(manifest.template) if name)]
-    single = len(fields) == 1
-    row: Any = _EXAMPLE if single else dict.fromkeys(fields, "…")
+    row = _make_row(manifest)
+    single = isinstance(row, str)
     lines = ["pip install softprompt"]
     base = manifest.backbone["name"].removeprefix(PREFIX)
     if base != manifest.backbone["name"] and base in BUILTIN:
@@ -256,8 +298,7 @@ def _format_usage(manifest: Manifest, repo: str) -> Iterator[str]:
         lines.append(f"echo '{quoted}' | softprompt predict {folder} --input -")
     yield format_block("\n".join(lines), "sh")
     shown = "answer.label, answer.probabilities" if manifest.labels else "answer.label"
-    if manifest.task.get("kind") == "extract":
-        shown = "answer.text, answer.start, answer.end"
+    shown = _SHOWN.get(str(manifest.task.get("kind")), shown)
     python = [
         "import softprompt",
         "",

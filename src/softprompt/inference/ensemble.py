@@ -37,6 +37,7 @@ from softprompt.inference.votes import Vote, check_same_task, check_vote, combin
 from softprompt.prompt import Prompt
 from softprompt.tasks import Classifier, Example, Prediction, Task
 from softprompt.tasks.base import HeadTask
+from softprompt.tasks.chooser import Chooser
 from softprompt.tasks.classification import list_targets
 from softprompt.tasks.tag_sequences import forget_shares
 from softprompt.tasks.targets import read_task_targets
@@ -394,7 +395,7 @@ class Ensemble:
         examples = [view[m] for m in range(count) for view in views]
         prompt_of_row = torch.arange(count, device=self.backbone.device).repeat_interleave(rows)
         prompts, task = [m.prompt for m in self.members], self.members[0].task
-        if isinstance(task, HeadTask) and not isinstance(task, Classifier):
+        if isinstance(task, HeadTask) and not isinstance(task, Classifier | Chooser):
             found = task.compute_row_states(examples, prompts, rows=prompt_of_row)
             parts = [slice(m * rows, (m + 1) * rows) for m in range(count)]
             heads = [m.task for m in self.members if isinstance(m.task, HeadTask)]

@@ -74,7 +74,8 @@ class GenerationRequest:
     @property
     def end_token_ids(self) -> tuple[int, ...]:
         """The tokens that end the text."""
-        return (*self.task.backbone.eos_token_ids, *self.stop_token_ids)
+        own = self.decoding.stop_token_ids
+        return (*self.task.backbone.eos_token_ids, *own, *self.stop_token_ids)
 
 
 @dataclass(frozen=True, eq=False)

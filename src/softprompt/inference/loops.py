@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from softprompt.data import Row, group_by_length
 from softprompt.data.few_rows import compute_wilson_interval
+from softprompt.data.messages import ASSISTANT, read_messages
 from softprompt.data.table import to_text
 from softprompt.errors import DataError, PromptError
 from softprompt.inference.notebook import make_fact_table, make_grid
 from softprompt.injection.generation import NOT_NUMBERS
 from softprompt.prompt import Prompt
 from softprompt.tasks import AnswerPrediction, Example, Prediction, Task
+from softprompt.tasks.chooser import Chooser
 from softprompt.tasks.extractor import Extractor
 from softprompt.tasks.generation import TextGenerator
 from softprompt.tasks.metrics import (
@@ -229,7 +231,11 @@ def read_answers(
     column = task.target_column
     if not all(column in row for row in rows):
         return [prediction.label for prediction in predictions]
-    truth = ["" if row[column] is None else to_text(row[column]) for row in rows]
+    if isinstance(task, TextGenerator) and task.is_chat:
+        messages = [read_messages(row[column])[-1] for row in rows]
+        truth = [last.content if last.role == ASSISTANT else "" for last in messages]
+    else:
+        truth = ["" if row[column] is None else to_text(row[column]) for row in rows]
     return [found.label for found in match_targets(task, predictions, truth=truth)]
 
 
@@ -355,6 +361,8 @@ def check_probabilities(task: Task) -> None:
                 what = "a part of a text"
             case Tagger():
                 what = "a row of tags, each with its score,"
+            case Chooser():
+                what = "an option of a row, whose options are its own,"
             case _:
                 what = "a number"
         msg = (

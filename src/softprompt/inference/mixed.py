@@ -1,6 +1,7 @@
 """Rows of any tasks with a readout and any prompts, in as few forward passes as possible."""
 
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,14 +9,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softprompt.backbone.model import Backbone
+from softprompt.data.chats import ChatRenderer, RowRenderer
+from softprompt.data.messages import SYSTEM, USER, Message
+from softprompt.errors import DataError
 from softprompt.injection.capture import to_kv_prefixes
 from softprompt.injection.compatibility import explain_unsplittable
 from softprompt.injection.prefix_sharing import measure_common_prefix
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt, to
 from softprompt.tasks import Classifier, Example, Prediction, Task
 from softprompt.tasks.base import ReadoutTask
+from softprompt.tasks.chooser import Chooser
 from softprompt.tasks.classification import Seq2SeqVerbalizer
-from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.continuations import ContinuationChooser
+from softprompt.tasks.heads import PooledHeadTask
 
 _States = list[Float[Tensor, "K H"]]
 
@@ -104,11 +110,22 @@ def find_head(task: Task) -> tuple[int, ...] | None:
     ):
         return None
     renderer = task.renderers[0]
-    fields = renderer.template.fields
-    rows = [renderer.render(dict.fromkeys(fields, text)).input_ids for text in _PROBES]
+    rows = [ids for text in _PROBES for ids in _render_probe(renderer, text)]
     common = rows[0][: measure_common_prefix(rows)]
     soft = [at for at, token in enumerate(rows[0]) if token >= geometry.vocab_size]
     return common if soft and soft[-1] < len(common) else None
+
+
+def _render_probe(renderer: RowRenderer, text: str) -> list[tuple[int, ...]]:
+    """The rows of a text: of a conversation, with a system turn and without one."""
+    fields = dict.fromkeys(renderer.template.fields, text)
+    if not isinstance(renderer, ChatRenderer):
+        return [renderer.render(fields).input_ids]
+    rows = [renderer.render_messages([Message(USER, text)], fields, continues=True).input_ids]
+    with suppress(DataError):  # some take no system turn
+        both = [Message(SYSTEM, text), Message(USER, text)]
+        rows.append(renderer.render_messages(both, fields, continues=True).input_ids)
+    return rows
 
 
 # Texts whose first tokens differ, also where a tokenizer joins them with the text before.
@@ -151,8 +168,9 @@ def predict_mixed(rows: Sequence[PromptedRow]) -> list[Prediction]:
     """Predict rows of any tasks with a readout, and of any prompts.
 
     Rows share a forward pass if their states are read in the same way: at positions of the row
-    (label words in it, and heads on one state), pooled by the mean, pooled by the maximum, or in a
-    decoder that gets the same beginnings of label words.
+    (label words in it, options that continue it, and heads on one state), pooled by the mean,
+    pooled by the maximum, in a decoder that gets the same beginnings of label words, or in one that
+    gets options.
 
     Args:
         rows: at least one, all on one backbone.
@@ -174,11 +192,15 @@ def predict_mixed(rows: Sequence[PromptedRow]) -> list[Prediction]:
 
 def _find_readout(task: ReadoutTask) -> Hashable:
     """What must be equal for rows to share a forward pass."""
-    if isinstance(task, Seq2SeqVerbalizer):
-        return task.plan.continuations, task.plan.offsets
-    return (
-        task.pooling if isinstance(task, HeadClassifier) and task.reads_whole_rows else "positions"
-    )
+    match task:
+        case Seq2SeqVerbalizer():
+            return task.plan.continuations, task.plan.offsets
+        case ContinuationChooser() if task.is_decoder:
+            return "options"
+        case PooledHeadTask() if task.reads_whole_rows:
+            return task.pooling, isinstance(task, Chooser)
+        case _:
+            return "positions"
 
 
 def _assign_prompts(
@@ -207,9 +229,11 @@ def _compute_at_positions(rows: Sequence[PromptedRow]) -> _States:
 def _compute_together(rows: Sequence[PromptedRow]) -> _States:
     """Run rows whose tasks read states in the same way."""
     task = rows[0].task
+    prompts, index = _assign_prompts(rows, task.backbone)
+    if isinstance(task, Chooser):
+        return task.compute_option_states([row.example for row in rows], prompts, rows=index)
     if not isinstance(task, Classifier):
         raise TypeError(task)
-    prompts, index = _assign_prompts(rows, task.backbone)
     return list(task.compute_states([row.example for row in rows], prompts, rows=index))
 
 

@@ -15,9 +15,11 @@ from softprompt.inference.model import PromptModel
 from softprompt.prompt import Prompt
 from softprompt.tasks import Classifier, Example, Objective, Prediction, Task
 from softprompt.tasks.base import ReadoutTask
+from softprompt.tasks.choices import ChoicePrediction, Choices
+from softprompt.tasks.chooser import Chooser
 from softprompt.tasks.config import Classify, Regress
 from softprompt.tasks.generation import TextGenerator
-from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.heads import PooledHeadTask
 from softprompt.tasks.objectives import ScoreObjective, SingleLabel, average_probabilities
 from softprompt.tasks.regression import Numbers
 from softprompt.tasks.tag_sequences import TagPrediction, TagSequences
@@ -30,6 +32,7 @@ _MAY_DIFFER = {
     "template",
     "head",
     "class_weights",
+    "likelihood_weight",
     "label_smoothing",
     "temperature",
     "thresholds",
@@ -76,6 +79,9 @@ def combine(
                 return objective.average(predictions)
             if isinstance(objective, TagSequences):
                 return objective.average([p for p in predictions if isinstance(p, TagPrediction)])
+            if isinstance(objective, Choices):
+                options = [p for p in predictions if isinstance(p, ChoicePrediction)]
+                return objective.average(options)
             return SingleLabel((*labels,)).average(predictions)
         case _:
             assert_never(vote)
@@ -101,7 +107,10 @@ def predict_each(
     if not isinstance(first, ReadoutTask):
         texts = first.predict(examples, prompts, rows=rows)
         return [texts[part] for part in parts]
-    states = first.compute_row_states(examples, prompts, rows=rows)
+    compute = first.compute_row_states
+    if isinstance(first, Chooser):
+        compute = first.compute_option_states
+    states = compute(examples, prompts, rows=rows)
     pairs = zip([task for task in tasks if isinstance(task, ReadoutTask)], parts, strict=True)
     found = [task.read_rows(examples[part], states[part]) for task, part in pairs]
     check_numbers([prediction for of_member in found for prediction in of_member])
@@ -114,7 +123,7 @@ def choose_vote(task: Task) -> Vote:
     Args:
         task: of the run.
     """
-    return "mean" if isinstance(task, Classifier | Tagger) else "majority"
+    return "mean" if isinstance(task, Classifier | Tagger | Chooser) else "majority"
 
 
 def check_vote(vote: str, task: Task) -> None:
@@ -131,7 +140,7 @@ def check_vote(vote: str, task: Task) -> None:
     if vote == "majority" and isinstance(task, Tagger):
         msg = "tags of words are averaged, so that they fit each other. Use vote 'mean'."
         raise PromptError(msg)
-    if vote == "mean" and not isinstance(task, Classifier | Tagger):
+    if vote == "mean" and not isinstance(task, Classifier | Tagger | Chooser):
         what = "generated texts" if isinstance(task, TextGenerator) else "parts of a text"
         msg = (
             f"{what} have no probabilities, so there is no mean. Use vote 'majority', "
@@ -169,5 +178,5 @@ def _describe_task(model: PromptModel) -> dict[str, object]:
     if isinstance(settings, Classify | Regress):
         facts["words"] = settings.list_words()
         # What the head reads, whatever name an older artifact has for it.
-        facts["pooling"] = model.task.pooling if isinstance(model.task, HeadClassifier) else None
+        facts["pooling"] = model.task.pooling if isinstance(model.task, PooledHeadTask) else None
     return {"kind": settings.kind, **facts, "labels": [*model.labels]}

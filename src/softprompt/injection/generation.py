@@ -132,7 +132,13 @@ def generate(
             ),
             **{name: value for name, value in optional.items() if value is not None},
         )
-    return [_cut_at_end(row[begin:].tolist(), backbone.eos_token_ids) for row in generated]
+    ends = _list_ends(backbone, decoding)
+    return [_cut_at_end(row[begin:].tolist(), ends) for row in generated]
+
+
+def _list_ends(backbone: Backbone, decoding: Decoding) -> tuple[int, ...]:
+    """The tokens that end a text, those of the settings first."""
+    return tuple(dict.fromkeys((*decoding.stop_token_ids, *backbone.eos_token_ids)))
 
 
 def _generate_by_length(
@@ -183,7 +189,7 @@ def _make_generation_config(backbone: Backbone, decoding: Decoding) -> Generatio
         do_sample=False,
         use_cache=decoding.cache != "none",
         cache_implementation="static" if decoding.cache == "static" else None,
-        eos_token_id=list(backbone.eos_token_ids) or None,
+        eos_token_id=list(_list_ends(backbone, decoding)) or None,
         pad_token_id=backbone.pad_token_id,
         bos_token_id=backbone.tokenizer.bos_token_id,
         decoder_start_token_id=backbone.decoder_start_token_id,
@@ -210,7 +216,7 @@ def make_logits_processors(
         trie = _Trie(
             decoding.allowed_answers,
             begin=begin,
-            ends=backbone.eos_token_ids or (backbone.pad_token_id,),
+            ends=_list_ends(backbone, decoding) or (backbone.pad_token_id,),
         )
         chain.append(PrefixConstrainedLogitsProcessor(trie, decoding.num_beams))
     if decoding.do_sample:

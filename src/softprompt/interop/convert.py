@@ -21,7 +21,17 @@ from softprompt.injection.verify import load_backbone
 from softprompt.interop.base import ExportRequest, ForeignPrompt, Readout
 from softprompt.interop.registry import get_reader, get_writer, read_base_model
 from softprompt.prompt import InputPrompt
-from softprompt.tasks import TASKS, Classify, Extract, Generate, Regress, Tag, Task, TaskSettings
+from softprompt.tasks import (
+    TASKS,
+    Choose,
+    Classify,
+    Extract,
+    Generate,
+    Regress,
+    Tag,
+    Task,
+    TaskSettings,
+)
 from softprompt.tasks.classification import CausalVerbalizer
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.config import describe_settings
@@ -64,6 +74,8 @@ def resolve_task_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> 
         )
         raise ArtifactError(msg)
     settings = task or _build_task_settings(stored)
+    if isinstance(settings, Choose):
+        _check_choice(settings)
     if isinstance(settings, Classify) and settings.verbalizer is None:
         msg = (
             "the file has no trained head, so labels need words that the language-model head can "
@@ -71,6 +83,23 @@ def resolve_task_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> 
         )
         raise ArtifactError(msg)
     return settings
+
+
+def _check_choice(settings: Choose) -> None:
+    """Make sure that options can be scored and targets be read without a head and without rows."""
+    fault = None
+    if settings.head is not None:
+        fault = (
+            "the file has no head that scores options. Leave task.head out, so that the "
+            "language-model head scores their tokens."
+        )
+    elif settings.target_form == "auto":
+        fault = (
+            "a prompt is imported without data, so it is not known how targets name an option. Set "
+            "task.target_form to 'text', 'index' or 'label'."
+        )
+    if fault is not None:
+        raise ArtifactError(fault)
 
 
 def _resolve_tag_settings(foreign: ForeignPrompt, task: TaskSettings | None) -> Tag:
@@ -165,7 +194,7 @@ def _list_labels(settings: TaskSettings) -> list[str]:
             raise ArtifactError(msg)
         case Generate(choices=choices):
             return list(choices or ())
-        case Regress() | Extract():
+        case Regress() | Extract() | Choose():
             return []
         case Tag(labels=labels):
             return list(labels or ())
@@ -370,10 +399,13 @@ def make_export_request(model: PromptModel) -> ExportRequest:
         raise ArtifactError(msg)
     template = parse_template(model.artifact.manifest.template)
     first, *_ = measure_wrapping(model.backbone.tokenizer, pair=template.pair).ids
+    leading = template.soft_before_bos if first else template.leading_soft_tokens
+    is_chat = model.artifact.manifest.task.get("messages_column") is not None
     return ExportRequest(
         model.artifact,
         model.backbone,
-        leading_soft=template.soft_before_bos if first else template.leading_soft_tokens,
+        # The text of a chat template is before all soft tokens, or may be.
+        leading_soft=0 if is_chat else leading,
         hard_template=template.hard_text,
         readout=_get_readout(model.task),
     )

@@ -113,6 +113,12 @@ def write_p_tuning_v2(request: ExportRequest) -> dict[str, bytes]:
     artifact = request.artifact
     prefix, task = artifact.prompt, artifact.manifest.task
     family = artifact.manifest.backbone["model_type"]
+    if task.get("kind") == "choose":
+        msg = (
+            "the artifact chooses one of a row's own options, for which this format has no form. "
+            "Use the artifact itself."
+        )
+        raise ArtifactError(msg)
     is_extract = task.get("kind") == "extract"
     is_of_tokens = is_extract or task.get("kind") == "tag"
     kind = "linear" if is_of_tokens else "mlp-tanh"

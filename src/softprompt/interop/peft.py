@@ -359,6 +359,13 @@ def _choose_task_type(artifact: Artifact, kind: str) -> str:
             'Export it as "p-tuning-v2", or use the artifact itself.'
         )
         raise ArtifactError(msg)
+    if artifact.head and artifact.manifest.task.get("kind") == "choose":
+        msg = (
+            "the artifact scores each of a row's options by a head, for which PEFT has no type of "
+            "task. Use the artifact itself; without task.head options are scored by the language "
+            "model, and such a prompt is exported as any other of a language model."
+        )
+        raise ArtifactError(msg)
     if artifact.head:
         return "SEQ_CLS"
     match kind:
@@ -405,6 +412,13 @@ def _check_position(request: ExportRequest, prompt: InputPrompt) -> None:
         msg = (
             f"the soft tokens enter at layer {prompt.start_layer}, but PEFT's enter at the input. "
             'Train with method.layers = "all".'
+        )
+        raise ArtifactError(msg)
+    if manifest.task.get("messages_column") is not None:
+        msg = (
+            f"the template {manifest.template!r} has soft tokens in conversations, but PEFT puts "
+            "all of them before the chat template's own text. Train keys and values, such as those "
+            "of p-tuning-v2, which PEFT has too."
         )
         raise ArtifactError(msg)
     if request.leading_soft != prompt.length:

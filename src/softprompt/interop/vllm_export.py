@@ -65,6 +65,12 @@ def make_vllm_spec(request: ExportRequest) -> VLLMSpec:
         ArtifactError: a stock vLLM could not make the same predictions.
     """
     manifest, geometry = request.artifact.manifest, request.backbone.geometry
+    if manifest.task.get("messages_column") is not None:
+        msg = (
+            "rows are conversations (task.messages_column), which a client of vLLM's completions "
+            "does not render. Serve the prompt by softprompt serve, without --upstream."
+        )
+        raise ArtifactError(msg)
     prompt = _get_input_prompt(request)
     _check_backbone(request.backbone)
     readout = _get_readout(request)
@@ -154,6 +160,11 @@ def _get_readout(request: ExportRequest) -> Readout:
             f"the task {kind!r} does not use the language-model head, but vLLM has no other. Use "
             "label words or text generation."
         )
+        if kind == "choose":
+            msg = (
+                "the task 'choose' scores whole options, but one request to vLLM scores one token. "
+                "Use label words or text generation."
+            )
         raise ArtifactError(msg)
     for label, words in readout.label_tokens.items():
         longest = max(map(len, words), default=0)

@@ -24,6 +24,7 @@ from softprompt.recipe.number_columns import (
     find_number_column,
     list_whole_numbers,
 )
+from softprompt.recipe.option_columns import OPTION_NAMES, OptionColumns, find_option_columns
 from softprompt.recipe.question_columns import QuestionColumns, find_question_columns
 from softprompt.tasks.config import Tag
 from softprompt.tasks.label_sets import parse_label_set
@@ -36,15 +37,7 @@ _LABEL_NAMES = (
     *("rating", "score", "answer", "y", "polarity", "emotion", "gold"),
 )
 _GROUP_NAMES = (
-    "group",
-    "film",
-    "movie",
-    "user",
-    "author",
-    "speaker",
-    "patient",
-    "document",
-    "product",
+    *("group", "film", "movie", "user", "author", "speaker", "patient", "document", "product"),
 )
 _PAIR_NAMES = (
     ("premise", "hypothesis"),
@@ -60,12 +53,11 @@ _TARGET_NAMES = (
 )
 # Of columns that have several answers for a row.
 _TAG_NAMES = ("tag", "tags", "ner_tags", "pos_tags", "chunk_tags", "iob", "bio")
-_CHOICE_NAMES = ("choices", "options", "endings", "candidates")
 _SPAN_NAMES = ("answers", "spans", "entities", "annotations")
-_ANSWER_NAMES = {*_LABEL_NAMES, *_TAG_NAMES, *_CHOICE_NAMES, *_SPAN_NAMES}
+_ANSWER_NAMES = {*_LABEL_NAMES, *_TAG_NAMES, *OPTION_NAMES, *_SPAN_NAMES}
 _MAX_LABELS = 50
 _MIN_GROUPS = 10
-RoleKind: TypeAlias = Literal["classify", "regress", "generate", "tag", "extract"]
+RoleKind: TypeAlias = Literal["classify", "regress", "generate", "tag", "extract", "choose"]
 # Names in braces that mean something else in a template.
 _RESERVED_FIELDS = {"mask", "sep", "bos", "soft"}
 _SETS = "several labels for a row"
@@ -82,9 +74,6 @@ _UNSUPPORTED = {
     _SPANS: (
         'For kind = "tag", write each as {"start": 0, "end": 5, "label": "PER"} next to a column '
         "of text."
-    ),
-    "several choices for a row": (
-        'Write a row for each choice, labelled right or wrong, for kind = "classify".'
     ),
 }
 
@@ -104,10 +93,12 @@ class ColumnRoles:
         gaps: those of the columns that have no value in some rows, which are left out.
         notes: for the user, a sentence each.
         max_new_tokens: enough for nearly all texts to be written.
-        kind: of the task: to choose labels, to predict numbers, to write text, to tag words, or to
-            answer by a part of a text, which then is the second of ``texts``.
+        kind: of the task: to choose labels, to predict numbers, to write text, to tag words, to
+            answer by a part of a text, which then is the second of ``texts``, or to choose one of a
+            row's own options.
         multi_label: whether a row has any number of labels.
         scheme: of tags; None without any.
+        options: the columns of the options; None without any.
     """
 
     label: str
@@ -123,11 +114,17 @@ class ColumnRoles:
     kind: RoleKind = "classify"
     multi_label: bool = False
     scheme: TagScheme | None = None
+    options: OptionColumns | None = None
 
     @property
     def has_head(self) -> bool:
         """Whether the task can be done with a trained head."""
         return self.kind != "generate"
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether rows are conversations, whose answer is a part of them."""
+        return self.label in self.texts
 
 
 def guess_columns(table: Table, source: str) -> ColumnRoles:
@@ -145,6 +142,9 @@ def guess_columns(table: Table, source: str) -> ColumnRoles:
     questions = find_question_columns(table, source)
     if questions is not None:
         return _describe_questions(table, source, questions)
+    options = find_option_columns(table, source)
+    if options is not None:
+        return _describe_options(table, source, options)
     return _guess_labels(table, source)
 
 
@@ -159,7 +159,7 @@ def _guess_labels(table: Table, source: str) -> ColumnRoles:
     if special is not None:
         return _describe_special(table, source, *special)
     target = label or _guess_target(fields)
-    answers = {*_CHOICE_NAMES, label} if is_named else _ANSWER_NAMES
+    answers = {*OPTION_NAMES, label} if is_named else _ANSWER_NAMES
     _check_task(table, answers if target is not None else table.column_names, source)
     if target is None:
         raise DataError(_explain_missing_label(table, distinct, source))
@@ -270,6 +270,32 @@ def _describe_questions(table: Table, source: str, found: QuestionColumns) -> Co
         gaps=gaps,
         notes=(note, *gap_notes, *_describe_unused(unused)),
         kind="extract",
+    )
+
+
+def _describe_options(table: Table, source: str, found: OptionColumns) -> ColumnRoles:
+    """The roles where each row has its own options."""
+    columns = [found.options] if isinstance(found.options, str) else [*found.options]
+    taken = {*columns, found.target}
+    names = [n for n in list_text_columns(table) if _can_be_field(n) and n not in taken]
+    texts = _guess_texts(table, names, source, label=found.target)
+    gaps, gap_notes = _find_gaps(table, [*texts, found.target])
+    table = drop_gaps(table, gaps, where=source)
+    distinct = count_values(table, [name for name in names if name not in texts])
+    group = _guess_group(distinct, {*texts}, rows=len(table))
+    unused = _list_unused(table, {*taken, *texts, group})
+    return ColumnRoles(
+        found.target,
+        (),
+        texts,
+        group,
+        len(table),
+        unused,
+        found.value_map,
+        gaps,
+        notes=(found.describe(), *gap_notes, *_describe_unused(unused)),
+        kind="choose",
+        options=found,
     )
 
 
@@ -392,8 +418,6 @@ def _find_answers(table: Table, name: str) -> str | None:
     if "struct" in kind and ("start" in kind or "offset" in kind):
         return _SPANS
     if "list" in kind or _has_written_lists(table, name):
-        if lower in _CHOICE_NAMES:
-            return "several choices for a row"
         is_tags = lower in _TAG_NAMES or lower.endswith("_tags")
         return _TAGS if is_tags else _SETS
     return _SETS if _has_separated_labels(table, name) else None

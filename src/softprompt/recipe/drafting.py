@@ -1,6 +1,5 @@
 """Draft a commented recipe for a table; columns, splits and template depend on the data."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -9,25 +8,34 @@ from typing import assert_never
 
 import tomli_w
 
-from softprompt._paths import expand_user, is_present
-from softprompt.backbone import Architecture, load_unverified
-from softprompt.data import (
-    parse_template,
-)
+from softprompt.backbone import Architecture
+from softprompt.data import parse_template
 from softprompt.data.readers import AS_IT_SEEMS, TextFormat
 from softprompt.data.sources import read_source
-from softprompt.errors import DataError, SoftpromptError
+from softprompt.errors import DataError
 from softprompt.recipe.column_roles import ColumnRoles, guess_columns
+from softprompt.recipe.drafted_backbones import (
+    DEFAULT_BACKBONE,
+    BackboneInfo,
+    inspect_backbone,
+    name_file,
+)
 from softprompt.recipe.held_out import HeldOut, choose_held_out, prepare_rows
+from softprompt.recipe.message_columns import (
+    check_chat,
+    describe_conversations,
+    draft_chat_template,
+    list_chat_keys,
+)
+from softprompt.recipe.option_columns import draft_option_template, list_option_keys
 from softprompt.recipe.values import check_names_writable
+from softprompt.tasks.config import OPTION_FIELD
 
-DEFAULT_BACKBONE = "builtin:smollm2-135m-instruct"
 ENCODER = "builtin:minilm"
 
 _MAX_LABEL_WORDS = 20
 _WORD = re.compile(r"[^\W\d_][\w' -]{0,39}")
 _COMMENT_COLUMN = 44
-
 
 # What may choose the best prompt, by kind of task and whether a row has any number of labels.
 _METRICS = {
@@ -37,28 +45,23 @@ _METRICS = {
     ("generate", False): "exact_match, chrf, rougeL",
     ("tag", False): "span_f1, span_macro_f1, tag_accuracy",
     ("extract", False): "f1, exact_match",
+    ("choose", False): "accuracy",
 }
 
 
+_BY = ("classify", "tag", "choose")
+_KINDS = {
+    "classify": "choose one label",
+    "regress": "predict numbers",
+    "generate": "write text",
+    "tag": "a tag for each word",
+    "extract": "answer by a part of a text",
+    "choose": "choose one of a row's own options",
+}
+# What new names of labels are for, and those of options.
+_MAPS = ("joins labels that differ in spaces only", "options are counted from 0")
 # What becomes of longer rows, and of longer contexts.
 _BEYOND = ("text beyond is cut", "longer contexts are divided into windows")
-
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    """The facts about a backbone that a recipe depends on.
-
-    Args:
-        name: as the recipe names it.
-        kind: its architecture.
-        has_head: whether it has a language-model head.
-        takes_prefixes: whether keys and values may be trained on it.
-    """
-
-    name: str
-    kind: Architecture
-    has_head: bool
-    takes_prefixes: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class RecipeDraft:
 
     def __repr__(self) -> str:
         texts = " and ".join(map(repr, self.columns.texts))
-        verb = "by" if self.columns.kind in ("classify", "tag") else "to"
+        verb = "by" if self.columns.kind in _BY else "to"
         return f"RecipeDraft({texts} {verb} {self.columns.label!r}, {self.columns.rows:,} rows)"
 
 
@@ -140,15 +143,17 @@ def draft_recipe(
     """
     source, folder = str(data), Path(directory).resolve()
     table = read_source(source, text_format=text_format)
-    columns = guess_columns(table, source)
+    columns = describe_conversations(table, source) or guess_columns(table, source)
     table = prepare_rows(table, columns, where=source)
     held_out = choose_held_out(
         table, source, columns=columns, text_format=text_format, automatic=automatic
     )
     if backbone is None:
         backbone = _choose_backbone(columns, automatic=automatic)
-    info, backbone_notes = _inspect_backbone(folder, backbone)
+    info, backbone_notes = inspect_backbone(folder, backbone)
     _check_backbone(info.kind, backbone, columns)
+    if columns.is_chat:
+        check_chat(info, backbone)
     notes = [*held_out.notes, *columns.notes, *backbone_notes]
     if columns.group is not None and "validation" not in held_out.files:
         notes.append(f"rows may belong together by {columns.group!r}: see group_by in the recipe")
@@ -156,7 +161,7 @@ def draft_recipe(
         columns,
         held_out,
         files={
-            name: _make_relative(folder, path)
+            name: name_file(folder, path)
             for name, path in {"train": source, **held_out.files}.items()
         },
         backbone=info,
@@ -189,34 +194,10 @@ def _check_backbone(kind: Architecture, name: str, columns: ColumnRoles) -> None
 
 def _choose_backbone(columns: ColumnRoles, *, automatic: bool) -> str:
     """An encoder where a head is trained without being asked for, and for parts of a text."""
-    sees_both_sides = columns.kind in {"tag", "extract"} or (automatic and columns.has_head)
+    # A language model knows much of which option fits before it is trained.
+    is_read = automatic and columns.has_head and columns.kind != "choose"
+    sees_both_sides = columns.kind in {"tag", "extract"} or is_read
     return ENCODER if sees_both_sides else DEFAULT_BACKBONE
-
-
-def _make_relative(folder: Path, source: str) -> str:
-    """How a recipe in a folder names a file; a data set's or model's name stays as it is."""
-    path = expand_user(source)
-    if not is_present(path):
-        return source
-    try:
-        return Path(os.path.relpath(path.resolve(), folder)).as_posix()
-    except ValueError:  # another drive
-        return str(path.resolve())
-
-
-def _inspect_backbone(folder: Path, name: str) -> tuple[BackboneInfo, list[str]]:
-    """The facts about a backbone that a recipe depends on, and notes for the user."""
-    source = _make_relative(folder, name)
-    if name == DEFAULT_BACKBONE:  # known, and slow to load
-        return BackboneInfo(source, "causal", has_head=True), []
-    try:
-        backbone = load_unverified(name)
-    except SoftpromptError as error:
-        note = f"could not load the backbone; assuming a causal language model: {error}"
-        return BackboneInfo(source, "causal", has_head=True), [note]
-    geometry, has_head = backbone.geometry, backbone.lm_head is not None
-    takes_prefixes = geometry.limits.prefix is None
-    return BackboneInfo(source, geometry.architecture, has_head, takes_prefixes), []
 
 
 def _write_recipe(
@@ -231,7 +212,7 @@ def _write_recipe(
     """The text of a recipe; the files of all splits are named as the recipe names them."""
     source, others = files["train"], {n: path for n, path in files.items() if n != "train"}
     words = draft_verbalizer(columns.labels, backbone) if columns.labels else None
-    verb = "by" if columns.kind in ("classify", "tag") else "to"
+    verb = "by" if columns.kind in _BY else "to"
     parts = [
         _make_comment(
             f"{source}: {columns.rows:,} rows, {' and '.join(columns.texts)} {verb} "
@@ -331,6 +312,11 @@ def _write_deep_prefixes() -> Iterator[str]:
 
 def draft_template(columns: ColumnRoles, backbone: BackboneInfo) -> str:
     """What a row looks like to this kind of backbone."""
+    if columns.is_chat:
+        return draft_chat_template(columns.label, backbone)
+    if columns.options is not None:
+        has_head = backbone.kind == "encoder"
+        return draft_option_template(columns.texts, columns.options, has_head=has_head)
     if columns.kind == "tag":
         words = f"{{{columns.texts[0]}}}"
         return "{soft:10}" + (f"{words}\n{words}" if backbone.kind == "causal" else words)
@@ -379,14 +365,8 @@ def _write_text_format(text_format: TextFormat) -> Iterator[str]:
 def _write_task(
     columns: ColumnRoles, template: str, words: Mapping[str, str] | None
 ) -> Iterator[str]:
-    comments = {
-        "classify": "any number of labels" if columns.multi_label else "choose one label",
-        "regress": "predict numbers",
-        "generate": "write text",
-        "tag": "a tag for each word",
-        "extract": "answer by a part of a text",
-    }
-    yield _format_key("kind", columns.kind, comments[columns.kind])
+    comment = "any number of labels" if columns.multi_label else _KINDS[columns.kind]
+    yield _format_key("kind", columns.kind, comment)
     yield _format_key("template", template, "{soft:N} are the trained tokens")
     match columns.kind:
         case "classify":
@@ -398,6 +378,8 @@ def _write_task(
         case "regress":
             yield _format_key("target_column", columns.label, "the number to predict")
             yield from _write_readout(words, template)
+        case "generate" if columns.is_chat:
+            yield from (_format_key(*key) for key in list_chat_keys(columns))
         case "generate":
             yield _format_key("target_column", columns.label, "the text to write")
             yield _format_key("max_new_tokens", columns.max_new_tokens, "longer answers are cut")
@@ -412,6 +394,10 @@ def _write_task(
             yield _format_key("target_column", columns.label, "the answers, with their places")
             yield _format_key("null_threshold", "auto", "validation rows choose it")
             yield _format_key("head", "linear", "a trained layer on the tokens of the context")
+        case "choose":
+            has_head = OPTION_FIELD in parse_template(template).fields
+            keys = columns.options and list_option_keys(columns.options, has_head=has_head)
+            yield from (_format_key(*key) for key in keys or ())
         case _:
             assert_never(columns.kind)
 
@@ -426,7 +412,7 @@ def _write_splits(
         yield _format_key("drop_missing", [*columns.gaps], "rows without a value are left out")
     if columns.value_map:
         value_map = {columns.label: dict(columns.value_map)}
-        yield _format_inline("value_map", value_map, "joins labels that differ in spaces only")
+        yield _format_inline("value_map", value_map, _MAPS[columns.kind == "choose"])
     if held_out.folds is not None:
         yield _format_key("folds", held_out.folds, "each row validates once")
     if "validation" not in files:
@@ -458,12 +444,14 @@ def _write_readout(words: Mapping[str, str] | None, template: str) -> Iterator[s
 def _write_init(columns: ColumnRoles, *, has_label_words: bool) -> str:
     if has_label_words:
         return _add_comment('init = { from = "labels" }', "the soft tokens start as label words")
+    if columns.is_chat:
+        init = 'init = { from = "text", text = "You are a helpful assistant." }'
+        return _add_comment(init, "the soft tokens start as this")
     text = f"Classify the {' and the '.join(columns.texts)} by {columns.label}."
     if columns.kind != "classify":
-        verbs = {"generate": "Write", "regress": "Estimate", "extract": "Find", "tag": "Find"}
-        text = (
-            f"{verbs[columns.kind]} the {columns.label} of the {' and the '.join(columns.texts)}."
-        )
+        verbs = {"generate": "Write", "regress": "Estimate", "choose": "Choose"}
+        verb = verbs.get(columns.kind, "Find")
+        text = f"{verb} the {columns.label} of the {' and the '.join(columns.texts)}."
     value = tomli_w.dumps({"text": text}).strip()
     return _add_comment(f'init = {{ from = "text", {value} }}', "the soft tokens start as this")
 

@@ -15,6 +15,7 @@ from softprompt.data.sources import read_source
 from softprompt.data.table import drop_gaps, to_text
 from softprompt.errors import DataError
 from softprompt.recipe.column_roles import ColumnRoles
+from softprompt.recipe.option_columns import check_option_rows
 from softprompt.tasks.config import Tag
 from softprompt.tasks.tag_cells import check_tag_rows
 
@@ -110,6 +111,8 @@ def _check_rows(rows: Table, columns: ColumnRoles, *, split: str, where: str) ->
     flexible = [] if columns.labels else [columns.label]
     flexible += columns.texts if columns.kind == "tag" else ()
     check_columns(rows, [*columns.texts, columns.label], where=where, flexible=flexible)
+    if columns.options is not None:
+        check_option_rows(rows, columns.options, split=split)
     if columns.kind == "tag":
         settings = Tag(
             words_column=columns.texts[0],

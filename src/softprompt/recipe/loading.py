@@ -19,7 +19,7 @@ from softprompt.recipe.renamed import explain_renamed_value, explain_unknown_key
 from softprompt.recipe.schema import BackboneConfig, Recipe
 from softprompt.recipe.values import check_extent, find_seed_faults, find_value_faults
 from softprompt.tasks import TASKS, Classify, TaskSettings
-from softprompt.tasks.config import build_settings
+from softprompt.tasks.strict_settings import build_settings
 
 RecipeSource: TypeAlias = str | Path | Recipe | Mapping[str, Any]
 

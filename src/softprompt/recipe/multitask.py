@@ -244,6 +244,6 @@ def _find_shared_faults(recipe: Recipe) -> Iterator[str]:
         if dict(train)[key] == value:
             shown = f'"{value}"' if isinstance(value, str) else "true"
             yield (
-                f"train.{key}: {shown} follows the rows of one task, but the tasks train "
+                f"train.{key}: {shown} depends on a single task, but the tasks train "
                 "together. Give another value."
             )

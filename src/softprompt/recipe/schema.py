@@ -16,7 +16,8 @@ from softprompt.data.loading import DataConfig
 from softprompt.methods import METHODS, MethodSettings
 from softprompt.methods.defaults import Schedule
 from softprompt.tasks import TASKS, TaskSettings
-from softprompt.tasks.config import StrictModel, build_settings
+from softprompt.tasks.config import StrictModel
+from softprompt.tasks.strict_settings import build_settings
 
 # Beyond these a step or a number of bytes overflows, and two seeds share an order of rows.
 _HIGHEST_RATE = 1e6

@@ -14,6 +14,7 @@ import msgspec
 from softprompt.serve.faults import STATUS, FaultKind, ServingError
 from softprompt.tasks import (
     AnswerPrediction,
+    ChoicePrediction,
     LabelSetPrediction,
     NumberPrediction,
     Prediction,
@@ -150,6 +151,9 @@ def _read_prediction(label: str, one: Mapping[str, Any]) -> Prediction:
                 null_score=float(null_score),
                 candidates=tuple(AnswerSpan(**candidate) for candidate in candidates),
             )
+        case {"choice": int(choice), "scores": [*scores], "twin_choice": twin}:
+            numbers = tuple(map(float, scores))
+            return ChoicePrediction(label, shares, choice=choice, scores=numbers, twin_choice=twin)
         case _:
             return Prediction(label, shares, abstained=abstained)
 

@@ -14,7 +14,8 @@ from msgspec import Struct, field
 
 from softprompt.serve.faults import ServingError
 
-RequestRow = str | dict[str, str | int | float | bool | list[str] | None]
+# A list has words, labels, or the messages of a conversation.
+RequestRow = str | dict[str, str | int | float | bool | list[str | dict[str, Any]] | None]
 
 
 class Request(Struct, kw_only=True, forbid_unknown_fields=True):

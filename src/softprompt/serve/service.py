@@ -12,7 +12,7 @@ from softprompt.artifact import Artifact
 from softprompt.artifact.ensembles import load_saved
 from softprompt.backbone.model import Backbone
 from softprompt.data import as_row
-from softprompt.data.rendering import RenderedRow
+from softprompt.data.chats import ChatRenderer
 from softprompt.decoding import Decoding
 from softprompt.errors import ArtifactError, SoftpromptError
 from softprompt.inference.generated_row import GenerationRequest
@@ -20,6 +20,7 @@ from softprompt.inference.mixed import PromptedRow
 from softprompt.inference.model import attach
 from softprompt.prompt import InputPrompt
 from softprompt.serve.admission import Ticket
+from softprompt.serve.chats import find_messages_column, make_bare_renderer, read_chat
 from softprompt.serve.engine import ServingEngine
 from softprompt.serve.faults import ServingError
 from softprompt.serve.messages import ChatMessage, RequestRow
@@ -47,8 +48,6 @@ _RENDERED_AT_ONCE = 64
 # The most names that an error lists, and the most characters of a name in it.
 _CLOSE = 5
 _LONGEST = 100
-# Stands for the text of a message while the chat template is filled; no tokenizer splits it.
-_MARK = "\ue000{}\ue001"
 
 
 class Service:
@@ -64,6 +63,7 @@ class Service:
         self.backbone: Backbone = store.backbone
         self._rendering = store.loader.tokenizing
         self._base = self._make_base()
+        self._chat: ChatRenderer | None = None
 
     @property
     def base_name(self) -> str:
@@ -197,8 +197,9 @@ class Service:
     def render_chat(self, target: Target, messages: Sequence[ChatMessage]) -> ServedRow:
         """Render a conversation.
 
-        The bare backbone gets it in its chat template. The template of a prompt gets the text of
-        one user message as its only field, as `predict` does.
+        The bare backbone gets it in its chat template, and so does a prompt whose rows are
+        conversations, as `predict` does it. The template of another prompt gets the text of one
+        user message as its only field.
 
         Args:
             target: of the request.
@@ -211,7 +212,11 @@ class Service:
             msg = "messages is empty. Give at least one."
             raise ServingError(msg, kind="invalid", param="messages")
         if target.is_bare:
-            return ServedRow((self._fill_chat_template(messages),))
+            return self._render_bare(messages)
+        column = find_messages_column(target.task)
+        if column is not None:
+            read = read_chat(messages, is_answered=not isinstance(target.task, TextGenerator))
+            return self.render(target, {column: [asdict(message) for message in read]})
         if len(messages) > 1 or messages[0].role != "user":
             msg = (
                 f"{target.name} has a template of its own, which takes the text of one "
@@ -333,42 +338,18 @@ class Service:
             return None
         return task if isinstance(task, TextGenerator) else None
 
-    def _fill_chat_template(self, messages: Sequence[ChatMessage]) -> Example:
-        """The ids of a conversation; no text of a message becomes a special token."""
-        tokenizer = self.backbone.tokenizer
-        if not tokenizer.chat_template:
-            msg = (
-                f"the backbone {self.base_name} has no chat template. Use /v1/completions, or name "
-                "a prompt."
-            )
-            raise ServingError(msg, kind="invalid", param="model")
-        base = self._base
-        if base is None:
+    def _render_bare(self, messages: Sequence[ChatMessage]) -> ServedRow:
+        """A conversation in the backbone's chat template, whole."""
+        if self._base is None:
             msg = "the backbone does not write text. Name a prompt."
             raise ServingError(msg, kind="invalid", param="model")
-        marked = [
-            {"role": message.role, "content": _MARK.format(number)}
-            for number, message in enumerate(messages)
-        ]
-        with self._rendering:
-            try:
-                text = str(
-                    tokenizer.apply_chat_template(
-                        marked, tokenize=False, add_generation_prompt=True
-                    )
-                )
-            except Exception as error:  # templates raise errors of their own
-                msg = f"the chat template refuses these messages: {error}."
-                raise ServingError(msg, kind="invalid", param="messages") from error
-            ids: list[int] = []
-            for number, message in enumerate(messages):
-                before, _, text = text.partition(_MARK.format(number))
-                ids += tokenizer(before, add_special_tokens=False)["input_ids"]
-                safe = base.renderer.safe_tokenizer
-                ids += [token.id for token in safe.encode(message.text, first=False)]
-            ids += tokenizer(text, add_special_tokens=False)["input_ids"]
-        row = RenderedRow(tuple(ids), (0,) * len(ids), (), truncated=False)
-        return Example((row,), ((),), None)
+        try:
+            with self._rendering:
+                self._chat = self._chat or make_bare_renderer(self.backbone, self.base_name)
+                row = self._chat.render_messages(read_chat(messages), {}, continues=True)
+        except SoftpromptError as error:
+            raise ServingError(str(error), kind="invalid", param="messages") from error
+        return ServedRow((Example((row,), ((),), None),))
 
 
 @contextmanager

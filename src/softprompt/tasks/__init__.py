@@ -7,9 +7,11 @@ from softprompt._lazy import gather_lazily
 if TYPE_CHECKING:
     from softprompt.tasks.base import Example, Task
     from softprompt.tasks.binding import LengthBudget, build_task
+    from softprompt.tasks.choices import ChoicePrediction
     from softprompt.tasks.classification import Classifier
     from softprompt.tasks.config import (
         TASKS,
+        Choose,
         Classify,
         Extract,
         Generate,
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "TASKS",
     "AnswerPrediction",
+    "ChoicePrediction",
+    "Choose",
     "Classifier",
     "Classify",
     "Example",
@@ -55,9 +59,11 @@ __getattr__, __dir__ = gather_lazily(
         "softprompt.tasks.base": ("Example", "Task"),
         "softprompt.tasks.binding": ("LengthBudget", "build_task"),
         "softprompt.tasks.objective_settings": ("make_objective",),
+        "softprompt.tasks.choices": ("ChoicePrediction",),
         "softprompt.tasks.classification": ("Classifier",),
         "softprompt.tasks.config": (
             "TASKS",
+            "Choose",
             "Classify",
             "Extract",
             "Generate",

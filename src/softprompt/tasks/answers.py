@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from softprompt.data.chats import ChatRenderer
 from softprompt.data.tokenizer import TextEncoder
 from softprompt.errors import DataError
 
@@ -21,6 +22,7 @@ class Answers:
         continue_rows: whether an answer continues its row, as on a causal backbone: a space stands
             before it.
         choices: the possible answers; empty for any text.
+        chat: of the conversations that answers end, if rows are conversations.
 
     Attributes:
         choice_ids: the tokens of every choice.
@@ -31,16 +33,21 @@ class Answers:
     """
 
     def __init__(
-        self, encoder: TextEncoder, *, continue_rows: bool, choices: Sequence[str] = ()
+        self,
+        encoder: TextEncoder,
+        *,
+        continue_rows: bool,
+        choices: Sequence[str] = (),
+        chat: ChatRenderer | None = None,
     ) -> None:
-        self._encoder = encoder
+        self._encoder, self._chat = encoder, chat
         self._tokenizer = encoder.tokenizer.head
         self._continue_rows = continue_rows
         self.choice_ids = tuple(self.encode(choice) for choice in choices)
         _check_distinct(choices, self.choice_ids)
         self._by_ids = dict(zip(self.choice_ids, choices, strict=True))
         # Other tokens may have the same text. If several choices have it, it names no choice.
-        texts = [decode_text(self._tokenizer, ids) for ids in self.choice_ids]
+        texts = [self._read_ids(ids) for ids in self.choice_ids]
         count = Counter(texts)
         spelt = {t: c for t, c in zip(texts, choices, strict=True) if t and count[t] == 1}
         self._by_text = spelt | {choice: choice for choice in choices}
@@ -52,6 +59,8 @@ class Answers:
             DataError: the answer has half a character.
             TemplateError: the tokenizer makes an id that the embedding table does not have.
         """
+        if self._chat is not None:
+            return self._chat.encode_answer(answer)
         space = " " if self._continue_rows and answer[:1].strip() else ""
         return self._encoder.encode(space + answer)
 
@@ -64,9 +73,17 @@ class Answers:
         """The text of these tokens, with the space around it."""
         return spell_tokens(self._tokenizer, ids)
 
+    def _read_ids(self, ids: Sequence[int]) -> str:
+        """The text of tokens, whether it is a choice or not."""
+        return self._trim(self.spell(ids))
+
+    def _trim(self, text: str) -> str:
+        """A text without the space around it, and without what a chat template writes before it."""
+        return text.strip() if self._chat is None else self._chat.strip_frame(text)
+
     def read(self, text: str) -> str:
         """The choice with this text; otherwise the text, without the space around it."""
-        text = text.strip()
+        text = self._trim(text)
         return self._by_text.get(text, text)
 
 
@@ -74,11 +91,6 @@ def spell_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of generated tokens as they spell it, without special tokens."""
     text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return str(text)
-
-
-def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of generated tokens without the space around it."""
-    return spell_tokens(tokenizer, ids).strip()
 
 
 def _check_distinct(choices: Sequence[str], answers: Sequence[tuple[int, ...]]) -> None:

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softprompt.backbone.model import Backbone, BatchInputs
+from softprompt.data.chats import RowRenderer
 from softprompt.data.collate import Side, collate
 from softprompt.data.inputs import Row
-from softprompt.data.rendering import RenderedRow, Renderer, TokenizedRows
+from softprompt.data.rendering import RenderedRow, TokenizedRows
 from softprompt.data.words import WordStates
 from softprompt.injection.forward import forward
 from softprompt.injection.prefix_sharing import (
@@ -85,6 +86,8 @@ class Example:
         words: whose states are read, of a task that tags them; None for other tasks.
         text: of the field that a prediction is a part of; empty for most tasks.
         characters: the range in that text of each of its tokens that is read; empty for most tasks.
+        options: the texts to choose from; empty for most tasks.
+        option_ids: the tokens of each option, where these are scored.
     """
 
     variants: tuple[RenderedRow, ...]
@@ -94,6 +97,8 @@ class Example:
     words: WordStates | None = None
     text: str = ""
     characters: tuple[tuple[int, int], ...] = ()
+    options: tuple[str, ...] = ()
+    option_ids: tuple[tuple[int, ...], ...] = ()
 
     @property
     def length(self) -> int:
@@ -260,7 +265,7 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def renderers(self) -> tuple[Renderer, ...]:
+    def renderers(self) -> tuple[RowRenderer, ...]:
         """What renders a row; most tasks have one."""
 
     @abstractmethod

@@ -5,12 +5,18 @@ from dataclasses import dataclass
 
 from softprompt.backbone.lm_head import LMHead
 from softprompt.backbone.model import Backbone
+from softprompt.backbone.references import Architecture
+from softprompt.data.chat_template import make_chat_template
+from softprompt.data.chats import RowRenderer, make_chat_renderer
 from softprompt.data.rendering import Renderer, make_renderer
 from softprompt.data.template import Template, parse_template
 from softprompt.data.tokenizer import make_text_encoder
 from softprompt.data.windows import make_window_renderer
 from softprompt.errors import DataError, TemplateError
 from softprompt.tasks.base import Task
+from softprompt.tasks.chat_settings import check_chat_settings
+from softprompt.tasks.choices import make_choices
+from softprompt.tasks.chooser import Chooser, HeadChooser
 from softprompt.tasks.classification import (
     CausalVerbalizer,
     MaskedVerbalizer,
@@ -18,6 +24,8 @@ from softprompt.tasks.classification import (
 )
 from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.config import (
+    OPTION_FIELD,
+    Choose,
     Classify,
     Extract,
     Generate,
@@ -28,6 +36,7 @@ from softprompt.tasks.config import (
     has_trained_head,
     list_flexible_columns,
 )
+from softprompt.tasks.continuations import ContinuationChooser
 from softprompt.tasks.extraction import (
     SPAN_OUTPUTS,
     ContextAnswers,
@@ -45,6 +54,7 @@ from softprompt.tasks.verbalizer import LabelWords, tokenize_verbalizer
 _UNLIMITED = 1 << 20
 # The tokens that adjacent windows share, as in the code of Devlin et al. 2019 for SQuAD.
 _STRIDE = 128
+_ADD_HEAD = 'Train a head, task.head = "linear", or choose another backbone.'
 
 
 @dataclass(frozen=True)
@@ -91,8 +101,9 @@ def build_task(
         RecipeError: the settings of generation are not possible.
     """
     parsed = parse_template(template)
+    check_chat_settings(settings)
     _check_compatibility(settings, backbone, parsed)
-    builder = _TaskBuilder(backbone, parsed, budget=budget or LengthBudget())
+    builder = _TaskBuilder(backbone, parsed, budget=budget or LengthBudget(), settings=settings)
     task = builder.build(settings, labels, seed=seed)
     task.kind, task.flexible_columns = settings.kind, list_flexible_columns(settings)
     return task
@@ -119,23 +130,41 @@ def read_label_words(settings: Classify | Regress, backbone: Backbone) -> LabelW
     )
 
 
-def make_plain_renderer(backbone: Backbone, template: str, *, max_length: int | None) -> Renderer:
+def make_plain_renderer(
+    backbone: Backbone,
+    template: str,
+    *,
+    max_length: int | None,
+    settings: TaskSettings | None = None,
+) -> RowRenderer:
     """Make a renderer of rows for a backbone that is run without a task.
 
     Args:
         backbone: the backbone that the rows are for.
         template: the template of a row.
         max_length: the most tokens of a row; None for all positions that the backbone has.
+        settings: of the task whose rows they are, which may be conversations; None for texts.
+
+    Raises:
+        TemplateError: the template does not fit the backbone.
     """
-    builder = _TaskBuilder(backbone, parse_template(template), budget=LengthBudget(max_length))
-    return builder.make_renderer()
+    budget = LengthBudget(max_length)
+    builder = _TaskBuilder(backbone, parse_template(template), budget=budget, settings=settings)
+    return builder.make_row_renderer()
 
 
 class _TaskBuilder:
     """Builds tasks on a backbone with a template."""
 
-    def __init__(self, backbone: Backbone, template: Template, *, budget: LengthBudget) -> None:
-        self.backbone = backbone
+    def __init__(
+        self,
+        backbone: Backbone,
+        template: Template,
+        *,
+        budget: LengthBudget,
+        settings: TaskSettings | None,
+    ) -> None:
+        self.backbone, self.settings = backbone, settings
         self.architecture = backbone.geometry.architecture
         self.template = template
         self.free_positions = _count_free_positions(backbone, budget)
@@ -159,6 +188,27 @@ class _TaskBuilder:
             closed=self.architecture != "causal",
         )
 
+    def make_row_renderer(self, *, reserve: int = 0, masks: int = 1) -> RowRenderer:
+        """As `make_renderer`; of conversations if the task's rows are some."""
+        settings = self.settings
+        if not isinstance(settings, Classify | Generate) or settings.messages_column is None:
+            return self.make_renderer(reserve=reserve, masks=masks)
+        if self.architecture != "causal":
+            msg = (
+                f"{self.backbone.geometry.model_type} is not a causal backbone, so it has no chat "
+                "template for conversations (task.messages_column). Choose one that was trained on "
+                "conversations, such as builtin:smollm2-135m-instruct."
+            )
+            raise TemplateError(msg)
+        return make_chat_renderer(
+            self.template,
+            make_chat_template(self.backbone.tokenizer, settings.chat_template_kwargs),
+            column=settings.messages_column,
+            vocab_size=self.backbone.geometry.vocab_size,
+            max_length=self.limit - reserve,
+            writes_answer=isinstance(settings, Generate),
+        )
+
     def build(self, settings: TaskSettings, labels: Sequence[str], *, seed: int) -> Task:
         """The task."""
         if isinstance(settings, Generate):
@@ -167,6 +217,8 @@ class _TaskBuilder:
             return self.build_tagger(settings, labels, seed=seed)
         if isinstance(settings, Extract):
             return self.build_extractor(settings, seed=seed)
+        if isinstance(settings, Choose):
+            return self.build_chooser(settings, seed=seed)
         if has_trained_head(settings):
             return self.build_head_classifier(settings, labels, seed=seed)
         return self.build_verbalizer(settings)
@@ -191,7 +243,7 @@ class _TaskBuilder:
             self.backbone,
             head,
             objective=objective,
-            renderer=self.make_renderer(),
+            renderer=self.make_row_renderer(),
             target_column=get_target_column(settings),
             pooling=resolve_pooling(settings.pooling, self.architecture),
         )
@@ -233,6 +285,28 @@ class _TaskBuilder:
             target_column=settings.target_column,
         )
 
+    def build_chooser(self, settings: Choose, *, seed: int) -> Chooser:
+        """A choice of options, by their tokens or by a head."""
+        objective, is_decoder = make_choices(settings), self.architecture == "encoder-decoder"
+        if settings.head is None:
+            return ContinuationChooser(
+                self.backbone,
+                self._get_lm_head("score the tokens of options", remedy=_ADD_HEAD),
+                objective=objective,
+                renderer=self.make_renderer(),
+                settings=settings,
+                positions=self.free_positions if is_decoder else None,
+            )
+        width = self.backbone.geometry.hidden_size
+        return HeadChooser(
+            self.backbone,
+            ClassifierHead(width, 1, kind=settings.head, seed=seed),
+            objective=objective,
+            renderer=self.make_renderer(),
+            settings=settings,
+            pooling=resolve_pooling(settings.pooling, self.architecture),
+        )
+
     def build_verbalizer(
         self, settings: Classify | Regress
     ) -> CausalVerbalizer | MaskedVerbalizer | Seq2SeqVerbalizer:
@@ -252,13 +326,13 @@ class _TaskBuilder:
         match self.architecture:
             case "causal":
                 classifier = CausalVerbalizer
-                renderers = [self.make_renderer(reserve=words.lengths[-1] - 1)]
+                renderers = [self.make_row_renderer(reserve=words.lengths[-1] - 1)]
             case "encoder":
                 classifier = MaskedVerbalizer
-                renderers = [self.make_renderer(masks=k) for k in words.lengths]
+                renderers = [self.make_row_renderer(masks=k) for k in words.lengths]
             case "encoder-decoder":
                 classifier = Seq2SeqVerbalizer
-                renderers = [self.make_renderer()]
+                renderers = [self.make_row_renderer()]
         objective = make_objective(settings, words.labels)
         assert isinstance(objective, ScoreObjective)  # noqa: S101  # that of words
         return classifier(
@@ -275,7 +349,7 @@ class _TaskBuilder:
         return TextGenerator(
             self.backbone,
             self._get_lm_head("write text", remedy="Choose another backbone."),
-            renderer=self.make_renderer(reserve=settings.max_new_tokens),
+            renderer=self.make_row_renderer(reserve=settings.max_new_tokens),
             settings=settings,
             positions=self.free_positions,
             choices=choices,
@@ -346,6 +420,8 @@ def _check_compatibility(settings: TaskSettings, backbone: Backbone, template: T
                 "task kind 'generate' for the answer's text, or an encoder or a causal backbone."
             )
             raise TemplateError(msg)
+        case Choose():
+            _check_choice(settings, template, architecture=architecture, family=family)
         case Extract() if architecture == "causal":
             check_order(template, settings.context_column, family=family)
         case Classify() | Regress() if not has_trained_head(settings) and architecture == "encoder":
@@ -366,3 +442,41 @@ def _check_compatibility(settings: TaskSettings, backbone: Backbone, template: T
             raise TemplateError(msg)
         case _:
             pass
+
+
+def _check_choice(
+    settings: Choose, template: Template, *, architecture: Architecture, family: str
+) -> None:
+    """Check that options can be scored, and that the template has them where a head reads it."""
+    has_option = OPTION_FIELD in template.fields
+    fault = None
+    if settings.head is None:
+        if architecture == "encoder":
+            fault = (
+                f"{family} is an encoder, which does not continue text by an option. {_ADD_HEAD}"
+            )
+        elif has_option:
+            fault = (
+                f"the template {template.text!r} has {{option}}, but options continue it, so that "
+                "it would have them twice. Take {option} out; or train a head that reads it, "
+                'task.head = "linear".'
+            )
+    elif architecture == "encoder-decoder":
+        fault = (
+            f"{family} answers in words, so it has no head for options. Leave task.head out: its "
+            "language-model head scores the tokens of options."
+        )
+    elif not has_option:
+        fault = (
+            f"the template {template.text!r} has no {{option}}, but a head scores each row with "
+            "each of its options. Write {option} where the option would stand."
+        )
+    elif settings.length_normalization != "none" or settings.likelihood_weight:
+        key = "likelihood_weight" if settings.likelihood_weight else "length_normalization"
+        fault = (
+            f"task.{key} is about the tokens of options, which a head does not score. Leave it out."
+        )
+    if fault is None and template.masks:
+        fault = "the template has a {mask}, which options are not scored at. Take {mask} out."
+    if fault is not None:
+        raise TemplateError(fault)

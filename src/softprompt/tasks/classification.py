@@ -20,8 +20,9 @@ from torch import Tensor
 
 from softprompt.backbone.lm_head import LMHead
 from softprompt.backbone.model import Backbone
+from softprompt.data.chats import RowRenderer
 from softprompt.data.inputs import Row
-from softprompt.data.rendering import RenderedRow, Renderer
+from softprompt.data.rendering import RenderedRow
 from softprompt.data.table import is_missing, to_text
 from softprompt.errors import DataError, format_unknown
 from softprompt.prompt import Prompt
@@ -193,7 +194,7 @@ class VerbalizerClassifier(Classifier):
         *,
         words: LabelWords,
         objective: ScoreObjective,
-        renderers: Sequence[Renderer],
+        renderers: Sequence[RowRenderer],
         target_column: str,
     ) -> None:
         self.backbone = backbone
@@ -219,7 +220,7 @@ class VerbalizerClassifier(Classifier):
         """Plan which states predict the words."""
 
     @property
-    def renderers(self) -> tuple[Renderer, ...]:
+    def renderers(self) -> tuple[RowRenderer, ...]:
         """One, or for a masked backbone one for each length of word."""
         return self._renderers
 
@@ -275,7 +276,7 @@ class CausalVerbalizer(InRowVerbalizer):
     """A causal backbone: the word continues the row, which is run with each continuation."""
 
     @property
-    def renderer(self) -> Renderer:
+    def renderer(self) -> RowRenderer:
         """The renderer of rows, without a continuation."""
         return self._renderers[0]
 

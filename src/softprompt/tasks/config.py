@@ -1,11 +1,10 @@
 """The settings of tasks: ``[task]`` of a recipe, which an artifact records too."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
-from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field
 
 from softprompt.data.tag_schemes import TagScheme
 from softprompt.decoding import Decoding
@@ -14,13 +13,17 @@ from softprompt.tasks.pooling import PoolingChoice
 from softprompt.tasks.regression import RegressionLoss
 from softprompt.tasks.tag_decoding import PieceAggregation
 
-Settings = TypeVar("Settings")
 LabelWeight: TypeAlias = Annotated[float, Field(gt=0)]
 Smoothing: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Temperature: TypeAlias = Annotated[float, Field(gt=0)]
 Number: TypeAlias = Annotated[int, Field(ge=1)]
 Overlap: TypeAlias = Annotated[int, Field(ge=0)]
+TrainedTurns: TypeAlias = Literal["last", "all"]
+ChatOption: TypeAlias = bool | int | float | str
+Weight: TypeAlias = Annotated[float, Field(ge=0)]
+TargetForm: TypeAlias = Literal["auto", "text", "index", "label"]
+LengthNormalization: TypeAlias = Literal["none", "tokens", "characters"]
 
 
 class StrictModel(BaseModel):
@@ -68,6 +71,8 @@ class Classify:
             lowest; 1 without such rows.
         abstain_below: the least probability of a label that is predicted; below it a prediction is
             marked as ``abstained``. None: no prediction is.
+        messages_column: as in `Generate`; an answer at the end is a part of the conversation.
+        chat_template_kwargs: as in `Generate`.
 
     Examples:
         >>> task = Classify("{text} It was{soft:5}", verbalizer={"good": " great", "bad": " dull"})
@@ -90,6 +95,8 @@ class Classify:
     thresholds: Share | Literal["auto"] | Mapping[str, Share] = "auto"
     temperature: Temperature | Literal["auto"] = 1.0
     abstain_below: Share | None = None
+    messages_column: str | None = None
+    chat_template_kwargs: Mapping[str, ChatOption] | None = None
 
     def list_words(self) -> dict[str, tuple[str, ...]]:
         """The verbalizer with a tuple of words for each label.
@@ -119,6 +126,16 @@ class Generate:
         temperature: divides the logits when sampling.
         top_k: sample from the k likeliest tokens; 0: from all.
         top_p: sample from the smallest set of tokens with this probability.
+        messages_column: the column of conversations, lists of ``{"role": "user", "content": "…"}``,
+            which the backbone's chat template writes. The assistant's last turn is the target, and
+            ``target_column`` has no meaning. In the template, ``{messages}`` is the conversation up
+            to where the answer begins; ``{messages:system}`` before it is the text of the system
+            turn, which is added where there is none; ``{messages:user}`` behind it is the text of
+            the last user turn. None: rows are texts.
+        train_on: of a conversation, the assistant's turns that are learned: the ``last`` one, or
+            ``all`` that follow a user turn.
+        chat_template_kwargs: further variables of the chat template, such as
+            ``{ enable_thinking = false }``.
 
     Examples:
         >>> task = Generate("Summarize: {text}{soft:20}", target_column="summary", num_beams=4)
@@ -139,6 +156,9 @@ class Generate:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    messages_column: str | None = None
+    train_on: TrainedTurns = "last"
+    chat_template_kwargs: Mapping[str, ChatOption] | None = None
 
 
 @dataclass(frozen=True)
@@ -283,13 +303,69 @@ class Extract:
     head: HeadKind = "linear"
 
 
+@dataclass(frozen=True)
+class Choose:
+    r"""Choose one of a row's own options, of which each row may have another number.
+
+    Args:
+        template: what a row looks like. Its text is continued by each option; with a head it has
+            the option itself, as the field ``{option}``. None: the text columns, joined.
+        options_column: the column of the options: lists of texts, texts with ``|`` between options,
+            or records ``{"text": [...], "label": [...]}``. Several columns have one option each, of
+            which the last ones may be empty.
+        target_column: the column of the right option.
+        target_form: how targets name an option. ``text``: by its text; ``index``: by its place,
+            counted from 0; ``label``: by its label, which is A, B, C where options have none of
+            their own. ``auto``: the form that fits all training rows.
+        head: a trained layer that scores each row with each option. None: the language-model head
+            scores the tokens of each option, which causal models and encoder-decoders can do.
+        pooling: the readout of a head, as in `Classify`.
+        length_normalization: what the sum of the log-probabilities of an option's tokens is divided
+            by: ``none``; ``tokens``, their number; ``characters``, that of its text, as the metric
+            acc_norm of lm-evaluation-harness has it.
+        likelihood_weight: how much the likelihood of the right option's tokens counts in training,
+            for each token, in addition to its share among the options (Liu et al. 2022, "Few-shot
+            parameter-efficient fine-tuning", section 3.2, have both). 0: not at all.
+
+    Examples:
+        >>> template = "Question: {question}\nAnswer:{soft:10}"
+        >>> task = Choose(template, length_normalization="characters")
+        >>> task.options_column, task.target_form
+        ('options', 'auto')
+    """
+
+    kind: ClassVar = "choose"
+
+    template: str | None = None
+    options_column: str | Sequence[str] = "options"
+    target_column: str = "target"
+    target_form: TargetForm = "auto"
+    head: HeadKind | None = None
+    pooling: PoolingChoice = "auto"
+    length_normalization: LengthNormalization = "none"
+    likelihood_weight: Weight = 0.0
+
+    def list_columns(self) -> tuple[str, ...]:
+        """The columns of the options: one of lists, or one for each option.
+
+        Returns:
+            Their names.
+        """
+        columns = self.options_column
+        return (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+# The field of a template that has one of the options.
+OPTION_FIELD = "option"
+
+
 def _list_words(words: Mapping[str, str | Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
     return {k: (v,) if isinstance(v, str) else tuple(v) for k, v in (words or {}).items()}
 
 
-TaskSettings = Classify | Generate | Regress | Tag | Extract
-TASKS: dict[str, type[Classify] | type[Generate] | type[Regress] | type[Tag] | type[Extract]] = {
-    t.kind: t for t in (Classify, Generate, Regress, Tag, Extract)
+TaskSettings = Classify | Generate | Regress | Tag | Extract | Choose
+TASKS: dict[str, type[TaskSettings]] = {
+    t.kind: t for t in (Classify, Generate, Regress, Tag, Extract, Choose)
 }
 
 
@@ -299,7 +375,19 @@ def get_target_column(settings: TaskSettings) -> str:
     Args:
         settings: of the task.
     """
-    return settings.label_column if isinstance(settings, Classify) else settings.target_column
+    if isinstance(settings, Classify):
+        return settings.label_column
+    # The answer to a conversation is its last turn.
+    return get_messages_column(settings) or settings.target_column
+
+
+def get_messages_column(settings: TaskSettings) -> str | None:
+    """The column of conversations; None if rows are texts.
+
+    Args:
+        settings: of the task.
+    """
+    return settings.messages_column if isinstance(settings, Classify | Generate) else None
 
 
 def list_flexible_columns(settings: TaskSettings) -> tuple[str, ...]:
@@ -309,12 +397,32 @@ def list_flexible_columns(settings: TaskSettings) -> tuple[str, ...]:
         settings: of the task.
     """
     match settings:
-        case Classify(multi_label=True) | Regress() | Extract():
+        case Classify() | Generate():
+            column = get_messages_column(settings)
+            has_sets = isinstance(settings, Classify) and settings.multi_label
+            sets = (get_target_column(settings),) if has_sets else ()
+            return sets if column is None else (column, *sets)
+        case Regress() | Extract():
             return (get_target_column(settings),)
         case Tag():
             return (settings.words_column, settings.target_column)
+        case Choose():
+            return (*settings.list_columns(), settings.target_column)
         case _:
             return ()
+
+
+def list_row_columns(settings: TaskSettings, fields: Sequence[str]) -> tuple[str, ...]:
+    """The columns that a row must have to be answered.
+
+    Args:
+        settings: of the task.
+        fields: of its template, of which ``{option}`` is not a column.
+    """
+    if not isinstance(settings, Choose):
+        return tuple(fields)
+    columns = [name for name in fields if name != OPTION_FIELD]
+    return tuple(dict.fromkeys([*columns, *settings.list_columns()]))
 
 
 def list_answer_settings(settings: TaskSettings) -> tuple[str, ...]:
@@ -332,6 +440,8 @@ def list_answer_settings(settings: TaskSettings) -> tuple[str, ...]:
             return ("aggregation", "constrained_decoding")
         case Extract():
             return ("null_threshold", "n_best", "max_answer_tokens")
+        case Choose(head=None):
+            return ("length_normalization",)
         case _:
             return ()
 
@@ -345,6 +455,8 @@ def has_trained_head(settings: TaskSettings) -> bool:
     match settings:
         case Classify(verbalizer=None) | Regress(words=None) | Tag() | Extract():
             return True
+        case Choose(head=head):
+            return head is not None
         case _:
             return False
 
@@ -376,26 +488,3 @@ def make_decoding(settings: Generate) -> Decoding:
         top_k=settings.top_k,
         top_p=settings.top_p,
     )
-
-
-def build_settings(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """A settings dataclass from plain data, checked as strictly as a table of the recipe.
-
-    Args:
-        settings: the class.
-        values: of its fields.
-
-    Raises:
-        pydantic.ValidationError: a key is unknown, missing or of the wrong type.
-    """
-    model = _make_model(settings)  # type: ignore[arg-type]  # a class is hashable
-    return settings(**dict(model.model_validate(dict(values))))
-
-
-@cache
-def _make_model(settings: type[Any]) -> type[StrictModel]:
-    """The strict model of a settings dataclass; making one takes milliseconds."""
-    keys: Any = {
-        f.name: (f.type, ... if f.default is MISSING else f.default) for f in fields(settings)
-    }
-    return create_model(settings.__name__, __base__=StrictModel, **keys)

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from softprompt.backbone.lm_head import LMHead
 from softprompt.backbone.model import Backbone
+from softprompt.data.chats import AnsweredTurn, ChatRenderer, RowRenderer
 from softprompt.data.collate import Side
 from softprompt.data.inputs import Row
-from softprompt.data.rendering import RenderedRow, Renderer
+from softprompt.data.rendering import RenderedRow
 from softprompt.data.table import to_text
 from softprompt.data.tokenizer import TextEncoder
 from softprompt.decoding import Decoding
@@ -23,7 +24,7 @@ from softprompt.injection.generation import generate
 from softprompt.prompt import Prompt
 from softprompt.tasks.answers import Answers
 from softprompt.tasks.base import Example, WholeRowTask, gather_positions, pad_rows
-from softprompt.tasks.config import Generate, make_decoding
+from softprompt.tasks.config import Generate, get_target_column, make_decoding
 from softprompt.tasks.objectives import FreeText, Prediction, SummedLoss
 
 # The most logits that are in memory at once: 64 MB of fp32.
@@ -103,24 +104,28 @@ class TextGenerator(WholeRowTask):
         backbone: Backbone,
         head: LMHead,
         *,
-        renderer: Renderer,
+        renderer: RowRenderer,
         settings: Generate,
         positions: int | None,
         choices: Sequence[str],
     ) -> None:
         decoding = make_decoding(settings)
+        if isinstance(renderer, ChatRenderer):
+            decoding = replace(decoding, stop_token_ids=renderer.end_token_ids)
         self.backbone = backbone
         self.objective = FreeText(tuple(choices))
         self._head = head
         self._renderer = renderer
         self.columns = renderer.template.fields
-        self.target_column = settings.target_column
+        self.target_column = get_target_column(settings)
+        self._all_turns = settings.train_on == "all"
         self._positions = positions
         self._max_target_length = settings.max_target_length
         self._answers = Answers(
             TextEncoder(renderer.safe_tokenizer, renderer.vocab_size),
             continue_rows=backbone.geometry.architecture == "causal",
             choices=choices,
+            chat=renderer if isinstance(renderer, ChatRenderer) else None,
         )
         allowed = self._answers.choice_ids
         _check_choices(choices, allowed, longest=decoding.max_new_tokens)
@@ -131,9 +136,14 @@ class TextGenerator(WholeRowTask):
         )
 
     @property
-    def renderer(self) -> Renderer:
+    def renderer(self) -> RowRenderer:
         """The renderer of rows."""
         return self._renderer
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether rows are conversations."""
+        return isinstance(self._renderer, ChatRenderer)
 
     @property
     def decoding(self) -> Decoding:
@@ -141,7 +151,7 @@ class TextGenerator(WholeRowTask):
         return self._decoding
 
     @property
-    def renderers(self) -> tuple[Renderer, ...]:
+    def renderers(self) -> tuple[RowRenderer, ...]:
         """The only renderer."""
         return (self._renderer,)
 
@@ -154,8 +164,29 @@ class TextGenerator(WholeRowTask):
             return Example((source,), ((),), None)
         if self.target_column not in row:
             raise DataError(format_unknown("column", self.target_column, options=row))
+        if isinstance(self._renderer, ChatRenderer):
+            return self._complete_turns(row, self._renderer)
         text = to_text(row[self.target_column])
-        ids, end = self._answers.encode(text), self.backbone.eos_token_ids[:1]
+        source, target_ids = self._cut_target(source, self._answers.encode(text), text=text)
+        return Example((source,), ((),), target_ids)
+
+    def _complete_turns(self, row: Row, renderer: ChatRenderer) -> Example:
+        """The last turn, and before it those that its row has; the others in rows of their own."""
+        turns = [
+            self._cut_target(turn.row, turn.answer, text=self._answers.spell(turn.answer))
+            for turn in renderer.render_turns(row, all_turns=self._all_turns)
+        ]
+        return _join_turns([AnsweredTurn(*turn) for turn in turns])
+
+    def _cut_target(
+        self, source: RenderedRow, ids: tuple[int, ...], *, text: str
+    ) -> tuple[RenderedRow, tuple[int, ...]]:
+        """A target of at most so many tokens as are wanted, with the end token, and its row.
+
+        Raises:
+            DataError: there are not so many positions.
+        """
+        end = self._end_token_ids
         target_ids = (*ids[: self._max_target_length], *end)
         if self._max_target_length is not None and len(ids) > self._max_target_length:
             source = replace(source, truncated=True)
@@ -166,7 +197,12 @@ class TextGenerator(WholeRowTask):
                 f"for it: {text[:60]!r}… {self._suggest_lengths(free - len(end))}"
             )
             raise DataError(msg)
-        return Example((source,), ((),), target_ids)
+        return source, target_ids
+
+    @property
+    def _end_token_ids(self) -> tuple[int, ...]:
+        """The token that a target ends with: that of the chat template, or of the backbone."""
+        return (*self._decoding.stop_token_ids, *self.backbone.eos_token_ids)[:1]
 
     def compute_loss(
         self,
@@ -176,8 +212,8 @@ class TextGenerator(WholeRowTask):
         rows: Int[Tensor, " B"] | None = None,
     ) -> SummedLoss:
         """Cross-entropy on the targets' tokens, and on no others."""
-        targets = [get_target_ids(e) for e in examples]
-        states = self._compute_target_states(examples, targets, prompts=prompts, rows=rows)
+        targets = [_list_scored_ids(e) for e in examples]
+        states = self._compute_target_states(examples, prompts=prompts, rows=rows)
         tokens = torch.tensor([token for t in targets for token in t], device=states.device)
         vocabulary = self.backbone.geometry.vocab_size
         total = compute_chunked_cross_entropy(
@@ -239,28 +275,32 @@ class TextGenerator(WholeRowTask):
         return target if is_equal else prediction.label
 
     def list_training_rows(self, example: Example) -> tuple[RenderedRow, ...]:
-        """The row; on a causal backbone, followed by its target."""
+        """The rows; on a causal backbone, the first is followed by its target."""
         if self.backbone.geometry.architecture != "causal":
             return example.variants
-        return (_append_target(example.variants[0], get_target_ids(example)),)
+        first, *others = example.variants
+        return (_append_target(first, get_target_ids(example)), *others)
 
     def _compute_target_states(
         self,
         examples: Sequence[Example],
-        targets: Sequence[tuple[int, ...]],
         *,
         prompts: Sequence[Prompt | None],
         rows: Int[Tensor, " B"] | None,
     ) -> Float[Tensor, "S H"]:
         """The hidden states that predict the targets' tokens."""
-        sources = [e.variants[0] for e in examples]
         if self.backbone.geometry.architecture == "causal":
-            whole = [_append_target(s, t) for s, t in zip(sources, targets, strict=True)]
-            lasts = [len(source.input_ids) - 1 for source in sources]
-            positions = [range(last, last + len(t)) for last, t in zip(lasts, targets, strict=True)]
+            whole = [row for e in examples for row in self.list_training_rows(e)]
+            counts = torch.tensor([len(e.variants) for e in examples])
             return self.compute_states_at(
-                whole, positions=positions, prompts=prompts, prompt_index=rows
+                whole,
+                positions=[at for e in examples for at in _list_scored_positions(e)],
+                prompts=prompts,
+                prompt_index=None
+                if rows is None
+                else rows.repeat_interleave(counts.to(rows.device)),
             )
+        sources, targets = [e.variants[0] for e in examples], [*map(get_target_ids, examples)]
         decoder = [[self.backbone.decoder_start_token_id, *t[:-1]] for t in targets]
         states = self.decode_states(sources, decoder=decoder, prompts=prompts, prompt_index=rows)
         return gather_positions(states, [range(len(t)) for t in targets])
@@ -318,3 +358,44 @@ def get_target_ids(example: Example) -> tuple[int, ...]:
         msg = "an example without its target has no loss. Render it with target=True."
         raise DataError(msg)
     return cast("tuple[int, ...]", example.target)
+
+
+def _list_scored_positions(example: Example) -> list[tuple[int, ...]]:
+    """Of each variant the positions whose states predict a scored token; targets come last."""
+    first, *others = example.read_positions
+    last = len(example.variants[0].input_ids) - 1
+    return [(*first, *range(last, last + len(get_target_ids(example)))), *others]
+
+
+def _list_scored_ids(example: Example) -> tuple[int, ...]:
+    """The tokens that the states at `_list_scored_positions` predict."""
+    pairs = zip(example.variants, example.read_positions, strict=True)
+    (first, *others) = [tuple(row.input_ids[at + 1] for at in read) for row, read in pairs]
+    return (*first, *get_target_ids(example), *(token for of_row in others for token in of_row))
+
+
+def _join_turns(turns: Sequence[AnsweredTurn]) -> Example:
+    """The turns of a conversation as few rows: one that another begins with is read in that one.
+
+    The first variant is the row of the last turn, whose answer is the target. The states at its
+    read positions predict earlier answers, since a causal backbone sees nothing of what follows.
+    Each other variant has its answer, since nothing follows it.
+
+    Args:
+        turns: with answers that have their end token.
+    """
+    *earlier, last = turns
+    rows: list[RenderedRow] = [last.row]
+    positions: list[tuple[int, ...]] = [()]
+    for turn in reversed(earlier):
+        ids = (*turn.row.input_ids, *turn.answer)
+        begin = len(turn.row.input_ids) - 1
+        read = tuple(range(begin, begin + len(turn.answer)))
+        at = next((n for n, row in enumerate(rows) if row.input_ids[: len(ids)] == ids), None)
+        if at is not None:
+            positions[at] = (*read, *positions[at])
+        else:
+            types = (*turn.row.token_type_ids, *[0] * len(turn.answer))
+            rows.append(RenderedRow(ids, types, (), turn.row.truncated))
+            positions.append(read)
+    return Example(tuple(rows), tuple(positions), last.answer)

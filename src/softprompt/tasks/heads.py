@@ -1,4 +1,4 @@
-"""A trained head on hidden states: of labels, sets of labels, or numbers."""
+"""A trained head on hidden states: of labels, sets of labels, numbers, or options."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from softprompt.backbone.model import Backbone
+from softprompt.data.chats import RowRenderer
 from softprompt.data.inputs import Row
-from softprompt.data.rendering import RenderedRow, Renderer
+from softprompt.data.rendering import RenderedRow
 from softprompt.prompt import Prompt
 from softprompt.tasks.base import Example, HeadTask, Task, pad_rows
 from softprompt.tasks.classification import Classifier
@@ -24,7 +25,107 @@ from softprompt.tasks.pooling import (
 )
 
 
-class HeadClassifier(Classifier, HeadTask):
+class PooledHeadTask(HeadTask):
+    """A trained head on one state of each rendered row, or on the pooled states of its words.
+
+    Attributes:
+        pooling: the readout.
+    """
+
+    pooling: Pooling
+    _head: ClassifierHead
+    _renderer: RowRenderer
+    _cls: int
+
+    def with_pooling(self, pooling: Pooling) -> "PooledHeadTask":
+        """A copy of the task with the same head and another readout."""
+        task = copy(self)
+        task.pooling = pooling
+        return task
+
+    def with_head(self, head: ClassifierHead) -> "PooledHeadTask":
+        """A copy of the task with the same readout and another head."""
+        task = copy(self)
+        task._head = head.to(self.backbone.device)  # noqa: SLF001  # a copy of this one
+        return task
+
+    @property
+    def head(self) -> ClassifierHead:
+        """The head, which is trained with the prompt."""
+        return self._head
+
+    @property
+    def reads_whole_rows(self) -> bool:
+        """Whether it pools the states of many positions."""
+        return self.pooling in ("mean", "max")
+
+    @property
+    def renderers(self) -> tuple[RowRenderer, ...]:
+        """The only renderer."""
+        return (self._renderer,)
+
+    def with_shared_prefix(self, examples: Sequence[Example], prompt: Prompt | None) -> Task:
+        """The task itself where states of the common tokens are read too."""
+        return self if self.reads_whole_rows else super().with_shared_prefix(examples, prompt)
+
+    def pool_variants(
+        self,
+        variants: Sequence[RenderedRow],
+        prompts: Sequence[Prompt | None],
+        *,
+        rows: Int[Tensor, " S"] | None = None,
+    ) -> Float[Tensor, "S H"]:
+        """The state that is read of each rendered row; a pooled one is in fp32.
+
+        Args:
+            variants: the rendered rows.
+            prompts: a single prompt for all rows, or several.
+            rows: for each row the index of its prompt; None with a single prompt.
+        """
+        match self.pooling:
+            case "mean" | "max" as pooling:
+                inputs = pad_rows(self.backbone, variants)
+                states = self.run_rows(variants, inputs, prompts=prompts, prompt_index=rows)
+                size = self.backbone.geometry.vocab_size
+                words = mark_words(inputs.input_ids, inputs.attention_mask, vocab_size=size)
+                return pool_states(states, words, pooling=pooling)
+            case "cls" | "first" | "last":
+                return self.compute_states_at(
+                    variants,
+                    # The rows may have been rendered before the readout was chosen.
+                    positions=[self.list_positions(variant) for variant in variants],
+                    prompts=prompts,
+                    prompt_index=rows,
+                )
+            case _:
+                assert_never(self.pooling)
+
+    def list_positions(self, row: RenderedRow) -> tuple[int, ...]:
+        """The positions of a rendered row that are read.
+
+        Args:
+            row: rendered.
+        """
+        size = self.backbone.geometry.vocab_size
+        point = locate_point(row.input_ids, self.pooling, vocab_size=size, cls=self._cls)
+        if point is not None:
+            return (point,)
+        words = tuple(at for at, token in enumerate(row.input_ids) if token < size)
+        return words or tuple(range(len(row.input_ids)))
+
+
+def locate_cls(backbone: Backbone, renderer: RowRenderer) -> int:
+    """The position of [CLS] in an encoder's rows; -1 in a causal backbone.
+
+    Args:
+        backbone: the backbone to run.
+        renderer: of its rows.
+    """
+    is_encoder = backbone.geometry.architecture == "encoder"
+    return renderer.template.soft_before_bos if is_encoder else -1
+
+
+class HeadClassifier(Classifier, PooledHeadTask):
     """A trained head on one state of each row, or on the pooled states of its words.
 
     Args:
@@ -42,7 +143,7 @@ class HeadClassifier(Classifier, HeadTask):
         head: ClassifierHead,
         *,
         objective: ScoreObjective,
-        renderer: Renderer,
+        renderer: RowRenderer,
         target_column: str,
         pooling: Pooling | None = None,
     ) -> None:
@@ -53,35 +154,7 @@ class HeadClassifier(Classifier, HeadTask):
         self._renderer = renderer
         self.columns = renderer.template.fields
         self.target_column = target_column
-        is_encoder = backbone.geometry.architecture == "encoder"
-        self._cls = renderer.template.soft_before_bos if is_encoder else -1
-
-    def with_pooling(self, pooling: Pooling) -> "HeadClassifier":
-        """A copy of the task with the same head and another readout."""
-        task = copy(self)
-        task.pooling = pooling
-        return task
-
-    def with_head(self, head: ClassifierHead) -> "HeadClassifier":
-        """A copy of the task with the same readout and another head."""
-        task = copy(self)
-        task._head = head.to(self.backbone.device)  # noqa: SLF001  # a copy of this one
-        return task
-
-    @property
-    def head(self) -> ClassifierHead:
-        """The head, which is trained with the prompt."""
-        return self._head
-
-    @property
-    def reads_whole_rows(self) -> bool:
-        """Whether it pools the states of many positions."""
-        return self.pooling in ("mean", "max")
-
-    @property
-    def renderers(self) -> tuple[Renderer, ...]:
-        """The only renderer."""
-        return (self._renderer,)
+        self._cls = locate_cls(backbone, renderer)
 
     def complete_example(
         self, row: Row, rendered: Sequence[RenderedRow], *, target: bool = True
@@ -89,11 +162,7 @@ class HeadClassifier(Classifier, HeadTask):
         """The row, with the positions that the readout reads."""
         label = self.read_target(row) if target else None
         (variant,) = rendered
-        return Example((variant,), (self._list_positions(variant),), label)
-
-    def with_shared_prefix(self, examples: Sequence[Example], prompt: Prompt | None) -> Task:
-        """The task itself where states of the common tokens are read too."""
-        return self if self.reads_whole_rows else super().with_shared_prefix(examples, prompt)
+        return Example((variant,), (self.list_positions(variant),), label)
 
     def compute_states(
         self,
@@ -104,33 +173,7 @@ class HeadClassifier(Classifier, HeadTask):
     ) -> Float[Tensor, "B 1 H"]:
         """The state that is read of each row; a pooled one is in fp32."""
         variants = [e.variants[0] for e in examples]
-        match self.pooling:
-            case "mean" | "max" as pooling:
-                inputs = pad_rows(self.backbone, variants)
-                states = self.run_rows(variants, inputs, prompts=prompts, prompt_index=rows)
-                size = self.backbone.geometry.vocab_size
-                words = mark_words(inputs.input_ids, inputs.attention_mask, vocab_size=size)
-                return pool_states(states, words, pooling=pooling)[:, None]
-            case "cls" | "first" | "last":
-                pooled = self.compute_states_at(
-                    variants,
-                    # The rows may have been rendered before the readout was chosen.
-                    positions=[self._list_positions(variant) for variant in variants],
-                    prompts=prompts,
-                    prompt_index=rows,
-                )
-                return pooled[:, None]
-            case _:
-                assert_never(self.pooling)
-
-    def _list_positions(self, row: RenderedRow) -> tuple[int, ...]:
-        """The positions of a row that are read."""
-        size = self.backbone.geometry.vocab_size
-        point = locate_point(row.input_ids, self.pooling, vocab_size=size, cls=self._cls)
-        if point is not None:
-            return (point,)
-        words = tuple(at for at, token in enumerate(row.input_ids) if token < size)
-        return words or tuple(range(len(row.input_ids)))
+        return self.pool_variants(variants, prompts, rows=rows)[:, None]
 
     def read(self, states: Float[Tensor, "B 1 H"]) -> Float[Tensor, "B C"]:
         """The head's scores."""

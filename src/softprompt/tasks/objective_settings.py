@@ -7,14 +7,15 @@ from typing import Any, assert_never
 from pydantic import ValidationError
 
 from softprompt.errors import DataError, PromptError
+from softprompt.tasks.choices import Choices, make_choices
 from softprompt.tasks.config import (
+    Choose,
     Classify,
     Extract,
     Generate,
     Regress,
     Tag,
     TaskSettings,
-    build_settings,
     list_answer_settings,
 )
 from softprompt.tasks.extraction import (
@@ -25,6 +26,7 @@ from softprompt.tasks.extraction import (
 from softprompt.tasks.label_sets import DEFAULT_THRESHOLD, LabelSets
 from softprompt.tasks.objectives import FreeText, Objective, SingleLabel
 from softprompt.tasks.regression import Numbers, WordNumbers, make_numbers
+from softprompt.tasks.strict_settings import build_settings
 from softprompt.tasks.tag_cells import get_scheme
 from softprompt.tasks.tag_sequences import TagSequences
 
@@ -61,8 +63,17 @@ def make_objective(settings: TaskSettings, labels: Sequence[str]) -> Objective:
             return make_numbers(mean, scale, loss=settings.loss, words=settings.list_words())
         case Generate():
             return FreeText(tuple(labels))
+        case Tag() | Extract() | Choose():
+            return _make_structured(settings, tuple(labels))
+        case _:
+            assert_never(settings)
+
+
+def _make_structured(settings: Tag | Extract | Choose, labels: tuple[str, ...]) -> Objective:
+    """What is asked where answers have parts, or depend on the row."""
+    match settings:
         case Tag():
-            return _make_tag_sequences(settings, tuple(labels))
+            return _make_tag_sequences(settings, labels)
         case Extract(null_threshold=threshold):
             value = DEFAULT_NULL_THRESHOLD if threshold == "auto" else threshold
             return ContextAnswers(
@@ -70,6 +81,8 @@ def make_objective(settings: TaskSettings, labels: Sequence[str]) -> Objective:
                 n_best=settings.n_best,
                 max_answer_tokens=settings.max_answer_tokens,
             )
+        case Choose():
+            return make_choices(settings)
         case _:
             assert_never(settings)
 
@@ -81,7 +94,7 @@ def get_loss_unit(settings: TaskSettings) -> str:
         settings: of the task.
     """
     match settings:
-        case Classify() | Regress() | Extract():
+        case Classify() | Regress() | Extract() | Choose():
             return Objective.loss_unit
         case Generate():
             return FreeText.loss_unit
@@ -97,24 +110,28 @@ def describe_objective(objective: Objective) -> dict[str, Any]:
     Args:
         objective: of a task.
     """
+    found: dict[str, Any] = {}
     match objective:
         case SingleLabel(labels, weights):
             by_label = None if weights is None else dict(zip(labels, weights, strict=True))
-            return {"class_weights": by_label, "temperature": objective.temperature}
+            found = {"class_weights": by_label, "temperature": objective.temperature}
         case LabelSets(labels, thresholds, weights):
             by_label = None if weights is None else dict(zip(labels, weights, strict=True))
             chosen = dict(zip(labels, thresholds, strict=True))
-            return {"class_weights": by_label, "thresholds": chosen}
+            found = {"class_weights": by_label, "thresholds": chosen}
         case Numbers() | WordNumbers(numbers=Numbers()):
             numbers = objective if isinstance(objective, Numbers) else objective.numbers
-            return {"mean": [*numbers.mean], "scale": [*numbers.scale]}
+            found = {"mean": [*numbers.mean], "scale": [*numbers.scale]}
         case TagSequences(labels=labels, weights=weights):
             by_label = None if weights is None else dict(zip(labels, weights, strict=True))
-            return {"class_weights": by_label, "scheme": objective.source}
+            found = {"class_weights": by_label, "scheme": objective.source}
         case ContextAnswers(null_threshold=threshold):
-            return {"null_threshold": NEVER if threshold is None else threshold}
+            found = {"null_threshold": NEVER if threshold is None else threshold}
+        case Choices():
+            found = {"target_form": objective.target_form}
         case _:
-            return {}
+            pass
+    return found
 
 
 def change_answer_settings(

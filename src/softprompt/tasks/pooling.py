@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from softprompt.backbone.references import Architecture
-from softprompt.data.template import Field, SoftTokens, Template
+from softprompt.data.template import Field, SoftTokens, Template, TurnText
 
 Pooling = Literal["cls", "first", "mean", "max", "last"]
 # What a recipe may name: one of these, or the choice of the best one.
@@ -63,7 +63,7 @@ def list_poolings(architecture: Architecture, template: Template) -> tuple[Pooli
         return ("mean", "cls", "max", "last")
     pieces = template.pieces
     soft = [at for at, piece in enumerate(pieces) if isinstance(piece, SoftTokens)]
-    text = [at for at, piece in enumerate(pieces) if isinstance(piece, Field)]
+    text = [at for at, piece in enumerate(pieces) if isinstance(piece, Field | TurnText)]
     is_text_first = bool(soft and text and text[0] < soft[0])
     if architecture == "causal" and is_text_first:
         return ("last",)

@@ -3,21 +3,27 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, assert_never
 
-from softprompt.data.labels import check_choices, check_labels, collect_labels
+from softprompt.data.labels import check_answers, check_choices, check_labels, collect_labels
+from softprompt.data.messages import read_answer, read_messages
 from softprompt.data.table import Table, check_columns, check_names, is_missing, to_text
 from softprompt.errors import DataError, format_unknown
 from softprompt.tasks.base import Task
+from softprompt.tasks.chooser import Chooser
 from softprompt.tasks.config import (
+    Choose,
     Classify,
     Extract,
     Generate,
     Regress,
     Tag,
     TaskSettings,
+    get_messages_column,
     get_target_column,
 )
 from softprompt.tasks.extraction import read_context_answers
+from softprompt.tasks.generation import TextGenerator
 from softprompt.tasks.label_sets import parse_label_set
+from softprompt.tasks.option_cells import read_choice_rows, resolve_target_form
 from softprompt.tasks.regression import parse_numbers
 from softprompt.tasks.tag_cells import (
     check_tag_rows,
@@ -41,8 +47,8 @@ def has_few_targets(settings: TaskSettings) -> bool:
         case Classify():
             return not settings.multi_label
         case Generate():
-            return settings.choices is not None
-        case Regress() | Tag() | Extract():
+            return settings.choices is not None and settings.messages_column is None
+        case Regress() | Tag() | Extract() | Choose():
             return False
         case _:
             assert_never(settings)
@@ -68,6 +74,11 @@ def read_targets(table: Table, settings: TaskSettings, *, split: str = "given") 
     """
     if isinstance(settings, Tag):
         return [format_tags(tags) for tags in read_tag_rows(table, settings, split=split)]
+    if isinstance(settings, Generate) and settings.messages_column is not None:
+        return _read_messages(table, settings.messages_column, read_answer, split=split)
+    if isinstance(settings, Choose):
+        rows = read_choice_rows(table, settings, split=split)
+        return [options.texts[choice] for options, choice in rows]
     return read_truth(table, get_target_column(settings))
 
 
@@ -78,8 +89,10 @@ def read_task_targets(table: Table, task: Task) -> list[str]:
         table: the rows, checked.
         task: of the rows.
     """
-    if isinstance(task, Tagger):
+    if isinstance(task, Tagger | Chooser):
         return read_targets(table, task.settings)
+    if isinstance(task, TextGenerator) and task.is_chat:
+        return _read_messages(table, task.target_column, read_answer, split="given")
     return read_truth(table, task.target_column)
 
 
@@ -91,9 +104,15 @@ def resolve_target_settings(settings: TaskSettings, train: Table) -> TaskSetting
         train: the training rows.
 
     Raises:
-        DataError: tags are of no one scheme.
+        DataError: tags are of no one scheme, or the options' targets of no one form.
     """
-    return resolve_tag_scheme(settings, train) if isinstance(settings, Tag) else settings
+    match settings:
+        case Tag():
+            return resolve_tag_scheme(settings, train)
+        case Choose():
+            return resolve_target_form(settings, train)
+        case _:
+            return settings
 
 
 def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
@@ -104,8 +123,8 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
         table: the training rows.
 
     Raises:
-        DataError: there is only one label, the verbalizer has no word for one, or the order of
-            ordinal labels is not known.
+        DataError: there is only one label, the verbalizer has no word for one, the order of
+            ordinal labels is not known, or targets name options in no one form.
     """
     match settings:
         case Classify(multi_label=True):
@@ -113,15 +132,23 @@ def find_labels(settings: TaskSettings, table: Table) -> tuple[str, ...]:
         case Classify():
             return _find_classes(settings, table)
         case Generate(choices="from-data"):
-            return collect_labels(table, settings.target_column)
+            return _collect_answers(settings, table)
         case Generate(choices=choices):
             return tuple(choices or ())
-        case Regress() | Extract():
+        case Regress() | Extract() | Choose():
+            resolve_target_settings(settings, table)  # which refuses targets of no one form
             return ()
         case Tag():
             return find_tags(settings, table)
         case _:
             assert_never(settings)
+
+
+def _collect_answers(settings: Generate, table: Table) -> tuple[str, ...]:
+    """The different answers of the training rows."""
+    if settings.messages_column is None:
+        return collect_labels(table, settings.target_column)
+    return tuple(sorted({*read_targets(table, settings, split="train")}))
 
 
 def _find_classes(settings: Classify, table: Table) -> tuple[str, ...]:
@@ -217,12 +244,18 @@ def check_targets(
     Raises:
         DataError: a target is missing, unknown, or not of the task's form.
     """
-    column = get_target_column(settings)
+    column, messages = get_target_column(settings), get_messages_column(settings)
+    if messages is not None:
+        check_names([messages], table.column_names, where=f"the {split} data")
+        _read_messages(table, messages, read_messages, split=split)
     match settings:
         case Classify(multi_label=True):
             _check_sets(table, column, labels=labels, split=split)
         case Classify():
             check_labels(table, column, known=labels, split=split)
+        case Generate(messages_column=str()):
+            answers = read_targets(table, settings, split=split)
+            check_answers(answers, column, choices=labels, split=split)
         case Generate():
             check_columns(table, [column], where=f"the {split} data")
             check_choices(table, column, choices=labels, split=split)
@@ -232,6 +265,8 @@ def check_targets(
             check_tag_rows(table, settings, split=split)
         case Extract():
             _check_answers(table, settings, split=split)
+        case Choose():
+            read_choice_rows(table, settings, split=split)
         case _:
             assert_never(settings)
 
@@ -271,6 +306,20 @@ def _check_answers(table: Table, settings: Extract, *, split: str) -> None:
                 raise
             msg = f"{where}, column {settings.target_column!r}: {error}"
             raise DataError(msg) from error
+
+
+def _read_messages(
+    table: Table, column: str, read: Callable[[object], _Found], *, split: str
+) -> list[_Found]:
+    """What the conversations of a table hold; an error names the row."""
+    found = []
+    for index, cell in enumerate(table[column][:]):
+        try:
+            found.append(read(cell))
+        except DataError as error:
+            msg = f"row {index} (counted from 0) of the {split} data, column {column!r}: {error}"
+            raise DataError(msg) from error
+    return found
 
 
 def read_numbers(table: Table, column: str) -> list[tuple[float, ...]]:

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
+from itertools import chain
 from typing import TypeAlias, TypeGuard
 
 import torch
@@ -19,6 +20,7 @@ from softprompt.data import (
     check_columns,
     parse_template,
 )
+from softprompt.data.chats import ChatRenderer
 from softprompt.data.disk_cache import DiskCache, StateShape, open_user_cache
 from softprompt.data.duplicates import SPLITS, describe_splits
 from softprompt.data.few_rows import count_rows
@@ -28,7 +30,7 @@ from softprompt.errors import DataError, RecipeError, TemplateError, format_unkn
 from softprompt.recipe import Recipe
 from softprompt.tasks import Example, LengthBudget, Objective, Task, TaskSettings
 from softprompt.tasks.base import WholeRowTask
-from softprompt.tasks.config import get_target_column
+from softprompt.tasks.config import get_target_column, list_row_columns
 from softprompt.tasks.extraction import ContextAnswers
 from softprompt.tasks.extractor import count_answer_tokens
 from softprompt.tasks.targets import has_few_targets, read_task_targets
@@ -94,7 +96,7 @@ def get_task_columns(settings: TaskSettings) -> TaskColumns:
     fields = None
     if settings.template is not None:
         try:
-            fields = parse_template(settings.template).fields
+            fields = list_row_columns(settings, parse_template(settings.template).fields)
         except TemplateError:  # reported when the template is checked
             fields = ()
     return TaskColumns(get_target_column(settings), fields, has_few_targets(settings))
@@ -124,6 +126,7 @@ def list_row_warnings(
         *_describe_absent(rows, objective),
         *_describe_truncated(rows),
         *_describe_long_answers(rows, objective),
+        *_describe_divided(rows),
     )
 
 
@@ -180,6 +183,20 @@ def _describe_long_answers(rows: Mapping[str, RenderedRows], objective: Objectiv
             )
 
 
+def _describe_divided(rows: Mapping[str, RenderedRows]) -> Iterator[str]:
+    """Describe conversations whose answers are not all read in one row."""
+    train = rows.get("train")
+    if train is None or not all(e.target is not None for e in train.examples[:1]):
+        return
+    divided = [e for e in train.examples if isinstance(e.target, tuple) and len(e.variants) > 1]
+    if divided and all(e.read_positions[1:] and not e.words for e in divided):
+        more = sum(len(example.variants) for example in divided)
+        yield (
+            f"{len(divided):,} training rows are run as {more:,}: their former turns are written "
+            "in another form, or with soft tokens in another place, where a later turn follows"
+        )
+
+
 def _describe_truncated(rows: Mapping[str, RenderedRows]) -> Iterator[str]:
     for name, part in rows.items():
         if part.truncated:
@@ -207,11 +224,28 @@ def render_table(
     columns = [*task.columns, task.target_column]
     check_columns(table, columns, where=where, flexible=task.flexible_columns)
     if examples is None:
-        groups = iterate_groups(table, columns)
-        with pause_garbage_collection():
-            examples = [*_iterate_examples(task, groups)]
+        examples = _render_groups(task, table, columns, where=where)
     truth = read_task_targets(table, task)
     return RenderedRows(examples, truth, sum(e.truncated for e in examples))
+
+
+def _render_groups(
+    task: Task, table: Table, columns: Sequence[str], *, where: str
+) -> list[Example]:
+    """Render all rows; of conversations, an error names the row that the chat template refuses."""
+    try:
+        with pause_garbage_collection():
+            return [*_iterate_examples(task, iterate_groups(table, columns))]
+    except DataError:
+        if not any(isinstance(renderer, ChatRenderer) for renderer in task.renderers):
+            raise
+    for index, row in enumerate(chain.from_iterable(iterate_groups(table, columns))):
+        try:
+            task.make_example(row)
+        except DataError as error:
+            msg = f"row {index} (counted from 0) of {where}: {error}"
+            raise DataError(msg) from error
+    return []
 
 
 def _iterate_examples(task: Task, groups: Iterable[Sequence[Row]]) -> Iterator[Example]:

@@ -17,10 +17,10 @@ from softprompt.inference import predict_without_prompt
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromRandom
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classifier, Classify, Regress, Task
+from softprompt.tasks import Choose, Classifier, Classify, Regress, Task
 from softprompt.tasks.base import HeadTask
 from softprompt.tasks.extractor import Extractor
-from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.heads import PooledHeadTask
 from softprompt.tasks.objective_settings import get_loss_unit
 from softprompt.train.accelerator import make_accelerator, use_gradient_checkpointing
 from softprompt.train.calibration import calibrate_by_rows, has_open_answers
@@ -28,8 +28,8 @@ from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.events import Callback
 from softprompt.train.heads import can_fit_head, fit_any_head
+from softprompt.train.option_models import choose_head_readout
 from softprompt.train.plots import draw_run
-from softprompt.train.readout import choose_task_readout
 from softprompt.train.recipe_backbone import choose_device
 from softprompt.train.run_dir import RunDir
 from softprompt.train.stages import HARD_PROMPT_STAGES, Parts, render_rows, require, run_stages
@@ -116,9 +116,9 @@ def _settle_head(task: Task, parts: Parts) -> Task:
     settings, recipe = parts.recipe.task_settings, parts.recipe
     if not isinstance(task, HeadTask):
         return task
-    is_open = isinstance(settings, Classify | Regress) and settings.pooling == "auto"
-    if isinstance(task, HeadClassifier) and is_open:
-        choice = choose_task_readout(task, parts.rows, template=require(parts.template).text)
+    is_open = isinstance(settings, Classify | Regress | Choose) and settings.pooling == "auto"
+    if isinstance(task, PooledHeadTask) and is_open:
+        choice = choose_head_readout(task, parts.rows, template=require(parts.template).text)
         task = task.with_pooling(choice.pooling)
     is_wanted = recipe.train.head_init == "regression" and can_fit_head(task)
     head = fit_any_head(task, parts.rows["train"], prompt=None) if is_wanted else None

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from softprompt.inference.loops import compute_intervals
-from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.heads import PooledHeadTask
 from softprompt.train.datasets import select_rendered
 from softprompt.train.demonstrations import build_from_demonstrations
 from softprompt.train.events import Callback, Evaluation, FoldProgress
@@ -181,7 +181,7 @@ def make_fold(prepared: RunSetup, number: int) -> RunSetup:
         "validation": select_rendered(rows, held_out),
     }
     fold, task = replace(prepared, rows=parts), prepared.task
-    if prepared.fold_readouts and isinstance(task, HeadClassifier):
+    if prepared.fold_readouts and isinstance(task, PooledHeadTask):
         task = task.with_pooling(prepared.fold_readouts[number - 1].pooling)
     return settle_head(_start_fold(replace(fold, task=task)))
 

@@ -20,6 +20,7 @@ from softprompt.data import Template, group_by_length
 from softprompt.errors import RecipeError, TemplateError
 from softprompt.prompt import Prompt
 from softprompt.tasks import (
+    Choose,
     Classify,
     Example,
     Extract,
@@ -28,7 +29,9 @@ from softprompt.tasks import (
     Task,
     TaskSettings,
 )
+from softprompt.tasks.chooser import HeadChooser
 from softprompt.tasks.classifier_head import ClassifierHead, HeadKind
+from softprompt.tasks.config import has_trained_head
 from softprompt.tasks.heads import HeadClassifier
 from softprompt.tasks.objectives import SingleLabel
 from softprompt.tasks.pooling import Pooling, find_pooling_fault, resolve_pooling
@@ -41,6 +44,7 @@ from softprompt.train.linear_models import (
     fit_linear_model,
     list_fold_parts,
 )
+from softprompt.train.option_models import fit_option_head
 from softprompt.train.readout import MAX_PROBED_ROWS, ReadoutChoice
 from softprompt.train.regression import normalize_features
 
@@ -54,17 +58,19 @@ _BATCH_SIZE = 32
 _FOLDS = 4
 
 
-def check_pooling(settings: Classify, *, backbone: Backbone, template: Template) -> None:
+def check_pooling(settings: Choose | Classify, *, backbone: Backbone, template: Template) -> None:
     """Check that a head with a readout can be trained.
 
     Args:
-        settings: of the task, which trains a head.
+        settings: of the task; without a head nothing is checked.
         backbone: of the run.
         template: of a row.
 
     Raises:
         TemplateError: the readout does not see the row, or not the prompt.
     """
+    if not has_trained_head(settings):
+        return
     kind = backbone.geometry.architecture
     fault = find_pooling_fault(settings.pooling, architecture=kind, template=template)
     if fault is not None:
@@ -83,6 +89,8 @@ def check_plain_head_fits(settings: TaskSettings, backbone: Backbone) -> None:
     """
     no_head = "the task has no labels that a head could choose from"
     reasons = [no_head] if isinstance(settings, Extract | Generate) else []
+    if isinstance(settings, Choose):
+        reasons.append("each row has its own options, which it has no labels for")
     if isinstance(settings, Tag):
         reasons.append("it is not compared with a prompt for tags of words")
     if backbone.geometry.architecture == "encoder-decoder":
@@ -152,7 +160,7 @@ def can_fit_head(task: Task) -> bool:
     Args:
         task: bound to its backbone.
     """
-    if isinstance(task, Tagger):
+    if isinstance(task, Tagger | HeadChooser):
         return task.head.kind in _LINEAR_HEADS
     is_linear = isinstance(task, HeadClassifier) and task.head.kind in _LINEAR_HEADS
     return is_linear and can_fit(task.objective)
@@ -169,6 +177,8 @@ def fit_any_head(task: Task, rows: RenderedRows, *, prompt: Prompt | None) -> Cl
     match task:
         case Tagger():
             return fit_tag_head(task, rows, prompt=prompt)
+        case HeadChooser():
+            return fit_option_head(task, rows, prompt=prompt, share=_SHARE_OF_WEIGHTS)
         case HeadClassifier():
             return fit_head(task, rows, prompt=prompt)
         case _:

@@ -16,7 +16,7 @@ from softprompt.tasks import Example
 from softprompt.tasks.objectives import TargetValue
 
 # Part of the cache's key. Increase it whenever the rendering of rows changes.
-PACKING = "5"
+PACKING = "6"
 # The forms of targets.
 _INDEX, _INDICES, _NUMBERS = range(3)
 
@@ -26,9 +26,10 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
 
     Of each example: the number of its variants; of each variant, whether it is truncated and four
     lists; the form of the target, and the target; the words, if a task reads them. A list is its
-    length and its values; a number of a regression is the two halves of its 64 bits. Last the text
+    length and its values; a number of a regression is the two halves of its 64 bits. Then the text
     that a prediction is a part of, as the number of its bytes and these in groups of four, and the
-    characters of its tokens.
+    characters of its tokens. Last the number of options, the text of each, the number of those that
+    have tokens, and their tokens.
     """
     numbers = array("i")  # of 32 bits each; a list of as many integers takes several times that
     tails: dict[tuple[tuple[int, ...], ...], array[int]] = {}
@@ -46,6 +47,7 @@ def pack_examples(examples: Iterable[Example]) -> Int[Tensor, "S 1"]:
         numbers.extend(_pack_text(example.text))
         numbers.append(2 * len(example.characters))
         numbers.extend(chain.from_iterable(example.characters))
+        numbers.extend(_pack_options(example))
     return torch.from_numpy(np.array(numbers, dtype=np.int32))[:, None]
 
 
@@ -64,6 +66,17 @@ def _pack_text(text: str) -> Sequence[int]:
     content = text.encode()
     groups = np.frombuffer(content + b"\0" * (-len(content) % 4), dtype=np.int32).tolist()
     return (len(content), len(groups), *groups)
+
+
+def _pack_options(example: Example) -> Iterator[int]:
+    """The number of options, the text of each, and the same of their tokens."""
+    yield len(example.options)
+    for text in example.options:
+        yield from _pack_text(text)
+    yield len(example.option_ids)
+    for ids in example.option_ids:
+        yield len(ids)
+        yield from ids
 
 
 def _unpack_text(length: int, groups: tuple[int, ...]) -> str:
@@ -121,6 +134,8 @@ def unpack_examples(packed: Int[Tensor, "S 1"]) -> list[Example]:
             positions.append(take())
         target, words = _unpack_target(next(stream), take()), _unpack_words(next(stream), take)
         text, ends = _unpack_text(next(stream), take()), iter(take())
+        options = tuple(_unpack_text(next(stream), take()) for _ in range(next(stream)))
+        option_ids = tuple(take() for _ in range(next(stream)))
         return Example(
             tuple(variants),
             tuple(positions),
@@ -128,6 +143,8 @@ def unpack_examples(packed: Int[Tensor, "S 1"]) -> list[Example]:
             words=words,
             text=text,
             characters=tuple(zip(ends, ends, strict=True)),
+            options=options,
+            option_ids=option_ids,
         )
 
     with pause_garbage_collection():

@@ -18,7 +18,7 @@ from softprompt.data.few_rows import count_rows
 from softprompt.data.rendering import RenderedRow
 from softprompt.injection.forward import forward
 from softprompt.tasks.base import gather_positions, pad_rows
-from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.heads import HeadClassifier, PooledHeadTask
 from softprompt.tasks.objectives import ScoreObjective
 from softprompt.tasks.pooling import Pooling, list_poolings, locate_point, mark_words, pool_states
 from softprompt.train.datasets import RenderedRows, sample_rows
@@ -39,9 +39,9 @@ TargetedTexts = tuple[Sequence[RenderedRow], Sequence[str]]
 _BATCH_SIZE = 32
 # The most rows of a split that the choice is made from.
 MAX_PROBED_ROWS = 2000
-_ONLY = "the only one that reads what the soft tokens change"
+ONLY_READOUT = "the only one that reads what the soft tokens change"
 _NOT_CLEAR = "; no other is clearly better"
-_TOO_FEW = "since the rows are too few to choose by"
+TOO_FEW_ROWS = "since the rows are too few to choose by"
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,11 @@ def choose_readout(
         validation: the same of the validation rows, if there are any.
     """
     if len(poolings) == 1:
-        return ReadoutChoice(poolings[0], {}, _ONLY)
+        return ReadoutChoice(poolings[0], {}, ONLY_READOUT)
     counts = len(train[0]), len(validation[0])
     truth = [*train[1], *validation[1]]
     if not _list_parts(truth, objective, *counts):
-        return ReadoutChoice(poolings[0], {}, _TOO_FEW)
+        return ReadoutChoice(poolings[0], {}, TOO_FEW_ROWS)
     features = compute_features(backbone, [*train[0], *validation[0]], poolings=poolings)
     return _choose_by_features(features, truth, objective, *counts)
 
@@ -177,7 +177,7 @@ def choose_fold_readouts(
     backbone = task.backbone
     poolings = list_poolings(backbone.geometry.architecture, parse_template(template))
     if len(poolings) == 1:
-        return tuple(ReadoutChoice(poolings[0], {}, _ONLY) for _ in folds)
+        return tuple(ReadoutChoice(poolings[0], {}, ONLY_READOUT) for _ in folds)
     fold_of = {index: number for number, fold in enumerate(folds) for index in fold}
     numbered = replace(rows, truth=[str(index) for index in range(len(rows.truth))])
     texts, names = select_texts(numbered, backbone.geometry.vocab_size)
@@ -203,12 +203,12 @@ def _choose_by_features(
     """Choose the readout by the features of training rows, and of validation rows after them."""
     parts, names = _list_parts(truth, objective, train, validation), [*features]
     if not parts:
-        return ReadoutChoice(names[0], {}, _TOO_FEW)
+        return ReadoutChoice(names[0], {}, TOO_FEW_ROWS)
     found = {name: _score_probe(features[name], truth, objective, parts) for name in names}
     best = max(found.values(), key=lambda unseen: float(unseen.mean()))
     chosen = next(n for n in names if not is_clearly_higher(-found[n], -best, errors=2))
     scores = {str(name): float(unseen.mean()) for name, unseen in found.items()}
-    return ReadoutChoice(chosen, scores, _name_judges(train, validation), measure=objective.measure)
+    return ReadoutChoice(chosen, scores, name_judges(train, validation), measure=objective.measure)
 
 
 def _score_probe(
@@ -234,8 +234,13 @@ def _list_parts(
     return parts
 
 
-def _name_judges(train: int, validation: int) -> str:
-    """The rows that the probe is judged by."""
+def name_judges(train: int, validation: int) -> str:
+    """The rows that the probe is judged by.
+
+    Args:
+        train: their number of training rows.
+        validation: their number of validation rows.
+    """
     judges = [f"{count_rows(train, 'training')} in folds"]
     of_validation = [count_rows(validation, "validation")] if validation else []
     return " and ".join([*of_validation, *judges])
@@ -260,7 +265,7 @@ def choose_task_readout(
 
 
 def describe_choice(
-    task: HeadClassifier, rows: Mapping[str, RenderedRows], *, template: str
+    task: PooledHeadTask, rows: Mapping[str, RenderedRows], *, template: str
 ) -> str:
     """Say how the readout of a task's head will be chosen.
 
@@ -271,9 +276,9 @@ def describe_choice(
     """
     poolings = list_poolings(task.backbone.geometry.architecture, parse_template(template))
     if len(poolings) == 1:
-        return f"default: {poolings[0]}, {_ONLY}"
+        return f"default: {poolings[0]}, {ONLY_READOUT}"
     counts = {n: min(len(part.examples), MAX_PROBED_ROWS) for n, part in rows.items()}
-    judged = _name_judges(counts["train"], counts.get("validation", 0))
+    judged = name_judges(counts["train"], counts.get("validation", 0))
     return f"default: {', '.join(poolings)}, chosen before the first step by a probe on {judged}"
 
 
@@ -287,13 +292,18 @@ def select_texts(rows: RenderedRows, vocab_size: int) -> TargetedTexts:
         vocab_size: V, from which on ids are soft tokens.
     """
     sample = sample_rows(rows, MAX_PROBED_ROWS)
-    texts = [_drop_soft_tokens(e.variants[0], vocab_size) for e in sample.examples]
+    texts = [drop_soft_tokens(e.variants[0], vocab_size) for e in sample.examples]
     kept = [at for at, text in enumerate(texts) if text.input_ids]
     return [texts[at] for at in kept], [sample.truth[at] for at in kept]
 
 
-def _drop_soft_tokens(row: RenderedRow, vocab_size: int) -> RenderedRow:
-    """The row's own tokens."""
+def drop_soft_tokens(row: RenderedRow, vocab_size: int) -> RenderedRow:
+    """The row's own tokens.
+
+    Args:
+        row: rendered.
+        vocab_size: V, from which on ids are soft tokens.
+    """
     kept = [at for at, token in enumerate(row.input_ids) if token < vocab_size]
     types = row.token_type_ids
     return replace(

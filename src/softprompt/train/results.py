@@ -19,7 +19,7 @@ from softprompt.inference.model import PromptModel, attach
 from softprompt.prompt import Prompt
 from softprompt.recipe import Recipe
 from softprompt.tasks.config import describe_settings
-from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.heads import PooledHeadTask
 from softprompt.tasks.objective_settings import describe_objective, get_loss_unit
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.demonstrations import describe_demonstrations
@@ -106,7 +106,7 @@ def _describe_task(prepared: RunSetup) -> dict[str, object]:
     """The settings of the task, with the readout of its head and the weights of its labels."""
     facts = describe_settings(prepared.recipe.task_settings, template=prepared.template)
     facts |= describe_objective(prepared.task.objective)
-    if isinstance(prepared.task, HeadClassifier):
+    if isinstance(prepared.task, PooledHeadTask):
         facts["pooling"] = prepared.task.pooling
     return facts
 
@@ -114,7 +114,7 @@ def _describe_task(prepared: RunSetup) -> dict[str, object]:
 def _describe_recipe(prepared: RunSetup) -> dict[str, Any]:
     """The recipe of the run, with the readout that was chosen."""
     data = prepared.recipe.as_data()
-    if isinstance(prepared.task, HeadClassifier):
+    if isinstance(prepared.task, PooledHeadTask):
         data["task"]["pooling"] = prepared.task.pooling
     return data
 

@@ -19,21 +19,17 @@ from softprompt.inference.loops import EvaluationReport, evaluate_rows, make_rep
 from softprompt.methods import Method, PrefixTuning, PTuningV2
 from softprompt.methods.defaults import Defaults
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Task
+from softprompt.tasks import Choose, Classify, Task
 from softprompt.tasks.base import HeadTask
-from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.heads import PooledHeadTask
 from softprompt.train.config import ResolvedTraining, resolve_training
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.demonstrations import TOKEN_DROPOUT, Demonstrations
 from softprompt.train.events import Callback, PhaseStarted
 from softprompt.train.heads import can_fit_head, fit_any_head
 from softprompt.train.initialization import InitLike
-from softprompt.train.readout import (
-    MAX_PROBED_ROWS,
-    ReadoutChoice,
-    choose_fold_readouts,
-    choose_task_readout,
-)
+from softprompt.train.option_models import choose_head_fold_readouts, choose_head_readout
+from softprompt.train.readout import MAX_PROBED_ROWS, ReadoutChoice
 from softprompt.train.stages import (
     HARD_PROMPT_STAGES,
     PROMPT_STAGES,
@@ -123,11 +119,11 @@ class RunSetup:
         """Whether the readout of a trained head is still to be chosen."""
         settings = self.recipe.task_settings
         is_open = self.task.head is not None and self.readout is None
-        return is_open and isinstance(settings, Classify) and settings.pooling == "auto"
+        return is_open and isinstance(settings, Classify | Choose) and settings.pooling == "auto"
 
     def with_readout(self, readout: ReadoutChoice) -> "RunSetup":
         """The parts with a readout of their trained head."""
-        if not isinstance(self.task, HeadClassifier):
+        if not isinstance(self.task, PooledHeadTask):
             return self
         task = self.task.with_pooling(readout.pooling)
         return replace(self, task=task, readout=readout, notes=(*self.notes, str(readout)))
@@ -224,7 +220,7 @@ def settle_readout(
     Returns:
         The parts with the readout.
     """
-    if not prepared.has_open_readout or not isinstance(prepared.task, HeadClassifier):
+    if not prepared.has_open_readout or not isinstance(prepared.task, PooledHeadTask):
         return prepared
     if checkpoint is not None:
         # Runs that began before readouts were chosen have the conventional one.
@@ -235,7 +231,7 @@ def settle_readout(
     rows = min(len(prepared.rows["train"].examples), MAX_PROBED_ROWS)
     notify(callbacks, PhaseStarted("probing", "the readout", rows))
     return prepared.with_readout(
-        choose_task_readout(prepared.task, prepared.rows, template=prepared.template)
+        choose_head_readout(prepared.task, prepared.rows, template=prepared.template)
     )
 
 
@@ -268,9 +264,9 @@ def settle_fold_readouts(prepared: RunSetup) -> RunSetup:
     """
     chosen, task = prepared.readout, prepared.task
     is_open = chosen is not None and chosen.is_chosen and not prepared.fold_readouts
-    if not is_open or not isinstance(task, HeadClassifier):
+    if not is_open or not isinstance(task, PooledHeadTask):
         return prepared
-    readouts = choose_fold_readouts(
+    readouts = choose_head_fold_readouts(
         task, prepared.rows["train"], folds=prepared.folds, template=prepared.template
     )
     return replace(prepared, fold_readouts=readouts)

@@ -30,9 +30,14 @@ from softprompt.methods import Method, build_method
 from softprompt.methods.defaults import Defaults
 from softprompt.methods.initializers import FromDemonstrations, FromPrompt
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, LengthBudget, Task, TaskSettings, build_task
+from softprompt.tasks import Choose, Classify, LengthBudget, Task, TaskSettings, build_task
 from softprompt.tasks.binding import read_label_words
-from softprompt.tasks.config import get_target_column, list_flexible_columns
+from softprompt.tasks.config import (
+    OPTION_FIELD,
+    get_target_column,
+    list_flexible_columns,
+    list_row_columns,
+)
 from softprompt.tasks.targets import check_tables, find_labels, resolve_target_settings
 from softprompt.train.datasets import (
     RenderedRows,
@@ -334,13 +339,12 @@ def bind_task(parts: Parts, collector: FaultCollector) -> None:
     recipe, backbone, template = parts.recipe, require(parts.backbone), require(parts.template)
     parts.budget = parts.budget or LengthBudget(recipe.data.max_length)
     labels, rows = parts.labels, parts.valid_tables.get("train")
-
     settings: TaskSettings | None = collector.attempt(
         lambda: complete_task_settings(recipe.task_settings, rows, labels=labels)
     )
     if settings is None:
         raise MissingPartError
-    if isinstance(settings, Classify) and settings.verbalizer is None:
+    if isinstance(settings, Choose | Classify):
         collector.check(check_pooling, settings, backbone=backbone, template=template)
     parts.task = collector.attempt(
         build_task,
@@ -351,12 +355,9 @@ def bind_task(parts: Parts, collector: FaultCollector) -> None:
         budget=parts.budget,
         seed=recipe.seed,
     )
-    if parts.task is None and backbone.lm_head is not None:
-        match settings:
-            case Classify(verbalizer=words) if words:
-                collector.attempt(read_label_words, settings, backbone)
-            case _:
-                pass
+    is_open = parts.task is None and backbone.lm_head is not None
+    if is_open and isinstance(settings, Classify) and settings.verbalizer:
+        collector.attempt(read_label_words, settings, backbone)
 
 
 def start_head(parts: Parts, collector: FaultCollector) -> None:
@@ -374,9 +375,9 @@ def start_head(parts: Parts, collector: FaultCollector) -> None:
 
 def render_rows(parts: Parts, collector: FaultCollector) -> None:
     """Render the rows of every table that agrees with labels and template."""
-    template, task = require(parts.template), require(parts.task)
+    task = require(parts.task)
     for name, table in parts.valid_tables.items():
-        if {*template.fields} <= {*table.column_names}:
+        if {*task.columns} <= {*table.column_names}:
             collector.attempt(_render, parts, task, split=name)
     if parts.demonstrations is not None and "train" in parts.rows:
         parts.rows["train"] = parts.demonstrations.mark(parts.rows["train"])
@@ -384,9 +385,9 @@ def render_rows(parts: Parts, collector: FaultCollector) -> None:
 
 def collect_row_warnings(parts: Parts, _collector: FaultCollector) -> None:
     """Collect what makes the scores of the run say less than they seem to."""
-    task, template = require(parts.task), require(parts.template)
+    task = require(parts.task)
     parts.warnings += list_row_warnings(
-        parts.valid_tables, parts.rows, fields=template.fields, objective=task.objective
+        parts.valid_tables, parts.rows, fields=task.columns, objective=task.objective
     )
 
 
@@ -448,9 +449,10 @@ def _check_fields(parts: Parts, collector: FaultCollector) -> None:
     template, tables = require(parts.template), require(parts.tables)
     settings = parts.recipe.task_settings
     if "train" in tables:
-        collector.check(check_fields, template, tables["train"].column_names)
-    names, flexible = _select_known(template.fields, tables), list_flexible_columns(settings)
-    _check_columns(tables, names, collector=collector, flexible=flexible)
+        options = [OPTION_FIELD] if isinstance(settings, Choose) else []
+        collector.check(check_fields, template, [*tables["train"].column_names, *options])
+    names = _select_known(list_row_columns(settings, template.fields), tables)
+    _check_columns(tables, names, collector=collector, flexible=list_flexible_columns(settings))
 
 
 def _select_known(names: Iterable[str], tables: Mapping[str, Table]) -> list[str]:

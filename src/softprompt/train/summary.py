@@ -8,13 +8,14 @@ import torch
 
 from softprompt.backbone.model import Geometry
 from softprompt.data import Field, SoftTokens, Template, parse_template
+from softprompt.data.template import TurnText
 from softprompt.injection.prefix_sharing import can_split, measure_common_prefix
 from softprompt.methods.defaults import Defaults
 from softprompt.prompt import InputPrompt, KVPrefix, Prompt
 from softprompt.tasks import Objective
 from softprompt.tasks.base import HeadTask
 from softprompt.tasks.classification import CausalVerbalizer
-from softprompt.tasks.heads import HeadClassifier
+from softprompt.tasks.heads import PooledHeadTask
 from softprompt.train.config import choose_length
 from softprompt.train.datasets import RenderedRows
 from softprompt.train.events import PrecomputePlanned, PrecomputeProgress, Started, TrainingWarning
@@ -281,7 +282,7 @@ def _describe_placement(prompt: Prompt, template: Template, *, num_sites: int) -
         case InputPrompt():
             pass
     soft = [at for at, piece in enumerate(template.pieces) if isinstance(piece, SoftTokens)]
-    text = [at for at, piece in enumerate(template.pieces) if isinstance(piece, Field)]
+    text = [at for at, piece in enumerate(template.pieces) if isinstance(piece, Field | TurnText)]
     layers = f", from layer {prompt.start_layer} on" if prompt.start_layer else ""
     if max(soft) < min(text):
         return f"in front of the row's text{layers}"
@@ -351,7 +352,7 @@ def _describe_head(prepared: RunSetup) -> dict[str, Setting]:
     if prepared.takes_head:
         start = "artifact"
     found = {"head_init": Setting(start, "recipe" if named else "default")}
-    if not isinstance(task, HeadClassifier):
+    if not isinstance(task, PooledHeadTask):
         return found
     if choice is not None:
         pooling = Setting(choice.pooling, choice.reason)

@@ -10,6 +10,7 @@ import numpy as np
 from softprompt.data import Table
 from softprompt.errors import DataError
 from softprompt.tasks import (
+    Choose,
     Classify,
     Extract,
     Generate,
@@ -22,7 +23,13 @@ from softprompt.tasks import (
 from softprompt.tasks.extraction import NEVER, list_answer_texts
 from softprompt.tasks.label_sets import parse_label_set
 from softprompt.tasks.tag_cells import resolve_tag_scheme
-from softprompt.tasks.targets import find_labels, read_numbers, read_targets, read_truth
+from softprompt.tasks.targets import (
+    find_labels,
+    read_numbers,
+    read_targets,
+    read_truth,
+    resolve_target_settings,
+)
 
 
 def complete_task_settings(
@@ -35,6 +42,7 @@ def complete_task_settings(
     with a label the same sum as those without it. Of tags it is words that are weighted. A label
     without rows gets 1, which nothing is multiplied by. The numbers of a regression get the mean
     and the standard deviation of the rows. Questions that all have an answer are always given one.
+    How targets name options is as the rows have it.
 
     Args:
         settings: of the task.
@@ -51,12 +59,22 @@ def complete_task_settings(
             if table is None or labels is None:
                 return replace(settings, class_weights=None)
             return _weigh_labels(settings, table, labels)
-        case Regress():
-            return settings if table is None else _scale_numbers(settings, table)
         case Tag():
             return _complete_tags(settings, table, labels)
+        case Regress() | Choose() | Extract():
+            return settings if table is None else _read_rows(settings, table)
+        case _:
+            assert_never(settings)
+
+
+def _read_rows(settings: Regress | Choose | Extract, table: Table) -> TaskSettings:
+    match settings:
+        case Regress():
+            return _scale_numbers(settings, table)
+        case Choose():
+            return resolve_target_settings(settings, table)
         case Extract():
-            return settings if table is None else _choose_null(settings, table)
+            return _choose_null(settings, table)
         case _:
             assert_never(settings)
 

@@ -6,13 +6,20 @@ from itertools import chain
 from softprompt.backbone.model import Backbone
 from softprompt.backbone.references import Architecture
 from softprompt.data import Literal, SoftTokens, Table, Template, parse_template
+from softprompt.data.chat_places import find_chat_places
+from softprompt.data.chat_template import make_chat_template
 from softprompt.data.table import list_text_columns
 from softprompt.data.template import BeginToken
 from softprompt.data.tokenizer import list_special_tokens, measure_wrapping
 from softprompt.errors import TemplateError
 from softprompt.recipe import Recipe
-from softprompt.tasks import Classify, Extract, Tag, TaskSettings
-from softprompt.tasks.config import get_target_column
+from softprompt.tasks import Choose, Classify, Extract, Generate, Tag, TaskSettings
+from softprompt.tasks.config import (
+    OPTION_FIELD,
+    get_messages_column,
+    get_target_column,
+    list_row_columns,
+)
 
 DEFAULT_SOFT_TOKENS = 20
 
@@ -33,8 +40,12 @@ def make_default_template(table: Table, settings: TaskSettings, *, kind: Archite
     """
     if isinstance(settings, Tag):
         return f"{{{settings.words_column}}}"
+    messages = get_messages_column(settings)
+    if messages is not None:
+        return f"{{{messages}}}"
     target = get_target_column(settings)
-    texts = [name for name in list_text_columns(table) if name != target]
+    taken = {target, *list_row_columns(settings, ())}
+    texts = [name for name in list_text_columns(table) if name not in taken]
     if isinstance(settings, Extract):
         return _make_question_template(settings, texts, kind=kind)
     if len(texts) not in {1, 2}:
@@ -45,6 +56,10 @@ def make_default_template(table: Table, settings: TaskSettings, *, kind: Archite
         )
         raise TemplateError(msg)
     separator = "{sep}" if kind == "encoder" else "\n"
+    if isinstance(settings, Choose) and settings.head is not None:
+        # Of a pair of texts and an option, the texts are one.
+        text = (" " if kind == "encoder" else "\n").join(f"{{{name}}}" for name in texts)
+        return f"{text}{separator}{{{OPTION_FIELD}}}"
     return separator.join(f"{{{name}}}" for name in texts)
 
 
@@ -149,6 +164,9 @@ def find_template_slips(
         A message for a special token that the tokenizer adds anyway, and for a space before
         answers that begin with one.
     """
+    if isinstance(settings, Classify | Generate) and settings.messages_column is not None:
+        yield from _find_chat_slips(template, settings, backbone)
+        return
     yield from _find_added_tokens(template, backbone)
     if isinstance(settings, Tag):
         yield from _find_left_tags(template, settings, backbone)
@@ -168,6 +186,21 @@ def find_template_slips(
         f"the template ends in a space, and {answer} begins with one, so there are two. Remove the "
         "space at the end of the template."
     )
+
+
+def _find_chat_slips(
+    template: Template, settings: Classify | Generate, backbone: Backbone
+) -> Iterator[str]:
+    """What the chat template adds or lacks, and text that is in no turn."""
+    column = settings.messages_column or ""
+    places = find_chat_places(template, column)
+    chat = make_chat_template(backbone.tokenizer, settings.chat_template_kwargs)
+    yield from chat.describe(column=column, has_system=places.has_system)
+    if places.has_loose_text:
+        yield (
+            f"the template has text before {{{column}}}, which is in no turn of the conversation. "
+            f"Write {{{column}:system}} behind that text, and it is in the system turn."
+        )
 
 
 def _find_left_tags(template: Template, settings: Tag, backbone: Backbone) -> Iterator[str]:

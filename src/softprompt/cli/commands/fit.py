@@ -30,7 +30,7 @@ def fit(
         str | None,
         typer.Option(
             help="Hub id, folder, .gguf file or builtin: name (default builtin:minilm; to write "
-            "text, builtin:smollm2-135m-instruct)."
+            "text or choose options, builtin:smollm2-135m-instruct)."
         ),
     ] = None,
     seeds: FitSeeds = 1,

@@ -62,6 +62,8 @@ def describe_columns(columns: "ColumnRoles") -> str:
         return f"{texts} with the labels in {columns.label!r}, any number for a row"
     if columns.kind == "tag":
         return f"the words of {texts} with the tags in {columns.label!r}"
-    verbs = {"regress": "predict", "extract": "find"}
+    if columns.is_chat:
+        return f"the conversations in {texts}, whose last answer is to be written"
+    verbs = {"regress": "predict", "extract": "find", "choose": "choose"}
     verb = verbs.get(columns.kind, "write")
     return f"{texts} to {verb} {columns.label!r}"
