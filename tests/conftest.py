@@ -6,11 +6,14 @@ from there; ``@for_each("family")`` of ``support.parametrize`` runs a test for e
 """
 # ruff: noqa: E402  # the hook must be installed before the modules that it changes are imported
 
+import gc
 import os
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+gc.disable()  # until all is imported, of which nothing is thrown away
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
 from jaxtyping import install_import_hook
@@ -28,6 +31,7 @@ pytest.register_assert_rewrite("support")
 from softprompt._paths import cache_folder
 from softprompt.backbone import Architecture, Backbone
 from softprompt.methods import MethodSettings
+from softprompt.train import plots
 from support.prompts import Maker
 from support.tiny_models import (
     FAMILIES,
@@ -39,6 +43,44 @@ from support.tiny_models import (
     make_tokenizer,
     save_checkpoint,
 )
+
+# One transparent pixel.
+_PICTURE = b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries have made stays: a search of it for cycles takes a second each time."""
+    gc.freeze()
+    gc.enable()
+
+
+_DRAWERS = ("results.draw_run", "results.draw_seeds", "finetune.draw_run")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick() -> Iterator[None]:
+    """Drawing learning curves and syncing files take half of a small run.
+
+    A test with the fixture ``draws`` draws, and so do all commands in processes of their own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _descriptor: None)
+        for name in _DRAWERS:
+            patch.setattr(f"softprompt.train.{name}", _draw_nothing)
+        yield
+
+
+def _draw_nothing(_events: object, path: Path, **_options: object) -> None:
+    path.write_bytes(_PICTURE)
+
+
+@pytest.fixture
+def draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning curves are drawn."""
+    for name in _DRAWERS:
+        monkeypatch.setattr(f"softprompt.train.{name}", vars(plots)[name.partition(".")[2]])
 
 
 @pytest.fixture(scope="session")

@@ -398,6 +398,11 @@ WRONG_SETS = {
         list("abab"),
         "thresholds is 0.5, but y has one label a row",
     ),
+    "pooling": (
+        {"verbalizer": {"a": " good", "b": " bad"}, "pooling": "mean"},
+        list("abab"),
+        "pooling is 'mean', but the language-model head scores the words of verbalizer",
+    ),
     "other numbers": ({}, [[1, 2], [2, 1]] * 2, "y is a matrix with 2 in it, but an indicator"),
     "no label": ({}, [[0, 0]] * 4, "y has no row with a label. Give rows that have some."),
     "names": ({}, [["a", "b"]] * 4, "y is neither one label for each row nor an indicator matrix"),
@@ -425,6 +430,11 @@ WRONG_NUMBERS = {
     "cube": ({}, np.zeros((4, 2, 2)), "y cannot be read as numbers: Found array with dim 3"),
     "sparse": ({}, csr_matrix([[1.0], [0.0]]), "y cannot be read as numbers: Sparse data was"),
     "ragged": ({}, [[1.0], [1.0, 2.0]], "y cannot be read as numbers: setting an array element"),
+    "pooling": (
+        {"words": WORDS, "pooling": "max"},
+        np.ones(4),
+        "pooling is 'max', but the language-model head scores the words of words",
+    ),
     "words": ({"words": WORDS}, np.ones((4, 2)), "y has 2 numbers a row, but number words predict"),
     "length": (
         {},

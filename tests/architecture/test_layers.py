@@ -3,14 +3,13 @@
 The guard reads source text, so imports inside functions and under TYPE_CHECKING count too.
 """
 
-import ast
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from support.source import import_graph, is_own, iterate_imports
+from support.source import import_graph, is_own, list_imports
 
 # From the bottom to the top: each may import those before it in this list, and none after it.
 ORDER = (
@@ -81,7 +80,7 @@ def violation(here: str, there: str) -> str | None:
 
 def layer_faults(module: str, source: str) -> Iterator[str]:
     """Imports of one module that go up."""
-    for line, name in iterate_imports(ast.parse(source)):
+    for line, name in list_imports(source):
         if name == ".":
             yield f"{module}:{line}: relative import; write the absolute name"
         elif is_own(name) and (why := violation(package_of(module), target(name))):
@@ -98,7 +97,7 @@ def reachable(sources: dict[str, str], start: str) -> dict[str, str]:
     todo = [start]
     while todo:
         here = todo.pop()
-        for _, name in iterate_imports(ast.parse(sources[here])):
+        for _, name in list_imports(sources[here]):
             parts = name.split(".") if is_own(name) else []
             for module in (".".join(parts[:end]) for end in range(2, len(parts) + 1)):
                 if module in sources and module not in seen:

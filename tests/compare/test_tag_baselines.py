@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from datasets import Dataset
 
@@ -47,8 +48,18 @@ def test_the_majority_of_tags_is_that_of_each_word() -> None:
     assert found == ['["DET", "VERB", "DET"]', '["DET"]']
 
 
-def test_a_probe_reads_the_frozen_states_and_gives_each_word_its_likeliest_tag(backbone) -> None:
+@pytest.mark.parametrize("is_plain", [False, True], ids=["spans", "plain tags"])
+def test_a_probe_reads_the_frozen_states_and_gives_each_word_its_likeliest_tag(
+    backbone, is_plain
+) -> None:
     own, tables = backbone("bert"), make_tables()
+    if is_plain:
+        tables = {
+            name: Dataset.from_list(
+                [row | {"tags": [tag.replace("-", "_") for tag in row["tags"]]} for row in table]
+            )
+            for name, table in tables.items()
+        }
     probe = fit_tag_probe(make_tag_recipe(), backbone=own, tables=tables)
     rows = tables["test"].to_list()
     answers = probe(rows)
@@ -68,10 +79,12 @@ def test_a_probe_reads_the_frozen_states_and_gives_each_word_its_likeliest_tag(b
         assert [*parse_tags(answer)] == [probe.task.labels[at] for at in scores[first].argmax(1)]
     head = probe.task.head.output
     assert probe.cost.trainable == head.weight.numel() + head.bias.numel()
-    truth = [json.dumps(row["tags"]) for row in rows]
-    right = np.mean(probe.task.objective.score_rows(truth, answers))
-    constant = probe.task.objective.score_rows(truth, ["O"] * len(rows))
-    assert right > np.mean(constant)
+    assert probe.task.objective.scheme == ("none" if is_plain else "BIO")
+    if not is_plain:
+        truth = [json.dumps(row["tags"]) for row in rows]
+        right = np.mean(probe.task.objective.score_rows(truth, answers))
+        constant = probe.task.objective.score_rows(truth, ["O"] * len(rows))
+        assert right > np.mean(constant)
 
 
 def test_fine_tuning_and_lora_train_the_same_head(new_backbone) -> None:

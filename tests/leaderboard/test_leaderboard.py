@@ -88,6 +88,10 @@ def call(bench, home, folder, *more):
     return bench.run.main([*map(str, (part for pair in options.items() for part in pair)), *more])
 
 
+# The cells that are run.
+ONLY = ("--only", "rows=4", "seed=2")
+
+
 def read_lines(folder):
     return [json.loads(line) for line in (folder / "cells.jsonl").read_text("utf-8").splitlines()]
 
@@ -98,9 +102,9 @@ def identify(record):
 
 @pytest.fixture(scope="module")
 def finished(bench, home, tmp_path_factory) -> SimpleNamespace:
-    """All cells with four rows a class."""
+    """All cells of a seed with four rows a class."""
     folder = tmp_path_factory.mktemp("finished")
-    assert call(bench, home, folder, "--only", "rows=4") == 0
+    assert call(bench, home, folder, *ONLY) == 0
     return SimpleNamespace(folder=folder, records=read_lines(folder))
 
 
@@ -152,7 +156,7 @@ def test_the_numbers_are_those_of_compare(bench, home, finished, tmp_path):
 
 def test_every_cell_is_recorded_once_with_its_circumstances(finished):
     keys = [identify(record) for record in finished.records]
-    assert len(keys) == len({*keys}) == 2 * (4 + 6)
+    assert len(keys) == len({*keys}) == 4 + 6
     for record in finished.records:
         assert record["test_rows"] == 15
         assert record["wall_seconds"] >= 0
@@ -244,17 +248,21 @@ def test_finished_cells_are_not_run_again_but_changed_lines_are(
         return iter(())
 
     monkeypatch.setattr(bench.run, "run_group", note)
-    assert call(bench, home, folder, "--only", "rows=4") == 0
+    assert call(bench, home, folder, *ONLY) == 0
     assert asked == []
-    assert "20 of 20 cells are done" in capsys.readouterr().err
+    assert "10 of 10 cells are done" in capsys.readouterr().err
     changed = home.file.read_text("utf-8").replace("= 0.01 }", "= 0.02 }")
     (folder / "changed.toml").write_text(changed, "utf-8")
-    call(bench, SimpleNamespace(file=folder / "changed.toml"), folder, "--only", "rows=4")
+    call(bench, SimpleNamespace(file=folder / "changed.toml"), folder, *ONLY)
     assert {cell.method for cell in asked} == {"prefixes"}
-    assert len(asked) == 4
+    assert len(asked) == 2
+    asked.clear()
+    call(bench, home, folder, "--only", "rows=4")
+    assert {cell.seed for cell in asked} == {1}, "the other seed's"
+    assert len(asked) == 10
     asked.clear()
     monkeypatch.setattr(bench.run, "find_commit", lambda: "another")
-    call(bench, home, folder, "--only", "rows=4", "seed=1", "method=majority")
+    call(bench, home, folder, *ONLY, "method=majority")
     assert len(asked) == 2
 
 
@@ -262,7 +270,7 @@ def test_a_stopped_group_resumes_with_the_same_numbers(
     bench, home, finished, tmp_path, monkeypatch
 ):
     """Stopped in the middle of each run of a group; what is recorded is not run again."""
-    only = ("--only", "rows=4", "seed=1", "backbone=llama")
+    only = (*ONLY, "backbone=llama")
     clock = SimpleNamespace(calls=0)
 
     class Stopping(bench.run.Session):

@@ -94,6 +94,7 @@ def test_a_server_searches_no_cycles_among_what_was_there_before(
     backbone, folders, monkeypatch
 ) -> None:
     """A search of the libraries' half a million objects stops all threads."""
+    gc.unfreeze()  # what the tests have frozen
     settings, during = ServerSettings(port=0), []
     source = FolderSource([*folders.values()])
     site = make_site(backbone("llama"), source, keys=[], settings=settings)
@@ -108,6 +109,7 @@ def test_a_server_searches_no_cycles_among_what_was_there_before(
     assert during[0] >= len(kept)
     assert gc.get_freeze_count() == 0
     site.close()
+    gc.freeze()
 
 
 def test_a_row_is_explained(serve, models) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,12 @@ def iterate_imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
 
 
+@cache
+def list_imports(source: str) -> tuple[tuple[int, str], ...]:
+    """As `iterate_imports` of a module's text, which is parsed once."""
+    return (*iterate_imports(ast.parse(source)),)
+
+
 def is_own(name: str) -> bool:
     """Whether a dotted name belongs to softprompt."""
     return name == "softprompt" or name.startswith("softprompt.")
@@ -60,7 +67,7 @@ def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
     return {
         module: {
             module_of(name)
-            for _, name in iterate_imports(ast.parse(source))
+            for _, name in list_imports(source)
             if is_own(name) and module_of(name) in sources and module_of(name) != module
         }
         for module, source in sources.items()

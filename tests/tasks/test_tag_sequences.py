@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from softprompt.data.tag_schemes import convert_tags, find_fault, repair_tags
 from softprompt.data.words import WordStates, split_words
-from softprompt.errors import DataError
+from softprompt.errors import DataError, PromptError
 from softprompt.tasks import Tag, TagPrediction, make_objective
+from softprompt.tasks.objective_settings import change_answer_settings
 from softprompt.tasks.tag_cells import read_row_tags, read_row_words
 from softprompt.tasks.tag_sequences import TagSequences, format_tags, parse_tags
 
@@ -178,3 +179,14 @@ def test_tags_have_a_text_form() -> None:
     assert parse_tags(format_tags(["B-Ä", '"'])) == ("B-Ä", '"')
     with pytest.raises(DataError, match="are not a list of texts"):
         parse_tags('["O", null]')
+
+
+def test_a_change_of_answers_without_effect_is_refused() -> None:
+    """Plain tags may follow each other in any order, and so may tags of tokens."""
+    plain, spans = Tag(scheme="none"), Tag(scheme="BIO")
+    off = {"constrained_decoding": False}
+    with pytest.raises(PromptError, match=r"task.constrained_decoding: means nothing with .*none"):
+        change_answer_settings(plain, off, labels=("A", "B"))
+    with pytest.raises(PromptError, match=r"means nothing with task.aggregation = .simple"):
+        change_answer_settings(spans, off | {"aggregation": "simple"}, labels=("O", "B-A", "I-A"))
+    assert change_answer_settings(spans, off, labels=("O", "B-A", "I-A")) == off | {"scheme": "BIO"}

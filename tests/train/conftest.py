@@ -18,13 +18,6 @@ Make = Callable[..., RunSetup]
 
 
 @pytest.fixture
-def quick(monkeypatch) -> None:
-    """Drawing and syncing take most of the time, and are tested elsewhere."""
-    monkeypatch.setattr("softprompt.train.plots.draw_run", lambda *_args, **_kwargs: None)
-    monkeypatch.setattr("os.fsync", lambda _descriptor: None)
-
-
-@pytest.fixture
 def recipe() -> Callable[..., Recipe]:
     """Recipes by family, method and task."""
     return lambda *args, **changes: make_recipe(make_recipe_data(*args, **changes))

@@ -101,7 +101,7 @@ def test_a_record_says_what_was_chosen_and_what_it_gained() -> None:
     assert record.after["micro_f1"] == 1
 
 
-def test_a_run_is_calibrated_by_its_validation_rows(parts, tmp_path, quick) -> None:
+def test_a_run_is_calibrated_by_its_validation_rows(parts, tmp_path) -> None:
     settings_ = {"temperature": "auto"}
     prepared = parts("bert", "p-tuning-v2", task="head", task_settings=settings_, sizes=(12, 30, 8))
     run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
@@ -122,7 +122,7 @@ def test_a_run_is_calibrated_by_its_validation_rows(parts, tmp_path, quick) -> N
     assert [p.label for p in model.predict(rows)] == cold, "no label changes"
 
 
-def test_test_rows_do_not_calibrate(parts, tmp_path, quick) -> None:
+def test_test_rows_do_not_calibrate(parts, tmp_path) -> None:
     found = []
     for seed in (1, 2):
         prepared = parts(
@@ -135,7 +135,7 @@ def test_test_rows_do_not_calibrate(parts, tmp_path, quick) -> None:
     assert found[0] == found[1]
 
 
-def test_without_validation_rows_nothing_is_chosen(parts, tmp_path, quick) -> None:
+def test_without_validation_rows_nothing_is_chosen(parts, tmp_path) -> None:
     prepared = parts(
         "bert", "p-tuning-v2", task="head", task_settings={"temperature": "auto"}, sizes=(8,)
     )

@@ -409,8 +409,11 @@ def test_check_says_what_the_chat_template_adds(saved, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"chat_template_kwargs": {"a": True}}, "task.chat_template_kwargs is of conversations"),
-        ({"train_on": "all"}, "task.train_on is of conversations.*or take train_on out"),
+        (
+            {"chat_template_kwargs": {"a": True}},
+            "task.chat_template_kwargs: means nothing without task.messages_column",
+        ),
+        ({"train_on": "all"}, r"task.train_on: means nothing without .*or take it out"),
         ({"messages_column": "messages", "target_column": "x"}, "Take target_column out"),
     ],
 )

@@ -64,9 +64,7 @@ def prepare(backbone):
 
 
 @pytest.mark.parametrize(("name", "max_length"), [*product(CASES, [None, WINDOWS + 4])])
-def test_a_run_is_saved_and_answers_alike_alone_and_in_a_batch(
-    prepare, tmp_path, quick, name, max_length
-):
+def test_a_run_is_saved_and_answers_alike_alone_and_in_a_batch(prepare, tmp_path, name, max_length):
     prepared = prepare(name, max_length=max_length)
     trained = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     model = PromptModel.from_pretrained(tmp_path / "run", backbone=prepared.backbone)
@@ -154,7 +152,7 @@ def test_an_answer_over_the_border_of_windows_has_its_tokens(prepare) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert-prefix", "llama-input"])
-def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, quick, name) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, name) -> None:
     whole = prepare(name, max_length=WINDOWS + 4)
     run_recipe(whole.recipe, tmp_path / "whole", prepared=whole)
     stopped = prepare(name, max_length=WINDOWS + 4)
@@ -212,7 +210,7 @@ def test_the_threshold_is_chosen_on_validation_rows_and_can_be_changed(backbone,
         model.with_task(stride=3)
 
 
-def test_questions_that_all_have_an_answer_always_get_one(prepare, tmp_path, quick) -> None:
+def test_questions_that_all_have_an_answer_always_get_one(prepare, tmp_path) -> None:
     prepared = prepare("bert-prefix", unanswerable=False)
     model = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     assert model.artifact.manifest.task["null_threshold"] == "never"
@@ -233,7 +231,7 @@ def test_the_threshold_lies_between_two_rows() -> None:
     assert fit_null_threshold([*rows, blank], [["Rome"], [], []]) == pytest.approx(0.5)
 
 
-def test_seeds_vote_and_each_has_its_own_head(prepare, tmp_path, quick) -> None:
+def test_seeds_vote_and_each_has_its_own_head(prepare, tmp_path) -> None:
     models = []
     for seed in (1, 2, 3):
         prepared = prepare("bert-prefix", epochs=1, max_length=WINDOWS + 4)
@@ -305,7 +303,7 @@ def test_a_stride_that_is_no_part_of_a_window_is_refused(prepare) -> None:
         prepare("bert-prefix", max_length=WINDOWS, task={"stride": 30})
 
 
-def test_what_has_no_answer_of_its_own_is_refused(prepare, tmp_path, quick) -> None:
+def test_what_has_no_answer_of_its_own_is_refused(prepare, tmp_path) -> None:
     with pytest.raises(RecipeError, match=r"train.keep_plain_head: the task has no labels"):
         prepare("bert-prefix", keep_plain_head=True)
     prepared = prepare("bert-prefix", epochs=1)

@@ -157,6 +157,7 @@ def test_lora_has_a_pair_of_factors_for_every_linear_layer_of_the_body(new_backb
     assert all(torch.equal(a, b) for a, b in zip(added, again, strict=True)), "the seed decides"
 
 
+@pytest.mark.usefixtures("draws")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_best_weights_by_validation_predict(tuned, tmp_path, kind, rows):
     recipe, parts = tuned("llama", "words", kind, learning_rate=0.3, epochs=4, best_metric="loss")

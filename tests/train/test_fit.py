@@ -247,26 +247,30 @@ def test_progress_goes_to_stderr_alone(backbone, split, capsys) -> None:
 
 
 SCRIPT = """
-import sys
+import os, sys
 import softprompt as sp
 
 rows = [{"text": "good film", "label": "positive"}, {"text": "bad film", "label": "negative"}] * 10
 task = sp.Classify("{soft:3}{text} movie", verbalizer={"negative": " bad", "positive": " good"})
 config = sp.TrainingConfig(epochs=1, learning_rate=0.05)
 sp.fit(sys.argv[1], task, rows, config=config)
+os.dup2(int(sys.argv[2]), 2)
+sp.fit(sys.argv[1], task, rows, config=config)
 """
 
 
 def test_a_terminal_gets_a_bar_and_a_pipe_nothing(saved, tmp_path) -> None:
-    """In processes of their own: stderr is a pseudo-terminal, or a pipe."""
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(saved("llama"))]
+    """In a process of its own: its stderr is first a pipe, and then a pseudo-terminal."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(saved("llama")), str(theirs)]
     around = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
     around |= {"TERM": "xterm", "COLUMNS": "100"}
-    piped = subprocess.run(command, env=around, capture_output=True, text=True, check=True)
-    assert (piped.stdout, "epoch" in piped.stderr) == ("", False)
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(command, env=around, stdout=subprocess.PIPE, stderr=theirs) as running:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=around, stdout=pipe, stderr=pipe, pass_fds=[theirs]
+    ) as running:
         os.close(theirs)
+        piped = running.stderr.read()  # until it is replaced
         shown = b""
         try:
             while part := os.read(ours, 4096):
@@ -276,6 +280,7 @@ def test_a_terminal_gets_a_bar_and_a_pipe_nothing(saved, tmp_path) -> None:
         assert running.stdout.read() == b""
     os.close(ours)
     assert running.returncode == 0
+    assert b"epoch" not in piped
     assert "finished after step 1" in shown.decode()
     assert "━" in shown.decode()  # of the bar
 

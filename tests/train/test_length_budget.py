@@ -145,9 +145,8 @@ def made_row() -> dict[str, str]:
 
 @pytest.mark.parametrize("method", KEYS)
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_the_artifact_shifts_positions_too(parts, tmp_path, monkeypatch, family, method):
+def test_the_artifact_shifts_positions_too(parts, tmp_path, family, method):
     """A row gets as many positions as in training, whatever else is in the batch."""
-    monkeypatch.setattr("softprompt.train.plots.draw_run", lambda *_args, **_kwargs: None)
     prepared = parts(family, method, task="head", settings={"shift_positions": True})
     run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     artifact = load_artifact(tmp_path / "run")

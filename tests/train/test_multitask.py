@@ -33,7 +33,6 @@ from softprompt.train.multitask_trainer import MultitaskTrainer, divide_steps
 from support.recipes import read_numbers, renew_run
 from support.scaling import use_loss_scale
 
-pytestmark = pytest.mark.usefixtures("quick")
 METHOD = "multitask-prompt-tuning"
 SIZES = {"moods": (11, 5, 4), "answers": (6, 3), "last": (7,)}
 TASKS = {"moods": "words", "answers": "text", "last": "words"}

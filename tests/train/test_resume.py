@@ -29,8 +29,6 @@ from softprompt.train import (
 from softprompt.train.checkpoint import load_state, save_state
 from support.recipes import read_numbers
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "prompt-tuning": (("llama", "prompt-tuning"), {}),
     "residual": (

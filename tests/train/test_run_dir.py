@@ -102,6 +102,7 @@ def test_the_artifact_records_how_it_was_trained(done, backbone):
     assert list(again.predict(texts)) == list(model.predict(texts))
 
 
+@pytest.mark.usefixtures("draws")
 def test_the_picture_is_a_picture(done):
     """PNG's signature, its size, and image data that decompress to that size."""
     folder, *_ = done()

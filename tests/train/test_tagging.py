@@ -68,7 +68,7 @@ def prepare(backbone):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_is_saved_and_answers_alike_alone_and_in_a_batch(prepare, tmp_path, quick, name):
+def test_a_run_is_saved_and_answers_alike_alone_and_in_a_batch(prepare, tmp_path, name):
     prepared = prepare(name)
     trained = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     model = PromptModel.from_pretrained(tmp_path / "run", backbone=prepared.backbone)
@@ -110,7 +110,7 @@ def test_the_loss_is_that_of_the_first_tokens(prepare, name) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert-prefix", "bert-spans", "llama-twice"])
-def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, quick, name) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, name) -> None:
     whole = prepare(name)
     run_recipe(whole.recipe, tmp_path / "whole", prepared=whole)
     stopped = prepare(name)
@@ -198,7 +198,7 @@ def test_that_tags_of_a_causal_backbone_look_left_is_said(prepare) -> None:
     assert not [text for text in prepare("bert-prefix").slips if "causal" in text]
 
 
-def test_an_ensemble_is_the_mean_of_its_members(prepare, tmp_path, quick) -> None:
+def test_an_ensemble_is_the_mean_of_its_members(prepare, tmp_path) -> None:
     models = []
     for seed in (1, 2):
         prepared = prepare("bert-prefix", epochs=1)
@@ -231,7 +231,7 @@ def test_an_ensemble_is_the_mean_of_its_members(prepare, tmp_path, quick) -> Non
     )
 
 
-def test_how_answers_are_read_can_be_changed_and_nothing_else(prepare, tmp_path, quick) -> None:
+def test_how_answers_are_read_can_be_changed_and_nothing_else(prepare, tmp_path) -> None:
     prepared = prepare("bert-prefix", epochs=1)
     model = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     rows = make_sentences(20, seed=4)
@@ -247,7 +247,7 @@ def test_how_answers_are_read_can_be_changed_and_nothing_else(prepare, tmp_path,
 
 
 @pytest.mark.parametrize("shape", ["mapping", "list", "json", "python", "text"])
-def test_words_may_be_given_in_any_shape(prepare, tmp_path, quick, shape) -> None:
+def test_words_may_be_given_in_any_shape(prepare, tmp_path, shape) -> None:
     prepared = prepare("bert-prefix", epochs=1)
     model = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     words = ["good", "film", "bad"]
@@ -263,7 +263,7 @@ def test_words_may_be_given_in_any_shape(prepare, tmp_path, quick, shape) -> Non
     assert found == expected
 
 
-def test_a_row_without_words_has_no_tags(prepare, tmp_path, quick) -> None:
+def test_a_row_without_words_has_no_tags(prepare, tmp_path) -> None:
     prepared = prepare("bert-prefix", epochs=1)
     model = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     for rows in ([{"words": []}], [{"words": " "}], [{"words": []}, {"words": ["good"]}]):
@@ -318,6 +318,26 @@ def test_tags_that_are_not_possible_can_be_repaired(prepare) -> None:
     prepared = prepare("bert-prefix", tables={"train": rows}, data=data)
     labels, target = prepared.task.labels, prepared.rows["train"].examples[0].target
     assert [labels[index] for index in target] == ["B-POS", "I-POS"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("bert-prefix", {"widen_spans": True}, r"task.widen_spans: means nothing for lists"),
+        ("bert-spans", {"repair_tags": True}, r"task.repair_tags: means nothing for spans of char"),
+        ("plain", {"constrained_decoding": False}, r'with task.scheme = "none": any tag may follo'),
+    ],
+)
+def test_a_setting_for_other_rows_is_refused(prepare, kind, settings, message) -> None:
+    """That tags are plain is recognized by the rows."""
+    rows = make_spans(6, seed=1) if kind == "bert-spans" else make_sentences(6, seed=1)
+    if kind == "plain":
+        rows = [row | {"tags": ["X" if tag == "O" else "Y" for tag in row["tags"]]} for row in rows]
+        kind = "bert-prefix"
+    data = make_data(kind)
+    data["task"] |= settings
+    with pytest.raises(DataError, match=message):
+        prepare(kind, tables={"train": rows}, data=data)
 
 
 def test_a_tag_that_no_training_row_has_counts_as_an_error(prepare) -> None:
@@ -470,7 +490,7 @@ def test_the_metric_that_selects_must_be_one_of_the_tasks(prepare) -> None:
     ],
 )
 def test_an_artifact_that_contradicts_itself_is_refused(
-    prepare, tmp_path, quick, changes, message
+    prepare, tmp_path, changes, message
 ) -> None:
     prepared = prepare("bert-prefix", epochs=1)
     artifact = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared).artifact
@@ -481,7 +501,7 @@ def test_an_artifact_that_contradicts_itself_is_refused(
         check_artifact(replace(artifact, manifest=manifest))
 
 
-def test_a_run_may_start_from_another_prompt_and_its_head(backbone, tmp_path, quick) -> None:
+def test_a_run_may_start_from_another_prompt_and_its_head(backbone, tmp_path) -> None:
     rows, options = make_sentences(10, seed=0), {"validation": 0, "progress": False}
     config = TrainingConfig(epochs=1, learning_rate=0.01)
     task = Tag("{soft:3}{words}")

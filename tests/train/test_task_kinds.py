@@ -80,7 +80,7 @@ def as_numbers(prediction):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_is_saved_and_answers_alike_alone_and_in_a_batch(prepare, tmp_path, quick, name):
+def test_a_run_is_saved_and_answers_alike_alone_and_in_a_batch(prepare, tmp_path, name):
     prepared = prepare(name)
     trained = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     model = PromptModel.from_pretrained(tmp_path / "run", backbone=prepared.backbone)
@@ -126,7 +126,7 @@ def test_the_loss_is_that_of_the_scores(prepare, name) -> None:
 
 
 @pytest.mark.parametrize("name", ["sets-bert-prefix", "numbers-llama-prefix", "words-llama"])
-def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, quick, name) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, name) -> None:
     whole = prepare(name)
     run_recipe(whole.recipe, tmp_path / "whole", prepared=whole)
     stopped = prepare(name)
@@ -195,7 +195,7 @@ def test_only_settings_of_the_answer_can_be_changed(backbone) -> None:
 
 
 @pytest.mark.parametrize("name", ["sets-bert-prefix", "numbers-bert-input"])
-def test_an_ensemble_is_the_mean_of_its_members(prepare, tmp_path, quick, name) -> None:
+def test_an_ensemble_is_the_mean_of_its_members(prepare, tmp_path, name) -> None:
     models = []
     for seed in (1, 2):
         prepared = prepare(name, epochs=1)
@@ -285,7 +285,7 @@ def test_a_number_that_is_not_scaled_like_the_rows_is_refused(backbone) -> None:
         ({"temperature": "auto"}, "task.temperature is 'auto', but an artifact has a number"),
     ],
 )
-def test_an_artifact_has_no_automatic_settings(prepare, tmp_path, quick, changes, message) -> None:
+def test_an_artifact_has_no_automatic_settings(prepare, tmp_path, changes, message) -> None:
     from softprompt.artifact.checks import check_artifact
 
     prepared = prepare("sets-bert-prefix", epochs=1)
@@ -295,7 +295,7 @@ def test_an_artifact_has_no_automatic_settings(prepare, tmp_path, quick, changes
         check_artifact(replace(artifact, manifest=manifest))
 
 
-def test_a_plain_head_is_kept_where_no_prompt_is_better(prepare, tmp_path, quick) -> None:
+def test_a_plain_head_is_kept_where_no_prompt_is_better(prepare, tmp_path) -> None:
     """Noise as a target: what is kept is never worse than the plain head on the validation rows."""
     for name in ("sets-bert-prefix", "numbers-bert-input"):
         prepared = prepare(name, rows=(24, 12, 9), keep_plain_head=True, epochs=1)
@@ -320,7 +320,7 @@ def test_the_metric_that_selects_must_be_one_of_the_tasks(prepare) -> None:
             check_best_metric(prepare(name, best_metric="matthews"))
 
 
-def test_probabilities_are_each_labels_own(prepare, tmp_path, quick) -> None:
+def test_probabilities_are_each_labels_own(prepare, tmp_path) -> None:
     prepared = prepare("sets-bert-prefix", epochs=1)
     model = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     rows = make_rows(4, seed=2)

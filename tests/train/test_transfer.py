@@ -17,7 +17,6 @@ from softprompt.train.transfer import StartChoice, settle_start, try_starts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::softprompt.errors.SoftpromptWarning"),
-    pytest.mark.usefixtures("quick"),
 ]
 
 

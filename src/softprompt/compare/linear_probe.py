@@ -6,7 +6,7 @@ validation rows, as the strength of its regularization is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -209,7 +209,7 @@ def fit_tag_probe(recipe: Recipe, *, backbone: Backbone, tables: Mapping[str, Ta
     Raises:
         DataError: the training rows are too few.
     """
-    settings = {"constrained_decoding": False, "aggregation": "first", "head": "linear"}
+    settings = {"constrained_decoding": True, "aggregation": "first", "head": "linear"}
     task = recipe.task.model_copy(update=settings)
     parts = Parts(recipe.model_copy(update={"task": task}), backbone, {"train": tables["train"]})
     run_stages((*HARD_PROMPT_STAGES, render_rows), parts, collector=FaultCollector())
@@ -222,4 +222,5 @@ def fit_tag_probe(recipe: Recipe, *, backbone: Backbone, tables: Mapping[str, Ta
     trained = sum(p.numel() for p in head.parameters())
     parameters = sum(p.numel() for p in backbone.body.parameters())
     cost = Cost(trained, parameters, _FP32_BYTES * trained, 0.0, added=trained)
-    return TagProbe(tagger.with_head(head), cost)
+    objective = replace(tagger.objective, is_constrained=False)
+    return TagProbe(tagger.with_head(head).with_objective(objective), cost)

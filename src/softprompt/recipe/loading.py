@@ -20,6 +20,7 @@ from softprompt.recipe.schema import BackboneConfig, Recipe
 from softprompt.recipe.values import check_extent, find_seed_faults, find_value_faults
 from softprompt.tasks import TASKS, Classify, TaskSettings
 from softprompt.tasks.strict_settings import build_settings
+from softprompt.tasks.unused_settings import find_unused_settings
 
 RecipeSource: TypeAlias = str | Path | Recipe | Mapping[str, Any]
 
@@ -95,10 +96,10 @@ def _find_choice_faults(
         return [f"{section}.{common[0]}: {format_unknown(section, name, options=options)}"]
     settings = {key: value for key, value in table.items() if key not in common}
     try:
-        build_settings(options[name], settings)
+        built = build_settings(options[name], settings)
     except ValidationError as error:
         return explain_validation_error(error, (section,), owner=options[name])
-    return []
+    return [*find_unused_settings(built)] if isinstance(built, TaskSettings) else []
 
 
 def _find_cross_faults(recipe: Recipe) -> Iterator[str]:
@@ -116,12 +117,6 @@ def _find_cross_faults(recipe: Recipe) -> Iterator[str]:
             "weights in another way. Take one of the two out."
         )
     yield from find_init_faults(recipe)
-    task = recipe.task.collect_settings()
-    if task.get("labels") is not None and task.get("verbalizer") is not None:
-        yield (
-            "task.labels: means nothing with a verbalizer, whose own order is that of the labels. "
-            "Take it out."
-        )
     yield from find_seed_faults(recipe)
     warmup = recipe.train.warmup_ratio
     if warmup is not None and warmup > 1:
@@ -492,4 +487,5 @@ def _build_task(table: object, faults: list[str]) -> TaskSettings | None:
     except ValidationError as error:
         faults += explain_validation_error(error, ("task",), owner=TASKS[kind])
         return None
+    faults += find_unused_settings(settings)
     return settings

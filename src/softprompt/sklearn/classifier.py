@@ -196,6 +196,8 @@ class SoftPromptClassifier(ClassifierMixin, SoftPromptEstimator):  # type: ignor
                 "probable is predicted. Leave thresholds at 'auto', or give an indicator matrix."
             )
             raise ValueError(msg)
+        if self.verbalizer is not None:
+            self._check_pooling("verbalizer")
 
 
 def _read_labels(y: ClassLabels) -> NDArray[Any]:

@@ -188,6 +188,16 @@ class SoftPromptEstimator(BaseEstimator, ABC):  # type: ignore[misc]  # untyped 
             msg = f"{name} requires y to be passed, but the target y is None. Give targets."
             raise ValueError(msg)
 
+    def _check_pooling(self, words: str) -> None:
+        """Check that no readout of a head is given with words, the argument of this name."""
+        if self.pooling != "auto":
+            msg = (
+                f"pooling is {self.pooling!r}, but the language-model head scores the words of "
+                f"{words}, so that no head has a readout. Leave pooling at 'auto', or {words} at "
+                "None."
+            )
+            raise ValueError(msg)
+
     def _train(
         self, rows: Sequence[Mapping[str, str]], cells: Sequence[object], *, target: str
     ) -> None:

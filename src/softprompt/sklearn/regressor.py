@@ -62,7 +62,8 @@ class SoftPromptRegressor(RegressorMixin, SoftPromptEstimator):  # type: ignore[
             The regressor itself.
 
         Raises:
-            ValueError: the rows or numbers are not valid, or there are words for several numbers.
+            ValueError: the rows, numbers or settings are not valid, or there are words for several
+                numbers.
             SoftpromptError: settings and rows do not fit; the message says what to do.
         """
         self._require_targets(y)
@@ -75,6 +76,8 @@ class SoftPromptRegressor(RegressorMixin, SoftPromptEstimator):  # type: ignore[
                 "words at None, which trains a head."
             )
             raise ValueError(msg)
+        if self.words is not None:
+            self._check_pooling("words")
         self._has_matrix = numbers.ndim > 1
         self._train(rows, numbers.tolist(), target="target")
         return self

@@ -14,7 +14,6 @@ from softprompt.data.tokenizer import make_text_encoder
 from softprompt.data.windows import make_window_renderer
 from softprompt.errors import DataError, TemplateError
 from softprompt.tasks.base import Task
-from softprompt.tasks.chat_settings import check_chat_settings
 from softprompt.tasks.choices import make_choices
 from softprompt.tasks.chooser import Chooser, HeadChooser
 from softprompt.tasks.classification import (
@@ -49,6 +48,7 @@ from softprompt.tasks.objectives import ScoreObjective
 from softprompt.tasks.pooling import resolve_pooling
 from softprompt.tasks.tag_sequences import TagSequences
 from softprompt.tasks.tagger import Tagger, mark_context
+from softprompt.tasks.unused_settings import check_chat_settings
 from softprompt.tasks.verbalizer import LabelWords, tokenize_verbalizer
 
 _UNLIMITED = 1 << 20

@@ -29,6 +29,7 @@ from softprompt.tasks.regression import Numbers, WordNumbers, make_numbers
 from softprompt.tasks.strict_settings import build_settings
 from softprompt.tasks.tag_cells import get_scheme
 from softprompt.tasks.tag_sequences import TagSequences
+from softprompt.tasks.unused_settings import find_unused_settings
 
 
 def make_objective(settings: TaskSettings, labels: Sequence[str]) -> Objective:
@@ -148,7 +149,7 @@ def change_answer_settings(
         The settings that are changed, as an artifact records them.
 
     Raises:
-        PromptError: a setting cannot be changed, or its value is not possible.
+        PromptError: a setting cannot be changed, its value is not possible, or it has no effect.
         DataError: thresholds are not those of the labels.
     """
     allowed = list_answer_settings(settings)
@@ -165,6 +166,9 @@ def change_answer_settings(
         where = ".".join(str(part) for part in first["loc"] if part in values or part in changes)
         msg = f"task.{where} is {first['input']!r}: {first['msg']}."
         raise PromptError(msg) from error
+    for fault in find_unused_settings(changed):
+        if fault.removeprefix("task.").partition(":")[0] in changes:
+            raise PromptError(fault)
     return {**changes, **describe_objective(make_objective(changed, labels))}
 
 

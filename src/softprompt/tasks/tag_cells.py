@@ -21,6 +21,7 @@ from softprompt.errors import DataError, format_unknown
 from softprompt.tasks.config import Tag
 from softprompt.tasks.objectives import parse_list
 from softprompt.tasks.tag_sequences import parse_tags
+from softprompt.tasks.unused_settings import find_unused_settings
 
 # That of spans of characters, unless a task names another one.
 _SPAN_SCHEME: TagScheme = "BIO"
@@ -283,8 +284,11 @@ def check_tag_rows(table: Table, settings: Tag, *, split: str) -> None:
         split: the name of the rows, for messages.
 
     Raises:
-        DataError: a row has no words, or its tags are not possible.
+        DataError: a row has no words, its tags are not possible, or a setting means nothing for
+            the training rows.
     """
+    if split == "train":
+        _check_settings(table, settings)
     rows = list(read_tag_rows(table, settings, split=split))
     bare = [index for index, tags in enumerate(rows) if not tags]
     if bare:
@@ -306,6 +310,27 @@ def check_tag_rows(table: Table, settings: Tag, *, split: str) -> None:
             "does."
         )
         raise DataError(msg) from error
+
+
+def _check_settings(table: Table, settings: Tag) -> None:
+    """Check that every setting that was given has an effect on training rows like these."""
+    faults = [*find_unused_settings(settings)]
+    if settings.widen_spans or settings.repair_tags:
+        column = settings.words_column
+        rows = (row for group in iterate_groups(table, (column,)) for row in group)
+        forms = {read_row_words(row[column], column).is_list for row in rows}
+        if settings.widen_spans and forms == {True}:
+            faults.append(
+                "task.widen_spans: means nothing for lists of words, which have a tag for each. "
+                "Take it out."
+            )
+        if settings.repair_tags and forms == {False}:
+            faults.append(
+                "task.repair_tags: means nothing for spans of characters, which are always written "
+                "as possible tags. Take it out."
+            )
+    if faults:
+        raise DataError(faults[0])
 
 
 # Usual names of columns, the most certain first.

@@ -107,6 +107,12 @@ class Tagger(HeadTask):
         task._head = head.to(self.backbone.device)  # noqa: SLF001  # a copy of this one
         return task
 
+    def with_objective(self, objective: TagSequences) -> "Tagger":
+        """A copy of the task with another objective."""
+        task = copy(self)
+        task.objective = objective
+        return task
+
     @property
     def head(self) -> ClassifierHead:
         """The head, which is trained with the prompt."""

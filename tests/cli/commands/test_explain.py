@@ -164,29 +164,44 @@ def test_what_a_page_says() -> None:
     assert "<yes>" not in page
 
 
-@pytest.mark.parametrize("colours", [True, False])
-def test_colours_in_a_terminal(trained, monkeypatch, colours) -> None:
+def test_colours_in_a_terminal(trained, monkeypatch) -> None:
     """Of the words alone; not where NO_COLOR is set, and never those of the text itself."""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.setenv("NO_COLOR", "" if colours else "1")
-    shown = _run_in_terminal("explain", trained.folder, "good \x1b[31m bad")
-    assert ("\x1b[" in shown) == colours
-    assert ("\\u001b" in shown) == colours  # the table has the words alone
-    assert "\x1b[31m bad" not in shown
+    shown = _run_in_terminal("explain", trained.folder, "good \x1b[31m bad", no_color=("", "1"))
+    for part, colours in zip(shown, (True, False), strict=True):
+        assert "good" in part
+        assert ("\x1b[" in part) == colours
+        assert ("\\u001b" in part) == colours  # the table has the words alone
+        assert "\x1b[31m bad" not in part
 
 
-def _run_in_terminal(*arguments: object) -> str:
-    """Run a command in a process whose output is a terminal."""
-    code = "from softprompt.cli import main; main()"
+# A command several times in one process, which takes seconds to start.
+SCRIPT = """
+import os, sys
+from softprompt.cli import main
+for value in sys.argv.pop(1).split(","):
+    os.environ["NO_COLOR"] = value
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code
+    print("<end>", flush=True)
+"""
+
+
+def _run_in_terminal(*arguments: object, no_color: tuple[str, ...]) -> list[str]:
+    """Run a command in a process whose output is a terminal, with these values of NO_COLOR."""
     near, far = pty.openpty()
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-c", SCRIPT, ",".join(no_color), *map(str, arguments)]
     with subprocess.Popen(command, stdout=far, stderr=subprocess.DEVNULL) as process:
         os.close(far)
         shown = b"".join(iter(lambda: _read_terminal(near), b""))
     os.close(near)
     assert process.returncode == 0
-    return shown.decode()
+    *parts, rest = shown.decode().split("<end>")
+    assert not rest.strip()
+    return parts
 
 
 def _read_terminal(terminal: int) -> bytes:
