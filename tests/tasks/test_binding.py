@@ -7,6 +7,7 @@ import pytest
 from softprompt.errors import DataError, TemplateError
 from softprompt.tasks import (
     TASKS,
+    Choose,
     Classify,
     Extract,
     Generate,
@@ -180,4 +181,4 @@ def test_words_may_be_one_or_several():
 
 def test_the_list_of_tasks_is_by_kind():
     kinds = {"classify": Classify, "generate": Generate, "regress": Regress, "tag": Tag}
-    assert kinds | {"extract": Extract} == TASKS
+    assert kinds | {"extract": Extract, "choose": Choose} == TASKS
