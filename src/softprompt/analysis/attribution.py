@@ -17,7 +17,13 @@ from softprompt.analysis.explanation import (
     ScoreKind,
     is_sum_complete,
 )
-from softprompt.analysis.row_views import RowView, list_given_words, place_row, view_row
+from softprompt.analysis.row_views import (
+    RowView,
+    check_texts,
+    list_given_words,
+    place_row,
+    view_row,
+)
 from softprompt.backbone.hooks import FreeVectors, use_free_vectors
 from softprompt.backbone.model import Backbone
 from softprompt.data.inputs import Row, as_row
@@ -159,6 +165,8 @@ def _choose(
         msg = f"integrated gradients with steps = {steps} are not possible. Give at least 1."
         raise PromptError(msg)
     members = model.members if isinstance(model, Ensemble) else (model,)
+    for member in members:
+        check_texts(member.task)
     fields = as_row(row, model.fields)
     return choose_scores(model, fields, members=members, label=label, word=word), members
 

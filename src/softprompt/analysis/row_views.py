@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from softprompt.data.chats import ChatRenderer
 from softprompt.data.inputs import Row
 from softprompt.data.rendering import Renderer
 from softprompt.data.row_words import FieldSpan, PlacedToken, place_tokens, remove_word
@@ -184,14 +185,25 @@ def list_text_renderers(task: Task) -> list[Renderer]:
     Raises:
         PromptError: rows are conversations.
     """
-    texts = [renderer for renderer in task.renderers if isinstance(renderer, Renderer)]
-    if len(texts) < len(task.renderers):
+    check_texts(task)
+    return [renderer for renderer in task.renderers if isinstance(renderer, Renderer)]
+
+
+def check_texts(task: Task) -> None:
+    """Check that the words of a task's rows have places that are known.
+
+    Args:
+        task: of a prompt.
+
+    Raises:
+        PromptError: rows are conversations.
+    """
+    if any(isinstance(renderer, ChatRenderer) for renderer in task.renderers):
         msg = (
             "the words of conversations (task.messages_column) cannot be explained. Explain a "
             "prompt whose rows are texts."
         )
         raise PromptError(msg)
-    return texts
 
 
 def list_given_words(view: RowView) -> dict[str, tuple[Characters, ...]]:
