@@ -14,19 +14,21 @@ from functools import cache
 from pathlib import Path
 
 gc.disable()  # until all is imported, of which nothing is thrown away
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what one process compiles, the next ones read
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
-from jaxtyping import install_import_hook
+import pytest
+
+pytest.register_assert_rewrite("support")
+
+from support.shape_checks import install_shape_checks
 
 # Before any of them is imported; shapes in signatures are checked in tests only.
 _CHECKED = ("prompt", "decoding", "backbone", "injection", "methods", "data", "tasks")
-install_import_hook([f"softprompt.{name}" for name in _CHECKED], "beartype.beartype")
+install_shape_checks([f"softprompt.{name}" for name in _CHECKED])
 
-import pytest
 import torch
 import transformers as tf
-
-pytest.register_assert_rewrite("support")
 
 from softprompt._paths import cache_folder
 from softprompt.backbone import Architecture, Backbone

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,11 +152,18 @@ def test_the_prompt_is_that_of_all_rows_after_the_chosen_steps(
     assert artifact.manifest.metrics["cross_validation"] == metrics["cross_validation"]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of a run that is not stopped, which is made once."""
+    return tmp_path_factory.mktemp("whole") / "run"
+
+
 @pytest.mark.parametrize("stop", [3, 9, 14, 30])
-def test_a_stopped_run_resumes_to_the_same_numbers(with_folds, tmp_path, stop) -> None:
+def test_a_stopped_run_resumes_to_the_same_numbers(with_folds, tmp_path, whole, stop) -> None:
     """Stopped in the first and second fold, and while training on all rows."""
-    prepared = with_folds("p-tuning", epochs=4)
-    run_recipe(prepared.recipe, tmp_path / "whole", prepared=prepared)
+    if not whole.exists():
+        prepared = with_folds("p-tuning", epochs=4)
+        run_recipe(prepared.recipe, whole, prepared=prepared)
     seen = 0
 
     def watch(_event) -> None:
@@ -177,8 +185,8 @@ def test_a_stopped_run_resumes_to_the_same_numbers(with_folds, tmp_path, stop) -
     # A finished fold is not trained again.
     assert again == {*range(4 - len(again), 4)}
     for name in ("metrics.json", "folds.json"):
-        assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text()
-    one, other = load_artifact(tmp_path / "run"), load_artifact(tmp_path / "whole")
+        assert (tmp_path / "run" / name).read_text() == (whole / name).read_text()
+    one, other = load_artifact(tmp_path / "run"), load_artifact(whole)
     assert one.manifest == other.manifest
     assert all(torch.equal(one.to_tensors()[k], v) for k, v in other.to_tensors().items())
 
@@ -289,6 +297,7 @@ def test_validation_rows_and_folds_at_once_are_refused(saved, rows) -> None:
     assert keys == {"data.folds", "train.early_stopping_patience"}
 
 
+@pytest.mark.usefixtures("draws")
 def test_folds_are_drawn_where_no_rows_validate(with_folds, tmp_path, monkeypatch) -> None:
     """Each point of the line is the mean of the folds, weighted by their rows."""
     drawn: list[Figure] = []

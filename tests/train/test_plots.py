@@ -9,7 +9,7 @@ from softprompt.train import run_recipe
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(monkeypatch, draws):
     """The figures that are saved."""
     figures, save = [], Figure.savefig
 
