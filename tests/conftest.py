@@ -8,7 +8,6 @@ from there; ``@for_each("family")`` of ``support.parametrize`` runs a test for e
 
 import gc
 import os
-from base64 import b64decode
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -34,6 +33,7 @@ from softprompt._paths import cache_folder
 from softprompt.backbone import Architecture, Backbone
 from softprompt.methods import MethodSettings
 from softprompt.train import plots
+from support.pictures import draw_nothing
 from support.prompts import Maker
 from support.tiny_models import (
     FAMILIES,
@@ -44,11 +44,6 @@ from support.tiny_models import (
     make_model,
     make_tokenizer,
     save_checkpoint,
-)
-
-# One transparent pixel.
-_PICTURE = b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 )
 
 
@@ -70,12 +65,8 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _descriptor: None)
         for name in _DRAWERS:
-            patch.setattr(f"softprompt.train.{name}", _draw_nothing)
+            patch.setattr(f"softprompt.train.{name}", draw_nothing)
         yield
-
-
-def _draw_nothing(_events: object, path: Path, **_options: object) -> None:
-    path.write_bytes(_PICTURE)
 
 
 @pytest.fixture

@@ -94,7 +94,9 @@ def test_probe_and_fine_tuning_have_the_readout(backbone, new_backbone, tables, 
 
 def test_fine_tuning_alone_chooses_too(new_backbone, tables, monkeypatch):
     planted = ReadoutChoice("max", {}, "planted")
-    monkeypatch.setattr("softprompt.train.finetune.choose_task_readout", lambda *_a, **_k: planted)
+    monkeypatch.setattr(
+        "softprompt.train.option_models.choose_task_readout", lambda *_a, **_k: planted
+    )
     own = new_backbone("bert")
     parts = setup_finetune(make_plan().base, "fine-tuning", backbone=own, tables=tables)
     assert parts.task.pooling == "max"

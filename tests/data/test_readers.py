@@ -166,6 +166,12 @@ def test_a_table_in_one_object_is_refused_with_what_it_seems_to_be(tmp_path, con
     assert said in refusal(tmp_path / "t.json")
 
 
+def test_a_line_that_is_one_conversation_is_a_row(tmp_path):
+    row = {"messages": [{"role": "user", "content": "Hello?"}]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_data(str(tmp_path / "t.jsonl")).to_list() == [row]
+
+
 def test_a_recipe_says_how_its_files_are_written(tmp_path):
     rows = [ROWS[n % 4] | {"text": f"{ROWS[n % 4]['text']} {n}"} for n in range(20)]
     for name in ("train", "test"):

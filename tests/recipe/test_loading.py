@@ -410,9 +410,12 @@ tasks = st.one_of(
         {"kind": st.just("generate")},
         optional={
             "choices": st.just("from-data") | st.lists(text, max_size=3),
-            "do_sample": st.booleans(),
-            "temperature": rate,
+            "num_beams": positive,
         },
+    ),
+    st.fixed_dictionaries(
+        {"kind": st.just("generate"), "do_sample": st.sampled_from([True])},
+        optional={"temperature": rate},
     ),
 )
 trains = st.fixed_dictionaries(

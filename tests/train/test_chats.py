@@ -414,7 +414,10 @@ def test_check_says_what_the_chat_template_adds(saved, tmp_path) -> None:
             "task.chat_template_kwargs: means nothing without task.messages_column",
         ),
         ({"train_on": "all"}, r"task.train_on: means nothing without .*or take it out"),
-        ({"messages_column": "messages", "target_column": "x"}, "Take target_column out"),
+        (
+            {"messages_column": "messages", "target_column": "x"},
+            r"task.target_column: means nothing with .* Take it out",
+        ),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(own, changes, message) -> None:

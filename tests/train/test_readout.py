@@ -217,7 +217,9 @@ def test_a_resumed_run_keeps_its_readout(parts, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     planted = ReadoutChoice("max", {"cls": 0.5, "max": 0.75}, "these rows")
-    monkeypatch.setattr("softprompt.train.setup.choose_task_readout", lambda *_a, **_k: planted)
+    monkeypatch.setattr(
+        "softprompt.train.option_models.choose_task_readout", lambda *_a, **_k: planted
+    )
     whole = parts(*HEAD, task="head")
     run_recipe(whole.recipe, tmp_path / "whole", prepared=whole)
     stopped = parts(*HEAD, task="head")
@@ -227,7 +229,7 @@ def test_a_resumed_run_keeps_its_readout(parts, tmp_path, monkeypatch):
     def choose(*_args, **_options):
         pytest.fail("the readout was chosen again")
 
-    monkeypatch.setattr("softprompt.train.setup.choose_task_readout", choose)
+    monkeypatch.setattr("softprompt.train.option_models.choose_task_readout", choose)
     again = parts(*HEAD, task="head")
     run_recipe(again.recipe, tmp_path / "run", prepared=again, resume=True)
     first, second = (load_artifact(tmp_path / name) for name in ("whole", "run"))

@@ -12,6 +12,8 @@ from softprompt.data.squad import is_squad, list_squad_rows
 from softprompt.errors import DataError
 
 _TEXT = re.compile(r"\S")
+# Endings of files that have one object per line.
+_LINES = {".jsonl", ".ndjson"}
 # Python writes words for numbers that JSON does not have; NaN is a missing value.
 _DECODER = make_json_decoder({"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf})
 
@@ -80,7 +82,8 @@ def _check_one_row(path: Path, record: Mapping[str, object]) -> None:
     """Check that a single object is a row, not a whole table in another form."""
     values = list(record.values())
     rows = [name for name, value in record.items() if _is_list_of_rows(value)]
-    if rows:
+    # In a file of one object per line it is a row, as of one conversation.
+    if rows and not _LINES.intersection(map(str.lower, path.suffixes)):
         msg = (
             f"{path} is one object, whose rows seem to be the list under {rows[0]!r}. Save that "
             "list alone, or one object per line."

@@ -297,6 +297,12 @@ def test_every_span_of_tags_is_explained(tagger, backbones, run, tmp_path) -> No
     (line,) = run(*given, "--format", "json", "--word", "2", "--label", "O").lines
     assert (line["kind"], line["label"], line["subject"]["text"]) == ("tag", "O", "film")
     assert run(*given, "--word", "99").is_mistake("Give a number from 0 to")
+    file = tmp_path / "rows.jsonl"
+    row = {"text": TEXT.split()}
+    file.write_text(json.dumps(row) + "\n", "utf-8")
+    listed = run("explain", folder, "--input", file, *given[3:], "--format", "json").lines
+    [predicted] = model.predict([row])
+    assert [one["subject"]["text"] for one in listed] == [span.text for span in predicted.spans]
 
 
 def test_a_number_is_raised_and_lowered() -> None:

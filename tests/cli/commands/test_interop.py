@@ -288,19 +288,19 @@ def test_all_misspelt_settings_at_once(adapter, run, tmp_path):
     [
         (
             "task.kind=clasify",
-            "task.kind: unknown task 'clasify'. Options: classify, extract, generate, ",
+            "task.kind: unknown task 'clasify'. Options: choose, classify, extract, generate, ",
         ),
         (
             "task.kind=[1]",
-            "task.kind: unknown task '[1]'. Options: classify, extract, generate, ",
+            "task.kind: unknown task '[1]'. Options: choose, classify, extract, generate, ",
         ),
         (
             "task.template={text}",
-            "task.kind: is missing. Add it: classify, extract, generate, regress or tag.",
+            "task.kind: is missing. Add it: choose, classify, extract, generate, regress or tag.",
         ),
         (
             "task.labelz=3",
-            "task.kind: is missing. Add it: classify, extract, generate, regress or tag.",
+            "task.kind: is missing. Add it: choose, classify, extract, generate, regress or tag.",
         ),
         ("task=5", "task: must be a table of keys, not 5."),
         ("backbone=5", "backbone: must be a table of keys, not 5."),

@@ -100,7 +100,7 @@ def explain(
         check_writable(output, sources=[source or ""], formats=[*_FORMATS])
     print_progress(f"loading {artifact} and its backbone …")
     model = load_prompt(artifact, backbone=backbone, best=best)
-    rows = _read_rows(source or "", model.fields) if single is None else [single]
+    rows = _read_rows(source or "", model) if single is None else [single]
     name = cast("ExplanationMethod", method)
     options = _Options(method=name, label=label, word=word, steps=steps)
     explained = _explain_rows(model, rows, options)
@@ -136,14 +136,16 @@ def _read_single(text: str | None, row: str | None) -> InputRow | None:
     return InputRow("the row", content)
 
 
-def _read_rows(source: str, fields: tuple[str, ...]) -> Iterator[InputRow]:
+def _read_rows(source: str, model: "PromptModel | Ensemble") -> Iterator[InputRow]:
     """The rows of a table, or of lines."""
     if not is_table(source):
         yield from read_text_rows(source)
         return
     from softprompt.data import TextFormat
 
-    for group in read_table_rows(source, fields, text_format=TextFormat()):
+    flexible = model.task.flexible_columns
+    form = TextFormat()
+    for group in read_table_rows(source, model.fields, text_format=form, flexible=flexible):
         yield from group
 
 
