@@ -16,7 +16,7 @@ from softprompt.errors import DataError
 from softprompt.tasks.span_scores import compute_tag_accuracy, score_spans, score_tags
 
 SEQEVAL = {"BIO": IOB2, "IOB1": IOB1, "BIOES": IOBES, "BILOU": BILOU}
-SEQUENCES, ROWS = 10_000, 20
+SEQUENCES, ROWS = 4_000, 20
 
 
 def draw_tags(rng, scheme, *, noise):

@@ -96,8 +96,8 @@ def draw_pairs(count: int, seed: int, *, null: float) -> list[tuple[str, list[st
 
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
-def test_ten_thousand_pairs_score_as_published(version) -> None:
-    pairs = draw_pairs(10_000, seed=1, null=0.2 if version == "2.0" else 0.0)
+def test_thousands_of_pairs_score_as_published(version) -> None:
+    pairs = draw_pairs(3_000, seed=1, null=0.2 if version == "2.0" else 0.0)
     exact, f1 = [], []
     for predicted, golds in pairs:
         wanted = published_scores(predicted, golds, version)
@@ -122,9 +122,9 @@ def test_ten_thousand_pairs_score_as_published(version) -> None:
         assert {*metrics} == {"exact_match", "f1"}
 
 
-def test_ten_thousand_texts_are_normalized_as_published() -> None:
+def test_thousands_of_texts_are_normalized_as_published() -> None:
     source = random.Random(2)  # noqa: S311  # not for secrets
-    for _ in range(10_000):
+    for _ in range(3_000):
         text = draw_text(source, 8)
         assert normalize_answer(text) == published_normalization(text)
 
@@ -218,10 +218,10 @@ def test_the_threshold_is_the_best_of_all(seed: int) -> None:
         ) / len(golds)
 
     found = choose_null_threshold(differences, predictions, references=golds)
-    every = [min(differences) - 1, *differences]
-    assert found.score == pytest.approx(max(map(score, every)))
-    assert score(found.value) == pytest.approx(found.score)
-    assert found.value == min(t for t in every if score(t) == pytest.approx(found.score))
+    scores = {t: score(t) for t in (min(differences) - 1, *{*differences})}
+    assert found.score == pytest.approx(max(scores.values()))
+    assert scores[found.value] == pytest.approx(found.score)
+    assert found.value == min(t for t, one in scores.items() if one == pytest.approx(found.score))
 
 
 @pytest.mark.parametrize(
