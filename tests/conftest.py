@@ -26,6 +26,7 @@ from support.shape_checks import install_shape_checks
 _CHECKED = ("prompt", "decoding", "backbone", "injection", "methods", "data", "tasks")
 install_shape_checks([f"softprompt.{name}" for name in _CHECKED])
 
+import hypothesis
 import torch
 import transformers as tf
 
@@ -45,6 +46,10 @@ from support.tiny_models import (
     make_tokenizer,
     save_checkpoint,
 )
+
+# How long an example takes says nothing where other processes run.
+hypothesis.settings.register_profile("softprompt", deadline=None)
+hypothesis.settings.load_profile("softprompt")
 
 
 def pytest_collection_finish() -> None:

@@ -218,10 +218,10 @@ def test_the_threshold_is_the_best_of_all(seed: int) -> None:
         ) / len(golds)
 
     found = choose_null_threshold(differences, predictions, references=golds)
-    every = [min(differences) - 1, *differences]
-    assert found.score == pytest.approx(max(map(score, every)))
-    assert score(found.value) == pytest.approx(found.score)
-    assert found.value == min(t for t in every if score(t) == pytest.approx(found.score))
+    scores = {t: score(t) for t in (min(differences) - 1, *{*differences})}
+    assert found.score == pytest.approx(max(scores.values()))
+    assert scores[found.value] == pytest.approx(found.score)
+    assert found.value == min(t for t, one in scores.items() if one == pytest.approx(found.score))
 
 
 @pytest.mark.parametrize(
