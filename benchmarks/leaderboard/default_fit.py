@@ -9,6 +9,7 @@ from softprompt.backbone import Backbone
 from softprompt.compare import Cost
 from softprompt.data import Row, Table
 from softprompt.recipe import Recipe, make_recipe
+from softprompt.recipe.drafting import FEWEST_JUDGES
 
 # Inner modules: the rows are in memory, and no folder is written.
 from softprompt.train.api import run_prepared
@@ -17,7 +18,6 @@ from softprompt.train.setup import setup_run
 _AUTOMATIC = {
     "learning_rate": "auto",
     "epochs": "auto",
-    "best_metric": "accuracy",
     "batch_size": 32,
     "keep_plain_head": True,
 }
@@ -68,7 +68,9 @@ def fit_default(recipe: Recipe, backbone: Backbone, tables: Mapping[str, Table])
     start = perf_counter()
     data = recipe.as_data()
     method = {"name": "p-tuning-v2", "length": 20}
-    automatic = make_recipe({**data, "method": method, "train": _AUTOMATIC})
+    metric = "accuracy" if len(tables["validation"]) >= FEWEST_JUDGES else "loss"
+    train = {**_AUTOMATIC, "best_metric": metric}
+    automatic = make_recipe({**data, "method": method, "train": train})
     used = {name: tables[name] for name in ("train", "validation")}
     prepared = setup_run(automatic, backbone=backbone, tables=used)
     model = run_prepared(prepared, callbacks=[])

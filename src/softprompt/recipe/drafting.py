@@ -32,6 +32,8 @@ from softprompt.recipe.values import check_names_writable
 from softprompt.tasks.config import OPTION_FIELD
 
 ENCODER = "builtin:minilm"
+# Fewer validation rows choose by the loss.
+FEWEST_JUDGES = 100
 
 _MAX_LABEL_WORDS = 20
 _WORD = re.compile(r"[^\W\d_][\w' -]{0,39}")
@@ -276,7 +278,7 @@ def _write_automatic(
         template = template.replace("{soft:10}", "")
     yield from _write_task(columns, template, words)
     has_one_label = columns.kind == "classify" and not columns.multi_label
-    if has_one_label and held_out.has_validation_rows:
+    if has_one_label and held_out.validation_rows:
         yield _format_key("temperature", "auto", "of probabilities; validation rows choose it")
     yield "\n[method]"
     if backbone.takes_prefixes:
@@ -287,26 +289,24 @@ def _write_automatic(
     yield "\n[train]"
     yield _format_key("learning_rate", "auto", "short runs choose it before the first step")
     yield _format_key("epochs", "auto", "by the number of rows")
-    if (metric := _choose_metric(columns)) != "loss":
+    if (metric := _choose_metric(columns, held_out)) != "loss":
         yield _format_key("best_metric", metric, "what chooses the best step")
     yield _format_key("batch_size", 32, "rows of one step")
     if columns.kind in {"classify", "regress"} and backbone.kind != "encoder-decoder":
         yield _format_key("keep_plain_head", True, "where no prompt is better")  # noqa: FBT003  # a value
 
 
-def _choose_metric(columns: ColumnRoles) -> str:
+def _choose_metric(columns: ColumnRoles, held_out: HeldOut) -> str:
     """What chooses the best step: where one answer is right, how often it is given.
 
     The loss would choose an earlier one: it grows with the confidence of wrong answers, which a
-    temperature repairs afterwards (docs/decisions/0015).
+    temperature repairs afterwards. Of few rows accuracies are too coarse (docs/decisions/0015).
     """
-    match columns.kind:
-        case "classify" if not columns.multi_label:
-            return "accuracy"
-        case "tag":
-            return "tag_accuracy" if columns.scheme == "none" else "span_f1"
-        case _:
-            return "loss"
+    if held_out.validation_rows < FEWEST_JUDGES or columns.multi_label:
+        return "loss"
+    if columns.kind == "tag":
+        return "tag_accuracy" if columns.scheme == "none" else "span_f1"
+    return "accuracy" if columns.kind in {"classify", "choose"} else "loss"
 
 
 def _write_deep_prefixes() -> Iterator[str]:

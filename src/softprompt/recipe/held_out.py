@@ -44,6 +44,7 @@ class HeldOut:
         seed: of the split.
         notes: for the user.
         folds: of the training rows, where they are too few to hold some back for validation.
+        validation_rows: the number of rows that are for validation only.
     """
 
     files: Mapping[str, str]
@@ -51,11 +52,7 @@ class HeldOut:
     seed: int
     notes: tuple[str, ...]
     folds: int | None = None
-
-    @property
-    def has_validation_rows(self) -> bool:
-        """Whether some rows, or a file, are for validation only."""
-        return self.shares.get("validation", 0) > 0 or "validation" in self.files
+    validation_rows: int = 0
 
 
 def choose_held_out(
@@ -103,7 +100,8 @@ def choose_held_out(
             shares, parts = split
             tables |= parts
     notes += describe_splits(tables, columns.texts)
-    return HeldOut(files, shares, _SEED, tuple(notes), folds)
+    validation_rows = len(tables.get("validation", ()))
+    return HeldOut(files, shares, _SEED, tuple(notes), folds, validation_rows)
 
 
 def _check_rows(rows: Table, columns: ColumnRoles, *, split: str, where: str) -> None:

@@ -102,7 +102,7 @@ def draft_run(
 
 def _choose_seeds(held_out: HeldOut, seeds: int) -> list[str]:
     """The changes of a recipe for several seeds; few rows are not a basis to choose one by."""
-    kept = "best" if held_out.has_validation_rows or seeds == 1 else "ensemble"
+    kept = "best" if held_out.validation_rows or seeds == 1 else "ensemble"
     return [f"train.seeds={seeds}", f"train.combine_seeds={kept}"]
 
 
