@@ -64,6 +64,8 @@ def address():
     )  # pytest's folders are too long for the name of a socket
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_TMPDIR", folder)  # "auto" still means the user's own cluster
+    # A shell in the background ignores interrupts, and its processes inherit that.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = {
         "num_cpus": 1,
         "object_store_memory": 80 << 20,
@@ -76,6 +78,7 @@ def address():
         yield machines.address
     finally:
         machines.shutdown()
+        signal.signal(signal.SIGINT, handler)
         patch.undo()
         shutil.rmtree(folder, ignore_errors=True)
 
