@@ -8,7 +8,6 @@ from there; ``@for_each("family")`` of ``support.parametrize`` runs a test for e
 
 import gc
 import os
-from base64 import b64decode
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -34,7 +33,7 @@ import transformers as tf
 from softprompt._paths import cache_folder
 from softprompt.backbone import Architecture, Backbone
 from softprompt.methods import MethodSettings
-from softprompt.train import plots
+from support.pictures import draw_pictures
 from support.prompts import Maker
 from support.tiny_models import (
     FAMILIES,
@@ -51,19 +50,11 @@ from support.tiny_models import (
 hypothesis.settings.register_profile("softprompt", deadline=None)
 hypothesis.settings.load_profile("softprompt")
 
-# One transparent pixel.
-_PICTURE = b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
-)
-
 
 def pytest_collection_finish() -> None:
     """What the libraries have made stays: a search of it for cycles takes a second each time."""
     gc.freeze()
     gc.enable()
-
-
-_DRAWERS = ("results.draw_run", "results.draw_seeds", "finetune.draw_run")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,20 +65,14 @@ def quick() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _descriptor: None)
-        for name in _DRAWERS:
-            patch.setattr(f"softprompt.train.{name}", _draw_nothing)
+        draw_pictures(patch, wanted=False)
         yield
-
-
-def _draw_nothing(_events: object, path: Path, **_options: object) -> None:
-    path.write_bytes(_PICTURE)
 
 
 @pytest.fixture
 def draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning curves are drawn."""
-    for name in _DRAWERS:
-        monkeypatch.setattr(f"softprompt.train.{name}", vars(plots)[name.partition(".")[2]])
+    draw_pictures(monkeypatch, wanted=True)
 
 
 @pytest.fixture(scope="session")
