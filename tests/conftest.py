@@ -33,8 +33,7 @@ import transformers as tf
 from softprompt._paths import cache_folder
 from softprompt.backbone import Architecture, Backbone
 from softprompt.methods import MethodSettings
-from softprompt.train import plots
-from support.pictures import draw_nothing
+from support.pictures import draw_pictures
 from support.prompts import Maker
 from support.tiny_models import (
     FAMILIES,
@@ -58,9 +57,6 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-_DRAWERS = ("results.draw_run", "results.draw_seeds", "finetune.draw_run")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def quick() -> Iterator[None]:
     """Drawing learning curves and syncing files take half of a small run.
@@ -69,16 +65,14 @@ def quick() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _descriptor: None)
-        for name in _DRAWERS:
-            patch.setattr(f"softprompt.train.{name}", draw_nothing)
+        draw_pictures(patch, wanted=False)
         yield
 
 
 @pytest.fixture
 def draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning curves are drawn."""
-    for name in _DRAWERS:
-        monkeypatch.setattr(f"softprompt.train.{name}", vars(plots)[name.partition(".")[2]])
+    draw_pictures(monkeypatch, wanted=True)
 
 
 @pytest.fixture(scope="session")
