@@ -202,8 +202,13 @@ def _find_best(entries: Sequence[Entry]) -> dict[tuple[Any, ...], float]:
     best: dict[tuple[Any, ...], float] = {}
     for entry in entries:
         key = _get_contest(entry)
-        best[key] = max(best.get(key, 0.0), round(100 * average(entry, "accuracy"), 1))
+        best[key] = max(best.get(key, 0.0), _get_shown_accuracy(entry))
     return best
+
+
+def _get_shown_accuracy(entry: Entry) -> float:
+    """In percent, as the page has it."""
+    return round(100 * average(entry, "accuracy"), 1)
 
 
 def _get_contest(entry: Entry) -> tuple[Any, ...]:
@@ -214,7 +219,7 @@ def _get_contest(entry: Entry) -> tuple[Any, ...]:
 def _format_cells(entry: Entry, best: Mapping[tuple[Any, ...], float]) -> list[str]:
     first = entry[0]
     accuracies = [100 * record["accuracy"] for record in entry]
-    accuracy = round(statistics.fmean(accuracies), 1)
+    accuracy = _get_shown_accuracy(entry)
     spread = f"{statistics.stdev(accuracies):.1f}" if len(entry) > 1 else ""
     f1 = statistics.fmean(100 * record["metrics"]["macro_f1"] for record in entry)
     is_best = accuracy == best[_get_contest(entry)]
