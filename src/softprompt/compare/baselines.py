@@ -7,14 +7,22 @@ Fine-tuning and LoRA are baselines too, but they are trained like prompts: see
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Protocol as Interface
+from typing import TypeAlias
 
 from softprompt.backbone.model import Backbone
-from softprompt.compare.linear_probe import FeatureReader, fit_probe, fit_tag_probe
-from softprompt.compare.option_probe import fit_option_probe
+from softprompt.compare.linear_probe import (
+    FeatureReader,
+    Probe,
+    TagProbe,
+    fit_probe,
+    fit_tag_probe,
+)
+from softprompt.compare.option_probe import OptionProbe, fit_option_probe
 from softprompt.compare.results import BaselineSkipped, Cost
-from softprompt.compare.span_probe import fit_span_probe
+from softprompt.compare.span_probe import SpanProbe, fit_span_probe
 from softprompt.data import Table
 from softprompt.data.inputs import Row
 from softprompt.errors import FaultCollector
@@ -175,6 +183,9 @@ def fit_commonest_place(train: Table, settings: Choose) -> CommonestPlaceBaselin
     return CommonestPlaceBaseline(tuple(choice for _, choice in rows), known)
 
 
+_Probe: TypeAlias = Probe | TagProbe | SpanProbe | OptionProbe
+
+
 @dataclass(frozen=True, eq=False)
 class Baselines:
     """The baselines that take no training steps.
@@ -205,15 +216,24 @@ class Baselines:
         available: dict[str, Callable[[], Baseline]] = {"majority": self._fit_majority}
         if not has_trained_head(settings):
             available["hard-prompt"] = self._make_hard_prompt
-        if isinstance(settings, Tag):
-            available["linear-probe"] = self._fit_tag_probe
-        elif isinstance(settings, Extract):
-            available["linear-probe"] = self._fit_span_probe
-        elif isinstance(settings, Choose):
-            available["linear-probe"] = self._fit_option_probe
-        elif _make_probe_objective(self._objective) is not None:
-            available["linear-probe"] = self._fit_probe
+        if (fit := self._find_probe()) is not None:
+            available["linear-probe"] = partial(_time_probe, fit)
         return available
+
+    def _find_probe(self) -> Callable[[], _Probe] | None:
+        """What fits the linear probe of the task; None where there is none."""
+        match self.base.task_settings:
+            case Tag():
+                return partial(fit_tag_probe, self.base, backbone=self.backbone, tables=self.tables)
+            case Extract():
+                return self._fit_span_probe
+            case Choose():
+                return partial(
+                    fit_option_probe, self.base, backbone=self.backbone, tables=self.tables
+                )
+            case _:
+                has_one = _make_probe_objective(self._objective) is not None
+                return self._fit_probe if has_one else None
 
     @property
     def _objective(self) -> Objective:
@@ -231,20 +251,7 @@ class Baselines:
         task = setup_hard_prompt(self.base, backbone=self.backbone, tables=self.tables)
         return HardPromptBaseline(task)
 
-    def _fit_tag_probe(self) -> Baseline:
-        start = perf_counter()
-        probe = fit_tag_probe(self.base, backbone=self.backbone, tables=self.tables)
-        seconds = round(perf_counter() - start, 1)
-        return replace(probe, cost=replace(probe.cost, seconds=seconds))
-
-    def _fit_option_probe(self) -> Baseline:
-        start = perf_counter()
-        probe = fit_option_probe(self.base, backbone=self.backbone, tables=self.tables)
-        seconds = round(perf_counter() - start, 1)
-        return replace(probe, cost=replace(probe.cost, seconds=seconds))
-
-    def _fit_probe(self) -> Baseline:
-        start = perf_counter()
+    def _fit_probe(self) -> Probe:
         kind = self.backbone.geometry.architecture
         template = resolve_hard_template(self.base, self.tables["train"], kind=kind).text
         settings, pooling = self.base.task_settings, None
@@ -258,31 +265,34 @@ class Baselines:
         objective = _make_probe_objective(self._objective)
         assert objective is not None  # noqa: S101  # else it is not available
         parts = [self.tables[name] for name in ("train", "validation")]
-        probe = fit_probe(
+        return fit_probe(
             reader,
             train=parts[0].to_list(),
             validation=parts[1].to_list(),
             truth=[read_targets(part, settings) for part in parts],
             objective=objective,
         )
-        seconds = round(perf_counter() - start, 1)
-        return replace(probe, cost=replace(probe.cost, seconds=seconds))
 
-    def _fit_span_probe(self) -> Baseline:
-        start = perf_counter()
+    def _fit_span_probe(self) -> SpanProbe:
         parts = Parts(self.base, self.backbone, self.tables)
         run_stages((*HARD_PROMPT_STAGES, render_rows), parts, collector=FaultCollector())
         task = parts.task
         assert isinstance(task, Extractor)  # noqa: S101  # that of the settings
         validation = parts.rows["validation"]
-        probe = fit_span_probe(
+        return fit_span_probe(
             task,
             train=parts.rows["train"].examples,
             validation=validation.examples,
             truth=validation.truth,
         )
-        seconds = round(perf_counter() - start, 1)
-        return replace(probe, cost=replace(probe.cost, seconds=seconds))
+
+
+def _time_probe(fit: Callable[[], _Probe]) -> Baseline:
+    """Fit a probe, whose cost gets the seconds that this takes."""
+    start = perf_counter()
+    probe = fit()
+    seconds = round(perf_counter() - start, 1)
+    return replace(probe, cost=replace(probe.cost, seconds=seconds))
 
 
 def _make_probe_objective(objective: Objective) -> ScoreObjective | None:

@@ -8,7 +8,7 @@ away. Folds of the rows choose the strength of the regularization.
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,11 @@ from softprompt.tasks.classifier_head import ClassifierHead
 from softprompt.tasks.heads import HeadClassifier, PooledHeadTask
 from softprompt.tasks.pooling import Pooling, list_poolings
 from softprompt.train.datasets import RenderedRows, sample_rows
-from softprompt.train.linear_models import is_clearly_higher
 from softprompt.train.readout import (
     ONLY_READOUT,
     TOO_FEW_ROWS,
     ReadoutChoice,
+    choose_by_scores,
     choose_fold_readouts,
     choose_task_readout,
     compute_features,
@@ -222,20 +222,27 @@ def choose_option_readout(
         return ReadoutChoice(names[0], {}, ONLY_READOUT)
     used = [sample_rows(rows[n], MOST_OPTION_ROWS) for n in ("train", "validation") if n in rows]
     train, validation = len(used[0].examples), sum(len(part.examples) for part in used[1:])
+    if not list_option_parts(train):
+        return ReadoutChoice(names[0], {}, TOO_FEW_ROWS)
+    examples = [example for part in used for example in part.examples]
+    states = _read_options(task, examples, names)
+    return _choose_by_states(states, list_right_options(examples), train, validation)
+
+
+def _choose_by_states(
+    states: Mapping[Pooling, _Rows], choices: Sequence[int], train: int, validation: int
+) -> ReadoutChoice:
+    """Choose the readout by the states of training rows, and of validation rows after them."""
     parts = list_option_parts(train)
     if not parts:
-        return ReadoutChoice(names[0], {}, TOO_FEW_ROWS)
+        return ReadoutChoice(next(iter(states)), {}, TOO_FEW_ROWS)
     if validation:
         parts.append((np.arange(train), np.arange(train, train + validation)))
-    examples = [example for part in used for example in part.examples]
     found = {
-        name: fit_option_model(states, list_right_options(examples), parts=parts).hits
-        for name, states in _read_options(task, examples, names).items()
+        name: fit_option_model(of_name, choices, parts=parts).hits
+        for name, of_name in states.items()
     }
-    best = max(found.values(), key=lambda hits: float(hits.mean()))
-    chosen = next(n for n in names if not is_clearly_higher(-found[n], -best, errors=2))
-    scores = {str(name): float(hits.mean()) for name, hits in found.items()}
-    return ReadoutChoice(chosen, scores, name_judges(train, validation))
+    return choose_by_scores(found, judges=name_judges(train, validation), measure="accuracy")
 
 
 def choose_option_fold_readouts(
@@ -243,19 +250,27 @@ def choose_option_fold_readouts(
 ) -> tuple[ReadoutChoice, ...]:
     """Choose a readout for each fold, without the rows that validate there.
 
+    The rows are run once for all folds.
+
     Args:
         task: with a trained head.
-        rows: to train on.
+        rows: to train on; of these at most 1,000 are used.
         folds: the indices of the rows of each.
         template: of the rows.
     """
+    names = list_poolings(task.backbone.geometry.architecture, parse_template(template))
+    if len(names) == 1:
+        return tuple(ReadoutChoice(names[0], {}, ONLY_READOUT) for _ in folds)
+    numbered = replace(rows, truth=[str(index) for index in range(len(rows.truth))])
+    sample = sample_rows(numbered, MOST_OPTION_ROWS)
+    states = _read_options(task, sample.examples, names)
+    right = list_right_options(sample.examples)
     choices = []
     for fold in folds:
-        held_out = {*fold}
-        kept = [at for at in range(len(rows.truth)) if at not in held_out]
-        examples = [rows.examples[at] for at in kept]
-        seen = RenderedRows(examples, [rows.truth[at] for at in kept], 0)
-        choices.append(choose_option_readout(task, {"train": seen}, template=template))
+        held_out = {str(index) for index in fold}
+        used = [at for at, name in enumerate(sample.truth) if name not in held_out]
+        seen = {name: [of_name[at] for at in used] for name, of_name in states.items()}
+        choices.append(_choose_by_states(seen, [right[at] for at in used], len(used), 0))
     return tuple(choices)
 
 

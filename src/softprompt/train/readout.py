@@ -205,10 +205,24 @@ def _choose_by_features(
     if not parts:
         return ReadoutChoice(names[0], {}, TOO_FEW_ROWS)
     found = {name: _score_probe(features[name], truth, objective, parts) for name in names}
-    best = max(found.values(), key=lambda unseen: float(unseen.mean()))
-    chosen = next(n for n in names if not is_clearly_higher(-found[n], -best, errors=2))
-    scores = {str(name): float(unseen.mean()) for name, unseen in found.items()}
-    return ReadoutChoice(chosen, scores, name_judges(train, validation), measure=objective.measure)
+    judges = name_judges(train, validation)
+    return choose_by_scores(found, judges=judges, measure=objective.measure)
+
+
+def choose_by_scores(
+    unseen: Mapping[Pooling, np.ndarray], *, judges: str, measure: str
+) -> ReadoutChoice:
+    """Choose the first readout that is not clearly worse than the best.
+
+    Args:
+        unseen: of each readout, the likeliest one first, the score of every judged row.
+        judges: these rows.
+        measure: the name of the score.
+    """
+    best = max(unseen.values(), key=lambda scores: float(scores.mean()))
+    chosen = next(n for n in unseen if not is_clearly_higher(-unseen[n], -best, errors=2))
+    means = {str(name): float(scores.mean()) for name, scores in unseen.items()}
+    return ReadoutChoice(chosen, means, judges, measure=measure)
 
 
 def _score_probe(
