@@ -1,13 +1,18 @@
 """Recipes of small runs, for every kind of task, and what runs write."""
 
 import json
+from collections.abc import Callable
 from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from softprompt.artifact import load_artifact
 from softprompt.methods import METHODS
-from softprompt.train import RunSetup
+from softprompt.train import RunSetup, Step, run_recipe
 from support.tiny_models import ENCODERS, SMALL
 
 
@@ -78,3 +83,24 @@ def read_numbers(folder: Path) -> list[dict[str, Any]]:
     """All events that a run wrote into its folder, without the seconds."""
     lines = (folder / "events.jsonl").read_text("utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def check_resumed(prepare: Callable[[], RunSetup], folder: Path) -> None:
+    """Check that a run that was stopped in its third step has the numbers of a whole one."""
+    whole = prepare()
+    run_recipe(whole.recipe, folder / "whole", prepared=whole)
+    stopped = prepare()
+
+    def stop(event: object) -> None:
+        if isinstance(event, Step) and event.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(stopped.recipe, folder / "part", prepared=stopped, callbacks=[stop])
+    again = prepare()
+    run_recipe(again.recipe, folder / "part", prepared=again, resume=True)
+    assert read_numbers(folder / "part") == read_numbers(folder / "whole")
+    one, other = (load_artifact(folder / name / "artifact") for name in ("part", "whole"))
+    assert one.manifest.task == other.manifest.task
+    for name, tensor in other.to_tensors().items():
+        assert torch.equal(tensor, one.to_tensors()[name]), name

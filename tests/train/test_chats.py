@@ -10,7 +10,6 @@ from torch.testing import assert_close
 
 from softprompt import Classify, Generate, PTuningV2, TrainingConfig, fit
 from softprompt.analysis import explain_prediction
-from softprompt.artifact import load_artifact
 from softprompt.errors import ArtifactError, DataError, PromptError, TemplateError
 from softprompt.hub.model_card import make_model_card
 from softprompt.inference import PromptModel
@@ -34,7 +33,7 @@ from support.chats import (
     make_chat_backbone,
     say,
 )
-from support.recipes import make_recipe_data, read_numbers
+from support.recipes import check_resumed, make_recipe_data
 from support.reviews import write_rows
 from support.tiny_models import END, MASK
 
@@ -235,7 +234,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_is_saved_and_answers_alike(prepare, tmp_path, quick, case) -> None:
+def test_a_run_is_saved_and_answers_alike(prepare, tmp_path, case) -> None:
     method, task = CASES[case]
     prepared = prepare(method, task=task)
     trained = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
@@ -259,24 +258,9 @@ def test_a_run_is_saved_and_answers_alike(prepare, tmp_path, quick, case) -> Non
 
 
 @pytest.mark.parametrize("case", ["input", "prefix"])
-def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, quick, case) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, case) -> None:
     method, _ = CASES[case]
-    whole = prepare(method)
-    run_recipe(whole.recipe, tmp_path / "whole", prepared=whole)
-    stopped = prepare(method)
-
-    def stop(event):
-        if type(event).__name__ == "Step" and event.step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_recipe(stopped.recipe, tmp_path / "part", prepared=stopped, callbacks=[stop])
-    again = prepare(method)
-    run_recipe(again.recipe, tmp_path / "part", prepared=again, resume=True)
-    assert read_numbers(tmp_path / "part") == read_numbers(tmp_path / "whole")
-    one, other = (load_artifact(tmp_path / n / "artifact") for n in ("part", "whole"))
-    for name, tensor in other.to_tensors().items():
-        assert torch.equal(tensor, one.to_tensors()[name]), name
+    check_resumed(lambda: prepare(method), tmp_path)
 
 
 def test_training_learns_answers() -> None:

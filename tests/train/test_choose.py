@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from softprompt import ChoicePrediction, Choose, Ensemble, TrainingConfig, fit
 from softprompt.analysis import compute_attention_shares
-from softprompt.artifact import load_artifact
 from softprompt.artifact.checks import check_artifact
 from softprompt.backbone.model import BatchInputs
 from softprompt.errors import (
@@ -27,10 +26,15 @@ from softprompt.injection.forward import forward
 from softprompt.recipe import make_recipe
 from softprompt.tasks import LengthBudget, build_task
 from softprompt.train import run_recipe, setup_run
+from softprompt.train.datasets import select_rendered
+from softprompt.train.option_models import (
+    choose_option_fold_readouts,
+    choose_option_readout,
+)
 from softprompt.train.packing import pack_examples, unpack_examples
 from softprompt.train.validation import check_recipe
 from support.options import make_options
-from support.recipes import make_recipe_data, read_numbers
+from support.recipes import check_resumed, make_recipe_data
 from support.reviews import write_rows
 
 HEAD = {"head": "linear", "pooling": "cls"}
@@ -77,7 +81,7 @@ def prepare(backbone):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_is_saved_and_answers_alike_alone_and_in_a_batch(prepare, tmp_path, quick, name):
+def test_a_run_is_saved_and_answers_alike_alone_and_in_a_batch(prepare, tmp_path, name):
     prepared = prepare(name)
     trained = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     model = PromptModel.from_pretrained(tmp_path / "run", backbone=prepared.backbone)
@@ -224,7 +228,7 @@ def test_the_loss_is_that_of_the_options_and_of_the_right_tokens(prepare, name) 
 
 
 @pytest.mark.parametrize("name", ["llama-characters", "t5-prefix", "bert-mean"])
-def test_a_prompt_learns_to_choose(backbone, quick, name) -> None:
+def test_a_prompt_learns_to_choose(backbone, name) -> None:
     family, method, template, own = CASES[name]
     own = own if "head" in own else {"length_normalization": "tokens"}
     # Only questions for a good word: a random model does not connect it with the question.
@@ -238,24 +242,8 @@ def test_a_prompt_learns_to_choose(backbone, quick, name) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-input", "t5-prefix", "bert-prefix"])
-def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, quick, name) -> None:
-    whole = prepare(name)
-    run_recipe(whole.recipe, tmp_path / "whole", prepared=whole)
-    stopped = prepare(name)
-
-    def stop(event):
-        if type(event).__name__ == "Step" and event.step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_recipe(stopped.recipe, tmp_path / "part", prepared=stopped, callbacks=[stop])
-    again = prepare(name)
-    run_recipe(again.recipe, tmp_path / "part", prepared=again, resume=True)
-    assert read_numbers(tmp_path / "part") == read_numbers(tmp_path / "whole")
-    one, other = (load_artifact(tmp_path / n / "artifact") for n in ("part", "whole"))
-    assert one.manifest.task == other.manifest.task
-    for key, tensor in other.to_tensors().items():
-        assert torch.equal(tensor, one.to_tensors()[key]), key
+def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, name) -> None:
+    check_resumed(lambda: prepare(name), tmp_path)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -266,7 +254,7 @@ def test_examples_survive_the_cache(prepare, name) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "index", "label"])
-def test_targets_of_every_form_mean_the_same(prepare, tmp_path, quick, form) -> None:
+def test_targets_of_every_form_mean_the_same(prepare, tmp_path, form) -> None:
     prepared = prepare("llama-input", form=form, epochs=1)
     assert [e.target for e in prepared.rows["train"].examples] == [
         e.target for e in prepare("llama-input").rows["train"].examples
@@ -308,7 +296,7 @@ def test_a_long_row_leaves_room_for_its_longest_option(backbone) -> None:
         task.make_example({"question": "it", "options": ["bad", "plot " * 30]}, target=False)
 
 
-def test_a_change_of_the_rule_of_length_is_that_of_training(prepare, tmp_path, quick) -> None:
+def test_a_change_of_the_rule_of_length_is_that_of_training(prepare, tmp_path) -> None:
     prepared = prepare("llama-input", epochs=1)
     model = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     rows = make_options(12, seed=4)
@@ -324,7 +312,7 @@ def test_a_change_of_the_rule_of_length_is_that_of_training(prepare, tmp_path, q
 
 
 @pytest.mark.parametrize("name", ["llama-input", "t5-input", "bert-prefix", "bert-mean"])
-def test_seeds_are_averaged_and_each_has_its_own_head(prepare, tmp_path, quick, name) -> None:
+def test_seeds_are_averaged_and_each_has_its_own_head(prepare, tmp_path, name) -> None:
     models = []
     for seed in (1, 2, 3):
         prepared = prepare(name, epochs=1)
@@ -347,15 +335,27 @@ def test_seeds_are_averaged_and_each_has_its_own_head(prepare, tmp_path, quick, 
         assert labels.count(found.label) == max(map(labels.count, labels))
 
 
-def test_the_readout_of_a_head_is_chosen_by_rows(prepare, tmp_path, quick) -> None:
+def test_the_readout_of_a_head_is_chosen_by_rows(prepare, tmp_path) -> None:
     prepared = prepare("bert-prefix", rows=(24, 12, 5), task={"pooling": "auto"}, epochs=1)
     model = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)
     pooling = model.artifact.manifest.task["pooling"]
     assert pooling == model.task.pooling
-    assert pooling in ("mean", "cls", "max", "last")
-    assert "readout" in json.loads((tmp_path / "run" / "metrics.json").read_text()) or True
+    wanted = choose_option_readout(prepared.task, prepared.rows, template=prepared.template)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text("utf-8"))
+    assert metrics["readout"] == wanted.as_data()
+    assert pooling == wanted.pooling
     again = PromptModel.from_pretrained(tmp_path / "run", backbone=prepared.backbone)
     assert again.predict(make_options(5, seed=8)) == model.predict(make_options(5, seed=8))
+
+
+def test_the_readout_of_a_fold_is_chosen_without_its_rows(prepare) -> None:
+    prepared = prepare("bert-prefix", rows=(24, 12, 5), task={"pooling": "auto"})
+    task, rows, template = prepared.task, prepared.rows["train"], prepared.template
+    folds = [range(n, 24, 3) for n in range(3)]
+    found = choose_option_fold_readouts(task, rows, folds=folds, template=template)
+    for fold, choice in zip(folds, found, strict=True):
+        seen = select_rendered(rows, [at for at in range(24) if at not in fold])
+        assert choice == choose_option_readout(task, {"train": seen}, template=template)
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_what_does_not_fit_is_refused(backbone, family, task, message) -> None:
         setup_run(make_recipe(data), backbone=backbone(family), tables=tables)
 
 
-def test_what_options_have_not_is_refused(prepare, tmp_path, quick) -> None:
+def test_what_options_have_not_is_refused(prepare, tmp_path) -> None:
     from softprompt.analysis.attribution import explain_prediction
 
     with pytest.raises(RecipeError, match=r"train.keep_plain_head: each row has its own options"):
@@ -443,7 +443,7 @@ def test_options_with_the_same_tokens_are_refused(backbone) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-input", "bert-mean"])
-def test_the_attention_to_soft_tokens_is_shown(prepare, tmp_path, quick, name) -> None:
+def test_the_attention_to_soft_tokens_is_shown(prepare, tmp_path, name) -> None:
     """Rows have lists, which no template has."""
     prepared = prepare(name, epochs=1)
     model = run_recipe(prepared.recipe, tmp_path / "run", prepared=prepared)

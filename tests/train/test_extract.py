@@ -11,7 +11,6 @@ from datasets import Dataset
 from torch.nn import functional as F
 
 from softprompt import Ensemble, Extract, TrainingConfig, fit
-from softprompt.artifact import load_artifact
 from softprompt.artifact.checks import check_artifact
 from softprompt.errors import ArtifactError, PromptError, RecipeError, TemplateError
 from softprompt.inference import PromptModel
@@ -24,7 +23,7 @@ from softprompt.train.calibration import fit_null_threshold
 from softprompt.train.packing import pack_examples, unpack_examples
 from softprompt.train.validation import check_recipe
 from support.questions import make_questions
-from support.recipes import make_recipe_data, read_numbers
+from support.recipes import check_resumed, make_recipe_data
 from support.reviews import write_rows
 
 CASES = {
@@ -153,23 +152,7 @@ def test_an_answer_over_the_border_of_windows_has_its_tokens(prepare) -> None:
 
 @pytest.mark.parametrize("name", ["bert-prefix", "llama-input"])
 def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, name) -> None:
-    whole = prepare(name, max_length=WINDOWS + 4)
-    run_recipe(whole.recipe, tmp_path / "whole", prepared=whole)
-    stopped = prepare(name, max_length=WINDOWS + 4)
-
-    def stop(event):
-        if type(event).__name__ == "Step" and event.step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_recipe(stopped.recipe, tmp_path / "part", prepared=stopped, callbacks=[stop])
-    again = prepare(name, max_length=WINDOWS + 4)
-    run_recipe(again.recipe, tmp_path / "part", prepared=again, resume=True)
-    assert read_numbers(tmp_path / "part") == read_numbers(tmp_path / "whole")
-    one, other = (load_artifact(tmp_path / n / "artifact") for n in ("part", "whole"))
-    assert one.manifest.task == other.manifest.task
-    for key, tensor in other.to_tensors().items():
-        assert torch.equal(tensor, one.to_tensors()[key]), key
+    check_resumed(lambda: prepare(name, max_length=WINDOWS + 4), tmp_path)
 
 
 def test_examples_survive_the_cache(prepare) -> None:

@@ -21,7 +21,7 @@ from softprompt.train import run_recipe, setup_run
 from softprompt.train.heads import fit_tag_head
 from softprompt.train.packing import pack_examples, unpack_examples
 from softprompt.train.validation import check_best_metric, check_recipe
-from support.recipes import make_recipe_data, read_numbers
+from support.recipes import check_resumed, make_recipe_data
 from support.reviews import write_rows
 from support.tags import make_sentences, make_spans, tag_words
 
@@ -111,23 +111,7 @@ def test_the_loss_is_that_of_the_first_tokens(prepare, name) -> None:
 
 @pytest.mark.parametrize("name", ["bert-prefix", "bert-spans", "llama-twice"])
 def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, name) -> None:
-    whole = prepare(name)
-    run_recipe(whole.recipe, tmp_path / "whole", prepared=whole)
-    stopped = prepare(name)
-
-    def stop(event):
-        if getattr(event, "step", 0) == 3 and type(event).__name__ == "Step":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_recipe(stopped.recipe, tmp_path / "part", prepared=stopped, callbacks=[stop])
-    again = prepare(name)
-    run_recipe(again.recipe, tmp_path / "part", prepared=again, resume=True)
-    assert read_numbers(tmp_path / "part") == read_numbers(tmp_path / "whole")
-    one, other = (load_artifact(tmp_path / n / "artifact") for n in ("part", "whole"))
-    assert one.manifest.task == other.manifest.task
-    for key, tensor in other.to_tensors().items():
-        assert torch.equal(tensor, one.to_tensors()[key]), key
+    check_resumed(lambda: prepare(name), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["bert-prefix", "bert-spans", "bert-simple", "bert-average"])
@@ -386,7 +370,7 @@ def test_weights_and_smoothing_are_in_the_loss_of_words(prepare, name) -> None:
     assert float(report.total) == pytest.approx(plain, rel=1e-4), "not smoothed"
 
 
-def test_weights_of_tags_are_kept_and_checked(prepare, tmp_path, quick) -> None:
+def test_weights_of_tags_are_kept_and_checked(prepare, tmp_path) -> None:
     weights = {"O": 1.0, "B-POS": 3.0, "I-POS": 3.0, "B-NEG": 2.0, "I-NEG": 2.0}
     data = make_data("bert-prefix", epochs=1)
     data["task"] |= {"class_weights": weights}

@@ -10,7 +10,6 @@ from datasets import Dataset
 from torch.nn import functional as F
 
 from softprompt import Classify, Ensemble, Regress, TrainingConfig, fit
-from softprompt.artifact import load_artifact
 from softprompt.errors import ArtifactError, DataError, PromptError, RecipeError, TemplateError
 from softprompt.inference import PromptModel
 from softprompt.inference.loops import stack_probabilities
@@ -19,7 +18,7 @@ from softprompt.tasks import LabelSetPrediction, LengthBudget, NumberPrediction
 from softprompt.train import run_recipe, setup_run
 from softprompt.train.packing import pack_examples, unpack_examples
 from softprompt.train.validation import check_recipe
-from support.recipes import make_recipe_data, read_numbers
+from support.recipes import check_resumed, make_recipe_data
 from support.reviews import BAD, GOOD, make_reviews, write_rows
 
 SETS = {"kind": "classify", "multi_label": True, "label_column": "labels"}
@@ -127,23 +126,7 @@ def test_the_loss_is_that_of_the_scores(prepare, name) -> None:
 
 @pytest.mark.parametrize("name", ["sets-bert-prefix", "numbers-llama-prefix", "words-llama"])
 def test_a_resumed_run_is_the_uninterrupted_one(prepare, tmp_path, name) -> None:
-    whole = prepare(name)
-    run_recipe(whole.recipe, tmp_path / "whole", prepared=whole)
-    stopped = prepare(name)
-
-    def stop(event):
-        if getattr(event, "step", 0) == 3 and type(event).__name__ == "Step":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_recipe(stopped.recipe, tmp_path / "part", prepared=stopped, callbacks=[stop])
-    again = prepare(name)
-    run_recipe(again.recipe, tmp_path / "part", prepared=again, resume=True)
-    assert read_numbers(tmp_path / "part") == read_numbers(tmp_path / "whole")
-    one, other = (load_artifact(tmp_path / n / "artifact") for n in ("part", "whole"))
-    assert one.manifest.task == other.manifest.task
-    for name_, tensor in other.to_tensors().items():
-        assert torch.equal(tensor, one.to_tensors()[name_]), name_
+    check_resumed(lambda: prepare(name), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["sets-bert-prefix", "numbers-bert-input"])
